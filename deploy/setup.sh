@@ -1,0 +1,105 @@
+#!/usr/bin/env bash
+# What `make` needs from the machine. Each step looks first and changes only what is missing:
+#   deploy/setup.sh rust vulkan wasm clients
+# Packages of the system are installed only by root on Debian; otherwise it says what to install.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+target_dir=${CARGO_TARGET_DIR:-target}
+cache=${EMBERLINE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/emberline}
+
+say() { printf '%s\n' "$*" >&2; }
+fail() { say "error: $*"; exit 1; }
+has() { command -v "$1" >/dev/null 2>&1; }
+
+# install WHY PACKAGE...: fails where that is not there and this is not root on Debian.
+install() {
+  local why=$1
+  shift
+  ! dpkg -s "$@" >/dev/null 2>&1 || return 0
+  [ "$(id -u)" = 0 ] && has apt-get || return 1
+  say "installing $* ($why)"
+  local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -q -y)
+  "${apt[@]}" install --no-install-recommends "$@" >&2 ||
+    { "${apt[@]}" update >&2 && "${apt[@]}" install --no-install-recommends "$@" >&2; }
+}
+
+# at_least WANTED VERSION
+at_least() { [ "$(printf '%s\n' "$1" "$2" | sort -V | head -n 1)" = "$1" ]; }
+
+# A Rust compiler that is new enough, and a linker.
+rust() {
+  local wanted found
+  wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+  has cargo || install "a Rust compiler" rustc-web cargo-web ||
+    fail "there is no cargo; install Rust $wanted or newer with rustup"
+  found=$(rustc --version | cut -d ' ' -f 2)
+  at_least "$wanted" "$found" ||
+    fail "rustc is $found and Emberline needs $wanted or newer; run 'rustup update stable'"
+  has cc || install "a linker" gcc libc6-dev ||
+    fail "there is no C compiler to link with; install gcc or clang"
+}
+
+# wgpu finds GPUs by way of Vulkan on Linux; a software driver serves tests. Serving works without.
+vulkan() {
+  [ "$(uname -s)" = Linux ] || return 0
+  local drivers=(/usr/share/vulkan/icd.d/*.json /etc/vulkan/icd.d/*.json)
+  if { ldconfig -p 2>/dev/null || /sbin/ldconfig -p; } | grep -q 'libvulkan\.so\.1' &&
+    { [ -e "${drivers[0]}" ] || [ -e "${drivers[1]:-}" ] || [ -n "${VK_DRIVER_FILES:-${VK_ICD_FILENAMES:-}}" ]; }; then
+    return 0
+  fi
+  install "Vulkan" libvulkan1 mesa-vulkan-drivers ||
+    say "note: there is no Vulkan driver, so the model runs on the CPU. For a GPU install its driver and the
+      Vulkan loader (Debian, Ubuntu: libvulkan1 mesa-vulkan-drivers; Fedora: vulkan-loader mesa-vulkan-drivers)."
+}
+
+# build/function.wasm, by the usual compiler or by Debian's, which has the library's source.
+wasm() {
+  local target=wasm32-wasip2 built
+  local build=(build --release --target "$target" -p emberline-function)
+  if ! has_wasm_target && has rustup; then
+    rustup target add "$target" >&2 || say "rustup can't add the target $target"
+  fi
+  if has_wasm_target; then
+    cargo "${build[@]}"
+    built=$target_dir/$target/release/emberline_function.wasm
+  elif install "a compiler for $target" rustc-web cargo-web rust-web-src libstd-rust-web-dev wasi-libc lld; then
+    # A target directory of its own: two compilers in one rebuild each other's work.
+    RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 RUSTFLAGS="-L /usr/lib/wasm32-wasi" CARGO_TARGET_DIR=$target_dir/debian \
+      /usr/bin/cargo "${build[@]}" -Z build-std=std,panic_abort
+    built=$target_dir/debian/$target/release/emberline_function.wasm
+  else
+    fail "the compiler has no target $target; run 'rustup target add $target', or on Debian as root
+       'apt-get install rustc-web cargo-web rust-web-src libstd-rust-web-dev wasi-libc lld'"
+  fi
+  mkdir -p build
+  cmp -s "$built" build/function.wasm || { cp "$built" build/function.wasm.new && mv build/function.wasm.new build/function.wasm; }
+}
+
+has_wasm_target() { [ -d "$(rustc --print sysroot)/lib/rustlib/wasm32-wasip2" ]; }
+
+# The openai packages that the end-to-end tests use, at pinned versions, in the cache folder.
+clients() {
+  local venv=$cache/clients/python-venv node=$cache/clients/node
+  if ! cmp -s tests/clients/requirements.txt "$venv/requirements.txt"; then
+    python3 -c 'import ensurepip, venv' 2>/dev/null || install "Python environments" python3-venv ||
+      fail "Python has no venv; install Python 3.10 or newer with venv and pip"
+    rm -rf "$venv"
+    mkdir -p "$cache/clients"
+    python3 -m venv "$venv"
+    "$venv/bin/python" -m pip install --quiet --require-hashes -r tests/clients/requirements.txt
+    cp tests/clients/requirements.txt "$venv/"
+  fi
+  has node || install "the JavaScript client's test" nodejs || fail "there is no node; install Node.js 20 or newer"
+  if ! cmp -s tests/clients/package-lock.json "$node/installed.json"; then
+    has npm || install "the JavaScript client's test" npm || fail "there is no npm; install Node.js 20 or newer with npm"
+    mkdir -p "$node"
+    cp tests/clients/package.json tests/clients/package-lock.json "$node/"
+    npm ci --prefix "$node" --ignore-scripts --no-audit --no-fund --loglevel=error
+    cp tests/clients/package-lock.json "$node/installed.json"
+  fi
+}
+
+for step in "$@"; do
+  "$step"
+done

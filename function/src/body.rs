@@ -1,0 +1,89 @@
+//! What a request body must be before anything reads it: JSON by its type, and not too large.
+
+use emberline_shared::error::{ApiError, ErrorCode};
+use http::HeaderMap;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+
+/// Refuses a body that says that it is not JSON; no word counts as JSON.
+pub fn check_type(headers: &HeaderMap) -> Result<(), ApiError> {
+    let Some(value) = headers.get(CONTENT_TYPE) else { return Ok(()) };
+    let media_type = value.as_bytes().split(|b| *b == b';').next().unwrap_or_default();
+    if media_type.trim_ascii().eq_ignore_ascii_case(b"application/json") {
+        return Ok(());
+    }
+    let message = "The body must be JSON. Send it with 'Content-Type: application/json'.";
+    Err(ApiError::new(ErrorCode::UnsupportedMediaType, message))
+}
+
+/// Refuses a body that says itself that it is too large.
+pub fn check_length(headers: &HeaderMap, max: u64) -> Result<(), ApiError> {
+    let length = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if length.is_some_and(|length| length > max) { Err(too_large(max)) } else { Ok(()) }
+}
+
+/// A body as it arrives, never more than its limit.
+pub struct LimitedBody {
+    bytes: Vec<u8>,
+    max: u64,
+}
+
+impl LimitedBody {
+    /// An empty body that may grow to `max` bytes.
+    pub fn new(max: u64) -> Self {
+        Self { bytes: Vec::new(), max }
+    }
+
+    /// Adds what has arrived.
+    pub fn push(&mut self, chunk: &[u8]) -> Result<(), ApiError> {
+        let length = self.bytes.len().saturating_add(chunk.len());
+        if u64::try_from(length).is_ok_and(|length| length <= self.max) {
+            self.bytes.extend_from_slice(chunk);
+            return Ok(());
+        }
+        Err(too_large(self.max))
+    }
+
+    /// All that arrived.
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.bytes
+    }
+}
+
+fn too_large(max: u64) -> ApiError {
+    let message = format!("The body is larger than {max} bytes. Send a shorter conversation.");
+    ApiError::new(ErrorCode::RequestTooLarge, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(name: http::HeaderName, value: &str) -> HeaderMap {
+        HeaderMap::from_iter([(name, value.parse().unwrap())])
+    }
+
+    #[test]
+    fn json_is_taken_with_parameters_and_without_a_word() {
+        for value in
+            ["application/json", "Application/JSON", "application/json; charset=utf-8", "application/json ;x"]
+        {
+            assert!(check_type(&headers(CONTENT_TYPE, value)).is_ok(), "{value}");
+        }
+        assert!(check_type(&HeaderMap::new()).is_ok());
+        for value in ["text/plain", "application/jsonp", "", "application/x-www-form-urlencoded"] {
+            let error = check_type(&headers(CONTENT_TYPE, value)).unwrap_err();
+            assert_eq!(error.code.status(), 415, "{value}");
+        }
+    }
+
+    #[test]
+    fn the_limit_holds_by_header_and_by_arrival() {
+        assert!(check_length(&headers(CONTENT_LENGTH, "4"), 4).is_ok());
+        assert_eq!(check_length(&headers(CONTENT_LENGTH, "5"), 4).unwrap_err().code.status(), 413);
+        let mut body = LimitedBody::new(4);
+        body.push(b"ab").unwrap();
+        body.push(b"cd").unwrap();
+        assert_eq!(body.push(b"e").unwrap_err().code, ErrorCode::RequestTooLarge);
+        assert_eq!(body.into_bytes(), b"abcd");
+    }
+}

@@ -1,0 +1,183 @@
+//! The function's settings: Spin variables in, typed values out.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::num::{NonZeroU16, NonZeroU64};
+
+use emberline_shared::models::{InvalidAlias, ModelNames};
+
+use crate::auth::{InvalidKeyHash, KeyHashes};
+
+/// Every variable that the function reads; `spin.toml` declares them with their defaults.
+pub const VARIABLES: [&str; 9] = [
+    "nats_host",
+    "nats_port",
+    "nats_user",
+    "nats_password",
+    "api_key_hashes",
+    "models",
+    "model_aliases",
+    "max_body_bytes",
+    "request_timeout_s",
+];
+
+/// Longest time that a request may be given, in seconds.
+const MAX_TIMEOUT_S: u64 = 24 * 60 * 60;
+
+/// Where NATS is and who we are there. Two equal endpoints can share connections.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Raw sockets take no names, hence no host name here.
+    pub address: SocketAddr,
+    /// User of the function's role; empty for a server without authentication.
+    pub user: String,
+    /// The user's password.
+    pub password: String,
+}
+
+/// All settings, valid.
+#[derive(Clone)]
+pub struct Config {
+    /// The NATS server.
+    pub nats: Endpoint,
+    /// Keys that may use the API.
+    pub keys: KeyHashes,
+    /// Configured models and aliases.
+    pub names: ModelNames,
+    /// Largest request body.
+    pub max_body_bytes: u64,
+    /// How long an answer is of use.
+    pub request_timeout_s: u64,
+}
+
+/// A variable that is missing or has a value that can't be used.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)] // the messages are the documentation
+pub enum ConfigError {
+    #[error("variable '{0}' is not declared; spin.toml lists it under [component.function.variables]")]
+    Missing(&'static str),
+    #[error("nats_host '{0}' is not an IP address; raw sockets don't look up names, so give the address")]
+    Host(String),
+    #[error("nats_port '{0}' is not a port from 1 to 65535")]
+    Port(String),
+    #[error("api_key_hashes: {0}")]
+    Keys(#[from] InvalidKeyHash),
+    #[error("model_aliases: {0}")]
+    Aliases(#[from] InvalidAlias),
+    #[error("{0} '{1}' is not a whole number from 1 to {2}")]
+    Number(&'static str, String, u64),
+}
+
+impl Config {
+    /// Reads the values of [`VARIABLES`].
+    pub fn parse(values: &BTreeMap<&'static str, String>) -> Result<Self, ConfigError> {
+        let get =
+            |name: &'static str| values.get(name).map(|value| value.trim()).ok_or(ConfigError::Missing(name));
+        let host = get("nats_host")?;
+        let ip: IpAddr = host.parse().map_err(|_| ConfigError::Host(host.to_owned()))?;
+        let port = get("nats_port")?;
+        let port: NonZeroU16 = port.parse().map_err(|_| ConfigError::Port(port.to_owned()))?;
+        let number = |name, max| {
+            let text = get(name)?;
+            match text.parse::<NonZeroU64>() {
+                Ok(n) if n.get() <= max => Ok(n.get()),
+                _ => Err(ConfigError::Number(name, text.to_owned(), max)),
+            }
+        };
+        Ok(Self {
+            nats: Endpoint {
+                address: SocketAddr::new(ip, port.get()),
+                user: get("nats_user")?.to_owned(),
+                password: values
+                    .get("nats_password")
+                    .cloned()
+                    .ok_or(ConfigError::Missing("nats_password"))?,
+            },
+            keys: KeyHashes::parse(get("api_key_hashes")?)?,
+            names: ModelNames::parse(get("models")?, get("model_aliases")?)?,
+            max_body_bytes: number("max_body_bytes", u64::from(u32::MAX))?,
+            request_timeout_s: number("request_timeout_s", MAX_TIMEOUT_S)?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(changes: &[(&'static str, &str)]) -> BTreeMap<&'static str, String> {
+        let defaults = [
+            ("nats_host", "127.0.0.1"),
+            ("nats_port", "4222"),
+            ("nats_user", "function"),
+            ("nats_password", ""),
+            ("api_key_hashes", ""),
+            ("models", "a"),
+            ("model_aliases", "b=a"),
+            ("max_body_bytes", "4194304"),
+            ("request_timeout_s", "600"),
+        ];
+        defaults.iter().chain(changes).map(|(name, value)| (*name, (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn the_defaults_are_valid_and_complete() {
+        let values = values(&[]);
+        assert_eq!(values.keys().copied().collect::<Vec<_>>(), {
+            let mut names = VARIABLES.to_vec();
+            names.sort_unstable();
+            names
+        });
+        let config = Config::parse(&values).unwrap();
+        assert_eq!(config.nats.address.to_string(), "127.0.0.1:4222");
+        assert_eq!(config.names.resolve("b"), "a");
+        assert_eq!(config.max_body_bytes, 4 << 20);
+    }
+
+    #[test]
+    fn ipv6_addresses_are_taken() {
+        let config = Config::parse(&values(&[("nats_host", "::1")])).unwrap();
+        assert_eq!(config.nats.address.to_string(), "[::1]:4222");
+    }
+
+    #[test]
+    fn a_bad_value_is_named() {
+        for (name, value) in [
+            ("nats_host", "localhost"),
+            ("nats_port", "0"),
+            ("nats_port", "65536"),
+            ("api_key_hashes", "abc"),
+            ("model_aliases", "x"),
+            ("max_body_bytes", "0"),
+            ("max_body_bytes", "4 MiB"),
+            ("request_timeout_s", "1e9"),
+            ("request_timeout_s", "86401"),
+        ] {
+            let error = Config::parse(&values(&[(name, value)])).err().unwrap().to_string();
+            assert!(error.contains(name), "{name}={value}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_missing_variable_is_named() {
+        for name in VARIABLES {
+            let mut values = values(&[]);
+            values.remove(name);
+            let error = Config::parse(&values).err().unwrap().to_string();
+            assert!(error.contains(name), "{error}");
+        }
+    }
+
+    #[test]
+    fn spin_toml_declares_exactly_these_variables() {
+        let manifest = include_str!("../../spin.toml");
+        let section = manifest.split("[component.function.variables]").nth(1).unwrap();
+        let section = section.split("\n[").next().unwrap();
+        let mut declared: Vec<_> =
+            section.lines().filter_map(|line| Some(line.split_once('=')?.0.trim())).collect();
+        let mut wanted = VARIABLES.to_vec();
+        declared.sort_unstable();
+        wanted.sort_unstable();
+        assert_eq!(declared, wanted);
+    }
+}

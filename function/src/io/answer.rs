@@ -1,0 +1,219 @@
+//! A job's answer on its way to the client.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use emberline_shared::chat::Envelope;
+use emberline_shared::error::ApiError;
+use spin_sdk::wasip3::http::types::{ErrorCode, Fields, Response};
+use spin_sdk::wasip3::http_compat::BodyWriter;
+use spin_sdk::wasip3::spawn;
+
+use super::clock::{Timer, monotonic_ns};
+use super::exchange::Exchange;
+use super::log;
+use super::stream::{ByteWriter, Closed};
+use crate::relay::{Limits, Output};
+use crate::sse::{self, Frames};
+
+/// Longest silence on a stream. Writing is also how a client is noticed that has gone.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// How long a client may take for the rest of a stream whose job is over.
+const LAST_WORDS: Duration = Duration::from_secs(60);
+/// Most bytes that a frame takes for one token, and for what does not depend on tokens.
+const FRAME_BYTES: usize = 4096;
+
+/// Waits for the whole answer: the body of a `chat.completion`.
+pub(super) async fn whole(mut exchange: Exchange, envelope: &Envelope) -> Result<String, ApiError> {
+    loop {
+        match exchange.next().await {
+            Ok(Output::Done(usage)) => {
+                let body = envelope.completion(&exchange.choices(), &usage);
+                exchange.release();
+                return Ok(body);
+            }
+            Ok(Output::Failed(error)) => {
+                exchange.release();
+                return Err(error);
+            }
+            Ok(_) => {}
+            Err(error) => {
+                exchange.cancel().await;
+                return Err(error);
+            }
+        }
+    }
+}
+
+/// Begins the stream; the rest of it is written while the response is under way.
+pub(super) fn stream(
+    exchange: Exchange,
+    frames: Frames,
+    limits: Limits,
+    request_id: &http::HeaderValue,
+) -> Result<Response, ErrorCode> {
+    let headers = [
+        ("content-type", &b"text/event-stream"[..]),
+        ("cache-control", b"no-cache"),
+        ("x-accel-buffering", b"no"),
+        ("x-request-id", request_id.as_bytes()),
+    ];
+    let headers: Vec<_> = headers.iter().map(|(name, value)| ((*name).to_owned(), value.to_vec())).collect();
+    let headers =
+        Fields::from_list(&headers).map_err(|error| ErrorCode::InternalError(Some(error.to_string())))?;
+    let (body, contents, result) = BodyWriter::new();
+    let (response, _transmitted) = Response::new(headers, Some(contents), result);
+    spawn(write_stream(exchange, frames, limits, body));
+    Ok(response)
+}
+
+async fn write_stream(exchange: Exchange, frames: Frames, limits: Limits, body: BodyWriter) {
+    let BodyWriter { stream_writer, result_writer, .. } = body;
+    let context = format!("job {}", frames.envelope.job);
+    let tokens = usize::try_from(limits.tokens).unwrap_or(usize::MAX);
+    let mut client = Client {
+        writer: ByteWriter::new(stream_writer),
+        backlog: VecDeque::new(),
+        bytes: 0,
+        max_bytes: tokens.saturating_add(16).saturating_mul(FRAME_BYTES),
+        written_ns: monotonic_ns(),
+    };
+    (0..limits.choices).for_each(|choice| client.push(frames.role(choice)));
+    let mut pump = Pump {
+        exchange: Some(exchange),
+        ended: None,
+        frames,
+        client,
+        keep_alive: Timer::after(KEEP_ALIVE),
+        last_words: None,
+    };
+    let end = poll_fn(|cx| pump.poll(cx)).await;
+    if let Some(exchange) = pump.exchange.take() {
+        exchange.cancel().await;
+    }
+    match end {
+        End::Written => {}
+        End::ClientGone => log(&context, "the client has gone"),
+        End::ClientStuck => log(&context, "the client reads too slowly"),
+    }
+    drop(pump);
+    // Nobody is left to hear of a failure to end the body.
+    let _ = result_writer.write(Ok(None)).await;
+}
+
+/// The frames that the client has not taken yet.
+struct Client {
+    writer: ByteWriter,
+    backlog: VecDeque<Bytes>,
+    bytes: usize,
+    max_bytes: usize,
+    written_ns: u64,
+}
+
+impl Client {
+    fn push(&mut self, frame: Bytes) {
+        self.bytes = self.bytes.saturating_add(frame.len());
+        self.backlog.push_back(frame);
+    }
+
+    /// Ready when everything is written. One frame is one write.
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Closed>> {
+        let Self { writer, backlog, bytes, written_ns, .. } = self;
+        writer.poll_write(cx, || {
+            let frame = backlog.pop_front()?;
+            *bytes = bytes.saturating_sub(frame.len());
+            *written_ns = monotonic_ns();
+            Some(frame.into())
+        })
+    }
+}
+
+/// How a stream ends.
+enum End {
+    Written,
+    ClientGone,
+    ClientStuck,
+}
+
+/// Moves an answer from its exchange to its client, each at its own pace.
+struct Pump {
+    /// Until the job has ended.
+    exchange: Option<Exchange>,
+    /// The failed exchange of a job that may still run, to be cancelled.
+    ended: Option<Exchange>,
+    frames: Frames,
+    client: Client,
+    keep_alive: Timer,
+    last_words: Option<Timer>,
+}
+
+impl Pump {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        loop {
+            let flushed = match self.client.poll_flush(cx) {
+                Poll::Ready(Ok(())) => true,
+                Poll::Ready(Err(Closed)) => return Poll::Ready(End::ClientGone),
+                Poll::Pending => false,
+            };
+            if let Some(last_words) = &mut self.last_words {
+                if flushed {
+                    return Poll::Ready(End::Written);
+                }
+                return last_words.poll(cx).map(|()| End::ClientStuck);
+            }
+            if self.client.bytes > self.client.max_bytes {
+                return Poll::Ready(End::ClientStuck);
+            }
+            if let Some(exchange) = &mut self.exchange
+                && let Poll::Ready(output) = exchange.poll_next(cx)
+            {
+                self.tell(output);
+            } else if self.keep_alive.poll(cx).is_ready() {
+                self.on_silence(flushed);
+            } else {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    fn tell(&mut self, output: Result<Output, ApiError>) {
+        match output {
+            Ok(Output::Accepted { .. }) => {}
+            Ok(Output::Text { choice, text }) => self.client.push(self.frames.text(choice, &text)),
+            Ok(Output::Finish { choice, reason }) => self.client.push(self.frames.finish(choice, reason)),
+            Ok(Output::Done(usage)) => {
+                self.frames.usage(&usage).into_iter().for_each(|frame| self.client.push(frame));
+                self.client.push(sse::DONE);
+                self.end();
+            }
+            Ok(Output::Failed(error)) => {
+                self.client.push(sse::error(&error));
+                self.end();
+            }
+            Err(error) => {
+                self.client.push(sse::error(&error));
+                self.ended = self.exchange.take();
+                self.last_words = Some(Timer::after(LAST_WORDS));
+            }
+        }
+    }
+
+    fn end(&mut self) {
+        if let Some(exchange) = self.exchange.take() {
+            exchange.release();
+        }
+        self.last_words = Some(Timer::after(LAST_WORDS));
+    }
+
+    fn on_silence(&mut self, flushed: bool) {
+        let silence = Duration::from_nanos(monotonic_ns().saturating_sub(self.client.written_ns));
+        let rest = KEEP_ALIVE.saturating_sub(silence);
+        if flushed && rest.is_zero() {
+            self.client.push(sse::KEEP_ALIVE);
+        }
+        self.keep_alive = Timer::after(if rest.is_zero() { KEEP_ALIVE } else { rest });
+    }
+}

@@ -1,0 +1,60 @@
+//! Time and chance.
+
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures::future::{Either, select};
+use spin_sdk::wasip3::clocks::{monotonic_clock, system_clock};
+use spin_sdk::wasip3::random::random;
+
+/// Unix milliseconds.
+pub(super) fn unix_ms() -> u64 {
+    let now = system_clock::now();
+    let seconds = u64::try_from(now.seconds).unwrap_or(0);
+    seconds.saturating_mul(1000).saturating_add(u64::from(now.nanoseconds).div_euclid(1_000_000))
+}
+
+/// Nanoseconds of a clock that never goes back.
+pub(super) fn monotonic_ns() -> u64 {
+    monotonic_clock::now()
+}
+
+/// 64 random bits, fit for secrets.
+pub(super) fn random_u64() -> u64 {
+    random::get_random_u64()
+}
+
+/// 128 random bits, fit for secrets.
+pub(super) fn random_u128() -> u128 {
+    (u128::from(random_u64()) << 64) | u128::from(random_u64())
+}
+
+/// Waits for `future` no longer than `limit`.
+pub(super) async fn within<T>(limit: Duration, future: impl Future<Output = T>) -> Option<T> {
+    match select(pin!(future), pin!(spin_sdk::time::sleep(limit))).await {
+        Either::Left((value, _)) => Some(value),
+        Either::Right(_) => None,
+    }
+}
+
+/// A wait that can be polled again and again without beginning anew.
+pub(super) struct Timer(Option<Pin<Box<dyn Future<Output = ()>>>>);
+
+impl Timer {
+    /// A timer that fires once, after `wait`.
+    pub(super) fn after(wait: Duration) -> Self {
+        Self(Some(Box::pin(spin_sdk::time::sleep(wait))))
+    }
+
+    /// Ready once the wait is over, and from then on.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(wait) = &mut self.0 else { return Poll::Ready(()) };
+        let state = wait.as_mut().poll(cx);
+        if state.is_ready() {
+            self.0 = None;
+        }
+        state
+    }
+}

@@ -1,0 +1,238 @@
+//! A NATS connection: the handshake, then messages out and in.
+
+use std::future::poll_fn;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use emberline_shared::error::ApiError;
+use watermelon_proto::proto::{ClientOp, ServerOp};
+use watermelon_proto::{MessageBase, ServerMessage, Subject, SubscriptionId, headers::HeaderMap};
+
+use super::clock::{random_u128, within};
+use super::socket::Socket;
+use crate::config::Endpoint;
+use crate::nats::codec::{CodecError, Decoder, encode};
+use crate::nats::handshake::{self, Unsuitable};
+use crate::nats::jetstream::{self, Batch, BatchError, Progress};
+
+/// Longest time to connect and be let in.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest time to wait for one of the server's own replies.
+pub(super) const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
+const INBOX: SubscriptionId = SubscriptionId::MIN;
+
+/// Why NATS can't be used. Only the log sees the reason.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum BusError {
+    #[error(
+        "no connection to NATS at {0}: {1}; check that nats-server runs there and that spin.toml allows it"
+    )]
+    Connect(std::net::SocketAddr, String),
+    #[error("NATS gave no answer in time: {0}")]
+    Timeout(&'static str),
+    #[error("NATS closed the connection")]
+    Closed,
+    #[error("NATS speaks another protocol: {0}")]
+    Codec(#[from] CodecError),
+    #[error("NATS refused: {0}")]
+    Refused(String),
+    #[error(transparent)]
+    Unsuitable(#[from] Unsuitable),
+    #[error(transparent)]
+    Batch(#[from] BatchError),
+    #[error("'{0}' is not a subject")]
+    Subject(String),
+}
+
+impl From<&BusError> for ApiError {
+    fn from(_: &BusError) -> Self {
+        jetstream::bus_unavailable()
+    }
+}
+
+/// Makes a subject of text.
+pub(super) fn subject(text: String) -> Result<Subject, BusError> {
+    Subject::try_from(text.clone()).map_err(|_| BusError::Subject(text))
+}
+
+/// A connection that has been let in.
+pub(super) struct Connection {
+    socket: Socket,
+    decoder: Decoder,
+    /// Largest message that the server takes.
+    max_payload: usize,
+    inbox: String,
+    last_id: u64,
+}
+
+impl Connection {
+    /// Connects to a server that will do.
+    pub(super) async fn open(endpoint: &Endpoint) -> Result<Self, BusError> {
+        let opening = Self::open_unlimited(endpoint);
+        within(CONNECT_TIMEOUT, opening).await.unwrap_or(Err(BusError::Timeout("connecting")))
+    }
+
+    async fn open_unlimited(endpoint: &Endpoint) -> Result<Self, BusError> {
+        let socket = Socket::connect(endpoint.address).await;
+        let socket = socket.map_err(|code| BusError::Connect(endpoint.address, format!("{code:?}")))?;
+        let mut connection = Self {
+            socket,
+            decoder: Decoder::default(),
+            max_payload: 0,
+            inbox: format!("_INBOX_function.{:032x}", random_u128()),
+            last_id: INBOX.into(),
+        };
+        match connection.next_op().await? {
+            ServerOp::Info { info } => {
+                handshake::check(&info)?;
+                connection.max_payload = usize::try_from(info.max_payload.get()).unwrap_or(usize::MAX);
+            }
+            other => return Err(BusError::Refused(format!("{other:?} instead of INFO"))),
+        }
+        connection.queue(&handshake::connect(endpoint));
+        connection.subscribe(INBOX, subject(format!("{}.*", connection.inbox))?);
+        connection.queue(&ClientOp::Ping);
+        while connection.next_op().await? != ServerOp::Pong {}
+        Ok(connection)
+    }
+
+    /// Largest message that the server takes.
+    pub(super) fn max_payload(&self) -> usize {
+        self.max_payload
+    }
+
+    /// A number that this connection has not used yet, for a subscription or a reply subject.
+    fn next_id(&mut self) -> u64 {
+        self.last_id = self.last_id.saturating_add(1);
+        self.last_id
+    }
+
+    /// A subject on which the reply to one request comes.
+    pub(super) fn new_inbox(&mut self) -> Result<Subject, BusError> {
+        let id = self.next_id();
+        subject(format!("{}.{id}", self.inbox))
+    }
+
+    /// Subscribes under an id of its own.
+    pub(super) fn new_subscription(&mut self, subject: Subject) -> SubscriptionId {
+        let id = SubscriptionId::from(self.next_id());
+        self.subscribe(id, subject);
+        id
+    }
+
+    fn subscribe(&mut self, id: SubscriptionId, subject: Subject) {
+        self.queue(&ClientOp::Subscribe { id, subject, queue_group: None });
+    }
+
+    /// Ends a subscription.
+    pub(super) fn unsubscribe(&mut self, id: SubscriptionId) {
+        self.queue(&ClientOp::Unsubscribe { id, max_messages: None });
+    }
+
+    /// Publishes a message with headers of its own.
+    pub(super) fn publish(&mut self, message: MessageBase) {
+        self.queue(&ClientOp::Publish { message });
+    }
+
+    /// Publishes a plain message, to be answered on `reply_subject`.
+    pub(super) fn request(
+        &mut self,
+        subject: Subject,
+        reply_subject: Option<Subject>,
+        payload: impl Into<bytes::Bytes>,
+    ) {
+        self.publish(MessageBase {
+            subject,
+            reply_subject,
+            headers: HeaderMap::new(),
+            payload: payload.into(),
+        });
+    }
+
+    fn queue(&mut self, op: &ClientOp) {
+        self.socket.queue(&encode(op));
+    }
+
+    /// Sends what is queued and waits for the next message; stopping to poll loses nothing.
+    pub(super) fn poll_message(&mut self, cx: &mut Context<'_>) -> Poll<Result<ServerMessage, BusError>> {
+        loop {
+            match self.poll_op(cx) {
+                Poll::Ready(Ok(ServerOp::Message { message })) => return Poll::Ready(Ok(message)),
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+
+    async fn next_op(&mut self) -> Result<ServerOp, BusError> {
+        poll_fn(|cx| self.poll_op(cx)).await
+    }
+
+    fn poll_op(&mut self, cx: &mut Context<'_>) -> Poll<Result<ServerOp, BusError>> {
+        loop {
+            match self.decoder.decode()? {
+                Some(ServerOp::Ping) => self.queue(&ClientOp::Pong),
+                Some(ServerOp::Error { error }) => {
+                    return Poll::Ready(Err(BusError::Refused(error.to_string())));
+                }
+                Some(op) => return Poll::Ready(Ok(op)),
+                None => {
+                    if self.socket.poll_flush(cx) == Poll::Ready(Err(super::stream::Closed))
+                        && self.decoder.is_empty()
+                    {
+                        return Poll::Ready(Err(BusError::Closed));
+                    }
+                    let decoder = &mut self.decoder;
+                    match self.socket.poll_read(cx, |bytes| decoder.feed(bytes)) {
+                        Poll::Ready(Ok(())) => {}
+                        Poll::Ready(Err(_)) => return Poll::Ready(Err(BusError::Closed)),
+                        Poll::Pending => return Poll::Pending,
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sends what is queued.
+    pub(super) async fn flush(&mut self) -> Result<(), BusError> {
+        poll_fn(|cx| self.socket.poll_flush(cx)).await.map_err(|_| BusError::Closed)
+    }
+
+    /// Reads stored messages by one direct get.
+    pub(super) async fn direct_get(
+        &mut self,
+        stream: &str,
+        request: bytes::Bytes,
+    ) -> Result<Batch, BusError> {
+        let inbox = self.new_inbox()?;
+        self.request(direct_get_subject(stream)?, Some(inbox.clone()), request);
+        let replies = async {
+            let mut batch = Batch::default();
+            loop {
+                let message = poll_fn(|cx| self.poll_message(cx)).await?;
+                if message.base.subject == inbox && batch.push(message)? != Progress::Pending {
+                    return Ok(batch);
+                }
+            }
+        };
+        within(REPLY_TIMEOUT, replies).await.unwrap_or(Err(BusError::Timeout("direct get")))
+    }
+
+    /// Makes the connection ready to wait for another request. Not possible in the middle of
+    /// a message.
+    pub(super) fn park(&mut self) -> bool {
+        let decoder = &mut self.decoder;
+        let parked = self.socket.park(|bytes| decoder.feed(bytes)).is_ok();
+        // Late messages for this request are nothing to the next one; anything else is.
+        while let Ok(Some(ServerOp::Message { .. } | ServerOp::Pong | ServerOp::Info { .. })) =
+            self.decoder.decode()
+        {}
+        parked && self.decoder.is_empty()
+    }
+}
+
+/// Where a stream takes direct gets.
+pub(super) fn direct_get_subject(stream: &str) -> Result<Subject, BusError> {
+    subject(format!("$JS.API.DIRECT.GET.{stream}"))
+}

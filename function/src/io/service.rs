@@ -1,0 +1,168 @@
+//! The entry: one request in, one response out.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use emberline_shared::chat::{ChatRequest, Envelope};
+use emberline_shared::error::{ApiError, ErrorCode};
+use http_body_util::{BodyExt, Full};
+use spin_sdk::http::{IntoResponse, Request};
+use spin_sdk::wasip3::http::types::{ErrorCode as HttpError, Response};
+
+use super::clock::{random_u64, random_u128, unix_ms};
+use super::connection::BusError;
+use super::exchange::Exchange;
+use super::{answer, bus, log};
+use crate::auth::authenticate;
+use crate::body::{LimitedBody, check_length, check_type};
+use crate::config::{Config, VARIABLES};
+use crate::job::{self, Occasion};
+use crate::relay::Output;
+use crate::reply;
+use crate::route::{Route, RouteError};
+use crate::sse::Frames;
+
+/// What an endpoint answers with.
+enum Answer {
+    /// Complete.
+    Whole(http::Response<Bytes>),
+    /// Its body is still being written.
+    Streamed(Response),
+}
+
+/// Answers one request.
+pub(super) async fn serve(request: Request) -> Result<Response, HttpError> {
+    let id = reply::request_id(request.headers(), random_u128());
+    let answer = match route(request, &id).await {
+        Ok(Answer::Streamed(response)) => return Ok(response),
+        Ok(Answer::Whole(reply)) => reply,
+        Err(error) => reply::error(&error),
+    };
+    let mut answer = answer.map(Full::new);
+    answer.headers_mut().insert(reply::X_REQUEST_ID, id);
+    answer.into_response()
+}
+
+async fn route(request: Request, id: &http::HeaderValue) -> Result<Answer, ApiError> {
+    let (method, path) = (request.method(), request.uri().path());
+    let route = match Route::find(method, path) {
+        Ok(Route::Health) => return json(&serde_json::json!({ "status": "ok" })),
+        Ok(route) => route,
+        Err(error) => {
+            let message = error.clone().into_api(method, path);
+            return match error {
+                RouteError::NotFound => Err(message),
+                RouteError::MethodNotAllowed(allow) => {
+                    Ok(Answer::Whole(reply::method_not_allowed(allow, &message)))
+                }
+            };
+        }
+    };
+    let config = read_config().await?;
+    if route.needs_key() {
+        authenticate(request.headers(), &config.keys)?;
+    }
+    match route {
+        Route::Chat => chat(request, &config, id).await,
+        Route::Models => json(&served(&config).await?.list(&config.names)),
+        Route::Model(model) => json(&served(&config).await?.find(&model, &config.names)?),
+        Route::Ready => json(&served(&config).await?.ready()?),
+        Route::Health => json(&serde_json::json!({ "status": "ok" })),
+    }
+}
+
+fn json(body: &serde_json::Value) -> Result<Answer, ApiError> {
+    Ok(Answer::Whole(reply::json(200, body.to_string())))
+}
+
+async fn read_config() -> Result<Config, ApiError> {
+    let mut values = BTreeMap::new();
+    for name in VARIABLES {
+        match spin_sdk::variables::get(name).await {
+            Ok(value) => {
+                values.insert(name, value);
+            }
+            Err(error) => log("configuration", format_args!("variable '{name}': {error}")),
+        }
+    }
+    Config::parse(&values).map_err(|error| {
+        log("configuration", error);
+        reply::internal_error()
+    })
+}
+
+async fn served(config: &Config) -> Result<std::rc::Rc<crate::models::Served>, ApiError> {
+    bus::served(&config.nats).await.map_err(|error: BusError| {
+        log("heartbeats", &error);
+        ApiError::from(&error)
+    })
+}
+
+async fn chat(request: Request, config: &Config, id: &http::HeaderValue) -> Result<Answer, ApiError> {
+    check_type(request.headers())?;
+    check_length(request.headers(), config.max_body_bytes)?;
+    let body = read_body(request, config.max_body_bytes).await?;
+    let request = ChatRequest::parse(&body)?;
+    drop(body);
+    let served = served(config).await?;
+    let model = config.names.admit(&request.model, &served.names())?;
+    let model = served.get(&model).ok_or_else(reply::internal_error)?;
+
+    let occasion = Occasion {
+        now_ms: unix_ms(),
+        timeout_s: config.request_timeout_s,
+        id_bits: random_u128(),
+        seed: random_u64(),
+    };
+    let job = job::new_job(&request, &model.name, occasion);
+    let limits = job::limits(&request, model);
+    let mut exchange = Exchange::begin(&config.nats, &job, limits, config.request_timeout_s).await?;
+
+    // The first event decides the status.
+    let fingerprint = match exchange.next().await {
+        Ok(Output::Accepted { fingerprint }) => fingerprint,
+        Ok(Output::Failed(error)) => {
+            exchange.release();
+            return Err(error);
+        }
+        Ok(_) => {
+            exchange.cancel().await;
+            return Err(reply::internal_error());
+        }
+        Err(error) => {
+            exchange.cancel().await;
+            return Err(error);
+        }
+    };
+    let envelope = Envelope {
+        job: job.id,
+        created: job.created.div_euclid(1000),
+        model: request.model,
+        fingerprint,
+        metadata: request.metadata,
+    };
+    if !request.stream {
+        return Ok(Answer::Whole(reply::json(200, answer::whole(exchange, &envelope).await?)));
+    }
+    let frames = Frames { envelope, include_usage: request.include_usage };
+    let response = answer::stream(exchange, frames, limits, id).map_err(|error| {
+        log("response", error);
+        reply::internal_error()
+    })?;
+    Ok(Answer::Streamed(response))
+}
+
+async fn read_body(request: Request, max: u64) -> Result<Vec<u8>, ApiError> {
+    let mut incoming = request.into_body();
+    let mut body = LimitedBody::new(max);
+    while let Some(frame) = incoming.frame().await {
+        let frame = frame.map_err(|error| {
+            log("request body", error);
+            ApiError::new(ErrorCode::InvalidJson, "The body broke off before its end. Send it again.")
+        })?;
+        if let Some(chunk) = frame.data_ref() {
+            body.push(chunk)?;
+        }
+    }
+    Ok(body.into_bytes())
+}

@@ -1,0 +1,119 @@
+//! From a validated request to the job that is queued, and the limits of its answer.
+
+use bytes::Bytes;
+use emberline_shared::PROTOCOL_VERSION;
+use emberline_shared::chat::ChatRequest;
+use emberline_shared::error::{ApiError, ErrorCode};
+use emberline_shared::heartbeat::ServedModel;
+use emberline_shared::job::Job;
+use emberline_shared::subject::{JOBS_STREAM, JobId, jobs};
+use watermelon_proto::headers::{HeaderMap, HeaderName, HeaderValue};
+use watermelon_proto::{MessageBase, Subject};
+
+use crate::relay::Limits;
+use crate::reply::internal_error;
+
+/// Room for a job's headers within `max_payload`, which counts them, too.
+const HEADERS: usize = 256;
+
+/// What a request brings along that is not in its body.
+#[derive(Debug, Clone, Copy)]
+pub struct Occasion {
+    /// Unix milliseconds.
+    pub now_ms: u64,
+    /// How long the answer is of use, in seconds.
+    pub timeout_s: u64,
+    /// Makes the job's id.
+    pub id_bits: u128,
+    /// Seed for a client that gives none.
+    pub seed: u64,
+}
+
+/// Makes the job for `request`, to be run by any worker that serves `model`.
+pub fn new_job(request: &ChatRequest, model: &str, occasion: Occasion) -> Job {
+    Job {
+        v: PROTOCOL_VERSION,
+        id: JobId::from_random(occasion.id_bits),
+        model: model.to_owned(),
+        created: occasion.now_ms,
+        deadline: occasion.now_ms.saturating_add(occasion.timeout_s.saturating_mul(1000)),
+        request: request.generation.clone(),
+        seed: request.seed.unwrap_or(occasion.seed),
+    }
+}
+
+/// What a correct worker can answer to `request` at most.
+pub fn limits(request: &ChatRequest, model: &ServedModel) -> Limits {
+    let wanted = request.generation.max_tokens.unwrap_or(u32::MAX);
+    Limits { choices: 1, tokens: wanted.min(model.context_length) }
+}
+
+/// The message that queues `job`, if the server takes one of its size.
+pub fn message(job: &Job, max_payload: usize) -> Result<MessageBase, ApiError> {
+    let payload = serde_json::to_vec(job).map_err(|_| internal_error())?;
+    if payload.len().saturating_add(HEADERS) > max_payload {
+        let message = "The conversation is larger than the message bus takes. Send a shorter one.";
+        return Err(ApiError::new(ErrorCode::RequestTooLarge, message));
+    }
+    let subject = Subject::try_from(jobs(&job.model)).map_err(|_| internal_error())?;
+    let header = |value: &str| HeaderValue::from_bytes(value.as_bytes()).map_err(|_| internal_error());
+    let mut headers = HeaderMap::new();
+    headers.insert(HeaderName::MESSAGE_ID, header(job.id.as_str())?);
+    headers.insert(HeaderName::EXPECTED_STREAM, header(JOBS_STREAM)?);
+    Ok(MessageBase { subject, reply_subject: None, headers, payload: Bytes::from(payload) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nats::codec::encode;
+    use watermelon_proto::proto::ClientOp;
+
+    const OCCASION: Occasion = Occasion { now_ms: 5000, timeout_s: 600, id_bits: 0xabc, seed: 42 };
+
+    fn request(more: &str) -> ChatRequest {
+        let body = format!(r#"{{"model":"alias","messages":[{{"role":"user","content":"hi"}}]{more}}}"#);
+        ChatRequest::parse(body.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn a_job_has_a_deadline_and_a_seed() {
+        let job = new_job(&request(""), "a/b", OCCASION);
+        assert_eq!((job.created, job.deadline, job.seed), (5000, 605_000, 42));
+        assert_eq!(job.id.as_str(), format!("{:032x}", 0xabc));
+        assert_eq!(job.model, "a/b");
+        assert_eq!(new_job(&request(r#","seed":-1"#), "a", OCCASION).seed, u64::MAX);
+        let endless = Occasion { timeout_s: u64::MAX, ..OCCASION };
+        assert_eq!(new_job(&request(""), "a", endless).deadline, u64::MAX);
+    }
+
+    #[test]
+    fn an_answer_is_limited_by_the_wish_and_by_the_context() {
+        let model = ServedModel { name: "a".into(), context_length: 100, created: 0 };
+        assert_eq!(limits(&request(""), &model).tokens, 100);
+        assert_eq!(limits(&request(r#","max_tokens":7"#), &model).tokens, 7);
+        assert_eq!(limits(&request(r#","max_tokens":700"#), &model).tokens, 100);
+    }
+
+    #[test]
+    fn the_message_names_job_and_stream() {
+        let job = new_job(&request(""), "a/b", OCCASION);
+        let message = message(&job, 1 << 20).unwrap();
+        assert_eq!(message.subject.as_str(), "emberline.jobs.a=2Fb");
+        assert_eq!(serde_json::from_slice::<Job>(&message.payload).unwrap(), job);
+        let text = String::from_utf8(encode(&ClientOp::Publish { message }).to_vec()).unwrap();
+        assert!(text.contains(&format!("Nats-Msg-Id: {}\r\n", job.id)));
+        assert!(text.contains("Nats-Expected-Stream: JOBS\r\n"));
+    }
+
+    #[test]
+    fn the_servers_limit_holds_for_the_whole_message() {
+        let job = new_job(&request(""), "a", OCCASION);
+        let size = serde_json::to_vec(&job).unwrap().len();
+        let queued = message(&job, size + HEADERS).unwrap();
+        let length = encode(&ClientOp::Publish { message: queued.clone() }).len();
+        assert!(length - queued.payload.len() < HEADERS, "headers are {length} bytes");
+        let error = message(&job, size + HEADERS - 1).unwrap_err();
+        assert_eq!(error.code, ErrorCode::RequestTooLarge);
+    }
+}

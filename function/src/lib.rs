@@ -1,0 +1,45 @@
+//! Emberline's HTTP front: a WebAssembly function for Spin (WASIp3).
+//!
+//! A request passes through these modules, in this order: [`route`], [`config`], [`auth`],
+//! [`body`], [`models`] (who serves it?), [`job`] (what is queued), [`relay`] (what comes
+//! back) and [`sse`] or [`reply`] (how the client is told). [`nats`] is the protocol to the
+//! message bus. All of them are free of I/O and are tested natively; `io`, which exists for
+//! wasm only, connects them to sockets, clocks and bodies. Open `io/service.rs` first.
+//!
+//! A panic in one request would end every stream of its instance, so nothing here may panic:
+//! the lints below refuse what could.
+
+#![deny(
+    clippy::arithmetic_side_effects,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::string_slice,
+    clippy::unreachable,
+    clippy::unwrap_used
+)]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::arithmetic_side_effects,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::unwrap_used
+    )
+)]
+
+pub mod auth;
+pub mod body;
+pub mod config;
+pub mod job;
+pub mod models;
+pub mod nats;
+pub mod relay;
+pub mod reply;
+pub mod route;
+pub mod sse;
+
+#[cfg(target_family = "wasm")]
+mod io;

@@ -1,0 +1,249 @@
+//! What JetStream answers: acknowledgements of a publish, and the messages of a direct get.
+//!
+//! A batched direct get (nats-server 2.11) answers with one message for each that is stored,
+//! and ends with status 204; see ADR-31 of nats-architecture-and-design.
+
+use bytes::Bytes;
+use emberline_shared::error::{ApiError, ErrorCode};
+use serde::Deserialize;
+use watermelon_proto::headers::HeaderName;
+use watermelon_proto::{ServerMessage, StatusCode};
+
+/// JetStream's code for "this can't be stored", whatever the reason.
+const STORE_FAILED: u32 = 10_077;
+/// Most bytes that one batch may bring: a long job's event log is far below.
+const MAX_BATCH: usize = 32 * 1024 * 1024;
+/// Messages asked for at once.
+const BATCH: u32 = 1000;
+const END_OF_BATCH: u16 = 204;
+
+/// Why a job is not in the queue.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PublishError {
+    /// Nothing listens on the subject.
+    #[error("no stream takes jobs; a worker creates it when it starts")]
+    NoStream,
+    /// The stream is at one of its limits.
+    #[error("the queue is full: {0}")]
+    Full(String),
+    /// JetStream refused for another reason.
+    #[error("JetStream refused the job ({code}): {description}")]
+    Refused {
+        /// JetStream's own error code.
+        code: u32,
+        /// JetStream's words.
+        description: String,
+    },
+    /// The reply is no acknowledgement.
+    #[error("JetStream's acknowledgement can't be read")]
+    Malformed,
+}
+
+impl From<&PublishError> for ApiError {
+    fn from(error: &PublishError) -> Self {
+        match error {
+            PublishError::NoStream => {
+                Self::new(ErrorCode::NoWorker, "No worker has started yet. Try again shortly.")
+            }
+            PublishError::Full(_) => {
+                Self::new(ErrorCode::Overloaded, "The queue for this model is full. Try again shortly.")
+            }
+            PublishError::Refused { .. } | PublishError::Malformed => bus_unavailable(),
+        }
+    }
+}
+
+/// The failure of NATS, as the client will see it; the reason belongs into the log.
+pub fn bus_unavailable() -> ApiError {
+    ApiError::new(
+        ErrorCode::BusUnavailable,
+        "The message bus is not available at the moment. Try again shortly.",
+    )
+}
+
+#[derive(Deserialize)]
+struct PublishReply {
+    error: Option<ReplyError>,
+    seq: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct ReplyError {
+    err_code: u32,
+    #[serde(default)]
+    description: String,
+}
+
+/// Reads the reply to a publish. A duplicate is as good as stored.
+pub fn read_ack(message: &ServerMessage) -> Result<(), PublishError> {
+    if message.status_code == Some(StatusCode::NO_RESPONDERS) {
+        return Err(PublishError::NoStream);
+    }
+    let reply: PublishReply =
+        serde_json::from_slice(&message.base.payload).map_err(|_| PublishError::Malformed)?;
+    match reply.error {
+        Some(error) if error.err_code == STORE_FAILED && error.description.starts_with("maximum") => {
+            Err(PublishError::Full(error.description))
+        }
+        Some(error) => Err(PublishError::Refused { code: error.err_code, description: error.description }),
+        None if reply.seq.is_some() => Ok(()),
+        None => Err(PublishError::Malformed),
+    }
+}
+
+/// Asks for the last message on each subject that `filter` covers.
+pub fn last_by_subject(filter: &str) -> Bytes {
+    serde_json::json!({ "multi_last": [filter] }).to_string().into()
+}
+
+/// Asks for the messages on `subject` from stream sequence `from` on.
+pub fn next_by_subject(subject: &str, from: u64) -> Bytes {
+    serde_json::json!({ "next_by_subj": subject, "seq": from, "batch": BATCH }).to_string().into()
+}
+
+/// Why a direct get brought nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs)] // the messages are the documentation
+pub enum BatchError {
+    #[error("direct get refused with status {0}: {1}")]
+    Status(u16, String),
+    #[error("direct get brought more than {MAX_BATCH} bytes")]
+    TooLarge,
+}
+
+/// The messages of a direct get, while they come in.
+#[derive(Debug, Default)]
+pub struct Batch {
+    payloads: Vec<Bytes>,
+    bytes: usize,
+}
+
+/// How far a [`Batch`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// Replies are still to come.
+    Pending,
+    /// The stream holds more: ask again from this sequence on.
+    More(u64),
+    /// That was all.
+    Complete,
+}
+
+impl Batch {
+    /// Takes the next reply.
+    pub fn push(&mut self, message: ServerMessage) -> Result<Progress, BatchError> {
+        match message.status_code {
+            None => self.store(message),
+            Some(StatusCode::NOT_FOUND | StatusCode::NO_RESPONDERS) => Ok(Progress::Complete),
+            Some(status) if u16::from(status) == END_OF_BATCH => {
+                let number = |name| number(&message, &name);
+                let pending = number(HeaderName::from_static("Nats-Num-Pending")).unwrap_or(0);
+                match number(HeaderName::LAST_SEQUENCE) {
+                    Some(last) if pending > 0 => Ok(Progress::More(last.saturating_add(1))),
+                    _ => Ok(Progress::Complete),
+                }
+            }
+            Some(status) => {
+                let words = message.status_description.map(|words| words.to_string()).unwrap_or_default();
+                Err(BatchError::Status(status.into(), words))
+            }
+        }
+    }
+
+    fn store(&mut self, message: ServerMessage) -> Result<Progress, BatchError> {
+        self.bytes = self.bytes.saturating_add(message.base.payload.len());
+        if self.bytes > MAX_BATCH {
+            return Err(BatchError::TooLarge);
+        }
+        // A deleted or expired key leaves a marker, without a value.
+        if !message.base.payload.is_empty() {
+            self.payloads.push(message.base.payload);
+        }
+        Ok(Progress::Pending)
+    }
+
+    /// What the messages hold, in the stream's order; deleted ones left out.
+    pub fn into_payloads(self) -> Vec<Bytes> {
+        self.payloads
+    }
+}
+
+fn number(message: &ServerMessage, name: &HeaderName) -> Option<u64> {
+    message.base.headers.get(name)?.to_str().ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nats::codec::Decoder;
+    use watermelon_proto::proto::ServerOp;
+
+    fn message(headers: &str, payload: &str) -> ServerMessage {
+        let (h, total) = (headers.len(), headers.len() + payload.len());
+        let line = if h == 0 { format!("MSG i 1 {total}") } else { format!("HMSG i 1 {h} {total}") };
+        let mut decoder = Decoder::default();
+        decoder.feed(format!("{line}\r\n{headers}{payload}\r\n").as_bytes());
+        let Ok(Some(ServerOp::Message { message })) = decoder.decode() else { panic!("no message") };
+        message
+    }
+
+    /// Replies as nats-server 2.15.1 gave them.
+    #[test]
+    fn acknowledgements_are_read() {
+        let ack = |payload| read_ack(&message("", payload));
+        assert_eq!(ack(r#"{"stream":"JOBS","seq":1}"#), Ok(()));
+        assert_eq!(ack(r#"{"stream":"JOBS","seq":1,"duplicate":true}"#), Ok(()));
+        let no_stream = message("NATS/1.0 503\r\nNats-Subject: emberline.jobs.a\r\n\r\n", "");
+        assert_eq!(read_ack(&no_stream), Err(PublishError::NoStream));
+        for garbage in ["", "{}", "null", r#"{"error":{}}"#] {
+            assert_eq!(ack(garbage), Err(PublishError::Malformed), "{garbage}");
+        }
+    }
+
+    #[test]
+    fn a_full_queue_is_told_from_a_refusal() {
+        for limit in
+            ["maximum messages exceeded", "maximum messages per subject exceeded", "maximum bytes exceeded"]
+        {
+            let reply = format!(
+                r#"{{"error":{{"code":503,"err_code":10077,"description":"{limit}"}},"stream":"JOBS","seq":0}}"#
+            );
+            let error = read_ack(&message("", &reply)).unwrap_err();
+            assert_eq!(ApiError::from(&error).code, ErrorCode::Overloaded, "{limit}");
+        }
+        let refused = r#"{"error":{"code":400,"err_code":10060,"description":"expected stream does not match"},"stream":"JOBS","seq":0}"#;
+        let error = read_ack(&message("", refused)).unwrap_err();
+        assert_eq!(ApiError::from(&error).code, ErrorCode::BusUnavailable);
+    }
+
+    #[test]
+    fn a_batch_ends_with_its_end() {
+        let mut batch = Batch::default();
+        let stored = "NATS/1.0\r\nNats-Stream: EVENTS\r\nNats-Sequence: 1\r\nNats-Num-Pending: 1\r\n\r\n";
+        assert_eq!(batch.push(message(stored, "one")), Ok(Progress::Pending));
+        let deleted = "NATS/1.0\r\nKV-Operation: DEL\r\nNats-Num-Pending: 0\r\n\r\n";
+        assert_eq!(batch.push(message(deleted, "")), Ok(Progress::Pending));
+        let end = "NATS/1.0 204 EOB\r\nNats-Num-Pending: 0\r\nNats-Last-Sequence: 7\r\n\r\n";
+        assert_eq!(batch.push(message(end, "")), Ok(Progress::Complete));
+        let more = "NATS/1.0 204 EOB\r\nNats-Num-Pending: 3\r\nNats-Last-Sequence: 7\r\n\r\n";
+        assert_eq!(batch.push(message(more, "")), Ok(Progress::More(8)));
+        assert_eq!(batch.into_payloads(), ["one"]);
+    }
+
+    #[test]
+    fn nothing_stored_is_an_empty_batch() {
+        for status in ["404 No Results", "404 Message Not Found", "503"] {
+            let reply = message(&format!("NATS/1.0 {status}\r\n\r\n"), "");
+            assert_eq!(Batch::default().push(reply), Ok(Progress::Complete), "{status}");
+        }
+        let too_many = message("NATS/1.0 413 Too Many Results\r\n\r\n", "");
+        assert_eq!(Batch::default().push(too_many), Err(BatchError::Status(413, "Too Many Results".into())));
+    }
+
+    #[test]
+    fn requests_are_as_the_server_wants_them() {
+        assert_eq!(last_by_subject("$KV.workers.>"), r#"{"multi_last":["$KV.workers.>"]}"#);
+        let next: serde_json::Value = serde_json::from_slice(&next_by_subject("a.b", 8)).unwrap();
+        assert_eq!(next, serde_json::json!({"next_by_subj": "a.b", "seq": 8, "batch": 1000}));
+    }
+}

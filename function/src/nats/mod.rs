@@ -1,0 +1,10 @@
+//! NATS without I/O: bytes to operations and back, the handshake, JetStream's replies, and
+//! the pool in which idle connections wait.
+//!
+//! [`codec`] is the protocol, [`handshake`] what a connection begins with, [`jetstream`] what
+//! the server answers to a publish and to a direct get. The sockets are in `crate::io`.
+
+pub mod codec;
+pub mod handshake;
+pub mod jetstream;
+pub mod pool;

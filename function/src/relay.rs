@@ -1,0 +1,199 @@
+//! From a job's events to what its client is told: every character exactly once.
+//!
+//! Events come over a plain subscription, which may lose, repeat or (between two workers)
+//! reorder them. The truth is the job's log. A [`Relay`] follows the subscription as long as
+//! it is without holes; where it is not, [`Relay::has_gap`] says so, and the caller brings the
+//! whole log to [`Relay::rebuild`]. What was told already is known, so the rest follows from
+//! there and nothing is told twice.
+
+mod transcript;
+
+use emberline_shared::PROTOCOL_VERSION;
+use emberline_shared::chat::Choice;
+use emberline_shared::error::{ApiError, ErrorCode};
+use emberline_shared::event::{Event, FinishReason, Usage};
+
+pub use transcript::Fault;
+use transcript::{Applied, End, Transcript};
+
+/// Most events that are held back while a gap is being closed.
+const MAX_WAITING: usize = 4096;
+
+/// What a job may produce at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Choices.
+    pub choices: u32,
+    /// Tokens of one choice.
+    pub tokens: u32,
+}
+
+/// What the client is to be told next.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Output {
+    /// A worker took the job: the answer begins.
+    Accepted {
+        /// Names weights and engine.
+        fingerprint: String,
+    },
+    /// More text of a choice.
+    Text {
+        /// Which choice.
+        choice: u32,
+        /// The text.
+        text: String,
+    },
+    /// A choice is complete.
+    Finish {
+        /// Which choice.
+        choice: u32,
+        /// Why it ended.
+        reason: FinishReason,
+    },
+    /// Everything is complete.
+    Done(Usage),
+    /// The job failed; nothing follows.
+    Failed(ApiError),
+}
+
+/// What of one choice has been told.
+#[derive(Debug, Clone, Default)]
+struct Told {
+    bytes: usize,
+    finished: bool,
+}
+
+/// Follows one job.
+#[derive(Debug)]
+pub struct Relay {
+    limits: Limits,
+    transcript: Transcript,
+    told: Vec<Told>,
+    accepted: bool,
+    ended: bool,
+    /// Events that came after a hole.
+    waiting: Vec<Event>,
+}
+
+impl Relay {
+    /// A relay that has told nothing yet.
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            transcript: Transcript::new(limits),
+            told: (0..limits.choices).map(|_| Told::default()).collect(),
+            accepted: false,
+            ended: false,
+            waiting: Vec::new(),
+        }
+    }
+
+    /// Takes the next event of the subscription.
+    pub fn on_event(&mut self, event: Event) -> Result<Vec<Output>, Fault> {
+        if self.has_gap() || self.transcript.follows_a_takeover(&event) {
+            return self.hold_back(event);
+        }
+        match self.transcript.apply(&event)? {
+            Applied::Taken => self.tell(),
+            Applied::Stale => Ok(Vec::new()),
+            Applied::Gap => self.hold_back(event),
+        }
+    }
+
+    fn hold_back(&mut self, event: Event) -> Result<Vec<Output>, Fault> {
+        if self.waiting.len() >= MAX_WAITING {
+            return Err(Fault::TooManyWaiting);
+        }
+        self.waiting.push(event);
+        Ok(Vec::new())
+    }
+
+    /// Whether events are missing, so that the log is needed.
+    pub fn has_gap(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Whether the job has ended and been told of.
+    pub fn is_over(&self) -> bool {
+        self.ended
+    }
+
+    /// Takes the whole log, in its order. A log that is not yet as far as the subscription
+    /// leaves the gap open: bring it again a little later.
+    pub fn rebuild(&mut self, log: &[Event]) -> Result<Vec<Output>, Fault> {
+        let mut rebuilt = Transcript::new(self.limits);
+        for event in log {
+            if rebuilt.apply(event)? == Applied::Gap {
+                break;
+            }
+        }
+        if !rebuilt.extends(&self.transcript)? {
+            return Ok(Vec::new());
+        }
+        self.transcript = rebuilt;
+        let mut waiting = std::mem::take(&mut self.waiting);
+        waiting.sort_by_key(|event| (event.attempt, event.index));
+        for event in waiting {
+            if self.has_gap() || self.transcript.follows_a_takeover(&event) {
+                self.waiting.push(event);
+            } else if self.transcript.apply(&event)? == Applied::Gap {
+                self.waiting.push(event);
+            }
+        }
+        self.tell()
+    }
+
+    /// The choices as far as they are known; complete once [`Output::Done`] has been told.
+    pub fn choices(&self) -> Vec<Choice> {
+        let choices = self.transcript.choices().iter();
+        choices.map(|c| Choice { text: c.text.clone(), finish_reason: c.finish }).collect()
+    }
+
+    /// Whatever is known and has not been told.
+    fn tell(&mut self) -> Result<Vec<Output>, Fault> {
+        let mut outputs = Vec::new();
+        if let Some(fingerprint) = self.transcript.fingerprint()
+            && !std::mem::replace(&mut self.accepted, true)
+        {
+            outputs.push(Output::Accepted { fingerprint: fingerprint.to_owned() });
+        }
+        for ((told, known), choice) in self.told.iter_mut().zip(self.transcript.choices()).zip(0..) {
+            if let Some(text) = known.text.get(told.bytes..).filter(|text| !text.is_empty()) {
+                outputs.push(Output::Text { choice, text: text.to_owned() });
+                told.bytes = known.text.len();
+            }
+            if let Some(reason) = known.finish
+                && !std::mem::replace(&mut told.finished, true)
+            {
+                outputs.push(Output::Finish { choice, reason });
+            }
+        }
+        match self.transcript.end() {
+            Some(_) if self.ended => {}
+            Some(End::Done(_)) if self.told.iter().any(|told| !told.finished) => {
+                return Err(Fault::Unfinished);
+            }
+            Some(End::Done(usage)) => outputs.push(Output::Done(*usage)),
+            Some(End::Failed(error)) => outputs.push(Output::Failed(error.clone())),
+            None => {}
+        }
+        self.ended = self.transcript.end().is_some();
+        Ok(outputs)
+    }
+}
+
+/// Reads one event of the log.
+pub fn read_event(payload: &[u8]) -> Result<Event, Fault> {
+    let event: Event = serde_json::from_slice(payload).map_err(|e| Fault::Unreadable(e.to_string()))?;
+    if event.v > PROTOCOL_VERSION { Err(Fault::Version(event.v)) } else { Ok(event) }
+}
+
+impl From<&Fault> for ApiError {
+    fn from(_: &Fault) -> Self {
+        Self::new(ErrorCode::WorkerFailed, "The worker's answer could not be used. Try again.")
+    }
+}
+
+#[cfg(test)]
+#[path = "relay_tests.rs"]
+mod tests;

@@ -1,0 +1,227 @@
+//! The fold over a job's log: who writes, what is written, how it ended.
+//!
+//! Each attempt writes the same text (sampling is a function of seed, choice and position),
+//! from some position of its own on. So an attempt's output is a run of bytes that begins
+//! where its first position lies in the text, and only what reaches beyond the text is new.
+
+use emberline_shared::PROTOCOL_VERSION;
+use emberline_shared::error::ApiError;
+use emberline_shared::event::{Event, EventKind, FinishReason, Usage};
+
+use super::Limits;
+
+/// Most bytes of text that one token stands for. The longest tokens of known vocabularies,
+/// runs of blanks, have 128; text held back over several tokens comes with the last of them.
+const MAX_TOKEN_BYTES: usize = 1024;
+
+/// Events that no correct worker writes.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs)] // the messages are the documentation
+pub enum Fault {
+    #[error("an event can't be read: {0}")]
+    Unreadable(String),
+    #[error("an event has version {0}; update the function, which reads up to {PROTOCOL_VERSION}")]
+    Version(u32),
+    #[error("event {index} of attempt {attempt} is for choice {choice}, which was not asked for")]
+    Choice { attempt: u32, index: u32, choice: u32 },
+    #[error("event {index} of attempt {attempt} is at position {position}, which does not follow")]
+    Position { attempt: u32, index: u32, position: u32 },
+    #[error("attempt {attempt} writes another text than was told at position {position}")]
+    Differs { attempt: u32, position: u32 },
+    #[error("the log writes another text than was told")]
+    LogDiffers,
+    #[error("attempt {0} writes more than the job allows")]
+    TooLong(u32),
+    #[error("event {index} of attempt {attempt} comes before the job was accepted or after its choice ended")]
+    OutOfOrder { attempt: u32, index: u32 },
+    #[error("the job is done, but not all of its choices are")]
+    Unfinished,
+    #[error("too many events wait for a gap to be closed")]
+    TooManyWaiting,
+}
+
+/// What became of an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Applied {
+    /// It is part of the transcript now.
+    Taken,
+    /// It was known, or comes from an attempt that has been replaced.
+    Stale,
+    /// Something before it is missing; it has changed nothing.
+    Gap,
+}
+
+/// How a job ended.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum End {
+    Done(Usage),
+    Failed(ApiError),
+}
+
+/// One choice, as far as it is written.
+#[derive(Debug, Clone, Default)]
+pub(super) struct ChoiceLog {
+    pub(super) text: String,
+    pub(super) finish: Option<FinishReason>,
+    /// Positions below this are written.
+    next: u32,
+    /// Where in `text` each position begins that an event began with or ended before; ascending.
+    offsets: Vec<(u32, usize)>,
+    /// Where the current attempt writes: position and byte.
+    cursor: Option<(u32, usize)>,
+}
+
+/// The log so far.
+#[derive(Debug)]
+pub(super) struct Transcript {
+    limits: Limits,
+    /// The newest attempt; 0 before the first.
+    attempt: u32,
+    next_index: u32,
+    fingerprint: Option<String>,
+    choices: Vec<ChoiceLog>,
+    end: Option<End>,
+}
+
+impl Transcript {
+    pub(super) fn new(limits: Limits) -> Self {
+        let choices = (0..limits.choices).map(|_| ChoiceLog::default()).collect();
+        Self { limits, attempt: 0, next_index: 0, fingerprint: None, choices, end: None }
+    }
+
+    pub(super) fn fingerprint(&self) -> Option<&str> {
+        self.fingerprint.as_deref()
+    }
+
+    pub(super) fn choices(&self) -> &[ChoiceLog] {
+        &self.choices
+    }
+
+    pub(super) fn end(&self) -> Option<&End> {
+        self.end.as_ref()
+    }
+
+    /// Whether `event` is of a later attempt than the first that is known. Its worker has read
+    /// the log, so what it does not write again must be read there, too.
+    pub(super) fn follows_a_takeover(&self, event: &Event) -> bool {
+        self.end.is_none() && event.attempt > self.attempt.max(1)
+    }
+
+    /// Takes the next event, in the log's order.
+    pub(super) fn apply(&mut self, event: &Event) -> Result<Applied, Fault> {
+        let is_new_attempt = event.attempt > self.attempt;
+        let expected = if is_new_attempt { 0 } else { self.next_index };
+        if self.end.is_some() || event.attempt < self.attempt || event.index < expected {
+            return Ok(Applied::Stale);
+        }
+        if event.index > expected {
+            return Ok(Applied::Gap);
+        }
+        if is_new_attempt {
+            self.attempt = event.attempt;
+            self.choices.iter_mut().for_each(|choice| choice.cursor = None);
+        }
+        self.next_index = event.index.saturating_add(1);
+        self.take(event)?;
+        Ok(Applied::Taken)
+    }
+
+    fn take(&mut self, event: &Event) -> Result<(), Fault> {
+        let out_of_order = Fault::OutOfOrder { attempt: event.attempt, index: event.index };
+        match &event.kind {
+            EventKind::Accepted { fingerprint, .. } => {
+                self.fingerprint.get_or_insert_with(|| fingerprint.clone());
+            }
+            EventKind::Error(error) => self.end = Some(End::Failed(error.clone().into())),
+            _ if self.fingerprint.is_none() => return Err(out_of_order),
+            EventKind::Done { usage, .. } => self.end = Some(End::Done(*usage)),
+            EventKind::Finish { choice, reason } => {
+                let log = choice_mut(&mut self.choices, event, *choice)?;
+                if log.finish.is_some_and(|finish| finish != *reason) {
+                    return Err(out_of_order);
+                }
+                log.finish = Some(*reason);
+            }
+            EventKind::Tokens { choice, position, ids, text } => {
+                let limits = self.limits;
+                let log = choice_mut(&mut self.choices, event, *choice)?;
+                let count = u32::try_from(ids.len()).unwrap_or(u32::MAX);
+                log.write(event, *position, count, text)?;
+                let most = usize::try_from(limits.tokens).unwrap_or(usize::MAX).saturating_add(1);
+                if log.next > limits.tokens || log.text.len() > most.saturating_mul(MAX_TOKEN_BYTES) {
+                    return Err(Fault::TooLong(event.attempt));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether this transcript holds all of `other`; a fault if they contradict each other.
+    pub(super) fn extends(&self, other: &Self) -> Result<bool, Fault> {
+        let mut holds_all = (self.attempt, self.next_index) >= (other.attempt, other.next_index);
+        for (ours, theirs) in self.choices.iter().zip(&other.choices) {
+            if !ours.text.starts_with(&theirs.text) {
+                holds_all = false;
+                if !theirs.text.starts_with(&ours.text) {
+                    return Err(Fault::LogDiffers);
+                }
+            }
+        }
+        Ok(holds_all)
+    }
+}
+
+fn choice_mut<'a>(
+    choices: &'a mut [ChoiceLog],
+    event: &Event,
+    choice: u32,
+) -> Result<&'a mut ChoiceLog, Fault> {
+    let fault = Fault::Choice { attempt: event.attempt, index: event.index, choice };
+    usize::try_from(choice).ok().and_then(|choice| choices.get_mut(choice)).ok_or(fault)
+}
+
+impl ChoiceLog {
+    fn write(&mut self, event: &Event, position: u32, count: u32, text: &str) -> Result<(), Fault> {
+        let (attempt, index) = (event.attempt, event.index);
+        let misplaced = Fault::Position { attempt, index, position };
+        let start = match self.cursor {
+            Some((next, byte)) if next == position => byte,
+            None => self.offset_of(position).ok_or(misplaced)?,
+            Some(_) => return Err(misplaced),
+        };
+        let written = self.text.get(start..).unwrap_or_default();
+        let shared = written.len().min(text.len());
+        if written.as_bytes().get(..shared) != text.as_bytes().get(..shared) {
+            return Err(Fault::Differs { attempt, position });
+        }
+        let fresh = text.get(shared..).unwrap_or_default();
+        if self.finish.is_some() && !fresh.is_empty() {
+            return Err(Fault::OutOfOrder { attempt, index });
+        }
+        self.note_offset(position, start);
+        self.text.push_str(fresh);
+        let next = position.saturating_add(count);
+        let end = start.saturating_add(text.len());
+        self.note_offset(next, end);
+        self.next = self.next.max(next);
+        self.cursor = Some((next, end));
+        Ok(())
+    }
+
+    /// Where in the text `position` begins.
+    fn offset_of(&self, position: u32) -> Option<usize> {
+        if position == 0 {
+            return Some(0);
+        }
+        let at = self.offsets.binary_search_by_key(&position, |(position, _)| *position).ok()?;
+        self.offsets.get(at).map(|(_, offset)| *offset)
+    }
+
+    fn note_offset(&mut self, position: u32, offset: usize) {
+        if let Err(at) = self.offsets.binary_search_by_key(&position, |(position, _)| *position)
+            && at <= self.offsets.len()
+        {
+            self.offsets.insert(at, (position, offset));
+        }
+    }
+}

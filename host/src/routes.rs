@@ -1,0 +1,188 @@
+//! Which component answers a path.
+//!
+//! Routes are exact (`/health`) or end in a wildcard (`/v1/...`). As on Spin, slashes at the
+//! end of a path don't matter, an exact route goes before a wildcard, and a longer wildcard
+//! before a shorter one.
+
+/// A route that this host doesn't serve.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RouteError {
+    /// Named segments and wildcards in the middle.
+    #[error(
+        "the route '{0}' has a named or inner wildcard, which this host doesn't match. \
+         Use an exact route or one that ends in /..., or run the application with `spin up`"
+    )]
+    Wildcard(String),
+    /// The same route twice.
+    #[error("the route '{0}' is there twice. Take one [[trigger.http]] out")]
+    Duplicate(String),
+}
+
+/// The routes of an application.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Router(Vec<Route>);
+
+#[derive(Debug, PartialEq, Eq)]
+struct Route {
+    raw: String,
+    prefix: String,
+    wildcard: bool,
+    component: String,
+}
+
+/// A path that a route leads on.
+#[derive(Debug, PartialEq, Eq)]
+pub struct RouteMatch<'a> {
+    /// The component that answers.
+    pub component: &'a str,
+    /// The route as the manifest has it.
+    pub raw: &'a str,
+    /// What the wildcard stands for, with its slash; empty without one.
+    pub path_info: String,
+}
+
+impl RouteMatch<'_> {
+    /// The route without its wildcard.
+    pub fn raw_prefix(&self) -> &str {
+        self.raw.strip_suffix("/...").unwrap_or(self.raw)
+    }
+}
+
+impl Router {
+    /// Adds a route.
+    pub fn add(&mut self, raw: &str, component: &str) -> Result<(), RouteError> {
+        let (prefix, wildcard) = match raw.strip_suffix("/...") {
+            Some(prefix) => (prefix, true),
+            None => (raw, false),
+        };
+        let prefix = prefix.trim_matches('/').to_owned();
+        if prefix.split('/').any(|segment| segment.starts_with([':', '*']) || segment == "...") {
+            return Err(RouteError::Wildcard(raw.to_owned()));
+        }
+        if self.0.iter().any(|route| route.prefix == prefix && route.wildcard == wildcard) {
+            return Err(RouteError::Duplicate(raw.to_owned()));
+        }
+        self.0.push(Route { raw: raw.to_owned(), prefix, wildcard, component: component.to_owned() });
+        // Best first, so that the first match is the best.
+        self.0.sort_by_key(|route| (route.wildcard, std::cmp::Reverse(route.prefix.len())));
+        Ok(())
+    }
+
+    /// Finds the route for a path.
+    pub fn find(&self, path: &str) -> Option<RouteMatch<'_>> {
+        let trimmed = path.trim_matches('/');
+        self.0.iter().find_map(|route| {
+            let rest = route.rest(trimmed)?;
+            let path_info = match (route.wildcard, rest.is_empty(), path.ends_with('/')) {
+                (false, ..) | (true, true, false) => String::new(),
+                (true, true, true) => "/".to_owned(),
+                (true, false, false) => format!("/{rest}"),
+                (true, false, true) => format!("/{rest}/"),
+            };
+            Some(RouteMatch { component: &route.component, raw: &route.raw, path_info })
+        })
+    }
+
+    /// The routes as the manifest has them, with their components.
+    pub fn routes(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|route| (route.raw.as_str(), route.component.as_str()))
+    }
+}
+
+impl Route {
+    /// What of a path is behind this route; none if it doesn't match.
+    fn rest<'p>(&self, trimmed: &'p str) -> Option<&'p str> {
+        let rest = trimmed.strip_prefix(self.prefix.as_str())?;
+        if rest.is_empty() || (self.wildcard && self.prefix.is_empty()) {
+            return Some(rest);
+        }
+        rest.strip_prefix('/').filter(|_| self.wildcard)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn router(routes: &[(&str, &str)]) -> Router {
+        let mut router = Router::default();
+        for (route, component) in routes {
+            router.add(route, component).unwrap();
+        }
+        router
+    }
+
+    fn component<'r>(router: &'r Router, path: &str) -> Option<&'r str> {
+        router.find(path).map(|found| found.component)
+    }
+
+    #[test]
+    fn exact_goes_before_wildcard_and_longer_before_shorter() {
+        let router =
+            router(&[("/...", "all"), ("/v1/...", "v1"), ("/v1/models", "models"), ("/v1/chat/...", "chat")]);
+        for (path, expected) in [
+            ("/", "all"),
+            ("/other", "all"),
+            ("/v10", "all"),
+            ("/v1", "v1"),
+            ("/v1/", "v1"),
+            ("/v1/models", "models"),
+            ("/v1/models/", "models"),
+            ("/v1/models/x", "v1"),
+            ("/v1/chat/completions", "chat"),
+        ] {
+            assert_eq!(component(&router, path), Some(expected), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_path_without_a_route_is_not_found() {
+        let router = router(&[("/v1/...", "v1"), ("/health", "health")]);
+        for path in ["/", "/v2", "/health/x", "/healthy"] {
+            assert_eq!(component(&router, path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn path_info_is_what_the_wildcard_stands_for() {
+        let router = router(&[("/foo/...", "foo"), ("/exact", "exact")]);
+        for (path, expected) in [
+            ("/foo", ""),
+            ("/foo/", "/"),
+            ("/foo/bar", "/bar"),
+            ("/foo/bar/", "/bar/"),
+            ("/foo/a/b", "/a/b"),
+            ("/exact", ""),
+        ] {
+            assert_eq!(router.find(path).unwrap().path_info, expected, "{path}");
+        }
+        assert_eq!(router.find("/foo/bar").unwrap().raw_prefix(), "/foo");
+    }
+
+    #[test]
+    fn what_is_not_matched_here_is_refused() {
+        for route in ["/:id", "/users/:id/...", "/a/*", "/.../x"] {
+            assert_eq!(Router::default().add(route, "c"), Err(RouteError::Wildcard(route.to_owned())));
+        }
+        let mut router = router(&[("/a", "c")]);
+        assert_eq!(router.add("/a/", "d"), Err(RouteError::Duplicate("/a/".to_owned())));
+    }
+
+    proptest! {
+        #[test]
+        fn the_wildcard_route_answers_every_path(path in r"/\PC*") {
+            let router = router(&[("/...", "all")]);
+            prop_assert_eq!(component(&router, &path), Some("all"));
+        }
+
+        #[test]
+        fn prefix_and_path_info_make_up_the_path(rest in "(/[a-z]{1,3}){0,3}/?") {
+            let router = router(&[("/foo/...", "foo")]);
+            let path = format!("/foo{rest}");
+            let found = router.find(&path).unwrap();
+            prop_assert_eq!(format!("{}{}", found.raw_prefix(), found.path_info), path);
+        }
+    }
+}

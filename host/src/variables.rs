@@ -1,0 +1,182 @@
+//! Application variables: templates such as `{{ nats_host }}`, and the values behind them.
+//!
+//! A value comes from, in this order: `--variable NAME=VALUE`, the environment variable
+//! `SPIN_VARIABLE_NAME`, the default in the manifest.
+
+use std::collections::BTreeMap;
+use std::env::VarError;
+use std::fmt;
+
+/// What is before a variable's name, in upper case, in the environment.
+pub const ENVIRONMENT_PREFIX: &str = "SPIN_VARIABLE_";
+
+/// Why variables have no values.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum VariableError {
+    /// A name that Spin would not accept.
+    #[error(
+        "'{name}' is not a variable name: {problem}. \
+         Use lower-case letters, digits and single underscores, beginning with a letter"
+    )]
+    InvalidName {
+        /// As it was written.
+        name: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// `{{` without `}}`.
+    #[error("the template '{0}' has '{{{{' without '}}}}'. Close it")]
+    UnmatchedBraces(String),
+    /// A template or `--variable` uses a name that nobody declared.
+    #[error("the variable '{0}' is not declared. Add it to [variables] in the manifest")]
+    Undeclared(String),
+    /// Required variables without values; all of them.
+    #[error("no value for {}", describe_missing(.0))]
+    Missing(Vec<String>),
+    /// The environment holds something that is not text.
+    #[error("the environment variable {0} is not UTF-8. Set it to text")]
+    NotText(String),
+}
+
+fn describe_missing(names: &[String]) -> String {
+    let each = names.iter().map(|name| format!("'{name}' (set {})", environment_name(name)));
+    each.collect::<Vec<_>>().join(" and ")
+}
+
+/// The environment variable that sets a variable.
+pub fn environment_name(name: &str) -> String {
+    format!("{ENVIRONMENT_PREFIX}{}", name.to_ascii_uppercase())
+}
+
+/// Checks a name by Spin's rule.
+pub fn check_name(name: &str) -> Result<(), VariableError> {
+    let problem = if name.is_empty() {
+        "it is empty"
+    } else if !name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_') {
+        "it has other characters"
+    } else if !name.starts_with(|c: char| c.is_ascii_lowercase()) {
+        "it does not begin with a letter"
+    } else if name.ends_with('_') {
+        "it ends with an underscore"
+    } else if name.contains("__") {
+        "it has two underscores in a row"
+    } else {
+        return Ok(());
+    };
+    Err(VariableError::InvalidName { name: name.to_owned(), problem })
+}
+
+/// Text with places for variables.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Template(Vec<Part>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Part {
+    Literal(String),
+    Variable(String),
+}
+
+impl Template {
+    /// Reads `text {{ name }} text`.
+    pub fn parse(text: &str) -> Result<Self, VariableError> {
+        let mut parts = Vec::new();
+        let mut rest = text;
+        while let Some((literal, after)) = rest.split_once("{{") {
+            if !literal.is_empty() {
+                parts.push(Part::Literal(literal.to_owned()));
+            }
+            let Some((name, after)) = after.split_once("}}") else {
+                return Err(VariableError::UnmatchedBraces(text.to_owned()));
+            };
+            parts.push(Part::Variable(name.trim().to_owned()));
+            rest = after;
+        }
+        if !rest.is_empty() {
+            parts.push(Part::Literal(rest.to_owned()));
+        }
+        Ok(Self(parts))
+    }
+
+    /// True if no variable occurs in it.
+    pub fn is_literal(&self) -> bool {
+        self.variables().next().is_none()
+    }
+
+    /// The names in it.
+    pub fn variables(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().filter_map(|part| match part {
+            Part::Literal(_) => None,
+            Part::Variable(name) => Some(name.as_str()),
+        })
+    }
+}
+
+impl fmt::Display for Template {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|part| match part {
+            Part::Literal(literal) => f.write_str(literal),
+            Part::Variable(name) => write!(f, "{{{{ {name} }}}}"),
+        })
+    }
+}
+
+/// A variable as the manifest declares it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Declaration {
+    /// None if it is required.
+    pub default: Option<String>,
+}
+
+/// The values of an application's variables.
+///
+/// Some are secrets, so nothing here can be printed.
+#[derive(Default)]
+pub struct Variables(BTreeMap<String, String>);
+
+impl Variables {
+    /// Finds the value of each declared variable.
+    ///
+    /// `given` are the command line's; `environment` is [`std::env::var`], or a stand-in.
+    pub fn resolve(
+        declared: &BTreeMap<String, Declaration>,
+        given: &BTreeMap<String, String>,
+        environment: impl Fn(&str) -> Result<String, VarError>,
+    ) -> Result<Self, VariableError> {
+        if let Some(name) = given.keys().find(|name| !declared.contains_key(*name)) {
+            return Err(VariableError::Undeclared(name.clone()));
+        }
+        let mut values = BTreeMap::new();
+        let mut missing = Vec::new();
+        for (name, declaration) in declared {
+            let from_environment = match environment(&environment_name(name)) {
+                Ok(value) => Some(value),
+                Err(VarError::NotPresent) => None,
+                Err(VarError::NotUnicode(_)) => return Err(VariableError::NotText(environment_name(name))),
+            };
+            match given.get(name).cloned().or(from_environment).or_else(|| declaration.default.clone()) {
+                Some(value) => _ = values.insert(name.clone(), value),
+                None => missing.push(name.clone()),
+            }
+        }
+        if missing.is_empty() { Ok(Self(values)) } else { Err(VariableError::Missing(missing)) }
+    }
+
+    /// Puts values into a template.
+    pub fn expand(&self, template: &Template) -> Result<String, VariableError> {
+        let mut text = String::new();
+        for part in &template.0 {
+            match part {
+                Part::Literal(literal) => text.push_str(literal),
+                Part::Variable(name) => {
+                    let value = self.0.get(name).ok_or_else(|| VariableError::Undeclared(name.clone()))?;
+                    text.push_str(value);
+                }
+            }
+        }
+        Ok(text)
+    }
+}
+
+#[cfg(test)]
+#[path = "variables_tests.rs"]
+mod tests;

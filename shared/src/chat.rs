@@ -1,0 +1,412 @@
+//! OpenAI's chat completions: reading requests, shaping answers.
+//!
+//! Every parameter is implemented, or accepted because its value asks for nothing
+//! ([`ASKS_NOTHING`]), or refused by name. None is ignored.
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::error::{ApiError, ErrorCode};
+use crate::event::{FinishReason, Usage};
+use crate::fields::{Fields, parse_body, type_error};
+use crate::job::{GenerationRequest, Message, Role};
+use crate::subject::JobId;
+
+/// Deepest nesting of a request body.
+pub const MAX_DEPTH: usize = 64;
+/// Most characters in a model's name.
+pub const MAX_MODEL_CHARS: usize = 256;
+/// Most stop strings.
+pub const MAX_STOPS: usize = 4;
+/// Most pairs in `metadata`.
+pub const MAX_METADATA: usize = 16;
+
+/// A chat-completions request, validated.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ChatRequest {
+    /// As the client wrote it: a model or an alias.
+    pub model: String,
+    /// Answer as server-sent events.
+    pub stream: bool,
+    /// Send usage in a last chunk of its own.
+    pub include_usage: bool,
+    /// Returned as it came.
+    pub metadata: Option<Map<String, Value>>,
+    /// The client's seed, if it gave one.
+    pub seed: Option<u64>,
+    /// What to generate.
+    pub generation: GenerationRequest,
+}
+
+impl ChatRequest {
+    /// Reads a request body.
+    pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
+        let mut fields = parse_body(body, MAX_DEPTH)?;
+        let model = read_model(&mut fields)?;
+        let messages = read_messages(&mut fields)?;
+        let stream = fields.boolean("stream")?.unwrap_or(false);
+        let include_usage = read_stream_options(&mut fields, stream)?;
+        let generation = GenerationRequest {
+            messages,
+            max_tokens: read_max_tokens(&mut fields)?,
+            temperature: fields.number("temperature", 0.0..=2.0)?.unwrap_or(1.0) as f32,
+            top_p: fields.number("top_p", 0.0..=1.0)?.unwrap_or(1.0) as f32,
+            stop: read_stop(&mut fields)?,
+        };
+        // The sign only names one of 2^64 seeds.
+        let seed = fields.integer("seed", i64::MIN..=i64::MAX)?.map(|s| s as u64);
+        let metadata = read_metadata(&mut fields)?;
+        read_asks_nothing(&mut fields)?;
+        refuse_unsupported(&fields)?;
+        fields.finish()?;
+        Ok(Self { model, stream, include_usage, metadata, seed, generation })
+    }
+}
+
+fn read_model(fields: &mut Fields) -> Result<String, ApiError> {
+    let model = fields.string("model")?.ok_or_else(|| fields.missing("model"))?;
+    if model.is_empty() || model.chars().count() > MAX_MODEL_CHARS {
+        let message =
+            format!("'model' must have 1 to {MAX_MODEL_CHARS} characters. GET /v1/models lists the names.");
+        return Err(fields.error(ErrorCode::InvalidValue, "model", message));
+    }
+    Ok(model)
+}
+
+fn read_messages(fields: &mut Fields) -> Result<Vec<Message>, ApiError> {
+    let items = fields.array("messages")?.ok_or_else(|| fields.missing("messages"))?;
+    if items.is_empty() {
+        let message = "'messages' must not be empty. Add at least one message.";
+        return Err(fields.error(ErrorCode::InvalidValue, "messages", message));
+    }
+    items.into_iter().enumerate().map(|(i, item)| read_message(item, format!("messages[{i}]"))).collect()
+}
+
+fn read_message(item: Value, path: String) -> Result<Message, ApiError> {
+    let mut fields = Fields::from_value(item, path)?;
+    let role = fields.string("role")?.ok_or_else(|| fields.missing("role"))?;
+    let role = match role.as_str() {
+        "system" => Role::System,
+        "user" => Role::User,
+        "assistant" => Role::Assistant,
+        "developer" | "tool" | "function" => {
+            let message = format!(
+                "Messages with the role '{role}' are not supported yet. Use system, user or assistant."
+            );
+            return Err(fields.error(ErrorCode::UnsupportedParameter, "role", message));
+        }
+        _ => {
+            let message =
+                format!("'{}' must be system, user or assistant, got '{role}'.", fields.path_of("role"));
+            return Err(fields.error(ErrorCode::InvalidValue, "role", message));
+        }
+    };
+    let content = match fields.take("content") {
+        Some(Value::String(text)) => text,
+        Some(Value::Array(_)) => {
+            let message = "Content as an array of parts is not supported yet. Send one string.";
+            return Err(fields.error(ErrorCode::UnsupportedParameter, "content", message));
+        }
+        Some(other) => return Err(type_error(&fields.path_of("content"), "a string", &other)),
+        None => return Err(fields.missing("content")),
+    };
+    refuse_named(&fields, UNSUPPORTED_IN_MESSAGE)?;
+    fields.finish()?;
+    Ok(Message { role, content })
+}
+
+fn read_max_tokens(fields: &mut Fields) -> Result<Option<u32>, ApiError> {
+    let range = 1..=i64::from(u32::MAX);
+    let old = fields.integer("max_tokens", range.clone())?;
+    let new = fields.integer("max_completion_tokens", range)?;
+    if let (Some(old), Some(new)) = (old, new)
+        && old != new
+    {
+        let message = format!(
+            "'max_tokens' ({old}) and 'max_completion_tokens' ({new}) mean the same and differ. Send only 'max_completion_tokens'."
+        );
+        return Err(fields.error(ErrorCode::InvalidValue, "max_tokens", message));
+    }
+    Ok(new.or(old).and_then(|n| u32::try_from(n).ok()))
+}
+
+fn read_stop(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
+    let path = fields.path_of("stop");
+    let items = match fields.take("stop") {
+        None => return Ok(Vec::new()),
+        Some(Value::String(stop)) => return Ok(vec![non_empty_stop(stop, &path)?]),
+        Some(Value::Array(items)) => items,
+        Some(other) => return Err(type_error(&path, "a string or an array of strings", &other)),
+    };
+    if items.len() > MAX_STOPS {
+        let message = format!("'stop' has {} entries; at most {MAX_STOPS} are allowed.", items.len());
+        return Err(ApiError::field(ErrorCode::InvalidValue, path, message));
+    }
+    let read = |(i, item): (usize, Value)| match item {
+        Value::String(stop) => non_empty_stop(stop, &format!("stop[{i}]")),
+        other => Err(type_error(&format!("stop[{i}]"), "a string", &other)),
+    };
+    items.into_iter().enumerate().map(read).collect()
+}
+
+fn non_empty_stop(stop: String, path: &str) -> Result<String, ApiError> {
+    if stop.is_empty() {
+        let message = format!("'{path}' is empty and would stop before the first token. Leave it out.");
+        return Err(ApiError::field(ErrorCode::InvalidValue, path, message));
+    }
+    Ok(stop)
+}
+
+fn read_stream_options(fields: &mut Fields, stream: bool) -> Result<bool, ApiError> {
+    let Some(mut options) = fields.object("stream_options")? else { return Ok(false) };
+    if !stream {
+        let message = "'stream_options' is only allowed when 'stream' is true.";
+        return Err(fields.error(ErrorCode::InvalidValue, "stream_options", message));
+    }
+    let include_usage = options.boolean("include_usage")?.unwrap_or(false);
+    if options.boolean("include_obfuscation")? == Some(true) {
+        let message = "Obfuscation of stream chunks is not supported. Send false or leave it out.";
+        return Err(options.error(ErrorCode::UnsupportedParameter, "include_obfuscation", message));
+    }
+    options.finish()?;
+    Ok(include_usage)
+}
+
+fn read_metadata(fields: &mut Fields) -> Result<Option<Map<String, Value>>, ApiError> {
+    let path = fields.path_of("metadata");
+    let map = match fields.take("metadata") {
+        None => return Ok(None),
+        Some(Value::Object(map)) => map,
+        Some(other) => return Err(type_error(&path, "an object", &other)),
+    };
+    if map.len() > MAX_METADATA {
+        let message = format!("'metadata' has {} pairs; at most {MAX_METADATA} are allowed.", map.len());
+        return Err(ApiError::field(ErrorCode::InvalidValue, path, message));
+    }
+    if let Some((key, value)) = map.iter().find(|(_, v)| !v.is_string()) {
+        return Err(type_error(&format!("metadata.{key}"), "a string", value));
+    }
+    Ok(Some(map))
+}
+
+/// A parameter's name, and whether a value of it asks for nothing.
+pub type AsksNothing = (&'static str, fn(&Value) -> bool);
+
+/// Parameters that are accepted because these values ask for nothing to be done.
+pub const ASKS_NOTHING: &[AsksNothing] = &[
+    ("frequency_penalty", is_zero),
+    ("logit_bias", |v| v.as_object().is_some_and(Map::is_empty)),
+    ("logprobs", is_false),
+    ("n", |v| v.as_u64() == Some(1)),
+    ("parallel_tool_calls", Value::is_boolean),
+    ("presence_penalty", is_zero),
+    ("prompt_cache_key", Value::is_string),
+    ("prompt_cache_retention", Value::is_string),
+    ("response_format", |v| *v == serde_json::json!({"type": "text"})),
+    ("safety_identifier", Value::is_string),
+    ("service_tier", |v| matches!(v.as_str(), Some("auto" | "default"))),
+    ("store", is_false),
+    ("tool_choice", |v| v.as_str() == Some("none")),
+    ("tools", |v| v.as_array().is_some_and(Vec::is_empty)),
+    ("top_logprobs", |v| v.as_u64() == Some(0)),
+    ("user", Value::is_string),
+];
+
+fn is_zero(value: &Value) -> bool {
+    value.as_f64() == Some(0.0)
+}
+
+fn is_false(value: &Value) -> bool {
+    value.as_bool() == Some(false)
+}
+
+fn read_asks_nothing(fields: &mut Fields) -> Result<(), ApiError> {
+    for (name, asks_nothing) in ASKS_NOTHING {
+        if let Some(value) = fields.take(name)
+            && !asks_nothing(&value)
+        {
+            return Err(unsupported(fields, name));
+        }
+    }
+    Ok(())
+}
+
+/// Parameters of OpenAI's API and of vLLM's extensions that are known and not supported.
+pub const UNSUPPORTED: &[&str] = &[
+    "audio",
+    "chat_template_kwargs",
+    "function_call",
+    "functions",
+    "ignore_eos",
+    "min_p",
+    "min_tokens",
+    "modalities",
+    "moderation",
+    "prediction",
+    "reasoning_effort",
+    "repetition_penalty",
+    "stop_token_ids",
+    "top_k",
+    "verbosity",
+    "web_search_options",
+];
+
+const UNSUPPORTED_IN_MESSAGE: &[&str] =
+    &["audio", "function_call", "name", "refusal", "tool_call_id", "tool_calls", "reasoning_content"];
+
+fn refuse_unsupported(fields: &Fields) -> Result<(), ApiError> {
+    refuse_named(fields, UNSUPPORTED)
+}
+
+fn refuse_named(fields: &Fields, names: &[&str]) -> Result<(), ApiError> {
+    match fields.remaining().find(|(name, _)| names.contains(name)) {
+        Some((name, _)) => Err(unsupported(fields, name)),
+        None => Ok(()),
+    }
+}
+
+fn unsupported(fields: &Fields, name: &str) -> ApiError {
+    let path = fields.path_of(name);
+    let message = format!("'{path}' with this value is not supported. Leave it out.");
+    ApiError::field(ErrorCode::UnsupportedParameter, path, message)
+}
+
+/// What every answer to one request has in common.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Envelope {
+    /// Makes the answer's id.
+    pub job: JobId,
+    /// Unix seconds.
+    pub created: u64,
+    /// As the client wrote it.
+    pub model: String,
+    /// Names weights and engine.
+    pub fingerprint: String,
+    /// Returned as it came.
+    pub metadata: Option<Map<String, Value>>,
+}
+
+#[derive(Serialize)]
+struct Head<'a> {
+    id: String,
+    object: &'static str,
+    created: u64,
+    model: &'a str,
+    system_fingerprint: &'a str,
+    service_tier: &'static str,
+}
+
+impl Envelope {
+    fn head(&self, object: &'static str) -> Head<'_> {
+        Head {
+            id: format!("chatcmpl-{}", self.job),
+            object,
+            created: self.created,
+            model: &self.model,
+            system_fingerprint: &self.fingerprint,
+            service_tier: "default",
+        }
+    }
+
+    /// The whole answer, as `chat.completion`.
+    pub fn completion(&self, choices: &[Choice], usage: &Usage) -> String {
+        #[derive(Serialize)]
+        struct Completion<'a> {
+            #[serde(flatten)]
+            head: Head<'a>,
+            choices: Vec<Value>,
+            usage: Value,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            metadata: Option<&'a Map<String, Value>>,
+        }
+        let choices = choices.iter().enumerate().map(|(index, choice)| {
+            serde_json::json!({
+                "index": index,
+                "message": {"role": "assistant", "content": choice.text, "refusal": null},
+                "logprobs": null,
+                "finish_reason": choice.finish_reason,
+            })
+        });
+        to_json(&Completion {
+            head: self.head("chat.completion"),
+            choices: choices.collect(),
+            usage: usage_json(usage),
+            metadata: self.metadata.as_ref(),
+        })
+    }
+
+    /// One `chat.completion.chunk` of a stream; `include_usage` puts `usage: null` on it.
+    pub fn chunk(
+        &self,
+        choice: u32,
+        delta: &Delta<'_>,
+        finish: Option<FinishReason>,
+        include_usage: bool,
+    ) -> String {
+        let delta = match delta {
+            Delta::Role => serde_json::json!({"role": "assistant", "content": ""}),
+            Delta::Content(text) => serde_json::json!({"content": text}),
+            Delta::Empty => serde_json::json!({}),
+        };
+        let choices = serde_json::json!([
+            {"index": choice, "delta": delta, "logprobs": null, "finish_reason": finish}
+        ]);
+        self.chunk_of(choices, include_usage.then_some(Value::Null))
+    }
+
+    /// The last chunk of a stream whose client asked for usage: no choices.
+    pub fn usage_chunk(&self, usage: &Usage) -> String {
+        self.chunk_of(Value::Array(Vec::new()), Some(usage_json(usage)))
+    }
+
+    fn chunk_of(&self, choices: Value, usage: Option<Value>) -> String {
+        #[derive(Serialize)]
+        struct Chunk<'a> {
+            #[serde(flatten)]
+            head: Head<'a>,
+            choices: Value,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            usage: Option<Value>,
+        }
+        to_json(&Chunk { head: self.head("chat.completion.chunk"), choices, usage })
+    }
+}
+
+/// One complete choice.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Choice {
+    /// The whole text.
+    pub text: String,
+    /// Why it ended.
+    pub finish_reason: Option<FinishReason>,
+}
+
+/// What a chunk adds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Delta<'a> {
+    /// The first chunk: who speaks.
+    Role,
+    /// More text.
+    Content(&'a str),
+    /// The last chunk of a choice.
+    Empty,
+}
+
+fn usage_json(usage: &Usage) -> Value {
+    serde_json::json!({
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": u64::from(usage.prompt_tokens) + u64::from(usage.completion_tokens),
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": 0},
+    })
+}
+
+/// Serialises a value that cannot fail: string keys, no foreign `Serialize`.
+fn to_json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_default()
+}
+
+#[cfg(test)]
+#[path = "chat_tests.rs"]
+mod tests;

@@ -1,0 +1,162 @@
+//! The event log of a job: what a worker publishes, in order, on the job's event subject.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{ApiError, ErrorCode, ErrorType};
+
+/// One entry of a job's log.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    /// [`crate::PROTOCOL_VERSION`] of the writer.
+    pub v: u32,
+    /// Which delivery of the job wrote this, from 1. Events of an older attempt are stale.
+    pub attempt: u32,
+    /// Place of this event within its attempt, from 0, without gaps.
+    pub index: u32,
+    /// What happened.
+    #[serde(flatten)]
+    pub kind: EventKind,
+}
+
+/// What an [`Event`] tells.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "type")]
+pub enum EventKind {
+    /// The worker took the job: prompt rendered, counted and within the context.
+    Accepted {
+        /// Tokens in the prompt.
+        prompt_tokens: u32,
+        /// Of those, tokens whose keys and values were already in the cache.
+        cached_tokens: u32,
+        /// Name and version of weights and engine, for `system_fingerprint`.
+        fingerprint: String,
+    },
+    /// Tokens of one choice, with the text they complete.
+    Tokens {
+        /// Which choice, from 0.
+        choice: u32,
+        /// Absolute position within the choice of the first token in `ids`, from 0.
+        position: u32,
+        /// The tokens.
+        ids: Vec<u32>,
+        /// Whole characters that these tokens (and earlier ones held back) complete.
+        text: String,
+    },
+    /// One choice is complete.
+    Finish {
+        /// Which choice, from 0.
+        choice: u32,
+        /// Why it ended.
+        reason: FinishReason,
+    },
+    /// All choices are complete; the last event of a job that succeeded.
+    Done {
+        /// Tokens computed for the whole job.
+        usage: Usage,
+        /// Where the time went.
+        timings: Timings,
+    },
+    /// The job failed; the last event of a job that did.
+    Error(ErrorEvent),
+}
+
+/// A failure, in full, so that a relay of any version can pass it on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorEvent {
+    /// HTTP status.
+    pub status: u16,
+    /// Class of the error.
+    pub error_type: ErrorType,
+    /// Code of the error.
+    pub code: ErrorCode,
+    /// Path of the field to blame.
+    pub param: Option<String>,
+    /// What is wrong and what to do about it.
+    pub message: String,
+}
+
+impl From<ApiError> for ErrorEvent {
+    fn from(error: ApiError) -> Self {
+        Self {
+            status: error.code.status(),
+            error_type: error.code.error_type(),
+            code: error.code,
+            param: error.param,
+            message: error.message,
+        }
+    }
+}
+
+impl From<ErrorEvent> for ApiError {
+    fn from(event: ErrorEvent) -> Self {
+        Self { code: event.code, param: event.param, message: event.message }
+    }
+}
+
+/// Why a choice ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FinishReason {
+    /// End-of-turn token or a stop string.
+    Stop,
+    /// `max_tokens` or the context is used up.
+    Length,
+}
+
+/// Token counts of a job.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Tokens in the prompt.
+    pub prompt_tokens: u32,
+    /// Of those, tokens taken from the cache.
+    pub cached_tokens: u32,
+    /// Tokens generated, over all choices.
+    pub completion_tokens: u32,
+}
+
+/// Where a worker spent its time on a job, in milliseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Timings {
+    /// From taking the job to the start of its prefill.
+    pub queue_ms: f64,
+    /// Computing the prompt.
+    pub prefill_ms: f64,
+    /// From taking the job to publishing its first token.
+    pub first_token_ms: f64,
+    /// From the first token to the last.
+    pub decode_ms: f64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_flat_json() {
+        let event = Event {
+            v: 1,
+            attempt: 1,
+            index: 3,
+            kind: EventKind::Tokens { choice: 0, position: 2, ids: vec![7], text: "hi".into() },
+        };
+        let json = serde_json::to_value(&event).unwrap();
+        assert_eq!(
+            json,
+            serde_json::json!({"v":1,"attempt":1,"index":3,"type":"tokens","choice":0,"position":2,"ids":[7],"text":"hi"})
+        );
+        assert_eq!(serde_json::from_value::<Event>(json).unwrap(), event);
+    }
+
+    #[test]
+    fn an_error_survives_the_log() {
+        let error = ApiError::field(ErrorCode::ContextLengthExceeded, "messages", "too long");
+        let event = Event { v: 1, attempt: 2, index: 0, kind: EventKind::Error(error.clone().into()) };
+        let json = serde_json::to_value(&event).unwrap();
+        assert_eq!(json["type"], "error");
+        assert_eq!(json["status"], 400);
+        let Ok(Event { kind: EventKind::Error(back), .. }) = serde_json::from_value(json) else {
+            panic!("no error event")
+        };
+        assert_eq!(ApiError::from(back), error);
+    }
+}

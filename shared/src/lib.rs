@@ -1,0 +1,22 @@
+//! What Emberline's two sides must agree on, and nothing else.
+//!
+//! The function turns an HTTP body into a [`chat::ChatRequest`], wraps its
+//! [`job::GenerationRequest`] in a [`job::Job`] and publishes that; a worker answers with
+//! [`event::Event`]s, is steered by [`control::Control`] messages and tells what it serves in
+//! [`heartbeat::Heartbeat`]s. [`subject`] names the places in NATS where each of these lives,
+//! and [`error::ApiError`] is the one shape in which anything fails.
+//!
+//! The crate compiles for wasm and natively and does no I/O. Open [`chat`] first.
+
+pub mod chat;
+pub mod control;
+pub mod error;
+pub mod event;
+pub mod fields;
+pub mod heartbeat;
+pub mod job;
+pub mod models;
+pub mod subject;
+
+/// Version of the job, event, control and heartbeat messages. A reader refuses a higher one.
+pub const PROTOCOL_VERSION: u32 = 1;

@@ -1,0 +1,128 @@
+//! Where things live in NATS: stream, bucket and consumer names, and the subjects of each job.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// Stream of waiting and running jobs (work queue).
+pub const JOBS_STREAM: &str = "JOBS";
+/// Every job subject.
+pub const JOBS_SUBJECTS: &str = "emberline.jobs.*";
+/// Stream of the jobs' event logs.
+pub const EVENTS_STREAM: &str = "EVENTS";
+/// Every event subject.
+pub const EVENTS_SUBJECTS: &str = "emberline.events.*";
+/// Key-value bucket of worker heartbeats.
+pub const WORKERS_BUCKET: &str = "workers";
+/// The stream behind [`WORKERS_BUCKET`].
+pub const WORKERS_STREAM: &str = "KV_workers";
+/// Every heartbeat's subject in [`WORKERS_STREAM`].
+pub const WORKERS_SUBJECTS: &str = "$KV.workers.>";
+
+/// The oldest nats-server this protocol runs on.
+pub const MIN_NATS_VERSION: (u32, u32) = (2, 12);
+
+/// Encodes a model name as one subject token that is also a valid consumer and key name.
+///
+/// ASCII letters, digits, `-` and `_` stand for themselves; every other byte becomes `=XX`.
+pub fn model_token(model: &str) -> String {
+    let mut token = String::with_capacity(model.len());
+    for byte in model.bytes() {
+        if byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_' {
+            token.push(char::from(byte));
+        } else {
+            token.push_str(&format!("={byte:02X}"));
+        }
+    }
+    token
+}
+
+/// The subject that jobs for `model` are published to.
+pub fn jobs(model: &str) -> String {
+    format!("emberline.jobs.{}", model_token(model))
+}
+
+/// The durable consumer from which workers pull jobs for `model`.
+pub fn jobs_consumer(model: &str) -> String {
+    format!("worker-{}", model_token(model))
+}
+
+/// The subject of a job's event log.
+pub fn events(job: &JobId) -> String {
+    format!("emberline.events.{job}")
+}
+
+/// The subject on which a relay steers the worker that runs `job`.
+pub fn control(job: &JobId) -> String {
+    format!("emberline.control.{job}")
+}
+
+/// A job's id: 32 lower-case hexadecimal digits, safe in subjects, headers and URLs.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct JobId(String);
+
+/// A string that is not a job id.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a job id is 32 lower-case hexadecimal digits")]
+pub struct InvalidJobId;
+
+impl JobId {
+    /// Makes an id from 128 random bits.
+    pub fn from_random(bits: u128) -> Self {
+        Self(format!("{bits:032x}"))
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for JobId {
+    type Error = InvalidJobId;
+
+    fn try_from(id: String) -> Result<Self, InvalidJobId> {
+        let valid = id.len() == 32 && id.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        if valid { Ok(Self(id)) } else { Err(InvalidJobId) }
+    }
+}
+
+impl From<JobId> for String {
+    fn from(id: JobId) -> Self {
+        id.0
+    }
+}
+
+impl fmt::Display for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn plain_model_names_stay_readable() {
+        assert_eq!(jobs("smollm2-135m-instruct"), "emberline.jobs.smollm2-135m-instruct");
+        assert_eq!(jobs("Qwen/Qwen2.5 *>"), "emberline.jobs.Qwen=2FQwen2=2E5=20=2A=3E");
+    }
+
+    proptest! {
+        #[test]
+        fn a_model_is_one_token_and_no_two_share_it(a in ".{1,20}", b in ".{1,20}") {
+            let token = model_token(&a);
+            prop_assert!(token.bytes().all(|c| c.is_ascii_alphanumeric() || b"-_=".contains(&c)));
+            prop_assert_eq!(a == b, token == model_token(&b));
+        }
+
+        #[test]
+        fn only_ids_become_job_ids(s in "[0-9a-fA-F.>*]{30,33}") {
+            let valid = s.len() == 32 && s.chars().all(|c| c.is_ascii_digit() || ('a'..='f').contains(&c));
+            prop_assert_eq!(JobId::try_from(s).is_ok(), valid);
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! The reference numbers of the real model.
+
+use anyhow::{Context as _, Result};
+use serde::Deserialize;
+
+/// A margin below this (in nats) may go the other way in other arithmetic.
+pub const NEAR_TIE: f64 = 0.05;
+
+/// One chat with the reference's answer.
+#[derive(Debug, Deserialize)]
+pub struct Case {
+    /// The conversation, as the API takes it.
+    pub messages: serde_json::Value,
+    /// The rendered prompt in tokens.
+    pub prompt_token_ids: Vec<u32>,
+    /// For each greedy token, its distance to the runner-up, in nats.
+    pub greedy_margins: Vec<f64>,
+    /// The greedy answer.
+    pub text: String,
+}
+
+impl Case {
+    /// How many greedy tokens are beyond doubt, and a beginning of the text that they must make.
+    pub fn certain_text(&self) -> (usize, String) {
+        let sure = self.greedy_margins.iter().take_while(|m| **m > NEAR_TIE).count();
+        if sure == self.greedy_margins.len() {
+            return (sure, self.text.clone());
+        }
+        // Without a tokenizer here, a token is taken to be one character at least.
+        (sure, self.text.chars().take(sure).collect())
+    }
+}
+
+/// All five cases.
+pub fn cases() -> Result<Vec<Case>> {
+    #[derive(Deserialize)]
+    struct File {
+        cases: Vec<Case>,
+    }
+    let path = crate::stack::repository().join("tests/golden/smollm2-135m-instruct-q4_1.json");
+    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    Ok(serde_json::from_str::<File>(&text)?.cases)
+}

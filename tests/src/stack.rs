@@ -1,0 +1,277 @@
+//! The whole of Emberline for one test: nats-server, worker and function host, each a process of
+//! its own on ports that the system chose, all gone when the [`Stack`] is dropped.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use emberline_shared::heartbeat::Heartbeat;
+use emberline_shared::subject;
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::{Child, Command};
+use tokio::sync::{Mutex, MutexGuard};
+
+use crate::nats::NatsServer;
+
+/// The key that a stack's function accepts.
+pub const API_KEY: &str = "sk-emb-test";
+/// The real model's name, as in the catalogue.
+pub const MODEL: &str = "smollm2-135m-instruct";
+/// How long any single event may take before a test gives up.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// One stack at a time in each test binary: the machine's cores go to the model.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
+
+/// What computes in a stack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    /// No worker at all.
+    None,
+    /// The real model on the CPU backend.
+    Real,
+    /// The worker's simulated engine, which says so in its heartbeat and model name.
+    Simulated,
+}
+
+/// How to start a stack.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// What computes.
+    pub engine: Engine,
+    /// Spin variables on top of the defaults.
+    pub variables: Vec<(&'static str, String)>,
+    /// Extra arguments of the worker.
+    pub worker_args: Vec<String>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { engine: Engine::Real, variables: Vec::new(), worker_args: Vec::new() }
+    }
+}
+
+/// A running Emberline.
+pub struct Stack {
+    /// The function's base URL, without a slash at the end.
+    pub url: String,
+    /// An HTTP client without a total timeout.
+    pub http: reqwest::Client,
+    /// The server in the middle.
+    pub nats: NatsServer,
+    worker: Option<Child>,
+    _host: Child,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Stack {
+    /// Starts everything with the real model and waits until it is ready.
+    pub async fn start() -> Result<Self> {
+        Self::start_with(Options::default()).await
+    }
+
+    /// Starts everything and waits until it is ready (or answers, if there is no worker).
+    pub async fn start_with(options: Options) -> Result<Self> {
+        let turn = ONE_AT_A_TIME.lock().await;
+        let nats = NatsServer::start().await?;
+        let worker = start_worker(&nats, &options)?;
+        let (host, url) = start_host(&nats, &options).await?;
+        let http = reqwest::Client::new();
+        let stack = Self { url, http, nats, worker, _host: host, _turn: turn };
+        stack.wait_ready(options.engine != Engine::None).await?;
+        Ok(stack)
+    }
+
+    async fn wait_ready(&self, with_worker: bool) -> Result<()> {
+        let path = if with_worker { "/ready" } else { "/health" };
+        let ready = async {
+            loop {
+                let answer = self.http.get(format!("{}{path}", self.url)).send().await;
+                if answer.is_ok_and(|a| a.status() == 200) {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, ready).await.with_context(|| format!("{path} did not answer 200"))
+    }
+
+    /// Posts a chat request with the right key.
+    pub async fn chat(&self, body: &Value) -> Result<reqwest::Response> {
+        let request = self.http.post(format!("{}/v1/chat/completions", self.url));
+        Ok(request.bearer_auth(API_KEY).json(body).send().await?)
+    }
+
+    /// Posts a chat request and returns the JSON of its 200 answer.
+    pub async fn completion(&self, body: &Value) -> Result<Value> {
+        let response = self.chat(body).await?;
+        let status = response.status();
+        let text = response.text().await?;
+        ensure!(status == 200, "{status}: {text}");
+        serde_json::from_str(&text).with_context(|| text.clone())
+    }
+
+    /// Posts a chat request with `stream: true` and reads its stream to the end.
+    pub async fn stream(&self, body: &Value) -> Result<crate::sse::Transcript> {
+        let mut body = body.clone();
+        body["stream"] = true.into();
+        let response = self.chat(&body).await?;
+        ensure!(response.status() == 200, "{}: {}", response.status(), response.text().await?);
+        crate::sse::Transcript::read(response).await
+    }
+
+    /// Gets a path with the right key.
+    pub async fn get(&self, path: &str) -> Result<reqwest::Response> {
+        Ok(self.http.get(format!("{}{path}", self.url)).bearer_auth(API_KEY).send().await?)
+    }
+
+    /// Waits for a heartbeat that `wanted` accepts, whoever sends it.
+    pub async fn heartbeat(&self, wanted: impl Fn(&Heartbeat) -> bool) -> Result<Heartbeat> {
+        let jetstream = async_nats::jetstream::new(self.nats.worker_client().await?);
+        let bucket = jetstream.get_stream(subject::WORKERS_STREAM).await?;
+        let found = async {
+            loop {
+                let mut next = None;
+                while let Ok(entry) = bucket.direct_get_next_for_subject(subject::WORKERS_SUBJECTS, next).await {
+                    next = Some(entry.sequence + 1);
+                    match serde_json::from_slice::<Heartbeat>(&entry.payload) {
+                        Ok(heartbeat) if wanted(&heartbeat) => return heartbeat,
+                        _ => {} // another worker's, or the mark that one left
+                    }
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, found).await.context("no such heartbeat came")
+    }
+
+    /// Ends the worker without a word, as a power cut would.
+    pub async fn kill_worker(&mut self) -> Result<()> {
+        let mut worker = self.worker.take().context("there is no worker")?;
+        worker.kill().await?;
+        Ok(())
+    }
+
+    /// Starts a worker (again).
+    pub fn start_worker(&mut self, options: &Options) -> Result<()> {
+        self.worker = start_worker(&self.nats, options)?;
+        Ok(())
+    }
+}
+
+fn start_worker(nats: &NatsServer, options: &Options) -> Result<Option<Child>> {
+    let mut command = Command::new(binary("emberline-worker")?);
+    match options.engine {
+        Engine::None => return Ok(None),
+        Engine::Real => {
+            let model = model_path()?;
+            command.arg("--model").arg(model).args(["--model-name", MODEL, "--backend", "cpu"])
+        }
+        Engine::Simulated => command.args(["--engine", "simulated"]),
+    };
+    command
+        .args(["--nats", &nats.address(), "--nats-user", "worker"])
+        .args(&options.worker_args)
+        .env("EMBERLINE_NATS_PASSWORD", nats.worker_password());
+    Ok(Some(quiet(&mut command).spawn().context("emberline-worker")?))
+}
+
+/// The host that runs the function: this project's own, or `spin` if EMBERLINE_TEST_HOST says so.
+async fn start_host(nats: &NatsServer, options: &Options) -> Result<(Child, String)> {
+    let manifest = repository().join("spin.toml");
+    let (host, port) = nats.address().rsplit_once(':').map(|(h, p)| (h.to_owned(), p.to_owned())).unwrap_or_default();
+    let mut command = match std::env::var("EMBERLINE_TEST_HOST").as_deref() {
+        Ok("spin") => {
+            let mut command = Command::new("spin");
+            command.args(["up", "--listen", &format!("127.0.0.1:{}", free_port().await?)]);
+            command
+        }
+        Ok("local") | Err(_) => {
+            let mut command = Command::new(binary("emberline-host")?);
+            command.args(["--listen", "127.0.0.1:0"]);
+            command
+        }
+        Ok(other) => bail!("EMBERLINE_TEST_HOST must be local or spin, not '{other}'"),
+    };
+    let models = if options.engine == Engine::Simulated { "simulated-echo" } else { MODEL };
+    let defaults = [
+        ("nats_host", host),
+        ("nats_port", port),
+        ("nats_user", "function".to_owned()),
+        ("nats_password", nats.function_password().to_owned()),
+        ("api_key_hashes", sha256_hex(API_KEY)),
+        ("models", models.to_owned()),
+        ("model_aliases", format!("vllm-primary={models}")),
+    ];
+    for (name, value) in defaults.iter().chain(&options.variables) {
+        command.env(format!("SPIN_VARIABLE_{}", name.to_uppercase()), value);
+    }
+    command.arg("--from").arg(manifest).stdout(Stdio::piped());
+    let mut child = quiet(&mut command).stdout(Stdio::piped()).spawn().context("the function's host")?;
+    let mut lines = BufReader::new(child.stdout.take().context("no stdout")?).lines();
+    let serving = async {
+        while let Some(line) = lines.next_line().await? {
+            if let Some((_, url)) = line.split_once("Serving ") {
+                return Ok(url.trim().trim_end_matches('/').to_owned());
+            }
+        }
+        bail!("the host ended before it served: run with EMBERLINE_TEST_LOGS=1 to see why")
+    };
+    let url = tokio::time::timeout(PATIENCE, serving).await.context("the host does not serve")??;
+    // Keeps the pipe open and empty, so that the host never blocks on its own output.
+    tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+    Ok((child, url))
+}
+
+/// Spin can't be told to choose a port itself.
+async fn free_port() -> Result<u16> {
+    Ok(tokio::net::TcpListener::bind("127.0.0.1:0").await?.local_addr()?.port())
+}
+
+/// No input, logs only when EMBERLINE_TEST_LOGS is set, and an end with its handle.
+fn quiet(command: &mut Command) -> &mut Command {
+    let log = || if std::env::var_os("EMBERLINE_TEST_LOGS").is_some() { Stdio::inherit() } else { Stdio::null() };
+    command.stdin(Stdio::null()).stdout(log()).stderr(log()).kill_on_drop(true)
+}
+
+/// A binary of this workspace, built by `cargo build --workspace` beside this test.
+pub fn binary(name: &str) -> Result<PathBuf> {
+    let test = std::env::current_exe()?;
+    let folder = test.parent().and_then(Path::parent).context("a test lies in target/<profile>/deps")?;
+    let path = folder.join(name);
+    ensure!(path.exists(), "{name} is not built: run `cargo build --workspace`, or `make test`");
+    Ok(path)
+}
+
+/// The top of the repository.
+pub fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// The cache folder that `make` fills.
+pub fn cache() -> PathBuf {
+    let of = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    of("EMBERLINE_CACHE")
+        .or_else(|| of("XDG_CACHE_HOME").map(|x| x.join("emberline")))
+        .or_else(|| of("HOME").map(|h| h.join(".cache/emberline")))
+        .unwrap_or_else(|| PathBuf::from("emberline-cache"))
+}
+
+/// The real model's file.
+pub fn model_path() -> Result<PathBuf> {
+    let path = std::env::var_os("EMBERLINE_TEST_MODEL")
+        .map_or_else(|| cache().join("models").join(format!("{MODEL}.gguf")), PathBuf::from);
+    ensure!(
+        path.exists(),
+        "the model is not at {}: run `make test`, which fetches it, or set EMBERLINE_TEST_MODEL",
+        path.display()
+    );
+    Ok(path)
+}
+
+fn sha256_hex(text: &str) -> String {
+    use sha2::Digest as _;
+    sha2::Sha256::digest(text).iter().map(|b| format!("{b:02x}")).collect()
+}

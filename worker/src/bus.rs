@@ -1,0 +1,373 @@
+//! The worker's side of NATS: connecting, and creating the streams, the bucket and the consumers
+//! that function and workers meet in.
+//!
+//! Streams are created where they are missing and otherwise left as they are, so that an operator
+//! may give them other limits or more replicas; only what the protocol rests on is checked.
+//! EVENTS and the bucket live in memory: [`Bus::keep`] makes them again after nats-server restarts.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
+use async_nats::jetstream::context::CreateStreamErrorKind;
+use async_nats::jetstream::stream::{Config as StreamConfig, DiscardPolicy, RetentionPolicy, StorageType};
+use async_nats::jetstream::{self, ErrorCode as NatsCode};
+use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event as LinkEvent};
+use emberline_shared::heartbeat::HEARTBEAT_TTL_S;
+use emberline_shared::subject;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+use crate::config::BusConfig;
+
+/// Where answers to this worker arrive; the only inbox that deploy/nats.conf lets it read.
+const INBOX_PREFIX: &str = "_INBOX_worker";
+/// How long the first connection is tried.
+const FIRST_CONNECTION: Duration = Duration::from_secs(10);
+/// A job whose worker says nothing for this long is given to another.
+pub const ACK_WAIT: Duration = Duration::from_secs(15);
+/// Bytes of waiting jobs that JOBS holds on disk.
+const JOBS_MAX_BYTES: i64 = 512 << 20;
+/// Bytes of event logs that EVENTS holds in memory.
+const EVENTS_MAX_BYTES: i64 = 256 << 20;
+
+/// Why the bus can't be used.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)] // the messages say it
+pub enum BusError {
+    #[error(
+        "can't reach nats-server at {address}: {reason}. Start it there, or give its address with --nats or EMBERLINE_NATS"
+    )]
+    Unreachable { address: String, reason: String },
+    #[error(
+        "nats-server at {address} refuses user '{user}'. Check --nats-user and EMBERLINE_NATS_PASSWORD against its configuration"
+    )]
+    Refused { address: String, user: String },
+    #[error(
+        "nats-server at {address} is version {version}, but {}.{} or newer is needed. Upgrade it",
+        subject::MIN_NATS_VERSION.0,
+        subject::MIN_NATS_VERSION.1
+    )]
+    TooOld { address: String, version: String },
+    #[error(
+        "nats-server at {address} has JetStream off. Start it with deploy/nats.conf, or add `jetstream {{}}` to its configuration"
+    )]
+    NoJetStream { address: String },
+    #[error("can't create {what} in NATS: {reason}. Check the permissions and limits of user '{user}'")]
+    Create { what: String, user: String, reason: String },
+    #[error(
+        "stream {stream} exists with {field} {found}, but {wanted} is needed. Remove it (nats stream rm {stream}) and start again"
+    )]
+    Mismatch { stream: &'static str, field: &'static str, found: String, wanted: String },
+}
+
+/// The connection to NATS, ready for use.
+#[derive(Clone)]
+pub struct Bus {
+    client: Client,
+    jetstream: jetstream::Context,
+    address: Arc<str>,
+    user: Arc<str>,
+    /// Whether there is a connection now.
+    link: watch::Receiver<bool>,
+    /// Counts the times that everything was found or made in place.
+    ready: Arc<watch::Sender<u64>>,
+    doubt: Arc<Notify>,
+}
+
+impl Bus {
+    /// Connects, checks the server, and creates what is missing for `models`.
+    pub async fn open(config: &BusConfig, models: &[String]) -> Result<Self, BusError> {
+        let (link_sender, mut link) = watch::channel(false);
+        let address = config.servers.iter().map(shown).collect::<Vec<_>>().join(",");
+        let client = connect(config, &address, &link_sender).await?;
+        // This connection is known; the next change is a new one.
+        link.mark_unchanged();
+        let info = client.server_info();
+        if !new_enough(&info.version) {
+            return Err(BusError::TooOld { address, version: info.version });
+        }
+        if !info.jetstream {
+            return Err(BusError::NoJetStream { address });
+        }
+        let jetstream = jetstream::new(client.clone());
+        let bus = Self {
+            client,
+            jetstream,
+            address: address.into(),
+            user: config.user.as_str().into(),
+            link,
+            ready: Arc::new(watch::Sender::new(0)),
+            doubt: Arc::default(),
+        };
+        bus.ensure(models).await?;
+        Ok(bus)
+    }
+
+    /// The plain connection.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// The JetStream context.
+    pub fn jetstream(&self) -> &jetstream::Context {
+        &self.jetstream
+    }
+
+    /// Whether there is a connection; changes with it.
+    pub fn link(&self) -> watch::Receiver<bool> {
+        self.link.clone()
+    }
+
+    /// Changes whenever a new connection is ready for use, streams and all.
+    pub fn ready(&self) -> watch::Receiver<u64> {
+        self.ready.subscribe()
+    }
+
+    /// Something that should be in NATS was not found: look again.
+    pub fn doubt(&self) {
+        self.doubt.notify_one();
+    }
+
+    /// Makes everything anew after each reconnection; never ends.
+    pub async fn keep(&self, models: &[String]) {
+        let mut link = self.link.clone();
+        loop {
+            tokio::select! {
+                changed = link.changed() => if changed.is_err() { std::future::pending().await },
+                () = self.doubt.notified() => {}
+            }
+            while *link.borrow_and_update() {
+                match self.ensure(models).await {
+                    Ok(()) => break,
+                    Err(error) => {
+                        tracing::warn!(%error, "not ready; trying again");
+                        tokio::time::sleep(Duration::from_secs(1)).await;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn ensure(&self, models: &[String]) -> Result<(), BusError> {
+        for (stream, config) in [
+            (subject::JOBS_STREAM, jobs_stream()),
+            (subject::EVENTS_STREAM, events_stream()),
+            (subject::WORKERS_STREAM, workers_bucket()),
+        ] {
+            self.ensure_stream(stream, config).await?;
+        }
+        for model in models {
+            self.consumer(model).await?;
+        }
+        self.ready.send_modify(|count| *count += 1);
+        Ok(())
+    }
+
+    async fn ensure_stream(&self, name: &'static str, wanted: StreamConfig) -> Result<(), BusError> {
+        let failed = |reason: String| self.create_error(format!("stream {name}"), reason);
+        // Creating is atomic in the server; an equal stream that is there already is success.
+        let error = match self.jetstream.create_stream(wanted.clone()).await {
+            Ok(_) => return Ok(()),
+            Err(error) => error,
+        };
+        match error.kind() {
+            CreateStreamErrorKind::JetStream(e) if e.error_code() == NatsCode::STREAM_NAME_EXIST => {}
+            CreateStreamErrorKind::JetStreamUnavailable => {
+                return Err(BusError::NoJetStream { address: self.address.to_string() });
+            }
+            _ => return Err(failed(error.to_string())),
+        }
+        let found = self.jetstream.get_stream(name).await.map_err(|e| failed(e.to_string()))?;
+        check_stream(name, &found.cached_info().config, &wanted)
+    }
+
+    /// The consumer that all workers serving `model` share; created if it is missing.
+    pub async fn consumer(&self, model: &str) -> Result<PullConsumer, BusError> {
+        let name = subject::jobs_consumer(model);
+        let config = pull::Config {
+            durable_name: Some(name.clone()),
+            filter_subject: subject::jobs(model),
+            ack_policy: AckPolicy::Explicit,
+            ack_wait: ACK_WAIT,
+            // A job that kills its workers is ended by the worker that counts too many attempts,
+            // so that its client is told.
+            max_deliver: -1,
+            max_ack_pending: 100_000,
+            ..Default::default()
+        };
+        self.jetstream
+            .create_consumer_on_stream(config, subject::JOBS_STREAM)
+            .await
+            .map_err(|e| self.create_error(format!("consumer {name}"), e.to_string()))
+    }
+
+    fn create_error(&self, what: String, reason: String) -> BusError {
+        BusError::Create { what, user: self.user.to_string(), reason }
+    }
+}
+
+async fn connect(config: &BusConfig, address: &str, link: &watch::Sender<bool>) -> Result<Client, BusError> {
+    let deadline = Instant::now() + FIRST_CONNECTION;
+    loop {
+        let error = match options(config, link.clone()).connect(config.servers.as_slice()).await {
+            Ok(client) => {
+                // The callback says so too, but maybe not yet.
+                set(link, true);
+                return Ok(client);
+            }
+            Err(error) => error,
+        };
+        let address = address.to_owned();
+        match error.kind() {
+            ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
+                return Err(BusError::Refused { address, user: config.user.clone() });
+            }
+            _ if Instant::now() >= deadline => {
+                return Err(BusError::Unreachable { address, reason: error.to_string() });
+            }
+            _ => tracing::info!(%address, %error, "nats-server does not answer; trying again"),
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+fn options(config: &BusConfig, link: watch::Sender<bool>) -> ConnectOptions {
+    let mut options = ConnectOptions::new()
+        .name("emberline-worker")
+        .custom_inbox_prefix(INBOX_PREFIX)
+        .ping_interval(Duration::from_secs(10))
+        .event_callback(move |event| {
+            follow(&event, &link);
+            std::future::ready(())
+        });
+    if let Some(password) = &config.password {
+        options = options.user_and_password(config.user.clone(), password.clone());
+    }
+    options
+}
+
+fn follow(event: &LinkEvent, link: &watch::Sender<bool>) {
+    match event {
+        LinkEvent::Connected => {
+            tracing::info!("connected to NATS");
+            set(link, true);
+        }
+        LinkEvent::Disconnected => {
+            tracing::warn!("lost the connection to NATS; jobs go on, connecting again");
+            set(link, false);
+        }
+        LinkEvent::ServerError(error) => tracing::error!(%error, "nats-server complains"),
+        other => tracing::debug!(event = %other, "NATS"),
+    }
+}
+
+fn set(link: &watch::Sender<bool>, up: bool) {
+    link.send_if_modified(|now| std::mem::replace(now, up) != up);
+}
+
+/// The address without credentials that someone may have put into it.
+fn shown(server: &async_nats::ServerAddr) -> String {
+    format!("{}:{}", server.host(), server.port())
+}
+
+fn new_enough(version: &str) -> bool {
+    let mut numbers = version.split('.').map(|part| part.parse::<u32>().ok());
+    match (numbers.next().flatten(), numbers.next().flatten()) {
+        (Some(major), Some(minor)) => (major, minor) >= subject::MIN_NATS_VERSION,
+        _ => false,
+    }
+}
+
+fn jobs_stream() -> StreamConfig {
+    StreamConfig {
+        name: subject::JOBS_STREAM.to_owned(),
+        subjects: vec![subject::JOBS_SUBJECTS.to_owned()],
+        retention: RetentionPolicy::WorkQueue,
+        storage: StorageType::File,
+        discard: DiscardPolicy::New,
+        discard_new_per_subject: true,
+        max_messages: 10_000,
+        max_messages_per_subject: 1_000,
+        max_bytes: JOBS_MAX_BYTES,
+        max_age: Duration::from_secs(3600),
+        duplicate_window: Duration::from_secs(120),
+        num_replicas: 1,
+        ..Default::default()
+    }
+}
+
+fn events_stream() -> StreamConfig {
+    StreamConfig {
+        name: subject::EVENTS_STREAM.to_owned(),
+        subjects: vec![subject::EVENTS_SUBJECTS.to_owned()],
+        retention: RetentionPolicy::Limits,
+        storage: StorageType::Memory,
+        discard: DiscardPolicy::Old,
+        max_bytes: EVENTS_MAX_BYTES,
+        max_age: Duration::from_secs(600),
+        duplicate_window: Duration::from_secs(120),
+        allow_direct: true,
+        num_replicas: 1,
+        ..Default::default()
+    }
+}
+
+/// A key-value bucket is a stream of this shape (NATS ADR-8).
+fn workers_bucket() -> StreamConfig {
+    let ttl = Duration::from_secs(HEARTBEAT_TTL_S);
+    StreamConfig {
+        name: subject::WORKERS_STREAM.to_owned(),
+        subjects: vec![subject::WORKERS_SUBJECTS.to_owned()],
+        storage: StorageType::Memory,
+        discard: DiscardPolicy::New,
+        max_messages_per_subject: 1,
+        max_bytes: 16 << 20,
+        max_age: ttl,
+        duplicate_window: ttl,
+        allow_rollup: true,
+        deny_delete: true,
+        allow_direct: true,
+        num_replicas: 1,
+        ..Default::default()
+    }
+}
+
+/// Compares what the protocol rests on; limits and replicas are the operator's.
+fn check_stream(stream: &'static str, found: &StreamConfig, wanted: &StreamConfig) -> Result<(), BusError> {
+    let fields = [
+        ("subjects", format!("{:?}", found.subjects), format!("{:?}", wanted.subjects)),
+        ("retention", format!("{:?}", found.retention), format!("{:?}", wanted.retention)),
+        ("discard", format!("{:?}", found.discard), format!("{:?}", wanted.discard)),
+        ("allow_direct", found.allow_direct.to_string(), wanted.allow_direct.to_string()),
+    ];
+    match fields.into_iter().find(|(_, found, wanted)| found != wanted) {
+        None => Ok(()),
+        Some((field, found, wanted)) => Err(BusError::Mismatch { stream, field, found, wanted }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_compared_as_numbers() {
+        for good in ["2.12.0", "2.15.1", "2.100.0-beta.1", "3.0.0"] {
+            assert!(new_enough(good), "{good}");
+        }
+        for bad in ["2.11.9", "2.9.25", "1.99.0", "", "2", "x.y", "2.-1"] {
+            assert!(!new_enough(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_operators_limits_are_kept_and_another_kind_of_stream_is_not() {
+        let wanted = jobs_stream();
+        let roomier = StreamConfig { max_messages: 1, num_replicas: 3, ..wanted.clone() };
+        assert!(check_stream("JOBS", &roomier, &wanted).is_ok());
+        let log = StreamConfig { retention: RetentionPolicy::Limits, ..wanted.clone() };
+        let error = check_stream("JOBS", &log, &wanted).unwrap_err().to_string();
+        assert!(error.contains("retention Limits") && error.contains("WorkQueue"), "{error}");
+    }
+}

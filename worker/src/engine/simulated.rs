@@ -1,0 +1,202 @@
+//! An engine without a model: fixed words at a set pace, for protocol tests and for measuring
+//! everything around a model.
+//!
+//! A prompt's tokens are its words. A job that sets `max_tokens` gets exactly that many words and
+//! ends with `length`; one that doesn't gets [`DEFAULT_TOKENS`] and ends with `stop`. Stop strings
+//! and the context's limit work as in a real engine; temperature, top_p and seed change nothing.
+
+use std::time::{Duration, Instant};
+
+use emberline_shared::error::{ApiError, ErrorCode};
+use emberline_shared::event::{EventKind, FinishReason, Timings, Usage};
+use emberline_shared::heartbeat::ServedModel;
+use emberline_shared::job::Job;
+use emberline_shared::subject::JobId;
+
+use super::{Engine, EngineEvent};
+use crate::text::TextAssembler;
+
+/// Prompt and completion together.
+pub const CONTEXT_LENGTH: u32 = 32_768;
+/// Tokens of a job that does not say how many it wants.
+pub const DEFAULT_TOKENS: u32 = 64;
+
+/// What it says, over and over.
+const WORDS: [&str; 8] = ["The", " quick", " ember", " glows", " along", " the", " line", ". "];
+/// A step waits no longer than this for a token to be due, so that commands are heard.
+const LONGEST_WAIT: Duration = Duration::from_millis(5);
+
+/// See the module.
+#[derive(Debug)]
+pub struct SimulatedEngine {
+    model: ServedModel,
+    capacity: usize,
+    pace: Duration,
+    running: Vec<Sequence>,
+    /// Jobs that can't be served, until the next step says so.
+    refused: Vec<EngineEvent>,
+}
+
+#[derive(Debug)]
+struct Sequence {
+    job: JobId,
+    text: TextAssembler,
+    prompt_tokens: u32,
+    generated: u32,
+    limit: u32,
+    at_limit: FinishReason,
+    taken: Instant,
+    first_token: Option<Instant>,
+    due: Instant,
+    accepted: bool,
+}
+
+impl SimulatedEngine {
+    /// Serves `name` to `capacity` jobs at once, each at `tokens_per_s` (0 for no limit);
+    /// `created` is in unix seconds.
+    pub fn new(name: String, capacity: usize, tokens_per_s: f64, created: u64) -> Self {
+        // A rate too small for a Duration is as slow as one can be.
+        let pace = if tokens_per_s > 0.0 {
+            Duration::try_from_secs_f64(tokens_per_s.recip()).unwrap_or(Duration::from_secs(3600))
+        } else {
+            Duration::ZERO
+        };
+        let model = ServedModel { name, context_length: CONTEXT_LENGTH, created };
+        Self { model, capacity, pace, running: Vec::new(), refused: Vec::new() }
+    }
+}
+
+impl Engine for SimulatedEngine {
+    fn models(&self) -> Vec<ServedModel> {
+        vec![self.model.clone()]
+    }
+
+    fn name(&self) -> &'static str {
+        "simulated"
+    }
+
+    fn device(&self) -> String {
+        "simulated".to_owned()
+    }
+
+    fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    fn submit(&mut self, job: Job) {
+        let words = job.request.messages.iter().map(|m| m.content.split_whitespace().count()).sum::<usize>();
+        let prompt_tokens = u32::try_from(words).unwrap_or(u32::MAX);
+        let (limit, at_limit) = match job.request.max_tokens {
+            Some(limit) => (limit, FinishReason::Length),
+            None => (DEFAULT_TOKENS.min(CONTEXT_LENGTH.saturating_sub(prompt_tokens)), FinishReason::Stop),
+        };
+        if limit == 0 || prompt_tokens.saturating_add(limit) > CONTEXT_LENGTH {
+            let error = ApiError::field(
+                ErrorCode::ContextLengthExceeded,
+                "messages",
+                format!(
+                    "The prompt has {prompt_tokens} tokens and {limit} are wanted, but the context holds \
+                     {CONTEXT_LENGTH}. Shorten the messages or lower max_tokens."
+                ),
+            );
+            self.refused.push(EngineEvent { job: job.id, kind: EventKind::Error(error.into()) });
+            return;
+        }
+        let now = Instant::now();
+        self.running.push(Sequence {
+            job: job.id,
+            text: TextAssembler::new(&job.request.stop),
+            prompt_tokens,
+            generated: 0,
+            limit,
+            at_limit,
+            taken: now,
+            first_token: None,
+            due: now + self.pace,
+            accepted: false,
+        });
+    }
+
+    fn cancel(&mut self, job: &JobId) -> Option<Usage> {
+        let index = self.running.iter().position(|sequence| sequence.job == *job)?;
+        Some(self.running.swap_remove(index).usage())
+    }
+
+    fn has_work(&self) -> bool {
+        !self.running.is_empty() || !self.refused.is_empty()
+    }
+
+    fn step(&mut self) -> Vec<EngineEvent> {
+        let mut events = std::mem::take(&mut self.refused);
+        let waits = self.running.iter().all(|sequence| sequence.accepted);
+        if let Some(due) = self.running.iter().map(|sequence| sequence.due).min()
+            && waits
+            && events.is_empty()
+        {
+            std::thread::sleep(due.saturating_duration_since(Instant::now()).min(LONGEST_WAIT));
+        }
+        let now = Instant::now();
+        let fingerprint = format!("{}-{}", self.model.name, env!("CARGO_PKG_VERSION"));
+        let pace = self.pace;
+        self.running.retain_mut(|sequence| {
+            let mut kinds = Vec::new();
+            if !sequence.accepted {
+                sequence.accepted = true;
+                kinds.push(EventKind::Accepted {
+                    prompt_tokens: sequence.prompt_tokens,
+                    cached_tokens: 0,
+                    fingerprint: fingerprint.clone(),
+                });
+            }
+            let finished = sequence.due <= now && sequence.advance(now, pace, &mut kinds);
+            events.extend(kinds.into_iter().map(|kind| EngineEvent { job: sequence.job.clone(), kind }));
+            !finished
+        });
+        events
+    }
+}
+
+impl Sequence {
+    /// Says the next word; whether it was the last.
+    fn advance(&mut self, now: Instant, pace: Duration, events: &mut Vec<EventKind>) -> bool {
+        let position = self.generated;
+        let id = position % 8;
+        let word = WORDS.get(id as usize).copied().unwrap_or_default();
+        let mut pushed = self.text.push(word.as_bytes());
+        self.generated += 1;
+        self.due += pace;
+        self.first_token.get_or_insert(now);
+        let reason = if pushed.stopped {
+            Some(FinishReason::Stop)
+        } else {
+            (self.generated == self.limit).then_some(self.at_limit)
+        };
+        if reason.is_some() {
+            pushed.text.push_str(&self.text.finish());
+        }
+        events.push(EventKind::Tokens { choice: 0, position, ids: vec![id], text: pushed.text });
+        let Some(reason) = reason else { return false };
+        events.push(EventKind::Finish { choice: 0, reason });
+        events.push(EventKind::Done { usage: self.usage(), timings: self.timings(now) });
+        true
+    }
+
+    fn usage(&self) -> Usage {
+        Usage { prompt_tokens: self.prompt_tokens, cached_tokens: 0, completion_tokens: self.generated }
+    }
+
+    fn timings(&self, now: Instant) -> Timings {
+        let first = self.first_token.unwrap_or(now);
+        let ms = |later: Instant, earlier: Instant| later.duration_since(earlier).as_secs_f64() * 1000.0;
+        Timings {
+            queue_ms: 0.0,
+            prefill_ms: 0.0,
+            first_token_ms: ms(first, self.taken),
+            decode_ms: ms(now, first),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "simulated_tests.rs"]
+mod tests;

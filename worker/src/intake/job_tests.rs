@@ -1,0 +1,77 @@
+use emberline_shared::job::GenerationRequest;
+use proptest::prelude::*;
+
+use super::*;
+
+fn job() -> Job {
+    Job {
+        v: PROTOCOL_VERSION,
+        id: JobId::from_random(1),
+        model: "simulated-echo".into(),
+        created: 0,
+        deadline: 0,
+        request: GenerationRequest {
+            messages: Vec::new(),
+            max_tokens: None,
+            temperature: 0.0,
+            top_p: 1.0,
+            stop: Vec::new(),
+        },
+        seed: 0,
+    }
+}
+
+fn message(payload: &[u8], id_header: Option<&str>) -> async_nats::Message {
+    let headers = id_header.map(|id| {
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert(async_nats::header::NATS_MESSAGE_ID, id);
+        headers
+    });
+    async_nats::Message {
+        subject: "emberline.jobs.x".into(),
+        reply: None,
+        payload: payload.to_vec().into(),
+        headers,
+        status: None,
+        description: None,
+        length: 0,
+    }
+}
+
+#[test]
+fn a_job_in_its_own_queue_is_taken() {
+    let payload = serde_json::to_vec(&job()).unwrap();
+    assert_eq!(parse(&payload, "emberline.jobs.simulated-echo"), Ok(job()));
+    let refused = parse(&payload, "emberline.jobs.other");
+    assert_eq!(refused, Err(Refusal::WrongModel("simulated-echo".into())));
+}
+
+#[test]
+fn a_newer_job_is_refused_as_such_even_if_it_looks_different() {
+    assert_eq!(parse(br#"{"v":2,"identity":"?"}"#, "s"), Err(Refusal::Version(2)));
+    assert!(matches!(parse(br#"{"v":1,"identity":"?"}"#, "s"), Err(Refusal::NotAJob(_))));
+}
+
+#[test]
+fn the_id_is_found_in_the_body_or_in_the_header() {
+    let (one, two) = (JobId::from_random(1), JobId::from_random(2));
+    let body = format!(r#"{{"id":"{one}","rest":[]}}"#);
+    assert_eq!(id_of(&message(body.as_bytes(), Some(two.as_str()))), Some(one));
+    assert_eq!(id_of(&message(b"not json", Some(two.as_str()))), Some(two));
+    assert_eq!(id_of(&message(b"not json", Some("*.>"))), None);
+    assert_eq!(id_of(&message(b"{}", None)), None);
+}
+
+#[test]
+fn a_deadline_that_has_passed_leaves_no_time() {
+    assert!(until(1).is_zero());
+    assert!(until(u64::MAX) > Duration::from_secs(1 << 40));
+}
+
+proptest! {
+    #[test]
+    fn no_message_makes_the_parser_panic(payload in proptest::collection::vec(any::<u8>(), 0..200)) {
+        prop_assert!(parse(&payload, "emberline.jobs.x").is_err());
+        prop_assert_eq!(id_of(&message(&payload, None)), None);
+    }
+}

@@ -1,0 +1,21 @@
+//! Emberline's worker: takes jobs from NATS, runs the model with burn, publishes events.
+//!
+//! `intake` pulls jobs and hands them to the `engine`, which owns the device on a thread of its
+//! own and computes step by step; what comes out is published as the job's event log. The
+//! engine's parts: `gguf` reads weights and metadata, `tokenizer` and `template` turn messages
+//! into token ids, `model` is the network as burn modules, `sampling` picks tokens, `text`
+//! assembles them into what may be sent. Open [`engine`] first.
+
+pub mod bus;
+pub mod config;
+pub mod device;
+pub mod engine;
+pub mod gguf;
+pub mod heartbeat;
+pub mod intake;
+pub mod model;
+pub mod sampling;
+pub mod serve;
+pub mod template;
+pub mod text;
+pub mod tokenizer;

@@ -1,0 +1,178 @@
+//! The network: from token ids to the logits of the next token.
+
+use burn::module::{Module, Param};
+use burn::nn::RmsNorm;
+use burn::tensor::{Device, Int, Tensor, TensorData};
+
+use super::cache::{CacheShape, KvCache};
+use super::layers::{Layer, Linear, Span};
+use super::{ComputeError, LlamaConfig};
+
+/// Most rows computed at once: bounds the memory for attention scores.
+const BLOCK: usize = 512;
+/// Row counts that a device with [`Shapes::Bucketed`] meets; the last is [`BLOCK`].
+const ROW_BUCKETS: [usize; 4] = [1, 32, 128, BLOCK];
+
+/// How a device wants its work shaped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shapes {
+    /// As it comes: right for a CPU, where nothing is compiled for a shape.
+    Exact,
+    /// Padded to few different sizes: each new shape costs a GPU compilation and tuning.
+    Bucketed,
+}
+
+/// The weights.
+#[derive(Module, Debug)]
+pub(crate) struct Weights {
+    /// `[vocabulary, hidden]`.
+    pub(crate) embedding: Param<Tensor<2>>,
+    pub(crate) layers: Vec<Layer>,
+    pub(crate) norm: RmsNorm,
+    /// From hidden state to logits.
+    pub(crate) head: Linear,
+}
+
+/// Tables over all positions.
+#[derive(Debug)]
+pub(crate) struct Tables {
+    /// `[positions, head_dim]`, see [`Span::cos`].
+    cos: Tensor<2>,
+    /// `[positions, head_dim]`, see [`Span::sin`].
+    sin: Tensor<2>,
+    /// `[positions]`: 0, 1, 2 and so on.
+    index: Tensor<1, Int>,
+}
+
+impl Tables {
+    /// `factors` divides the frequency of each rotated pair, where the model has such a table.
+    pub(crate) fn new(config: &LlamaConfig, factors: Option<&[f32]>, device: &Device) -> Self {
+        let positions = max_capacity(config);
+        let half = config.head_dim / 2;
+        let mut cos = Vec::with_capacity(positions * config.head_dim);
+        let mut sin = Vec::with_capacity(positions * config.head_dim);
+        // In double precision: the angle of a late position is a large number of turns.
+        let frequency = |pair: usize| {
+            let exponent = 2.0 * pair as f64 / config.head_dim as f64;
+            let factor = factors.and_then(|f| f.get(pair)).map_or(1.0, |f| f64::from(*f));
+            f64::from(config.rope_base).powf(-exponent) / factor
+        };
+        let frequencies: Vec<f64> = (0..half).map(frequency).collect();
+        for position in 0..positions {
+            let angles = || frequencies.iter().map(|f| f * position as f64);
+            cos.extend(angles().chain(angles()).map(|a| a.cos() as f32));
+            sin.extend(angles().map(|a| -a.sin() as f32));
+            sin.extend(angles().map(|a| a.sin() as f32));
+        }
+        let table = |data| Tensor::from_data(TensorData::new(data, [positions, config.head_dim]), device);
+        let last = i64::try_from(positions).unwrap_or(i64::MAX);
+        Self { cos: table(cos), sin: table(sin), index: Tensor::arange(0..last, device) }
+    }
+
+    fn span(&self, start: usize, rows: usize, visible: usize) -> Span {
+        let index = |from: usize, count: usize| self.index.clone().narrow(0, from, count);
+        // A single row at the end of exactly what is visible sees all of it.
+        let hidden = (rows > 1 || visible > start + 1).then(|| {
+            let columns = index(0, visible).reshape([1, 1, visible]).expand([1, rows, visible]);
+            let positions = index(start, rows).reshape([1, rows, 1]).expand([1, rows, visible]);
+            columns.greater(positions)
+        });
+        Span {
+            start,
+            rows,
+            visible,
+            cos: self.cos.clone().narrow(0, start, rows).unsqueeze(),
+            sin: self.sin.clone().narrow(0, start, rows).unsqueeze(),
+            hidden,
+        }
+    }
+}
+
+/// Capacity that suffices for a full context of padded blocks.
+fn max_capacity(config: &LlamaConfig) -> usize {
+    config.context_length.next_multiple_of(BLOCK) + BLOCK
+}
+
+/// A network on its device.
+#[derive(Debug)]
+pub struct Llama {
+    pub(crate) config: LlamaConfig,
+    pub(crate) weights: Weights,
+    pub(crate) tables: Tables,
+    pub(crate) shapes: Shapes,
+    pub(crate) vocabulary: usize,
+    pub(crate) device: Device,
+}
+
+impl Llama {
+    /// The network's dimensions.
+    pub fn config(&self) -> &LlamaConfig {
+        &self.config
+    }
+
+    /// Rows of the embedding: every token id is below.
+    pub fn vocabulary(&self) -> usize {
+        self.vocabulary
+    }
+
+    /// An empty cache for a new sequence.
+    pub fn new_cache(&self) -> KvCache {
+        KvCache::new(CacheShape {
+            layers: self.config.layers,
+            kv_heads: self.config.kv_heads,
+            head_dim: self.config.head_dim,
+            max_capacity: max_capacity(&self.config),
+            device: self.device.clone(),
+        })
+    }
+
+    /// Computes `tokens` behind what is in `cache`; returns the logits after the last of them.
+    ///
+    /// The caller keeps within the context length and passes at least one token, each within the
+    /// vocabulary. A call for several tokens gives the logits of as many calls for one, up to
+    /// rounding.
+    pub fn forward(&self, tokens: &[u32], cache: &mut KvCache) -> Result<Vec<f32>, ComputeError> {
+        let mut last = None;
+        for block in tokens.chunks(BLOCK) {
+            last = Some(self.block(block, cache));
+        }
+        let Some(state) = last else {
+            return Err(ComputeError("no tokens to compute".to_owned()));
+        };
+        let logits = self.weights.head.forward(self.weights.norm.forward(state));
+        logits.try_into_vec_as::<f32>().map_err(|error| ComputeError(error.to_string()))
+    }
+
+    /// Computes at most [`BLOCK`] tokens; returns the state `[1, hidden]` of the last.
+    fn block(&self, tokens: &[u32], cache: &mut KvCache) -> Tensor<2> {
+        let start = cache.len();
+        let rows = match self.shapes {
+            Shapes::Exact => tokens.len(),
+            Shapes::Bucketed => ROW_BUCKETS.into_iter().find(|b| *b >= tokens.len()).unwrap_or(BLOCK),
+        };
+        cache.reserve(start + rows);
+        let visible = match self.shapes {
+            Shapes::Exact => start + rows,
+            Shapes::Bucketed => cache.capacity(),
+        };
+        let span = self.tables.span(start, rows, visible);
+        // What padding computes is hidden from every real row, and overwritten when its
+        // position is reached.
+        let padded = tokens.iter().copied().chain(std::iter::repeat(0)).take(rows);
+        let ids: Vec<i32> = padded.map(|id| i32::try_from(id).unwrap_or(0)).collect();
+        let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [rows]), &self.device);
+        let mut x = self.weights.embedding.val().select(0, ids);
+        let before = std::mem::take(&mut cache.layers);
+        for (layer, layer_cache) in self.weights.layers.iter().zip(before) {
+            let (next, layer_cache) = layer.forward(x, layer_cache, &span);
+            x = next;
+            cache.layers.push(layer_cache);
+        }
+        cache.advance(tokens.len());
+        x.narrow(0, tokens.len() - 1, 1)
+    }
+}
+
+#[cfg(test)]
+#[path = "llama_tests.rs"]
+mod tests;

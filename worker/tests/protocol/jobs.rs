@@ -1,0 +1,165 @@
+//! What happens to a job.
+
+use emberline_shared::control::Control;
+use emberline_shared::error::ErrorCode;
+use emberline_shared::event::{Event, EventKind, FinishReason, Usage};
+use emberline_shared::subject::{self, JobId};
+use emberline_tests::nats::NatsServer;
+
+use crate::support::{MODEL, Relay, Worker, job, text_of, wait_for_empty_queue};
+
+#[tokio::test]
+async fn a_job_becomes_a_log_of_events_in_order_and_leaves_the_queue() {
+    let nats = NatsServer::start().await.unwrap();
+    let _worker = Worker::start(&nats, &["--simulated-tokens-per-s", "0"]);
+    let relay = Relay::new(&nats).await;
+    relay.wait_for_load(&[0]).await;
+
+    let job = job(1, 8);
+    let events = relay.send(&job).await.rest().await;
+    assert_eq!(text_of(&events, 1), "The quick ember glows along the line. ");
+    assert!(matches!(events[0].kind, EventKind::Accepted { prompt_tokens: 2, cached_tokens: 0, .. }));
+    assert_eq!(events[9].kind, EventKind::Finish { choice: 0, reason: FinishReason::Length });
+    let usage = Usage { prompt_tokens: 2, cached_tokens: 0, completion_tokens: 8 };
+    assert!(matches!(events[10].kind, EventKind::Done { usage: u, .. } if u == usage));
+
+    // The log holds what was said live.
+    let jetstream = async_nats::jetstream::new(nats.worker_client().await.unwrap());
+    let log = jetstream.get_stream(subject::EVENTS_STREAM).await.unwrap();
+    let stored = log.direct_get_last_for_subject(subject::events(&job.id)).await.unwrap();
+    assert_eq!(serde_json::from_slice::<Event>(&stored.payload).unwrap(), events[10]);
+    assert_eq!(log.cached_info().state.messages, 11);
+    wait_for_empty_queue(&nats).await;
+    relay.wait_for_load(&[0]).await;
+}
+
+#[tokio::test]
+async fn cancel_frees_the_slot_for_the_next_job() {
+    let nats = NatsServer::start().await.unwrap();
+    let _worker = Worker::start(&nats, &["--slots", "1"]);
+    let relay = Relay::new(&nats).await;
+    relay.wait_for_load(&[0]).await;
+
+    let (long, short) = (job(1, 30_000), job(2, 1));
+    let mut events = relay.send(&long).await;
+    events.next_tokens(1).await;
+    relay.wait_for_load(&[1]).await;
+    let mut waiting = relay.send(&short).await;
+
+    relay.control(&long.id, Control::Cancel).await;
+    let last = events.rest().await.pop().unwrap();
+    let EventKind::Done { usage, .. } = last.kind else { panic!("{last:?}") };
+    assert!(usage.completion_tokens >= 1 && usage.completion_tokens < 30_000);
+    assert_eq!(text_of(&waiting.rest().await, 1), "The");
+    relay.wait_for_load(&[0]).await;
+    wait_for_empty_queue(&nats).await;
+}
+
+#[tokio::test]
+async fn a_job_whose_relay_is_silent_is_given_up_and_one_that_is_heard_of_goes_on() {
+    let nats = NatsServer::start().await.unwrap();
+    let _worker = Worker::start(&nats, &["--alive-timeout-ms", "1500"]);
+    let relay = Relay::new(&nats).await;
+    relay.wait_for_load(&[0]).await;
+
+    let (silent, heard) = (job(1, 30_000), job(2, 30_000));
+    let (mut silent_events, mut heard_events) = (relay.send(&silent).await, relay.send(&heard).await);
+    silent_events.next_tokens(1).await;
+    heard_events.next_tokens(1).await;
+    let alive = async {
+        loop {
+            relay.control(&heard.id, Control::Alive).await;
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+    };
+    let events = tokio::select! {
+        events = silent_events.rest() => events,
+        () = alive => unreachable!(),
+    };
+    assert!(matches!(events.last().unwrap().kind, EventKind::Done { .. }));
+    relay.wait_for_load(&[1]).await;
+    heard_events.next_tokens(1).await;
+    relay.control(&heard.id, Control::Cancel).await;
+    relay.wait_for_load(&[0]).await;
+}
+
+#[tokio::test]
+async fn two_workers_share_a_queue() {
+    let nats = NatsServer::start().await.unwrap();
+    let _workers = [Worker::start(&nats, &["--slots", "2"]), Worker::start(&nats, &["--slots", "2"])];
+    let relay = Relay::new(&nats).await;
+    relay.wait_for_load(&[0, 0]).await;
+
+    let jobs: Vec<_> = (1..=4).map(|id| job(id, 30_000)).collect();
+    let mut events = Vec::new();
+    for job in &jobs {
+        events.push(relay.send(job).await);
+    }
+    // Neither takes more than it can run, so each has to take two.
+    let heartbeats = relay.wait_for_load(&[2, 2]).await;
+    assert!(
+        heartbeats.iter().all(|h| h.capacity == 2 && h.engine == "simulated" && h.models[0].name == MODEL)
+    );
+    let mut fifth = relay.send(&job(5, 1)).await;
+    for (job, events) in jobs.iter().zip(&mut events) {
+        relay.control(&job.id, Control::Cancel).await;
+        assert_eq!(events.next().await.attempt, 1);
+    }
+    assert_eq!(text_of(&fifth.rest().await, 1), "The");
+    relay.wait_for_load(&[0, 0]).await;
+}
+
+#[tokio::test]
+async fn a_message_that_is_no_job_is_refused_and_others_go_on() {
+    let nats = NatsServer::start().await.unwrap();
+    let _worker = Worker::start(&nats, &["--slots", "1"]);
+    let relay = Relay::new(&nats).await;
+    relay.wait_for_load(&[0]).await;
+
+    let queue = subject::jobs(MODEL);
+    let good = job(1, 1);
+    let newer = serde_json::to_vec(&emberline_shared::job::Job { v: 99, ..good.clone() }).unwrap();
+    let elsewhere =
+        serde_json::to_vec(&emberline_shared::job::Job { model: "other".into(), ..good }).unwrap();
+    let bodies = [b"not json".to_vec(), b"{}".to_vec(), vec![0xff; 100], Vec::new(), newer, elsewhere];
+    for (id, body) in (100..).zip(bodies) {
+        let id = JobId::from_random(id);
+        // What has no id of its own is answered under its message id.
+        let answered_at =
+            serde_json::from_slice::<emberline_shared::job::Job>(&body).map_or(id.clone(), |job| job.id);
+        let mut answer = relay.client.subscribe(subject::events(&answered_at)).await.unwrap();
+        relay.send_raw(&id, &queue, body).await;
+        let answer =
+            crate::support::within("the refusal", futures::StreamExt::next(&mut answer)).await.unwrap();
+        let event: Event = serde_json::from_slice(&answer.payload).unwrap();
+        let EventKind::Error(error) = event.kind else { panic!("{event:?}") };
+        assert_eq!((error.status, error.code), (500, ErrorCode::InternalError));
+    }
+    assert_eq!(text_of(&relay.send(&job(2, 2)).await.rest().await, 1), "The quick");
+    wait_for_empty_queue(&nats).await;
+}
+
+#[tokio::test]
+async fn what_the_engine_refuses_and_what_is_late_ends_with_its_error() {
+    let nats = NatsServer::start().await.unwrap();
+    let _worker = Worker::start(&nats, &[]);
+    let relay = Relay::new(&nats).await;
+    relay.wait_for_load(&[0]).await;
+
+    let mut late = job(2, 1);
+    late.deadline = late.created - 1;
+    let mut slow = job(3, 30_000);
+    slow.deadline = slow.created + 1500;
+    let cases = [
+        (job(1, u32::MAX), ErrorCode::ContextLengthExceeded),
+        (late, ErrorCode::Timeout),
+        (slow, ErrorCode::Timeout),
+    ];
+    for (job, code) in cases {
+        let last = relay.send(&job).await.rest().await.pop().unwrap();
+        let EventKind::Error(error) = last.kind else { panic!("{last:?}") };
+        assert_eq!(error.code, code);
+    }
+    relay.wait_for_load(&[0]).await;
+    wait_for_empty_queue(&nats).await;
+}

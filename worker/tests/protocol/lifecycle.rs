@@ -1,0 +1,255 @@
+//! Starting, draining, dying, and losing NATS.
+
+use std::time::{Duration, Instant};
+
+use async_nats::jetstream::AckKind;
+use emberline_shared::control::Control;
+use emberline_shared::error::ErrorCode;
+use emberline_shared::event::{EventKind, Usage};
+use emberline_shared::heartbeat::ServedModel;
+use emberline_shared::job::Job;
+use emberline_shared::subject::{self, JobId};
+use emberline_tests::nats::NatsServer;
+use emberline_worker::config::{BusConfig, Config, EngineConfig};
+use emberline_worker::engine::{Engine, EngineEvent};
+use emberline_worker::serve::{ServeError, serve};
+use futures::StreamExt;
+
+use crate::support::{MODEL, Relay, Worker, job, text_of, wait_for_empty_queue, within};
+
+#[tokio::test]
+async fn a_draining_worker_finishes_its_jobs_and_leaves() {
+    let nats = NatsServer::start().await.unwrap();
+    let mut worker = Worker::start(&nats, &["--slots", "2"]);
+    let relay = Relay::new(&nats).await;
+    relay.wait_for_load(&[0]).await;
+
+    let mut events = relay.send(&job(1, 50)).await;
+    let mut seen = vec![events.next().await];
+    worker.signal("TERM");
+    relay.wait_for("draining", |all| all.iter().any(|h| h.draining && h.active == 1)).await;
+    let mut left_over = relay.send(&job(2, 1)).await;
+    seen.extend(events.rest().await);
+    assert!(text_of(&seen, 1).ends_with("quick"));
+    assert!(worker.exit().await.success());
+    assert_eq!(relay.heartbeats().await, []);
+
+    // What came meanwhile was not lost: the next worker takes it.
+    let _next = Worker::start(&nats, &[]);
+    assert_eq!(text_of(&left_over.rest().await, 1), "The");
+    wait_for_empty_queue(&nats).await;
+}
+
+#[tokio::test]
+async fn what_does_not_fit_the_grace_time_is_continued_elsewhere_at_once() {
+    let nats = NatsServer::start().await.unwrap();
+    let mut first = Worker::start(&nats, &["--drain-s", "1"]);
+    let relay = Relay::new(&nats).await;
+    relay.wait_for_load(&[0]).await;
+    let long = job(1, 30_000);
+    let mut events = relay.send(&long).await;
+    events.next_tokens(1).await;
+    let _second = Worker::start(&nats, &[]);
+    relay.wait_for_load(&[0, 1]).await;
+
+    let told = Instant::now();
+    first.signal("TERM");
+    let event = events.next_tokens(2).await;
+    assert_eq!(event.attempt, 2);
+    // Sooner than a redelivery of something not acknowledged.
+    assert!(told.elapsed() < Duration::from_secs(10), "{:?}", told.elapsed());
+    assert!(first.exit().await.success());
+    relay.control(&long.id, Control::Cancel).await;
+    relay.wait_for_load(&[0]).await;
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_a_draining_worker_at_once() {
+    let nats = NatsServer::start().await.unwrap();
+    let mut worker = Worker::start(&nats, &[]);
+    let relay = Relay::new(&nats).await;
+    relay.wait_for_load(&[0]).await;
+    let mut events = relay.send(&job(1, 30_000)).await;
+    events.next_tokens(1).await;
+    worker.signal("TERM");
+    relay.wait_for("draining", |all| all.iter().any(|h| h.draining)).await;
+    worker.signal("INT");
+    assert_eq!(worker.exit().await.code(), Some(1));
+    assert!(worker.log().contains("second signal"), "{}", worker.log());
+}
+
+#[tokio::test]
+async fn a_dead_workers_job_is_taken_over_by_another() {
+    let nats = NatsServer::start().await.unwrap();
+    let first = Worker::start(&nats, &[]);
+    let relay = Relay::new(&nats).await;
+    relay.wait_for_load(&[0]).await;
+    let job = job(1, 200);
+    let mut events = relay.send(&job).await;
+    events.next_tokens(1).await;
+    let _second = Worker::start(&nats, &[]);
+    relay.wait_for_load(&[0, 1]).await;
+    first.signal("KILL");
+
+    let again = loop {
+        let event = events.next().await;
+        if event.attempt == 2 {
+            break event;
+        }
+    };
+    assert!(matches!(
+        again,
+        emberline_shared::event::Event { index: 0, kind: EventKind::Accepted { .. }, .. }
+    ));
+    let mut all = vec![again];
+    all.extend(events.rest().await);
+    assert_eq!(text_of(&all, 2).split_whitespace().count(), 175);
+    wait_for_empty_queue(&nats).await;
+}
+
+#[tokio::test]
+async fn a_job_that_every_worker_failed_is_ended_with_an_error() {
+    let nats = NatsServer::start().await.unwrap();
+    let mut worker = Worker::start(&nats, &[]);
+    let relay = Relay::new(&nats).await;
+    relay.wait_for_load(&[0]).await;
+    worker.signal("TERM");
+    assert!(worker.exit().await.success());
+
+    // Five workers that take the job and give up.
+    let mut events = relay.send(&job(1, 1)).await;
+    let jetstream = async_nats::jetstream::new(nats.worker_client().await.unwrap());
+    let jobs = jetstream.get_stream(subject::JOBS_STREAM).await.unwrap();
+    let name = subject::jobs_consumer(MODEL);
+    let consumer: async_nats::jetstream::consumer::PullConsumer = jobs.get_consumer(&name).await.unwrap();
+    for delivered in 1..=5 {
+        let mut batch = consumer.batch().max_messages(1).messages().await.unwrap();
+        let message = within("the job", batch.next()).await.unwrap().unwrap();
+        assert_eq!(message.info().unwrap().delivered, delivered);
+        message.double_ack_with(AckKind::Nak(None)).await.unwrap();
+    }
+
+    let _worker = Worker::start(&nats, &[]);
+    let event = events.next().await;
+    let EventKind::Error(error) = event.kind else { panic!("{event:?}") };
+    assert_eq!((error.status, error.code), (502, ErrorCode::WorkerFailed));
+    wait_for_empty_queue(&nats).await;
+}
+
+#[tokio::test]
+async fn after_nats_restarts_jobs_and_heartbeats_go_on() {
+    let mut nats = NatsServer::start().await.unwrap();
+    let _worker = Worker::start(&nats, &["--slots", "2"]);
+    let relay = Relay::new(&nats).await;
+    let id = relay.wait_for_load(&[0]).await.remove(0).worker;
+    let long = job(1, 30_000);
+    let mut events = relay.send(&long).await;
+    events.next_tokens(1).await;
+
+    nats.stop();
+    nats.start_again().await.unwrap();
+    // What was in memory is gone; it is the same worker that tells of itself again.
+    let heartbeats = relay.wait_for_load(&[1]).await;
+    assert_eq!(heartbeats[0].worker, id);
+    events.next_tokens(1).await;
+    assert_eq!(text_of(&relay.send(&job(2, 2)).await.rest().await, 1), "The quick");
+    relay.control(&long.id, Control::Cancel).await;
+    assert!(matches!(events.rest().await.pop().unwrap().kind, EventKind::Done { .. }));
+    relay.wait_for_load(&[0]).await;
+    wait_for_empty_queue(&nats).await;
+}
+
+#[tokio::test]
+async fn many_workers_may_start_at_once() {
+    let nats = NatsServer::start().await.unwrap();
+    let _workers: Vec<_> = (0..5).map(|_| Worker::start(&nats, &["--slots", "3"])).collect();
+    let relay = Relay::new(&nats).await;
+    relay.wait_for_load(&[0; 5]).await;
+}
+
+/// An engine whose device is lost as soon as it is used.
+struct Broken(bool);
+
+impl Engine for Broken {
+    fn models(&self) -> Vec<ServedModel> {
+        vec![ServedModel { name: MODEL.to_owned(), context_length: 1, created: 0 }]
+    }
+    fn name(&self) -> &'static str {
+        "simulated"
+    }
+    fn device(&self) -> String {
+        "broken".to_owned()
+    }
+    fn capacity(&self) -> usize {
+        1
+    }
+    fn submit(&mut self, _: Job) {
+        self.0 = true;
+    }
+    fn cancel(&mut self, _: &JobId) -> Option<Usage> {
+        None
+    }
+    fn has_work(&self) -> bool {
+        self.0
+    }
+    fn step(&mut self) -> Vec<EngineEvent> {
+        panic!("device lost")
+    }
+}
+
+#[tokio::test]
+async fn a_panicking_engine_ends_the_worker_and_its_jobs_go_elsewhere() {
+    let nats = NatsServer::start().await.unwrap();
+    let relay = Relay::new(&nats).await;
+    let config = Config {
+        bus: BusConfig {
+            servers: vec![nats.address().parse().unwrap()],
+            user: "worker".to_owned(),
+            password: Some(nats.worker_password().to_owned()),
+        },
+        engine: EngineConfig::Simulated { name: MODEL.to_owned(), tokens_per_s: 0.0 },
+        slots: 1,
+        drain: Duration::from_secs(1),
+        alive_timeout: Duration::from_secs(15),
+    };
+    let (_stop, stopped) = tokio::sync::watch::channel(0);
+    let (served, mut events) = tokio::join!(serve(&config, Box::new(Broken(false)), stopped), async {
+        relay.wait_for_load(&[0]).await;
+        relay.send(&job(1, 1)).await
+    });
+    assert!(matches!(served, Err(ServeError::Engine(reason)) if reason == "device lost"));
+    assert_eq!(relay.heartbeats().await, []);
+
+    let _healthy = Worker::start(&nats, &[]);
+    let events = events.rest().await;
+    assert!(events[0].attempt >= 2);
+    assert_eq!(text_of(&events, events[0].attempt), "The");
+}
+
+#[tokio::test]
+async fn a_worker_that_cannot_start_says_why_in_one_line_and_what_to_do() {
+    let nats = NatsServer::start().await.unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let plain = directory.path().join("plain.conf");
+    std::fs::write(&plain, "max_payload: 1MB\n").unwrap();
+    let no_jetstream = NatsServer::start_with(&plain).await.unwrap();
+    let (address, plain) = (nats.address(), no_jetstream.address());
+    let simulated = |nats| ["--engine", "simulated", "--nats", nats];
+    let cases: [(&[&str], &str, &[&str]); 5] = [
+        (&simulated(&address), "wrong", &[&address, "user 'worker'", "EMBERLINE_NATS_PASSWORD"]),
+        (&simulated(&plain), "", &[&plain, "JetStream", "deploy/nats.conf"]),
+        (&simulated("127.0.0.1:1"), "", &["127.0.0.1:1", "EMBERLINE_NATS"]),
+        (&["--nats", &address], "worker-test", &["EMBERLINE_MODEL_PATH"]),
+        (&["--engine", "simulated", "--model-name", "gpt"], "", &["--model-name gpt", "simulated"]),
+    ];
+    for (args, password, says) in cases {
+        let mut worker = Worker::start_with(args, password);
+        assert_eq!(worker.exit().await.code(), Some(1), "{args:?}");
+        let log = worker.log();
+        let last = log.lines().last().unwrap();
+        assert!(last.starts_with("emberline-worker: "), "{last}");
+        for word in says {
+            assert!(last.contains(word), "{word}: {last}");
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! What deploy/nats.conf lets each user do, and nothing more.
+
+use std::time::Duration;
+
+use async_nats::{Client, ConnectOptions, Event};
+use emberline_shared::subject::{self, JobId};
+use emberline_tests::nats::NatsServer;
+use tokio::sync::mpsc;
+
+use crate::support::{Relay, Worker, within};
+
+/// A client that hears of violations.
+async fn client(nats: &NatsServer, user: &str, password: &str) -> (Client, mpsc::UnboundedReceiver<String>) {
+    let (sender, violations) = mpsc::unbounded_channel();
+    let client = ConnectOptions::with_user_and_password(user.into(), password.into())
+        .custom_inbox_prefix(format!("_INBOX_{user}"))
+        .event_callback(move |event| {
+            if let Event::ServerError(error) = event {
+                let _ = sender.send(error.to_string());
+            }
+            std::future::ready(())
+        })
+        .connect(nats.address())
+        .await
+        .unwrap();
+    (client, violations)
+}
+
+#[tokio::test]
+async fn each_user_is_refused_what_only_the_other_may_do() {
+    let nats = NatsServer::start().await.unwrap();
+    let _worker = Worker::start(&nats, &[]);
+    Relay::new(&nats).await.wait_for_load(&[0]).await;
+    let id = JobId::from_random(1);
+    let (events, control, jobs) = (subject::events(&id), subject::control(&id), subject::jobs("m"));
+
+    let function = client(&nats, "function", nats.function_password()).await;
+    let function_may_not = [
+        events.as_str(),
+        "$KV.workers.x",
+        "$JS.API.STREAM.CREATE.JOBS",
+        "$JS.API.STREAM.INFO.JOBS",
+        "$JS.API.STREAM.DELETE.JOBS",
+        "$JS.API.STREAM.PURGE.JOBS",
+        "$JS.API.CONSUMER.CREATE.JOBS.c",
+        "$JS.API.CONSUMER.MSG.NEXT.JOBS.worker-m",
+        "$JS.API.DIRECT.GET.JOBS",
+        "$JS.ACK.JOBS.worker-m.1.1.1.1.1",
+        "elsewhere",
+    ];
+    refused(
+        function,
+        &function_may_not,
+        &["emberline.jobs.*", "emberline.control.*", "_INBOX_worker.>", ">"],
+    )
+    .await;
+
+    let worker = client(&nats, "worker", nats.worker_password()).await;
+    let worker_may_not = [
+        jobs.as_str(),
+        control.as_str(),
+        "$JS.API.STREAM.DELETE.JOBS",
+        "$JS.API.STREAM.PURGE.JOBS",
+        "$JS.API.STREAM.UPDATE.JOBS",
+        "$JS.API.STREAM.CREATE.OTHER",
+        "$JS.API.CONSUMER.CREATE.EVENTS.c",
+        "$JS.API.CONSUMER.DELETE.JOBS.worker-m",
+        "elsewhere",
+    ];
+    refused(worker, &worker_may_not, &["emberline.jobs.*", "_INBOX_function.>", "$KV.workers.*", ">"]).await;
+}
+
+async fn refused(
+    (client, mut violations): (Client, mpsc::UnboundedReceiver<String>),
+    publish: &[&str],
+    subscribe: &[&str],
+) {
+    for &subject in publish {
+        client.publish(subject.to_owned(), "{}".into()).await.unwrap();
+        assert_violation(&mut violations, subject).await;
+    }
+    for &subject in subscribe {
+        let _subscriber = client.subscribe(subject.to_owned()).await.unwrap();
+        client.flush().await.unwrap();
+        assert_violation(&mut violations, subject).await;
+    }
+    // And nothing else was complained about.
+    client.flush().await.unwrap();
+    let more = tokio::time::timeout(Duration::from_millis(50), violations.recv()).await;
+    assert!(more.is_err(), "{more:?}");
+}
+
+async fn assert_violation(violations: &mut mpsc::UnboundedReceiver<String>, subject: &str) {
+    let violation = within(&format!("a violation for {subject}"), violations.recv()).await.unwrap();
+    assert!(violation.to_lowercase().contains("permissions violation"), "{violation}");
+    assert!(
+        violation.contains(subject) || violation.contains(&subject.to_lowercase()),
+        "{subject}: {violation}"
+    );
+}
+
+#[tokio::test]
+async fn what_each_part_does_is_within_its_rights() {
+    let nats = NatsServer::start().await.unwrap();
+    let mut worker = Worker::start(&nats, &["--simulated-tokens-per-s", "0"]);
+    let relay = Relay::new(&nats).await;
+    relay.wait_for_load(&[0]).await;
+    relay.send(&crate::support::job(1, 3)).await.rest().await;
+    worker.signal("TERM");
+    assert!(worker.exit().await.success());
+    assert!(!worker.log().to_lowercase().contains("violation"), "{}", worker.log());
+    assert!(!nats.log().to_lowercase().contains("violation"), "{}", nats.log());
+}

@@ -1,0 +1,261 @@
+//! A worker process, and the function's side of the protocol.
+
+use std::fs::File;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant, SystemTime};
+
+use async_nats::jetstream::{self, message::PublishMessage};
+use async_nats::{Client, Subscriber};
+use emberline_shared::PROTOCOL_VERSION;
+use emberline_shared::control::Control;
+use emberline_shared::event::{Event, EventKind};
+use emberline_shared::heartbeat::Heartbeat;
+use emberline_shared::job::{GenerationRequest, Job, Message, Role};
+use emberline_shared::subject::{self, JobId};
+use emberline_tests::nats::NatsServer;
+use futures::StreamExt;
+use tempfile::TempDir;
+
+pub(crate) const MODEL: &str = "simulated-echo";
+/// Nothing here takes this long; a machine that is busy compiling may be slow.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A worker process; killed when dropped.
+pub(crate) struct Worker {
+    process: Child,
+    logs: TempDir,
+}
+
+impl Worker {
+    /// Starts a worker of the simulated engine.
+    pub(crate) fn start(nats: &NatsServer, args: &[&str]) -> Self {
+        let address = nats.address();
+        let all = [&["--nats", &address, "--engine", "simulated"], args].concat();
+        Self::start_with(&all, nats.worker_password())
+    }
+
+    /// Starts a worker with these arguments only.
+    pub(crate) fn start_with(args: &[&str], password: &str) -> Self {
+        let logs = tempfile::tempdir().unwrap();
+        let stderr = File::create(logs.path().join("stderr")).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_emberline-worker"));
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("EMBERLINE_") {
+                command.env_remove(name);
+            }
+        }
+        let process = command
+            .args(args)
+            .env("EMBERLINE_NATS_PASSWORD", password)
+            .env("EMBERLINE_LOG", "debug,async_nats=info")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(stderr)
+            .spawn()
+            .unwrap();
+        Self { process, logs }
+    }
+
+    /// What it has logged.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.logs.path().join("stderr")).unwrap()
+    }
+
+    /// Sends it a signal, such as `TERM`.
+    pub(crate) fn signal(&self, name: &str) {
+        let pid = self.process.id().to_string();
+        let status = Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap();
+        assert!(status.success(), "kill -{name} {pid}");
+    }
+
+    /// Waits for its end.
+    pub(crate) async fn exit(&mut self) -> ExitStatus {
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.process.try_wait().unwrap() {
+                return status;
+            }
+            assert!(started.elapsed() < PATIENCE, "the worker does not end:\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        if std::thread::panicking() || std::env::var_os("EMBERLINE_TEST_LOGS").is_some() {
+            eprintln!("--- worker {}\n{}", self.process.id(), self.log());
+        }
+    }
+}
+
+/// A job of `max_tokens` words, due in a minute.
+pub(crate) fn job(id: u128, max_tokens: u32) -> Job {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    let now = u64::try_from(now.as_millis()).unwrap();
+    Job {
+        v: PROTOCOL_VERSION,
+        id: JobId::from_random(id),
+        model: MODEL.to_owned(),
+        created: now,
+        deadline: now + 60_000,
+        request: GenerationRequest {
+            messages: vec![Message { role: Role::User, content: "two words".to_owned() }],
+            max_tokens: Some(max_tokens),
+            temperature: 1.0,
+            top_p: 1.0,
+            stop: Vec::new(),
+        },
+        seed: 1,
+    }
+}
+
+/// The function's side: its user, its rights.
+pub(crate) struct Relay {
+    pub(crate) client: Client,
+}
+
+/// One job's events, as they come.
+pub(crate) struct Events(Subscriber);
+
+impl Relay {
+    pub(crate) async fn new(nats: &NatsServer) -> Self {
+        Self { client: nats.function_client().await.unwrap() }
+    }
+
+    /// Queues a job and listens to its events.
+    pub(crate) async fn send(&self, job: &Job) -> Events {
+        let payload = serde_json::to_vec(job).unwrap();
+        self.send_raw(&job.id, &subject::jobs(&job.model), payload).await
+    }
+
+    /// Queues any bytes as the job `id`.
+    pub(crate) async fn send_raw(&self, id: &JobId, subject: &str, payload: Vec<u8>) -> Events {
+        let events = self.client.subscribe(subject::events(id)).await.unwrap();
+        let message = PublishMessage::build().payload(payload.into()).message_id(id.as_str());
+        let jetstream = jetstream::new(self.client.clone());
+        within("the job's acknowledgement", async {
+            jetstream.send_publish(subject.to_owned(), message).await.unwrap().await.unwrap();
+        })
+        .await;
+        Events(events)
+    }
+
+    pub(crate) async fn control(&self, job: &JobId, control: Control) {
+        let payload = serde_json::to_vec(&control).unwrap();
+        self.client.publish(subject::control(job), payload.into()).await.unwrap();
+        self.client.flush().await.unwrap();
+    }
+
+    /// The workers' heartbeats, read as the function reads them: one batched direct get.
+    pub(crate) async fn heartbeats(&self) -> Vec<Heartbeat> {
+        let inbox = self.client.new_inbox();
+        let mut answers = self.client.subscribe(inbox.clone()).await.unwrap();
+        let subject = format!("$JS.API.DIRECT.GET.{}", subject::WORKERS_STREAM);
+        let request = serde_json::json!({"multi_last": [subject::WORKERS_SUBJECTS], "batch": 100});
+        self.client.publish_with_reply(subject, inbox, request.to_string().into()).await.unwrap();
+        let mut heartbeats = Vec::new();
+        // A status ends the batch: 204 after the last, 404 if there is none, 503 without a bucket.
+        while let Some(message) = within("the heartbeats", answers.next()).await {
+            if message.status.is_some() {
+                break;
+            }
+            // A deleted key is an empty message.
+            if !message.payload.is_empty() {
+                heartbeats.push(serde_json::from_slice(&message.payload).unwrap());
+            }
+        }
+        heartbeats
+    }
+
+    /// Waits until the heartbeats are as `wanted`.
+    pub(crate) async fn wait_for(&self, what: &str, wanted: impl Fn(&[Heartbeat]) -> bool) -> Vec<Heartbeat> {
+        let started = Instant::now();
+        loop {
+            let heartbeats = self.heartbeats().await;
+            if wanted(&heartbeats) {
+                return heartbeats;
+            }
+            assert!(started.elapsed() < PATIENCE, "waiting for {what}: {heartbeats:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Waits for workers with these numbers of running jobs, in any order.
+    pub(crate) async fn wait_for_load(&self, loads: &[u32]) -> Vec<Heartbeat> {
+        let mut loads = loads.to_vec();
+        loads.sort_unstable();
+        self.wait_for(&format!("loads {loads:?}"), |heartbeats| {
+            let mut seen: Vec<u32> = heartbeats.iter().map(|h| h.active).collect();
+            seen.sort_unstable();
+            seen == loads
+        })
+        .await
+    }
+}
+
+impl Events {
+    pub(crate) async fn next(&mut self) -> Event {
+        let message = within("an event", self.0.next()).await.unwrap();
+        serde_json::from_slice(&message.payload).unwrap()
+    }
+
+    /// The next token event of `attempt` or a later one.
+    pub(crate) async fn next_tokens(&mut self, attempt: u32) -> Event {
+        loop {
+            let event = self.next().await;
+            if event.attempt >= attempt && matches!(event.kind, EventKind::Tokens { .. }) {
+                return event;
+            }
+        }
+    }
+
+    /// Everything up to the last event.
+    pub(crate) async fn rest(&mut self) -> Vec<Event> {
+        let mut events = Vec::new();
+        loop {
+            let event = self.next().await;
+            let last = matches!(event.kind, EventKind::Done { .. } | EventKind::Error(_));
+            events.push(event);
+            if last {
+                return events;
+            }
+        }
+    }
+}
+
+/// Checks that nothing is missing, and puts the text together.
+pub(crate) fn text_of(events: &[Event], attempt: u32) -> String {
+    let mut text = String::new();
+    for (index, event) in (0..).zip(events) {
+        assert_eq!((event.v, event.attempt, event.index), (PROTOCOL_VERSION, attempt, index), "{event:?}");
+        if let EventKind::Tokens { text: more, .. } = &event.kind {
+            text.push_str(more);
+        }
+    }
+    text
+}
+
+/// Messages in JOBS, seen by someone who may.
+pub(crate) async fn wait_for_empty_queue(nats: &NatsServer) {
+    let jetstream = jetstream::new(nats.worker_client().await.unwrap());
+    let started = Instant::now();
+    loop {
+        let stream = jetstream.get_stream(subject::JOBS_STREAM).await.unwrap();
+        let messages = stream.cached_info().state.messages;
+        if messages == 0 {
+            return;
+        }
+        assert!(started.elapsed() < PATIENCE, "{messages} messages stay in the queue");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(PATIENCE, future).await {
+        Ok(value) => value,
+        Err(_) => panic!("{what} did not come"),
+    }
+}
