@@ -40,12 +40,8 @@ test: setup lint clients build function
 	model=$$($(EMBERLINE) pull $(MODEL)) && nats=$$($(EMBERLINE) pull --nats-server) && \
 	EMBERLINE_TEST_MODEL=$$model EMBERLINE_TEST_NATS=$$nats cargo test --workspace
 
-# The function is linted for both machines it is compiled for.
 lint: setup
-	cargo fmt --all --check
-	cargo clippy --workspace --all-targets -- -D warnings
-	if cargo clippy --version >/dev/null 2>&1 && [ -d "$$(rustc --print sysroot)/lib/rustlib/wasm32-wasip2" ]; then \
-	  cargo clippy --target wasm32-wasip2 -p emberline-function -- -D warnings; fi
+	@deploy/setup.sh lint
 
 fmt:
 	cargo fmt --all

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What `make` needs from the machine. Each step looks first and changes only what is missing:
-#   deploy/setup.sh rust vulkan wasm clients
+#   deploy/setup.sh rust vulkan wasm clients lint
 # Packages of the system are installed only by root on Debian; otherwise it says what to install.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -97,6 +97,21 @@ clients() {
     cp tests/clients/package.json tests/clients/package-lock.json "$node/"
     npm ci --prefix "$node" --ignore-scripts --no-audit --no-fund --loglevel=error
     cp tests/clients/package-lock.json "$node/installed.json"
+  fi
+}
+
+# Formatting and lints; the function's for both machines that it is compiled for.
+lint() {
+  if cargo fmt --version >/dev/null 2>&1; then
+    cargo fmt --all --check
+  else
+    say "note: there is no rustfmt (rustup component add rustfmt); formatting is not checked"
+  fi
+  if cargo clippy --version >/dev/null 2>&1; then
+    cargo clippy --workspace --all-targets -- -D warnings
+    ! has_wasm_target || cargo clippy --target wasm32-wasip2 -p emberline-function -- -D warnings
+  else
+    say "note: there is no clippy (rustup component add clippy); lints are not checked"
   fi
 }
 

@@ -27,7 +27,11 @@ impl Transcript {
                 transcript.take(std::str::from_utf8(&event)?)?;
             }
         }
-        ensure!(pending.is_empty(), "the stream ends within an event: {:?}", String::from_utf8_lossy(&pending));
+        ensure!(
+            pending.is_empty(),
+            "the stream ends within an event: {:?}",
+            String::from_utf8_lossy(&pending)
+        );
         Ok(transcript)
     }
 

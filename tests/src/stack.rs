@@ -62,7 +62,7 @@ pub struct Stack {
     /// The server in the middle.
     pub nats: NatsServer,
     worker: Option<Child>,
-    _host: Child,
+    _host: Group,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -134,7 +134,9 @@ impl Stack {
         let found = async {
             loop {
                 let mut next = None;
-                while let Ok(entry) = bucket.direct_get_next_for_subject(subject::WORKERS_SUBJECTS, next).await {
+                while let Ok(entry) =
+                    bucket.direct_get_next_for_subject(subject::WORKERS_SUBJECTS, next).await
+                {
                     next = Some(entry.sequence + 1);
                     match serde_json::from_slice::<Heartbeat>(&entry.payload) {
                         Ok(heartbeat) if wanted(&heartbeat) => return heartbeat,
@@ -179,9 +181,10 @@ fn start_worker(nats: &NatsServer, options: &Options) -> Result<Option<Child>> {
 }
 
 /// The host that runs the function: this project's own, or `spin` if EMBERLINE_TEST_HOST says so.
-async fn start_host(nats: &NatsServer, options: &Options) -> Result<(Child, String)> {
+async fn start_host(nats: &NatsServer, options: &Options) -> Result<(Group, String)> {
     let manifest = repository().join("spin.toml");
-    let (host, port) = nats.address().rsplit_once(':').map(|(h, p)| (h.to_owned(), p.to_owned())).unwrap_or_default();
+    let (host, port) =
+        nats.address().rsplit_once(':').map(|(h, p)| (h.to_owned(), p.to_owned())).unwrap_or_default();
     let mut command = match std::env::var("EMBERLINE_TEST_HOST").as_deref() {
         Ok("spin") => {
             let mut command = Command::new("spin");
@@ -208,9 +211,9 @@ async fn start_host(nats: &NatsServer, options: &Options) -> Result<(Child, Stri
     for (name, value) in defaults.iter().chain(&options.variables) {
         command.env(format!("SPIN_VARIABLE_{}", name.to_uppercase()), value);
     }
-    command.arg("--from").arg(manifest).stdout(Stdio::piped());
-    let mut child = quiet(&mut command).stdout(Stdio::piped()).spawn().context("the function's host")?;
-    let mut lines = BufReader::new(child.stdout.take().context("no stdout")?).lines();
+    command.arg("--from").arg(manifest);
+    let mut group = Group::spawn(quiet(&mut command).stdout(Stdio::piped()))?;
+    let mut lines = BufReader::new(group.0.stdout.take().context("no stdout")?).lines();
     let serving = async {
         while let Some(line) = lines.next_line().await? {
             if let Some((_, url)) = line.split_once("Serving ") {
@@ -222,7 +225,24 @@ async fn start_host(nats: &NatsServer, options: &Options) -> Result<(Child, Stri
     let url = tokio::time::timeout(PATIENCE, serving).await.context("the host does not serve")??;
     // Keeps the pipe open and empty, so that the host never blocks on its own output.
     tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-    Ok((child, url))
+    Ok((group, url))
+}
+
+/// A process and those that it starts itself, as `spin up` does; all end with this.
+struct Group(Child);
+
+impl Group {
+    fn spawn(command: &mut Command) -> Result<Self> {
+        Ok(Self(command.process_group(0).spawn().context("the function's host")?))
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(id) = self.0.id() {
+            let _ = std::process::Command::new("kill").args(["-KILL", "--", &format!("-{id}")]).status();
+        }
+    }
 }
 
 /// Spin can't be told to choose a port itself.
@@ -232,7 +252,8 @@ async fn free_port() -> Result<u16> {
 
 /// No input, logs only when EMBERLINE_TEST_LOGS is set, and an end with its handle.
 fn quiet(command: &mut Command) -> &mut Command {
-    let log = || if std::env::var_os("EMBERLINE_TEST_LOGS").is_some() { Stdio::inherit() } else { Stdio::null() };
+    let log =
+        || if std::env::var_os("EMBERLINE_TEST_LOGS").is_some() { Stdio::inherit() } else { Stdio::null() };
     command.stdin(Stdio::null()).stdout(log()).stderr(log()).kill_on_drop(true)
 }
 

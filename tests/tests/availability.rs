@@ -15,7 +15,8 @@ async fn models_are_listed_with_their_aliases() -> Result<()> {
     let stack = Stack::start().await?;
     let list: Value = stack.get("/v1/models").await?.json().await?;
     assert_eq!(list["object"], "list");
-    let ids: Vec<&str> = list["data"].as_array().context("data")?.iter().filter_map(|m| m["id"].as_str()).collect();
+    let ids: Vec<&str> =
+        list["data"].as_array().context("data")?.iter().filter_map(|m| m["id"].as_str()).collect();
     assert!(ids.contains(&MODEL) && ids.contains(&"vllm-primary"), "{ids:?}");
 
     let alias: Value = stack.get("/v1/models/vllm-primary").await?.json().await?;

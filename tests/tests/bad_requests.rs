@@ -22,7 +22,13 @@ fn bearer() -> (&'static str, String) {
 }
 
 /// A well-authenticated POST of these bytes.
-fn post(name: &str, body: impl Into<Vec<u8>>, status: u16, code: &'static str, param: Option<&'static str>) -> Case {
+fn post(
+    name: &str,
+    body: impl Into<Vec<u8>>,
+    status: u16,
+    code: &'static str,
+    param: Option<&'static str>,
+) -> Case {
     let headers = vec![bearer(), ("content-type", "application/json".to_owned())];
     let (name, path) = (name.to_owned(), "/v1/chat/completions");
     Case { name, method: Method::POST, path, headers, body: body.into(), status, code, param }
@@ -43,8 +49,8 @@ fn bodies() -> Vec<Case> {
     let unknown = json!({"model": "gpt-4o", "messages": [{"role": "user", "content": "Hi"}]}).to_string();
     let huge = "word ".repeat(9000);
     let overflow = json!({"model": MODEL, "messages": [{"role": "user", "content": huge}]}).to_string();
-    let wanted =
-        json!({"model": MODEL, "max_tokens": 8192, "messages": [{"role": "user", "content": "Hi"}]}).to_string();
+    let wanted = json!({"model": MODEL, "max_tokens": 8192, "messages": [{"role": "user", "content": "Hi"}]})
+        .to_string();
     vec![
         post("empty body", "", 400, "invalid_json", None),
         post("no JSON", "model=m", 400, "invalid_json", None),
@@ -74,9 +80,19 @@ fn fields() -> Vec<Case> {
         field("messages", &message(json!("Hi")), "invalid_type", "messages[1]"),
         field("messages", &message(json!({"role": "user"})), "missing_field", "messages[1].content"),
         field("messages", &message(json!({"content": "Hi"})), "missing_field", "messages[1].role"),
-        field("messages", &message(json!({"role": "king", "content": "Hi"})), "invalid_value", "messages[1].role"),
+        field(
+            "messages",
+            &message(json!({"role": "king", "content": "Hi"})),
+            "invalid_value",
+            "messages[1].role",
+        ),
         field("messages", &message(json!({"role": 1, "content": "Hi"})), "invalid_type", "messages[1].role"),
-        field("messages", &message(json!({"role": "user", "content": 5})), "invalid_type", "messages[1].content"),
+        field(
+            "messages",
+            &message(json!({"role": "user", "content": 5})),
+            "invalid_type",
+            "messages[1].content",
+        ),
         field(
             "messages",
             &message(json!({"role": "user", "content": [{"type": "image_url"}]})),
@@ -201,7 +217,8 @@ async fn check(stack: &Stack, case: &Case) -> Result<()> {
 async fn both_key_headers_open_the_door_and_a_request_id_comes_back() -> Result<()> {
     let stack = Stack::start().await?;
     let url = format!("{}/v1/models", stack.url);
-    let sane = stack.http.get(&url).header("x-api-key", API_KEY).header("x-request-id", "my-id.1").send().await?;
+    let sane =
+        stack.http.get(&url).header("x-api-key", API_KEY).header("x-request-id", "my-id.1").send().await?;
     assert_eq!(sane.status(), 200);
     assert_eq!(sane.headers()["x-request-id"], "my-id.1");
     let spaced = stack.http.get(&url).bearer_auth(API_KEY).header("x-request-id", "a b").send().await?;

@@ -49,7 +49,10 @@ async fn a_greedy_answer_is_the_reference_text() -> Result<()> {
         let body = json!({"model": MODEL, "messages": case.messages, "temperature": 0, "max_tokens": 64});
         let answer = stack.completion(&body).await?;
         let text = answer["choices"][0]["message"]["content"].as_str().context("content")?;
-        assert!(text.starts_with(&expected), "the first {sure} tokens are certain:\n{expected}\ngot:\n{text}");
+        assert!(
+            text.starts_with(&expected),
+            "the first {sure} tokens are certain:\n{expected}\ngot:\n{text}"
+        );
         assert_eq!(answer["usage"]["prompt_tokens"], case.prompt_token_ids.len());
     }
     Ok(())

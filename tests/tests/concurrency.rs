@@ -22,8 +22,7 @@ async fn eight_streams_at_once_are_each_what_they_are_alone() -> Result<()> {
     }
     let questions: Vec<Value> = (0..8).map(question).collect();
     let together = async { try_join_all(questions.iter().map(|q| stack.stream(q))).await };
-    let (together, full) =
-        tokio::join!(together, stack.heartbeat(|h| h.active == 8));
+    let (together, full) = tokio::join!(together, stack.heartbeat(|h| h.active == 8));
     full?; // all eight did run at once
     for (i, (alone, together)) in alone.iter().zip(together?).enumerate() {
         assert!(together.done);

@@ -65,6 +65,8 @@ pub struct ComputeDevice {
     pub description: String,
     /// How it wants its work shaped.
     pub shapes: Shapes,
+    /// Threads that share a product with a single row; 1 where the device sees to that.
+    pub threads: usize,
     /// Largest tensor it can hold; `None` for no limit but memory.
     pub max_buffer_bytes: Option<u64>,
 }
@@ -72,12 +74,13 @@ pub struct ComputeDevice {
 impl ComputeDevice {
     /// The CPU.
     pub fn cpu() -> Self {
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = rayon::current_num_threads();
         let plural = if threads == 1 { "" } else { "s" };
         Self {
             device: Device::flex(),
             description: format!("CPU (flex, {threads} thread{plural})"),
             shapes: Shapes::Exact,
+            threads,
             max_buffer_bytes: None,
         }
     }
@@ -123,6 +126,7 @@ impl Adapter {
             device: self.device()?,
             description: self.to_string(),
             shapes: Shapes::Bucketed,
+            threads: 1,
             max_buffer_bytes: Some(self.max_buffer_bytes),
         })
     }
@@ -203,7 +207,6 @@ fn adapters() -> Vec<Adapter> {
         (wgpu::Backend::Vulkan, WgpuBackend::Vulkan),
         (wgpu::Backend::Metal, WgpuBackend::Metal),
         (wgpu::Backend::Dx12, WgpuBackend::Dx12),
-        (wgpu::Backend::Gl, WgpuBackend::Gl),
     ];
     apis.into_iter().flat_map(|(backend, api)| adapters_on(backend, api)).collect()
 }

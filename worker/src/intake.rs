@@ -80,7 +80,7 @@ struct Pull {
 
 /// What came in on a pull's subscription.
 enum Delivery {
-    Job(Message),
+    Job(Box<Message>),
     /// The server still holds the requests.
     Idle,
     /// One request has ended with this many messages undelivered.
@@ -201,7 +201,7 @@ impl Intake {
     }
 
     /// Gives a message a slot and a task.
-    async fn take(self: &Arc<Self>, message: Message, running: &Running, jobs: &mut JoinSet<()>) {
+    async fn take(self: &Arc<Self>, message: Box<Message>, running: &Running, jobs: &mut JoinSet<()>) {
         let attempt = message.info().map_or(1, |info| u32::try_from(info.delivered).unwrap_or(u32::MAX));
         let job = match job::parse(&message.payload, &message.subject) {
             Ok(job) => job,
@@ -272,7 +272,7 @@ impl Pull {
         match message.status {
             None | Some(StatusCode::OK) => {
                 self.requested = self.requested.saturating_sub(1);
-                Delivery::Job(Message { message, context: self.context.clone() })
+                Delivery::Job(Box::new(Message { message, context: self.context.clone() }))
             }
             Some(StatusCode::IDLE_HEARTBEAT) => Delivery::Idle,
             Some(StatusCode::TIMEOUT) => Delivery::Expired(undelivered(&message)),

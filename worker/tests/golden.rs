@@ -65,7 +65,7 @@ fn most_probable(logits: &[f32]) -> u32 {
 
 /// Feeds the golden tokens and compares each distribution on the way; returns the largest error.
 fn compare(model: &Llama, case: &Case, tokens: usize) -> f64 {
-    let mut cache = model.new_cache();
+    let mut cache = model.new_cache(0);
     let mut logits = model.forward(&case.prompt_token_ids, &mut cache).unwrap();
     let mut worst = 0.0_f64;
     let mut check = |what: &str, got: f64, wanted: f64| {

@@ -1,7 +1,8 @@
 //! A job's answer on its way to the client.
 
 use std::collections::VecDeque;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -84,15 +85,16 @@ async fn write_stream(exchange: Exchange, frames: Frames, limits: Limits, body: 
     (0..limits.choices).for_each(|choice| client.push(frames.role(choice)));
     let mut pump = Pump {
         exchange: Some(exchange),
-        ended: None,
+        cancelling: None,
         frames,
         client,
         keep_alive: Timer::after(KEEP_ALIVE),
         last_words: None,
     };
     let end = poll_fn(|cx| pump.poll(cx)).await;
-    if let Some(exchange) = pump.exchange.take() {
-        exchange.cancel().await;
+    pump.cancel_job();
+    if let Some(cancelling) = pump.cancelling.take() {
+        cancelling.await;
     }
     match end {
         End::Written => {}
@@ -142,8 +144,8 @@ enum End {
 struct Pump {
     /// Until the job has ended.
     exchange: Option<Exchange>,
-    /// The failed exchange of a job that may still run, to be cancelled.
-    ended: Option<Exchange>,
+    /// Under way once nobody waits for a job that may still run.
+    cancelling: Option<Pin<Box<dyn Future<Output = ()>>>>,
     frames: Frames,
     client: Client,
     keep_alive: Timer,
@@ -153,6 +155,9 @@ struct Pump {
 impl Pump {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         loop {
+            if self.cancelling.as_mut().is_some_and(|cancelling| cancelling.as_mut().poll(cx).is_ready()) {
+                self.cancelling = None;
+            }
             let flushed = match self.client.poll_flush(cx) {
                 Poll::Ready(Ok(())) => true,
                 Poll::Ready(Err(Closed)) => return Poll::Ready(End::ClientGone),
@@ -195,7 +200,7 @@ impl Pump {
             }
             Err(error) => {
                 self.client.push(sse::error(&error));
-                self.ended = self.exchange.take();
+                self.cancel_job();
                 self.last_words = Some(Timer::after(LAST_WORDS));
             }
         }
@@ -206,6 +211,12 @@ impl Pump {
             exchange.release();
         }
         self.last_words = Some(Timer::after(LAST_WORDS));
+    }
+
+    fn cancel_job(&mut self) {
+        if let Some(exchange) = self.exchange.take() {
+            self.cancelling = Some(Box::pin(exchange.cancel()));
+        }
     }
 
     fn on_silence(&mut self, flushed: bool) {

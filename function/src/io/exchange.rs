@@ -76,7 +76,7 @@ impl Exchange {
                 Ok(exchange) => return Ok(exchange),
                 // The connection may have died while it waited. The job's id makes a second
                 // publication of the same job harmless.
-                Err(BusError::Closed) => {}
+                Err(BusError::Closed | BusError::Refused(_)) => {}
                 Err(error) => return Err(fail(&error)),
             }
         }

@@ -1,6 +1,7 @@
 //! The entry: one request in, one response out.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use bytes::Bytes;
 use emberline_shared::chat::{ChatRequest, Envelope};
@@ -8,8 +9,9 @@ use emberline_shared::error::{ApiError, ErrorCode};
 use http_body_util::{BodyExt, Full};
 use spin_sdk::http::{IntoResponse, Request};
 use spin_sdk::wasip3::http::types::{ErrorCode as HttpError, Response};
+use spin_sdk::wasip3::http_compat::IncomingRequestBody;
 
-use super::clock::{random_u64, random_u128, unix_ms};
+use super::clock::{random_u64, random_u128, unix_ms, within};
 use super::connection::BusError;
 use super::exchange::Exchange;
 use super::{answer, bus, log};
@@ -22,6 +24,9 @@ use crate::reply;
 use crate::route::{Route, RouteError};
 use crate::sse::Frames;
 
+type Parts = http::request::Parts;
+type Body = IncomingRequestBody;
+
 /// What an endpoint answers with.
 enum Answer {
     /// Complete.
@@ -30,21 +35,28 @@ enum Answer {
     Streamed(Response),
 }
 
+/// Most bytes of a refused request that are read for its client's sake, and for how long.
+const DISCARD_BYTES: usize = 32 * 1024 * 1024;
+const DISCARD_TIME: Duration = Duration::from_secs(5);
+
 /// Answers one request.
 pub(super) async fn serve(request: Request) -> Result<Response, HttpError> {
-    let id = reply::request_id(request.headers(), random_u128());
-    let answer = match route(request, &id).await {
+    let (head, mut body) = request.into_parts();
+    let id = reply::request_id(&head.headers, random_u128());
+    let answer = match route(&head, &mut body, &id).await {
         Ok(Answer::Streamed(response)) => return Ok(response),
         Ok(Answer::Whole(reply)) => reply,
         Err(error) => reply::error(&error),
     };
+    // A client that is still sending when the connection closes sees that, and not the answer.
+    within(DISCARD_TIME, discard(&mut body)).await;
     let mut answer = answer.map(Full::new);
     answer.headers_mut().insert(reply::X_REQUEST_ID, id);
     answer.into_response()
 }
 
-async fn route(request: Request, id: &http::HeaderValue) -> Result<Answer, ApiError> {
-    let (method, path) = (request.method(), request.uri().path());
+async fn route(head: &Parts, body: &mut Body, id: &http::HeaderValue) -> Result<Answer, ApiError> {
+    let (method, path) = (&head.method, head.uri.path());
     let route = match Route::find(method, path) {
         Ok(Route::Health) => return json(&serde_json::json!({ "status": "ok" })),
         Ok(route) => route,
@@ -60,10 +72,10 @@ async fn route(request: Request, id: &http::HeaderValue) -> Result<Answer, ApiEr
     };
     let config = read_config().await?;
     if route.needs_key() {
-        authenticate(request.headers(), &config.keys)?;
+        authenticate(&head.headers, &config.keys)?;
     }
     match route {
-        Route::Chat => chat(request, &config, id).await,
+        Route::Chat => chat(head, body, &config, id).await,
         Route::Models => json(&served(&config).await?.list(&config.names)),
         Route::Model(model) => json(&served(&config).await?.find(&model, &config.names)?),
         Route::Ready => json(&served(&config).await?.ready()?),
@@ -98,10 +110,15 @@ async fn served(config: &Config) -> Result<std::rc::Rc<crate::models::Served>, A
     })
 }
 
-async fn chat(request: Request, config: &Config, id: &http::HeaderValue) -> Result<Answer, ApiError> {
-    check_type(request.headers())?;
-    check_length(request.headers(), config.max_body_bytes)?;
-    let body = read_body(request, config.max_body_bytes).await?;
+async fn chat(
+    head: &Parts,
+    body: &mut Body,
+    config: &Config,
+    id: &http::HeaderValue,
+) -> Result<Answer, ApiError> {
+    check_type(&head.headers)?;
+    check_length(&head.headers, config.max_body_bytes)?;
+    let body = read_body(body, config.max_body_bytes).await?;
     let request = ChatRequest::parse(&body)?;
     drop(body);
     let served = served(config).await?;
@@ -152,8 +169,7 @@ async fn chat(request: Request, config: &Config, id: &http::HeaderValue) -> Resu
     Ok(Answer::Streamed(response))
 }
 
-async fn read_body(request: Request, max: u64) -> Result<Vec<u8>, ApiError> {
-    let mut incoming = request.into_body();
+async fn read_body(incoming: &mut Body, max: u64) -> Result<Vec<u8>, ApiError> {
     let mut body = LimitedBody::new(max);
     while let Some(frame) = incoming.frame().await {
         let frame = frame.map_err(|error| {
@@ -165,4 +181,14 @@ async fn read_body(request: Request, max: u64) -> Result<Vec<u8>, ApiError> {
         }
     }
     Ok(body.into_bytes())
+}
+
+/// Reads what is left of a body and forgets it.
+async fn discard(body: &mut Body) {
+    let mut bytes = 0_usize;
+    while bytes < DISCARD_BYTES
+        && let Some(Ok(frame)) = body.frame().await
+    {
+        bytes = bytes.saturating_add(frame.data_ref().map_or(0, Bytes::len));
+    }
 }

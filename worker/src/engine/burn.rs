@@ -25,9 +25,6 @@ use crate::model::{self, ComputeError, Llama, LoadError, Shapes};
 use crate::template::{ChatTemplate, TemplateError};
 use crate::tokenizer::ModelTokenizer;
 
-/// Most tokens of a prompt in one step.
-const PREFILL_BLOCK: usize = 512;
-
 /// What to load, and where.
 #[derive(Debug, Clone)]
 pub struct LoadOptions {
@@ -99,7 +96,7 @@ pub fn load(options: &LoadOptions) -> Result<BurnEngine, LoadError> {
 
 /// Has the device compile and tune its kernels before a client waits for them.
 fn warm_up(model: &Llama) -> Result<(), ComputeError> {
-    let mut cache = model.new_cache();
+    let mut cache = model.new_cache(0);
     model.forward(&[0, 0], &mut cache)?;
     model.forward(&[0], &mut cache)?;
     Ok(())
@@ -175,9 +172,8 @@ impl BurnEngine {
     fn admit(&mut self, events: &mut Vec<EngineEvent>) {
         for (job, taken) in std::mem::take(&mut self.arrived) {
             let id = job.id.clone();
-            let sequence = self.prompt(&job.request.messages).and_then(|prompt| {
-                Sequence::new(job, taken, prompt, self.served.context_length, self.model.new_cache())
-            });
+            let prompt = self.prompt(&job.request.messages);
+            let sequence = prompt.and_then(|prompt| Sequence::new(job, taken, prompt, &self.model));
             match sequence {
                 Ok(sequence) => {
                     let kind = EventKind::Accepted {
@@ -230,7 +226,7 @@ impl BurnEngine {
             if !has_turn {
                 return true;
             }
-            let tokens = sequence.next_tokens(PREFILL_BLOCK);
+            let tokens = sequence.next_tokens(model.block());
             match model.forward(&tokens, &mut sequence.cache) {
                 Ok(_) if !sequence.is_prefilled() => true,
                 Ok(logits) => {

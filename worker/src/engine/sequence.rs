@@ -7,13 +7,16 @@ use emberline_shared::event::{EventKind, FinishReason, Timings, Usage};
 use emberline_shared::job::Job;
 use emberline_shared::subject::JobId;
 
-use crate::model::KvCache;
+use crate::model::{KvCache, Llama};
 use crate::sampling::{SamplingParams, sample};
 use crate::text::TextAssembler;
 use crate::tokenizer::ModelTokenizer;
 
 /// The only choice there is.
 const CHOICE: u32 = 0;
+
+/// Tokens of an answer that there is room for from the start; most answers are shorter.
+const EXPECTED_ANSWER: usize = 512;
 
 /// A job's prompt, its cache and what it has generated.
 #[derive(Debug)]
@@ -46,23 +49,19 @@ struct Clock {
 
 impl Sequence {
     /// Checks that prompt and answer fit into the context, before anything is computed.
-    pub(super) fn new(
-        job: Job,
-        taken: Instant,
-        prompt: Vec<u32>,
-        context_length: u32,
-        cache: KvCache,
-    ) -> Result<Self, ApiError> {
+    pub(super) fn new(job: Job, taken: Instant, prompt: Vec<u32>, model: &Llama) -> Result<Self, ApiError> {
+        let context_length = u32::try_from(model.config().context_length).unwrap_or(u32::MAX);
         let prompt_tokens = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
         let room = context_length.saturating_sub(prompt_tokens);
         let limit = job.request.max_tokens.unwrap_or(room);
         if room == 0 || limit > room {
             return Err(too_long(prompt_tokens, job.request.max_tokens, context_length));
         }
+        let expected = prompt.len() + (limit as usize).min(EXPECTED_ANSWER);
         Ok(Self {
             job: job.id,
             deadline: job.deadline,
-            cache,
+            cache: model.new_cache(expected),
             prompt,
             last: None,
             limit,

@@ -19,6 +19,8 @@ pub struct KvCache {
     /// Positions that have been computed.
     length: usize,
     capacity: usize,
+    /// Positions that will probably be needed.
+    expected: usize,
     shape: CacheShape,
 }
 
@@ -34,8 +36,8 @@ pub(crate) struct CacheShape {
 }
 
 impl KvCache {
-    pub(crate) fn new(shape: CacheShape) -> Self {
-        Self { layers: Vec::new(), length: 0, capacity: 0, shape }
+    pub(crate) fn new(shape: CacheShape, expected: usize) -> Self {
+        Self { layers: Vec::new(), length: 0, capacity: 0, expected, shape }
     }
 
     /// Positions that have been computed.
@@ -66,7 +68,7 @@ impl KvCache {
         if positions <= self.capacity {
             return;
         }
-        let wanted = positions.next_power_of_two().max(MIN_CAPACITY);
+        let wanted = positions.max(self.expected).next_power_of_two().max(MIN_CAPACITY);
         let capacity = wanted.min(self.shape.max_capacity).max(positions);
         let CacheShape { kv_heads, head_dim, layers, .. } = self.shape;
         let zeros = |rows| Tensor::<3>::zeros([kv_heads, rows, head_dim], &self.shape.device);

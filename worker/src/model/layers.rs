@@ -4,8 +4,9 @@
 
 use burn::module::{Module, Param};
 use burn::nn::RmsNorm;
+use burn::tensor::Tensor;
 use burn::tensor::activation::{silu, softmax};
-use burn::tensor::{Bool, Tensor};
+use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
 use super::cache::LayerCache;
 
@@ -22,26 +23,46 @@ pub(crate) struct Span {
     pub(crate) cos: Tensor<3>,
     /// `[1, rows, head_dim]`: sines, negative for the first half of a head.
     pub(crate) sin: Tensor<3>,
-    /// `[1, rows, visible]`: true where a row must not look. `None` if every row sees everything.
-    pub(crate) hidden: Option<Tensor<3, Bool>>,
+    /// `[1, rows, visible]`: hugely negative where a row must not look, otherwise 0. `None` if every
+    /// row sees everything.
+    pub(crate) mask: Option<Tensor<3>>,
 }
 
 /// A product with a weight matrix.
 #[derive(Module, Debug)]
 pub(crate) struct Linear {
-    /// `[out, in]`, as the file has it: each output is a dot product over consecutive numbers.
+    /// `[in, out]`: of the two layouts the one that a single row is multiplied by faster.
     weight: Param<Tensor<2>>,
+    /// Threads that share the product of a single row, which burn's CPU backend leaves to one.
+    threads: usize,
 }
 
+/// Columns are dealt out in multiples of this, so that vector units are filled.
+const LANES: usize = 16;
+/// With fewer weights than this for each thread, dealing out costs more than it saves.
+const MIN_SHARE: usize = 1 << 17;
+
 impl Linear {
-    /// Wraps a `[out, in]` matrix.
-    pub(crate) fn new(weight: Tensor<2>) -> Self {
-        Self { weight: Param::from_tensor(weight) }
+    /// Wraps an `[in, out]` matrix.
+    pub(crate) fn new(weight: Tensor<2>, threads: usize) -> Self {
+        Self { weight: Param::from_tensor(weight), threads }
     }
 
     /// `[rows, in]` to `[rows, out]`.
     pub(crate) fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        x.matmul(self.weight.val().transpose())
+        let weight = self.weight.val();
+        let ([rows, width], [_, columns]) = (x.dims(), weight.dims());
+        let threads = self.threads.min(width * columns / MIN_SHARE);
+        if rows > 1 || threads <= 1 {
+            return x.matmul(weight);
+        }
+        let share = columns.div_ceil(threads).next_multiple_of(LANES);
+        let starts: Vec<usize> = (0..columns).step_by(share).collect();
+        let product = |start: usize| {
+            let columns = share.min(columns - start);
+            x.clone().matmul(weight.clone().narrow(1, start, columns))
+        };
+        Tensor::cat(starts.into_par_iter().map(product).collect(), 1)
     }
 }
 
@@ -72,8 +93,8 @@ impl Attention {
         let group_rows = heads / kv_heads * rows;
         let queries = rotated.narrow(0, 0, heads).reshape([kv_heads, group_rows, head_dim]);
         let scores = queries.matmul(keys.transpose()).reshape([heads, rows, span.visible]);
-        let scores = match &span.hidden {
-            Some(hidden) => scores.mask_fill(hidden.clone().expand([heads, rows, span.visible]), f32::MIN),
+        let scores = match &span.mask {
+            Some(mask) => scores + mask.clone(),
             None => scores,
         };
         let weights = softmax(scores, 2).reshape([kv_heads, group_rows, span.visible]);

@@ -8,10 +8,14 @@ use super::cache::{CacheShape, KvCache};
 use super::layers::{Layer, Linear, Span};
 use super::{ComputeError, LlamaConfig};
 
+/// Row counts that a device with [`Shapes::Bucketed`] meets.
+const ROW_BUCKETS: [usize; 4] = [1, 32, 128, MAX_BLOCK];
 /// Most rows computed at once: bounds the memory for attention scores.
-const BLOCK: usize = 512;
-/// Row counts that a device with [`Shapes::Bucketed`] meets; the last is [`BLOCK`].
-const ROW_BUCKETS: [usize; 4] = [1, 32, 128, BLOCK];
+const MAX_BLOCK: usize = 512;
+/// A CPU gains nothing from larger blocks, but loses by the scores that the causal mask discards.
+const CPU_BLOCK: usize = 256;
+/// Added to the score of a position that must not be seen.
+const HIDDEN: f32 = f32::MIN / 2.0;
 
 /// How a device wants its work shaped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,7 +29,7 @@ pub enum Shapes {
 /// The weights.
 #[derive(Module, Debug)]
 pub(crate) struct Weights {
-    /// `[vocabulary, hidden]`.
+    /// `[hidden, vocabulary]`, as most models share it with the head.
     pub(crate) embedding: Param<Tensor<2>>,
     pub(crate) layers: Vec<Layer>,
     pub(crate) norm: RmsNorm,
@@ -72,10 +76,10 @@ impl Tables {
     fn span(&self, start: usize, rows: usize, visible: usize) -> Span {
         let index = |from: usize, count: usize| self.index.clone().narrow(0, from, count);
         // A single row at the end of exactly what is visible sees all of it.
-        let hidden = (rows > 1 || visible > start + 1).then(|| {
+        let mask = (rows > 1 || visible > start + 1).then(|| {
             let columns = index(0, visible).reshape([1, 1, visible]).expand([1, rows, visible]);
             let positions = index(start, rows).reshape([1, rows, 1]).expand([1, rows, visible]);
-            columns.greater(positions)
+            columns.greater(positions).float().mul_scalar(HIDDEN)
         });
         Span {
             start,
@@ -83,14 +87,14 @@ impl Tables {
             visible,
             cos: self.cos.clone().narrow(0, start, rows).unsqueeze(),
             sin: self.sin.clone().narrow(0, start, rows).unsqueeze(),
-            hidden,
+            mask,
         }
     }
 }
 
 /// Capacity that suffices for a full context of padded blocks.
 fn max_capacity(config: &LlamaConfig) -> usize {
-    config.context_length.next_multiple_of(BLOCK) + BLOCK
+    config.context_length.next_multiple_of(MAX_BLOCK) + MAX_BLOCK
 }
 
 /// A network on its device.
@@ -115,15 +119,25 @@ impl Llama {
         self.vocabulary
     }
 
-    /// An empty cache for a new sequence.
-    pub fn new_cache(&self) -> KvCache {
-        KvCache::new(CacheShape {
+    /// An empty cache for a new sequence, which begins with room for `expected` positions and
+    /// grows if there are more.
+    pub fn new_cache(&self, expected: usize) -> KvCache {
+        let shape = CacheShape {
             layers: self.config.layers,
             kv_heads: self.config.kv_heads,
             head_dim: self.config.head_dim,
             max_capacity: max_capacity(&self.config),
             device: self.device.clone(),
-        })
+        };
+        KvCache::new(shape, expected)
+    }
+
+    /// Most tokens that are computed at once; longer inputs are cut.
+    pub fn block(&self) -> usize {
+        match self.shapes {
+            Shapes::Exact => CPU_BLOCK,
+            Shapes::Bucketed => MAX_BLOCK,
+        }
     }
 
     /// Computes `tokens` behind what is in `cache`; returns the logits after the last of them.
@@ -132,9 +146,17 @@ impl Llama {
     /// vocabulary. A call for several tokens gives the logits of as many calls for one, up to
     /// rounding.
     pub fn forward(&self, tokens: &[u32], cache: &mut KvCache) -> Result<Vec<f32>, ComputeError> {
+        match self.shapes {
+            // On a thread of the pool that shares the work, or else each share costs a wake-up.
+            Shapes::Exact => rayon::scope(|_| self.logits(tokens, cache)),
+            Shapes::Bucketed => self.logits(tokens, cache),
+        }
+    }
+
+    fn logits(&self, tokens: &[u32], cache: &mut KvCache) -> Result<Vec<f32>, ComputeError> {
         let mut last = None;
-        for block in tokens.chunks(BLOCK) {
-            last = Some(self.block(block, cache));
+        for block in tokens.chunks(self.block()) {
+            last = Some(self.state(block, cache));
         }
         let Some(state) = last else {
             return Err(ComputeError("no tokens to compute".to_owned()));
@@ -143,12 +165,12 @@ impl Llama {
         logits.try_into_vec_as::<f32>().map_err(|error| ComputeError(error.to_string()))
     }
 
-    /// Computes at most [`BLOCK`] tokens; returns the state `[1, hidden]` of the last.
-    fn block(&self, tokens: &[u32], cache: &mut KvCache) -> Tensor<2> {
+    /// Computes at most a block of tokens; returns the state `[1, hidden]` of the last.
+    fn state(&self, tokens: &[u32], cache: &mut KvCache) -> Tensor<2> {
         let start = cache.len();
         let rows = match self.shapes {
             Shapes::Exact => tokens.len(),
-            Shapes::Bucketed => ROW_BUCKETS.into_iter().find(|b| *b >= tokens.len()).unwrap_or(BLOCK),
+            Shapes::Bucketed => ROW_BUCKETS.into_iter().find(|b| *b >= tokens.len()).unwrap_or(MAX_BLOCK),
         };
         cache.reserve(start + rows);
         let visible = match self.shapes {
@@ -161,7 +183,7 @@ impl Llama {
         let padded = tokens.iter().copied().chain(std::iter::repeat(0)).take(rows);
         let ids: Vec<i32> = padded.map(|id| i32::try_from(id).unwrap_or(0)).collect();
         let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [rows]), &self.device);
-        let mut x = self.weights.embedding.val().select(0, ids);
+        let mut x = self.weights.embedding.val().select(1, ids).transpose();
         let before = std::mem::take(&mut cache.layers);
         for (layer, layer_cache) in self.weights.layers.iter().zip(before) {
             let (next, layer_cache) = layer.forward(x, layer_cache, &span);

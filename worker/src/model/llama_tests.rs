@@ -24,7 +24,7 @@ fn assert_close(got: &[f32], wanted: &[f64]) {
 fn a_prompt_has_the_logits_of_a_plain_implementation() {
     let (model, tensors) = (tiny(Shapes::Exact), testing::tensors());
     for count in [1, 2, 7, 40] {
-        let logits = model.forward(&tokens(count), &mut model.new_cache()).unwrap();
+        let logits = model.forward(&tokens(count), &mut model.new_cache(0)).unwrap();
         assert_close(&logits, &testing::reference(&tensors, &tokens(count)));
     }
 }
@@ -32,7 +32,7 @@ fn a_prompt_has_the_logits_of_a_plain_implementation() {
 #[test]
 fn decoding_goes_on_from_the_cache() {
     let (model, tensors, tokens) = (tiny(Shapes::Exact), testing::tensors(), tokens(12));
-    let mut cache = model.new_cache();
+    let mut cache = model.new_cache(0);
     model.forward(&tokens[..9], &mut cache).unwrap();
     for count in 10..=12 {
         let logits = model.forward(&tokens[count - 1..count], &mut cache).unwrap();
@@ -44,7 +44,7 @@ fn decoding_goes_on_from_the_cache() {
 #[test]
 fn padding_changes_nothing() {
     let (model, tensors, tokens) = (tiny(Shapes::Bucketed), testing::tensors(), tokens(45));
-    let mut cache = model.new_cache();
+    let mut cache = model.new_cache(0);
     // A block of 32, one of 128 over the first one's padding, then single tokens over its padding.
     model.forward(&tokens[..5], &mut cache).unwrap();
     model.forward(&tokens[5..40], &mut cache).unwrap();
@@ -58,8 +58,8 @@ fn padding_changes_nothing() {
 fn a_cache_keeps_what_it_has_when_it_grows() {
     let model = tiny(Shapes::Exact);
     let long: Vec<u32> = tokens(96).into_iter().cycle().take(300).collect();
-    let whole = model.forward(&long, &mut model.new_cache()).unwrap();
-    let mut cache = model.new_cache();
+    let whole = model.forward(&long, &mut model.new_cache(0)).unwrap();
+    let mut cache = model.new_cache(0);
     model.forward(&long[..250], &mut cache).unwrap();
     let before = cache.capacity();
     let parts = model.forward(&long[250..], &mut cache).unwrap();
@@ -69,9 +69,21 @@ fn a_cache_keeps_what_it_has_when_it_grows() {
 }
 
 #[test]
+fn a_cache_with_room_from_the_start_does_not_grow() {
+    let model = tiny(Shapes::Exact);
+    let mut cache = model.new_cache(400);
+    model.forward(&tokens(1), &mut cache).unwrap();
+    assert_eq!(cache.capacity(), 512);
+    cache.reserve(400);
+    assert_eq!(cache.capacity(), 512);
+    cache.reserve(1000);
+    assert_eq!(cache.capacity(), 1024);
+}
+
+#[test]
 fn nothing_to_compute_is_an_error() {
     let model = tiny(Shapes::Exact);
-    assert!(model.forward(&[], &mut model.new_cache()).is_err());
+    assert!(model.forward(&[], &mut model.new_cache(0)).is_err());
 }
 
 fn refused(builder: &GgufBuilder) -> LoadError {

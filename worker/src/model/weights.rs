@@ -10,6 +10,8 @@ use burn::module::Param;
 use burn::nn::RmsNorm;
 use burn::tensor::{Device, Tensor, TensorData};
 use indicatif::{ProgressBar, ProgressStyle};
+use rayon::iter::{IndexedParallelIterator, ParallelIterator};
+use rayon::slice::ParallelSliceMut;
 
 use super::layers::{Attention, Layer, Linear, Mlp};
 use super::llama::{Tables, Weights};
@@ -68,34 +70,32 @@ impl<'a> Loader<'a> {
             embedding: Param::from_tensor(embedding),
             layers,
             norm: self.norm(NORM, config)?,
-            head: Linear::new(head),
+            head: self.linear(head),
         })
     }
 
     fn layer(&mut self, config: &LlamaConfig, index: usize) -> Result<Layer, LoadError> {
         let name = |part: &str| format!("blk.{index}.{part}.weight");
-        let (queries, keys) = (config.query_width(), config.kv_width());
         let qkv = self.qkv(config, &name)?;
-        let output = self.matrix(&[&name("attn_output")], &[config.hidden], queries)?;
+        let output = self.matrix(&[&name("attn_output")], &[config.hidden], config.query_width())?;
         let gate_up = [name("ffn_gate"), name("ffn_up")];
         let gate_up = self.matrix(&[&gate_up[0], &gate_up[1]], &[config.feed_forward; 2], config.hidden)?;
         let down = self.matrix(&[&name("ffn_down")], &[config.hidden], config.feed_forward)?;
-        debug_assert_eq!(qkv.dims(), [queries + 2 * keys, config.hidden]);
         Ok(Layer {
             attention_norm: self.norm(&name("attn_norm"), config)?,
             attention: Attention {
-                qkv: Linear::new(qkv),
-                output: Linear::new(output),
+                qkv: self.linear(qkv),
+                output: self.linear(output),
                 heads: config.heads,
                 kv_heads: config.kv_heads,
                 head_dim: config.head_dim,
             },
             mlp_norm: self.norm(&name("ffn_norm"), config)?,
-            mlp: Mlp { gate_up: Linear::new(gate_up), down: Linear::new(down), width: config.feed_forward },
+            mlp: Mlp { gate_up: self.linear(gate_up), down: self.linear(down), width: config.feed_forward },
         })
     }
 
-    /// Queries, keys and values below one another.
+    /// Queries, keys and values below one another, `[hidden, rows]` on the device.
     fn qkv(&mut self, config: &LlamaConfig, name: &impl Fn(&str) -> String) -> Result<Tensor<2>, LoadError> {
         let hidden = config.hidden;
         let (query_name, rows) = (name("attn_q"), config.query_width() + 2 * config.kv_width());
@@ -107,10 +107,10 @@ impl<'a> Loader<'a> {
         all.extend(pairs_to_halves(&queries, config.head_dim, hidden).map(|weight| weight * scale));
         all.extend(pairs_to_halves(&keys, config.head_dim, hidden));
         all.extend(values);
-        self.upload(&query_name, all, [rows, hidden])
+        self.upload(&query_name, &all, [rows, hidden])
     }
 
-    /// Matrices of `columns` columns below one another.
+    /// Matrices of `columns` columns below one another, `[columns, rows]` on the device.
     fn matrix(&mut self, names: &[&str], rows: &[usize], columns: usize) -> Result<Tensor<2>, LoadError> {
         let mut all = Vec::new();
         for (name, rows) in names.iter().zip(rows) {
@@ -122,13 +122,17 @@ impl<'a> Loader<'a> {
             }
         }
         let first = names.first().copied().unwrap_or_default();
-        self.upload(first, all, [rows.iter().sum(), columns])
+        self.upload(first, &all, [rows.iter().sum(), columns])
     }
 
     fn norm(&mut self, name: &str, config: &LlamaConfig) -> Result<RmsNorm, LoadError> {
         let numbers = self.numbers(name, &[config.hidden])?;
         let gamma = Tensor::from_data(TensorData::new(numbers, [config.hidden]), self.device());
         Ok(RmsNorm { gamma: Param::from_tensor(gamma), epsilon: f64::from(config.norm_epsilon) })
+    }
+
+    fn linear(&self, weight: Tensor<2>) -> Linear {
+        Linear::new(weight, self.target.threads)
     }
 
     fn has(&self, name: &str) -> bool {
@@ -166,8 +170,14 @@ impl<'a> Loader<'a> {
         Ok(numbers)
     }
 
-    fn upload(&self, name: &str, numbers: Vec<f32>, shape: [usize; 2]) -> Result<Tensor<2>, LoadError> {
-        let bytes = size_of_val(numbers.as_slice()) as u64;
+    /// Brings a matrix to the device, turned over.
+    fn upload(
+        &self,
+        name: &str,
+        numbers: &[f32],
+        [rows, columns]: [usize; 2],
+    ) -> Result<Tensor<2>, LoadError> {
+        let bytes = size_of_val(numbers) as u64;
         if let Some(limit) = self.target.max_buffer_bytes
             && bytes > limit
         {
@@ -179,7 +189,8 @@ impl<'a> Loader<'a> {
                 limit,
             });
         }
-        Ok(Tensor::from_data(TensorData::new(numbers, shape), self.device()))
+        let data = TensorData::new(transpose(numbers, rows, columns), [columns, rows]);
+        Ok(Tensor::from_data(data, self.device()))
     }
 
     /// Refuses a file with tensors that nothing has asked for: its network does more than ours.
@@ -206,6 +217,21 @@ fn pairs_to_halves(rows: &[f32], head_dim: usize, columns: usize) -> impl Iterat
     })
 }
 
+/// `[rows, columns]` to `[columns, rows]`, in tiles that fit into a core's first cache.
+fn transpose(numbers: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    const TILE: usize = 32;
+    let mut turned = vec![0.0; numbers.len()];
+    turned.par_chunks_mut(TILE * rows).enumerate().for_each(|(band, out)| {
+        for (tile, source) in numbers.chunks(TILE * columns).enumerate() {
+            for (column, out) in out.chunks_mut(rows).enumerate() {
+                let from = source.iter().skip(band * TILE + column).step_by(columns);
+                out.iter_mut().skip(tile * TILE).zip(from).for_each(|(to, from)| *to = *from);
+            }
+        }
+    });
+    turned
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -218,5 +244,18 @@ mod tests {
         let first_columns: Vec<f32> = halves.iter().step_by(2).copied().collect();
         assert_eq!(first_columns, [0.0, 20.0, 10.0, 30.0, 40.0, 60.0, 50.0, 70.0]);
         assert!(halves.chunks(2).all(|pair| pair[1] == pair[0] + 1.0));
+    }
+
+    #[test]
+    fn a_matrix_is_turned_over() {
+        for (rows, columns) in [(1, 1), (3, 70), (70, 3), (33, 65), (64, 32)] {
+            let numbers: Vec<f32> = (0..rows * columns).map(|i| i as f32).collect();
+            let turned = transpose(&numbers, rows, columns);
+            for row in 0..rows {
+                for column in 0..columns {
+                    assert_eq!(turned[column * rows + row], numbers[row * columns + column]);
+                }
+            }
+        }
     }
 }

@@ -10,6 +10,7 @@ use emberline_shared::heartbeat::ServedModel;
 use emberline_shared::job::Job;
 use emberline_shared::subject::{self, JobId};
 use emberline_tests::nats::NatsServer;
+use emberline_worker::bus::ACK_WAIT;
 use emberline_worker::config::{BusConfig, Config, EngineConfig};
 use emberline_worker::engine::{Engine, EngineEvent};
 use emberline_worker::serve::{ServeError, serve};
@@ -104,6 +105,32 @@ async fn a_dead_workers_job_is_taken_over_by_another() {
     let mut all = vec![again];
     all.extend(events.rest().await);
     assert_eq!(text_of(&all, 2).split_whitespace().count(), 175);
+    wait_for_empty_queue(&nats).await;
+}
+
+#[tokio::test]
+async fn a_job_delivered_again_to_the_worker_that_runs_it_is_not_run_twice() {
+    let nats = NatsServer::start().await.unwrap();
+    let worker = Worker::start(&nats, &["--slots", "2", "--alive-timeout-ms", "60000"]);
+    let relay = Relay::new(&nats).await;
+    relay.wait_for_load(&[0]).await;
+    let job = job(1, 30_000);
+    let mut events = relay.send(&job).await;
+    events.next_tokens(1).await;
+
+    // Asleep for longer than nats-server waits for a word about the job.
+    worker.signal("STOP");
+    tokio::time::sleep(ACK_WAIT + Duration::from_secs(2)).await;
+    worker.signal("CONT");
+    within("the second delivery", async {
+        while !worker.log().contains("runs already") {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    relay.wait_for_load(&[1]).await;
+    relay.control(&job.id, Control::Cancel).await;
+    assert!(events.rest().await.iter().all(|event| event.attempt == 1));
     wait_for_empty_queue(&nats).await;
 }
 

@@ -1,6 +1,9 @@
 //! What a worker promises on NATS, shown with a real nats-server, the real binary and the
 //! simulated engine.
 
+// What fails in here fails the test.
+#![allow(clippy::unwrap_used)]
+
 mod jobs;
 mod lifecycle;
 mod permissions;
