@@ -39,7 +39,7 @@ enum Command {
     /// Fetch a model or nats-server into the cache and print its path.
     Pull(PullArgs),
     /// Measure the running stack, or one that is started for it.
-    Bench(bench::BenchArgs),
+    Bench(Box<bench::BenchArgs>),
     /// Show the workers of a running stack.
     Status(access::AccessArgs),
     /// Run a program that ends when this process's parent does.

@@ -1,6 +1,8 @@
 //! `emberline up` looks after its parts: a real nats-server, and scripts that stand in for the
 //! worker and the function's host, so that what is tested is the looking after.
 
+#![allow(clippy::unwrap_used, reason = "a step of a test that fails ends the test")]
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;

@@ -29,6 +29,8 @@ pub(crate) enum RequestError {
     Io(#[from] std::io::Error),
     #[error("the stream holds what no chat stream should: {0}")]
     Stream(String),
+    #[error("the model answered without any text")]
+    NoText,
 }
 
 /// Sends requests to one function.
@@ -135,7 +137,7 @@ fn read_stream(mut body: impl BufRead, clock: impl Fn() -> Duration) -> Result<S
         job: job.ok_or_else(|| RequestError::Stream(format!("'{id}' is not the id of a completion")))?,
         prompt_tokens: usage.prompt_tokens,
         completion_tokens: usage.completion_tokens,
-        first_token: first_token.ok_or_else(|| missing("text"))?,
+        first_token: first_token.ok_or(RequestError::NoText)?,
         whole: whole.ok_or_else(|| missing("[DONE]"))?,
     })
 }
@@ -182,7 +184,7 @@ mod tests {
     fn a_stream_that_lacks_a_part_is_no_measurement() {
         let (text, usage, done) = (chunk(r#"{"content":"a"}"#), usage(), "data: [DONE]\n\n");
         for (parts, lacks) in [
-            (vec![usage.as_str(), done], "text"),
+            (vec![usage.as_str(), done], "without any text"),
             (vec![&text, done], "usage"),
             (vec![&text, &usage], "[DONE]"),
             (vec![done], "chunk"),

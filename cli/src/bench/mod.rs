@@ -103,10 +103,17 @@ async fn measure(args: &BenchArgs, target: &Target) -> anyhow::Result<Report> {
     let heartbeats = access::heartbeats(&nats).await?;
     let client = Client::new(&target.url, &target.api_key, &args.alias);
     let mut rows = Vec::new();
-    for &tokens in &args.prompts {
-        for &concurrency in &args.concurrency {
+    for (i, &prompt_tokens) in args.prompts.iter().enumerate() {
+        for (j, &concurrency) in args.concurrency.iter().enumerate() {
+            // Whatever is met for the first time may have to be compiled.
+            let warm_up = match (i, j) {
+                (0, _) => concurrency,
+                (_, 0) => 1,
+                _ => 0,
+            };
             let requests = (args.requests as usize).max(if concurrency > 1 { 2 * concurrency } else { 1 });
-            rows.extend(measure_row(&nats, &client, tokens, args.max_tokens, concurrency, requests).await?);
+            let load = Load { prompt_tokens, max_tokens: args.max_tokens, concurrency };
+            rows.extend(measure_row(&nats, &client, load, warm_up, requests).await?);
         }
     }
     Ok(Report {
@@ -118,20 +125,26 @@ async fn measure(args: &BenchArgs, target: &Target) -> anyhow::Result<Report> {
     })
 }
 
-async fn measure_row(
-    nats: &async_nats::Client,
-    client: &Client,
+/// What is asked for, and how much of it at a time.
+#[derive(Debug, Clone, Copy)]
+struct Load {
     prompt_tokens: u32,
     max_tokens: u32,
     concurrency: usize,
+}
+
+async fn measure_row(
+    nats: &async_nats::Client,
+    client: &Client,
+    load: Load,
+    warm_up: usize,
     requests: usize,
 ) -> anyhow::Result<Option<Row>> {
     let sender = client.clone();
     let send = move || -> Result<_, RequestError> {
-        // A shape that is met for the first time may have to be compiled.
-        send_all(&sender, prompt_tokens, max_tokens, concurrency, concurrency)?;
+        load.send(&sender, warm_up)?;
         let began = Instant::now();
-        let seen = send_all(&sender, prompt_tokens, max_tokens, concurrency, requests)?;
+        let seen = load.send(&sender, requests)?;
         Ok((seen, began.elapsed()))
     };
     let (seen, whole) = tokio::task::spawn_blocking(send).await??;
@@ -140,41 +153,58 @@ async fn measure_row(
         let timings = access::timings(nats, &seen.job).await?;
         samples.push(Sample { seen, timings });
     }
-    Ok(Series { concurrency, samples, whole }.summarise())
+    Ok(Series { concurrency: load.concurrency, samples, whole }.summarise())
 }
 
-/// Sends so many requests, so many at a time.
-fn send_all(
-    client: &Client,
-    prompt_tokens: u32,
-    max_tokens: u32,
-    concurrency: usize,
-    requests: usize,
-) -> Result<Vec<Seen>, RequestError> {
-    let next = AtomicUsize::new(0);
-    let results = Mutex::new(Vec::with_capacity(requests));
-    std::thread::scope(|scope| {
-        for _ in 0..concurrency.min(requests) {
-            scope.spawn(|| {
-                while next.fetch_add(1, Ordering::Relaxed) < requests {
-                    let seen = client.request(&prompt(prompt_tokens, rand::random()), max_tokens);
-                    results.lock().unwrap_or_else(PoisonError::into_inner).push(seen);
-                }
-            });
-        }
-    });
-    results.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().collect()
+impl Load {
+    /// Sends so many requests, [`Load::concurrency`] at a time; an answer without text is asked for again.
+    fn send(self, client: &Client, requests: usize) -> Result<Vec<Seen>, RequestError> {
+        let next = AtomicUsize::new(0);
+        let results = Mutex::new(Vec::with_capacity(requests));
+        std::thread::scope(|scope| {
+            for _ in 0..self.concurrency.min(requests) {
+                scope.spawn(|| {
+                    while next.fetch_add(1, Ordering::Relaxed) < requests {
+                        let seen = self.send_one(client);
+                        results.lock().unwrap_or_else(PoisonError::into_inner).push(seen);
+                    }
+                });
+            }
+        });
+        results.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().collect()
+    }
+
+    fn send_one(self, client: &Client) -> Result<Seen, RequestError> {
+        let send = || client.request(&prompt(self.prompt_tokens, rand::random()), self.max_tokens);
+        let silent = |result: &Result<Seen, RequestError>| matches!(result, Err(RequestError::NoText));
+        (0..MAX_SILENT).map(|_| send()).find(|result| !silent(result)).unwrap_or(Err(RequestError::NoText))
+    }
 }
 
-/// Tokens that a chat template and [`prompt`]'s own frame add, about.
-const FRAME_TOKENS: u32 = 24;
+/// Answers without any text, one after the other, before that is an error: a model may end its
+/// turn at once, but not always.
+const MAX_SILENT: usize = 5;
+
+/// What a prompt is made of; about [`SENTENCE_TOKENS`] tokens each.
+const SENTENCES: [&str; 6] = [
+    "The old river carried slow boats past the stone houses of the town.",
+    "Every morning the baker opened her window and sang to the children in the street.",
+    "A grey cat watched the market from the roof and waited for the fishermen to return.",
+    "Behind the hills the summer storm gathered, and the farmers hurried to bring in the hay.",
+    "Nobody remembered who had built the clock tower, but everyone trusted its bell.",
+    "In the evening they lit lamps along the bridge and told each other long stories.",
+];
+const SENTENCE_TOKENS: u32 = 16;
+/// Tokens that a chat template and the prompt's own frame add, about.
+const FRAME_TOKENS: u32 = 48;
 
 /// A prompt of about `tokens` tokens that begins like no other, so that none of it is cached.
 fn prompt(tokens: u32, nonce: u16) -> String {
-    const WORDS: [&str; 8] = ["river", "stone", "cloud", "green", "house", "light", "seven", "music"];
-    let words = (0..tokens.saturating_sub(FRAME_TOKENS) as usize)
-        .map(|i| WORDS[(i.wrapping_mul(5) + usize::from(nonce) + i / 7) % WORDS.len()]);
-    format!("{nonce}: tell a long story. {}", words.collect::<Vec<_>>().join(" "))
+    let count = tokens.saturating_sub(FRAME_TOKENS) / SENTENCE_TOKENS;
+    let start = usize::from(nonce);
+    let story: Vec<&str> =
+        SENTENCES.iter().cycle().skip(start % SENTENCES.len()).take(count as usize).copied().collect();
+    format!("Story {nonce}. {} Write a long story about a town by a river.", story.join(" "))
 }
 
 #[cfg(test)]
@@ -182,10 +212,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn prompts_grow_by_a_word_a_token_and_differ_from_the_start() {
-        let words = |tokens| prompt(tokens, 1).split(' ').count();
-        assert_eq!(words(1024) - words(256), 768);
-        assert_eq!(words(1), words(0));
-        assert_ne!(prompt(256, 1)[..4], prompt(256, 2)[..4]);
+    fn prompts_grow_as_wanted_and_differ_from_the_start() {
+        let sentences = |tokens| prompt(tokens, 1).matches('.').count();
+        assert_eq!(sentences(1024) - sentences(256), 768 / SENTENCE_TOKENS as usize);
+        assert_eq!(sentences(1), sentences(0));
+        assert_ne!(prompt(256, 1)[..7], prompt(256, 2)[..7]);
     }
 }

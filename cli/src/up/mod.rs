@@ -73,8 +73,9 @@ pub(crate) struct Prepared {
 pub(crate) fn run(args: &UpArgs, cache: &Cache) -> anyhow::Result<()> {
     let console = Console::default();
     let prepared = prepare(args, cache, console.clone())?;
+    let log = prepared.transcript.path().to_owned();
     let banner = async |state: &State| {
-        println!("{}", render_banner(state, &describe_workers(state).await));
+        println!("{}", render_banner(state, &describe_workers(state).await, &log));
         std::future::pending().await
     };
     runtime()?.block_on(with_stack(prepared, banner)).map(|_: Option<()>| ())
@@ -151,6 +152,7 @@ pub(crate) async fn with_stack<T>(
         } => outcome,
     };
     console.say("stopping");
+    transcript.quiet();
     tokio::select! {
         () = stack.stop() => {}
         () = stop_signals.recv() => stack.kill().await,
@@ -225,7 +227,7 @@ async fn describe_workers(state: &State) -> String {
     served.join(", ")
 }
 
-fn render_banner(state: &State, workers: &str) -> String {
+fn render_banner(state: &State, workers: &str, log: &Path) -> String {
     let State { url, api_key, .. } = state;
     format!(
         r#"
@@ -234,12 +236,14 @@ Emberline is ready: {workers}
   URL      {url}
   API key  {api_key}
   model    {ALIAS}
+  log      {}
 
 Try it:
 
 {}
 
 Ctrl-C stops everything."#,
+        log.display(),
         render_curl(url, api_key)
     )
 }

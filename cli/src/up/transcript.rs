@@ -46,6 +46,7 @@ pub(crate) struct Transcript {
 struct Inner {
     file: File,
     tails: BTreeMap<Part, VecDeque<String>>,
+    quiet: bool,
 }
 
 impl Transcript {
@@ -57,7 +58,7 @@ impl Transcript {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
-        let inner = Inner { file: File::create(path)?, tails: BTreeMap::new() };
+        let inner = Inner { file: File::create(path)?, tails: BTreeMap::new(), quiet: false };
         Ok(Self { inner: Arc::new(Mutex::new(inner)), path: path.to_owned(), console })
     }
 
@@ -69,10 +70,10 @@ impl Transcript {
     /// Takes down one line.
     pub(crate) fn record(&self, part: Part, line: &str) {
         let shown: String = line.chars().take(SHOWN_CHARS).collect();
-        if is_important(line) {
+        let mut inner = self.lock();
+        if is_important(line) && !inner.quiet {
             self.console.say(&format!("[{part}] {shown}"));
         }
-        let mut inner = self.lock();
         // A full disk must not end a stack that serves.
         let _ = writeln!(inner.file, "[{part}] {line}");
         let tail = inner.tails.entry(part).or_default();
@@ -80,6 +81,11 @@ impl Transcript {
             tail.pop_front();
         }
         tail.push_back(shown);
+    }
+
+    /// From now on nothing goes to the terminal: parts that are being stopped complain of each other.
+    pub(crate) fn quiet(&self) {
+        self.lock().quiet = true;
     }
 
     /// The last lines of a part, indented, or a word that there are none.
@@ -97,8 +103,10 @@ impl Transcript {
 
 /// Warnings and errors as tracing, nats-server and Rust's panics write them.
 fn is_important(line: &str) -> bool {
-    const MARKS: &[&str] = &[" WARN ", " ERROR ", "[WRN]", "[ERR]", "[FTL]", "panicked at", "error: "];
-    MARKS.iter().any(|mark| line.contains(mark))
+    const MARKS: &[&str] = &[" WARN ", " ERROR ", "[WRN]", "[ERR]", "[FTL]", "panicked at"];
+    // They are random, and gone with the server.
+    const HARMLESS: &str = "Plaintext passwords detected";
+    MARKS.iter().any(|mark| line.contains(mark)) && !line.contains(HARMLESS)
 }
 
 #[cfg(test)]
@@ -133,7 +141,12 @@ mod tests {
         ] {
             assert!(is_important(line), "{line}");
         }
-        for line in ["2026-01-01T00:00:00Z  INFO x: WARNING signs", "[1] [INF] Server is ready", ""] {
+        for line in [
+            "2026-01-01T00:00:00Z  INFO x: WARNING signs",
+            "[1] 2026/01/01 00:00:00.0 [INF] Server is ready",
+            "[1] 2026/01/01 00:00:00.0 [WRN] Plaintext passwords detected, use nkeys or bcrypt",
+            "",
+        ] {
             assert!(!is_important(line), "{line}");
         }
     }
