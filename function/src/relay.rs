@@ -134,9 +134,10 @@ impl Relay {
         let mut waiting = std::mem::take(&mut self.waiting);
         waiting.sort_by_key(|event| (event.attempt, event.index));
         for event in waiting {
-            if self.has_gap() || self.transcript.follows_a_takeover(&event) {
-                self.waiting.push(event);
-            } else if self.transcript.apply(&event)? == Applied::Gap {
+            if self.has_gap()
+                || self.transcript.follows_a_takeover(&event)
+                || self.transcript.apply(&event)? == Applied::Gap
+            {
                 self.waiting.push(event);
             }
         }

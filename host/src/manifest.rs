@@ -262,7 +262,7 @@ fn read_triggers(root: &mut Section) -> Result<Router, Problem> {
     if let Some(kind) = section.names().next() {
         let message = "is not a trigger of this host, which has http only. \
                        Take it out, or run the application with `spin up`";
-        return Err(section.error(&kind.to_owned(), message.to_owned()).into());
+        return Err(section.error(kind, message.to_owned()).into());
     }
     if router.routes().next().is_none() {
         return Err(Problem::NoTriggers);

