@@ -251,8 +251,16 @@ pub const UNSUPPORTED: &[&str] = &[
     "web_search_options",
 ];
 
-const UNSUPPORTED_IN_MESSAGE: &[&str] =
-    &["audio", "function_call", "name", "refusal", "tool_call_id", "tool_calls", "reasoning_content"];
+const UNSUPPORTED_IN_MESSAGE: &[&str] = &[
+    "annotations",
+    "audio",
+    "function_call",
+    "name",
+    "refusal",
+    "tool_call_id",
+    "tool_calls",
+    "reasoning_content",
+];
 
 fn refuse_unsupported(fields: &Fields) -> Result<(), ApiError> {
     refuse_named(fields, UNSUPPORTED)
@@ -314,23 +322,34 @@ impl Envelope {
         struct Completion<'a> {
             #[serde(flatten)]
             head: Head<'a>,
-            choices: Vec<Value>,
-            usage: Value,
+            choices: Vec<CompletionChoice<'a>>,
+            usage: UsageBody,
             #[serde(skip_serializing_if = "Option::is_none")]
             metadata: Option<&'a Map<String, Value>>,
         }
-        let choices = choices.iter().enumerate().map(|(index, choice)| {
-            serde_json::json!({
-                "index": index,
-                "message": {"role": "assistant", "content": choice.text, "refusal": null},
-                "logprobs": null,
-                "finish_reason": choice.finish_reason,
-            })
+        #[derive(Serialize)]
+        struct CompletionChoice<'a> {
+            index: usize,
+            message: AssistantMessage<'a>,
+            logprobs: Option<()>,
+            finish_reason: Option<FinishReason>,
+        }
+        #[derive(Serialize)]
+        struct AssistantMessage<'a> {
+            role: &'static str,
+            content: &'a str,
+            refusal: Option<()>,
+        }
+        let choices = choices.iter().enumerate().map(|(index, choice)| CompletionChoice {
+            index,
+            message: AssistantMessage { role: "assistant", content: &choice.text, refusal: None },
+            logprobs: None,
+            finish_reason: choice.finish_reason,
         });
         to_json(&Completion {
             head: self.head("chat.completion"),
             choices: choices.collect(),
-            usage: usage_json(usage),
+            usage: usage.into(),
             metadata: self.metadata.as_ref(),
         })
     }
@@ -343,32 +362,79 @@ impl Envelope {
         finish: Option<FinishReason>,
         include_usage: bool,
     ) -> String {
-        let delta = match delta {
-            Delta::Role => serde_json::json!({"role": "assistant", "content": ""}),
-            Delta::Content(text) => serde_json::json!({"content": text}),
-            Delta::Empty => serde_json::json!({}),
+        let (role, content) = match delta {
+            Delta::Role => (Some("assistant"), Some("")),
+            Delta::Content(text) => (None, Some(*text)),
+            Delta::Empty => (None, None),
         };
-        let choices = serde_json::json!([
-            {"index": choice, "delta": delta, "logprobs": null, "finish_reason": finish}
-        ]);
-        self.chunk_of(choices, include_usage.then_some(Value::Null))
+        let delta = DeltaBody { role, content };
+        let choice = ChunkChoice { index: choice, delta, logprobs: None, finish_reason: finish };
+        self.chunk_of(&[choice], include_usage.then_some(None))
     }
 
     /// The last chunk of a stream whose client asked for usage: no choices.
     pub fn usage_chunk(&self, usage: &Usage) -> String {
-        self.chunk_of(Value::Array(Vec::new()), Some(usage_json(usage)))
+        self.chunk_of(&[], Some(Some(usage.into())))
     }
 
-    fn chunk_of(&self, choices: Value, usage: Option<Value>) -> String {
+    /// `usage` is absent, or null, or counts.
+    fn chunk_of(&self, choices: &[ChunkChoice<'_>], usage: Option<Option<UsageBody>>) -> String {
         #[derive(Serialize)]
         struct Chunk<'a> {
             #[serde(flatten)]
             head: Head<'a>,
-            choices: Value,
+            choices: &'a [ChunkChoice<'a>],
             #[serde(skip_serializing_if = "Option::is_none")]
-            usage: Option<Value>,
+            usage: Option<Option<UsageBody>>,
         }
         to_json(&Chunk { head: self.head("chat.completion.chunk"), choices, usage })
+    }
+}
+
+#[derive(Serialize)]
+struct ChunkChoice<'a> {
+    index: u32,
+    delta: DeltaBody<'a>,
+    logprobs: Option<()>,
+    finish_reason: Option<FinishReason>,
+}
+
+#[derive(Serialize)]
+struct DeltaBody<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    role: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct UsageBody {
+    prompt_tokens: u32,
+    completion_tokens: u32,
+    total_tokens: u64,
+    prompt_tokens_details: PromptTokensDetails,
+    completion_tokens_details: CompletionTokensDetails,
+}
+
+#[derive(Serialize)]
+struct PromptTokensDetails {
+    cached_tokens: u32,
+}
+
+#[derive(Serialize)]
+struct CompletionTokensDetails {
+    reasoning_tokens: u32,
+}
+
+impl From<&Usage> for UsageBody {
+    fn from(usage: &Usage) -> Self {
+        Self {
+            prompt_tokens: usage.prompt_tokens,
+            completion_tokens: usage.completion_tokens,
+            total_tokens: u64::from(usage.prompt_tokens) + u64::from(usage.completion_tokens),
+            prompt_tokens_details: PromptTokensDetails { cached_tokens: usage.cached_tokens },
+            completion_tokens_details: CompletionTokensDetails { reasoning_tokens: 0 },
+        }
     }
 }
 
@@ -390,16 +456,6 @@ pub enum Delta<'a> {
     Content(&'a str),
     /// The last chunk of a choice.
     Empty,
-}
-
-fn usage_json(usage: &Usage) -> Value {
-    serde_json::json!({
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": u64::from(usage.prompt_tokens) + u64::from(usage.completion_tokens),
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-        "completion_tokens_details": {"reasoning_tokens": 0},
-    })
 }
 
 /// Serialises a value that cannot fail: string keys, no foreign `Serialize`.

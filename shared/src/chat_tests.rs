@@ -114,6 +114,8 @@ fn values_that_ask_for_nothing_are_accepted() {
         ("user", json!("u")),
         ("metadata", json!({"k": "v"})),
         ("top_k", json!(null)),
+        // As openai-python dumps a message that it received.
+        ("messages", json!([{"role": "assistant", "content": "", "refusal": null, "tool_calls": null}])),
     ] {
         assert!(parse(&with(name, value)).is_ok(), "{name}");
     }

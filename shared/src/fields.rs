@@ -175,11 +175,11 @@ impl Fields {
         self.map.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k.as_str(), v))
     }
 
-    /// Refuses whatever has not been read.
+    /// Refuses whatever has not been read and is not null.
     pub fn finish(self) -> Result<(), ApiError> {
-        match self.map.keys().next() {
+        match self.remaining().next() {
             None => Ok(()),
-            Some(name) => {
+            Some((name, _)) => {
                 let path = self.path_of(name);
                 Err(ApiError::field(
                     ErrorCode::UnknownParameter,

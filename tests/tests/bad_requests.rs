@@ -168,7 +168,7 @@ fn requests() -> Vec<Case> {
         case("DELETE models", Method::DELETE, "/v1/models", vec![bearer()], 405, "method_not_allowed"),
         case("POST health", Method::POST, "/health", vec![json_type], 405, "method_not_allowed"),
         case("an unknown path", Method::POST, "/v1/chat", vec![bearer()], 404, "not_found"),
-        case("a path that goes up", Method::GET, "/v1/../secret", vec![bearer()], 404, "not_found"),
+        case("a path outside /v1", Method::GET, "/secret", vec![bearer()], 404, "not_found"),
     ]
 }
 

@@ -14,14 +14,14 @@ use std::time::{Duration, Instant, SystemTime};
 use emberline_shared::error::{ApiError, ErrorCode};
 use emberline_shared::event::{EventKind, Usage};
 use emberline_shared::heartbeat::ServedModel;
-use emberline_shared::job::{Job, Message};
+use emberline_shared::job::{GenerationRequest, Job};
 use emberline_shared::subject::JobId;
 
-use super::sequence::Sequence;
+use super::sequence::{Sequence, too_long};
 use super::{Engine, EngineEvent};
 use crate::device::{Backend, ComputeDevice};
 use crate::gguf::{GgufError, GgufFile};
-use crate::model::{self, ComputeError, Llama, LoadError, Shapes};
+use crate::model::{self, ComputeError, Llama, LlamaConfig, LoadError, Shapes};
 use crate::template::{ChatTemplate, TemplateError};
 use crate::tokenizer::ModelTokenizer;
 
@@ -63,6 +63,8 @@ pub fn load(options: &LoadOptions) -> Result<BurnEngine, LoadError> {
     let path = &options.path;
     let began = Instant::now();
     let file = GgufFile::open(path)?;
+    // First of all: another architecture would fail with a less telling error further on.
+    LlamaConfig::from_gguf(&file)?;
     let tokenizer = ModelTokenizer::from_gguf(&file)
         .map_err(|source| LoadError::Tokenizer { path: path.clone(), source })?;
     let template = ChatTemplate::from_gguf(&file)
@@ -119,8 +121,8 @@ impl Engine for BurnEngine {
         self.slots
     }
 
-    fn submit(&mut self, job: Job) {
-        self.arrived.push((job, Instant::now()));
+    fn submit(&mut self, job: Job, taken: Instant) {
+        self.arrived.push((job, taken));
     }
 
     fn cancel(&mut self, job: &JobId) -> Option<Usage> {
@@ -172,7 +174,7 @@ impl BurnEngine {
     fn admit(&mut self, events: &mut Vec<EngineEvent>) {
         for (job, taken) in std::mem::take(&mut self.arrived) {
             let id = job.id.clone();
-            let prompt = self.prompt(&job.request.messages);
+            let prompt = self.prompt(&job.request);
             let sequence = prompt.and_then(|prompt| Sequence::new(job, taken, prompt, &self.model));
             match sequence {
                 Ok(sequence) => {
@@ -190,12 +192,13 @@ impl BurnEngine {
     }
 
     /// The token ids of a conversation.
-    fn prompt(&self, messages: &[Message]) -> Result<Vec<u32>, ApiError> {
+    fn prompt(&self, request: &GenerationRequest) -> Result<Vec<u32>, ApiError> {
         let internal = |error: &dyn std::error::Error| {
             tracing::error!(%error, "a prompt can't be built");
             ApiError::new(ErrorCode::InternalError, "The prompt could not be built.")
         };
-        let text = self.template.render(messages).map_err(|error| match error {
+        let text = self.template.render(&request.messages).map_err(|error| match error {
+            TemplateError::TooLong => ApiError::field(ErrorCode::InvalidValue, "messages", error.to_string()),
             TemplateError::Refused(reason) => {
                 let message = format!(
                     "The model's chat template refuses these messages: {reason}. Change the messages."
@@ -204,6 +207,12 @@ impl BurnEngine {
             }
             other => internal(&other),
         })?;
+        // Encoding what can't fit anyway would hold up every other sequence.
+        let least = self.tokenizer.least_tokens(&text);
+        if least >= self.served.context_length as usize {
+            let prompt = format!("at least {least}");
+            return Err(too_long(&prompt, request.max_tokens, self.served.context_length));
+        }
         let tokens = self.tokenizer.encode(&text).map_err(|error| internal(&error))?;
         match tokens.is_empty() {
             true => Err(ApiError::field(

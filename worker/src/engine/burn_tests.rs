@@ -1,7 +1,7 @@
 use std::collections::HashMap;
 
 use emberline_shared::event::{ErrorEvent, FinishReason};
-use emberline_shared::job::{GenerationRequest, Role};
+use emberline_shared::job::{GenerationRequest, Message, Role};
 use tempfile::TempDir;
 
 use super::*;
@@ -51,7 +51,7 @@ fn step_into(engine: &mut BurnEngine, logs: &mut Logs) {
 
 fn run_all(engine: &mut BurnEngine, jobs: impl IntoIterator<Item = Job>) -> Logs {
     let mut logs = Logs::new();
-    jobs.into_iter().for_each(|job| engine.submit(job));
+    jobs.into_iter().for_each(|job| engine.submit(job, Instant::now()));
     while engine.has_work() {
         step_into(engine, &mut logs);
     }
@@ -139,9 +139,9 @@ fn the_seed_decides() {
 fn a_job_that_arrives_while_others_run_is_answered_at_the_next_step() {
     let (_folder, mut engine) = engine(1);
     let mut logs = Logs::new();
-    engine.submit(job(1));
+    engine.submit(job(1), Instant::now());
     step_into(&mut engine, &mut logs);
-    engine.submit(job(2));
+    engine.submit(job(2), Instant::now());
     step_into(&mut engine, &mut logs);
     assert!(matches!(logs[&job(2).id][..], [EventKind::Accepted { .. }]), "accepted, without a slot");
     assert!(ids(&logs[&job(1).id]).len() > 1);
@@ -151,7 +151,7 @@ fn a_job_that_arrives_while_others_run_is_answered_at_the_next_step() {
 fn cancelling_frees_the_slot() {
     let (_folder, mut engine) = engine(1);
     let mut logs = Logs::new();
-    (1..=3).for_each(|number| engine.submit(job(number)));
+    (1..=3).for_each(|number| engine.submit(job(number), Instant::now()));
     for _ in 0..3 {
         step_into(&mut engine, &mut logs);
     }
@@ -170,7 +170,7 @@ fn cancelling_frees_the_slot() {
 #[test]
 fn a_job_can_be_cancelled_before_any_step() {
     let (_folder, mut engine) = engine(1);
-    engine.submit(job(1));
+    engine.submit(job(1), Instant::now());
     assert_eq!(engine.cancel(&job(1).id), Some(Usage::default()));
     assert!(!engine.has_work());
 }
@@ -191,6 +191,11 @@ fn what_does_not_fit_the_context_is_refused_with_the_counts() {
     }
     long.request.max_tokens = None;
     assert_eq!(error(&run(&mut engine, long)).code, ErrorCode::ContextLengthExceeded);
+    // So long that its tokens are not even counted.
+    let mut huge = job(1);
+    huge.request.messages[0].content = "x".repeat(1 << 20);
+    let message = error(&run(&mut engine, huge)).message.clone();
+    assert!(message.contains("at least") && message.contains("96 tokens"), "{message}");
 }
 
 #[test]
@@ -238,7 +243,7 @@ fn a_job_past_its_deadline_is_given_up() {
     let (_folder, mut engine) = engine(1);
     let log = run(&mut engine, Job { deadline: 1, ..job(1) });
     assert_eq!((error(&log).status, error(&log).code), (504, ErrorCode::Timeout));
-    engine.submit(job(2));
+    engine.submit(job(2), Instant::now());
     engine.step();
     engine.running[0].deadline = 1;
     let events = engine.step();

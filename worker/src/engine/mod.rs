@@ -8,6 +8,8 @@ mod sequence;
 pub mod simulated;
 pub mod thread;
 
+use std::time::Instant;
+
 use emberline_shared::event::{EventKind, Usage};
 use emberline_shared::heartbeat::ServedModel;
 use emberline_shared::job::Job;
@@ -36,9 +38,9 @@ pub trait Engine: Send {
     /// Jobs it can run at once.
     fn capacity(&self) -> usize;
 
-    /// Takes a job in. The next step answers with `Accepted`, or with `Error` if the request
+    /// Takes a job in that was taken from the queue at `taken`. The next step answers with `Accepted`, or with `Error` if the request
     /// can't be served (before anything is computed for it).
-    fn submit(&mut self, job: Job);
+    fn submit(&mut self, job: Job, taken: Instant);
 
     /// Drops a job and frees what it held; tells what had been computed for it.
     fn cancel(&mut self, job: &JobId) -> Option<Usage>;

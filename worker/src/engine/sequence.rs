@@ -55,7 +55,7 @@ impl Sequence {
         let room = context_length.saturating_sub(prompt_tokens);
         let limit = job.request.max_tokens.unwrap_or(room);
         if room == 0 || limit > room {
-            return Err(too_long(prompt_tokens, job.request.max_tokens, context_length));
+            return Err(too_long(&prompt_tokens.to_string(), job.request.max_tokens, context_length));
         }
         let expected = prompt.len() + (limit as usize).min(EXPECTED_ANSWER);
         Ok(Self {
@@ -161,7 +161,8 @@ impl Sequence {
     }
 }
 
-fn too_long(prompt: u32, wanted: Option<u32>, context: u32) -> ApiError {
+/// The refusal of a prompt of `prompt` tokens, a count in words.
+pub(super) fn too_long(prompt: &str, wanted: Option<u32>, context: u32) -> ApiError {
     let wanted = match wanted {
         Some(wanted) => format!("{wanted} for the answer"),
         None => "at least 1 for the answer".to_owned(),

@@ -83,7 +83,7 @@ impl Engine for SimulatedEngine {
         self.capacity
     }
 
-    fn submit(&mut self, job: Job) {
+    fn submit(&mut self, job: Job, taken: Instant) {
         let words = job.request.messages.iter().map(|m| m.content.split_whitespace().count()).sum::<usize>();
         let prompt_tokens = u32::try_from(words).unwrap_or(u32::MAX);
         let (limit, at_limit) = match job.request.max_tokens {
@@ -102,7 +102,6 @@ impl Engine for SimulatedEngine {
             self.refused.push(EngineEvent { job: job.id, kind: EventKind::Error(error.into()) });
             return;
         }
-        let now = Instant::now();
         self.running.push(Sequence {
             job: job.id,
             text: TextAssembler::new(&job.request.stop),
@@ -110,9 +109,9 @@ impl Engine for SimulatedEngine {
             generated: 0,
             limit,
             at_limit,
-            taken: now,
+            taken,
             first_token: None,
-            due: now + self.pace,
+            due: Instant::now() + self.pace,
             accepted: false,
         });
     }

@@ -52,7 +52,7 @@ fn ending(kinds: &[EventKind]) -> (FinishReason, Usage) {
 #[test]
 fn a_job_is_accepted_says_its_words_and_ends() {
     let mut engine = engine();
-    engine.submit(job(1, "three words here", Some(4), &[]));
+    engine.submit(job(1, "three words here", Some(4), &[]), Instant::now());
     let kinds = run(&mut engine, 1);
     assert!(matches!(kinds.first(), Some(EventKind::Accepted { prompt_tokens: 3, .. })), "{kinds:?}");
     assert_eq!(text(&kinds), "The quick ember glows");
@@ -63,7 +63,7 @@ fn a_job_is_accepted_says_its_words_and_ends() {
 #[test]
 fn without_a_limit_it_stops_by_itself() {
     let mut engine = engine();
-    engine.submit(job(1, "hi", None, &[]));
+    engine.submit(job(1, "hi", None, &[]), Instant::now());
     let (reason, usage) = ending(&run(&mut engine, 1));
     assert_eq!((reason, usage.completion_tokens), (FinishReason::Stop, DEFAULT_TOKENS));
 }
@@ -71,7 +71,7 @@ fn without_a_limit_it_stops_by_itself() {
 #[test]
 fn a_stop_string_across_words_ends_the_text_before_it() {
     let mut engine = engine();
-    engine.submit(job(1, "hi", Some(100), &["ember glow"]));
+    engine.submit(job(1, "hi", Some(100), &["ember glow"]), Instant::now());
     let kinds = run(&mut engine, 1);
     assert_eq!(text(&kinds), "The quick ");
     assert_eq!(ending(&kinds).0, FinishReason::Stop);
@@ -83,7 +83,7 @@ fn what_does_not_fit_the_context_is_refused_before_anything_is_said() {
         [("hi", Some(CONTEXT_LENGTH)), (&*"w ".repeat(40_000), None), ("hi", Some(u32::MAX))]
     {
         let mut engine = engine();
-        engine.submit(job(1, prompt, max_tokens, &[]));
+        engine.submit(job(1, prompt, max_tokens, &[]), Instant::now());
         let kinds = run(&mut engine, 1);
         let [EventKind::Error(error)] = &kinds[..] else { panic!("{kinds:?}") };
         assert_eq!(error.code, ErrorCode::ContextLengthExceeded);
@@ -94,7 +94,7 @@ fn what_does_not_fit_the_context_is_refused_before_anything_is_said() {
 fn the_pace_is_kept() {
     let mut engine = SimulatedEngine::new("simulated-echo".into(), 1, 100.0, 0);
     let started = Instant::now();
-    engine.submit(job(1, "hi", Some(10), &[]));
+    engine.submit(job(1, "hi", Some(10), &[]), Instant::now());
     run(&mut engine, 1);
     assert!(started.elapsed() >= Duration::from_millis(100));
 }
@@ -104,7 +104,7 @@ proptest! {
     fn company_changes_nothing(lengths in proptest::collection::vec(1_u32..40, 1..6)) {
         let mut together = engine();
         for (id, &length) in (0..).zip(&lengths) {
-            together.submit(job(id, "hi", Some(length), &[]));
+            together.submit(job(id, "hi", Some(length), &[]), Instant::now());
         }
         let mut texts = vec![String::new(); lengths.len()];
         while together.has_work() {
@@ -115,7 +115,7 @@ proptest! {
         }
         for (length, seen) in lengths.into_iter().zip(texts) {
             let mut alone = engine();
-            alone.submit(job(1, "hi", Some(length), &[]));
+            alone.submit(job(1, "hi", Some(length), &[]), Instant::now());
             prop_assert_eq!(text(&run(&mut alone, 1)), seen);
         }
     }

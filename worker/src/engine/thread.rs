@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use emberline_shared::event::{EventKind, Usage};
 use emberline_shared::heartbeat::ServedModel;
@@ -31,7 +32,7 @@ pub struct EngineInfo {
 }
 
 enum Command {
-    Submit(Job, UnboundedSender<EventKind>),
+    Submit(Job, Instant, UnboundedSender<EventKind>),
     Cancel(JobId, oneshot::Sender<Option<Usage>>),
     Stop,
 }
@@ -82,7 +83,7 @@ impl EngineHandle {
         // Unbounded, because the thread must not wait; a job's own limits bound it.
         let (sender, receiver) = unbounded_channel();
         // A failed send drops `sender`, which is how the caller learns of it.
-        let _ = self.commands.send(Command::Submit(job, sender));
+        let _ = self.commands.send(Command::Submit(job, Instant::now(), sender));
         receiver
     }
 
@@ -154,9 +155,9 @@ type Jobs = HashMap<JobId, UnboundedSender<EventKind>>;
 
 fn apply(engine: &mut dyn Engine, jobs: &mut Jobs, command: Command) {
     match command {
-        Command::Submit(job, events) => {
+        Command::Submit(job, taken, events) => {
             jobs.insert(job.id.clone(), events);
-            engine.submit(job);
+            engine.submit(job, taken);
         }
         Command::Cancel(job, reply) => {
             jobs.remove(&job);

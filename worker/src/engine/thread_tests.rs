@@ -41,7 +41,7 @@ impl Engine for Broken {
     fn capacity(&self) -> usize {
         1
     }
-    fn submit(&mut self, _: Job) {
+    fn submit(&mut self, _: Job, _: Instant) {
         self.0 = true;
     }
     fn cancel(&mut self, _: &JobId) -> Option<Usage> {

@@ -4,9 +4,9 @@
 
 use burn::module::{Module, Param};
 use burn::nn::RmsNorm;
-use burn::tensor::Tensor;
 use burn::tensor::activation::{silu, softmax};
-use rayon::iter::{IntoParallelIterator, ParallelIterator};
+use burn::tensor::{Int, Tensor};
+use rayon::iter::{IntoParallelIterator, IntoParallelRefIterator, ParallelIterator};
 
 use super::cache::LayerCache;
 
@@ -31,36 +31,57 @@ pub(crate) struct Span {
 /// A product with a weight matrix.
 #[derive(Module, Debug)]
 pub(crate) struct Linear {
-    /// `[in, out]`: of the two layouts the one that a single row is multiplied by faster.
-    weight: Param<Tensor<2>>,
-    /// Threads that share the product of a single row, which burn's CPU backend leaves to one.
-    threads: usize,
+    /// `[in, out]`, cut into blocks of columns that are computed at the same time. A single row
+    /// is limited by how fast weights come from memory: several threads together fetch them
+    /// faster, and fastest if each reads a matrix of its own.
+    shards: Vec<Param<Tensor<2>>>,
 }
 
-/// Columns are dealt out in multiples of this, so that vector units are filled.
-const LANES: usize = 16;
-/// With fewer weights than this for each thread, dealing out costs more than it saves.
-const MIN_SHARE: usize = 1 << 17;
-
 impl Linear {
-    /// Wraps an `[in, out]` matrix.
-    pub(crate) fn new(weight: Tensor<2>, threads: usize) -> Self {
-        Self { weight: Param::from_tensor(weight), threads }
+    /// `shards` are `[in, out]` matrices side by side.
+    pub(crate) fn new(shards: Vec<Tensor<2>>) -> Self {
+        Self { shards: shards.into_iter().map(Param::from_tensor).collect() }
     }
 
     /// `[rows, in]` to `[rows, out]`.
     pub(crate) fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let weight = self.weight.val();
-        let ([rows, width], [_, columns]) = (x.dims(), weight.dims());
-        let threads = self.threads.min(width * columns / MIN_SHARE);
-        if rows > 1 || threads <= 1 {
-            return x.matmul(weight);
+        match self.shards.as_slice() {
+            [only] => x.matmul(only.val()),
+            shards => {
+                let products = shards.par_iter().map(|shard| x.clone().matmul(shard.val()));
+                Tensor::cat(products.collect(), 1)
+            }
         }
-        let share = columns.div_ceil(threads).next_multiple_of(LANES);
-        let starts: Vec<usize> = (0..columns).step_by(share).collect();
+    }
+}
+
+/// One vector for each token: embeddings, or the weights of the logits, or both at once.
+#[derive(Module, Debug)]
+pub(crate) struct Vocabulary {
+    /// `[vocabulary, hidden]`.
+    pub(crate) weight: Param<Tensor<2>>,
+    /// Threads that share the product of a single row.
+    pub(crate) threads: usize,
+}
+
+impl Vocabulary {
+    /// `[rows]` token ids to `[rows, hidden]`.
+    pub(crate) fn embed(&self, ids: Tensor<1, Int>) -> Tensor<2> {
+        self.weight.val().select(0, ids)
+    }
+
+    /// `[rows, hidden]` to `[rows, vocabulary]`.
+    pub(crate) fn logits(&self, x: Tensor<2>) -> Tensor<2> {
+        let weight = self.weight.val();
+        if self.threads == 1 {
+            return x.matmul(weight.transpose());
+        }
+        let [tokens, _] = weight.dims();
+        let share = tokens.div_ceil(self.threads);
+        let starts: Vec<usize> = (0..tokens).step_by(share).collect();
         let product = |start: usize| {
-            let columns = share.min(columns - start);
-            x.clone().matmul(weight.clone().narrow(1, start, columns))
+            let rows = share.min(tokens - start);
+            x.clone().matmul(weight.clone().narrow(0, start, rows).transpose())
         };
         Tensor::cat(starts.into_par_iter().map(product).collect(), 1)
     }
@@ -148,5 +169,42 @@ impl Layer {
         let x = x + attended;
         let mixed = self.mlp.forward(self.mlp_norm.forward(x.clone()));
         (x + mixed, cache)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{Device, TensorData};
+
+    use super::*;
+
+    /// `[rows, columns]` of small different numbers.
+    fn matrix(rows: usize, columns: usize) -> Tensor<2> {
+        let numbers: Vec<f32> = (0..rows * columns).map(|i| (i * 7 % 11) as f32 - 5.0).collect();
+        Tensor::from_data(TensorData::new(numbers, [rows, columns]), &Device::flex())
+    }
+
+    #[test]
+    fn shards_make_the_product_of_the_whole() {
+        let whole = matrix(6, 10);
+        let shards = vec![whole.clone().narrow(1, 0, 4), whole.clone().narrow(1, 4, 6)];
+        for rows in [1, 3] {
+            let sharded = Linear::new(shards.clone()).forward(matrix(rows, 6));
+            let product = Linear::new(vec![whole.clone()]).forward(matrix(rows, 6));
+            assert_eq!(sharded.dims(), [rows, 10]);
+            assert_eq!(sharded.into_data(), product.into_data());
+        }
+    }
+
+    #[test]
+    fn every_token_has_a_logit_however_many_threads_there_are() {
+        let logits = |threads| {
+            let vocabulary = Vocabulary { weight: Param::from_tensor(matrix(7, 4)), threads };
+            vocabulary.logits(matrix(1, 4))
+        };
+        assert_eq!(logits(1).dims(), [1, 7]);
+        for threads in [2, 3, 16] {
+            assert_eq!(logits(threads).into_data(), logits(1).into_data());
+        }
     }
 }

@@ -1,11 +1,11 @@
 //! The network: from token ids to the logits of the next token.
 
-use burn::module::{Module, Param};
+use burn::module::Module;
 use burn::nn::RmsNorm;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use super::cache::{CacheShape, KvCache};
-use super::layers::{Layer, Linear, Span};
+use super::layers::{Layer, Span, Vocabulary};
 use super::{ComputeError, LlamaConfig};
 
 /// Row counts that a device with [`Shapes::Bucketed`] meets.
@@ -29,12 +29,11 @@ pub enum Shapes {
 /// The weights.
 #[derive(Module, Debug)]
 pub(crate) struct Weights {
-    /// `[hidden, vocabulary]`, as most models share it with the head.
-    pub(crate) embedding: Param<Tensor<2>>,
+    pub(crate) embedding: Vocabulary,
     pub(crate) layers: Vec<Layer>,
     pub(crate) norm: RmsNorm,
-    /// From hidden state to logits.
-    pub(crate) head: Linear,
+    /// Often the embedding itself.
+    pub(crate) head: Vocabulary,
 }
 
 /// Tables over all positions.
@@ -97,6 +96,16 @@ fn max_capacity(config: &LlamaConfig) -> usize {
     config.context_length.next_multiple_of(MAX_BLOCK) + MAX_BLOCK
 }
 
+/// Most rows at once whose attention scores over a full context fit into one of the device's buffers.
+pub(crate) fn largest_block(config: &LlamaConfig, shapes: Shapes, max_buffer_bytes: Option<u64>) -> usize {
+    if shapes == Shapes::Exact {
+        return CPU_BLOCK;
+    }
+    let row_bytes = (config.heads * max_capacity(config) * size_of::<f32>()) as u64;
+    let fits = |rows: &usize| max_buffer_bytes.is_none_or(|limit| *rows as u64 * row_bytes <= limit);
+    ROW_BUCKETS.into_iter().rfind(fits).unwrap_or(1)
+}
+
 /// A network on its device.
 #[derive(Debug)]
 pub struct Llama {
@@ -104,6 +113,8 @@ pub struct Llama {
     pub(crate) weights: Weights,
     pub(crate) tables: Tables,
     pub(crate) shapes: Shapes,
+    /// See [`Llama::block`].
+    pub(crate) block: usize,
     pub(crate) vocabulary: usize,
     pub(crate) device: Device,
 }
@@ -134,10 +145,7 @@ impl Llama {
 
     /// Most tokens that are computed at once; longer inputs are cut.
     pub fn block(&self) -> usize {
-        match self.shapes {
-            Shapes::Exact => CPU_BLOCK,
-            Shapes::Bucketed => MAX_BLOCK,
-        }
+        self.block
     }
 
     /// Computes `tokens` behind what is in `cache`; returns the logits after the last of them.
@@ -161,7 +169,7 @@ impl Llama {
         let Some(state) = last else {
             return Err(ComputeError("no tokens to compute".to_owned()));
         };
-        let logits = self.weights.head.forward(self.weights.norm.forward(state));
+        let logits = self.weights.head.logits(self.weights.norm.forward(state));
         logits.try_into_vec_as::<f32>().map_err(|error| ComputeError(error.to_string()))
     }
 
@@ -170,7 +178,7 @@ impl Llama {
         let start = cache.len();
         let rows = match self.shapes {
             Shapes::Exact => tokens.len(),
-            Shapes::Bucketed => ROW_BUCKETS.into_iter().find(|b| *b >= tokens.len()).unwrap_or(MAX_BLOCK),
+            Shapes::Bucketed => ROW_BUCKETS.into_iter().find(|b| *b >= tokens.len()).unwrap_or(self.block),
         };
         cache.reserve(start + rows);
         let visible = match self.shapes {
@@ -183,7 +191,7 @@ impl Llama {
         let padded = tokens.iter().copied().chain(std::iter::repeat(0)).take(rows);
         let ids: Vec<i32> = padded.map(|id| i32::try_from(id).unwrap_or(0)).collect();
         let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [rows]), &self.device);
-        let mut x = self.weights.embedding.val().select(1, ids).transpose();
+        let mut x = self.weights.embedding.embed(ids);
         let before = std::mem::take(&mut cache.layers);
         for (layer, layer_cache) in self.weights.layers.iter().zip(before) {
             let (next, layer_cache) = layer.forward(x, layer_cache, &span);

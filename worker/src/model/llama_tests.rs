@@ -161,3 +161,14 @@ fn a_tensor_beyond_the_device_limit_is_refused() {
     let error = load(&file, &device).unwrap_err();
     assert!(matches!(&error, LoadError::TooLarge { limit: 1024, .. }), "{error}");
 }
+
+#[test]
+fn attention_scores_fit_into_the_devices_buffers() {
+    let (_folder, file) = testing::builder(&testing::tensors()).open();
+    let config = LlamaConfig::from_gguf(&file).unwrap();
+    let row_bytes = (config.heads * max_capacity(&config) * 4) as u64;
+    for (rows, block) in [(10_000, 512), (511, 128), (40, 32), (31, 1), (0, 1)] {
+        assert_eq!(largest_block(&config, Shapes::Bucketed, Some(rows * row_bytes)), block);
+    }
+    assert_eq!(largest_block(&config, Shapes::Bucketed, None), MAX_BLOCK);
+}

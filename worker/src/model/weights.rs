@@ -13,8 +13,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::ParallelSliceMut;
 
-use super::layers::{Attention, Layer, Linear, Mlp};
-use super::llama::{Tables, Weights};
+use super::layers::{Attention, Layer, Linear, Mlp, Vocabulary};
+use super::llama::{Tables, Weights, largest_block};
 use super::{Llama, LlamaConfig, LoadError};
 use crate::device::ComputeDevice;
 use crate::gguf::GgufFile;
@@ -23,6 +23,11 @@ const EMBEDDING: &str = "token_embd.weight";
 const HEAD: &str = "output.weight";
 const NORM: &str = "output_norm.weight";
 const ROPE_FACTORS: &str = "rope_freqs.weight";
+
+/// Columns are dealt out in multiples of this, so that vector units are filled.
+const LANES: usize = 16;
+/// With fewer weights than this for each thread, dealing out costs more than it saves.
+const MIN_SHARD: usize = 1 << 17;
 
 /// Builds the network in `file` on `target`.
 pub fn load(file: &GgufFile, target: &ComputeDevice) -> Result<Llama, LoadError> {
@@ -36,7 +41,9 @@ pub fn load(file: &GgufFile, target: &ComputeDevice) -> Result<Llama, LoadError>
     };
     loader.finish()?;
     let tables = Tables::new(&config, factors.as_deref(), &target.device);
-    Ok(Llama { config, weights, tables, shapes: target.shapes, vocabulary, device: target.device.clone() })
+    let block = largest_block(&config, target.shapes, target.max_buffer_bytes);
+    let (shapes, device) = (target.shapes, target.device.clone());
+    Ok(Llama { config, weights, tables, shapes, block, vocabulary, device })
 }
 
 struct Loader<'a> {
@@ -59,44 +66,39 @@ impl<'a> Loader<'a> {
     }
 
     fn network(&mut self, config: &LlamaConfig, vocabulary: usize) -> Result<Weights, LoadError> {
-        let embedding = self.matrix(&[EMBEDDING], &[vocabulary], config.hidden)?;
+        let embedding = self.vocabulary_matrix(EMBEDDING, vocabulary, config)?;
         // Without a head of its own, the network reads its embedding backwards.
         let head = match self.has(HEAD) {
-            true => self.matrix(&[HEAD], &[vocabulary], config.hidden)?,
+            true => self.vocabulary_matrix(HEAD, vocabulary, config)?,
             false => embedding.clone(),
         };
         let layers = (0..config.layers).map(|index| self.layer(config, index)).collect::<Result<_, _>>()?;
-        Ok(Weights {
-            embedding: Param::from_tensor(embedding),
-            layers,
-            norm: self.norm(NORM, config)?,
-            head: self.linear(head),
-        })
+        Ok(Weights { embedding, layers, norm: self.norm(NORM, config)?, head })
     }
 
     fn layer(&mut self, config: &LlamaConfig, index: usize) -> Result<Layer, LoadError> {
         let name = |part: &str| format!("blk.{index}.{part}.weight");
         let qkv = self.qkv(config, &name)?;
-        let output = self.matrix(&[&name("attn_output")], &[config.hidden], config.query_width())?;
+        let output = self.matrix(&[&name("attn_output")], config.hidden, config.query_width())?;
         let gate_up = [name("ffn_gate"), name("ffn_up")];
-        let gate_up = self.matrix(&[&gate_up[0], &gate_up[1]], &[config.feed_forward; 2], config.hidden)?;
-        let down = self.matrix(&[&name("ffn_down")], &[config.hidden], config.feed_forward)?;
+        let gate_up = self.matrix(&[&gate_up[0], &gate_up[1]], config.feed_forward, config.hidden)?;
+        let down = self.matrix(&[&name("ffn_down")], config.hidden, config.feed_forward)?;
         Ok(Layer {
             attention_norm: self.norm(&name("attn_norm"), config)?,
             attention: Attention {
-                qkv: self.linear(qkv),
-                output: self.linear(output),
+                qkv,
+                output,
                 heads: config.heads,
                 kv_heads: config.kv_heads,
                 head_dim: config.head_dim,
             },
             mlp_norm: self.norm(&name("ffn_norm"), config)?,
-            mlp: Mlp { gate_up: self.linear(gate_up), down: self.linear(down), width: config.feed_forward },
+            mlp: Mlp { gate_up, down, width: config.feed_forward },
         })
     }
 
-    /// Queries, keys and values below one another, `[hidden, rows]` on the device.
-    fn qkv(&mut self, config: &LlamaConfig, name: &impl Fn(&str) -> String) -> Result<Tensor<2>, LoadError> {
+    /// Queries, keys and values in one matrix.
+    fn qkv(&mut self, config: &LlamaConfig, name: &impl Fn(&str) -> String) -> Result<Linear, LoadError> {
         let hidden = config.hidden;
         let (query_name, rows) = (name("attn_q"), config.query_width() + 2 * config.kv_width());
         let queries = self.numbers(&query_name, &[config.query_width(), hidden])?;
@@ -107,32 +109,46 @@ impl<'a> Loader<'a> {
         all.extend(pairs_to_halves(&queries, config.head_dim, hidden).map(|weight| weight * scale));
         all.extend(pairs_to_halves(&keys, config.head_dim, hidden));
         all.extend(values);
-        self.upload(&query_name, &all, [rows, hidden])
+        self.linear(&query_name, &all, hidden)
     }
 
-    /// Matrices of `columns` columns below one another, `[columns, rows]` on the device.
-    fn matrix(&mut self, names: &[&str], rows: &[usize], columns: usize) -> Result<Tensor<2>, LoadError> {
+    /// Matrices of `inputs` columns, their outputs one after the other.
+    fn matrix(&mut self, names: &[&str], outputs: usize, inputs: usize) -> Result<Linear, LoadError> {
         let mut all = Vec::new();
-        for (name, rows) in names.iter().zip(rows) {
-            let numbers = self.numbers(name, &[*rows, columns])?;
-            if all.is_empty() {
-                all = numbers;
-            } else {
-                all.extend(numbers);
-            }
+        for name in names {
+            all.extend(self.numbers(name, &[outputs, inputs])?);
         }
-        let first = names.first().copied().unwrap_or_default();
-        self.upload(first, &all, [rows.iter().sum(), columns])
+        self.linear(names.first().copied().unwrap_or_default(), &all, inputs)
+    }
+
+    /// An `[out, in]` matrix, turned over and cut into a shard for each thread.
+    fn linear(&self, name: &str, numbers: &[f32], inputs: usize) -> Result<Linear, LoadError> {
+        let outputs = numbers.len() / inputs;
+        let threads = self.target.threads.min(numbers.len() / MIN_SHARD).max(1);
+        let share = outputs.div_ceil(threads).next_multiple_of(LANES);
+        let shard = |numbers: &[f32]| {
+            let outputs = numbers.len() / inputs;
+            self.upload(name, transpose(numbers, outputs, inputs), [inputs, outputs])
+        };
+        numbers.chunks(share * inputs).map(shard).collect::<Result<_, _>>().map(Linear::new)
+    }
+
+    fn vocabulary_matrix(
+        &mut self,
+        name: &str,
+        vocabulary: usize,
+        config: &LlamaConfig,
+    ) -> Result<Vocabulary, LoadError> {
+        let shape = [vocabulary, config.hidden];
+        let numbers = self.numbers(name, &shape)?;
+        let weight = Param::from_tensor(self.upload(name, numbers, shape)?);
+        Ok(Vocabulary { weight, threads: self.target.threads })
     }
 
     fn norm(&mut self, name: &str, config: &LlamaConfig) -> Result<RmsNorm, LoadError> {
         let numbers = self.numbers(name, &[config.hidden])?;
         let gamma = Tensor::from_data(TensorData::new(numbers, [config.hidden]), self.device());
         Ok(RmsNorm { gamma: Param::from_tensor(gamma), epsilon: f64::from(config.norm_epsilon) })
-    }
-
-    fn linear(&self, weight: Tensor<2>) -> Linear {
-        Linear::new(weight, self.target.threads)
     }
 
     fn has(&self, name: &str) -> bool {
@@ -170,14 +186,8 @@ impl<'a> Loader<'a> {
         Ok(numbers)
     }
 
-    /// Brings a matrix to the device, turned over.
-    fn upload(
-        &self,
-        name: &str,
-        numbers: &[f32],
-        [rows, columns]: [usize; 2],
-    ) -> Result<Tensor<2>, LoadError> {
-        let bytes = size_of_val(numbers) as u64;
+    fn upload(&self, name: &str, numbers: Vec<f32>, shape: [usize; 2]) -> Result<Tensor<2>, LoadError> {
+        let bytes = size_of_val(numbers.as_slice()) as u64;
         if let Some(limit) = self.target.max_buffer_bytes
             && bytes > limit
         {
@@ -189,8 +199,7 @@ impl<'a> Loader<'a> {
                 limit,
             });
         }
-        let data = TensorData::new(transpose(numbers, rows, columns), [columns, rows]);
-        Ok(Tensor::from_data(data, self.device()))
+        Ok(Tensor::from_data(TensorData::new(numbers, shape), self.device()))
     }
 
     /// Refuses a file with tensors that nothing has asked for: its network does more than ours.
