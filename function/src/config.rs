@@ -1,7 +1,7 @@
 //! The function's settings: Spin variables in, typed values out.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::num::{NonZeroU16, NonZeroU64};
 
 use emberline_shared::models::{InvalidAlias, ModelNames};
@@ -56,7 +56,7 @@ pub struct Config {
 pub enum ConfigError {
     #[error("variable '{0}' is not declared; spin.toml lists it under [component.function.variables]")]
     Missing(&'static str),
-    #[error("nats_host '{0}' is not an IP address; raw sockets don't look up names, so give the address")]
+    #[error("nats_host '{0}' is not an IP address like 127.0.0.1 or [::1]; raw sockets look up no names")]
     Host(String),
     #[error("nats_port '{0}' is not a port from 1 to 65535")]
     Port(String),
@@ -74,7 +74,7 @@ impl Config {
         let get =
             |name: &'static str| values.get(name).map(|value| value.trim()).ok_or(ConfigError::Missing(name));
         let host = get("nats_host")?;
-        let ip: IpAddr = host.parse().map_err(|_| ConfigError::Host(host.to_owned()))?;
+        let ip = parse_ip(host).ok_or_else(|| ConfigError::Host(host.to_owned()))?;
         let port = get("nats_port")?;
         let port: NonZeroU16 = port.parse().map_err(|_| ConfigError::Port(port.to_owned()))?;
         let number = |name, max| {
@@ -98,6 +98,14 @@ impl Config {
             max_body_bytes: number("max_body_bytes", u64::from(u32::MAX))?,
             request_timeout_s: number("request_timeout_s", MAX_TIMEOUT_S)?,
         })
+    }
+}
+
+/// An address; one of IPv6 may be in brackets, as `allowed_outbound_hosts` needs it.
+fn parse_ip(text: &str) -> Option<IpAddr> {
+    match text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        Some(inner) => inner.parse::<Ipv6Addr>().ok().map(IpAddr::V6),
+        None => text.parse().ok(),
     }
 }
 
@@ -135,15 +143,21 @@ mod tests {
     }
 
     #[test]
-    fn ipv6_addresses_are_taken() {
-        let config = Config::parse(&values(&[("nats_host", "::1")])).unwrap();
-        assert_eq!(config.nats.address.to_string(), "[::1]:4222");
+    fn ipv6_addresses_are_taken_with_brackets_and_without() {
+        for host in ["[::1]", "::1", " [::1] "] {
+            let config = Config::parse(&values(&[("nats_host", host)])).unwrap();
+            assert_eq!(config.nats.address.to_string(), "[::1]:4222", "{host}");
+        }
     }
 
     #[test]
     fn a_bad_value_is_named() {
         for (name, value) in [
             ("nats_host", "localhost"),
+            ("nats_host", "[127.0.0.1]"),
+            ("nats_host", "[::1"),
+            ("nats_host", "[[::1]]"),
+            ("nats_host", "[]"),
             ("nats_port", "0"),
             ("nats_port", "65536"),
             ("api_key_hashes", "abc"),

@@ -48,6 +48,11 @@ impl Timer {
         Self(Some(Box::pin(spin_sdk::time::sleep(wait))))
     }
 
+    /// A timer that fires once, when [`monotonic_ns`] has come to `at_ns`.
+    pub(super) fn at(at_ns: u64) -> Self {
+        Self::after(Duration::from_nanos(at_ns.saturating_sub(monotonic_ns())))
+    }
+
     /// Ready once the wait is over, and from then on.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(wait) = &mut self.0 else { return Poll::Ready(()) };

@@ -220,15 +220,10 @@ impl Connection {
     }
 
     /// Makes the connection ready to wait for another request. Not possible in the middle of
-    /// a message.
+    /// a message, nor where the server waits for a word or has said why it will close.
     pub(super) fn park(&mut self) -> bool {
         let decoder = &mut self.decoder;
-        let parked = self.socket.park(|bytes| decoder.feed(bytes)).is_ok();
-        // Late messages for this request are nothing to the next one; anything else is.
-        while let Ok(Some(ServerOp::Message { .. } | ServerOp::Pong | ServerOp::Info { .. })) =
-            self.decoder.decode()
-        {}
-        parked && self.decoder.is_empty()
+        self.socket.park(|bytes| decoder.feed(bytes)).is_ok() && decoder.discard_stale()
     }
 }
 

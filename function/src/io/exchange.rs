@@ -19,12 +19,12 @@ use super::{bus, log};
 use crate::config::Endpoint;
 use crate::job;
 use crate::nats::jetstream::{self, Batch, Progress};
-use crate::relay::{Limits, Output, Relay, read_event};
+use crate::relay::{Fault, Limits, Output, Relay, read_event};
 
 const ALIVE_INTERVAL: Duration = Duration::from_secs(ALIVE_INTERVAL_S);
 /// How long the log may lag behind the subscription before it is read again.
 const LOG_LAG: Duration = Duration::from_millis(100);
-/// How often a gap is tried to be closed.
+/// How many reads of the log in a row may be of no use.
 const MAX_LOG_READS: u32 = 50;
 /// How long saying goodbye may take.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -33,7 +33,10 @@ const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
 struct LogRead {
     inbox: Subject,
     batch: Batch,
+    /// Of the batches before this one.
     events: Vec<Event>,
+    /// Replies can be lost like any message.
+    limit: Timer,
 }
 
 /// A published job and what is known of it.
@@ -43,7 +46,8 @@ pub(super) struct Exchange {
     /// Names the job in the log.
     context: String,
     relay: Relay,
-    outputs: VecDeque<Output>,
+    /// An error is the exchange's own; a job's failure is an output.
+    outputs: VecDeque<Result<Output, ApiError>>,
     subscription: SubscriptionId,
     acknowledgement: Option<Subject>,
     events: Subject,
@@ -53,18 +57,19 @@ pub(super) struct Exchange {
     /// An event came since the last look at `alive`.
     heard: bool,
     log_read: Option<LogRead>,
-    /// When to try again to close a gap, and how often that has been tried.
+    /// When to try again to close a gap, and how many reads have been of no use.
     log_retry: Option<Timer>,
     log_reads: u32,
 }
 
 impl Exchange {
-    /// Publishes `job` and waits until it is stored.
+    /// Publishes `job` and waits until it is stored. Its answer is of use until the monotonic
+    /// clock comes to `deadline_ns`.
     pub(super) async fn begin(
         endpoint: &Endpoint,
         job: &Job,
         limits: Limits,
-        timeout_s: u64,
+        deadline_ns: u64,
     ) -> Result<Self, ApiError> {
         let context = format!("job {}", job.id);
         let fail = |error: &BusError| {
@@ -72,7 +77,7 @@ impl Exchange {
             ApiError::from(error)
         };
         if let Some(connection) = bus::idle(endpoint) {
-            match Self::publish(connection, endpoint, job, limits, timeout_s).await? {
+            match Self::publish(connection, endpoint, job, limits, deadline_ns).await? {
                 Ok(exchange) => return Ok(exchange),
                 // The connection may have died while it waited. The job's id makes a second
                 // publication of the same job harmless.
@@ -81,7 +86,7 @@ impl Exchange {
             }
         }
         let connection = Connection::open(endpoint).await.map_err(|error| fail(&error))?;
-        let published = Self::publish(connection, endpoint, job, limits, timeout_s).await?;
+        let published = Self::publish(connection, endpoint, job, limits, deadline_ns).await?;
         published.map_err(|error| fail(&error))
     }
 
@@ -90,7 +95,7 @@ impl Exchange {
         endpoint: &Endpoint,
         job: &Job,
         limits: Limits,
-        timeout_s: u64,
+        deadline_ns: u64,
     ) -> Result<Result<Self, BusError>, ApiError> {
         let message = job::message(job, connection.max_payload())?;
         let prepared = subject(events(&job.id)).and_then(|events| {
@@ -113,7 +118,7 @@ impl Exchange {
             acknowledgement: Some(inbox),
             events,
             control,
-            deadline: Timer::after(Duration::from_secs(timeout_s)),
+            deadline: Timer::at(deadline_ns),
             alive: Timer::after(ALIVE_INTERVAL),
             heard: false,
             log_read: None,
@@ -148,8 +153,9 @@ impl Exchange {
                     return Poll::Ready(Ok(jetstream::read_ack(&message)));
                 }
                 Poll::Ready(Ok(message)) => {
+                    // The job may run all the same, so what went wrong is told by `next`.
                     if let Err(error) = self.on_message(message) {
-                        self.outputs.push_back(Output::Failed(error));
+                        self.outputs.push_back(Err(error));
                     }
                 }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
@@ -167,7 +173,7 @@ impl Exchange {
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Output, ApiError>> {
         loop {
             if let Some(output) = self.outputs.pop_front() {
-                return Poll::Ready(Ok(output));
+                return Poll::Ready(output);
             }
             if self.deadline.poll(cx).is_ready() {
                 let message = "The answer was not complete in time. Ask for less or try again later.";
@@ -187,6 +193,12 @@ impl Exchange {
                 self.read_log(1)?;
                 continue;
             }
+            if self.log_read.as_mut().is_some_and(|read| read.limit.poll(cx).is_ready()) {
+                self.log_read = None;
+                self.count_log_read("the event log could not be read in time")?;
+                self.read_log(1)?;
+                continue;
+            }
             match self.connection.poll_message(cx) {
                 Poll::Ready(Ok(message)) => self.on_message(message)?,
                 Poll::Ready(Err(error)) => {
@@ -202,7 +214,7 @@ impl Exchange {
         if message.subscription_id == self.subscription {
             self.heard = true;
             let outputs = read_event(&message.base.payload).and_then(|event| self.relay.on_event(event));
-            self.outputs.extend(outputs.map_err(|fault| self.faulty(&fault))?);
+            self.tell(outputs)?;
             if self.relay.has_gap() && self.log_read.is_none() && self.log_retry.is_none() {
                 self.read_log(1)?;
             }
@@ -217,7 +229,13 @@ impl Exchange {
         }
     }
 
-    fn faulty(&self, fault: &crate::relay::Fault) -> ApiError {
+    fn tell(&mut self, outputs: Result<Vec<Output>, Fault>) -> Result<(), ApiError> {
+        let outputs = outputs.map_err(|fault| self.faulty(&fault))?;
+        self.outputs.extend(outputs.into_iter().map(Ok));
+        Ok(())
+    }
+
+    fn faulty(&self, fault: &Fault) -> ApiError {
         log(&self.context, fault);
         ApiError::from(fault)
     }
@@ -235,7 +253,8 @@ impl Exchange {
             ApiError::from(&error)
         })?;
         let events = self.log_read.take().map(|read| read.events).unwrap_or_default();
-        self.log_read = Some(LogRead { inbox, batch: Batch::default(), events });
+        self.log_read =
+            Some(LogRead { inbox, batch: Batch::default(), events, limit: Timer::after(REPLY_TIMEOUT) });
         Ok(())
     }
 
@@ -255,18 +274,24 @@ impl Exchange {
             self.log_read = Some(read);
             return self.read_log(from);
         }
-        let outputs = self.relay.rebuild(&read.events).map_err(|fault| self.faulty(&fault))?;
-        self.outputs.extend(outputs);
+        let outputs = self.relay.rebuild(&read.events);
+        self.tell(outputs)?;
         if !self.relay.has_gap() {
             self.log_reads = 0;
             return Ok(());
         }
+        self.count_log_read("events are missing from the log")?;
+        self.log_retry = Some(Timer::after(LOG_LAG));
+        Ok(())
+    }
+
+    /// Counts a read that was of no use, for `reason`; one too many is an error.
+    fn count_log_read(&mut self, reason: &str) -> Result<(), ApiError> {
         self.log_reads = self.log_reads.saturating_add(1);
         if self.log_reads > MAX_LOG_READS {
-            log(&self.context, "events are missing from the log");
+            log(&self.context, reason);
             return Err(ApiError::new(ErrorCode::WorkerFailed, "Parts of the answer were lost. Try again."));
         }
-        self.log_retry = Some(Timer::after(LOG_LAG));
         Ok(())
     }
 

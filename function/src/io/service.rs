@@ -11,7 +11,7 @@ use spin_sdk::http::{IntoResponse, Request};
 use spin_sdk::wasip3::http::types::{ErrorCode as HttpError, Response};
 use spin_sdk::wasip3::http_compat::IncomingRequestBody;
 
-use super::clock::{random_u64, random_u128, unix_ms, within};
+use super::clock::{monotonic_ns, random_u64, random_u128, unix_ms, within};
 use super::connection::BusError;
 use super::exchange::Exchange;
 use super::{answer, bus, log};
@@ -35,6 +35,8 @@ enum Answer {
     Streamed(Response),
 }
 
+/// How long a request's body may take to arrive.
+const BODY_TIME: Duration = Duration::from_secs(30);
 /// Most bytes of a refused request that are read for its client's sake, and for how long.
 const DISCARD_BYTES: usize = 32 * 1024 * 1024;
 const DISCARD_TIME: Duration = Duration::from_secs(5);
@@ -116,24 +118,19 @@ async fn chat(
     config: &Config,
     id: &http::HeaderValue,
 ) -> Result<Answer, ApiError> {
-    check_type(&head.headers)?;
-    check_length(&head.headers, config.max_body_bytes)?;
-    let body = read_body(body, config.max_body_bytes).await?;
-    let request = ChatRequest::parse(&body)?;
-    drop(body);
+    let (now_ms, now_ns) = (unix_ms(), monotonic_ns());
+    let timeout = Duration::from_secs(config.request_timeout_s);
+    let request = read_request(head, body, config.max_body_bytes, timeout.min(BODY_TIME)).await?;
     let served = served(config).await?;
     let model = config.names.admit(&request.model, &served.names())?;
     let model = served.get(&model).ok_or_else(reply::internal_error)?;
 
-    let occasion = Occasion {
-        now_ms: unix_ms(),
-        timeout_s: config.request_timeout_s,
-        id_bits: random_u128(),
-        seed: random_u64(),
-    };
+    let occasion =
+        Occasion { now_ms, timeout_s: config.request_timeout_s, id_bits: random_u128(), seed: random_u64() };
     let job = job::new_job(&request, &model.name, occasion);
     let limits = job::limits(&request, model);
-    let mut exchange = Exchange::begin(&config.nats, &job, limits, config.request_timeout_s).await?;
+    let deadline_ns = now_ns.saturating_add(u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX));
+    let mut exchange = Exchange::begin(&config.nats, &job, limits, deadline_ns).await?;
 
     // The first event decides the status.
     let fingerprint = match exchange.next().await {
@@ -167,6 +164,22 @@ async fn chat(
         reply::internal_error()
     })?;
     Ok(Answer::Streamed(response))
+}
+
+async fn read_request(
+    head: &Parts,
+    body: &mut Body,
+    max_bytes: u64,
+    limit: Duration,
+) -> Result<ChatRequest, ApiError> {
+    check_type(&head.headers)?;
+    check_length(&head.headers, max_bytes)?;
+    let body = within(limit, read_body(body, max_bytes)).await.unwrap_or_else(|| {
+        let seconds = limit.as_secs();
+        let message = format!("The body did not arrive in time ({seconds} seconds). Send it again.");
+        Err(ApiError::new(ErrorCode::InvalidJson, message))
+    })?;
+    ChatRequest::parse(&body)
 }
 
 async fn read_body(incoming: &mut Body, max: u64) -> Result<Vec<u8>, ApiError> {

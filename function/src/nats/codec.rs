@@ -71,6 +71,18 @@ impl Decoder {
         Ok(Some(decode_frame(&mut frame)?))
     }
 
+    /// Forgets what came too late for whom it was for, and says whether that was all: an
+    /// error or a `PING` is of importance to whoever is next, and so is half a message.
+    pub fn discard_stale(&mut self) -> bool {
+        loop {
+            match self.decode() {
+                Ok(Some(ServerOp::Message { .. } | ServerOp::Pong | ServerOp::Info { .. })) => {}
+                Ok(None) => return self.is_empty(),
+                Ok(Some(_)) | Err(_) => return false,
+            }
+        }
+    }
+
     /// Length of the frame at the buffer's start, when its line is complete.
     fn measure(&mut self) -> Result<Option<usize>, CodecError> {
         let unseen = self.buffer.get(self.scanned..).unwrap_or_default();
@@ -144,6 +156,26 @@ mod tests {
         assert!(matches!(decode_all(&[&endless]), Err(CodecError::LineTooLong)));
         let line = [&endless[..], b"\r\n"].concat();
         assert!(matches!(decode_all(&[&line]), Err(CodecError::LineTooLong)));
+    }
+
+    #[test]
+    fn only_what_is_stale_is_discarded() {
+        let late = "MSG a.b 1 2\r\nhi\r\nPONG\r\nMSG a.b 1 0\r\n\r\n";
+        for (rest, clean) in [
+            ("", true),
+            ("PING\r\n", false),
+            ("-ERR 'Stale Connection'\r\n", false),
+            ("+OK\r\n", false),
+            ("nonsense\r\n", false),
+            ("MSG a.b 1 1\r\nabc\r\n", false),
+            ("MSG a.b 1 2\r\nh", false),
+            ("PIN", false),
+        ] {
+            let mut decoder = Decoder::default();
+            decoder.feed(late.as_bytes());
+            decoder.feed(rest.as_bytes());
+            assert_eq!(decoder.discard_stale(), clean, "{rest:?}");
+        }
     }
 
     #[test]
