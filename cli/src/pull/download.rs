@@ -62,7 +62,7 @@ impl Downloader {
 
     /// Makes `part` the file that `digest` describes, going on from what lies there already.
     ///
-    /// A second process that fetches the same file waits for the first.
+    /// Nobody else may write to `part` meanwhile.
     pub(crate) fn fetch(
         &self,
         url: &str,
@@ -73,7 +73,6 @@ impl Downloader {
         let at = |source| DownloadError::File { path: part.to_owned(), source };
         let mut file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(part).map_err(at)?;
-        file.lock().map_err(at)?;
         let mut again = true;
         loop {
             let pieced = self.complete(url, digest, &mut file, part, progress)?;

@@ -1,5 +1,6 @@
 //! Where a source's file is: asked of pip, or formed from the repository's name.
 
+use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -29,34 +30,79 @@ pub(crate) enum LocateError {
     Hub(String),
 }
 
-const PIPS: &[&[&str]] = &[&["python3", "-m", "pip"], &["pip3"], &["pip"]];
-
-/// Asks pip, with whatever index, mirror and credentials the user has given it.
-///
-/// pip's own report of an installation would be tidier than its log, but pip makes it only after
-/// it has fetched the whole wheel, without resuming and without showing how far it is.
-pub(crate) fn wheel(source: &PipSource) -> Result<Location, LocateError> {
-    let args =
-        ["index", "versions", "-vvv", "--no-color", "--no-input", "--only-binary=:all:", &source.package];
-    let log = pip(&args)?;
-    let url = find_link(&log, &source.wheel).ok_or_else(|| LocateError::NoWheel(source.wheel.clone()))?;
-    if url.contains("****") {
-        return Ok(Location::PipOnly);
-    }
-    match url.strip_prefix("file://") {
-        Some(path) => percent_decode(path)
-            .map(|path| Location::File(path.into()))
-            .ok_or_else(|| LocateError::Pip(format!("'{url}' is not a file's address"))),
-        None => Ok(Location::Url(url.to_owned())),
-    }
+/// The spellings of pip on this machine, in the order in which they are tried.
+#[derive(Debug, Clone)]
+pub(crate) struct Pip {
+    spellings: Vec<Vec<OsString>>,
 }
 
-/// Lets pip itself fetch the wheel into `folder`.
-pub(crate) fn pip_download(source: &PipSource, folder: &Path) -> Result<PathBuf, LocateError> {
-    let wanted = format!("{}=={}", source.package, source.version);
-    let folder_arg = folder.to_string_lossy();
-    pip(&["download", "--no-input", "--no-deps", "--only-binary=:all:", "--dest", &folder_arg, &wanted])?;
-    Ok(folder.join(&source.wheel))
+impl Pip {
+    /// The user's own pip, or else the one of the Python environment that `deploy/setup.sh pip`
+    /// makes in `venv`.
+    pub(crate) fn new(venv: &Path) -> Self {
+        let own = [&["python3", "-m", "pip"][..], &["pip3"], &["pip"]];
+        let own = own.iter().map(|words| words.iter().map(OsString::from).collect());
+        let last = vec![venv.join("bin/python").into(), "-m".into(), "pip".into()];
+        Self { spellings: own.chain([last]).collect() }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn spelled(words: &[&str]) -> Self {
+        Self { spellings: vec![words.iter().map(OsString::from).collect()] }
+    }
+
+    /// Asks pip, with whatever index, mirror and credentials the user has given it.
+    ///
+    /// pip's own report of an installation would be tidier than its log, but pip makes it only
+    /// after it has fetched the whole wheel, without resuming and without showing how far it is.
+    pub(crate) fn locate(&self, source: &PipSource) -> Result<Location, LocateError> {
+        let args =
+            ["index", "versions", "-vvv", "--no-color", "--no-input", "--only-binary=:all:", &source.package];
+        let log = self.run(&args)?;
+        let url = find_link(&log, &source.wheel).ok_or_else(|| LocateError::NoWheel(source.wheel.clone()))?;
+        if url.contains("****") {
+            return Ok(Location::PipOnly);
+        }
+        match url.strip_prefix("file://") {
+            Some(path) => percent_decode(path)
+                .map(|path| Location::File(path.into()))
+                .ok_or_else(|| LocateError::Pip(format!("'{url}' is not a file's address"))),
+            None => Ok(Location::Url(url.to_owned())),
+        }
+    }
+
+    /// Lets pip itself fetch the wheel into `folder`.
+    pub(crate) fn download(&self, source: &PipSource, folder: &Path) -> Result<PathBuf, LocateError> {
+        let wanted = format!("{}=={}", source.package, source.version);
+        let dest = folder.to_string_lossy();
+        self.run(&["download", "--no-input", "--no-deps", "--only-binary=:all:", "--dest", &dest, &wanted])?;
+        let wheel = folder.join(&source.wheel);
+        if wheel.is_file() { Ok(wheel) } else { Err(LocateError::NoWheel(source.wheel.clone())) }
+    }
+
+    /// What pip says on standard output, by the first spelling of it that this machine has.
+    fn run(&self, args: &[&str]) -> Result<String, LocateError> {
+        for spelling in &self.spellings {
+            let [program, before @ ..] = spelling.as_slice() else { continue };
+            let mut command = Command::new(program);
+            command.args(before).args(args).env("PIP_DISABLE_PIP_VERSION_CHECK", "1").stdin(Stdio::null());
+            let output = match command.output() {
+                Ok(output) => output,
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(LocateError::Pip(e.to_string())),
+            };
+            if output.status.success() {
+                return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+            }
+            let said = String::from_utf8_lossy(&output.stderr);
+            if !said.contains("No module named pip") {
+                // What is wrong comes before the traceback that -vvv adds.
+                let reason = said.lines().find(|line| line.contains("ERROR")).or(said.lines().next_back());
+                return Err(LocateError::Pip(reason.unwrap_or("no reason given").trim().to_owned()));
+            }
+        }
+        Err(LocateError::NoPip)
+    }
 }
 
 /// The address of a file in a Hugging Face repository; HF_ENDPOINT changes the host.
@@ -64,30 +110,6 @@ pub(crate) fn hub_file(source: &HubSource) -> Result<String, LocateError> {
     let api =
         hf_hub::api::sync::ApiBuilder::from_env().build().map_err(|e| LocateError::Hub(e.to_string()))?;
     Ok(api.model(source.repo.clone()).url(&source.path))
-}
-
-/// What pip says on standard output, by the first spelling of pip that this machine has.
-fn pip(args: &[&str]) -> Result<String, LocateError> {
-    for spelling in PIPS {
-        let [program, before @ ..] = spelling else { continue };
-        let mut command = Command::new(program);
-        command.args(before).args(args).env("PIP_DISABLE_PIP_VERSION_CHECK", "1").stdin(Stdio::null());
-        let output = match command.output() {
-            Ok(output) => output,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-            Err(e) => return Err(LocateError::Pip(e.to_string())),
-        };
-        if output.status.success() {
-            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-        }
-        let said = String::from_utf8_lossy(&output.stderr);
-        if !said.contains("No module named pip") {
-            // What is wrong comes before the traceback that -vvv adds.
-            let reason = said.lines().find(|line| line.contains("ERROR")).or(said.lines().next_back());
-            return Err(LocateError::Pip(reason.unwrap_or("no reason given").trim().to_owned()));
-        }
-    }
-    Err(LocateError::NoPip)
 }
 
 /// The address of the file `name` in pip's log, without the checksum that may follow it.
@@ -128,6 +150,18 @@ x (1.0)
         assert_eq!(find_link(LOG, "x-2.0-py3-none-any.whl"), None, "pip skips it");
         assert_eq!(find_link(LOG, "1.0-py3-none-any.whl"), None);
         assert_eq!(find_link("", ""), None);
+    }
+
+    #[test]
+    fn a_pip_that_is_not_there_is_followed_by_the_next() {
+        let words = |words: &[&str]| words.iter().map(OsString::from).collect();
+        let mut pip = Pip::spelled(&["/no-such-pip"]);
+        assert!(matches!(pip.run(&[]), Err(LocateError::NoPip)));
+        pip.spellings.push(words(&["sh", "-c", "echo 'python3: No module named pip' >&2; exit 1"]));
+        assert!(matches!(pip.run(&[]), Err(LocateError::NoPip)));
+        pip.spellings.push(words(&["echo", "pip"]));
+        assert_eq!(pip.run(&["x"]).unwrap(), "pip x\n");
+        assert!(Pip::new(Path::new("/venv")).spellings.last().unwrap()[0] == "/venv/bin/python");
     }
 
     #[test]

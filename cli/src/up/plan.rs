@@ -1,17 +1,16 @@
 //! What exactly `emberline up` starts: programs, arguments and environment of each part.
 
-use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use sha2::{Digest, Sha256};
 
+use super::host::Host;
 use super::ports::reachable;
-use super::process::{Program, sibling};
+use super::process::Program;
 use super::transcript::Part;
 use crate::cache::{hex, random_hex};
-use crate::pull::on_path;
 
 /// The name under which the local configuration serves its model.
 pub(crate) const ALIAS: &str = "vllm-primary";
@@ -26,15 +25,6 @@ pub(crate) enum Backend {
     Auto,
     Wgpu,
     Cpu,
-}
-
-/// What runs the function.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Host {
-    /// `spin up`.
-    Spin,
-    /// The project's own.
-    Local,
 }
 
 /// The model that is served.
@@ -56,6 +46,8 @@ pub(crate) struct Plan {
     pub(crate) listen: SocketAddr,
     pub(crate) host: Host,
     pub(crate) host_program: PathBuf,
+    /// What Spin would otherwise keep beside spin.toml.
+    pub(crate) spin_state: PathBuf,
     pub(crate) worker_program: PathBuf,
     pub(crate) workers: usize,
     pub(crate) backend: Backend,
@@ -76,19 +68,6 @@ impl Passwords {
         // nats-server reads a variable's text as a value: a letter in front keeps it from being a number.
         let password = || format!("p{}", random_hex::<20>());
         Self { function: password(), worker: password() }
-    }
-}
-
-/// The program that runs the function, and which kind it is.
-pub(crate) fn find_host(wanted: Option<Host>) -> io::Result<(Host, PathBuf)> {
-    let spin = on_path("spin");
-    match (wanted, spin) {
-        (Some(Host::Spin) | None, Some(spin)) => Ok((Host::Spin, spin)),
-        (Some(Host::Spin), None) => Err(io::Error::new(
-            io::ErrorKind::NotFound,
-            "EMBERLINE_HOST=spin, but there is no spin on PATH; install Spin 4.1 or newer, or set EMBERLINE_HOST=local",
-        )),
-        (Some(Host::Local), _) | (None, None) => Ok((Host::Local, sibling("emberline-host")?)),
     }
 }
 
@@ -128,35 +107,38 @@ impl Plan {
     pub(crate) fn worker(&self, number: usize) -> Program {
         let backend = self.backend.to_possible_value();
         let backend = backend.as_ref().map_or("auto", |value| value.get_name());
-        self.program(
-            Part::Worker(number),
-            &self.worker_program,
-            &[],
-            &[
-                ("EMBERLINE_NATS", &self.nats_address().to_string()),
-                ("EMBERLINE_NATS_USER", "worker"),
-                ("EMBERLINE_NATS_PASSWORD", &self.passwords.worker),
-                ("EMBERLINE_MODEL_PATH", &self.model.path.to_string_lossy()),
-                ("EMBERLINE_MODEL_NAME", &self.model.name),
-                ("EMBERLINE_BACKEND", backend),
-                ("EMBERLINE_DRAIN_S", DRAIN_S),
-            ],
-        )
+        let (nats, model) = (self.nats_address().to_string(), self.model.path.to_string_lossy());
+        let mut env = vec![
+            ("EMBERLINE_NATS", nats.as_str()),
+            ("EMBERLINE_NATS_USER", "worker"),
+            ("EMBERLINE_NATS_PASSWORD", &self.passwords.worker),
+            ("EMBERLINE_MODEL_PATH", &model),
+            ("EMBERLINE_MODEL_NAME", &self.model.name),
+            ("EMBERLINE_BACKEND", backend),
+            ("EMBERLINE_DRAIN_S", DRAIN_S),
+        ];
+        if !device_order_matters(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty())) {
+            env.push(("NODEVICE_SELECT", "1"));
+        }
+        self.program(Part::Worker(number), &self.worker_program, &[], &env)
     }
 
     pub(crate) fn function(&self) -> Program {
         let manifest = self.root.join("spin.toml");
         let listen = self.listen.to_string();
-        let mut args = if self.host == Host::Spin { vec!["up"] } else { vec![] };
-        let manifest = manifest.to_string_lossy();
-        args.extend(["--from", &manifest, "--listen", &listen]);
+        let (manifest, state) = (manifest.to_string_lossy(), self.spin_state.to_string_lossy());
+        let common = ["--from", &manifest, "--listen", &listen];
+        let args = match self.host {
+            Host::Spin => [&["up"], &common[..], &["--state-dir", &state]].concat(),
+            Host::Local => common.to_vec(),
+        };
         let nats = self.nats_address();
         self.program(
             Part::Function,
             &self.host_program,
             &args,
             &[
-                ("SPIN_VARIABLE_NATS_HOST", &nats.ip().to_string()),
+                ("SPIN_VARIABLE_NATS_HOST", &host_of_url(nats.ip())),
                 ("SPIN_VARIABLE_NATS_PORT", &nats.port().to_string()),
                 ("SPIN_VARIABLE_NATS_USER", "function"),
                 ("SPIN_VARIABLE_NATS_PASSWORD", &self.passwords.function),
@@ -178,6 +160,20 @@ impl Plan {
     }
 }
 
+/// An address as it stands in front of a port, which is what `allowed_outbound_hosts` makes of it.
+fn host_of_url(ip: IpAddr) -> String {
+    match ip {
+        IpAddr::V4(ip) => ip.to_string(),
+        IpAddr::V6(ip) => format!("[{ip}]"),
+    }
+}
+
+/// Whether Mesa's Vulkan layer that puts the desktop's GPU first has a desktop or an order to
+/// follow. Without either it only complains about the missing desktop.
+fn device_order_matters(is_set: impl Fn(&str) -> bool) -> bool {
+    ["XDG_RUNTIME_DIR", "NODEVICE_SELECT", "MESA_VK_DEVICE_SELECT", "DRI_PRIME"].into_iter().any(is_set)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -191,6 +187,7 @@ mod tests {
             listen: "0.0.0.0:3333".parse().unwrap(),
             host: Host::Spin,
             host_program: "/bin/spin".into(),
+            spin_state: "/state".into(),
             worker_program: "/bin/worker".into(),
             workers: 1,
             backend: Backend::Wgpu,
@@ -207,14 +204,26 @@ mod tests {
     #[test]
     fn the_function_gets_addresses_hashes_and_the_alias() {
         let function = plan().function();
-        assert_eq!(function.args, ["up", "--from", "/root/spin.toml", "--listen", "0.0.0.0:3333"]);
+        let common = ["--from", "/root/spin.toml", "--listen", "0.0.0.0:3333"];
+        assert_eq!(function.args, [&["up"], &common[..], &["--state-dir", "/state"]].concat());
         assert_eq!(env(&function, "SPIN_VARIABLE_NATS_HOST"), "127.0.0.1");
         assert_eq!(env(&function, "SPIN_VARIABLE_NATS_PORT"), "4333");
         assert_eq!(env(&function, "SPIN_VARIABLE_MODEL_ALIASES"), "vllm-primary=m");
         let hash = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert_eq!(env(&function, "SPIN_VARIABLE_API_KEY_HASHES"), hash);
         let local = Plan { host: Host::Local, ..plan() };
-        assert_eq!(local.function().args, ["--from", "/root/spin.toml", "--listen", "0.0.0.0:3333"]);
+        assert_eq!(local.function().args, common);
+    }
+
+    #[test]
+    fn an_ipv6_address_of_nats_is_in_brackets_where_a_port_follows() {
+        for listen in ["[::1]:4333", "[::]:4333"] {
+            let plan = Plan { nats_listen: listen.parse().unwrap(), ..plan() };
+            assert_eq!(env(&plan.function(), "SPIN_VARIABLE_NATS_HOST"), "[::1]");
+            assert_eq!(env(&plan.worker(1), "EMBERLINE_NATS"), "[::1]:4333");
+        }
+        let plan = Plan { nats_listen: "[::1]:4333".parse().unwrap(), ..plan() };
+        assert_eq!(plan.nats().args[3], "::1");
     }
 
     #[test]
@@ -230,6 +239,12 @@ mod tests {
         assert_eq!(env(&nats, "EMBERLINE_WORKER_PASSWORD"), env(&plan.worker(1), "EMBERLINE_NATS_PASSWORD"));
         let function = plan.function();
         assert_eq!(env(&nats, "EMBERLINE_FUNCTION_PASSWORD"), env(&function, "SPIN_VARIABLE_NATS_PASSWORD"));
+    }
+
+    #[test]
+    fn the_users_own_order_of_devices_stays() {
+        assert!(!device_order_matters(|_| false));
+        assert!(device_order_matters(|name| name == "DRI_PRIME"));
     }
 
     #[test]

@@ -79,6 +79,8 @@ impl Process {
         let exits = exits.clone();
         tokio::spawn(async move {
             let status = child.wait().await;
+            // What it has started and left behind, such as the trigger of `spin up`; usually nothing.
+            let _ = kill_process_group(group, Signal::KILL);
             // From here on its process id may belong to somebody else.
             let _ = has_ended.send(true);
             let _ =
