@@ -1,6 +1,7 @@
 //! The reference numbers of the real model.
 
 use anyhow::{Context as _, Result};
+use emberline_shared::job::Message;
 use serde::Deserialize;
 
 /// A margin below this (in nats) may go the other way in other arithmetic.
@@ -9,10 +10,18 @@ pub const NEAR_TIE: f64 = 0.05;
 /// One chat with the reference's answer.
 #[derive(Debug, Deserialize)]
 pub struct Case {
-    /// The conversation, as the API takes it.
-    pub messages: serde_json::Value,
+    /// The conversation.
+    pub messages: Vec<Message>,
+    /// The conversation in the model's chat template.
+    pub prompt: String,
     /// The rendered prompt in tokens.
     pub prompt_token_ids: Vec<u32>,
+    /// After the prompt: the 20 most probable tokens with their log-probabilities.
+    pub first_top20: Vec<(u32, f64)>,
+    /// The greedy answer in tokens.
+    pub greedy_token_ids: Vec<u32>,
+    /// Their log-probabilities.
+    pub greedy_logprobs: Vec<f64>,
     /// For each greedy token, its distance to the runner-up, in nats.
     pub greedy_margins: Vec<f64>,
     /// The greedy answer.

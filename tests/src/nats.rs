@@ -51,6 +51,11 @@ impl NatsServer {
         format!("127.0.0.1:{}", self.port)
     }
 
+    /// A folder that goes with it.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
     /// The password of the user `function`.
     pub fn function_password(&self) -> &str {
         FUNCTION_PASSWORD
@@ -165,13 +170,9 @@ pub fn binary() -> Result<PathBuf> {
     if let Some(binary) = env::var_os("EMBERLINE_TEST_NATS") {
         return Ok(binary.into());
     }
-    let folder = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let cache = folder("EMBERLINE_CACHE")
-        .or_else(|| folder("XDG_CACHE_HOME").map(|cache| cache.join("emberline")))
-        .or_else(|| folder("HOME").map(|home| home.join(".cache/emberline")));
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
-        .chain(cache.map(|cache| cache.join("bin")))
+        .chain([crate::stack::cache().join("bin")])
         .map(|folder| folder.join("nats-server"))
         .find(|binary| binary.is_file())
         .context(

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use emberline_shared::heartbeat::Heartbeat;
 use emberline_shared::subject;
+use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
@@ -189,6 +190,7 @@ async fn start_host(nats: &NatsServer, options: &Options) -> Result<(Group, Stri
         Ok("spin") => {
             let mut command = Command::new("spin");
             command.args(["up", "--listen", &format!("127.0.0.1:{}", free_port().await?)]);
+            command.arg("--state-dir").arg(nats.directory().join("spin"));
             command
         }
         Ok("local") | Err(_) => {
@@ -239,8 +241,10 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        if let Some(id) = self.0.id() {
-            let _ = std::process::Command::new("kill").args(["-KILL", "--", &format!("-{id}")]).status();
+        let group = self.0.id().and_then(|id| Pid::from_raw(id.cast_signed()));
+        if let Some(group) = group {
+            // Fails only if all of them have ended.
+            let _ = kill_process_group(group, Signal::KILL);
         }
     }
 }

@@ -232,7 +232,8 @@ async fn both_key_headers_open_the_door_and_a_request_id_comes_back() -> Result<
 #[tokio::test]
 async fn a_body_that_never_comes_does_not_hold_its_place() -> Result<()> {
     let variables = vec![("request_timeout_s", "2".to_owned())];
-    let stack = Stack::start_with(Options { engine: Engine::Simulated, variables, ..Options::default() }).await?;
+    let stack =
+        Stack::start_with(Options { engine: Engine::Simulated, variables, ..Options::default() }).await?;
     let address = stack.url.trim_start_matches("http://");
     let mut socket = TcpStream::connect(address).await?;
     let head = format!(

@@ -3,54 +3,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // also in the functions that tests call
 
-use std::path::{Path, PathBuf};
-
+use emberline_tests::golden::{self, Case};
+use emberline_tests::stack::model_path;
 use emberline_worker::device::{Backend, ComputeDevice};
 use emberline_worker::gguf::GgufFile;
 use emberline_worker::model::{self, Llama};
-use serde::Deserialize;
 
 /// How far a log-probability may be off.
 const TOLERANCE: f64 = 0.02;
-
-#[derive(Deserialize)]
-struct Golden {
-    cases: Vec<Case>,
-}
-
-#[derive(Deserialize)]
-struct Case {
-    prompt: String,
-    prompt_token_ids: Vec<u32>,
-    first_top20: Vec<(u32, f64)>,
-    greedy_token_ids: Vec<u32>,
-    greedy_logprobs: Vec<f64>,
-    greedy_margins: Vec<f64>,
-}
-
-fn golden() -> Golden {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/smollm2-135m-instruct-q4_1.json");
-    let json = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    serde_json::from_slice(&json).unwrap()
-}
-
-/// The model file: EMBERLINE_TEST_MODEL, or where `emberline pull` puts it.
-fn model_path() -> PathBuf {
-    let folder = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let path = folder("EMBERLINE_TEST_MODEL").unwrap_or_else(|| {
-        let cache = folder("EMBERLINE_CACHE")
-            .or_else(|| folder("XDG_CACHE_HOME").map(|cache| cache.join("emberline")))
-            .or_else(|| folder("HOME").map(|home| home.join(".cache/emberline")))
-            .expect("set EMBERLINE_TEST_MODEL to the model file: there is no HOME");
-        cache.join("models/smollm2-135m-instruct.gguf")
-    });
-    assert!(
-        path.is_file(),
-        "{} is missing: run `emberline pull smollm2-135m-instruct`, or set EMBERLINE_TEST_MODEL to the file",
-        path.display()
-    );
-    path
-}
 
 fn log_probabilities(logits: &[f32]) -> Vec<f64> {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -90,9 +50,9 @@ fn compare(model: &Llama, case: &Case, tokens: usize) -> f64 {
 
 #[test]
 fn the_cpu_computes_all_cases_right() {
-    let file = GgufFile::open(&model_path()).unwrap();
+    let file = GgufFile::open(&model_path().unwrap()).unwrap();
     let model = model::load(&file, &ComputeDevice::cpu()).unwrap();
-    for case in golden().cases {
+    for case in golden::cases().unwrap() {
         let worst = compare(&model, &case, usize::MAX);
         println!("{} tokens, off by at most {worst:.5}", case.greedy_token_ids.len());
     }
@@ -102,9 +62,9 @@ fn the_cpu_computes_all_cases_right() {
 #[test]
 fn wgpu_computes_a_case_right() {
     let device = ComputeDevice::open(Backend::Wgpu, None).unwrap_or_else(|error| panic!("{error}"));
-    let file = GgufFile::open(&model_path()).unwrap();
+    let file = GgufFile::open(&model_path().unwrap()).unwrap();
     let model = model::load(&file, &device).unwrap();
-    let case = &golden().cases[0];
+    let case = &golden::cases().unwrap()[0];
     let worst = compare(&model, case, 8);
     println!("{}: off by at most {worst:.5}", device.description);
 }

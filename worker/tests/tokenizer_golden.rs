@@ -2,60 +2,20 @@
 
 #![allow(clippy::unwrap_used)] // also in the functions that tests call
 
-use std::path::{Path, PathBuf};
-
-use emberline_shared::job::Message;
+use emberline_tests::golden;
+use emberline_tests::stack::model_path;
 use emberline_worker::gguf::{GgmlType, GgufFile};
 use emberline_worker::template::ChatTemplate;
 use emberline_worker::tokenizer::ModelTokenizer;
-use serde::Deserialize;
-
-#[derive(Deserialize)]
-struct Golden {
-    cases: Vec<Case>,
-}
-
-#[derive(Deserialize)]
-struct Case {
-    messages: Vec<Message>,
-    prompt: String,
-    prompt_token_ids: Vec<u32>,
-    greedy_token_ids: Vec<u32>,
-    text: String,
-}
-
-fn golden() -> Golden {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/smollm2-135m-instruct-q4_1.json");
-    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
-}
-
-/// `EMBERLINE_TEST_MODEL`, or where `make test` puts the model.
-fn model_path() -> PathBuf {
-    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    variable("EMBERLINE_TEST_MODEL").unwrap_or_else(|| {
-        let cache = variable("EMBERLINE_CACHE")
-            .or_else(|| variable("XDG_CACHE_HOME").map(|cache| cache.join("emberline")))
-            .or_else(|| variable("HOME").map(|home| home.join(".cache/emberline")))
-            .unwrap_or_default();
-        cache.join("models/smollm2-135m-instruct.gguf")
-    })
-}
 
 fn model() -> GgufFile {
-    let path = model_path();
-    assert!(
-        path.exists(),
-        "there is no model at {}: run `make test`, which fetches it, or set EMBERLINE_TEST_MODEL to a copy of \
-         SmolLM2-135M-Instruct.Q4_1.gguf",
-        path.display()
-    );
-    GgufFile::open(&path).unwrap()
+    GgufFile::open(&model_path().unwrap()).unwrap()
 }
 
 #[test]
 fn prompts_are_rendered_as_in_the_golden_file() {
     let template = ChatTemplate::from_gguf(&model()).unwrap();
-    for case in golden().cases {
+    for case in golden::cases().unwrap() {
         assert_eq!(template.render(&case.messages).unwrap(), case.prompt);
     }
 }
@@ -63,7 +23,7 @@ fn prompts_are_rendered_as_in_the_golden_file() {
 #[test]
 fn prompts_have_the_golden_token_ids() {
     let tokenizer = ModelTokenizer::from_gguf(&model()).unwrap();
-    for case in golden().cases {
+    for case in golden::cases().unwrap() {
         assert_eq!(tokenizer.encode(&case.prompt).unwrap(), case.prompt_token_ids, "{}", case.prompt);
     }
 }
@@ -71,7 +31,7 @@ fn prompts_have_the_golden_token_ids() {
 #[test]
 fn golden_answers_have_the_golden_text() {
     let tokenizer = ModelTokenizer::from_gguf(&model()).unwrap();
-    for case in golden().cases {
+    for case in golden::cases().unwrap() {
         let bytes: Vec<u8> =
             case.greedy_token_ids.iter().flat_map(|&id| tokenizer.token_bytes(id)).copied().collect();
         assert_eq!(String::from_utf8_lossy(&bytes), case.text);
