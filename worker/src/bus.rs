@@ -1,20 +1,23 @@
 //! The worker's side of NATS: connecting, and creating the streams, the bucket and the consumers
 //! that function and workers meet in.
 //!
-//! Streams are created where they are missing and otherwise left as they are, so that an operator
-//! may give them other limits or more replicas; only what the protocol rests on is checked.
+//! Streams and consumers are created where they are missing and otherwise left as they are, so that
+//! an operator may give them other limits or more replicas; only what the protocol rests on is
+//! checked.
 //! EVENTS and the bucket live in memory: [`Bus::keep`] makes them again after nats-server restarts.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
+use async_nats::jetstream::consumer::{AckPolicy, Config as ConsumerConfig, PullConsumer, pull};
 use async_nats::jetstream::context::CreateStreamErrorKind;
-use async_nats::jetstream::stream::{Config as StreamConfig, DiscardPolicy, RetentionPolicy, StorageType};
+use async_nats::jetstream::stream::{
+    Config as StreamConfig, ConsumerCreateStrictErrorKind, DiscardPolicy, RetentionPolicy, StorageType,
+};
 use async_nats::jetstream::{self, ErrorCode as NatsCode};
 use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event as LinkEvent};
 use emberline_shared::heartbeat::HEARTBEAT_TTL_S;
-use emberline_shared::subject;
+use emberline_shared::subject::{self, JOBS_STREAM};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
@@ -56,9 +59,9 @@ pub enum BusError {
     #[error("can't create {what} in NATS: {reason}. Check the permissions and limits of user '{user}'")]
     Create { what: String, user: String, reason: String },
     #[error(
-        "stream {stream} exists with {field} {found}, but {wanted} is needed. Remove it (nats stream rm {stream}) and start again"
+        "{kind} {name} exists with {field} {found}, but {wanted} is needed. Remove it (nats {kind} rm {name}) and start again"
     )]
-    Mismatch { stream: &'static str, field: &'static str, found: String, wanted: String },
+    Mismatch { kind: &'static str, name: String, field: &'static str, found: String, wanted: String },
 }
 
 /// The connection to NATS, ready for use.
@@ -151,7 +154,7 @@ impl Bus {
 
     async fn ensure(&self, models: &[String]) -> Result<(), BusError> {
         for (stream, config) in [
-            (subject::JOBS_STREAM, jobs_stream()),
+            (JOBS_STREAM, jobs_stream()),
             (subject::EVENTS_STREAM, events_stream()),
             (subject::WORKERS_STREAM, workers_bucket()),
         ] {
@@ -190,16 +193,26 @@ impl Bus {
             filter_subject: subject::jobs(model),
             ack_policy: AckPolicy::Explicit,
             ack_wait: ACK_WAIT,
-            // A job that kills its workers is ended by the worker that counts too many attempts,
+            // A job that kills its workers is ended by the worker that sees it delivered too often,
             // so that its client is told.
             max_deliver: -1,
             max_ack_pending: 100_000,
             ..Default::default()
         };
-        self.jetstream
-            .create_consumer_on_stream(config, subject::JOBS_STREAM)
+        let failed = |reason: String| self.create_error(format!("consumer {name}"), reason);
+        let created = self.jetstream.create_consumer_strict_on_stream(config.clone(), JOBS_STREAM).await;
+        match created {
+            Ok(consumer) => return Ok(consumer),
+            Err(error) if error.kind() == ConsumerCreateStrictErrorKind::AlreadyExists => {}
+            Err(error) => return Err(failed(error.to_string())),
+        }
+        let found: PullConsumer = self
+            .jetstream
+            .get_consumer_from_stream(&name, JOBS_STREAM)
             .await
-            .map_err(|e| self.create_error(format!("consumer {name}"), e.to_string()))
+            .map_err(|e| failed(e.to_string()))?;
+        check_consumer(&name, &found.cached_info().config, &config)?;
+        Ok(found)
     }
 
     fn create_error(&self, what: String, reason: String) -> BusError {
@@ -281,7 +294,7 @@ fn new_enough(version: &str) -> bool {
 
 fn jobs_stream() -> StreamConfig {
     StreamConfig {
-        name: subject::JOBS_STREAM.to_owned(),
+        name: JOBS_STREAM.to_owned(),
         subjects: vec![subject::JOBS_SUBJECTS.to_owned()],
         retention: RetentionPolicy::WorkQueue,
         storage: StorageType::File,
@@ -334,16 +347,42 @@ fn workers_bucket() -> StreamConfig {
 }
 
 /// Compares what the protocol rests on; limits and replicas are the operator's.
-fn check_stream(stream: &'static str, found: &StreamConfig, wanted: &StreamConfig) -> Result<(), BusError> {
-    let fields = [
-        ("subjects", format!("{:?}", found.subjects), format!("{:?}", wanted.subjects)),
-        ("retention", format!("{:?}", found.retention), format!("{:?}", wanted.retention)),
-        ("discard", format!("{:?}", found.discard), format!("{:?}", wanted.discard)),
-        ("allow_direct", found.allow_direct.to_string(), wanted.allow_direct.to_string()),
+fn check_stream(name: &str, found: &StreamConfig, wanted: &StreamConfig) -> Result<(), BusError> {
+    let field = |field, value: fn(&StreamConfig) -> String| (field, value(found), value(wanted));
+    let mut fields = vec![
+        field("subjects", |stream| format!("{:?}", stream.subjects)),
+        field("retention", |stream| format!("{:?}", stream.retention)),
+        field("discard", |stream| format!("{:?}", stream.discard)),
+        field("allow_direct", |stream| stream.allow_direct.to_string()),
     ];
+    if name == subject::WORKERS_STREAM {
+        // One entry a worker, and none of a worker that is dead.
+        fields.push(field("max_msgs_per_subject", |stream| stream.max_messages_per_subject.to_string()));
+        fields.push(field("max_age", |stream| format!("{:?}", stream.max_age)));
+    }
+    check("stream", name, fields)
+}
+
+/// As [`check_stream`], for a consumer of JOBS.
+fn check_consumer(name: &str, found: &ConsumerConfig, wanted: &pull::Config) -> Result<(), BusError> {
+    let fields = [
+        ("filter_subject", found.filter_subject.clone(), wanted.filter_subject.clone()),
+        ("ack_policy", format!("{:?}", found.ack_policy), format!("{:?}", wanted.ack_policy)),
+    ];
+    check("consumer", &format!("{JOBS_STREAM} {name}"), fields)
+}
+
+/// Finds the first field whose value is not the wanted one.
+fn check(
+    kind: &'static str,
+    name: &str,
+    fields: impl IntoIterator<Item = (&'static str, String, String)>,
+) -> Result<(), BusError> {
     match fields.into_iter().find(|(_, found, wanted)| found != wanted) {
         None => Ok(()),
-        Some((field, found, wanted)) => Err(BusError::Mismatch { stream, field, found, wanted }),
+        Some((field, found, wanted)) => {
+            Err(BusError::Mismatch { kind, name: name.to_owned(), field, found, wanted })
+        }
     }
 }
 
@@ -369,5 +408,38 @@ mod tests {
         let log = StreamConfig { retention: RetentionPolicy::Limits, ..wanted.clone() };
         let error = check_stream("JOBS", &log, &wanted).unwrap_err().to_string();
         assert!(error.contains("retention Limits") && error.contains("WorkQueue"), "{error}");
+    }
+
+    #[test]
+    fn a_bucket_that_keeps_dead_workers_is_refused() {
+        let wanted = workers_bucket();
+        assert!(check_stream(subject::WORKERS_STREAM, &wanted, &wanted).is_ok());
+        let eternal = StreamConfig { max_age: Duration::ZERO, ..wanted.clone() };
+        let error = check_stream(subject::WORKERS_STREAM, &eternal, &wanted).unwrap_err().to_string();
+        assert!(
+            error.contains("max_age 0ns, but 8s") && error.contains("nats stream rm KV_workers"),
+            "{error}"
+        );
+        let history = StreamConfig { max_messages_per_subject: 5, ..wanted.clone() };
+        assert!(check_stream(subject::WORKERS_STREAM, &history, &wanted).is_err());
+    }
+
+    #[test]
+    fn an_operators_consumer_is_kept_unless_it_serves_something_else() {
+        let wanted = pull::Config {
+            filter_subject: "emberline.jobs.m".to_owned(),
+            ack_policy: AckPolicy::Explicit,
+            ..Default::default()
+        };
+        let patient = ConsumerConfig {
+            filter_subject: wanted.filter_subject.clone(),
+            ack_policy: AckPolicy::Explicit,
+            ack_wait: Duration::from_secs(60),
+            ..Default::default()
+        };
+        assert!(check_consumer("worker-m", &patient, &wanted).is_ok());
+        let other = ConsumerConfig { filter_subject: "emberline.jobs.*".to_owned(), ..patient };
+        let error = check_consumer("worker-m", &other, &wanted).unwrap_err().to_string();
+        assert!(error.contains("nats consumer rm JOBS worker-m"), "{error}");
     }
 }

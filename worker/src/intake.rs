@@ -155,6 +155,8 @@ impl Intake {
                 return tokio::time::sleep(PULL_PAUSE).await;
             }
             tokio::select! {
+                // A job that is handed back must not find this worker asking for more.
+                biased;
                 () = reached(phase, Phase::Draining) => return,
                 // A new connection: the server may have forgotten the requests.
                 _ = ready.changed() => return,

@@ -1,82 +1,128 @@
 //! Writes one attempt's part of a job's event log.
+//!
+//! Each event is sent as soon as it happens, for relays read it live, and kept until JetStream has
+//! confirmed it. When one may be lost, it and all that follow are sent again in order; what is
+//! stored already is known by its message id and not stored twice.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
-use async_nats::jetstream::context::PublishError;
+use async_nats::jetstream::context::{PublishAckFuture, PublishError};
 use async_nats::jetstream::message::PublishMessage;
-use bytes::Bytes;
 use emberline_shared::PROTOCOL_VERSION;
 use emberline_shared::event::{Event, EventKind};
 use emberline_shared::subject::{self, JobId};
+use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::bus::Bus;
 
-/// How often the last event is tried, and how long to wait in between: together longer than
-/// nats-server takes to restart.
-const LAST_EVENT_TRIES: u32 = 5;
-const LAST_EVENT_PAUSE: Duration = Duration::from_millis(500);
+/// How long the end of a log may take to be stored: longer than nats-server takes to restart.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Pause after an event that was not stored.
+const PAUSE: Duration = Duration::from_millis(500);
+
+type Answer = <PublishAckFuture as IntoFuture>::IntoFuture;
 
 /// The log of one attempt at a job.
 pub struct EventLog {
     bus: Bus,
+    link: watch::Receiver<bool>,
     job: JobId,
     subject: String,
     attempt: u32,
     next: u32,
+    /// Events not known to be stored, in order; at most what the job writes.
+    unconfirmed: VecDeque<PublishMessage>,
+    /// Answers to come to the first of them; the others are to be sent.
+    answers: VecDeque<Answer>,
+    /// Nothing is sent before this.
+    resume: Instant,
 }
 
-/// The last event could not be stored, so the job must not be acknowledged.
+/// Events are missing from the log, so the job must not be acknowledged.
 #[derive(Debug, thiserror::Error)]
-#[error("the last event could not be stored: {0}")]
-pub struct NotStored(PublishError);
+#[error(
+    "nats-server did not confirm {unconfirmed} of its events in {} s. Check the limits of stream {}",
+    PATIENCE.as_secs(),
+    subject::EVENTS_STREAM
+)]
+pub struct NotStored {
+    unconfirmed: usize,
+}
 
 impl EventLog {
     /// The log of `job`'s delivery number `attempt`; nothing written yet.
     pub fn new(bus: Bus, job: JobId, attempt: u32) -> Self {
-        let subject = subject::events(&job);
-        Self { bus, job, subject, attempt, next: 0 }
-    }
-
-    /// Appends an event. A relay reads it live; if it is lost, the relay sees the gap.
-    pub async fn append(&mut self, kind: EventKind) {
-        let payload = self.encode(kind);
-        if let Err(error) = self.bus.client().publish(self.subject.clone(), payload).await {
-            tracing::warn!(job = %self.job, %error, "an event was not sent");
+        Self {
+            link: bus.link(),
+            bus,
+            subject: subject::events(&job),
+            job,
+            attempt,
+            next: 0,
+            unconfirmed: VecDeque::new(),
+            answers: VecDeque::new(),
+            resume: Instant::now(),
         }
     }
 
-    /// Appends the last event and waits until it is stored.
-    pub async fn finish(&mut self, kind: EventKind) -> Result<(), NotStored> {
-        let index = self.next;
-        let payload = self.encode(kind);
-        // The id makes a second try harmless if only the first one's answer was lost.
-        let id = format!("{}-{}-{index}", self.job, self.attempt);
-        let mut tries = 1;
-        loop {
-            let error = match self.store(&id, payload.clone()).await {
-                Ok(()) => return Ok(()),
-                Err(error) => error,
-            };
-            if tries == LAST_EVENT_TRIES {
-                return Err(NotStored(error));
-            }
-            tracing::warn!(job = %self.job, %error, "the last event was not stored; trying again");
-            self.bus.doubt();
-            tries += 1;
-            tokio::time::sleep(LAST_EVENT_PAUSE).await;
-        }
-    }
-
-    async fn store(&self, id: &str, payload: Bytes) -> Result<(), PublishError> {
-        let message = PublishMessage::build().payload(payload).message_id(id);
-        self.bus.jetstream().send_publish(self.subject.clone(), message).await?.await?;
-        Ok(())
-    }
-
-    fn encode(&mut self, kind: EventKind) -> Bytes {
+    /// Appends an event; [`EventLog::store`] sends it.
+    pub fn append(&mut self, kind: EventKind) {
+        let id = format!("{}-{}-{}", self.job, self.attempt, self.next);
         let event = Event { v: PROTOCOL_VERSION, attempt: self.attempt, index: self.next, kind };
         self.next += 1;
         // Can't fail: string keys, and serde_json writes a float that is no number as null.
-        serde_json::to_vec(&event).unwrap_or_default().into()
+        let payload = serde_json::to_vec(&event).unwrap_or_default();
+        self.unconfirmed.push_back(PublishMessage::build().payload(payload.into()).message_id(id));
+    }
+
+    /// Whether all that was appended is stored.
+    pub fn is_stored(&self) -> bool {
+        self.unconfirmed.is_empty()
+    }
+
+    /// Sends what was appended and waits until it is stored, however long that takes. Stopping to
+    /// poll loses nothing.
+    pub async fn store(&mut self) {
+        while !self.is_stored() {
+            tokio::time::sleep_until(self.resume).await;
+            // What was on its way over a lost connection may be lost, and nothing may overtake it.
+            if self.link.has_changed().unwrap_or(false) {
+                self.answers.clear();
+            }
+            let _ = self.link.wait_for(|up| *up).await;
+            if let Err(error) = self.advance().await {
+                tracing::warn!(job = %self.job, %error, "an event was not stored; sending it again");
+                self.answers.clear();
+                self.resume = Instant::now() + PAUSE;
+                self.bus.doubt();
+            }
+        }
+    }
+
+    /// Appends the last event and waits until the whole log is stored.
+    pub async fn finish(&mut self, kind: EventKind) -> Result<(), NotStored> {
+        self.append(kind);
+        let stored = tokio::time::timeout(PATIENCE, self.store()).await;
+        stored.map_err(|_| NotStored { unconfirmed: self.unconfirmed.len() })
+    }
+
+    /// Sends what is to be sent and waits for one answer.
+    async fn advance(&mut self) -> Result<(), PublishError> {
+        while let Some(event) = self.unconfirmed.get(self.answers.len()) {
+            let sent = self.bus.jetstream().send_publish(self.subject.clone(), event.clone());
+            self.answers.push_back(sent.await?.into_future());
+        }
+        let Some(answer) = self.answers.front_mut() else { return Ok(()) };
+        tokio::select! {
+            stored = answer => {
+                stored?;
+                self.answers.pop_front();
+                self.unconfirmed.pop_front();
+            }
+            Ok(()) = self.link.changed() => self.answers.clear(),
+        }
+        Ok(())
     }
 }

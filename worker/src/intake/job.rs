@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use async_nats::Subscriber;
 use async_nats::jetstream::{AckKind, Message};
 use emberline_shared::PROTOCOL_VERSION;
-use emberline_shared::control::Control;
+use emberline_shared::control::{ALIVE_INTERVAL_S, Control};
 use emberline_shared::error::{ApiError, ErrorCode};
 use emberline_shared::event::{EventKind, Timings, Usage};
 use emberline_shared::job::Job;
@@ -13,15 +13,19 @@ use emberline_shared::subject::{self, JobId};
 use futures::StreamExt;
 use serde::Deserialize;
 use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::{Instant, Interval, MissedTickBehavior};
 
-use super::event_log::EventLog;
+use super::event_log::{EventLog, NotStored};
 use super::slots::Slot;
 use super::{Intake, Phase, reached};
 use crate::bus::ACK_WAIT;
 
-/// Deliveries after which a job is given up: it seems to kill its workers.
-pub const MAX_ATTEMPTS: u32 = 5;
+/// Deliveries after which a job is given up: it seems to kill its workers. nats-server counts those
+/// that were handed back, too, so this lies well above the drains that a job may live through.
+pub const MAX_DELIVERIES: u32 = 20;
+/// How long a job waits for the first word of its relay, which speaks every [`ALIVE_INTERVAL_S`]:
+/// what it said while the job was queued, a cancel perhaps, nobody heard.
+const FIRST_WORD: Duration = Duration::from_secs(ALIVE_INTERVAL_S + 2);
 
 /// Why a job's message can't be run.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -95,9 +99,10 @@ impl Run<'_> {
     pub(super) async fn run(self, slot: Slot) {
         let id = self.job.id.clone();
         let mut log = EventLog::new(self.intake.bus.clone(), id.clone(), self.attempt);
-        if self.attempt > MAX_ATTEMPTS {
-            tracing::error!(job = %id, attempts = MAX_ATTEMPTS, "given up");
-            let message = format!("Every one of {MAX_ATTEMPTS} attempts at this request failed.");
+        if self.attempt > MAX_DELIVERIES {
+            tracing::error!(job = %id, deliveries = MAX_DELIVERIES, "given up");
+            let message =
+                format!("This request was given to a worker {MAX_DELIVERIES} times; none finished it.");
             drop(slot);
             return self.fail(log, ApiError::new(ErrorCode::WorkerFailed, message)).await;
         }
@@ -110,27 +115,34 @@ impl Run<'_> {
             Ok(control) => control,
             Err(error) => {
                 tracing::error!(job = %id, %error, "can't listen for control messages");
-                return self.hand_back(&id, "no control messages").await;
+                return self.hand_back("no control messages").await;
             }
         };
         tracing::info!(job = %id, attempt = self.attempt, "started");
         let deadline = until(self.job.deadline);
-        let (intake, message) = (self.intake, self.message);
-        let events = intake.engine.submit(self.job.clone());
-        let end = self.follow(&mut log, events, control, deadline).await;
-        let usage = match end {
-            End::Finished(_) => None,
-            _ => intake.engine.cancel(&id).await,
-        };
-        drop(slot);
-        match end {
-            End::Finished(kind) => settle(message, &mut log, &id, kind).await,
-            End::Late => self.fail(log, late()).await,
-            End::HandedBack(why) => self.hand_back(&id, why).await,
+        let engine = &self.intake.engine;
+        let events = engine.submit(self.job.clone());
+        match self.follow(&mut log, events, control, deadline).await {
+            End::Finished(last) => {
+                drop(slot);
+                self.settle(&mut log, last).await;
+            }
             End::Abandoned(why) => {
-                let usage = usage.unwrap_or_default();
+                let usage = engine.cancel(&id).await.unwrap_or_default();
+                drop(slot);
                 tracing::info!(job = %id, why, tokens = usage.completion_tokens, "abandoned");
-                settle(message, &mut log, &id, done(usage)).await;
+                self.settle(&mut log, done(usage)).await;
+            }
+            End::Late => {
+                engine.cancel(&id).await;
+                drop(slot);
+                self.fail(log, late()).await;
+            }
+            End::HandedBack(why) => {
+                // Another worker need not wait for the end of this one's step.
+                self.hand_back(why).await;
+                engine.cancel(&id).await;
+                drop(slot);
             }
         }
     }
@@ -144,10 +156,9 @@ impl Run<'_> {
         deadline: Duration,
     ) -> End {
         let alive_timeout = self.intake.alive_timeout;
-        let silence = tokio::time::sleep(alive_timeout);
+        let silence = tokio::time::sleep(alive_timeout.min(FIRST_WORD));
         let late = tokio::time::sleep(deadline);
-        let mut progress = tokio::time::interval_at(Instant::now() + ACK_WAIT / 3, ACK_WAIT / 3);
-        progress.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut progress = progress();
         let mut phase = self.intake.phase.clone();
         let mut link = self.intake.bus.link();
         tokio::pin!(silence, late);
@@ -155,9 +166,14 @@ impl Run<'_> {
             tokio::select! {
                 event = events.recv() => match event {
                     Some(kind @ (EventKind::Done { .. } | EventKind::Error(_))) => return End::Finished(kind),
-                    Some(kind) => log.append(kind).await,
-                    None => return End::HandedBack("the engine failed"),
+                    Some(kind) => log.append(kind),
+                    None => {
+                        // This worker must not take the job again: it keeps its slot until none is taken.
+                        reached(&mut phase, Phase::HandBack).await;
+                        return End::HandedBack("the engine failed");
+                    }
                 },
+                () = log.store(), if !log.is_stored() => {}
                 message = control.next() => match message.map(|m| serde_json::from_slice(&m.payload)) {
                     Some(Ok(Control::Cancel)) => return End::Abandoned("cancelled"),
                     Some(Ok(Control::Alive)) => silence.as_mut().reset(Instant::now() + alive_timeout),
@@ -168,42 +184,62 @@ impl Run<'_> {
                 Ok(()) = link.changed() => silence.as_mut().reset(Instant::now() + alive_timeout),
                 () = &mut silence, if *link.borrow() => return End::Abandoned("its relay is silent"),
                 () = &mut late => return End::Late,
-                _ = progress.tick() => self.acknowledge(AckKind::Progress).await,
+                _ = progress.tick() => acknowledge(self.message, AckKind::Progress).await,
                 () = reached(&mut phase, Phase::HandBack) => return End::HandedBack("the worker is stopping"),
             }
         }
     }
 
     async fn fail(&self, mut log: EventLog, error: ApiError) {
-        settle(self.message, &mut log, &self.job.id, EventKind::Error(error.into())).await;
+        self.settle(&mut log, EventKind::Error(error.into())).await;
     }
 
-    async fn hand_back(&self, id: &JobId, why: &str) {
-        tracing::warn!(job = %id, why, "handed back");
-        self.acknowledge(AckKind::Nak(None)).await;
+    async fn hand_back(&self, why: &str) {
+        tracing::warn!(job = %self.job.id, why, "handed back");
+        acknowledge(self.message, AckKind::Nak(None)).await;
     }
 
-    async fn acknowledge(&self, kind: AckKind) {
-        if let Err(error) = self.message.ack_with(kind).await {
-            tracing::warn!(job = %self.job.id, %error, "nats-server was not told how the job stands");
+    /// Stores the rest of the log, and only then takes the job off the queue.
+    async fn settle(&self, log: &mut EventLog, last: EventKind) {
+        let id = &self.job.id;
+        let outcome = match &last {
+            EventKind::Error(error) => format!("{:?}", error.code),
+            _ => "done".to_owned(),
+        };
+        if let Err(error) = conclude(self.message, log, last).await {
+            tracing::error!(job = %id, %error, "the log can't be completed");
+            return self.hand_back("its log has gaps").await;
+        }
+        match self.message.double_ack().await {
+            Ok(()) => tracing::info!(job = %id, outcome, "ended"),
+            Err(error) => tracing::warn!(job = %id, outcome, %error, "ended, but not acknowledged"),
         }
     }
 }
 
-/// Stores the last event, and only then takes the job off the queue.
-async fn settle(message: &Message, log: &mut EventLog, id: &JobId, last: EventKind) {
-    let outcome = match &last {
-        EventKind::Error(error) => format!("{:?}", error.code),
-        _ => "done".to_owned(),
-    };
-    if let Err(error) = log.finish(last).await {
-        // Not acknowledged, so it is delivered again.
-        tracing::error!(job = %id, %error, "the job will be run again");
-        return;
+/// Ends a log; nats-server hears meanwhile that the job is in hand.
+async fn conclude(message: &Message, log: &mut EventLog, last: EventKind) -> Result<(), NotStored> {
+    let mut progress = progress();
+    let stored = log.finish(last);
+    tokio::pin!(stored);
+    loop {
+        tokio::select! {
+            stored = &mut stored => return stored,
+            _ = progress.tick() => acknowledge(message, AckKind::Progress).await,
+        }
     }
-    match message.double_ack().await {
-        Ok(()) => tracing::info!(job = %id, outcome, "ended"),
-        Err(error) => tracing::warn!(job = %id, outcome, %error, "ended, but not acknowledged"),
+}
+
+/// Ticks whenever nats-server is to hear of a job, so that nobody else is given it.
+fn progress() -> Interval {
+    let mut progress = tokio::time::interval_at(Instant::now() + ACK_WAIT / 3, ACK_WAIT / 3);
+    progress.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    progress
+}
+
+async fn acknowledge(message: &Message, kind: AckKind) {
+    if let Err(error) = message.ack_with(kind).await {
+        tracing::warn!(subject = %message.subject, %error, "nats-server was not told how a job stands");
     }
 }
 
@@ -215,7 +251,7 @@ pub(super) async fn refuse(intake: &Intake, message: &Message, attempt: u32, ref
         let text = format!("The job could not be read by the worker: {refusal}.");
         let mut log = EventLog::new(intake.bus.clone(), id.clone(), attempt);
         let error = ApiError::new(ErrorCode::InternalError, text);
-        if let Err(error) = log.finish(EventKind::Error(error.into())).await {
+        if let Err(error) = conclude(message, &mut log, EventKind::Error(error.into())).await {
             tracing::warn!(job = %id, %error, "its relay was not told");
         }
     }

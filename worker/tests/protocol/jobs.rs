@@ -58,29 +58,40 @@ async fn cancel_frees_the_slot_for_the_next_job() {
 #[tokio::test]
 async fn a_job_whose_relay_is_silent_is_given_up_and_one_that_is_heard_of_goes_on() {
     let nats = NatsServer::start().await.unwrap();
-    let _worker = Worker::start(&nats, &["--alive-timeout-ms", "1500"]);
+    let _worker = Worker::start(&nats, &["--alive-timeout-ms", "4000"]);
     let relay = Relay::new(&nats).await;
     relay.wait_for_load(&[0]).await;
 
     let (silent, heard) = (job(1, 30_000), job(2, 30_000));
-    let (mut silent_events, mut heard_events) = (relay.send(&silent).await, relay.send(&heard).await);
-    silent_events.next_tokens(1).await;
-    heard_events.next_tokens(1).await;
-    let alive = async {
-        loop {
-            relay.control(&heard.id, Control::Alive).await;
-            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-        }
-    };
-    let events = tokio::select! {
-        events = silent_events.rest() => events,
-        () = alive => unreachable!(),
-    };
-    assert!(matches!(events.last().unwrap().kind, EventKind::Done { .. }));
-    relay.wait_for_load(&[1]).await;
-    heard_events.next_tokens(1).await;
+    let mut heard_events = relay.send(&heard).await;
+    let last = relay.send_silently(&silent).await.rest().await.pop().unwrap();
+    let EventKind::Done { usage, .. } = last.kind else { panic!("{last:?}") };
+    assert!(usage.completion_tokens < 30_000);
+    // Both run at the same pace: here it has lived for twice as long.
+    heard_events.tokens_at(2 * usage.completion_tokens).await;
     relay.control(&heard.id, Control::Cancel).await;
     relay.wait_for_load(&[0]).await;
+    wait_for_empty_queue(&nats).await;
+}
+
+#[tokio::test]
+async fn a_job_that_was_cancelled_in_the_queue_does_not_keep_its_slot() {
+    let nats = NatsServer::start().await.unwrap();
+    // A silence that the job's deadline would end; before the first word it is shorter.
+    let _worker = Worker::start(&nats, &["--slots", "1", "--alive-timeout-ms", "600000"]);
+    let relay = Relay::new(&nats).await;
+    relay.wait_for_load(&[0]).await;
+
+    let (running, queued) = (job(1, 30_000), job(2, 30_000));
+    let mut events = relay.send(&running).await;
+    events.next_tokens(1).await;
+    let mut abandoned = relay.send_silently(&queued).await;
+    relay.control(&queued.id, Control::Cancel).await;
+    relay.control(&running.id, Control::Cancel).await;
+    let last = abandoned.rest().await.pop().unwrap();
+    assert!(matches!(last.kind, EventKind::Done { .. }), "{last:?}");
+    relay.wait_for_load(&[0]).await;
+    wait_for_empty_queue(&nats).await;
 }
 
 #[tokio::test]

@@ -6,5 +6,6 @@
 
 mod jobs;
 mod lifecycle;
+mod log;
 mod permissions;
 mod support;

@@ -15,10 +15,13 @@ use emberline_shared::subject::{self, JobId};
 use emberline_tests::nats::NatsServer;
 use futures::StreamExt;
 use tempfile::TempDir;
+use tokio::task::JoinSet;
 
 pub(crate) const MODEL: &str = "simulated-echo";
 /// Nothing here takes this long; a machine that is busy compiling may be slow.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How often a relay says that its client is there; more often than in earnest, for a busy machine.
+const ALIVE_INTERVAL: Duration = Duration::from_millis(200);
 
 /// A worker process; killed when dropped.
 pub(crate) struct Worker {
@@ -118,34 +121,50 @@ pub(crate) struct Relay {
 }
 
 /// One job's events, as they come.
-pub(crate) struct Events(Subscriber);
+pub(crate) struct Events {
+    subscriber: Subscriber,
+    /// Speaks for the relay; ends with this.
+    alive: JoinSet<()>,
+}
 
 impl Relay {
     pub(crate) async fn new(nats: &NatsServer) -> Self {
         Self { client: nats.function_client().await.unwrap() }
     }
 
-    /// Queues a job and listens to its events.
+    /// Queues a job, listens to its events and says that it does.
     pub(crate) async fn send(&self, job: &Job) -> Events {
+        let mut events = self.send_silently(job).await;
+        let (client, subject) = (self.client.clone(), subject::control(&job.id));
+        events.alive.spawn(async move {
+            loop {
+                tokio::time::sleep(ALIVE_INTERVAL).await;
+                client.publish(subject.clone(), encode(Control::Alive).into()).await.unwrap();
+            }
+        });
+        events
+    }
+
+    /// Queues a job and listens to its events, but never says so.
+    pub(crate) async fn send_silently(&self, job: &Job) -> Events {
         let payload = serde_json::to_vec(job).unwrap();
         self.send_raw(&job.id, &subject::jobs(&job.model), payload).await
     }
 
     /// Queues any bytes as the job `id`.
     pub(crate) async fn send_raw(&self, id: &JobId, subject: &str, payload: Vec<u8>) -> Events {
-        let events = self.client.subscribe(subject::events(id)).await.unwrap();
+        let subscriber = self.client.subscribe(subject::events(id)).await.unwrap();
         let message = PublishMessage::build().payload(payload.into()).message_id(id.as_str());
         let jetstream = jetstream::new(self.client.clone());
         within("the job's acknowledgement", async {
             jetstream.send_publish(subject.to_owned(), message).await.unwrap().await.unwrap();
         })
         .await;
-        Events(events)
+        Events { subscriber, alive: JoinSet::new() }
     }
 
     pub(crate) async fn control(&self, job: &JobId, control: Control) {
-        let payload = serde_json::to_vec(&control).unwrap();
-        self.client.publish(subject::control(job), payload.into()).await.unwrap();
+        self.client.publish(subject::control(job), encode(control).into()).await.unwrap();
         self.client.flush().await.unwrap();
     }
 
@@ -198,7 +217,7 @@ impl Relay {
 
 impl Events {
     pub(crate) async fn next(&mut self) -> Event {
-        let message = within("an event", self.0.next()).await.unwrap();
+        let message = within("an event", self.subscriber.next()).await.unwrap();
         serde_json::from_slice(&message.payload).unwrap()
     }
 
@@ -208,6 +227,19 @@ impl Events {
             let event = self.next().await;
             if event.attempt >= attempt && matches!(event.kind, EventKind::Tokens { .. }) {
                 return event;
+            }
+        }
+    }
+
+    /// Reads on until the tokens at `position`, which must come before the job ends.
+    pub(crate) async fn tokens_at(&mut self, position: u32) {
+        loop {
+            match self.next().await.kind {
+                EventKind::Tokens { position: now, .. } if now >= position => return,
+                end @ (EventKind::Done { .. } | EventKind::Error(_)) => {
+                    panic!("ended before {position}: {end:?}")
+                }
+                _ => {}
             }
         }
     }
@@ -224,6 +256,10 @@ impl Events {
             }
         }
     }
+}
+
+fn encode(control: Control) -> Vec<u8> {
+    serde_json::to_vec(&control).unwrap()
 }
 
 /// Checks that nothing is missing, and puts the text together.
