@@ -118,10 +118,13 @@ impl Relay {
         self.ended
     }
 
-    /// Takes the whole log, in its order. A log that is not yet as far as the subscription
-    /// leaves the gap open: bring it again a little later.
+    /// Takes the whole log, in which an event that had to be sent again lies behind later ones.
+    /// A log that is not yet as far as the subscription leaves the gap open: bring it again a
+    /// little later.
     pub fn rebuild(&mut self, log: &[Event]) -> Result<Vec<Output>, Fault> {
         let mut rebuilt = Transcript::new(self.limits);
+        let mut log: Vec<&Event> = log.iter().collect();
+        log.sort_by_key(|event| (event.attempt, event.index));
         for event in log {
             if rebuilt.apply(event)? == Applied::Gap {
                 break;

@@ -94,6 +94,15 @@ fn a_missed_event_is_read_from_the_log() {
 }
 
 #[test]
+fn an_event_that_was_stored_late_is_told_in_its_place() {
+    let late = tokens(1, 1, 0, 1, "a");
+    let log = [accepted(1), tokens(1, 2, 1, 1, "b"), late, tokens(1, 3, 2, 1, "c")];
+    let mut relay = Relay::new(LIMITS);
+    feed(&mut relay, &log[..2]);
+    assert_eq!(text_of(&relay.rebuild(&log).unwrap()), "abc");
+}
+
+#[test]
 fn the_log_tells_an_end_that_was_missed() {
     let log = [accepted(1), tokens(1, 1, 0, 1, "a"), finish(1, 2), done(1, 3)];
     let mut relay = Relay::new(LIMITS);
