@@ -165,8 +165,8 @@ fn what_a_component_prints_is_logged_by_lines() {
 }
 
 /// The instance that a `/served` response names, and how many requests it has had.
-fn served(response: (u16, String)) -> (String, usize) {
-    let (instance, count) = response.1.split_once(' ').unwrap();
+fn served((_, body): &(u16, String)) -> (String, usize) {
+    let (instance, count) = body.split_once(' ').unwrap();
     (instance.to_owned(), count.parse().unwrap())
 }
 
@@ -177,7 +177,7 @@ fn an_instance_serves_128_requests_and_no_more() {
     let mut highest = 0;
     for _ in 0..2_000 {
         client.send("/served");
-        let (_, count) = served(client.response());
+        let (_, count) = served(&client.response());
         assert!(count <= 128, "an instance served {count} requests");
         highest = highest.max(count);
     }
@@ -222,10 +222,10 @@ fn streaming_bodies_do_not_count_among_the_16() {
 #[test]
 fn an_idle_instance_is_dropped() {
     let host = Host::start(&manifest(""), &[]);
-    let (first, count) = served(host.get("/served"));
+    let (first, count) = served(&host.get("/served"));
     assert_eq!(count, 1);
     host.wait_for_log("an instance ended");
-    let (second, count) = served(host.get("/served"));
+    let (second, count) = served(&host.get("/served"));
     assert_eq!(count, 1);
     assert_ne!(first, second);
 }
