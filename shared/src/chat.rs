@@ -3,6 +3,8 @@
 //! Every parameter is implemented, or accepted because its value asks for nothing
 //! ([`ASKS_NOTHING`]), or refused by name. None is ignored.
 
+mod sampling;
+
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -20,6 +22,8 @@ pub const MAX_MODEL_CHARS: usize = 256;
 pub const MAX_STOPS: usize = 4;
 /// Most pairs in `metadata`.
 pub const MAX_METADATA: usize = 16;
+
+pub use sampling::{MAX_LOGIT_BIASES, MAX_STOP_TOKEN_IDS};
 
 /// A chat-completions request, validated.
 #[derive(Debug, Clone, PartialEq)]
@@ -46,13 +50,10 @@ impl ChatRequest {
         let messages = read_messages(&mut fields)?;
         let stream = fields.boolean("stream")?.unwrap_or(false);
         let include_usage = read_stream_options(&mut fields, stream)?;
-        let generation = GenerationRequest {
-            messages,
-            max_tokens: read_max_tokens(&mut fields)?,
-            temperature: fields.number("temperature", 0.0..=2.0)?.unwrap_or(1.0) as f32,
-            top_p: fields.number("top_p", 0.0..=1.0)?.unwrap_or(1.0) as f32,
-            stop: read_stop(&mut fields)?,
-        };
+        let max_tokens = read_max_tokens(&mut fields)?;
+        let stop = read_stop(&mut fields)?;
+        let sampling = sampling::read(&mut fields, max_tokens)?;
+        let generation = GenerationRequest { messages, max_tokens, stop, sampling };
         // The sign only names one of 2^64 seeds.
         let seed = fields.integer("seed", i64::MIN..=i64::MAX)?.map(|s| s as u64);
         let metadata = read_metadata(&mut fields)?;
@@ -194,12 +195,9 @@ pub type AsksNothing = (&'static str, fn(&Value) -> bool);
 
 /// Parameters that are accepted because these values ask for nothing to be done.
 pub const ASKS_NOTHING: &[AsksNothing] = &[
-    ("frequency_penalty", is_zero),
-    ("logit_bias", |v| v.as_object().is_some_and(Map::is_empty)),
     ("logprobs", is_false),
     ("n", |v| v.as_u64() == Some(1)),
     ("parallel_tool_calls", Value::is_boolean),
-    ("presence_penalty", is_zero),
     ("prompt_cache_key", Value::is_string),
     ("prompt_cache_retention", Value::is_string),
     ("response_format", |v| *v == serde_json::json!({"type": "text"})),
@@ -211,10 +209,6 @@ pub const ASKS_NOTHING: &[AsksNothing] = &[
     ("top_logprobs", |v| v.as_u64() == Some(0)),
     ("user", Value::is_string),
 ];
-
-fn is_zero(value: &Value) -> bool {
-    value.as_f64() == Some(0.0)
-}
 
 fn is_false(value: &Value) -> bool {
     value.as_bool() == Some(false)
@@ -237,16 +231,10 @@ pub const UNSUPPORTED: &[&str] = &[
     "chat_template_kwargs",
     "function_call",
     "functions",
-    "ignore_eos",
-    "min_p",
-    "min_tokens",
     "modalities",
     "moderation",
     "prediction",
     "reasoning_effort",
-    "repetition_penalty",
-    "stop_token_ids",
-    "top_k",
     "verbosity",
     "web_search_options",
 ];

@@ -2,6 +2,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
+use crate::job::SamplingOptions;
 
 fn parse(body: &Value) -> Result<ChatRequest, ApiError> {
     ChatRequest::parse(body.to_string().as_bytes())
@@ -26,8 +27,8 @@ fn the_starting_point_is_read() {
     .unwrap();
     assert_eq!(request.model, "vllm-primary");
     assert_eq!(request.generation.max_tokens, Some(500));
-    assert_eq!(request.generation.temperature, 0.7);
-    assert_eq!(request.generation.top_p, 1.0);
+    let sampling = SamplingOptions { temperature: 0.7, ..SamplingOptions::default() };
+    assert_eq!(request.generation.sampling, sampling);
     assert_eq!(request.generation.messages.len(), 2);
     assert!(!request.stream && request.seed.is_none() && request.generation.stop.is_empty());
 }
@@ -77,7 +78,31 @@ fn each_bad_field_is_named() {
         ("service_tier", json!("flex"), UnsupportedParameter, "service_tier"),
         ("metadata", json!({"a": 1}), InvalidType, "metadata.a"),
         ("tools", json!([{}]), UnsupportedParameter, "tools"),
-        ("top_k", json!(5), UnsupportedParameter, "top_k"),
+        ("top_k", json!(-2), InvalidValue, "top_k"),
+        ("top_k", json!(1.5), InvalidType, "top_k"),
+        ("min_p", json!(1.01), InvalidValue, "min_p"),
+        ("presence_penalty", json!(2.01), InvalidValue, "presence_penalty"),
+        ("frequency_penalty", json!(-2.01), InvalidValue, "frequency_penalty"),
+        ("frequency_penalty", json!("0"), InvalidType, "frequency_penalty"),
+        ("repetition_penalty", json!(0), InvalidValue, "repetition_penalty"),
+        ("repetition_penalty", json!(-1), InvalidValue, "repetition_penalty"),
+        ("repetition_penalty", json!(1e39), InvalidValue, "repetition_penalty"),
+        ("repetition_penalty", json!(1e-60), InvalidValue, "repetition_penalty"),
+        ("repetition_penalty", json!([]), InvalidType, "repetition_penalty"),
+        ("logit_bias", json!([]), InvalidType, "logit_bias"),
+        ("logit_bias", json!({"5": 100.1}), InvalidValue, "logit_bias.5"),
+        ("logit_bias", json!({"5": 1, "6": "1"}), InvalidType, "logit_bias.6"),
+        ("logit_bias", json!({"05": 1}), InvalidValue, "logit_bias.05"),
+        ("logit_bias", json!({"-5": 1}), InvalidValue, "logit_bias.-5"),
+        ("logit_bias", json!({"hello": 1}), InvalidValue, "logit_bias.hello"),
+        ("logit_bias", json!({"4294967296": 1}), InvalidValue, "logit_bias.4294967296"),
+        ("min_tokens", json!(-1), InvalidValue, "min_tokens"),
+        ("min_tokens", json!(true), InvalidType, "min_tokens"),
+        ("ignore_eos", json!(1), InvalidType, "ignore_eos"),
+        ("stop_token_ids", json!(5), InvalidType, "stop_token_ids"),
+        ("stop_token_ids", json!([5, "6"]), InvalidType, "stop_token_ids[1]"),
+        ("stop_token_ids", json!([null]), InvalidType, "stop_token_ids[0]"),
+        ("stop_token_ids", json!([5, -6]), InvalidValue, "stop_token_ids[1]"),
         ("tempreature", json!(1), UnknownParameter, "tempreature"),
     ];
     for (name, value, code, param) in cases {
@@ -108,7 +133,6 @@ fn both_names_of_the_token_limit_must_agree() {
 fn values_that_ask_for_nothing_are_accepted() {
     for (name, value) in [
         ("n", json!(1)),
-        ("presence_penalty", json!(0)),
         ("logprobs", json!(false)),
         ("response_format", json!({"type": "text"})),
         ("user", json!("u")),
@@ -119,6 +143,74 @@ fn values_that_ask_for_nothing_are_accepted() {
     ] {
         assert!(parse(&with(name, value)).is_ok(), "{name}");
     }
+}
+
+#[test]
+fn sampling_options_are_read() {
+    let mut body = with("max_tokens", json!(9));
+    let options = json!({
+        "temperature": 2, "top_p": 0, "top_k": 40, "min_p": 1, "presence_penalty": -2,
+        "frequency_penalty": 2, "repetition_penalty": 1.5, "min_tokens": 9, "ignore_eos": true,
+        "logit_bias": {"10": 100, "9": -100, "4294967295": 0.5, "8": null},
+        "stop_token_ids": [7, 4294967295_u32, 0],
+    });
+    body.as_object_mut().unwrap().extend(options.as_object().unwrap().clone());
+    let expected = SamplingOptions {
+        temperature: 2.0,
+        top_p: 0.0,
+        top_k: 40,
+        min_p: 1.0,
+        presence_penalty: -2.0,
+        frequency_penalty: 2.0,
+        repetition_penalty: 1.5,
+        logit_bias: vec![(9, -100.0), (10, 100.0), (u32::MAX, 0.5)],
+        min_tokens: 9,
+        ignore_eos: true,
+        stop_token_ids: vec![7, u32::MAX, 0],
+    };
+    assert_eq!(parse(&body).unwrap().generation.sampling, expected);
+}
+
+#[test]
+fn neutral_sampling_options_are_the_defaults() {
+    for (name, value) in [
+        ("top_k", json!(-1)),
+        ("top_k", json!(0)),
+        ("min_p", json!(0)),
+        ("presence_penalty", json!(0)),
+        ("frequency_penalty", json!(0.0)),
+        ("repetition_penalty", json!(1)),
+        ("logit_bias", json!({})),
+        ("min_tokens", json!(0)),
+        ("ignore_eos", json!(false)),
+        ("stop_token_ids", json!([])),
+        ("stop_token_ids", json!(null)),
+    ] {
+        let request = parse(&with(name, value.clone())).unwrap();
+        assert_eq!(request.generation.sampling, SamplingOptions::default(), "{name}: {value}");
+    }
+}
+
+#[test]
+fn lists_of_tokens_have_an_end() {
+    let biases = |count: usize| {
+        Value::Object((0..count).map(|id| (id.to_string(), json!(1))).collect::<Map<String, Value>>())
+    };
+    assert_eq!(parse(&with("logit_bias", biases(300))).unwrap().generation.sampling.logit_bias.len(), 300);
+    let error = parse(&with("logit_bias", biases(301))).unwrap_err();
+    assert_eq!((error.code, error.param.as_deref()), (ErrorCode::InvalidValue, Some("logit_bias")));
+    assert!(parse(&with("stop_token_ids", json!(vec![1; MAX_STOP_TOKEN_IDS]))).is_ok());
+    let error = parse(&with("stop_token_ids", json!(vec![1; MAX_STOP_TOKEN_IDS + 1]))).unwrap_err();
+    assert_eq!((error.code, error.param.as_deref()), (ErrorCode::InvalidValue, Some("stop_token_ids")));
+}
+
+#[test]
+fn the_least_tokens_are_no_more_than_the_most() {
+    let mut body = with("min_tokens", json!(6));
+    assert_eq!(parse(&body).unwrap().generation.sampling.min_tokens, 6);
+    body["max_completion_tokens"] = json!(5);
+    let error = parse(&body).unwrap_err();
+    assert_eq!((error.code, error.param.as_deref()), (ErrorCode::InvalidValue, Some("min_tokens")));
 }
 
 #[test]
@@ -172,7 +264,8 @@ proptest! {
     #[test]
     fn any_value_in_any_field_is_read_or_refused_with_its_name(
         name in prop_oneof![Just("temperature"), Just("stop"), Just("messages"), Just("seed"), Just("stream_options"),
-                            Just("max_tokens"), Just("metadata"), Just("n"), Just("zzz")],
+                            Just("max_tokens"), Just("metadata"), Just("n"), Just("zzz"), Just("logit_bias"),
+                            Just("stop_token_ids"), Just("top_k"), Just("repetition_penalty"), Just("min_tokens")],
         value in any_json(),
     ) {
         if let Err(error) = parse(&with(name, value)) {

@@ -118,41 +118,12 @@ impl Fields {
 
     /// Takes a number within `range`.
     pub fn number(&mut self, name: &str, range: RangeInclusive<f64>) -> Result<Option<f64>, ApiError> {
-        let Some(value) = self.take(name) else { return Ok(None) };
-        let path = self.path_of(name);
-        let Some(number) = value.as_f64() else { return Err(type_error(&path, "a number", &value)) };
-        if range.contains(&number) {
-            return Ok(Some(number));
-        }
-        let (low, high) = (range.start(), range.end());
-        Err(ApiError::field(
-            ErrorCode::InvalidValue,
-            &path,
-            format!("'{path}' must be from {low} to {high}, got {value}. Choose a value in that range."),
-        ))
+        self.take(name).map(|value| number_at(&self.path_of(name), &value, range)).transpose()
     }
 
     /// Takes an integer within `range`.
     pub fn integer(&mut self, name: &str, range: RangeInclusive<i64>) -> Result<Option<i64>, ApiError> {
-        let Some(value) = self.take(name) else { return Ok(None) };
-        let path = self.path_of(name);
-        let integral = value.as_number().is_some_and(|n| n.is_i64() || n.is_u64());
-        if !integral {
-            return Err(type_error(&path, "an integer", &value));
-        }
-        match value.as_i64().filter(|n| range.contains(n)) {
-            Some(number) => Ok(Some(number)),
-            None => {
-                let (low, high) = (range.start(), range.end());
-                Err(ApiError::field(
-                    ErrorCode::InvalidValue,
-                    &path,
-                    format!(
-                        "'{path}' must be an integer from {low} to {high}, got {value}. Choose a value in that range."
-                    ),
-                ))
-            }
-        }
+        self.take(name).map(|value| integer_at(&self.path_of(name), &value, range)).transpose()
     }
 
     /// Takes an array.
@@ -191,6 +162,32 @@ impl Fields {
             }
         }
     }
+}
+
+/// Reads a number within `range`, found at `path`.
+fn number_at(path: &str, value: &Value, range: RangeInclusive<f64>) -> Result<f64, ApiError> {
+    let number = value.as_f64().ok_or_else(|| type_error(path, "a number", value))?;
+    if range.contains(&number) {
+        return Ok(number);
+    }
+    let (low, high) = (range.start(), range.end());
+    let message =
+        format!("'{path}' must be from {low} to {high}, got {value}. Choose a value in that range.");
+    Err(ApiError::field(ErrorCode::InvalidValue, path, message))
+}
+
+/// Reads an integer within `range`, found at `path`.
+pub fn integer_at(path: &str, value: &Value, range: RangeInclusive<i64>) -> Result<i64, ApiError> {
+    if !value.as_number().is_some_and(|n| n.is_i64() || n.is_u64()) {
+        return Err(type_error(path, "an integer", value));
+    }
+    value.as_i64().filter(|number| range.contains(number)).ok_or_else(|| {
+        let (low, high) = (range.start(), range.end());
+        let message = format!(
+            "'{path}' must be an integer from {low} to {high}, got {value}. Choose a value in that range."
+        );
+        ApiError::field(ErrorCode::InvalidValue, path, message)
+    })
 }
 
 /// The error for a value of the wrong JSON type.

@@ -30,12 +30,60 @@ pub struct GenerationRequest {
     pub messages: Vec<Message>,
     /// Most tokens to generate; `None` for what the context leaves.
     pub max_tokens: Option<u32>,
+    /// Strings that end the text and are not part of it; none is empty.
+    pub stop: Vec<String>,
+    /// How tokens are picked.
+    #[serde(flatten)]
+    pub sampling: SamplingOptions,
+}
+
+/// How tokens are picked, and which of them end the answer. What an older job lacks has its
+/// default.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SamplingOptions {
     /// 0 to 2; 0 is greedy.
     pub temperature: f32,
     /// 0 to 1; the most probable token always counts.
     pub top_p: f32,
-    /// Strings that end the text and are not part of it; none is empty.
-    pub stop: Vec<String>,
+    /// Only so many most probable tokens count; 0 for all.
+    pub top_k: u32,
+    /// 0 to 1; tokens less probable than this share of the most probable one's probability don't
+    /// count.
+    pub min_p: f32,
+    /// -2 to 2; taken from the logit of each token that the answer has.
+    pub presence_penalty: f32,
+    /// -2 to 2; taken from a token's logit for each time that the answer has it.
+    pub frequency_penalty: f32,
+    /// Above 0; weakens (above 1) or strengthens tokens that prompt or answer have.
+    pub repetition_penalty: f32,
+    /// Added to the logits of these tokens, each -100 to 100; every token at most once.
+    // Pairs and not a map: serde reads no integer keys in a flattened struct.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Until the answer has so many tokens, none is picked that would end it.
+    pub min_tokens: u32,
+    /// The model's own end tokens don't end the answer.
+    pub ignore_eos: bool,
+    /// Tokens that end the answer, on top of the model's own.
+    pub stop_token_ids: Vec<u32>,
+}
+
+impl Default for SamplingOptions {
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            repetition_penalty: 1.0,
+            logit_bias: Vec::new(),
+            min_tokens: 0,
+            ignore_eos: false,
+            stop_token_ids: Vec::new(),
+        }
+    }
 }
 
 /// One turn of a conversation.
@@ -55,4 +103,39 @@ pub enum Role {
     System,
     User,
     Assistant,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_of_an_older_function_is_read() {
+        let old = r#"{"messages":[],"max_tokens":5,"temperature":0.5,"top_p":0.25,"stop":["x"]}"#;
+        let request: GenerationRequest = serde_json::from_str(old).unwrap();
+        let sampling = SamplingOptions { temperature: 0.5, top_p: 0.25, ..SamplingOptions::default() };
+        assert_eq!(request.sampling, sampling);
+        assert_eq!((request.max_tokens, &request.stop[..]), (Some(5), &["x".to_owned()][..]));
+    }
+
+    #[test]
+    fn every_option_survives_the_queue() {
+        let sampling = SamplingOptions {
+            temperature: 0.7,
+            top_p: 0.9,
+            top_k: 40,
+            min_p: 0.05,
+            presence_penalty: -0.1,
+            frequency_penalty: 0.3,
+            repetition_penalty: 1.1,
+            logit_bias: vec![(0, -100.0), (u32::MAX, 0.1)],
+            min_tokens: 3,
+            ignore_eos: true,
+            stop_token_ids: vec![7, 2],
+        };
+        let request =
+            GenerationRequest { messages: Vec::new(), max_tokens: None, stop: Vec::new(), sampling };
+        let json = serde_json::to_string(&request).unwrap();
+        assert_eq!(serde_json::from_str::<GenerationRequest>(&json).unwrap(), request);
+    }
 }

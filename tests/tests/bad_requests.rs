@@ -126,16 +126,42 @@ fn fields() -> Vec<Case> {
         field("stream_options", &json!({"include_usage": true}), "invalid_value", "stream_options"),
         field("n", &json!(2), "unsupported_parameter", "n"),
         field("logprobs", &json!(true), "unsupported_parameter", "logprobs"),
-        field("presence_penalty", &json!(0.5), "unsupported_parameter", "presence_penalty"),
-        field("logit_bias", &json!({"5": 1}), "unsupported_parameter", "logit_bias"),
         field("response_format", &json!({"type": "json_object"}), "unsupported_parameter", "response_format"),
         field("tools", &json!([{"type": "function"}]), "unsupported_parameter", "tools"),
         field("functions", &json!([]), "unsupported_parameter", "functions"),
         field("audio", &json!({}), "unsupported_parameter", "audio"),
         field("store", &json!(true), "unsupported_parameter", "store"),
         field("service_tier", &json!("priority"), "unsupported_parameter", "service_tier"),
-        field("top_k", &json!(40), "unsupported_parameter", "top_k"),
         field("temprature", &json!(0.5), "unknown_parameter", "temprature"),
+    ]
+}
+
+fn sampling_fields() -> Vec<Case> {
+    let many: serde_json::Map<String, Value> = (0..301).map(|id| (id.to_string(), json!(1))).collect();
+    vec![
+        field("presence_penalty", &json!(2.1), "invalid_value", "presence_penalty"),
+        field("presence_penalty", &json!(true), "invalid_type", "presence_penalty"),
+        field("frequency_penalty", &json!(-2.1), "invalid_value", "frequency_penalty"),
+        field("repetition_penalty", &json!(0), "invalid_value", "repetition_penalty"),
+        field("repetition_penalty", &json!("1"), "invalid_type", "repetition_penalty"),
+        field("top_k", &json!(-2), "invalid_value", "top_k"),
+        field("top_k", &json!(0.5), "invalid_type", "top_k"),
+        field("min_p", &json!(1.1), "invalid_value", "min_p"),
+        field("min_tokens", &json!(-1), "invalid_value", "min_tokens"),
+        // More than max_tokens.
+        field("min_tokens", &json!(3), "invalid_value", "min_tokens"),
+        field("ignore_eos", &json!("yes"), "invalid_type", "ignore_eos"),
+        field("logit_bias", &json!([5]), "invalid_type", "logit_bias"),
+        field("logit_bias", &Value::Object(many), "invalid_value", "logit_bias"),
+        field("logit_bias", &json!({"5": 100.5}), "invalid_value", "logit_bias.5"),
+        field("logit_bias", &json!({"5": "1"}), "invalid_type", "logit_bias.5"),
+        field("logit_bias", &json!({"Paris": -1}), "invalid_value", "logit_bias.Paris"),
+        field("stop_token_ids", &json!(2), "invalid_type", "stop_token_ids"),
+        field("stop_token_ids", &json!([2, 2.5]), "invalid_type", "stop_token_ids[1]"),
+        field("stop_token_ids", &json!([-1]), "invalid_value", "stop_token_ids[0]"),
+        // Only the worker knows that the model's last token is 49151.
+        field("logit_bias", &json!({"49151": 1, "49152": 1}), "invalid_value", "logit_bias.49152"),
+        field("stop_token_ids", &json!([49151, 49152]), "invalid_value", "stop_token_ids[1]"),
     ]
 }
 
@@ -177,7 +203,8 @@ fn requests() -> Vec<Case> {
 #[tokio::test]
 async fn each_bad_request_has_its_status_code_and_param() -> Result<()> {
     let stack = Stack::start().await?;
-    let cases: Vec<Case> = bodies().into_iter().chain(fields()).chain(requests()).collect();
+    let cases: Vec<Case> =
+        bodies().into_iter().chain(fields()).chain(sampling_fields()).chain(requests()).collect();
     assert!(cases.len() >= 40);
     for case in cases {
         check(&stack, &case).await.with_context(|| case.name.clone())?;

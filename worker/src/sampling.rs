@@ -1,38 +1,75 @@
 //! Picks tokens.
 //!
+//! First the logits are adjusted (see [`adjust`]). Temperature 0 then picks the largest. Otherwise
+//! they are divided by the temperature and made probabilities, and in vLLM's order
+//! 1. `min_p` drops tokens less probable than that share of the most probable one's probability
+//!    (Nguyen et al., "Turning up the heat: min-p sampling for creative and coherent LLM outputs",
+//!    2024),
+//! 2. `top_k` keeps so many of the most probable (Fan, Lewis and Dauphin, "Hierarchical neural story
+//!    generation", 2018),
+//! 3. `top_p` keeps the shortest list of the most probable that has this share of what is left
+//!    (Holtzman et al., "The curious case of neural text degeneration", 2019),
+//!
+//! and one of the rest is drawn. Equal probabilities are ordered by id, lowest first.
+//!
 //! Every random number is a pure function of (seed, choice, position), so that a token does not
 //! depend on what else is in the batch, nor on which worker computes it: one that takes a job over
 //! draws what the first one would have drawn.
 
+mod adjust;
+mod random;
+
 use std::cmp::Ordering;
 
-/// How to pick a token.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct SamplingParams {
-    /// 0 picks the most probable token.
-    pub temperature: f32,
-    /// Share of the probability mass that is drawn from; the most probable token always counts.
-    pub top_p: f32,
-    /// The job's.
-    pub seed: u64,
+use emberline_shared::job::SamplingOptions;
+
+use adjust::Adjustments;
+use random::uniform;
+
+/// Picks the tokens of one choice, one after the other.
+#[derive(Debug, Clone)]
+pub struct Sampler {
+    options: SamplingOptions,
+    seed: u64,
+    choice: u32,
+    /// Of the next token.
+    position: u32,
+    adjustments: Adjustments,
 }
 
-/// Picks the token at `position` of `choice`.
-///
-/// A logit that is not a number counts as minus infinity. Equal probabilities are ordered by id,
-/// lowest first. Without any candidate the answer is 0.
-pub fn sample(logits: &[f32], params: &SamplingParams, choice: u32, position: u32) -> u32 {
+impl Sampler {
+    /// Before the first token. `ends` are the tokens that `min_tokens` puts off.
+    pub fn new(options: SamplingOptions, seed: u64, choice: u32, prompt: &[u32], ends: Vec<u32>) -> Self {
+        let adjustments = Adjustments::new(&options, prompt, ends);
+        Self { options, seed, choice, position: 0, adjustments }
+    }
+
+    /// Picks the next token from its logits.
+    ///
+    /// A logit that is not a number counts as minus infinity. Without any candidate the answer is 0.
+    pub fn pick(&mut self, logits: &[f32]) -> u32 {
+        let adjusted = self.adjustments.apply(logits, self.position);
+        let token = sample(&adjusted, &self.options, uniform(self.seed, self.choice, self.position));
+        self.adjustments.record(token);
+        self.position += 1;
+        token
+    }
+}
+
+/// Picks a token from adjusted logits; `random` is in [0, 1).
+fn sample(logits: &[f32], options: &SamplingOptions, random: f64) -> u32 {
     let Some((best, max)) = argmax(logits) else { return 0 };
-    if params.temperature.is_nan() || params.temperature <= 0.0 {
+    if options.temperature.is_nan() || options.temperature <= 0.0 {
         return best;
     }
-    let weights = weights(logits, f64::from(max), f64::from(params.temperature));
-    let target = uniform(params.seed, choice, position);
-    if params.top_p >= 1.0 {
-        draw((0..).zip(weights.iter().copied()), target * weights.iter().sum::<f64>(), best)
+    let mut weights = weights(logits, f64::from(max), f64::from(options.temperature));
+    drop_below(&mut weights, f64::from(options.min_p));
+    keep_most_probable(&mut weights, options.top_k as usize);
+    if options.top_p >= 1.0 {
+        draw((0..).zip(weights.iter().copied()), random * weights.iter().sum::<f64>(), best)
     } else {
-        let (nucleus, mass) = nucleus(&weights, f64::from(params.top_p));
-        draw(nucleus.into_iter(), target * mass, best)
+        let (nucleus, mass) = nucleus(&weights, f64::from(options.top_p));
+        draw(nucleus.into_iter(), random * mass, best)
     }
 }
 
@@ -61,6 +98,27 @@ fn weights(logits: &[f32], max: f64, temperature: f64) -> Vec<f64> {
         }
     };
     logits.iter().map(|&logit| weight(f64::from(logit))).collect()
+}
+
+/// Drops what has less than `min_p` of the most probable token's weight, which is 1.
+fn drop_below(weights: &mut [f64], min_p: f64) {
+    if min_p > 0.0 {
+        weights.iter_mut().filter(|weight| **weight < min_p).for_each(|weight| *weight = 0.0);
+    }
+}
+
+/// Drops all but the `top_k` most probable; 0 drops none.
+fn keep_most_probable(weights: &mut [f64], top_k: usize) {
+    if top_k == 0 || top_k >= weights.len() {
+        return;
+    }
+    let mut candidates: Vec<(u32, f64)> = (0..).zip(weights.iter().copied()).collect();
+    let (_, &mut last, _) = candidates.select_nth_unstable_by(top_k - 1, by_probability);
+    for (id, weight) in (0..).zip(weights) {
+        if by_probability(&(id, *weight), &last).is_gt() {
+            *weight = 0.0;
+        }
+    }
 }
 
 /// The shortest list of most probable tokens that reaches `top_p` of the mass, and its mass.
@@ -108,31 +166,6 @@ fn draw(candidates: impl Iterator<Item = (u32, f64)>, target: f64, fallback: u32
         }
     }
     fallback
-}
-
-/// A number in [0, 1) with 53 random bits, a pure function of its arguments.
-pub fn uniform(seed: u64, choice: u32, position: u32) -> f64 {
-    let [a, b, _, _] = philox4x32_10([position, choice, 0, 0], [seed as u32, (seed >> 32) as u32]);
-    let bits = ((u64::from(b) << 32) | u64::from(a)) >> 11;
-    bits as f64 / (1_u64 << 53) as f64
-}
-
-/// Philox4x32-10: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3"
-/// (SC 2011).
-fn philox4x32_10(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
-    for _ in 0..10 {
-        let [c0, c1, c2, c3] = counter;
-        let (high0, low0) = wide_product(0xD251_1F53, c0);
-        let (high1, low1) = wide_product(0xCD9E_8D57, c2);
-        counter = [high1 ^ c1 ^ key[0], low1, high0 ^ c3 ^ key[1], low0];
-        key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
-    }
-    counter
-}
-
-fn wide_product(a: u32, b: u32) -> (u32, u32) {
-    let product = u64::from(a) * u64::from(b);
-    ((product >> 32) as u32, product as u32)
 }
 
 #[cfg(test)]

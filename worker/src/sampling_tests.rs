@@ -1,103 +1,121 @@
+use std::collections::HashSet;
+
 use proptest::prelude::*;
 
 use super::*;
 
-fn params(temperature: f32, top_p: f32, seed: u64) -> SamplingParams {
-    SamplingParams { temperature, top_p, seed }
+fn options(temperature: f32, top_p: f32) -> SamplingOptions {
+    SamplingOptions { temperature, top_p, ..SamplingOptions::default() }
 }
 
-/// The known answers that come with Random123, the authors' own implementation.
-#[test]
-fn philox_gives_the_known_answers() {
-    assert_eq!(philox4x32_10([0; 4], [0; 2]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
-    assert_eq!(
-        philox4x32_10([u32::MAX; 4], [u32::MAX; 2]),
-        [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]
-    );
-    assert_eq!(
-        philox4x32_10([0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344], [0xa409_3822, 0x299f_31d0]),
-        [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]
-    );
-}
-
-/// What is written here must never change: a job that another version takes over depends on it.
-/// Computed apart from this code; the first follows from the first known answer.
-#[test]
-fn uniform_is_pinned() {
-    assert_eq!(uniform(0, 0, 0), 0.8805201978886142);
-    assert_eq!(uniform(0x0123_4567_89ab_cdef, 2, 3), 0.6505301825225129);
-}
-
-#[test]
-fn uniform_depends_on_each_argument_and_all_of_the_seed() {
-    let base = uniform(1, 2, 3);
-    assert_eq!(base, uniform(1, 2, 3));
-    for other in
-        [uniform(0, 2, 3), uniform(1 | 1 << 40, 2, 3), uniform(1, 3, 3), uniform(1, 2, 4), uniform(1, 3, 2)]
-    {
-        assert_ne!(base, other);
-    }
-}
-
-#[test]
-fn uniform_is_uniform() {
-    let mut buckets = [0_u32; 64];
-    for position in 0..64_000 {
-        let number = uniform(42, 0, position);
-        assert!((0.0..1.0).contains(&number));
-        buckets[(number * 64.0) as usize] += 1;
-    }
-    let expected = [1000.0; 64];
-    assert!(chi_square(&buckets, &expected) < 103.4, "63 degrees of freedom, p = 0.001");
+/// Draws from logits that nothing adjusts.
+fn draw_at(logits: &[f32], options: &SamplingOptions, seed: u64, choice: u32, position: u32) -> u32 {
+    sample(logits, options, uniform(seed, choice, position))
 }
 
 #[test]
 fn greedy_takes_the_lowest_id_of_the_largest() {
-    assert_eq!(sample(&[1.0, 3.0, 3.0, 2.0], &params(0.0, 1.0, 7), 0, 0), 1);
-    assert_eq!(sample(&[-5.0, -1.0], &params(0.0, 0.1, 7), 0, 0), 1);
-    assert_eq!(sample(&[f32::NAN, f32::NEG_INFINITY, -1e30], &params(0.0, 1.0, 7), 0, 0), 2);
+    assert_eq!(draw_at(&[1.0, 3.0, 3.0, 2.0], &options(0.0, 1.0), 7, 0, 0), 1);
+    assert_eq!(draw_at(&[-5.0, -1.0], &options(0.0, 0.1), 7, 0, 0), 1);
+    assert_eq!(draw_at(&[f32::NAN, f32::NEG_INFINITY, -1e30], &options(0.0, 1.0), 7, 0, 0), 2);
 }
 
-fn chi_square(observed: &[u32], expected: &[f64]) -> f64 {
+pub(super) fn chi_square(observed: &[u32], expected: &[f64]) -> f64 {
     let terms = observed.iter().zip(expected).filter(|&(_, &expected)| expected > 0.0);
     terms.map(|(&observed, &expected)| (f64::from(observed) - expected).powi(2) / expected).sum()
 }
 
 /// The distribution, computed in the plainest way.
-fn exact(logits: &[f32], temperature: f64, top_p: f64) -> Vec<f64> {
-    let weights: Vec<f64> = logits.iter().map(|&logit| (f64::from(logit) / temperature).exp()).collect();
-    let sum: f64 = weights.iter().sum();
+fn exact(logits: &[f64], options: &SamplingOptions) -> Vec<f64> {
+    let temperature = f64::from(options.temperature);
+    let mut shares: Vec<f64> = logits.iter().map(|logit| (logit / temperature).exp()).collect();
+    let most = shares.iter().copied().fold(0.0, f64::max);
+    shares.iter_mut().filter(|p| **p < f64::from(options.min_p) * most).for_each(|p| *p = 0.0);
     let mut order: Vec<usize> = (0..logits.len()).collect();
-    order.sort_by(|&a, &b| weights[b].total_cmp(&weights[a]));
-    let mut kept = vec![0.0; logits.len()];
+    order.sort_by(|&a, &b| shares[b].total_cmp(&shares[a]));
+    if options.top_k > 0 {
+        order.iter().skip(options.top_k as usize).for_each(|&id| shares[id] = 0.0);
+    }
+    normalise(&mut shares);
     let mut mass = 0.0;
     for id in order {
-        kept[id] = weights[id] / sum;
-        mass += kept[id];
-        if mass >= top_p {
-            break;
+        if mass >= f64::from(options.top_p) {
+            shares[id] = 0.0;
         }
+        mass += shares[id];
     }
-    kept.iter().map(|weight| weight / mass).collect()
+    normalise(&mut shares);
+    shares
+}
+
+fn normalise(shares: &mut [f64]) {
+    let sum: f64 = shares.iter().sum();
+    shares.iter_mut().for_each(|share| *share /= sum);
+}
+
+/// Checks 40,000 draws of a sampler, each at another position, against the exact distribution of
+/// logits after adjustment. Needs 8 tokens.
+pub(super) fn assert_follows(sampler: &Sampler, logits: &[f32], adjusted: &[f64]) {
+    const DRAWS: u32 = 40_000;
+    let mut observed = [0; 8];
+    for position in 0..DRAWS {
+        let mut sampler = Sampler { position: sampler.position + position, ..sampler.clone() };
+        observed[sampler.pick(logits) as usize] += 1;
+    }
+    let shares = exact(adjusted, &sampler.options);
+    let expected: Vec<f64> = shares.iter().map(|share| share * f64::from(DRAWS)).collect();
+    for (id, &share) in shares.iter().enumerate() {
+        assert!(share > 0.0 || observed[id] == 0, "{id} is excluded by {:?}", sampler.options);
+    }
+    let distance = chi_square(&observed, &expected);
+    let candidates = shares.iter().filter(|&&share| share > 0.0).count();
+    // Of 1 to 7 degrees of freedom, p = 0.001.
+    let critical = [0.0, 10.83, 13.82, 16.27, 18.47, 20.52, 22.46, 24.32][candidates - 1];
+    assert!(distance <= critical, "{:?}: {distance} is above {critical}", sampler.options);
 }
 
 #[test]
 fn draws_follow_the_distribution() {
-    const DRAWS: u32 = 40_000;
     let logits = [0.1, 2.0, -1.0, 1.5, 0.7, -3.0, 1.9, 0.0];
-    for (temperature, top_p) in [(1.0, 1.0), (0.5, 1.0), (1.7, 1.0), (1.0, 0.7), (0.8, 0.5), (1.3, 0.95)] {
-        let mut observed = [0; 8];
-        for position in 0..DRAWS {
-            observed[sample(&logits, &params(temperature, top_p, 99), 0, position) as usize] += 1;
-        }
-        let shares = exact(&logits, f64::from(temperature), f64::from(top_p));
-        let expected: Vec<f64> = shares.iter().map(|share| share * f64::from(DRAWS)).collect();
-        for (id, &share) in shares.iter().enumerate() {
-            assert!(share > 0.0 || observed[id] == 0, "{id} is outside the nucleus of {top_p}");
-        }
-        let distance = chi_square(&observed, &expected);
-        assert!(distance < 24.3, "{temperature}, {top_p}: {distance} (7 degrees of freedom, p = 0.001)");
+    let of = |temperature, top_p, top_k, min_p| SamplingOptions {
+        temperature,
+        top_p,
+        top_k,
+        min_p,
+        ..SamplingOptions::default()
+    };
+    for options in [
+        of(1.0, 1.0, 0, 0.0),
+        of(0.5, 1.0, 0, 0.0),
+        of(1.7, 1.0, 0, 0.0),
+        of(1.0, 0.7, 0, 0.0),
+        of(0.8, 0.5, 0, 0.0),
+        of(1.3, 0.95, 0, 0.0),
+        of(1.0, 1.0, 1, 0.0),
+        of(1.0, 1.0, 3, 0.0),
+        of(1.5, 1.0, 7, 0.0),
+        of(1.0, 1.0, 8, 0.0),
+        of(1.0, 1.0, u32::MAX, 0.0),
+        of(1.0, 1.0, 0, 0.2),
+        of(2.0, 1.0, 0, 0.2),
+        of(0.6, 1.0, 0, 0.01),
+        of(1.0, 1.0, 0, 1.0),
+        // Here the order matters: top_p sees what min_p and top_k leave, made probabilities again.
+        of(1.0, 0.8, 4, 0.0),
+        of(1.0, 0.8, 0, 0.3),
+        of(1.9, 0.9, 5, 0.25),
+    ] {
+        let sampler = Sampler::new(options, 99, 0, &[], Vec::new());
+        assert_follows(&sampler, &logits, &logits.map(f64::from));
     }
+}
+
+#[test]
+fn of_equals_top_k_keeps_the_lowest_ids() {
+    let options = SamplingOptions { top_k: 3, ..SamplingOptions::default() };
+    let logits = [1.0, 2.0, 1.0, 1.0, 2.0, 0.0];
+    let drawn: HashSet<u32> = (0..500).map(|position| draw_at(&logits, &options, 4, 0, position)).collect();
+    assert_eq!(drawn, HashSet::from([0, 1, 4]));
 }
 
 #[test]
@@ -105,8 +123,8 @@ fn choices_are_independent() {
     let logits = [0.0; 4];
     let mut pairs = [0; 16];
     for position in 0..16_000 {
-        let first = sample(&logits, &params(1.0, 1.0, 5), 0, position);
-        let second = sample(&logits, &params(1.0, 1.0, 5), 1, position);
+        let first = draw_at(&logits, &options(1.0, 1.0), 5, 0, position);
+        let second = draw_at(&logits, &options(1.0, 1.0), 5, 1, position);
         pairs[(first * 4 + second) as usize] += 1;
     }
     assert!(chi_square(&pairs, &[1000.0; 16]) < 37.7, "15 degrees of freedom, p = 0.001");
@@ -116,9 +134,9 @@ fn choices_are_independent() {
 fn a_small_top_p_leaves_the_most_probable_token() {
     let logits = [0.0, 1.0, 0.5, 1.0];
     for position in 0..100 {
-        assert_eq!(sample(&logits, &params(2.0, 0.0, 3), 0, position), 1);
-        assert_eq!(sample(&logits, &params(2.0, 1e-6, 3), 0, position), 1);
-        assert_eq!(sample(&logits, &params(1e-6, 1.0, 3), 0, position) % 2, 1);
+        assert_eq!(draw_at(&logits, &options(2.0, 0.0), 3, 0, position), 1);
+        assert_eq!(draw_at(&logits, &options(2.0, 1e-6), 3, 0, position), 1);
+        assert_eq!(draw_at(&logits, &options(1e-6, 1.0), 3, 0, position) % 2, 1);
     }
 }
 
@@ -136,14 +154,14 @@ fn a_nucleus_larger_than_the_first_sort_is_found() {
 fn impossible_logits_are_never_drawn() {
     let logits = [f32::NAN, 0.0, f32::NEG_INFINITY, 0.0];
     for position in 0..100 {
-        assert_eq!(sample(&logits, &params(1.0, 1.0, 3), 0, position) % 2, 1);
+        assert_eq!(draw_at(&logits, &options(1.0, 1.0), 3, 0, position) % 2, 1);
     }
     let logits = [f32::INFINITY, 0.0, f32::INFINITY];
     for position in 0..100 {
-        assert_ne!(sample(&logits, &params(1.0, 1.0, 3), 0, position), 1);
+        assert_ne!(draw_at(&logits, &options(1.0, 1.0), 3, 0, position), 1);
     }
     for nothing in [&[][..], &[f32::NAN, f32::NEG_INFINITY]] {
-        assert_eq!(sample(nothing, &params(1.0, 0.9, 3), 0, 0), 0);
+        assert_eq!(draw_at(nothing, &options(1.0, 0.9), 3, 0, 0), 0);
     }
 }
 
@@ -151,14 +169,26 @@ proptest! {
     #[test]
     fn any_logits_give_an_id_of_theirs(
         logits in prop::collection::vec(prop::num::f32::ANY, 1..600),
-        temperature in prop::num::f32::ANY,
-        top_p in prop::num::f32::ANY,
+        (temperature, top_p, min_p) in (prop::num::f32::ANY, prop::num::f32::ANY, prop::num::f32::ANY),
+        top_k in prop_oneof![0_u32..700, any::<u32>()],
         seed: u64,
         position: u32,
     ) {
-        let id = sample(&logits, &params(temperature, top_p, seed), 0, position);
+        let options = SamplingOptions { temperature, top_p, min_p, top_k, ..SamplingOptions::default() };
+        let id = draw_at(&logits, &options, seed, 0, position);
         prop_assert!((id as usize) < logits.len());
         let possible = |logit: f32| logit > f32::NEG_INFINITY;
         prop_assert!(possible(logits[id as usize]) || !logits.iter().copied().any(possible));
+    }
+
+    #[test]
+    fn a_top_k_of_1_is_greedy_at_any_temperature(
+        logits in prop::collection::vec(-20_f32..20.0, 1..600),
+        temperature in 0.01_f32..2.0,
+        random in 0.0..1.0,
+    ) {
+        let options = SamplingOptions { temperature, top_k: 1, ..SamplingOptions::default() };
+        let greedy = SamplingOptions { temperature: 0.0, ..SamplingOptions::default() };
+        prop_assert_eq!(sample(&logits, &options, random), sample(&logits, &greedy, random));
     }
 }

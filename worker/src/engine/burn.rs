@@ -175,7 +175,8 @@ impl BurnEngine {
         for (job, taken) in std::mem::take(&mut self.arrived) {
             let id = job.id.clone();
             let prompt = self.prompt(&job.request);
-            let sequence = prompt.and_then(|prompt| Sequence::new(job, taken, prompt, &self.model));
+            let sequence =
+                prompt.and_then(|prompt| Sequence::new(job, taken, prompt, &self.model, &self.tokenizer));
             match sequence {
                 Ok(sequence) => {
                     let kind = EventKind::Accepted {

@@ -1,12 +1,14 @@
 use std::collections::HashMap;
 
 use emberline_shared::event::{ErrorEvent, FinishReason};
-use emberline_shared::job::{GenerationRequest, Message, Role};
+use emberline_shared::job::{GenerationRequest, Message, Role, SamplingOptions};
 use tempfile::TempDir;
 
 use super::*;
 use crate::model::testing::{self, CONTEXT};
 
+/// The tiny model's end token.
+const END: u32 = 257;
 /// Far enough in the future.
 const NEVER: u64 = u64::MAX;
 
@@ -33,9 +35,8 @@ fn job(number: u8) -> Job {
         request: GenerationRequest {
             messages: vec![Message { role: Role::User, content }],
             max_tokens: Some(12),
-            temperature: 1.0,
-            top_p: 1.0,
             stop: Vec::new(),
+            sampling: SamplingOptions::default(),
         },
         seed: u64::from(number),
     }
@@ -236,6 +237,103 @@ fn the_end_token_counts_but_is_not_sent() {
     });
     let log = ended.expect("no seed draws the end token");
     assert_eq!(ids(&log).len() + 1, ending(&log).1.completion_tokens as usize);
+}
+
+/// The first of many seeds whose answer ends by itself before its last token, and that answer.
+fn ended_early(engine: &mut BurnEngine) -> (Job, Vec<EventKind>) {
+    let ended = (0..=255).find_map(|number| {
+        let log = run(engine, job(number));
+        let (reason, usage) = ending(&log);
+        (reason == FinishReason::Stop && usage.completion_tokens < 8).then_some((job(number), log))
+    });
+    ended.expect("no seed draws the end token early")
+}
+
+#[test]
+fn the_least_tokens_come_before_the_end() {
+    let (_folder, mut engine) = engine(1);
+    let (mut job, early) = ended_early(&mut engine);
+    let before = ids(&early);
+    job.request.sampling.min_tokens = before.len() as u32;
+    assert_eq!(content(&run(&mut engine, job.clone())), content(&early), "just as many are enough");
+    job.request.sampling.min_tokens += 1;
+    let later = run(&mut engine, job.clone());
+    assert_eq!(ids(&later)[..before.len()], before);
+    assert!(ids(&later).len() > before.len());
+    job.request.sampling.min_tokens = 12;
+    assert_eq!(ids(&run(&mut engine, job)).len(), 12);
+}
+
+#[test]
+fn an_ignored_end_token_is_a_token_without_text() {
+    let (_folder, mut engine) = engine(1);
+    let (mut job, early) = ended_early(&mut engine);
+    job.request.sampling.ignore_eos = true;
+    let log = run(&mut engine, job);
+    let (reason, usage) = ending(&log);
+    assert_eq!((reason, usage.completion_tokens), (FinishReason::Length, 12));
+    let before = ids(&early);
+    assert_eq!(ids(&log)[..before.len()], before);
+    assert_eq!(ids(&log)[before.len()], END);
+    assert!(text(&log).starts_with(&text(&early)) && !text(&log).contains("<|im_end|>"));
+}
+
+#[test]
+fn a_stop_token_ends_the_answer_and_is_not_sent() {
+    let (_folder, mut engine) = engine(1);
+    let whole = ids(&run(&mut engine, job(5)));
+    let stop = whole[4];
+    let mut stopped = job(5);
+    stopped.request.sampling.stop_token_ids = vec![END, stop];
+    stopped.request.sampling.ignore_eos = true;
+    let log = run(&mut engine, stopped.clone());
+    let before: Vec<u32> = whole.iter().copied().take_while(|&id| id != stop).collect();
+    assert_eq!(ids(&log), before);
+    let (reason, usage) = ending(&log);
+    assert_eq!((reason, usage.completion_tokens as usize), (FinishReason::Stop, before.len() + 1));
+    stopped.request.sampling.min_tokens = 12;
+    let log = run(&mut engine, stopped);
+    assert_eq!(ending(&log).0, FinishReason::Length);
+    assert!(!ids(&log).contains(&stop) && !ids(&log).contains(&END));
+}
+
+#[test]
+fn a_repetition_penalty_knows_the_prompt() {
+    let (_folder, mut engine) = engine(1);
+    let mut weakened = job(6);
+    weakened.request.messages[0].content = "zzzz".to_owned();
+    weakened.request.sampling.logit_bias = vec![(u32::from(b'z'), 20.0)];
+    weakened.request.max_tokens = Some(1);
+    assert_eq!(ids(&run(&mut engine, weakened.clone())), [u32::from(b'z')]);
+    weakened.request.sampling.repetition_penalty = 1e6;
+    assert_ne!(ids(&run(&mut engine, weakened)), [u32::from(b'z')]);
+}
+
+#[test]
+fn options_that_the_model_can_not_honour_are_refused() {
+    let (_folder, mut engine) = engine(1);
+    let vocabulary = testing::VOCABULARY as u32;
+    let mut good = job(1);
+    good.request.sampling.logit_bias = vec![(0, 1.0), (vocabulary - 1, 1.0)];
+    good.request.sampling.stop_token_ids = vec![vocabulary - 1];
+    ending(&run(&mut engine, good));
+
+    let mut biased = job(1);
+    biased.request.sampling.logit_bias = vec![(0, 1.0), (vocabulary, 1.0)];
+    let mut stopped = job(1);
+    stopped.request.sampling.stop_token_ids = vec![0, u32::MAX];
+    let mut long = job(1);
+    long.request.max_tokens = None;
+    long.request.sampling.min_tokens = CONTEXT as u32;
+    for (job, code, param) in [
+        (biased, ErrorCode::InvalidValue, "logit_bias.258"),
+        (stopped, ErrorCode::InvalidValue, "stop_token_ids[1]"),
+        (long, ErrorCode::ContextLengthExceeded, "min_tokens"),
+    ] {
+        let log = run(&mut engine, job);
+        let error = error(&log);
+        assert_eq!((error.status, error.code, error.param.as_deref()), (400, code, Some(param)));
+    }
 }
 
 #[test]

@@ -1,14 +1,15 @@
 //! One job on its way through the engine: from a checked prompt to the last token.
 
+use std::collections::HashSet;
 use std::time::Instant;
 
 use emberline_shared::error::{ApiError, ErrorCode};
 use emberline_shared::event::{EventKind, FinishReason, Timings, Usage};
-use emberline_shared::job::Job;
+use emberline_shared::job::{Job, SamplingOptions};
 use emberline_shared::subject::JobId;
 
 use crate::model::{KvCache, Llama};
-use crate::sampling::{SamplingParams, sample};
+use crate::sampling::Sampler;
 use crate::text::TextAssembler;
 use crate::tokenizer::ModelTokenizer;
 
@@ -30,7 +31,9 @@ pub(super) struct Sequence {
     last: Option<u32>,
     /// Most tokens to generate.
     limit: u32,
-    sampling: SamplingParams,
+    sampler: Sampler,
+    /// Tokens that end the answer and are not sent.
+    ends: HashSet<u32>,
     text: TextAssembler,
     /// Sampled tokens, the one that ends the answer included.
     generated: u32,
@@ -48,8 +51,17 @@ struct Clock {
 }
 
 impl Sequence {
-    /// Checks that prompt and answer fit into the context, before anything is computed.
-    pub(super) fn new(job: Job, taken: Instant, prompt: Vec<u32>, model: &Llama) -> Result<Self, ApiError> {
+    /// Checks that prompt and answer fit into the context and that the model has the tokens that
+    /// the options name, before anything is computed.
+    pub(super) fn new(
+        job: Job,
+        taken: Instant,
+        prompt: Vec<u32>,
+        model: &Llama,
+        tokenizer: &ModelTokenizer,
+    ) -> Result<Self, ApiError> {
+        let sampling = job.request.sampling;
+        check_tokens(&sampling, tokenizer.vocab_size())?;
         let context_length = u32::try_from(model.config().context_length).unwrap_or(u32::MAX);
         let prompt_tokens = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
         let room = context_length.saturating_sub(prompt_tokens);
@@ -57,19 +69,24 @@ impl Sequence {
         if room == 0 || limit > room {
             return Err(too_long(&prompt_tokens.to_string(), job.request.max_tokens, context_length));
         }
+        if sampling.min_tokens > limit {
+            return Err(no_room_for(sampling.min_tokens, limit));
+        }
+        let mut ends: HashSet<u32> = sampling.stop_token_ids.iter().copied().collect();
+        let put_off = ends.iter().copied().chain(tokenizer.end_of_generation()).collect();
+        if !sampling.ignore_eos {
+            ends.extend(tokenizer.end_of_generation());
+        }
         let expected = prompt.len() + (limit as usize).min(EXPECTED_ANSWER);
         Ok(Self {
             job: job.id,
             deadline: job.deadline,
             cache: model.new_cache(expected),
+            sampler: Sampler::new(sampling, job.seed, CHOICE, &prompt, put_off),
             prompt,
             last: None,
             limit,
-            sampling: SamplingParams {
-                temperature: job.request.temperature,
-                top_p: job.request.top_p,
-                seed: job.seed,
-            },
+            ends,
             text: TextAssembler::new(&job.request.stop),
             generated: 0,
             held: Vec::new(),
@@ -95,7 +112,7 @@ impl Sequence {
     pub(super) fn pick(&mut self, logits: &[f32], tokenizer: &ModelTokenizer) -> (Vec<EventKind>, bool) {
         // A padded embedding has rows that are no tokens.
         let logits = logits.get(..tokenizer.vocab_size()).unwrap_or(logits);
-        let token = sample(logits, &self.sampling, CHOICE, self.generated);
+        let token = self.sampler.pick(logits);
         let now = Instant::now();
         self.clock.first_token.get_or_insert(now);
         self.clock.last_token = Some(now);
@@ -103,7 +120,8 @@ impl Sequence {
         self.generated += 1;
 
         let mut events = Vec::new();
-        let finish = if tokenizer.is_end_of_generation(token) {
+        let ends = self.ends.contains(&token);
+        let finish = if ends {
             Some((FinishReason::Stop, self.text.finish()))
         } else {
             self.held.push(token);
@@ -120,7 +138,7 @@ impl Sequence {
             }
         };
         let Some((reason, text)) = finish else { return (events, false) };
-        let end = if tokenizer.is_end_of_generation(token) { self.generated - 1 } else { self.generated };
+        let end = if ends { self.generated - 1 } else { self.generated };
         events.extend(self.release(text, end));
         events.push(EventKind::Finish { choice: CHOICE, reason });
         events.push(EventKind::Done { usage: self.usage(), timings: self.timings() });
@@ -159,6 +177,32 @@ impl Sequence {
             decode_ms: between(first_token, last_token),
         }
     }
+}
+
+/// Refuses ids that are not the model's.
+fn check_tokens(options: &SamplingOptions, vocabulary: usize) -> Result<(), ApiError> {
+    let biased = options.logit_bias.iter().map(|&(id, _)| (id, format!("logit_bias.{id}")));
+    let stops = options.stop_token_ids.iter().enumerate();
+    let stops = stops.map(|(index, &id)| (id, format!("stop_token_ids[{index}]")));
+    match biased.chain(stops).find(|&(id, _)| id as usize >= vocabulary) {
+        None => Ok(()),
+        Some((id, path)) => {
+            let message = format!(
+                "'{path}' names token {id}, but the model's tokens are 0 to {}. Leave it out.",
+                vocabulary.saturating_sub(1)
+            );
+            Err(ApiError::field(ErrorCode::InvalidValue, path, message))
+        }
+    }
+}
+
+/// The refusal of more tokens than there is room for.
+pub(super) fn no_room_for(min_tokens: u32, limit: u32) -> ApiError {
+    let message = format!(
+        "'min_tokens' is {min_tokens}, but the context has room for an answer of {limit} tokens. \
+         Lower it or shorten the messages."
+    );
+    ApiError::field(ErrorCode::ContextLengthExceeded, "min_tokens", message)
 }
 
 /// The refusal of a prompt of `prompt` tokens, a count in words.

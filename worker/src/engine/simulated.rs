@@ -2,17 +2,20 @@
 //! everything around a model.
 //!
 //! A prompt's tokens are its words. A job that sets `max_tokens` gets exactly that many words and
-//! ends with `length`; one that doesn't gets [`DEFAULT_TOKENS`] and ends with `stop`. Stop strings
-//! and the context's limit work as in a real engine; temperature, top_p and seed change nothing.
+//! ends with `length`; one that doesn't gets [`DEFAULT_TOKENS`], or `min_tokens` if that is more, and
+//! ends with `stop`, or with `ignore_eos` what the context leaves. Stop strings and the context's
+//! limit work as in a real engine. Each word is certain, so temperature, `top_p`, `top_k`, `min_p`
+//! and seed have nothing to choose from; options that need logits or token ids are refused.
 
 use std::time::{Duration, Instant};
 
 use emberline_shared::error::{ApiError, ErrorCode};
 use emberline_shared::event::{EventKind, FinishReason, Timings, Usage};
 use emberline_shared::heartbeat::ServedModel;
-use emberline_shared::job::Job;
+use emberline_shared::job::{Job, SamplingOptions};
 use emberline_shared::subject::JobId;
 
+use super::sequence::no_room_for;
 use super::{Engine, EngineEvent};
 use crate::text::TextAssembler;
 
@@ -84,36 +87,11 @@ impl Engine for SimulatedEngine {
     }
 
     fn submit(&mut self, job: Job, taken: Instant) {
-        let words = job.request.messages.iter().map(|m| m.content.split_whitespace().count()).sum::<usize>();
-        let prompt_tokens = u32::try_from(words).unwrap_or(u32::MAX);
-        let (limit, at_limit) = match job.request.max_tokens {
-            Some(limit) => (limit, FinishReason::Length),
-            None => (DEFAULT_TOKENS.min(CONTEXT_LENGTH.saturating_sub(prompt_tokens)), FinishReason::Stop),
-        };
-        if limit == 0 || prompt_tokens.saturating_add(limit) > CONTEXT_LENGTH {
-            let error = ApiError::field(
-                ErrorCode::ContextLengthExceeded,
-                "messages",
-                format!(
-                    "The prompt has {prompt_tokens} tokens and {limit} are wanted, but the context holds \
-                     {CONTEXT_LENGTH}. Shorten the messages or lower max_tokens."
-                ),
-            );
-            self.refused.push(EngineEvent { job: job.id, kind: EventKind::Error(error.into()) });
-            return;
+        let id = job.id.clone();
+        match Sequence::new(job, taken, self.pace) {
+            Ok(sequence) => self.running.push(sequence),
+            Err(error) => self.refused.push(EngineEvent { job: id, kind: EventKind::Error(error.into()) }),
         }
-        self.running.push(Sequence {
-            job: job.id,
-            text: TextAssembler::new(&job.request.stop),
-            prompt_tokens,
-            generated: 0,
-            limit,
-            at_limit,
-            taken,
-            first_token: None,
-            due: Instant::now() + self.pace,
-            accepted: false,
-        });
     }
 
     fn cancel(&mut self, job: &JobId) -> Option<Usage> {
@@ -156,6 +134,41 @@ impl Engine for SimulatedEngine {
 }
 
 impl Sequence {
+    fn new(job: Job, taken: Instant, pace: Duration) -> Result<Self, ApiError> {
+        let sampling = &job.request.sampling;
+        refuse_unsupported(sampling)?;
+        let words = job.request.messages.iter().map(|m| m.content.split_whitespace().count()).sum::<usize>();
+        let prompt_tokens = u32::try_from(words).unwrap_or(u32::MAX);
+        let room = CONTEXT_LENGTH.saturating_sub(prompt_tokens);
+        let (limit, at_limit) = match job.request.max_tokens {
+            Some(limit) => (limit, FinishReason::Length),
+            None if sampling.ignore_eos => (room, FinishReason::Length),
+            None => (DEFAULT_TOKENS.max(sampling.min_tokens).min(room), FinishReason::Stop),
+        };
+        if limit == 0 || limit > room {
+            let message = format!(
+                "The prompt has {prompt_tokens} tokens and {limit} are wanted, but the context holds \
+                 {CONTEXT_LENGTH}. Shorten the messages or lower max_tokens."
+            );
+            return Err(ApiError::field(ErrorCode::ContextLengthExceeded, "messages", message));
+        }
+        if sampling.min_tokens > limit {
+            return Err(no_room_for(sampling.min_tokens, limit));
+        }
+        Ok(Self {
+            job: job.id,
+            text: TextAssembler::new(&job.request.stop),
+            prompt_tokens,
+            generated: 0,
+            limit,
+            at_limit,
+            taken,
+            first_token: None,
+            due: Instant::now() + pace,
+            accepted: false,
+        })
+    }
+
     /// Says the next word; whether it was the last.
     fn advance(&mut self, now: Instant, pace: Duration, events: &mut Vec<EventKind>) -> bool {
         let position = self.generated;
@@ -192,6 +205,24 @@ impl Sequence {
             prefill_ms: 0.0,
             first_token_ms: ms(first, self.taken),
             decode_ms: ms(now, first),
+        }
+    }
+}
+
+/// Refuses what would have to change the words.
+fn refuse_unsupported(options: &SamplingOptions) -> Result<(), ApiError> {
+    let unsupported = [
+        ("logit_bias", !options.logit_bias.is_empty()),
+        ("presence_penalty", options.presence_penalty != 0.0),
+        ("frequency_penalty", options.frequency_penalty != 0.0),
+        ("repetition_penalty", options.repetition_penalty != 1.0),
+        ("stop_token_ids", !options.stop_token_ids.is_empty()),
+    ];
+    match unsupported.iter().find(|(_, asked)| *asked) {
+        None => Ok(()),
+        Some((name, _)) => {
+            let message = format!("'{name}' is not supported by the simulated engine. Leave it out.");
+            Err(ApiError::field(ErrorCode::UnsupportedParameter, *name, message))
         }
     }
 }

@@ -1,4 +1,4 @@
-use emberline_shared::job::{GenerationRequest, Message, Role};
+use emberline_shared::job::{GenerationRequest, Message, Role, SamplingOptions};
 use proptest::prelude::*;
 
 use super::*;
@@ -13,9 +13,8 @@ fn job(id: u128, prompt: &str, max_tokens: Option<u32>, stop: &[&str]) -> Job {
         request: GenerationRequest {
             messages: vec![Message { role: Role::User, content: prompt.into() }],
             max_tokens,
-            temperature: 1.0,
-            top_p: 1.0,
             stop: stop.iter().map(|&s| s.to_owned()).collect(),
+            sampling: SamplingOptions::default(),
         },
         seed: 7,
     }
@@ -87,6 +86,69 @@ fn what_does_not_fit_the_context_is_refused_before_anything_is_said() {
         let kinds = run(&mut engine, 1);
         let [EventKind::Error(error)] = &kinds[..] else { panic!("{kinds:?}") };
         assert_eq!(error.code, ErrorCode::ContextLengthExceeded);
+    }
+}
+
+#[test]
+fn what_ends_an_answer_can_be_put_off() {
+    let ending_of = |max_tokens, sampling| {
+        let mut engine = engine();
+        let mut job = job(1, "two words", max_tokens, &[]);
+        job.request.sampling = sampling;
+        engine.submit(job, Instant::now());
+        let (reason, usage) = ending(&run(&mut engine, 1));
+        (reason, usage.completion_tokens)
+    };
+    let least = SamplingOptions { min_tokens: 100, ..SamplingOptions::default() };
+    assert_eq!(ending_of(None, least.clone()), (FinishReason::Stop, 100));
+    assert_eq!(ending_of(Some(120), least), (FinishReason::Length, 120));
+    let endless = SamplingOptions { ignore_eos: true, ..SamplingOptions::default() };
+    assert_eq!(ending_of(Some(3), endless.clone()), (FinishReason::Length, 3));
+    assert_eq!(ending_of(None, endless), (FinishReason::Length, CONTEXT_LENGTH - 2));
+}
+
+#[test]
+fn options_that_it_does_not_honour_are_refused() {
+    let default = SamplingOptions::default;
+    for (param, code, sampling) in [
+        (
+            "logit_bias",
+            ErrorCode::UnsupportedParameter,
+            SamplingOptions { logit_bias: vec![(1, 1.0)], ..default() },
+        ),
+        (
+            "presence_penalty",
+            ErrorCode::UnsupportedParameter,
+            SamplingOptions { presence_penalty: 0.1, ..default() },
+        ),
+        (
+            "frequency_penalty",
+            ErrorCode::UnsupportedParameter,
+            SamplingOptions { frequency_penalty: -0.1, ..default() },
+        ),
+        (
+            "repetition_penalty",
+            ErrorCode::UnsupportedParameter,
+            SamplingOptions { repetition_penalty: 1.1, ..default() },
+        ),
+        (
+            "stop_token_ids",
+            ErrorCode::UnsupportedParameter,
+            SamplingOptions { stop_token_ids: vec![1], ..default() },
+        ),
+        (
+            "min_tokens",
+            ErrorCode::ContextLengthExceeded,
+            SamplingOptions { min_tokens: CONTEXT_LENGTH, ..default() },
+        ),
+    ] {
+        let mut engine = engine();
+        let mut job = job(1, "hi", None, &[]);
+        job.request.sampling = sampling;
+        engine.submit(job, Instant::now());
+        let kinds = run(&mut engine, 1);
+        let [EventKind::Error(error)] = &kinds[..] else { panic!("{kinds:?}") };
+        assert_eq!((error.code, error.param.as_deref()), (code, Some(param)));
     }
 }
 

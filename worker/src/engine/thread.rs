@@ -32,7 +32,7 @@ pub struct EngineInfo {
 }
 
 enum Command {
-    Submit(Job, Instant, UnboundedSender<EventKind>),
+    Submit(Box<Job>, Instant, UnboundedSender<EventKind>),
     Cancel(JobId, oneshot::Sender<Option<Usage>>),
     Stop,
 }
@@ -83,7 +83,7 @@ impl EngineHandle {
         // Unbounded, because the thread must not wait; a job's own limits bound it.
         let (sender, receiver) = unbounded_channel();
         // A failed send drops `sender`, which is how the caller learns of it.
-        let _ = self.commands.send(Command::Submit(job, Instant::now(), sender));
+        let _ = self.commands.send(Command::Submit(Box::new(job), Instant::now(), sender));
         receiver
     }
 
@@ -157,7 +157,7 @@ fn apply(engine: &mut dyn Engine, jobs: &mut Jobs, command: Command) {
     match command {
         Command::Submit(job, taken, events) => {
             jobs.insert(job.id.clone(), events);
-            engine.submit(job, taken);
+            engine.submit(*job, taken);
         }
         Command::Cancel(job, reply) => {
             jobs.remove(&job);

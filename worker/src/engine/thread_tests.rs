@@ -1,4 +1,4 @@
-use emberline_shared::job::GenerationRequest;
+use emberline_shared::job::{GenerationRequest, SamplingOptions};
 
 use super::*;
 use crate::engine::simulated::SimulatedEngine;
@@ -13,9 +13,8 @@ fn job(id: u128, max_tokens: u32) -> Job {
         request: GenerationRequest {
             messages: Vec::new(),
             max_tokens: Some(max_tokens),
-            temperature: 0.0,
-            top_p: 1.0,
             stop: Vec::new(),
+            sampling: SamplingOptions::default(),
         },
         seed: 0,
     }

@@ -1,4 +1,4 @@
-use emberline_shared::job::GenerationRequest;
+use emberline_shared::job::{GenerationRequest, SamplingOptions};
 use proptest::prelude::*;
 
 use super::*;
@@ -13,9 +13,8 @@ fn job() -> Job {
         request: GenerationRequest {
             messages: Vec::new(),
             max_tokens: None,
-            temperature: 0.0,
-            top_p: 1.0,
             stop: Vec::new(),
+            sampling: SamplingOptions::default(),
         },
         seed: 0,
     }

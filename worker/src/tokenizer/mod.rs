@@ -159,6 +159,11 @@ impl ModelTokenizer {
         self.end_of_generation.contains(&id)
     }
 
+    /// The tokens that end an answer, in no order.
+    pub fn end_of_generation(&self) -> impl Iterator<Item = u32> {
+        self.end_of_generation.iter().copied()
+    }
+
     /// How many tokens there are.
     pub fn vocab_size(&self) -> usize {
         self.bytes.len()

@@ -10,7 +10,7 @@ use emberline_shared::PROTOCOL_VERSION;
 use emberline_shared::control::Control;
 use emberline_shared::event::{Event, EventKind};
 use emberline_shared::heartbeat::Heartbeat;
-use emberline_shared::job::{GenerationRequest, Job, Message, Role};
+use emberline_shared::job::{GenerationRequest, Job, Message, Role, SamplingOptions};
 use emberline_shared::subject::{self, JobId};
 use emberline_tests::nats::NatsServer;
 use futures::StreamExt;
@@ -107,9 +107,8 @@ pub(crate) fn job(id: u128, max_tokens: u32) -> Job {
         request: GenerationRequest {
             messages: vec![Message { role: Role::User, content: "two words".to_owned() }],
             max_tokens: Some(max_tokens),
-            temperature: 1.0,
-            top_p: 1.0,
             stop: Vec::new(),
+            sampling: SamplingOptions::default(),
         },
         seed: 1,
     }

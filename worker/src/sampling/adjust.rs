@@ -1,0 +1,88 @@
+//! What changes logits before a token is picked from them.
+//!
+//! In this order, which is vLLM's:
+//! 1. `logit_bias` is added (OpenAI's API reference).
+//! 2. `repetition_penalty` θ, for each token that prompt or answer have: a positive logit becomes
+//!    x/θ, another xθ. Keskar et al., "CTRL: A conditional transformer language model for
+//!    controllable generation" (2019), section 4.1, divides always; that would strengthen tokens
+//!    with negative logits, so implementations multiply these.
+//! 3. `frequency_penalty` times the number of times that the answer has the token, and
+//!    `presence_penalty` if it has it at all, are taken away (OpenAI's API reference). The prompt
+//!    does not count.
+//! 4. Until `min_tokens`, tokens that would end the answer become impossible.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+
+use emberline_shared::job::SamplingOptions;
+
+/// The adjustments of one choice, and what they need to know of its tokens.
+#[derive(Debug, Clone)]
+pub(super) struct Adjustments {
+    logit_bias: Vec<(u32, f32)>,
+    repetition: f32,
+    frequency: f32,
+    presence: f32,
+    /// How often the answer has each token that is penalised; 0 for those of the prompt only.
+    occurrences: HashMap<u32, u32>,
+    min_tokens: u32,
+    /// Tokens that would end the answer.
+    ends: Vec<u32>,
+}
+
+impl Adjustments {
+    pub(super) fn new(options: &SamplingOptions, prompt: &[u32], ends: Vec<u32>) -> Self {
+        let repeats = options.repetition_penalty != 1.0;
+        let prompt = if repeats { prompt } else { &[] };
+        Self {
+            logit_bias: options.logit_bias.clone(),
+            repetition: options.repetition_penalty,
+            frequency: options.frequency_penalty,
+            presence: options.presence_penalty,
+            occurrences: prompt.iter().map(|&token| (token, 0)).collect(),
+            min_tokens: options.min_tokens,
+            ends,
+        }
+    }
+
+    /// The logits to pick the token at `position` from.
+    pub(super) fn apply<'a>(&self, logits: &'a [f32], position: u32) -> Cow<'a, [f32]> {
+        let masked = if position < self.min_tokens { &self.ends[..] } else { &[] };
+        if self.logit_bias.is_empty() && self.occurrences.is_empty() && masked.is_empty() {
+            return Cow::Borrowed(logits);
+        }
+        let mut logits = logits.to_vec();
+        let mut change = |token: u32, change: &dyn Fn(f32) -> f32| {
+            if let Some(logit) = logits.get_mut(token as usize) {
+                *logit = change(*logit);
+            }
+        };
+        for &(token, bias) in &self.logit_bias {
+            change(token, &|logit| logit + bias);
+        }
+        for (&token, &count) in &self.occurrences {
+            change(token, &|logit| self.penalised(logit, count));
+        }
+        for &token in masked {
+            change(token, &|_| f32::NEG_INFINITY);
+        }
+        Cow::Owned(logits)
+    }
+
+    fn penalised(&self, logit: f32, count: u32) -> f32 {
+        let logit = if logit > 0.0 { logit / self.repetition } else { logit * self.repetition };
+        let presence = if count > 0 { self.presence } else { 0.0 };
+        logit - self.frequency * count as f32 - presence
+    }
+
+    /// Takes note of a token of the answer.
+    pub(super) fn record(&mut self, token: u32) {
+        if self.repetition != 1.0 || self.frequency != 0.0 || self.presence != 0.0 {
+            *self.occurrences.entry(token).or_default() += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "adjust_tests.rs"]
+mod tests;
