@@ -10,7 +10,6 @@ use emberline_shared::subject::{self, EVENTS_STREAM, JobId, MIN_NATS_VERSION, WO
 use futures::StreamExt;
 
 use crate::cache::Cache;
-use crate::pull::parse_version;
 use crate::up::state::{self, StateError};
 
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -77,7 +76,7 @@ impl NatsAccess {
             .await
             .map_err(|e| AccessError::Connect { address: address.clone(), reason: e.to_string() })?;
         let info = client.server_info();
-        if parse_version(&info.version).is_none_or(|version| version < MIN_NATS_VERSION) {
+        if !subject::is_supported_nats(&info.version) {
             return Err(AccessError::TooOld { address, version: info.version });
         }
         if !info.jetstream {

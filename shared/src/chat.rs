@@ -5,6 +5,8 @@
 
 mod sampling;
 
+pub use sampling::{MAX_LOGIT_BIASES, MAX_STOP_TOKEN_IDS};
+
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -22,8 +24,6 @@ pub const MAX_MODEL_CHARS: usize = 256;
 pub const MAX_STOPS: usize = 4;
 /// Most pairs in `metadata`.
 pub const MAX_METADATA: usize = 16;
-
-pub use sampling::{MAX_LOGIT_BIASES, MAX_STOP_TOKEN_IDS};
 
 /// A chat-completions request, validated.
 #[derive(Debug, Clone, PartialEq)]
@@ -58,7 +58,7 @@ impl ChatRequest {
         let seed = fields.integer("seed", i64::MIN..=i64::MAX)?.map(|s| s as u64);
         let metadata = read_metadata(&mut fields)?;
         read_asks_nothing(&mut fields)?;
-        refuse_unsupported(&fields)?;
+        refuse_named(&fields, UNSUPPORTED)?;
         fields.finish()?;
         Ok(Self { model, stream, include_usage, metadata, seed, generation })
     }
@@ -249,10 +249,6 @@ const UNSUPPORTED_IN_MESSAGE: &[&str] = &[
     "tool_calls",
     "reasoning_content",
 ];
-
-fn refuse_unsupported(fields: &Fields) -> Result<(), ApiError> {
-    refuse_named(fields, UNSUPPORTED)
-}
 
 fn refuse_named(fields: &Fields, names: &[&str]) -> Result<(), ApiError> {
     match fields.remaining().find(|(name, _)| names.contains(name)) {

@@ -22,6 +22,15 @@ pub const WORKERS_SUBJECTS: &str = "$KV.workers.>";
 /// The oldest nats-server this protocol runs on.
 pub const MIN_NATS_VERSION: (u32, u32) = (2, 12);
 
+/// Whether a server that calls itself `version` in its `INFO` is at least [`MIN_NATS_VERSION`].
+pub fn is_supported_nats(version: &str) -> bool {
+    let mut numbers = version.split('.').map(|part| part.parse::<u32>().ok());
+    match (numbers.next().flatten(), numbers.next().flatten()) {
+        (Some(major), Some(minor)) => (major, minor) >= MIN_NATS_VERSION,
+        _ => false,
+    }
+}
+
 /// Encodes a model name as one subject token that is also a valid consumer and key name.
 ///
 /// ASCII letters, digits, `-` and `_` stand for themselves; every other byte becomes `=XX`.
@@ -104,6 +113,16 @@ impl fmt::Display for JobId {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn versions_are_compared_as_numbers() {
+        for good in ["2.12", "2.12.0", "2.15.1", "2.100.0-beta.1", "3.0.0"] {
+            assert!(is_supported_nats(good), "{good}");
+        }
+        for bad in ["2.11.9", "2.9.25", "1.99.0", "", "2", "x.y", "2.-1"] {
+            assert!(!is_supported_nats(bad), "{bad}");
+        }
+    }
 
     #[test]
     fn plain_model_names_stay_readable() {

@@ -87,7 +87,7 @@ impl Bus {
         // This connection is known; the next change is a new one.
         link.mark_unchanged();
         let info = client.server_info();
-        if !new_enough(&info.version) {
+        if !subject::is_supported_nats(&info.version) {
             return Err(BusError::TooOld { address, version: info.version });
         }
         if !info.jetstream {
@@ -284,14 +284,6 @@ fn shown(server: &async_nats::ServerAddr) -> String {
     format!("{}:{}", server.host(), server.port())
 }
 
-fn new_enough(version: &str) -> bool {
-    let mut numbers = version.split('.').map(|part| part.parse::<u32>().ok());
-    match (numbers.next().flatten(), numbers.next().flatten()) {
-        (Some(major), Some(minor)) => (major, minor) >= subject::MIN_NATS_VERSION,
-        _ => false,
-    }
-}
-
 fn jobs_stream() -> StreamConfig {
     StreamConfig {
         name: JOBS_STREAM.to_owned(),
@@ -389,16 +381,6 @@ fn check(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn versions_are_compared_as_numbers() {
-        for good in ["2.12.0", "2.15.1", "2.100.0-beta.1", "3.0.0"] {
-            assert!(new_enough(good), "{good}");
-        }
-        for bad in ["2.11.9", "2.9.25", "1.99.0", "", "2", "x.y", "2.-1"] {
-            assert!(!new_enough(bad), "{bad}");
-        }
-    }
 
     #[test]
     fn an_operators_limits_are_kept_and_another_kind_of_stream_is_not() {

@@ -1,6 +1,6 @@
 //! The first words on a connection: is this server one that Emberline runs on, and who are we?
 
-use emberline_shared::subject::MIN_NATS_VERSION;
+use emberline_shared::subject::{MIN_NATS_VERSION, is_supported_nats};
 use watermelon_proto::proto::ClientOp;
 use watermelon_proto::{Connect, NonStandardConnect, ServerInfo};
 
@@ -28,9 +28,7 @@ pub enum Unsuitable {
 
 /// Whether the server behind `info` will do.
 pub fn check(info: &ServerInfo) -> Result<(), Unsuitable> {
-    let mut numbers = info.version.split(['.', '-', '+']).map(|part| part.parse::<u32>().ok());
-    let version = numbers.next().flatten().zip(numbers.next().flatten());
-    if version.is_none_or(|version| version < MIN_NATS_VERSION) {
+    if !is_supported_nats(&info.version) {
         return Err(Unsuitable::TooOld { version: info.version.clone() });
     }
     match info {

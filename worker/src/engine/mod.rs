@@ -38,8 +38,8 @@ pub trait Engine: Send {
     /// Jobs it can run at once.
     fn capacity(&self) -> usize;
 
-    /// Takes a job in that was taken from the queue at `taken`. The next step answers with `Accepted`, or with `Error` if the request
-    /// can't be served (before anything is computed for it).
+    /// Takes a job in that left the queue at `taken`. The next step answers with `Accepted`, or
+    /// with `Error` if the request can't be served (before anything is computed for it).
     fn submit(&mut self, job: Job, taken: Instant);
 
     /// Drops a job and frees what it held; tells what had been computed for it.

@@ -123,7 +123,8 @@ impl GgufFile {
     }
 
     /// A tensor's data as they are in the file.
-    pub fn read_raw(&self, name: &str) -> Result<Vec<u8>, GgufError> {
+    #[cfg(test)]
+    fn read_raw(&self, name: &str) -> Result<Vec<u8>, GgufError> {
         let tensor = self.tensor_info(name)?;
         let mut data = vec![0; tensor.size];
         self.read_at(tensor, 0, &mut data)?;

@@ -154,11 +154,6 @@ impl ModelTokenizer {
         self.bytes.get(id)
     }
 
-    /// Whether a token ends the answer.
-    pub fn is_end_of_generation(&self, id: u32) -> bool {
-        self.end_of_generation.contains(&id)
-    }
-
     /// The tokens that end an answer, in no order.
     pub fn end_of_generation(&self) -> impl Iterator<Item = u32> {
         self.end_of_generation.iter().copied()
