@@ -14,7 +14,11 @@ fn accepted(attempt: u32) -> Event {
 
 fn tokens(attempt: u32, index: u32, position: u32, count: u32, text: &str) -> Event {
     let ids = (0..count).collect();
-    event(attempt, index, EventKind::Tokens { choice: 0, position, ids, text: text.into() })
+    event(
+        attempt,
+        index,
+        EventKind::Tokens { choice: 0, position, ids, text: text.into(), logprobs: Vec::new() },
+    )
 }
 
 fn finish(attempt: u32, index: u32) -> Event {

@@ -53,7 +53,7 @@ impl ChatRequest {
         let max_tokens = read_max_tokens(&mut fields)?;
         let stop = read_stop(&mut fields)?;
         let sampling = sampling::read(&mut fields, max_tokens)?;
-        let generation = GenerationRequest { messages, max_tokens, stop, sampling };
+        let generation = GenerationRequest { messages, max_tokens, stop, n: 1, logprobs: None, sampling };
         // The sign only names one of 2^64 seeds.
         let seed = fields.integer("seed", i64::MIN..=i64::MAX)?.map(|s| s as u64);
         let metadata = read_metadata(&mut fields)?;

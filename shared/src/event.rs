@@ -41,6 +41,9 @@ pub enum EventKind {
         ids: Vec<u32>,
         /// Whole characters that these tokens (and earlier ones held back) complete.
         text: String,
+        /// For each token of `ids`, if the job asks for log-probabilities.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        logprobs: Vec<TokenLogprobs>,
     },
     /// One choice is complete.
     Finish {
@@ -59,6 +62,30 @@ pub enum EventKind {
     /// The job failed; the last event of a job that did.
     Error(ErrorEvent),
 }
+
+/// A token's log-probability, and those of the most probable tokens in its place, before
+/// temperature, filters and penalties.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TokenLogprobs {
+    /// The token.
+    #[serde(flatten)]
+    pub token: TokenLogprob,
+    /// The most probable tokens, in order, as many as were asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub top: Vec<TokenLogprob>,
+}
+
+/// A token's bytes and its natural logarithm of probability.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TokenLogprob {
+    /// What the token stands for; perhaps part of a character, empty for a control token.
+    pub bytes: Vec<u8>,
+    /// Finite; an impossible token has [`IMPOSSIBLE`].
+    pub logprob: f32,
+}
+
+/// The log-probability of a token that can't be, as in OpenAI's API.
+pub const IMPOSSIBLE: f32 = -9999.0;
 
 /// A failure, in full, so that a relay of any version can pass it on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -137,7 +164,13 @@ mod tests {
             v: 1,
             attempt: 1,
             index: 3,
-            kind: EventKind::Tokens { choice: 0, position: 2, ids: vec![7], text: "hi".into() },
+            kind: EventKind::Tokens {
+                choice: 0,
+                position: 2,
+                ids: vec![7],
+                text: "hi".into(),
+                logprobs: Vec::new(),
+            },
         };
         let json = serde_json::to_value(&event).unwrap();
         assert_eq!(

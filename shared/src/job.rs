@@ -32,9 +32,19 @@ pub struct GenerationRequest {
     pub max_tokens: Option<u32>,
     /// Strings that end the text and are not part of it; none is empty.
     pub stop: Vec<String>,
+    /// Choices to generate, 1 to 16; they share the prompt.
+    #[serde(default = "one")]
+    pub n: u32,
+    /// Log-probabilities of each token and of so many most probable ones, 0 to 20; `None` for none.
+    #[serde(default)]
+    pub logprobs: Option<u32>,
     /// How tokens are picked.
     #[serde(flatten)]
     pub sampling: SamplingOptions,
+}
+
+fn one() -> u32 {
+    1
 }
 
 /// How tokens are picked, and which of them end the answer. What an older job lacks has its
@@ -133,8 +143,14 @@ mod tests {
             ignore_eos: true,
             stop_token_ids: vec![7, 2],
         };
-        let request =
-            GenerationRequest { messages: Vec::new(), max_tokens: None, stop: Vec::new(), sampling };
+        let request = GenerationRequest {
+            messages: Vec::new(),
+            max_tokens: None,
+            stop: Vec::new(),
+            n: 3,
+            logprobs: Some(5),
+            sampling,
+        };
         let json = serde_json::to_string(&request).unwrap();
         assert_eq!(serde_json::from_str::<GenerationRequest>(&json).unwrap(), request);
     }

@@ -142,7 +142,7 @@ impl Transcript {
                 }
                 log.finish = Some(*reason);
             }
-            EventKind::Tokens { choice, position, ids, text } => {
+            EventKind::Tokens { choice, position, ids, text, logprobs: _ } => {
                 let limits = self.limits;
                 let log = choice_mut(&mut self.choices, event, *choice)?;
                 let count = u32::try_from(ids.len()).unwrap_or(u32::MAX);

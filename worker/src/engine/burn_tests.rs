@@ -33,6 +33,8 @@ fn job(number: u8) -> Job {
         created: 0,
         deadline: NEVER,
         request: GenerationRequest {
+            n: 1,
+            logprobs: None,
             messages: vec![Message { role: Role::User, content }],
             max_tokens: Some(12),
             stop: Vec::new(),

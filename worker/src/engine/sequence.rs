@@ -152,7 +152,7 @@ impl Sequence {
             return None;
         }
         let position = end.saturating_sub(u32::try_from(ids.len()).unwrap_or(u32::MAX));
-        Some(EventKind::Tokens { choice: CHOICE, position, ids, text })
+        Some(EventKind::Tokens { choice: CHOICE, position, ids, text, logprobs: Vec::new() })
     }
 
     pub(super) fn prompt_tokens(&self) -> u32 {

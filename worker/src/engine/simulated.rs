@@ -186,7 +186,13 @@ impl Sequence {
         if reason.is_some() {
             pushed.text.push_str(&self.text.finish());
         }
-        events.push(EventKind::Tokens { choice: 0, position, ids: vec![id], text: pushed.text });
+        events.push(EventKind::Tokens {
+            choice: 0,
+            position,
+            ids: vec![id],
+            text: pushed.text,
+            logprobs: Vec::new(),
+        });
         let Some(reason) = reason else { return false };
         events.push(EventKind::Finish { choice: 0, reason });
         events.push(EventKind::Done { usage: self.usage(), timings: self.timings(now) });

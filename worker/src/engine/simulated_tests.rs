@@ -11,6 +11,8 @@ fn job(id: u128, prompt: &str, max_tokens: Option<u32>, stop: &[&str]) -> Job {
         created: 0,
         deadline: u64::MAX,
         request: GenerationRequest {
+            n: 1,
+            logprobs: None,
             messages: vec![Message { role: Role::User, content: prompt.into() }],
             max_tokens,
             stop: stop.iter().map(|&s| s.to_owned()).collect(),

@@ -11,6 +11,8 @@ fn job(id: u128, max_tokens: u32) -> Job {
         created: 0,
         deadline: u64::MAX,
         request: GenerationRequest {
+            n: 1,
+            logprobs: None,
             messages: Vec::new(),
             max_tokens: Some(max_tokens),
             stop: Vec::new(),

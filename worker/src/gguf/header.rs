@@ -9,8 +9,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::metadata::{Array, Metadata, Value};
-use super::types::{GgmlType, unsupported_name};
 use super::{GgufError, TensorInfo};
+use emberline_kernels::ggml::{GgmlType, unsupported_name};
 
 /// Larger headers are refused; the largest vocabularies take some 20 MiB.
 const MAX_HEADER: u64 = 256 << 20;

@@ -4,13 +4,11 @@
 //! asked for. Opening a file checks all of the header, so that a truncated or unsupported file is
 //! refused before anything is loaded. The format is described in ggml's docs/gguf.md.
 
-mod dequant;
 mod error;
 mod header;
 mod metadata;
 #[cfg(test)]
 pub(crate) mod testing;
-mod types;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -18,9 +16,9 @@ use std::io::{BufReader, ErrorKind, Read, Seek, SeekFrom};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
+pub use emberline_kernels::ggml::GgmlType;
 pub use error::GgufError;
 pub use metadata::{Array, Metadata, Value};
-pub use types::GgmlType;
 
 /// About as much as is read at a time while a tensor is expanded.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -116,7 +114,7 @@ impl GgufFile {
         while done < tensor.size {
             let length = chunk.len().min(tensor.size - done);
             self.read_at(tensor, done, &mut chunk[..length])?;
-            dequant::extend_f32(tensor.dtype, &chunk[..length], &mut numbers);
+            emberline_kernels::ggml::extend_f32(tensor.dtype, &chunk[..length], &mut numbers);
             done += length;
         }
         Ok((tensor.shape.clone(), numbers))

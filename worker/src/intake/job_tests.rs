@@ -11,6 +11,8 @@ fn job() -> Job {
         created: 0,
         deadline: 0,
         request: GenerationRequest {
+            n: 1,
+            logprobs: None,
             messages: Vec::new(),
             max_tokens: None,
             stop: Vec::new(),

@@ -105,6 +105,8 @@ pub(crate) fn job(id: u128, max_tokens: u32) -> Job {
         created: now,
         deadline: now + 60_000,
         request: GenerationRequest {
+            n: 1,
+            logprobs: None,
             messages: vec![Message { role: Role::User, content: "two words".to_owned() }],
             max_tokens: Some(max_tokens),
             stop: Vec::new(),

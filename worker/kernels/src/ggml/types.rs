@@ -100,7 +100,7 @@ impl GgmlType {
     }
 
     /// All names, for messages.
-    pub(super) fn names() -> String {
+    pub fn names() -> String {
         Self::ALL.map(Self::name).join(", ")
     }
 }
@@ -112,7 +112,7 @@ impl fmt::Display for GgmlType {
 }
 
 /// What to call a type that is not read: ggml's name where it has one.
-pub(super) fn unsupported_name(id: u32) -> String {
+pub fn unsupported_name(id: u32) -> String {
     let name = match id {
         9 => "Q8_1",
         10 => "Q2_K",

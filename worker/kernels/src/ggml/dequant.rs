@@ -10,7 +10,7 @@ use half::{bf16, f16};
 use super::GgmlType;
 
 /// Appends the numbers of whole blocks; `bytes` is a multiple of the type's block.
-pub(super) fn extend_f32(dtype: GgmlType, bytes: &[u8], out: &mut Vec<f32>) {
+pub fn extend_f32(dtype: GgmlType, bytes: &[u8], out: &mut Vec<f32>) {
     match dtype {
         GgmlType::F32 => each_block(bytes, out, |block| [f32::from_le_bytes(*block)]),
         GgmlType::F16 => each_block(bytes, out, |block| [f16::from_le_bytes(*block).to_f32()]),

@@ -1,0 +1,7 @@
+//! ggml's number formats: how weights are stored in files and in memory.
+
+mod dequant;
+mod types;
+
+pub use dequant::extend_f32;
+pub use types::{GgmlType, unsupported_name};

@@ -1,0 +1,25 @@
+//! What a network computes, in few and large operations.
+//!
+//! The functions of this crate work on burn tensors; the device of their arguments decides what
+//! runs. [`twin`] has each of them in plain burn operators over expanded weights: slow, and the
+//! standard that the others are tested against.
+//!
+//! Numbers are f32, except where weights are stored ([`Matrix`]); these are expanded inside the
+//! products, never as a whole. Every row of a result is computed from its own row of the
+//! argument, always in the same order: a row's bits do not depend on the other rows, nor on how
+//! many there are.
+//!
+//! Start with [`ops`] for the operations, [`Matrix`] for weights and [`KvBlocks`] for the cache.
+
+pub mod ggml;
+mod matrix;
+pub mod ops;
+mod paged;
+pub mod twin;
+
+pub use matrix::{Matrix, MatrixError, MatrixSpec};
+pub use ops::{
+    Activation, HeadShape, PickRow, attention, copy_blocks, embedding, linear, linear_add, norm_gated,
+    norm_linear, pick, rms_norm, rotate_and_store,
+};
+pub use paged::{BLOCK_SIZE, KvBlocks, RowSpan, StepRows};

@@ -1,0 +1,82 @@
+//! Weights as they are stored.
+
+use burn::tensor::{Device, Tensor, TensorData};
+
+use crate::ggml::{GgmlType, extend_f32};
+
+/// Rows of numbers in one of ggml's formats, `[outputs, inputs]`, on a device.
+#[derive(Debug, Clone)]
+pub struct Matrix {
+    pub(crate) dense: Tensor<2>,
+    pub(crate) spec: MatrixSpec,
+}
+
+/// What a kernel must know of a [`Matrix`] besides its data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MatrixSpec {
+    /// How numbers are stored.
+    pub dtype: GgmlType,
+    /// Rows: the width of what a product gives.
+    pub outputs: usize,
+    /// Columns: the width of what a product takes.
+    pub inputs: usize,
+}
+
+/// Data that are no matrix of the wanted kind.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum MatrixError {
+    /// A row is not a whole number of blocks.
+    #[error("rows of {inputs} numbers are not whole blocks of {dtype} ({block} numbers)")]
+    PartialBlock {
+        /// Columns.
+        inputs: usize,
+        /// The format.
+        dtype: GgmlType,
+        /// Numbers in a block.
+        block: usize,
+    },
+    /// Too few or too many bytes.
+    #[error("{found} bytes for a matrix of {expected} bytes")]
+    Size {
+        /// Bytes given.
+        found: usize,
+        /// Bytes that shape and format need.
+        expected: usize,
+    },
+}
+
+impl MatrixSpec {
+    /// Bytes of one row in ggml's layout.
+    pub fn row_bytes(&self) -> usize {
+        self.inputs / self.dtype.block_len() * self.dtype.block_bytes()
+    }
+}
+
+impl Matrix {
+    /// Puts `blocks`, rows in ggml's layout one after the other, on `device`.
+    pub fn new(spec: MatrixSpec, blocks: &[u8], device: &Device) -> Result<Self, MatrixError> {
+        let MatrixSpec { dtype, outputs, inputs } = spec;
+        if inputs % dtype.block_len() != 0 {
+            return Err(MatrixError::PartialBlock { inputs, dtype, block: dtype.block_len() });
+        }
+        let expected = outputs * spec.row_bytes();
+        if blocks.len() != expected {
+            return Err(MatrixError::Size { found: blocks.len(), expected });
+        }
+        let mut numbers = Vec::with_capacity(outputs * inputs);
+        extend_f32(dtype, blocks, &mut numbers);
+        let dense = Tensor::from_data(TensorData::new(numbers, [outputs, inputs]), device);
+        Ok(Self { dense, spec })
+    }
+
+    /// Its shape and format.
+    pub fn spec(&self) -> MatrixSpec {
+        self.spec
+    }
+
+    /// Bytes that it takes on the device.
+    pub fn bytes(&self) -> usize {
+        self.spec.outputs * self.spec.inputs * size_of::<f32>()
+    }
+}
