@@ -405,11 +405,14 @@ def unigram(folder):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    # What reads like a byte's piece is taken for it, as Hugging Face's implementation does.
+    texts = [text for text in TEXTS if "<0x" not in text]
+    texts += special_texts([special.content for special in pieces.specials])
     value = {
         "vocab_size": len(pieces.tokens),
         "end_of_generation": [pieces.id("</s>")],
         "added_bos": None,
-        "cases": piece_cases(pieces, TEXTS + special_texts([token.content for token in pieces.specials]), True),
+        "cases": piece_cases(pieces, texts, True),
     }
     network.write_json(folder / "tokenizer_cases.json", value)
 
