@@ -19,6 +19,7 @@ pub mod ops;
 mod paged;
 pub mod twin;
 
+pub use cpu::run_step;
 pub use matrix::{Matrix, MatrixError, MatrixSpec};
 pub use ops::{
     Activation, HeadShape, PickRow, attention, copy_blocks, embedding, linear, linear_add, norm_gated,

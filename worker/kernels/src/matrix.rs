@@ -76,7 +76,7 @@ impl Matrix {
             return Err(MatrixError::Size { found: blocks.len(), expected });
         }
         let data = match device.as_dispatch() {
-            DispatchDevice::Flex(_) => MatrixData::Packed(cpu::pack(blocks, device)),
+            DispatchDevice::Flex(_) => MatrixData::Packed(cpu::pack(spec, blocks)),
             _ => {
                 let mut numbers = Vec::with_capacity(outputs * inputs);
                 extend_f32(dtype, blocks, &mut numbers);
