@@ -4,4 +4,5 @@ mod dequant;
 mod types;
 
 pub use dequant::extend_f32;
+pub(crate) use dequant::k_scale_and_min;
 pub use types::{GgmlType, unsupported_name};
