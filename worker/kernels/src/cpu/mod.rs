@@ -153,7 +153,8 @@ impl KernelOps for Flex {
         values: Float,
         shape: HeadShape,
     ) -> (Float, Float, Float) {
-        let rows = StepRows { rows: ints(rows), tables: Tensor::zeros([1, 1], &Device::flex()) };
+        let none = Tensor::zeros([1, 1], &Device::flex());
+        let rows = StepRows { rows: ints(rows), tables: none.clone(), tiles: none };
         let cache = KvBlocks { keys: floats(keys), values: floats(values) };
         let (queries, cache) = twin::rotate_and_store(
             floats(qkv),
@@ -173,9 +174,10 @@ impl KernelOps for Flex {
         values: Float,
         rows: Ints,
         tables: Ints,
+        tiles: Ints,
         shape: HeadShape,
     ) -> Float {
-        let rows = StepRows { rows: ints(rows), tables: ints(tables) };
+        let rows = StepRows { rows: ints(rows), tables: ints(tables), tiles: ints(tiles) };
         let cache = KvBlocks { keys: floats(keys), values: floats(values) };
         plain(twin::attention(floats(queries), &cache, &rows, shape))
     }
