@@ -22,6 +22,7 @@ mod paged;
 pub mod twin;
 
 pub use bandwidth::copy_bandwidth;
+pub use cpu::run_step;
 pub use cube::dispatches;
 pub use matrix::{Matrix, MatrixError, MatrixSpec};
 pub use ops::{

@@ -86,7 +86,7 @@ impl Matrix {
             return Err(MatrixError::Size { found: blocks.len(), expected });
         }
         let data = match device.as_dispatch() {
-            DispatchDevice::Flex(_) => MatrixData::Packed(cpu::pack(blocks, device)),
+            DispatchDevice::Flex(_) => MatrixData::Packed(cpu::pack(spec, blocks)),
             DispatchDevice::Cube(cube) => MatrixData::Packed(cube::pack(spec, blocks, cube, device)?),
             #[allow(unreachable_patterns)] // others are a matter of burn's features
             _ => {
