@@ -4,7 +4,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // also in the functions that tests call
 
+mod bandwidth;
 mod cache;
 mod picks;
 mod products;
 mod support;
+
