@@ -2,8 +2,10 @@
 
 mod dequant;
 mod finite;
+mod quantize;
 mod types;
 
 pub use dequant::extend_f32;
 pub use finite::all_finite;
+pub use quantize::{quantize_q4_0, quantize_q8_0};
 pub use types::{GgmlType, unsupported_name};
