@@ -85,6 +85,9 @@ pub(super) fn measure(network: &mut Network, load: &Load) -> Result<Measured, Co
             measured.prefill.push(bench.prefill(load.depth, load)?);
         }
         measured.decode.push(bench.decode(load)?);
+        if batch == 1 {
+            measured.dispatches_per_step = bench.dispatches(load)?;
+        }
     }
     let long = load.long_prompt.min(context);
     let mut bench = Bench::new(network, 1, long)?;
@@ -210,6 +213,14 @@ impl<'a> Bench<'a> {
             }
         }
         Ok(median(&mut seconds))
+    }
+
+    /// Kernels launched in a step; `None` where the host computes.
+    fn dispatches(&mut self, load: &Load) -> Result<Option<f64>, ComputeError> {
+        let before = emberline_kernels::dispatches();
+        self.steps(&mut (load.depth + 1), load.steps)?;
+        let launched = emberline_kernels::dispatches().saturating_sub(before);
+        Ok((launched > 0).then(|| launched as f64 / load.steps as f64))
     }
 }
 
