@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 use emberline_shared::error::{ApiError, ErrorCode};
 use emberline_shared::event::{EventKind, Usage};
 use emberline_shared::heartbeat::ServedModel;
-use emberline_shared::job::{GenerationRequest, Job};
+use emberline_shared::job::Job;
 use emberline_shared::subject::JobId;
 
 use super::sequence::{Sequence, too_long};
@@ -22,7 +22,7 @@ use super::{Engine, EngineEvent};
 use crate::device::{Backend, ComputeDevice};
 use crate::gguf::{GgufError, GgufFile};
 use crate::model::{self, ComputeError, Llama, LlamaConfig, LoadError, Shapes};
-use crate::template::{ChatTemplate, TemplateError};
+use crate::template::{ChatTemplate, PromptContext, TemplateError};
 use crate::tokenizer::ModelTokenizer;
 
 /// What to load, and where.
@@ -174,7 +174,7 @@ impl BurnEngine {
     fn admit(&mut self, events: &mut Vec<EngineEvent>) {
         for (job, taken) in std::mem::take(&mut self.arrived) {
             let id = job.id.clone();
-            let prompt = self.prompt(&job.request);
+            let prompt = self.prompt(&job);
             let sequence =
                 prompt.and_then(|prompt| Sequence::new(job, taken, prompt, &self.model, &self.tokenizer));
             match sequence {
@@ -193,12 +193,13 @@ impl BurnEngine {
     }
 
     /// The token ids of a conversation.
-    fn prompt(&self, request: &GenerationRequest) -> Result<Vec<u32>, ApiError> {
+    fn prompt(&self, job: &Job) -> Result<Vec<u32>, ApiError> {
         let internal = |error: &dyn std::error::Error| {
             tracing::error!(%error, "a prompt can't be built");
             ApiError::new(ErrorCode::InternalError, "The prompt could not be built.")
         };
-        let text = self.template.render(&request.messages).map_err(|error| match error {
+        let (request, about) = (&job.request, PromptContext::at(job.created));
+        let text = self.template.render(&request.messages, &about).map_err(|error| match error {
             TemplateError::TooLong => ApiError::field(ErrorCode::InvalidValue, "messages", error.to_string()),
             TemplateError::Refused(reason) => {
                 let message = format!(
@@ -214,7 +215,7 @@ impl BurnEngine {
             let prompt = format!("at least {least}");
             return Err(too_long(&prompt, request.max_tokens, self.served.context_length));
         }
-        let tokens = self.tokenizer.encode(&text).map_err(|error| internal(&error))?;
+        let tokens = self.tokenizer.encode_prompt(&text).map_err(|error| internal(&error))?;
         match tokens.is_empty() {
             true => Err(ApiError::field(
                 ErrorCode::InvalidValue,

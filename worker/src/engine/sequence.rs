@@ -125,7 +125,11 @@ impl Sequence {
             Some((FinishReason::Stop, self.text.finish()))
         } else {
             self.held.push(token);
-            let pushed = self.text.push(tokenizer.token_bytes(token));
+            let bytes = match self.generated {
+                1 => tokenizer.first_token_bytes(token),
+                _ => tokenizer.token_bytes(token),
+            };
+            let pushed = self.text.push(bytes);
             if pushed.stopped {
                 Some((FinishReason::Stop, pushed.text))
             } else if self.generated >= self.limit {
