@@ -8,6 +8,8 @@ use async_nats::ServerAddr;
 use clap::{Parser, ValueEnum};
 use emberline_shared::control::ALIVE_TIMEOUT_S;
 
+use crate::device::Backend;
+
 /// Takes jobs for one model from NATS, runs it, and publishes what it generates.
 ///
 /// The NATS password is read from EMBERLINE_NATS_PASSWORD only: a command line can be seen by
@@ -69,6 +71,16 @@ pub enum BackendChoice {
     Wgpu,
     /// burn's CPU backend.
     Cpu,
+}
+
+impl From<BackendChoice> for Backend {
+    fn from(choice: BackendChoice) -> Self {
+        match choice {
+            BackendChoice::Auto => Self::Auto,
+            BackendChoice::Wgpu => Self::Wgpu,
+            BackendChoice::Cpu => Self::Cpu,
+        }
+    }
 }
 
 /// What computes.

@@ -6,6 +6,7 @@
 //! into token ids, `model` is the network as burn modules, `sampling` picks tokens, `text`
 //! assembles them into what may be sent. Open [`engine`] first.
 
+pub mod bench;
 pub mod bus;
 pub mod config;
 pub mod device;

@@ -5,9 +5,9 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use anyhow::anyhow;
-use clap::Parser;
-use emberline_worker::config::{Args, BackendChoice, Config, ConfigError, EngineConfig};
-use emberline_worker::device::Backend;
+use clap::{Parser, Subcommand};
+use emberline_worker::bench::{self, BenchArgs};
+use emberline_worker::config::{Args, Config, ConfigError, EngineConfig};
 use emberline_worker::engine::Engine;
 use emberline_worker::engine::burn::{self, LoadOptions};
 use emberline_worker::engine::simulated::SimulatedEngine;
@@ -20,16 +20,41 @@ use tracing_subscriber::EnvFilter;
 /// What the worker says; of its libraries, only what goes wrong.
 const LOG_DEFAULT: &str = "warn,emberline_worker=info";
 
+#[derive(Parser)]
+#[command(version, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(flatten)]
+    serve: Args,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Measure the engine on this machine and print JSON; `emberline bench engine` shows a table
+    Bench(BenchArgs),
+}
+
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let Cli { serve, command } = Cli::parse();
     start_logging();
-    match run(args) {
+    let outcome = match command {
+        Some(Command::Bench(args)) => measure(&args),
+        None => run(serve),
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("emberline-worker: {}", one_line(&error.to_string()));
             ExitCode::FAILURE
         }
     }
+}
+
+fn measure(args: &BenchArgs) -> anyhow::Result<()> {
+    let measurement = bench::run(args)?;
+    println!("{}", serde_json::to_string(&measurement)?);
+    Ok(())
 }
 
 fn run(args: Args) -> anyhow::Result<()> {
@@ -61,12 +86,7 @@ fn load(engine: EngineConfig, slots: usize) -> Result<Box<dyn Engine>, LoadError
             Ok(Box::new(SimulatedEngine::new(name, slots, tokens_per_s, now.as_secs())))
         }
         EngineConfig::Burn { path, name, backend, adapter } => {
-            let backend = match backend {
-                BackendChoice::Auto => Backend::Auto,
-                BackendChoice::Wgpu => Backend::Wgpu,
-                BackendChoice::Cpu => Backend::Cpu,
-            };
-            let engine = burn::load(&LoadOptions { path, name, backend, adapter, slots })?;
+            let engine = burn::load(&LoadOptions { path, name, backend: backend.into(), adapter, slots })?;
             Ok(Box::new(engine))
         }
     }
