@@ -3,7 +3,10 @@
 //! An engine is driven by one thread: [`Engine::submit`] and [`Engine::cancel`] between steps,
 //! [`Engine::step`] as long as [`Engine::has_work`]. It never blocks on anything but the device.
 
+pub mod blocks;
 pub mod burn;
+pub mod runner;
+pub mod scheduler;
 mod sequence;
 pub mod simulated;
 pub mod thread;

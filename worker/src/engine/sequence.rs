@@ -113,6 +113,7 @@ impl Sequence {
         // A padded embedding has rows that are no tokens.
         let logits = logits.get(..tokenizer.vocab_size()).unwrap_or(logits);
         let token = self.sampler.pick(logits);
+        self.sampler.record(token);
         let now = Instant::now();
         self.clock.first_token.get_or_insert(now);
         self.clock.last_token = Some(now);
