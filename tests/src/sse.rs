@@ -50,14 +50,36 @@ impl Transcript {
         Ok(())
     }
 
+    /// What the chunks bring for one choice, in order.
+    pub fn choice(&self, index: u64) -> impl Iterator<Item = &Value> {
+        let choices = self.chunks.iter().filter_map(|chunk| chunk["choices"].as_array()).flatten();
+        choices.filter(move |choice| choice["index"] == index)
+    }
+
     /// All content of choice 0, joined.
     pub fn text(&self) -> String {
-        self.chunks.iter().filter_map(|c| c["choices"][0]["delta"]["content"].as_str()).collect()
+        self.text_of(0)
+    }
+
+    /// All content of one choice, joined.
+    pub fn text_of(&self, index: u64) -> String {
+        self.choice(index).filter_map(|choice| choice["delta"]["content"].as_str()).collect()
+    }
+
+    /// The log-probabilities of one choice's tokens, joined.
+    pub fn logprobs_of(&self, index: u64) -> Vec<Value> {
+        let tokens = self.choice(index).filter_map(|choice| choice["logprobs"]["content"].as_array());
+        tokens.flatten().cloned().collect()
     }
 
     /// The finish reason of choice 0.
     pub fn finish_reason(&self) -> Option<&str> {
-        self.chunks.iter().find_map(|c| c["choices"][0]["finish_reason"].as_str())
+        self.finish_reason_of(0)
+    }
+
+    /// The finish reason of one choice.
+    pub fn finish_reason_of(&self, index: u64) -> Option<&str> {
+        self.choice(index).find_map(|choice| choice["finish_reason"].as_str())
     }
 
     /// The error that ended the stream, if one did.

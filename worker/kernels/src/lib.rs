@@ -11,8 +11,10 @@
 //!
 //! Start with [`ops`] for the operations, [`Matrix`] for weights and [`KvBlocks`] for the cache.
 
+mod cpu;
 pub mod ggml;
 mod matrix;
+mod native;
 pub mod ops;
 mod paged;
 pub mod twin;

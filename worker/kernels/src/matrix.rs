@@ -1,14 +1,25 @@
 //! Weights as they are stored.
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::backend::DispatchDevice;
+use burn::tensor::{Device, Int, Tensor, TensorData};
 
+use crate::cpu;
 use crate::ggml::{GgmlType, extend_f32};
 
 /// Rows of numbers in one of ggml's formats, `[outputs, inputs]`, on a device.
 #[derive(Debug, Clone)]
 pub struct Matrix {
-    pub(crate) dense: Tensor<2>,
+    pub(crate) data: MatrixData,
     pub(crate) spec: MatrixSpec,
+}
+
+/// What a device keeps of a [`Matrix`].
+#[derive(Debug, Clone)]
+pub(crate) enum MatrixData {
+    /// As the device's own operations want it.
+    Packed(Tensor<1, Int>),
+    /// Expanded to `[outputs, inputs]`, for a device without operations of its own.
+    Dense(Tensor<2>),
 }
 
 /// What a kernel must know of a [`Matrix`] besides its data.
@@ -64,10 +75,15 @@ impl Matrix {
         if blocks.len() != expected {
             return Err(MatrixError::Size { found: blocks.len(), expected });
         }
-        let mut numbers = Vec::with_capacity(outputs * inputs);
-        extend_f32(dtype, blocks, &mut numbers);
-        let dense = Tensor::from_data(TensorData::new(numbers, [outputs, inputs]), device);
-        Ok(Self { dense, spec })
+        let data = match device.as_dispatch() {
+            DispatchDevice::Flex(_) => MatrixData::Packed(cpu::pack(blocks, device)),
+            _ => {
+                let mut numbers = Vec::with_capacity(outputs * inputs);
+                extend_f32(dtype, blocks, &mut numbers);
+                MatrixData::Dense(Tensor::from_data(TensorData::new(numbers, [outputs, inputs]), device))
+            }
+        };
+        Ok(Self { data, spec })
     }
 
     /// Its shape and format.
@@ -77,6 +93,9 @@ impl Matrix {
 
     /// Bytes that it takes on the device.
     pub fn bytes(&self) -> usize {
-        self.spec.outputs * self.spec.inputs * size_of::<f32>()
+        match &self.data {
+            MatrixData::Packed(data) => data.dims()[0] * data.dtype().size(),
+            MatrixData::Dense(data) => data.dims().iter().product::<usize>() * size_of::<f32>(),
+        }
     }
 }

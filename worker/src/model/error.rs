@@ -36,7 +36,7 @@ pub enum LoadError {
         /// The model file.
         path: PathBuf,
         /// The metadata key.
-        key: &'static str,
+        key: String,
         /// Its value.
         found: String,
         /// What it should be.
@@ -81,6 +81,16 @@ pub enum LoadError {
         path: PathBuf,
         /// The tensor.
         tensor: String,
+    },
+    /// A tensor that can't be multiplied with.
+    #[error("{}: the tensor {tensor} can't be used: {source}; use another conversion of the model", path.display())]
+    Matrix {
+        /// The model file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What is wrong.
+        source: emberline_kernels::MatrixError,
     },
     /// A tensor that doesn't fit into one of the device's buffers.
     #[error(
@@ -140,5 +150,5 @@ pub enum LoadError {
 
 /// The device could not finish a computation.
 #[derive(Debug, thiserror::Error)]
-#[error("reading the result back from the device failed: {0}")]
+#[error("the computation failed: {0}")]
 pub struct ComputeError(pub String);
