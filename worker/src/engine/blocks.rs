@@ -90,6 +90,13 @@ impl BlockPool {
         Some(number)
     }
 
+    /// Forgets what unused blocks hold.
+    pub fn forget(&mut self) {
+        while let Some(number) = self.evict() {
+            self.blank.push(number);
+        }
+    }
+
     /// Forgets what the block holds that was let go first.
     fn evict(&mut self) -> Option<u32> {
         let (_, number) = self.idle.pop_first()?;

@@ -70,6 +70,19 @@ fn an_unused_block_is_found_until_it_is_needed() {
 }
 
 #[test]
+fn unused_blocks_can_be_forgotten_and_used_ones_not() {
+    let mut pool = BlockPool::new(2);
+    let (used, unused) = (pool.allocate().unwrap(), pool.allocate().unwrap());
+    pool.register(used, content(Prefix::EMPTY, 1));
+    pool.register(unused, content(Prefix::EMPTY, 2));
+    pool.release(unused);
+    pool.forget();
+    assert!(pool.find(&content(Prefix::EMPTY, 1)).is_some());
+    assert!(pool.find(&content(Prefix::EMPTY, 2)).is_none());
+    pool.check([&[used][..]].into_iter());
+}
+
+#[test]
 fn blank_blocks_go_first_then_those_that_were_let_go_first() {
     let mut pool = BlockPool::new(4);
     let blocks: Vec<u32> = (0..3).map(|_| pool.allocate().unwrap()).collect();

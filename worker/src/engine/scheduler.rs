@@ -23,7 +23,7 @@ use std::ops::Range;
 use emberline_kernels::BLOCK_SIZE;
 
 use super::blocks::{BlockPool, Content, Prefix};
-use super::runner::StepSpan;
+use crate::model::StepSpan;
 
 /// What a scheduler may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -151,6 +151,11 @@ impl Scheduler {
         self.find(prompt).0.len() * BLOCK_SIZE
     }
 
+    /// Forgets what is kept of sequences that have ended.
+    pub fn forget(&mut self) {
+        self.pool.forget();
+    }
+
     /// Blocks that sequences use, and all there are.
     pub fn usage(&self) -> (usize, usize) {
         (self.pool.total() - self.pool.available(), self.pool.total())
@@ -170,10 +175,12 @@ impl Scheduler {
     pub fn span(&self, span: &Span) -> StepSpan<'_> {
         let sequence = self.running.get(&span.id);
         let tokens = sequence.and_then(|sequence| sequence.tokens.get(span.positions.clone()));
+        // A prompt has blocks for the chunks to come, too.
+        let blocks = ..span.positions.end.div_ceil(BLOCK_SIZE);
         StepSpan {
             tokens: tokens.unwrap_or_default(),
             start: span.positions.start,
-            blocks: sequence.map_or(&[], |sequence| sequence.table.as_slice()),
+            blocks: sequence.and_then(|sequence| sequence.table.get(blocks)).unwrap_or_default(),
             wants_logits: !span.picks.is_empty(),
         }
     }
