@@ -50,17 +50,19 @@ several = {**seeded, "n": 3, "logprobs": True, "top_logprobs": 2}
 whole_choices = client.chat.completions.create(**several).choices
 assert [choice.index for choice in whole_choices] == [0, 1, 2]
 assert whole_choices[0].message.content == first
-with client.chat.completions.stream(**several) as stream:
-    for _ in stream:
-        pass
-    streamed_choices = stream.get_final_completion().choices
-for choice, streamed in zip(whole_choices, streamed_choices, strict=True):
-    assert streamed.message.content == choice.message.content
-    assert streamed.finish_reason == choice.finish_reason
+said, told, ends = ["", "", ""], [[], [], []], [None, None, None]
+for chunk in client.chat.completions.create(**several, stream=True):
+    for choice in chunk.choices:
+        said[choice.index] += choice.delta.content or ""
+        told[choice.index] += choice.logprobs.content if choice.logprobs else []
+        ends[choice.index] = choice.finish_reason or ends[choice.index]
+for choice in whole_choices:
     tokens = choice.logprobs.content
-    assert (streamed.logprobs.content if streamed.logprobs else []) == tokens
+    assert said[choice.index] == choice.message.content
+    assert [token.model_dump() for token in told[choice.index]] == [token.model_dump() for token in tokens]
+    assert ends[choice.index] == choice.finish_reason
     text = b"".join(bytes(token.bytes or []) for token in tokens).decode(errors="replace")
-    # The stop string's tokens are there, its text is not.
+    # The tokens of the stop string are there, its text is not.
     assert text.startswith(choice.message.content), (text, choice.message.content)
     for token in tokens:
         assert token.logprob <= 0 and len(token.top_logprobs) == 2

@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use emberline_tests::golden;
-use emberline_tests::sse::Transcript;
+use emberline_tests::sse::{Reading, Transcript};
 use emberline_tests::stack::{Engine, MODEL, Options, Stack};
 use serde_json::{Value, json};
 
@@ -233,4 +233,35 @@ async fn sixteen_choices_and_unasked_log_probabilities_of_the_simulated_engine()
         tokens.iter().try_for_each(|token| check_alternatives(token, 1))?;
     }
     same(&stack.stream(&ask(&more)).await?, &whole)
+}
+
+#[tokio::test]
+async fn a_worker_that_takes_over_says_no_word_of_any_choice_twice() -> Result<()> {
+    let options = Options {
+        engine: Engine::Simulated,
+        worker_args: vec!["--simulated-tokens-per-s".to_owned(), "20".to_owned()],
+        ..Options::default()
+    };
+    let mut stack = Stack::start_with(options).await?;
+    let body = question(&json!({
+        "model": "vllm-primary", "stream": true, "n": 3, "max_tokens": 60, "logprobs": true, "top_logprobs": 1,
+        "stream_options": {"include_usage": true},
+    }));
+    let mut reading = Reading::new(stack.chat(&body).await?);
+    while reading.transcript.logprobs_of(2).len() < 5 {
+        ensure!(reading.advance().await?, "the stream ends early");
+    }
+    assert!(reading.transcript.finish_reason_of(2).is_none());
+    stack.kill_worker().await?;
+    // The other one is as fast as it can.
+    stack.start_worker(&Options { engine: Engine::Simulated, ..Options::default() })?;
+    while reading.advance().await? {}
+
+    let usage = reading.transcript.chunks.last().context("no chunk")?;
+    assert_eq!(usage["usage"]["completion_tokens"], 3 * 60);
+    let mut whole = body;
+    for name in ["stream", "stream_options"] {
+        whole[name].take();
+    }
+    same(&reading.transcript, &stack.completion(&whole).await?)
 }

@@ -190,7 +190,6 @@ impl Transcript {
                     return Err(Fault::LogDiffers);
                 }
             }
-            holds_all &= ours.next >= theirs.next;
         }
         Ok(holds_all)
     }

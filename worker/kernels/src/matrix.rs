@@ -3,8 +3,8 @@
 use burn::backend::DispatchDevice;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
-use crate::cpu;
 use crate::ggml::{GgmlType, extend_f32};
+use crate::{cpu, cube};
 
 /// Rows of numbers in one of ggml's formats, `[outputs, inputs]`, on a device.
 #[derive(Debug, Clone)]
@@ -55,6 +55,16 @@ pub enum MatrixError {
         /// Bytes that shape and format need.
         expected: usize,
     },
+    /// More than a buffer of the device can hold.
+    #[error(
+        "the device holds at most {limit} bytes in a buffer, the matrix takes {bytes}; use the cpu backend or a smaller format"
+    )]
+    TooLarge {
+        /// Bytes that the matrix takes.
+        bytes: u64,
+        /// Bytes of the largest buffer.
+        limit: u64,
+    },
 }
 
 impl MatrixSpec {
@@ -76,7 +86,9 @@ impl Matrix {
             return Err(MatrixError::Size { found: blocks.len(), expected });
         }
         let data = match device.as_dispatch() {
-            DispatchDevice::Flex(_) => MatrixData::Packed(cpu::pack(blocks, device)),
+            DispatchDevice::Flex(_) => MatrixData::Packed(cpu::pack(spec, blocks)),
+            DispatchDevice::Cube(cube) => MatrixData::Packed(cube::pack(spec, blocks, cube, device)?),
+            #[allow(unreachable_patterns)] // others are a matter of burn's features
             _ => {
                 let mut numbers = Vec::with_capacity(outputs * inputs);
                 extend_f32(dtype, blocks, &mut numbers);

@@ -12,7 +12,7 @@ use crate::paged::{KvBlocks, StepRows};
 use crate::{Matrix, twin};
 
 /// The gate's activation in a gated feed-forward layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Activation {
     /// x · sigmoid(x).
     Silu,
@@ -201,6 +201,7 @@ pub fn attention(queries: Tensor<2>, cache: &KvBlocks, rows: &StepRows, shape: H
         cache.values.clone().into_dispatch(),
         rows.rows.clone().into_dispatch(),
         rows.tables.clone().into_dispatch(),
+        rows.tiles.clone().into_dispatch(),
         shape,
     ))
 }

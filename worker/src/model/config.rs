@@ -1,15 +1,24 @@
 //! What a network looks like, whatever file says so.
 
+mod family;
 mod gguf;
+mod hf;
+mod hf_rope;
+
+use std::path::Path;
 
 use emberline_kernels::{Activation, HeadShape};
 
+use super::LoadError;
 use super::rotary::Rotary;
+pub(crate) use family::{Family, Layout};
+pub(crate) use hf::FILE as HF_FILE;
 
 /// No real model comes near these; larger numbers mean a damaged file.
 pub(crate) const MAX_LAYERS: usize = 1024;
 pub(crate) const MAX_WIDTH: usize = 1 << 20;
 pub(crate) const MAX_CONTEXT: usize = 1 << 24;
+pub(crate) const MAX_VOCABULARY: usize = 1 << 24;
 
 /// The dimensions and variations of a network.
 ///
@@ -17,6 +26,8 @@ pub(crate) const MAX_CONTEXT: usize = 1 << 24;
 /// feed-forward) and differ in what is said here.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
+    /// Rows of the embedding: every token id is below.
+    pub vocabulary: usize,
     /// Width of the residual stream.
     pub hidden: usize,
     /// Width of the gated feed-forward layer.
@@ -37,13 +48,17 @@ pub struct ModelConfig {
     pub score_scale: f32,
     /// What embeddings are multiplied with.
     pub embedding_scale: f32,
+    /// Whether logits are products with the embedding, too.
+    pub tied_embedding: bool,
     /// Whether queries, keys and values have a bias.
     pub qkv_bias: bool,
+    /// Whether the output of attention has a bias.
+    pub output_bias: bool,
     /// Whether each head's query and key are normalised.
     pub head_norm: bool,
     /// Whether the outputs of attention and feed-forward are normalised, too.
     pub post_norms: bool,
-    /// The rotations that layers choose from.
+    /// The rotations that layers choose from; at least one.
     pub rotaries: Vec<Rotary>,
     /// One for each layer.
     pub layers: Vec<LayerConfig>,
@@ -83,5 +98,41 @@ impl ModelConfig {
             scale: self.score_scale,
             window: layer.window,
         }
+    }
+
+    /// Refuses dimensions that contradict each other, and numbers that are none.
+    fn checked(mut self, path: &Path) -> Result<Self, LoadError> {
+        let wrong = |key: &str, found: String, wanted: &'static str| {
+            Err(LoadError::Setting { path: path.to_owned(), key: key.to_owned(), found, wanted })
+        };
+        if !self.heads.is_multiple_of(self.kv_heads) {
+            let found = format!("{} for {} query heads", self.kv_heads, self.heads);
+            return wrong("the number of key/value heads", found, "a divisor of the number of heads");
+        }
+        let fits = |rotary: &Rotary| (2..=self.head_dim).contains(&rotary.dim());
+        if self.head_dim > MAX_WIDTH || !self.head_dim.is_multiple_of(2) || !self.rotaries.iter().all(fits) {
+            let dims: Vec<_> = self.rotaries.iter().map(Rotary::dim).collect();
+            let found = format!("{dims:?} for heads of {}", self.head_dim);
+            return wrong("the number of rotated components", found, "even and no more than a head is wide");
+        }
+        let numbers =
+            self.rotaries.iter().flat_map(|rotary| rotary.frequencies.iter().chain([&rotary.magnitude]));
+        if let Some(number) = numbers.into_iter().find(|number| !(number.is_finite() && **number > 0.0)) {
+            return wrong("a rotary frequency", number.to_string(), "a number above 0");
+        }
+        for (key, number) in [
+            ("the epsilon of norms", self.norm_epsilon),
+            ("the scale of attention scores", self.score_scale),
+            ("the scale of embeddings", self.embedding_scale),
+        ] {
+            if !(number.is_finite() && number > 0.0) {
+                return wrong(key, number.to_string(), "a number above 0");
+            }
+        }
+        // A window as wide as the context hides nothing.
+        for layer in &mut self.layers {
+            layer.window = layer.window.filter(|window| *window < self.context_length);
+        }
+        Ok(self)
     }
 }

@@ -12,9 +12,12 @@ pub(crate) struct Layer {
     pub(crate) attention_norm: Tensor<1>,
     /// Queries, keys and values: one matrix, or several where they are stored differently.
     pub(crate) qkv: Vec<Matrix>,
+    /// As wide as queries, keys and values together, if the shape has a bias.
     pub(crate) bias: Tensor<1>,
+    /// `[2, head_dim]`, if the shape has norms of heads.
     pub(crate) head_norms: Tensor<2>,
     pub(crate) output: Matrix,
+    pub(crate) output_bias: Option<Tensor<1>>,
     pub(crate) post_attention_norm: Option<Tensor<1>>,
     pub(crate) mlp_norm: Tensor<1>,
     pub(crate) gate_up: Matrix,
@@ -41,6 +44,10 @@ impl Layer {
             rotate_and_store(qkv, &self.bias, &self.head_norms, rotary, rows, cache, self.shape);
         let mixed = attention(queries, &cache, rows, self.shape);
         let x = self.project(mixed, &self.output, self.post_attention_norm.as_ref(), x);
+        let x = match &self.output_bias {
+            Some(bias) => x + bias.clone().unsqueeze(),
+            None => x,
+        };
         let gated = norm_gated(x.clone(), &self.mlp_norm, self.epsilon, &self.gate_up, self.activation);
         (self.project(gated, &self.down, self.post_mlp_norm.as_ref(), x), cache)
     }

@@ -37,7 +37,7 @@ impl LlamaConfig {
     /// Reads and checks the dimensions in a file's metadata.
     pub fn from_gguf(file: &GgufFile) -> Result<Self, LoadError> {
         let metadata = file.metadata();
-        let invalid = |key: &'static str, found: String, wanted: &'static str| LoadError::Metadata {
+        let invalid = |key: &'static str, found: String, wanted: &'static str| LoadError::Setting {
             path: file.path().to_owned(),
             key: key.to_owned(),
             found,

@@ -6,6 +6,7 @@
 //! stay as they are stored.
 
 mod cache;
+mod checkpoint;
 mod config;
 mod error;
 mod layer;
@@ -16,19 +17,25 @@ mod load;
 mod logits;
 mod names;
 mod network;
+mod quantize;
 mod rotary;
 mod rows;
+mod safetensors;
+mod source;
 mod tensors;
 #[cfg(test)]
 pub(crate) mod testing;
 mod weights;
 
 pub use cache::KvCache;
+pub use checkpoint::Checkpoint;
 pub use config::{LayerConfig, ModelConfig};
 pub use error::{ComputeError, LoadError};
 pub use llama::{Llama, Shapes};
 pub use llama_config::LlamaConfig;
 pub use logits::Logits;
 pub use network::{Network, StepSpan};
+pub use quantize::Quantize;
 pub use rotary::Rotary;
+pub use source::ModelSource;
 pub use weights::load;

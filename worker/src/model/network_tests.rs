@@ -161,10 +161,10 @@ fn weights_that_are_no_numbers_are_refused() {
 
 #[test]
 fn a_tensor_that_would_be_ignored_is_refused() {
-    let bias = ("blk.0.attn_q.bias".to_owned(), vec![16], vec![0.5; 16]);
-    let error = refused(&changed(|tensors| tensors.push(bias)));
+    let sinks = ("blk.0.attn_sinks.weight".to_owned(), vec![4], vec![0.5; 4]);
+    let error = refused(&changed(|tensors| tensors.push(sinks)));
     assert!(
-        matches!(&error, LoadError::UnknownTensor { tensor, .. } if tensor == "blk.0.attn_q.bias"),
+        matches!(&error, LoadError::UnknownTensor { tensor, .. } if tensor == "blk.0.attn_sinks.weight"),
         "{error}"
     );
 }
@@ -177,17 +177,17 @@ fn another_architecture_is_refused() {
 
 #[test]
 fn impossible_dimensions_are_refused() {
-    for (key, value) in [
-        ("llama.attention.head_count_kv", 3),
-        ("llama.attention.head_count", 0),
-        ("llama.block_count", u32::MAX),
-        ("llama.rope.dimension_count", 2),
-        ("llama.attention.key_length", 5),
+    for (key, value, named) in [
+        ("llama.attention.head_count_kv", 3, "the number of key/value heads"),
+        ("llama.attention.head_count", 0, "llama.attention.head_count"),
+        ("llama.block_count", u32::MAX, "llama.block_count"),
+        ("llama.rope.dimension_count", 2, "llama.rope.dimension_count"),
+        ("llama.attention.key_length", 5, "the number of rotated components"),
     ] {
         let error = refused(&testing::builder_with(&testing::tensors(), &[(key, value)]));
-        let LoadError::Metadata { key: named, .. } = &error else { panic!("{key}: {error}") };
+        let LoadError::Setting { key, .. } = &error else { panic!("{key}: {error}") };
+        assert_eq!(key, named);
         assert!(error.to_string().contains("model.gguf"), "{error}");
-        assert!(named == key || named == "llama.rope.dimension_count", "{error}");
     }
 }
 
