@@ -12,6 +12,7 @@ pub mod device;
 pub mod engine;
 pub mod gguf;
 pub mod heartbeat;
+pub mod hf;
 pub mod intake;
 pub mod model;
 pub mod sampling;
