@@ -44,13 +44,8 @@ pub struct Args {
     pub engine: EngineChoice,
 
     /// Jobs to run at once
-    #[arg(long, env = "EMBERLINE_SLOTS", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, env = "EMBERLINE_SLOTS", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub slots: u16,
-
-    /// Tokens of prompts that a step computes beside one token of each running answer [default: 256
-    /// on the CPU, 1024 on a GPU]
-    #[arg(long, env = "EMBERLINE_PREFILL_BUDGET", value_name = "TOKENS", value_parser = clap::value_parser!(u16).range(1..))]
-    pub prefill_budget: Option<u16>,
 
     /// Seconds that running jobs get to finish once the worker is told to stop
     #[arg(long, env = "EMBERLINE_DRAIN_S", default_value_t = 30, value_name = "SECONDS")]
@@ -133,8 +128,6 @@ pub enum EngineConfig {
         backend: BackendChoice,
         /// The adapter's number, or part of its name.
         adapter: Option<String>,
-        /// Tokens of prompts in a step.
-        prefill_budget: Option<u16>,
     },
     /// No model.
     Simulated {
@@ -185,8 +178,7 @@ impl Args {
                         .map(str::to_owned)
                         .ok_or_else(|| ConfigError::NoModelName(path.clone()))?,
                 };
-                let (backend, adapter) = (self.backend, some(self.adapter));
-                EngineConfig::Burn { path, name, backend, adapter, prefill_budget: self.prefill_budget }
+                EngineConfig::Burn { path, name, backend: self.backend, adapter: some(self.adapter) }
             }
             EngineChoice::Simulated => {
                 if let Some(path) = path {

@@ -60,15 +60,13 @@ fn load(engine: EngineConfig, slots: usize) -> Result<Box<dyn Engine>, LoadError
             let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
             Ok(Box::new(SimulatedEngine::new(name, slots, tokens_per_s, now.as_secs())))
         }
-        EngineConfig::Burn { path, name, backend, adapter, prefill_budget } => {
+        EngineConfig::Burn { path, name, backend, adapter } => {
             let backend = match backend {
                 BackendChoice::Auto => Backend::Auto,
                 BackendChoice::Wgpu => Backend::Wgpu,
                 BackendChoice::Cpu => Backend::Cpu,
             };
-            let prefill_budget = prefill_budget.map(usize::from);
-            let options =
-                LoadOptions { backend, adapter, slots, prefill_budget, ..LoadOptions::new(path, name) };
+            let options = LoadOptions { backend, adapter, slots, ..LoadOptions::new(path, name) };
             Ok(Box::new(burn::load(&options)?))
         }
     }

@@ -145,7 +145,7 @@ fn every_answer_is_what_it_is_alone_to_the_last_bit() {
     }
 
     // So small a cache that sequences crowd each other out.
-    let crowded = LoadOptions { cache: CacheSize::Blocks(26), ..options() };
+    let crowded = LoadOptions { cache: CacheSize::Blocks(16), ..options() };
     let mut crowd = Runs::new(&crowded);
     for seed in 0..2 {
         let mut random = StdRng::seed_from_u64(seed);

@@ -16,8 +16,7 @@ use super::publish::Publisher;
 use super::{BurnEngine, Counts, Facts, since_epoch};
 use crate::device::{Backend, ComputeDevice};
 use crate::engine::scheduler::{Limits, Scheduler};
-use crate::gguf::{GgufError, GgufFile};
-use crate::model::{ComputeError, LoadError, ModelConfig, Network, Shapes, StepSpan};
+use crate::model::{Checkpoint, ComputeError, LoadError, Network, Quantize, Shapes, StepSpan};
 use crate::template::ChatTemplate;
 use crate::tokenizer::ModelTokenizer;
 
@@ -33,7 +32,7 @@ const UNKNOWN_MEMORY: u64 = 2 << 30;
 /// What to load, and how to run it.
 #[derive(Debug, Clone)]
 pub struct LoadOptions {
-    /// The GGUF file.
+    /// A GGUF file, or a folder as on the Hugging Face hub.
     pub path: PathBuf,
     /// The name it is served under.
     pub name: String,
@@ -49,6 +48,8 @@ pub struct LoadOptions {
     pub cache: CacheSize,
     /// Tokens of prompt and answer together, if less than the model allows.
     pub context_length: Option<u32>,
+    /// What weights are turned into that are stored as floats.
+    pub quantize: Option<Quantize>,
 }
 
 /// How much room there is for keys and values.
@@ -75,6 +76,7 @@ impl LoadOptions {
             prefill_budget: None,
             cache: CacheSize::Auto,
             context_length: None,
+            quantize: None,
         }
     }
 }
@@ -83,16 +85,11 @@ impl LoadOptions {
 pub fn load(options: &LoadOptions) -> Result<BurnEngine, LoadError> {
     let path = &options.path;
     let began = Instant::now();
-    let file = GgufFile::open(path)?;
-    // First of all: another architecture would fail with a less telling error further on.
-    ModelConfig::from_gguf(&file)?;
-    let tokenizer = ModelTokenizer::from_gguf(&file)
-        .map_err(|source| LoadError::Tokenizer { path: path.clone(), source })?;
-    let template = ChatTemplate::from_gguf(&file)
-        .map_err(|source| LoadError::Template { path: path.clone(), source })?;
+    let checkpoint = Checkpoint::open(path)?;
+    let (tokenizer, template) = texts(&checkpoint)?;
     let device = ComputeDevice::open(options.backend, options.adapter.as_deref())?;
     let is_gpu = device.shapes == Shapes::Bucketed;
-    let mut network = Network::from_gguf(&file, &device)?;
+    let mut network = checkpoint.load(&device, options.quantize)?;
     let (tokens, rows) = (tokenizer.vocab_size(), network.vocabulary());
     if tokens > rows {
         return Err(LoadError::Vocabulary { path: path.clone(), tokens, rows });
@@ -139,7 +136,7 @@ pub fn load(options: &LoadOptions) -> Result<BurnEngine, LoadError> {
         publisher,
         facts: Facts {
             served: ServedModel { name: options.name.clone(), context_length, created },
-            fingerprint: fingerprint(path, &options.name)?,
+            fingerprint: fingerprint(checkpoint.path(), &options.name)?,
             device: device.description,
             slots,
             prefill_budget,
@@ -150,6 +147,18 @@ pub fn load(options: &LoadOptions) -> Result<BurnEngine, LoadError> {
         next_number: 0,
         counts: Counts::default(),
     })
+}
+
+/// What makes prompts of messages and text of tokens.
+fn texts(checkpoint: &Checkpoint) -> Result<(ModelTokenizer, ChatTemplate), LoadError> {
+    let path = checkpoint.path();
+    let (tokenizer, template) = match checkpoint.gguf() {
+        Some(file) => (ModelTokenizer::from_gguf(file), ChatTemplate::from_gguf(file)),
+        None => (ModelTokenizer::from_hf_dir(path), ChatTemplate::from_hf_dir(path)),
+    };
+    let tokenizer = tokenizer.map_err(|source| LoadError::Tokenizer { path: path.to_owned(), source })?;
+    let template = template.map_err(|source| LoadError::Template { path: path.to_owned(), source })?;
+    Ok((tokenizer, template))
 }
 
 /// Blocks of the cache; `useful` are as many as sequences can ever hold.
@@ -195,19 +204,32 @@ fn warm_up(network: &mut Network) -> Result<(), ComputeError> {
 
 /// Names engine version and weights: `emberline-<version>-<8 hexadecimal digits>`.
 ///
-/// The digits hash the model's name, the file's size and its beginning, which holds the metadata:
-/// cheap, and the same on every worker that has the same file.
-pub(super) fn fingerprint(path: &Path, name: &str) -> Result<String, GgufError> {
+/// The digits hash the model's name, and of each of its files the size and the beginning, which
+/// holds names and shapes: cheap, and the same on every worker that has the same files.
+pub(super) fn fingerprint(path: &Path, name: &str) -> Result<String, LoadError> {
     const BEGINNING: u64 = 1 << 20;
-    let io = |source| GgufError::Io { path: path.to_owned(), source };
-    let file = File::open(path).map_err(io)?;
-    let size = file.metadata().map_err(io)?.len();
-    let mut beginning = Vec::new();
-    file.take(BEGINNING).read_to_end(&mut beginning).map_err(io)?;
+    let io = |path: &Path| {
+        let path = path.to_owned();
+        move |source| LoadError::Io { path, source }
+    };
+    let mut files = vec![path.to_owned()];
+    if path.is_dir() {
+        let entries = path.read_dir().map_err(io(path))?.collect::<Result<Vec<_>, _>>().map_err(io(path))?;
+        let weights = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "safetensors");
+        files = entries.into_iter().map(|entry| entry.path()).filter(weights).collect();
+        files.sort();
+    }
     // FNV-1a, from http://www.isthe.com/chongo/tech/comp/fnv/
-    let bytes = name.bytes().chain(size.to_le_bytes()).chain(beginning);
-    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let add = |hash: u64, bytes: &[u8]| {
+        bytes.iter().fold(hash, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+    };
+    let mut hash = add(0xcbf2_9ce4_8422_2325, name.as_bytes());
+    for path in &files {
+        let file = File::open(path).map_err(io(path))?;
+        let size = file.metadata().map_err(io(path))?.len();
+        let mut beginning = Vec::new();
+        file.take(BEGINNING).read_to_end(&mut beginning).map_err(io(path))?;
+        hash = add(add(hash, &size.to_le_bytes()), &beginning);
+    }
     Ok(format!("emberline-{}-{:08x}", env!("CARGO_PKG_VERSION"), (hash >> 32) ^ (hash & 0xffff_ffff)))
 }

@@ -8,7 +8,7 @@ use emberline_shared::job::{GenerationRequest, Job, SamplingOptions};
 
 use crate::engine::refusal::{no_room_for, too_long};
 use crate::engine::{Frontend, Prepared};
-use crate::template::{ChatTemplate, TemplateError};
+use crate::template::{ChatTemplate, PromptContext, TemplateError};
 use crate::tokenizer::ModelTokenizer;
 
 /// A model's template and tokenizer, and what fits its context.
@@ -23,7 +23,7 @@ impl Frontend for PromptBuilder {
     fn prepare(&self, job: Job, taken: Instant) -> Result<Prepared, ApiError> {
         let request = &job.request;
         check_tokens(&request.sampling, self.tokenizer.vocab_size())?;
-        let prompt = self.prompt(request)?;
+        let prompt = self.prompt(request, &PromptContext::at(job.created))?;
         let limit = self.limit(&prompt, request)?;
         Ok(Prepared { job, taken, prompt, limit })
     }
@@ -31,12 +31,12 @@ impl Frontend for PromptBuilder {
 
 impl PromptBuilder {
     /// The token ids of a conversation.
-    fn prompt(&self, request: &GenerationRequest) -> Result<Vec<u32>, ApiError> {
+    fn prompt(&self, request: &GenerationRequest, about: &PromptContext) -> Result<Vec<u32>, ApiError> {
         let internal = |error: &dyn std::error::Error| {
             tracing::error!(%error, "a prompt can't be built");
             ApiError::new(ErrorCode::InternalError, "The prompt could not be built.")
         };
-        let text = self.template.render(&request.messages).map_err(|error| match error {
+        let text = self.template.render(&request.messages, about).map_err(|error| match error {
             TemplateError::TooLong => ApiError::field(ErrorCode::InvalidValue, "messages", error.to_string()),
             TemplateError::Refused(reason) => {
                 let message = format!(
@@ -51,7 +51,7 @@ impl PromptBuilder {
         if least >= self.context_length as usize {
             return Err(too_long(&format!("at least {least}"), request.max_tokens, self.context_length));
         }
-        let tokens = self.tokenizer.encode(&text).map_err(|error| internal(&error))?;
+        let tokens = self.tokenizer.encode_prompt(&text).map_err(|error| internal(&error))?;
         if tokens.is_empty() {
             let message = "The messages make an empty prompt. Add text.";
             return Err(ApiError::field(ErrorCode::InvalidValue, "messages", message));

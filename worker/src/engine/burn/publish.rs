@@ -249,7 +249,11 @@ impl Choice {
         self.tokens += 1;
         self.held.push(token.token);
         self.held_logprobs.extend(token.scores.map(|scores| logprobs(token.token, scores, tokenizer)));
-        let pushed = self.text.push(tokenizer.token_bytes(token.token));
+        let bytes = match self.tokens {
+            1 => tokenizer.first_token_bytes(token.token),
+            _ => tokenizer.token_bytes(token.token),
+        };
+        let pushed = self.text.push(bytes);
         if pushed.stopped {
             self.release(pushed.text, events);
             Some(FinishReason::Stop)
