@@ -69,7 +69,6 @@ fn alone(network: &mut Network, prompts: &[Vec<u32>], decoded: usize) -> Vec<Vec
 }
 
 #[test]
-#[ignore = "needs products whose rows do not depend on how many there are"]
 fn a_batch_of_sequences_has_the_bits_of_each_alone() {
     let mut network = open(&ComputeDevice::cpu());
     let (prompts, decoded) = (prompts(), 3);
@@ -96,7 +95,6 @@ fn a_batch_of_sequences_has_the_bits_of_each_alone() {
 }
 
 #[test]
-#[ignore = "needs products whose rows do not depend on how many there are"]
 fn a_prompt_in_chunks_has_the_bits_of_one_chunk() {
     let mut network = open(&ComputeDevice::cpu());
     let prompt = prompts().pop().unwrap();
@@ -115,7 +113,6 @@ fn a_prompt_in_chunks_has_the_bits_of_one_chunk() {
 
 /// While one sequence decodes, another's prompt comes in chunks.
 #[test]
-#[ignore = "needs products whose rows do not depend on how many there are"]
 fn a_sequence_does_not_notice_the_prefill_of_another() {
     let mut network = open(&ComputeDevice::cpu());
     let prompts = prompts();

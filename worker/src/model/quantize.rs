@@ -1,15 +1,18 @@
 //! Quantisation on load.
 
+use clap::ValueEnum;
 use emberline_kernels::MatrixSpec;
 use emberline_kernels::ggml::{GgmlType, extend_f32, quantize_q4_0, quantize_q8_0};
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::{ParallelSlice, ParallelSliceMut};
+use serde::Deserialize;
 
 use super::names::Part;
 use super::rows::Rows;
 
 /// To what weights are quantised that a file stores as floats.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
 pub enum Quantize {
     /// 8 bits, ggml's Q8_0.
     Q8,

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use emberline_shared::measurement::{EngineMeasurement, LlamaCpp, Memory, Rate, Serving};
 use serde::Serialize;
 
-use super::plot::{Plot, PlotError, Series};
+use super::plot::{Plot, Series};
 use crate::status::table;
 
 /// All of a run.
@@ -32,8 +32,6 @@ pub(crate) enum Comparison {
 pub(crate) enum WriteError {
     #[error("{}: {source}; choose another folder with --out", path.display())]
     Io { path: PathBuf, source: io::Error },
-    #[error(transparent)]
-    Plot(#[from] PlotError),
     #[error("the results are no JSON: {0}")]
     Json(#[from] serde_json::Error),
 }
@@ -60,7 +58,7 @@ impl Report {
         let model = slug(&self.engine.model.name);
         keep(format!("{model}.json"), &(serde_json::to_string_pretty(self)? + "\n"))?;
         for (name, plot) in self.plots() {
-            if let Some(svg) = plot.svg()? {
+            if let Some(svg) = plot.svg() {
                 keep(format!("{model}-{name}.svg"), &svg)?;
             }
         }
