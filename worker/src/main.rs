@@ -86,8 +86,9 @@ fn load(engine: EngineConfig, slots: usize) -> Result<Box<dyn Engine>, LoadError
             Ok(Box::new(SimulatedEngine::new(name, slots, tokens_per_s, now.as_secs())))
         }
         EngineConfig::Burn { path, name, backend, adapter } => {
-            let engine = burn::load(&LoadOptions { path, name, backend: backend.into(), adapter, slots })?;
-            Ok(Box::new(engine))
+            let backend = backend.into();
+            let options = LoadOptions { backend, adapter, slots, ..LoadOptions::new(path, name) };
+            Ok(Box::new(burn::load(&options)?))
         }
     }
 }
