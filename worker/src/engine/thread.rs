@@ -98,8 +98,9 @@ impl EngineHandle {
     pub async fn failure(&self) -> String {
         let mut state = self.state.clone();
         let failed = state.wait_for(|state| matches!(state, State::Panicked(_))).await;
-        match failed.as_deref() {
-            Ok(State::Panicked(message)) => message.clone(),
+        // Nothing of the watch is held while this waits on.
+        match failed.map(|state| state.clone()) {
+            Ok(State::Panicked(message)) => message,
             _ => std::future::pending().await,
         }
     }
