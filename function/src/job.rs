@@ -44,8 +44,9 @@ pub fn new_job(request: &ChatRequest, model: &str, occasion: Occasion) -> Job {
 
 /// What a correct worker can answer to `request` at most.
 pub fn limits(request: &ChatRequest, model: &ServedModel) -> Limits {
-    let wanted = request.generation.max_tokens.unwrap_or(u32::MAX);
-    Limits { choices: 1, tokens: wanted.min(model.context_length) }
+    let wanted = &request.generation;
+    let tokens = wanted.max_tokens.unwrap_or(u32::MAX).min(model.context_length);
+    Limits { choices: wanted.n, tokens, logprobs: wanted.logprobs }
 }
 
 /// The message that queues `job`, if the server takes one of its size.
@@ -93,6 +94,9 @@ mod tests {
         assert_eq!(limits(&request(""), &model).tokens, 100);
         assert_eq!(limits(&request(r#","max_tokens":7"#), &model).tokens, 7);
         assert_eq!(limits(&request(r#","max_tokens":700"#), &model).tokens, 100);
+        assert_eq!(limits(&request(""), &model), Limits { choices: 1, tokens: 100, logprobs: None });
+        let all = request(r#","n":16,"logprobs":true,"top_logprobs":3"#);
+        assert_eq!(limits(&all, &model), Limits { choices: 16, tokens: 100, logprobs: Some(3) });
     }
 
     #[test]

@@ -7,16 +7,17 @@
 //! there and nothing is told twice.
 
 mod transcript;
+mod whole;
 
 use emberline_shared::PROTOCOL_VERSION;
-use emberline_shared::chat::Choice;
 use emberline_shared::error::{ApiError, ErrorCode};
-use emberline_shared::event::{Event, FinishReason, Usage};
+use emberline_shared::event::{Event, FinishReason, TokenLogprobs, Usage};
 
 pub use transcript::Fault;
 use transcript::{Applied, End, Transcript};
+pub use whole::Whole;
 
-/// Most events that are held back while a gap is being closed.
+/// Most events that are held back for each choice while a gap is being closed.
 const MAX_WAITING: usize = 4096;
 
 /// What a job may produce at most.
@@ -26,6 +27,8 @@ pub struct Limits {
     pub choices: u32,
     /// Tokens of one choice.
     pub tokens: u32,
+    /// Alternatives in each token's log-probabilities, if those are asked for.
+    pub logprobs: Option<u32>,
 }
 
 /// What the client is to be told next.
@@ -40,8 +43,11 @@ pub enum Output {
     Text {
         /// Which choice.
         choice: u32,
-        /// The text.
+        /// The text; empty where tokens complete no character, but their log-probabilities are
+        /// asked for.
         text: String,
+        /// Of the tokens that this tells of, if they are asked for.
+        logprobs: Option<Vec<TokenLogprobs>>,
     },
     /// A choice is complete.
     Finish {
@@ -101,7 +107,7 @@ impl Relay {
     }
 
     fn hold_back(&mut self, event: Event) -> Result<Vec<Output>, Fault> {
-        if self.waiting.len() >= MAX_WAITING {
+        if self.waiting.len() >= MAX_WAITING.saturating_mul(self.told.len()) {
             return Err(Fault::TooManyWaiting);
         }
         self.waiting.push(event);
@@ -122,7 +128,7 @@ impl Relay {
     /// A log that is not yet as far as the subscription leaves the gap open: bring it again a
     /// little later.
     pub fn rebuild(&mut self, log: &[Event]) -> Result<Vec<Output>, Fault> {
-        let mut rebuilt = Transcript::new(self.limits);
+        let mut rebuilt = self.transcript.restarted();
         let mut log: Vec<&Event> = log.iter().collect();
         log.sort_by_key(|event| (event.attempt, event.index));
         for event in log {
@@ -147,12 +153,6 @@ impl Relay {
         self.tell()
     }
 
-    /// The choices as far as they are known; complete once [`Output::Done`] has been told.
-    pub fn choices(&self) -> Vec<Choice> {
-        let choices = self.transcript.choices().iter();
-        choices.map(|c| Choice { text: c.text.clone(), finish_reason: c.finish }).collect()
-    }
-
     /// Whatever is known and has not been told.
     fn tell(&mut self) -> Result<Vec<Output>, Fault> {
         let mut outputs = Vec::new();
@@ -161,10 +161,13 @@ impl Relay {
         {
             outputs.push(Output::Accepted { fingerprint: fingerprint.to_owned() });
         }
-        for ((told, known), choice) in self.told.iter_mut().zip(self.transcript.choices()).zip(0..) {
-            if let Some(text) = known.text.get(told.bytes..).filter(|text| !text.is_empty()) {
-                outputs.push(Output::Text { choice, text: text.to_owned() });
-                told.bytes = known.text.len();
+        let asked = self.limits.logprobs;
+        for ((told, known), choice) in self.told.iter_mut().zip(self.transcript.choices_mut()).zip(0..) {
+            let logprobs = asked.map(|_| known.take_logprobs());
+            let text = known.text.get(told.bytes..).unwrap_or_default().to_owned();
+            if !text.is_empty() || logprobs.as_ref().is_some_and(|logprobs| !logprobs.is_empty()) {
+                told.bytes = known.text.len().max(told.bytes);
+                outputs.push(Output::Text { choice, text, logprobs });
             }
             if let Some(reason) = known.finish
                 && !std::mem::replace(&mut told.finished, true)
@@ -201,3 +204,7 @@ impl From<&Fault> for ApiError {
 #[cfg(test)]
 #[path = "relay_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "relay/takeover_tests.rs"]
+mod takeover_tests;

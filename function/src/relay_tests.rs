@@ -1,8 +1,7 @@
 use super::*;
-use emberline_shared::event::{ErrorEvent, EventKind, Timings};
-use proptest::prelude::*;
+use emberline_shared::event::{ErrorEvent, EventKind, Timings, TokenLogprob};
 
-const LIMITS: Limits = Limits { choices: 1, tokens: 100 };
+const LIMITS: Limits = Limits { choices: 1, tokens: 100, logprobs: None };
 
 fn event(attempt: u32, index: u32, kind: EventKind) -> Event {
     Event { v: 1, attempt, index, kind }
@@ -13,16 +12,24 @@ fn accepted(attempt: u32) -> Event {
 }
 
 fn tokens(attempt: u32, index: u32, position: u32, count: u32, text: &str) -> Event {
+    tokens_of(0, attempt, index, position, count, text)
+}
+
+fn tokens_of(choice: u32, attempt: u32, index: u32, position: u32, count: u32, text: &str) -> Event {
     let ids = (0..count).collect();
     event(
         attempt,
         index,
-        EventKind::Tokens { choice: 0, position, ids, text: text.into(), logprobs: Vec::new() },
+        EventKind::Tokens { choice, position, ids, text: text.into(), logprobs: Vec::new() },
     )
 }
 
 fn finish(attempt: u32, index: u32) -> Event {
-    event(attempt, index, EventKind::Finish { choice: 0, reason: FinishReason::Stop })
+    finish_of(0, attempt, index)
+}
+
+fn finish_of(choice: u32, attempt: u32, index: u32) -> Event {
+    event(attempt, index, EventKind::Finish { choice, reason: FinishReason::Stop })
 }
 
 fn done(attempt: u32, index: u32) -> Event {
@@ -34,7 +41,11 @@ fn failed(attempt: u32, index: u32) -> Event {
     event(attempt, index, EventKind::Error(error))
 }
 
-/// Text and number of ends in a series of outputs.
+fn text(choice: u32, text: &str) -> Output {
+    Output::Text { choice, text: text.into(), logprobs: None }
+}
+
+/// All text in a series of outputs.
 fn text_of(outputs: &[Output]) -> String {
     outputs
         .iter()
@@ -54,14 +65,167 @@ fn an_answer_is_told_in_order() {
         feed(&mut relay, &log),
         [
             Output::Accepted { fingerprint: "fp".into() },
-            Output::Text { choice: 0, text: "a".into() },
-            Output::Text { choice: 0, text: "bc".into() },
+            text(0, "a"),
+            text(0, "bc"),
             Output::Finish { choice: 0, reason: FinishReason::Stop },
             Output::Done(Usage::default()),
         ]
     );
     assert!(relay.is_over());
-    assert_eq!(relay.choices()[0].text, "abc");
+}
+
+#[test]
+fn choices_take_turns() {
+    let mut relay = Relay::new(Limits { choices: 3, ..LIMITS });
+    let log = [
+        accepted(1),
+        tokens_of(2, 1, 1, 0, 1, "x"),
+        tokens_of(0, 1, 2, 0, 1, "a"),
+        finish_of(1, 1, 3),
+        tokens_of(2, 1, 4, 1, 1, "y"),
+        finish_of(2, 1, 5),
+        tokens_of(0, 1, 6, 1, 2, "b"),
+        finish_of(0, 1, 7),
+        done(1, 8),
+    ];
+    let outputs = feed(&mut relay, &log);
+    assert_eq!(
+        outputs[1..],
+        [
+            text(2, "x"),
+            text(0, "a"),
+            Output::Finish { choice: 1, reason: FinishReason::Stop },
+            text(2, "y"),
+            Output::Finish { choice: 2, reason: FinishReason::Stop },
+            text(0, "b"),
+            Output::Finish { choice: 0, reason: FinishReason::Stop },
+            Output::Done(Usage::default()),
+        ]
+    );
+    assert_eq!(feed(&mut relay, &log), [], "nothing is told twice");
+}
+
+#[test]
+fn a_second_worker_goes_on_with_the_choices_that_are_not_complete() {
+    let limits = Limits { choices: 2, ..LIMITS };
+    let mut relay = Relay::new(limits);
+    let first =
+        [accepted(1), tokens_of(0, 1, 1, 0, 1, "a"), tokens_of(1, 1, 2, 0, 2, "xy"), finish_of(0, 1, 3)];
+    feed(&mut relay, &first);
+    let second = [accepted(2), tokens_of(1, 2, 1, 2, 1, "z"), finish_of(1, 2, 2), done(2, 3)];
+    assert_eq!(feed(&mut relay, &second), []);
+    let outputs = relay.rebuild(&[&first[..], &second[..]].concat()).unwrap();
+    let end = [
+        text(1, "z"),
+        Output::Finish { choice: 1, reason: FinishReason::Stop },
+        Output::Done(Usage::default()),
+    ];
+    assert_eq!(outputs, end);
+
+    // The same from a worker that has not read the log.
+    let mut relay = Relay::new(limits);
+    feed(&mut relay, &first);
+    let second = [
+        accepted(2),
+        tokens_of(1, 2, 1, 0, 3, "xyz"),
+        finish_of(1, 2, 2),
+        tokens_of(0, 2, 3, 0, 1, "a"),
+        finish_of(0, 2, 4),
+        done(2, 5),
+    ];
+    assert_eq!(feed(&mut relay, &second), []);
+    assert_eq!(relay.rebuild(&[&first[..], &second[..]].concat()).unwrap(), end);
+}
+
+#[test]
+fn a_job_that_is_done_with_a_choice_unfinished_is_a_fault() {
+    let mut relay = Relay::new(Limits { choices: 2, ..LIMITS });
+    feed(&mut relay, &[accepted(1), finish_of(1, 1, 1)]);
+    assert_eq!(relay.on_event(done(1, 2)), Err(Fault::Unfinished));
+}
+
+/// `event` with these log-probabilities.
+fn with(mut event: Event, new: Vec<TokenLogprobs>) -> Event {
+    if let EventKind::Tokens { logprobs, .. } = &mut event.kind {
+        *logprobs = new;
+    }
+    event
+}
+
+/// A token with so many alternatives.
+fn token(text: &str, logprob: f32, alternatives: usize) -> TokenLogprobs {
+    let token = TokenLogprob { bytes: text.into(), logprob };
+    TokenLogprobs { top: vec![token.clone(); alternatives], token }
+}
+
+#[test]
+fn log_probabilities_are_told_with_the_tokens_that_an_event_carries() {
+    let mut relay = Relay::new(Limits { logprobs: Some(1), ..LIMITS });
+    let [a, b, c] = [token("a", -1.0, 1), token("b", -2.0, 0), token("c", -3.0, 1)];
+    let log = [
+        accepted(1),
+        with(tokens(1, 1, 0, 2, "ab"), vec![a.clone(), b.clone()]),
+        // No whole character, but a token.
+        with(tokens(1, 2, 2, 1, ""), vec![c.clone()]),
+        // Text that was held back, and no token.
+        tokens(1, 3, 3, 0, "c"),
+        finish(1, 4),
+    ];
+    let told = |text: &str, logprobs: &[&TokenLogprobs]| Output::Text {
+        choice: 0,
+        text: text.into(),
+        logprobs: Some(logprobs.iter().copied().cloned().collect()),
+    };
+    assert_eq!(feed(&mut relay, &log)[1..4], [told("ab", &[&a, &b]), told("", &[&c]), told("c", &[])]);
+
+    // What is told twice over differs in the last bits on another device: the first one counts.
+    let other = token("c", -3.5, 1);
+    let second = [accepted(2), with(tokens(2, 1, 2, 1, "c"), vec![other]), finish(2, 2), done(2, 3)];
+    feed(&mut relay, &second);
+    let outputs = relay.rebuild(&[&log[..], &second[..]].concat()).unwrap();
+    assert_eq!(outputs, [Output::Done(Usage::default())]);
+}
+
+#[test]
+fn log_probabilities_that_were_not_asked_for_are_not_told() {
+    let mut relay = Relay::new(LIMITS);
+    let log = [
+        accepted(1),
+        with(tokens(1, 1, 0, 1, "a"), vec![token("a", -1.0, 1)]),
+        with(tokens(1, 2, 1, 1, ""), vec![token("b", -1.0, 1)]),
+    ];
+    assert_eq!(feed(&mut relay, &log)[1..], [text(0, "a")]);
+}
+
+#[test]
+fn log_probabilities_that_are_not_as_asked_for_are_a_fault() {
+    let sound = token("a", -1.0, 2);
+    let long = "a".repeat(2000);
+    for wrong in [
+        vec![],
+        vec![sound.clone(), sound.clone()],
+        vec![token("a", -1.0, 3)],
+        vec![token("a", f32::NEG_INFINITY, 2)],
+        vec![token(&long, -1.0, 0)],
+    ] {
+        let mut relay = Relay::new(Limits { logprobs: Some(2), ..LIMITS });
+        feed(&mut relay, &[accepted(1)]);
+        let fault = Err(Fault::Logprobs { attempt: 1, index: 1 });
+        assert_eq!(relay.on_event(with(tokens(1, 1, 0, 1, "a"), wrong.clone())), fault, "{wrong:?}");
+    }
+}
+
+#[test]
+fn not_everything_waits_for_a_gap_to_be_closed() {
+    for choices in [1, 3] {
+        let mut relay = Relay::new(Limits { choices, ..LIMITS });
+        feed(&mut relay, &[accepted(1)]);
+        let most = u32::try_from(MAX_WAITING).unwrap() * choices;
+        for index in 0..most {
+            assert_eq!(relay.on_event(tokens(1, index + 2, index + 1, 1, "a")), Ok(Vec::new()));
+        }
+        assert_eq!(relay.on_event(tokens(1, most + 2, 1, 1, "a")), Err(Fault::TooManyWaiting));
+    }
 }
 
 #[test]
@@ -156,9 +320,15 @@ fn what_no_worker_should_write_is_a_fault() {
         (tokens(1, 2, 1, 100, "b"), Fault::TooLong(1)),
         (tokens(1, 2, 1, 1, &"b".repeat(200_000)), Fault::TooLong(1)),
         (event(1, 2, choice), Fault::Choice { attempt: 1, index: 2, choice: 1 }),
+        (tokens_of(7, 1, 2, 0, 1, "b"), Fault::Choice { attempt: 1, index: 2, choice: 7 }),
         (done(1, 2), Fault::Unfinished),
     ] {
         assert_eq!(start().on_event(wrong), Err(fault));
+    }
+    for late in [tokens(1, 3, 1, 1, "b"), tokens(1, 3, 1, 1, ""), tokens(1, 3, 1, 0, "b")] {
+        let mut relay = start();
+        feed(&mut relay, &[finish(1, 2)]);
+        assert_eq!(relay.on_event(late), Err(Fault::OutOfOrder { attempt: 1, index: 3 }));
     }
     let early = Relay::new(LIMITS).on_event(tokens(1, 0, 0, 1, "a"));
     assert_eq!(early, Err(Fault::OutOfOrder { attempt: 1, index: 0 }));
@@ -181,125 +351,4 @@ fn a_newer_protocol_is_refused() {
     assert_eq!(read_event(&json), Err(Fault::Version(2)));
     assert!(matches!(read_event(b"{}"), Err(Fault::Unreadable(_))));
     assert_eq!(read_event(&serde_json::to_vec(&accepted(1)).unwrap()), Ok(accepted(1)));
-}
-
-/// One attempt: the position at which its worker takes over, how it groups tokens, and
-/// whether its connection to the relay is that of a zombie which writes on after its successor.
-#[derive(Debug, Clone)]
-struct Attempt {
-    back: usize,
-    groups: Vec<usize>,
-    extra: usize,
-}
-
-/// Text of each token; some complete no character.
-const TOKENS: [&str; 12] = ["Hel", "lo", "", "é", " ", "wor", "", "", "漢字", "ld", "!", "."];
-
-fn attempts() -> impl Strategy<Value = Vec<Attempt>> {
-    let attempt = (0_usize..4, proptest::collection::vec(1_usize..4, 0..6), 0_usize..3)
-        .prop_map(|(back, groups, extra)| Attempt { back, groups, extra });
-    proptest::collection::vec(attempt, 0..4)
-}
-
-/// The log that these attempts leave, the last one running to the end.
-fn log_of(attempts: &[Attempt]) -> Vec<Event> {
-    let mut log = Vec::new();
-    let mut written = 0;
-    let mut boundaries = vec![0];
-    let all = attempts.iter().cloned().chain([Attempt { back: 1, groups: vec![2; 20], extra: 0 }]);
-    let count = attempts.len() + 1;
-    for (n, attempt) in (1_u32..).zip(all) {
-        // Take over at a place where some event began.
-        let from = boundaries[boundaries.len().saturating_sub(1 + attempt.back)];
-        let mut index = 1;
-        let mut at = from;
-        log.push(accepted(n));
-        let start = log.len();
-        for group in attempt.groups {
-            let end = (at + group).min(TOKENS.len());
-            if end > at {
-                log.push(tokens(n, index, at as u32, (end - at) as u32, &TOKENS[at..end].concat()));
-                index += 1;
-                boundaries.push(end);
-                at = end;
-            }
-        }
-        written = written.max(at);
-        boundaries.sort_unstable();
-        boundaries.dedup();
-        if n as usize == count {
-            log.push(finish(n, index));
-            log.push(done(n, index + 1));
-        } else {
-            // Its last words reach the log after its successor's first one.
-            let late = log.len().saturating_sub(attempt.extra).max(start);
-            let zombie = log.split_off(late);
-            if let Some(Event { kind: EventKind::Tokens { position, .. }, .. }) = zombie.first() {
-                let position = *position as usize;
-                boundaries.retain(|b| *b <= position);
-            }
-            log.extend(zombie.into_iter().map(|event| Event { v: 0, ..event }));
-        }
-    }
-    // Zombies' words (marked by version 0) move behind the next attempt's first event.
-    let mut ordered = Vec::new();
-    let mut late = Vec::new();
-    for event in log {
-        if event.v == 0 {
-            late.push(Event { v: 1, ..event });
-        } else {
-            let is_start = event.index == 0;
-            ordered.push(event);
-            if is_start {
-                ordered.append(&mut late);
-            }
-        }
-    }
-    ordered
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
-    #[test]
-    fn every_character_comes_exactly_once(
-        attempts in attempts(),
-        fates in proptest::collection::vec(0_u8..8, 100),
-        swaps in proptest::collection::vec(0_usize..60, 0..10),
-        lag in 0_usize..4,
-    ) {
-        let log = log_of(&attempts);
-        // What the subscription brings: some lost, some twice, some swapped.
-        let mut live: Vec<(usize, Event)> = Vec::new();
-        for ((place, event), fate) in log.iter().cloned().enumerate().zip(&fates) {
-            match fate {
-                0 => {}
-                1 => live.extend([(place, event.clone()), (place, event)]),
-                _ => live.push((place, event)),
-            }
-        }
-        for swap in swaps {
-            if swap + 1 < live.len() {
-                live.swap(swap, swap + 1);
-            }
-        }
-        let mut relay = Relay::new(LIMITS);
-        let mut outputs = Vec::new();
-        let mut stored = 0;
-        for (place, event) in live {
-            outputs.extend(relay.on_event(event).unwrap());
-            stored = stored.max(place + 1);
-            if relay.has_gap() {
-                outputs.extend(relay.rebuild(&log[..stored.saturating_sub(lag)]).unwrap());
-            }
-        }
-        // In the end silence makes the caller look at the log.
-        outputs.extend(relay.rebuild(&log).unwrap());
-        prop_assert_eq!(text_of(&outputs), TOKENS.concat());
-        prop_assert_eq!(outputs.last(), Some(&Output::Done(Usage::default())));
-        let count = |wanted: fn(&Output) -> bool| outputs.iter().filter(|o| wanted(o)).count();
-        prop_assert_eq!(count(|o| matches!(o, Output::Accepted { .. })), 1);
-        prop_assert_eq!(count(|o| matches!(o, Output::Finish { .. })), 1);
-        prop_assert_eq!(count(|o| matches!(o, Output::Done(_))), 1);
-        prop_assert!(relay.is_over() && !relay.has_gap());
-    }
 }

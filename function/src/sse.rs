@@ -4,7 +4,16 @@
 use bytes::Bytes;
 use emberline_shared::chat::{Delta, Envelope};
 use emberline_shared::error::ApiError;
-use emberline_shared::event::{FinishReason, Usage};
+use emberline_shared::event::{FinishReason, TokenLogprobs, Usage};
+
+use crate::relay::Limits;
+
+/// Bytes that a frame takes for one token, and for what does not depend on tokens.
+const FRAME_BYTES: usize = 4096;
+/// Bytes that one more log-probability takes, with the token twice: as text and in numbers.
+const LOGPROB_BYTES: usize = 256;
+/// Most bytes that wait for one client, whatever it asked for: its instance serves others, too.
+const MAX_BACKLOG: usize = 64 * 1024 * 1024;
 
 /// Ends a stream that is complete.
 pub const DONE: Bytes = Bytes::from_static(b"data: [DONE]\n\n");
@@ -27,8 +36,8 @@ impl Frames {
     }
 
     /// More text of a choice.
-    pub fn text(&self, choice: u32, text: &str) -> Bytes {
-        self.chunk(choice, &Delta::Content(text), None)
+    pub fn text(&self, choice: u32, text: &str, logprobs: Option<&[TokenLogprobs]>) -> Bytes {
+        self.chunk(choice, &Delta::Content { text, logprobs }, None)
     }
 
     /// The last chunk of a choice.
@@ -46,6 +55,15 @@ impl Frames {
     }
 }
 
+/// How many bytes of frames a client may leave unread: all of its answer, within reason.
+pub fn max_backlog(limits: Limits) -> usize {
+    let count = |count: u32| usize::try_from(count).unwrap_or(usize::MAX);
+    let tokens = count(limits.choices).saturating_mul(count(limits.tokens));
+    let logprobs = limits.logprobs.map_or(0, |top| count(top).saturating_add(1));
+    let frame = logprobs.saturating_mul(LOGPROB_BYTES).saturating_add(FRAME_BYTES);
+    tokens.saturating_add(16).saturating_mul(frame).min(MAX_BACKLOG)
+}
+
 /// A failure after the stream has begun; no [`DONE`] follows it.
 pub fn error(error: &ApiError) -> Bytes {
     data(&error.body().to_string())
@@ -60,6 +78,7 @@ fn data(json: &str) -> Bytes {
 mod tests {
     use super::*;
     use emberline_shared::error::ErrorCode;
+    use emberline_shared::event::TokenLogprob;
     use emberline_shared::subject::JobId;
     use proptest::prelude::*;
     use serde_json::{Value, json};
@@ -89,7 +108,7 @@ mod tests {
         let frames = frames(false);
         let delta = |frame| payload(&frame)["choices"][0].clone();
         assert_eq!(delta(frames.role(0))["delta"], json!({"role": "assistant", "content": ""}));
-        assert_eq!(delta(frames.text(0, "x\ny"))["delta"], json!({"content": "x\ny"}));
+        assert_eq!(delta(frames.text(0, "x\ny", None))["delta"], json!({"content": "x\ny"}));
         let last = delta(frames.finish(0, FinishReason::Length));
         assert_eq!((&last["delta"], &last["finish_reason"]), (&json!({}), &json!("length")));
         assert_eq!(frames.usage(&Usage::default()), None);
@@ -97,9 +116,30 @@ mod tests {
     }
 
     #[test]
+    fn log_probabilities_come_with_their_text() {
+        let token = TokenLogprob { bytes: b"x".into(), logprob: -0.5 };
+        let frame = frames(false).text(3, "", Some(&[TokenLogprobs { token, top: Vec::new() }]));
+        let choice = payload(&frame)["choices"][0].clone();
+        assert_eq!((&choice["index"], &choice["delta"]), (&json!(3), &json!({"content": ""})));
+        let token = json!({"token": "x", "logprob": -0.5, "bytes": [120], "top_logprobs": []});
+        assert_eq!(choice["logprobs"], json!({"content": [token], "refusal": null}));
+    }
+
+    #[test]
+    fn a_client_may_be_behind_by_its_whole_answer_within_reason() {
+        let limits = Limits { choices: 1, tokens: 100, logprobs: None };
+        let one = max_backlog(limits);
+        assert_eq!(one, 116 * FRAME_BYTES);
+        assert!(max_backlog(Limits { choices: 2, ..limits }) > one);
+        assert!(max_backlog(Limits { logprobs: Some(20), ..limits }) > one);
+        let most = Limits { choices: u32::MAX, tokens: u32::MAX, logprobs: Some(u32::MAX) };
+        assert_eq!(max_backlog(most), MAX_BACKLOG);
+    }
+
+    #[test]
     fn usage_comes_in_a_chunk_of_its_own() {
         let frames = frames(true);
-        assert_eq!(payload(&frames.text(0, "x"))["usage"], Value::Null);
+        assert_eq!(payload(&frames.text(0, "x", None))["usage"], Value::Null);
         let usage = payload(
             &frames.usage(&Usage { prompt_tokens: 1, cached_tokens: 0, completion_tokens: 2 }).unwrap(),
         );
@@ -115,7 +155,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_text_breaks_a_frame(text in ".*|[\\n\\r\u{2028}]{0,5}") {
-            prop_assert_eq!(&payload(&frames(false).text(0, &text))["choices"][0]["delta"]["content"], &json!(text));
+            prop_assert_eq!(&payload(&frames(false).text(0, &text, None))["choices"][0]["delta"]["content"], &json!(text));
         }
     }
 }

@@ -3,18 +3,19 @@
 //! Every parameter is implemented, or accepted because its value asks for nothing
 //! ([`ASKS_NOTHING`]), or refused by name. None is ignored.
 
+mod answer;
 mod sampling;
 
+pub use answer::{Choice, Delta, Envelope};
 pub use sampling::{MAX_LOGIT_BIASES, MAX_STOP_TOKEN_IDS};
 
-use serde::Serialize;
+use std::ops::RangeInclusive;
+
 use serde_json::{Map, Value};
 
 use crate::error::{ApiError, ErrorCode};
-use crate::event::{FinishReason, Usage};
 use crate::fields::{Fields, parse_body, type_error};
 use crate::job::{GenerationRequest, Message, Role};
-use crate::subject::JobId;
 
 /// Deepest nesting of a request body.
 pub const MAX_DEPTH: usize = 64;
@@ -24,6 +25,10 @@ pub const MAX_MODEL_CHARS: usize = 256;
 pub const MAX_STOPS: usize = 4;
 /// Most pairs in `metadata`.
 pub const MAX_METADATA: usize = 16;
+/// Most choices.
+pub const MAX_CHOICES: u32 = 16;
+/// Most alternatives whose log-probabilities come with a token's own.
+pub const MAX_TOP_LOGPROBS: u32 = 20;
 
 /// A chat-completions request, validated.
 #[derive(Debug, Clone, PartialEq)]
@@ -52,8 +57,10 @@ impl ChatRequest {
         let include_usage = read_stream_options(&mut fields, stream)?;
         let max_tokens = read_max_tokens(&mut fields)?;
         let stop = read_stop(&mut fields)?;
+        let n = count(&mut fields, "n", 1..=MAX_CHOICES)?.unwrap_or(1);
+        let logprobs = read_logprobs(&mut fields)?;
         let sampling = sampling::read(&mut fields, max_tokens)?;
-        let generation = GenerationRequest { messages, max_tokens, stop, n: 1, logprobs: None, sampling };
+        let generation = GenerationRequest { messages, max_tokens, stop, n, logprobs, sampling };
         // The sign only names one of 2^64 seeds.
         let seed = fields.integer("seed", i64::MIN..=i64::MAX)?.map(|s| s as u64);
         let metadata = read_metadata(&mut fields)?;
@@ -158,6 +165,22 @@ fn non_empty_stop(stop: String, path: &str) -> Result<String, ApiError> {
     Ok(stop)
 }
 
+fn count(fields: &mut Fields, name: &str, range: RangeInclusive<u32>) -> Result<Option<u32>, ApiError> {
+    let count = fields.integer(name, i64::from(*range.start())..=i64::from(*range.end()))?;
+    Ok(count.and_then(|count| u32::try_from(count).ok()))
+}
+
+/// How many alternatives come with each token's log-probability; `None` if that is not wanted.
+fn read_logprobs(fields: &mut Fields) -> Result<Option<u32>, ApiError> {
+    let wanted = fields.boolean("logprobs")?.unwrap_or(false);
+    let top = count(fields, "top_logprobs", 0..=MAX_TOP_LOGPROBS)?.unwrap_or(0);
+    if top > 0 && !wanted {
+        let message = "'top_logprobs' needs 'logprobs' to be true. Set that, or leave 'top_logprobs' out.";
+        return Err(fields.error(ErrorCode::InvalidValue, "top_logprobs", message));
+    }
+    Ok(wanted.then_some(top))
+}
+
 fn read_stream_options(fields: &mut Fields, stream: bool) -> Result<bool, ApiError> {
     let Some(mut options) = fields.object("stream_options")? else { return Ok(false) };
     if !stream {
@@ -195,24 +218,17 @@ pub type AsksNothing = (&'static str, fn(&Value) -> bool);
 
 /// Parameters that are accepted because these values ask for nothing to be done.
 pub const ASKS_NOTHING: &[AsksNothing] = &[
-    ("logprobs", is_false),
-    ("n", |v| v.as_u64() == Some(1)),
     ("parallel_tool_calls", Value::is_boolean),
     ("prompt_cache_key", Value::is_string),
     ("prompt_cache_retention", Value::is_string),
     ("response_format", |v| *v == serde_json::json!({"type": "text"})),
     ("safety_identifier", Value::is_string),
     ("service_tier", |v| matches!(v.as_str(), Some("auto" | "default"))),
-    ("store", is_false),
+    ("store", |v| v.as_bool() == Some(false)),
     ("tool_choice", |v| v.as_str() == Some("none")),
     ("tools", |v| v.as_array().is_some_and(Vec::is_empty)),
-    ("top_logprobs", |v| v.as_u64() == Some(0)),
     ("user", Value::is_string),
 ];
-
-fn is_false(value: &Value) -> bool {
-    value.as_bool() == Some(false)
-}
 
 fn read_asks_nothing(fields: &mut Fields) -> Result<(), ApiError> {
     for (name, asks_nothing) in ASKS_NOTHING {
@@ -261,190 +277,6 @@ fn unsupported(fields: &Fields, name: &str) -> ApiError {
     let path = fields.path_of(name);
     let message = format!("'{path}' with this value is not supported. Leave it out.");
     ApiError::field(ErrorCode::UnsupportedParameter, path, message)
-}
-
-/// What every answer to one request has in common.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Envelope {
-    /// Makes the answer's id.
-    pub job: JobId,
-    /// Unix seconds.
-    pub created: u64,
-    /// As the client wrote it.
-    pub model: String,
-    /// Names weights and engine.
-    pub fingerprint: String,
-    /// Returned as it came.
-    pub metadata: Option<Map<String, Value>>,
-}
-
-#[derive(Serialize)]
-struct Head<'a> {
-    id: String,
-    object: &'static str,
-    created: u64,
-    model: &'a str,
-    system_fingerprint: &'a str,
-    service_tier: &'static str,
-}
-
-impl Envelope {
-    fn head(&self, object: &'static str) -> Head<'_> {
-        Head {
-            id: format!("chatcmpl-{}", self.job),
-            object,
-            created: self.created,
-            model: &self.model,
-            system_fingerprint: &self.fingerprint,
-            service_tier: "default",
-        }
-    }
-
-    /// The whole answer, as `chat.completion`.
-    pub fn completion(&self, choices: &[Choice], usage: &Usage) -> String {
-        #[derive(Serialize)]
-        struct Completion<'a> {
-            #[serde(flatten)]
-            head: Head<'a>,
-            choices: Vec<CompletionChoice<'a>>,
-            usage: UsageBody,
-            #[serde(skip_serializing_if = "Option::is_none")]
-            metadata: Option<&'a Map<String, Value>>,
-        }
-        #[derive(Serialize)]
-        struct CompletionChoice<'a> {
-            index: usize,
-            message: AssistantMessage<'a>,
-            logprobs: Option<()>,
-            finish_reason: Option<FinishReason>,
-        }
-        #[derive(Serialize)]
-        struct AssistantMessage<'a> {
-            role: &'static str,
-            content: &'a str,
-            refusal: Option<()>,
-        }
-        let choices = choices.iter().enumerate().map(|(index, choice)| CompletionChoice {
-            index,
-            message: AssistantMessage { role: "assistant", content: &choice.text, refusal: None },
-            logprobs: None,
-            finish_reason: choice.finish_reason,
-        });
-        to_json(&Completion {
-            head: self.head("chat.completion"),
-            choices: choices.collect(),
-            usage: usage.into(),
-            metadata: self.metadata.as_ref(),
-        })
-    }
-
-    /// One `chat.completion.chunk` of a stream; `include_usage` puts `usage: null` on it.
-    pub fn chunk(
-        &self,
-        choice: u32,
-        delta: &Delta<'_>,
-        finish: Option<FinishReason>,
-        include_usage: bool,
-    ) -> String {
-        let (role, content) = match delta {
-            Delta::Role => (Some("assistant"), Some("")),
-            Delta::Content(text) => (None, Some(*text)),
-            Delta::Empty => (None, None),
-        };
-        let delta = DeltaBody { role, content };
-        let choice = ChunkChoice { index: choice, delta, logprobs: None, finish_reason: finish };
-        self.chunk_of(&[choice], include_usage.then_some(None))
-    }
-
-    /// The last chunk of a stream whose client asked for usage: no choices.
-    pub fn usage_chunk(&self, usage: &Usage) -> String {
-        self.chunk_of(&[], Some(Some(usage.into())))
-    }
-
-    /// `usage` is absent, or null, or counts.
-    fn chunk_of(&self, choices: &[ChunkChoice<'_>], usage: Option<Option<UsageBody>>) -> String {
-        #[derive(Serialize)]
-        struct Chunk<'a> {
-            #[serde(flatten)]
-            head: Head<'a>,
-            choices: &'a [ChunkChoice<'a>],
-            #[serde(skip_serializing_if = "Option::is_none")]
-            usage: Option<Option<UsageBody>>,
-        }
-        to_json(&Chunk { head: self.head("chat.completion.chunk"), choices, usage })
-    }
-}
-
-#[derive(Serialize)]
-struct ChunkChoice<'a> {
-    index: u32,
-    delta: DeltaBody<'a>,
-    logprobs: Option<()>,
-    finish_reason: Option<FinishReason>,
-}
-
-#[derive(Serialize)]
-struct DeltaBody<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    role: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    content: Option<&'a str>,
-}
-
-#[derive(Serialize)]
-struct UsageBody {
-    prompt_tokens: u32,
-    completion_tokens: u32,
-    total_tokens: u64,
-    prompt_tokens_details: PromptTokensDetails,
-    completion_tokens_details: CompletionTokensDetails,
-}
-
-#[derive(Serialize)]
-struct PromptTokensDetails {
-    cached_tokens: u32,
-}
-
-#[derive(Serialize)]
-struct CompletionTokensDetails {
-    reasoning_tokens: u32,
-}
-
-impl From<&Usage> for UsageBody {
-    fn from(usage: &Usage) -> Self {
-        Self {
-            prompt_tokens: usage.prompt_tokens,
-            completion_tokens: usage.completion_tokens,
-            total_tokens: u64::from(usage.prompt_tokens) + u64::from(usage.completion_tokens),
-            prompt_tokens_details: PromptTokensDetails { cached_tokens: usage.cached_tokens },
-            completion_tokens_details: CompletionTokensDetails { reasoning_tokens: 0 },
-        }
-    }
-}
-
-/// One complete choice.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Choice {
-    /// The whole text.
-    pub text: String,
-    /// Why it ended.
-    pub finish_reason: Option<FinishReason>,
-}
-
-/// What a chunk adds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Delta<'a> {
-    /// The first chunk: who speaks.
-    Role,
-    /// More text.
-    Content(&'a str),
-    /// The last chunk of a choice.
-    Empty,
-}
-
-/// Serialises a value that cannot fail: string keys, no foreign `Serialize`.
-fn to_json(value: &impl Serialize) -> String {
-    serde_json::to_string(value).unwrap_or_default()
 }
 
 #[cfg(test)]

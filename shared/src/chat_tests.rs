@@ -2,7 +2,9 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
+use crate::event::{FinishReason, IMPOSSIBLE, TokenLogprob, TokenLogprobs, Usage};
 use crate::job::SamplingOptions;
+use crate::subject::JobId;
 
 fn parse(body: &Value) -> Result<ChatRequest, ApiError> {
     ChatRequest::parse(body.to_string().as_bytes())
@@ -73,7 +75,17 @@ fn each_bad_field_is_named() {
         ("seed", json!("x"), InvalidType, "seed"),
         ("stream", json!("yes"), InvalidType, "stream"),
         ("stream_options", json!({"include_usage": true}), InvalidValue, "stream_options"),
-        ("n", json!(2), UnsupportedParameter, "n"),
+        ("n", json!(0), InvalidValue, "n"),
+        ("n", json!(17), InvalidValue, "n"),
+        ("n", json!(2.0), InvalidType, "n"),
+        ("n", json!("2"), InvalidType, "n"),
+        ("logprobs", json!(5), InvalidType, "logprobs"),
+        ("logprobs", json!("true"), InvalidType, "logprobs"),
+        ("top_logprobs", json!(21), InvalidValue, "top_logprobs"),
+        ("top_logprobs", json!(-1), InvalidValue, "top_logprobs"),
+        ("top_logprobs", json!(true), InvalidType, "top_logprobs"),
+        // Without `logprobs`.
+        ("top_logprobs", json!(1), InvalidValue, "top_logprobs"),
         ("store", json!(true), UnsupportedParameter, "store"),
         ("service_tier", json!("flex"), UnsupportedParameter, "service_tier"),
         ("metadata", json!({"a": 1}), InvalidType, "metadata.a"),
@@ -132,8 +144,6 @@ fn both_names_of_the_token_limit_must_agree() {
 #[test]
 fn values_that_ask_for_nothing_are_accepted() {
     for (name, value) in [
-        ("n", json!(1)),
-        ("logprobs", json!(false)),
         ("response_format", json!({"type": "text"})),
         ("user", json!("u")),
         ("metadata", json!({"k": "v"})),
@@ -142,6 +152,33 @@ fn values_that_ask_for_nothing_are_accepted() {
         ("messages", json!([{"role": "assistant", "content": "", "refusal": null, "tool_calls": null}])),
     ] {
         assert!(parse(&with(name, value)).is_ok(), "{name}");
+    }
+}
+
+#[test]
+fn the_number_of_choices_is_read() {
+    for (value, n) in [(json!(null), 1), (json!(1), 1), (json!(16), 16)] {
+        assert_eq!(parse(&with("n", value)).unwrap().generation.n, n);
+    }
+    assert_eq!(parse(&with("user", json!("u"))).unwrap().generation.n, 1);
+}
+
+#[test]
+fn alternatives_come_only_with_log_probabilities() {
+    let logprobs = |logprobs: Value, top: Value| {
+        let mut body = with("logprobs", logprobs);
+        body["top_logprobs"] = top;
+        parse(&body).map(|request| request.generation.logprobs)
+    };
+    assert_eq!(logprobs(json!(true), json!(null)), Ok(Some(0)));
+    assert_eq!(logprobs(json!(true), json!(0)), Ok(Some(0)));
+    assert_eq!(logprobs(json!(true), json!(20)), Ok(Some(20)));
+    for no in [json!(false), json!(null)] {
+        assert_eq!(logprobs(no.clone(), json!(null)), Ok(None));
+        assert_eq!(logprobs(no.clone(), json!(0)), Ok(None));
+        let error = logprobs(no, json!(5)).unwrap_err();
+        assert_eq!((error.code, error.param.as_deref()), (ErrorCode::InvalidValue, Some("top_logprobs")));
+        assert!(error.message.contains("'logprobs'"), "the remedy: {error}");
     }
 }
 
@@ -218,29 +255,111 @@ fn negative_seeds_are_seeds() {
     assert_eq!(parse(&with("seed", json!(-1))).unwrap().seed, Some(u64::MAX));
 }
 
-#[test]
-fn chunks_have_the_documented_shape() {
-    let envelope = Envelope {
+fn envelope() -> Envelope {
+    Envelope {
         job: JobId::from_random(1),
         created: 5,
         model: "m".into(),
         fingerprint: "fp".into(),
         metadata: None,
-    };
-    let parse = |text: String| serde_json::from_str::<Value>(&text).unwrap();
-    let first = parse(envelope.chunk(0, &Delta::Role, None, false));
+    }
+}
+
+fn value(text: String) -> Value {
+    serde_json::from_str(&text).unwrap()
+}
+
+#[test]
+fn chunks_have_the_documented_shape() {
+    let envelope = envelope();
+    let first = value(envelope.chunk(0, &Delta::Role, None, false));
     assert_eq!(first["object"], "chat.completion.chunk");
     assert_eq!(first["id"], format!("chatcmpl-{:032x}", 1));
     assert_eq!(first["choices"][0]["delta"], json!({"role": "assistant", "content": ""}));
     assert!(first.get("usage").is_none());
-    let last = parse(envelope.chunk(0, &Delta::Empty, Some(FinishReason::Stop), true));
+    let more = value(envelope.chunk(2, &Delta::Content { text: "x", logprobs: None }, None, false));
+    assert_eq!(
+        more["choices"],
+        json!([{"index": 2, "delta": {"content": "x"}, "logprobs": null, "finish_reason": null}])
+    );
+    let last = value(envelope.chunk(0, &Delta::Empty, Some(FinishReason::Stop), true));
     assert_eq!(last["choices"][0]["delta"], json!({}));
     assert_eq!(last["choices"][0]["finish_reason"], "stop");
     assert_eq!(last["usage"], Value::Null);
     let usage =
-        parse(envelope.usage_chunk(&Usage { prompt_tokens: 2, cached_tokens: 0, completion_tokens: 3 }));
+        value(envelope.usage_chunk(&Usage { prompt_tokens: 2, cached_tokens: 1, completion_tokens: 3 }));
     assert_eq!(usage["choices"], json!([]));
     assert_eq!(usage["usage"]["total_tokens"], 5);
+    assert_eq!(usage["usage"]["prompt_tokens_details"], json!({"cached_tokens": 1}));
+}
+
+/// The first two of the three bytes of U+6F22, with alternatives.
+fn part_of_a_character() -> TokenLogprobs {
+    let token = |bytes: &[u8], logprob| TokenLogprob { bytes: bytes.to_vec(), logprob };
+    TokenLogprobs {
+        token: token(&[0xe6, 0xbc], -0.5),
+        top: vec![token(b" a", -0.25), token(&[0xe6, 0xbc], -0.5), token(b"", IMPOSSIBLE)],
+    }
+}
+
+fn part_of_a_character_in_json() -> Value {
+    json!([{
+        "token": "\u{fffd}", "logprob": -0.5, "bytes": [0xe6, 0xbc],
+        "top_logprobs": [
+            {"token": " a", "logprob": -0.25, "bytes": [32, 97]},
+            {"token": "\u{fffd}", "logprob": -0.5, "bytes": [0xe6, 0xbc]},
+            {"token": "", "logprob": -9999.0, "bytes": null},
+        ],
+    }])
+}
+
+#[test]
+fn a_chunk_carries_the_log_probabilities_of_its_tokens() {
+    let chunk = |logprobs: &[TokenLogprobs]| {
+        let delta = Delta::Content { text: "", logprobs: Some(logprobs) };
+        value(envelope().chunk(1, &delta, None, false))["choices"][0].clone()
+    };
+    let part = chunk(&[part_of_a_character()]);
+    assert_eq!(part["delta"], json!({"content": ""}));
+    assert_eq!(part["logprobs"], json!({"content": part_of_a_character_in_json(), "refusal": null}));
+    assert_eq!(chunk(&[])["logprobs"], json!({"content": [], "refusal": null}));
+}
+
+#[test]
+fn an_answer_has_all_choices_in_order() {
+    let choices = [
+        Choice { text: "a".into(), logprobs: None, finish_reason: Some(FinishReason::Stop) },
+        Choice {
+            text: "b".into(),
+            logprobs: Some(vec![part_of_a_character()]),
+            finish_reason: Some(FinishReason::Length),
+        },
+    ];
+    let usage = Usage { prompt_tokens: 2, cached_tokens: 1, completion_tokens: 3 };
+    let answer = value(envelope().completion(&choices, &usage));
+    assert_eq!(answer["object"], "chat.completion");
+    assert_eq!(
+        answer["choices"],
+        json!([
+            {
+                "index": 0, "message": {"role": "assistant", "content": "a", "refusal": null},
+                "logprobs": null, "finish_reason": "stop",
+            },
+            {
+                "index": 1, "message": {"role": "assistant", "content": "b", "refusal": null},
+                "logprobs": {"content": part_of_a_character_in_json(), "refusal": null},
+                "finish_reason": "length",
+            },
+        ])
+    );
+    assert_eq!(
+        answer["usage"],
+        json!({
+            "prompt_tokens": 2, "completion_tokens": 3, "total_tokens": 5,
+            "prompt_tokens_details": {"cached_tokens": 1},
+            "completion_tokens_details": {"reasoning_tokens": 0},
+        })
+    );
 }
 
 fn any_json() -> impl Strategy<Value = Value> {
@@ -265,7 +384,7 @@ proptest! {
     fn any_value_in_any_field_is_read_or_refused_with_its_name(
         name in prop_oneof![Just("temperature"), Just("stop"), Just("messages"), Just("seed"), Just("stream_options"),
                             Just("max_tokens"), Just("metadata"), Just("n"), Just("zzz"), Just("logit_bias"),
-                            Just("stop_token_ids"), Just("top_k"), Just("repetition_penalty"), Just("min_tokens")],
+                            Just("stop_token_ids"), Just("logprobs"), Just("top_logprobs"), Just("top_k"), Just("repetition_penalty"), Just("min_tokens")],
         value in any_json(),
     ) {
         if let Err(error) = parse(&with(name, value)) {

@@ -15,6 +15,7 @@ pub mod event;
 pub mod fields;
 pub mod heartbeat;
 pub mod job;
+pub mod measurement;
 pub mod models;
 pub mod subject;
 

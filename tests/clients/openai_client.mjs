@@ -42,6 +42,15 @@ assert.deepEqual(usage, whole.usage);
 const helper = client.chat.completions.stream(options);
 assert.equal(await helper.finalContent(), text);
 
+const several = await client.chat.completions.create({ ...options, n: 2, logprobs: true, top_logprobs: 1 });
+assert.deepEqual(several.choices.map((choice) => choice.index), [0, 1]);
+for (const choice of several.choices) {
+  assert.equal(choice.message.content, text);
+  const tokens = choice.logprobs.content;
+  assert.equal(Buffer.concat(tokens.map((token) => Buffer.from(token.bytes ?? []))).toString(), text);
+  for (const token of tokens) assert.equal(token.top_logprobs[0].logprob, token.logprob);
+}
+
 const errors = {};
 async function refused(name, kind, request) {
   await assert.rejects(request, (error) => {
@@ -51,6 +60,7 @@ async function refused(name, kind, request) {
   });
 }
 await refused("temperature", OpenAI.BadRequestError, client.chat.completions.create({ ...options, temperature: 3 }));
+await refused("top_logprobs", OpenAI.BadRequestError, client.chat.completions.create({ ...options, top_logprobs: 2 }));
 await refused("unknown", OpenAI.BadRequestError, client.chat.completions.create({ ...options, no_such_parameter: 1 }));
 await refused("model", OpenAI.NotFoundError, client.chat.completions.create({ ...options, model: "no-such-model" }));
 await refused("key", OpenAI.AuthenticationError, new OpenAI({ apiKey: "wrong", maxRetries: 0 }).models.list());

@@ -46,6 +46,28 @@ seeded = {**OPTIONS, "temperature": 1.0, "seed": 11, "top_p": 0.9, "stop": ["\n"
 first, second = (client.chat.completions.create(**seeded).choices[0].message.content for _ in range(2))
 assert first == second
 
+several = {**seeded, "n": 3, "logprobs": True, "top_logprobs": 2}
+whole_choices = client.chat.completions.create(**several).choices
+assert [choice.index for choice in whole_choices] == [0, 1, 2]
+assert whole_choices[0].message.content == first
+said, told, ends = ["", "", ""], [[], [], []], [None, None, None]
+for chunk in client.chat.completions.create(**several, stream=True):
+    for choice in chunk.choices:
+        said[choice.index] += choice.delta.content or ""
+        told[choice.index] += choice.logprobs.content if choice.logprobs else []
+        ends[choice.index] = choice.finish_reason or ends[choice.index]
+for choice in whole_choices:
+    tokens = choice.logprobs.content
+    assert said[choice.index] == choice.message.content
+    assert [token.model_dump() for token in told[choice.index]] == [token.model_dump() for token in tokens]
+    assert ends[choice.index] == choice.finish_reason
+    text = b"".join(bytes(token.bytes or []) for token in tokens).decode(errors="replace")
+    # The tokens of the stop string are there, its text is not.
+    assert text.startswith(choice.message.content), (text, choice.message.content)
+    for token in tokens:
+        assert token.logprob <= 0 and len(token.top_logprobs) == 2
+        assert token.top_logprobs[0].logprob >= token.top_logprobs[1].logprob
+
 errors = {}
 
 
@@ -59,6 +81,7 @@ def refused(name, exception, **options):
 
 
 refused("temperature", openai.BadRequestError, temperature=3)
+refused("top_logprobs", openai.BadRequestError, top_logprobs=2)
 refused("unknown", openai.BadRequestError, extra_body={"no_such_parameter": 1})
 refused("model", openai.NotFoundError, model="no-such-model")
 try:

@@ -1,7 +1,6 @@
 //! Reading a stream of server-sent events as a client would.
 
 use anyhow::{Context as _, Result, bail, ensure};
-use futures::StreamExt as _;
 use serde_json::Value;
 
 /// A whole stream, read to its end.
@@ -15,24 +14,45 @@ pub struct Transcript {
     pub done: bool,
 }
 
-impl Transcript {
-    /// Reads a response to its end; each line must be an event, a comment or empty.
-    pub async fn read(response: reqwest::Response) -> Result<Self> {
-        let mut transcript = Self::default();
-        let (mut body, mut pending) = (response.bytes_stream(), Vec::new());
-        while let Some(bytes) = body.next().await {
-            pending.extend_from_slice(&bytes?);
-            while let Some(end) = pending.windows(2).position(|w| w == b"\n\n") {
-                let event: Vec<u8> = pending.drain(..end + 2).collect();
-                transcript.take(std::str::from_utf8(&event)?)?;
-            }
+/// A stream that is being read.
+pub struct Reading {
+    response: reqwest::Response,
+    pending: Vec<u8>,
+    /// What has come.
+    pub transcript: Transcript,
+}
+
+impl Reading {
+    /// Begins with a response.
+    pub fn new(response: reqwest::Response) -> Self {
+        Self { response, pending: Vec::new(), transcript: Transcript::default() }
+    }
+
+    /// Reads on; whether there was more. Each line must be an event, a comment or empty.
+    pub async fn advance(&mut self) -> Result<bool> {
+        let Some(bytes) = self.response.chunk().await? else {
+            ensure!(
+                self.pending.is_empty(),
+                "the stream ends within an event: {:?}",
+                String::from_utf8_lossy(&self.pending)
+            );
+            return Ok(false);
+        };
+        self.pending.extend_from_slice(&bytes);
+        while let Some(end) = self.pending.windows(2).position(|w| w == b"\n\n") {
+            let event: Vec<u8> = self.pending.drain(..end + 2).collect();
+            self.transcript.take(std::str::from_utf8(&event)?)?;
         }
-        ensure!(
-            pending.is_empty(),
-            "the stream ends within an event: {:?}",
-            String::from_utf8_lossy(&pending)
-        );
-        Ok(transcript)
+        Ok(true)
+    }
+}
+
+impl Transcript {
+    /// Reads a response to its end.
+    pub async fn read(response: reqwest::Response) -> Result<Self> {
+        let mut reading = Reading::new(response);
+        while reading.advance().await? {}
+        Ok(reading.transcript)
     }
 
     fn take(&mut self, event: &str) -> Result<()> {
@@ -50,14 +70,36 @@ impl Transcript {
         Ok(())
     }
 
+    /// What the chunks bring for one choice, in order.
+    pub fn choice(&self, index: u64) -> impl Iterator<Item = &Value> {
+        let choices = self.chunks.iter().filter_map(|chunk| chunk["choices"].as_array()).flatten();
+        choices.filter(move |choice| choice["index"] == index)
+    }
+
     /// All content of choice 0, joined.
     pub fn text(&self) -> String {
-        self.chunks.iter().filter_map(|c| c["choices"][0]["delta"]["content"].as_str()).collect()
+        self.text_of(0)
+    }
+
+    /// All content of one choice, joined.
+    pub fn text_of(&self, index: u64) -> String {
+        self.choice(index).filter_map(|choice| choice["delta"]["content"].as_str()).collect()
+    }
+
+    /// The log-probabilities of one choice's tokens, joined.
+    pub fn logprobs_of(&self, index: u64) -> Vec<Value> {
+        let tokens = self.choice(index).filter_map(|choice| choice["logprobs"]["content"].as_array());
+        tokens.flatten().cloned().collect()
     }
 
     /// The finish reason of choice 0.
     pub fn finish_reason(&self) -> Option<&str> {
-        self.chunks.iter().find_map(|c| c["choices"][0]["finish_reason"].as_str())
+        self.finish_reason_of(0)
+    }
+
+    /// The finish reason of one choice.
+    pub fn finish_reason_of(&self, index: u64) -> Option<&str> {
+        self.choice(index).find_map(|choice| choice["finish_reason"].as_str())
     }
 
     /// The error that ended the stream, if one did.

@@ -10,6 +10,7 @@ use tokio::process::Command;
 fn expected_errors() -> Value {
     json!({
         "temperature": [400, "invalid_value", "temperature"],
+        "top_logprobs": [400, "invalid_value", "top_logprobs"],
         "unknown": [400, "unknown_parameter", "no_such_parameter"],
         "model": [404, "model_not_found", "model"],
         "key": [401, "invalid_api_key", null],

@@ -7,10 +7,20 @@ use emberline_tests::golden::{self, Case};
 use emberline_tests::stack::model_path;
 use emberline_worker::device::{Backend, ComputeDevice};
 use emberline_worker::gguf::GgufFile;
-use emberline_worker::model::{self, Llama};
+use emberline_worker::model::{Network, StepSpan};
 
 /// How far a log-probability may be off.
 const TOLERANCE: f64 = 0.02;
+
+/// Cache blocks: more than the longest case fills.
+const BLOCKS: u32 = 24;
+
+fn open(device: &ComputeDevice) -> Network {
+    let file = GgufFile::open(&model_path().unwrap()).unwrap();
+    let mut network = Network::from_gguf(&file, device).unwrap();
+    network.allocate_cache(BLOCKS as usize).unwrap();
+    network
+}
 
 fn log_probabilities(logits: &[f32]) -> Vec<f64> {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -23,10 +33,17 @@ fn most_probable(logits: &[f32]) -> u32 {
     u32::try_from(best.0).unwrap()
 }
 
+/// Computes `tokens` as positions from `start` on; the logits after the last of them.
+fn forward(network: &mut Network, blocks: &[u32], start: usize, tokens: &[u32]) -> Vec<f32> {
+    let span = StepSpan { tokens, start, blocks, wants_logits: true };
+    network.forward(&[span]).unwrap().unwrap().into_host().unwrap()
+}
+
 /// Feeds the golden tokens and compares each distribution on the way; returns the largest error.
-fn compare(model: &Llama, case: &Case, tokens: usize) -> f64 {
-    let mut cache = model.new_cache(0);
-    let mut logits = model.forward(&case.prompt_token_ids, &mut cache).unwrap();
+fn compare(model: &mut Network, case: &Case, tokens: usize) -> f64 {
+    let blocks: Vec<u32> = (0..BLOCKS).collect();
+    let mut length = case.prompt_token_ids.len();
+    let mut logits = forward(model, &blocks, 0, &case.prompt_token_ids);
     let mut worst = 0.0_f64;
     let mut check = |what: &str, got: f64, wanted: f64| {
         worst = worst.max((got - wanted).abs());
@@ -43,17 +60,17 @@ fn compare(model: &Llama, case: &Case, tokens: usize) -> f64 {
         if *margin > 2.0 * TOLERANCE {
             assert_eq!(most_probable(&logits), *id, "{}: token {position}", case.prompt);
         }
-        logits = model.forward(&[*id], &mut cache).unwrap();
+        logits = forward(model, &blocks, length, &[*id]);
+        length += 1;
     }
     worst
 }
 
 #[test]
 fn the_cpu_computes_all_cases_right() {
-    let file = GgufFile::open(&model_path().unwrap()).unwrap();
-    let model = model::load(&file, &ComputeDevice::cpu()).unwrap();
+    let mut model = open(&ComputeDevice::cpu());
     for case in golden::cases().unwrap() {
-        let worst = compare(&model, &case, usize::MAX);
+        let worst = compare(&mut model, &case, usize::MAX);
         println!("{} tokens, off by at most {worst:.5}", case.greedy_token_ids.len());
     }
 }
@@ -62,9 +79,8 @@ fn the_cpu_computes_all_cases_right() {
 #[test]
 fn wgpu_computes_a_case_right() {
     let device = ComputeDevice::open(Backend::Wgpu, None).unwrap_or_else(|error| panic!("{error}"));
-    let file = GgufFile::open(&model_path().unwrap()).unwrap();
-    let model = model::load(&file, &device).unwrap();
+    let mut model = open(&device);
     let case = &golden::cases().unwrap()[0];
-    let worst = compare(&model, case, 8);
+    let worst = compare(&mut model, case, 8);
     println!("{}: off by at most {worst:.5}", device.description);
 }

@@ -2,9 +2,10 @@
 //!
 //! Rates are by the worker's own clock, which it publishes at the end of each job's event log.
 //! Time to first token is taken where the client stands; what it exceeds the worker's own by is
-//! spent in the function, in NATS and in HTTP.
+//! spent in the function, in NATS and in HTTP. [`engine`] measures the engine alone.
 
 mod client;
+mod engine;
 mod report;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,7 +13,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
-use clap::Args;
+use clap::{Args, Subcommand};
 
 use crate::access::{self, AccessArgs, NatsAccess};
 use crate::cache::Cache;
@@ -24,7 +25,10 @@ use client::{Client, RequestError, Seen};
 use report::{Report, Row, Sample, Series};
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct BenchArgs {
+    #[command(subcommand)]
+    part: Option<Part>,
     /// The function's URL [default: that of the running stack; one is started if none runs]
     #[arg(long, requires = "nats")]
     url: Option<String>,
@@ -53,6 +57,13 @@ pub(crate) struct BenchArgs {
     up: UpArgs,
 }
 
+/// Less than the whole stack.
+#[derive(Debug, Subcommand)]
+enum Part {
+    /// Measure the engine alone, and llama.cpp on the same weights
+    Engine(Box<engine::EngineArgs>),
+}
+
 /// What is measured.
 struct Target {
     url: String,
@@ -61,6 +72,9 @@ struct Target {
 }
 
 pub(crate) fn run(args: &BenchArgs, cache: &Cache) -> anyhow::Result<()> {
+    if let Some(Part::Engine(args)) = &args.part {
+        return engine::run(args, cache);
+    }
     ensure!(!args.concurrency.contains(&0), "--concurrency must be 1 or more");
     let runtime = up::runtime()?;
     let report = match running_target(args, cache)? {

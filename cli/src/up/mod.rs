@@ -9,7 +9,7 @@
 mod host;
 pub(crate) mod plan;
 mod ports;
-mod process;
+pub(crate) mod process;
 mod restart;
 mod stack;
 pub(crate) mod state;
@@ -189,12 +189,12 @@ impl StopSignals {
 }
 
 /// The project's folder: here or above.
-fn find_root() -> io::Result<Option<PathBuf>> {
+pub(crate) fn find_root() -> io::Result<Option<PathBuf>> {
     let here = std::env::current_dir()?;
     Ok(here.ancestors().find(|folder| folder.join("spin.toml").is_file()).map(Path::to_owned))
 }
 
-fn find_model(wanted: &str, puller: &Puller<'_>) -> anyhow::Result<Model> {
+pub(crate) fn find_model(wanted: &str, puller: &Puller<'_>) -> anyhow::Result<Model> {
     let path = Path::new(wanted);
     if path.extension().is_none_or(|extension| extension != "gguf") {
         return Ok(Model { name: wanted.to_owned(), path: puller.model(wanted)? });

@@ -117,9 +117,7 @@ impl Plan {
             ("EMBERLINE_BACKEND", backend),
             ("EMBERLINE_DRAIN_S", DRAIN_S),
         ];
-        if !device_order_matters(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty())) {
-            env.push(("NODEVICE_SELECT", "1"));
-        }
+        env.extend(quiet_layer());
         self.program(Part::Worker(number), &self.worker_program, &[], &env)
     }
 
@@ -166,6 +164,12 @@ fn host_of_url(ip: IpAddr) -> String {
         IpAddr::V4(ip) => ip.to_string(),
         IpAddr::V6(ip) => format!("[{ip}]"),
     }
+}
+
+/// What keeps Mesa's Vulkan layer for choosing a GPU from complaining on a machine without a desktop.
+pub(crate) fn quiet_layer() -> Option<(&'static str, &'static str)> {
+    let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    (!device_order_matters(is_set)).then_some(("NODEVICE_SELECT", "1"))
 }
 
 /// Whether Mesa's Vulkan layer that puts the desktop's GPU first has a desktop or an order to

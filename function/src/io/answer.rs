@@ -17,30 +17,32 @@ use super::clock::{Timer, monotonic_ns};
 use super::exchange::Exchange;
 use super::log;
 use super::stream::{ByteWriter, Closed};
-use crate::relay::{Limits, Output};
+use crate::relay::{Limits, Output, Whole};
 use crate::sse::{self, Frames};
 
 /// Longest silence on a stream. Writing is also how a client is noticed that has gone.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// How long a client may take for the rest of a stream whose job is over.
 const LAST_WORDS: Duration = Duration::from_secs(60);
-/// Most bytes that a frame takes for one token, and for what does not depend on tokens.
-const FRAME_BYTES: usize = 4096;
 
 /// Waits for the whole answer: the body of a `chat.completion`.
-pub(super) async fn whole(mut exchange: Exchange, envelope: &Envelope) -> Result<String, ApiError> {
+pub(super) async fn whole(
+    mut exchange: Exchange,
+    envelope: &Envelope,
+    limits: Limits,
+) -> Result<String, ApiError> {
+    let mut whole = Whole::new(limits);
     loop {
         match exchange.next().await {
             Ok(Output::Done(usage)) => {
-                let body = envelope.completion(&exchange.choices(), &usage);
                 exchange.release();
-                return Ok(body);
+                return Ok(envelope.completion(whole.choices(), &usage));
             }
             Ok(Output::Failed(error)) => {
                 exchange.release();
                 return Err(error);
             }
-            Ok(_) => {}
+            Ok(output) => whole.push(output),
             Err(error) => {
                 exchange.cancel().await;
                 return Err(error);
@@ -74,12 +76,11 @@ pub(super) fn stream(
 async fn write_stream(exchange: Exchange, frames: Frames, limits: Limits, body: BodyWriter) {
     let BodyWriter { stream_writer, result_writer, .. } = body;
     let context = format!("job {}", frames.envelope.job);
-    let tokens = usize::try_from(limits.tokens).unwrap_or(usize::MAX);
     let mut client = Client {
         writer: ByteWriter::new(stream_writer),
         backlog: VecDeque::new(),
         bytes: 0,
-        max_bytes: tokens.saturating_add(16).saturating_mul(FRAME_BYTES),
+        max_bytes: sse::max_backlog(limits),
         written_ns: monotonic_ns(),
     };
     (0..limits.choices).for_each(|choice| client.push(frames.role(choice)));
@@ -187,7 +188,9 @@ impl Pump {
     fn tell(&mut self, output: Result<Output, ApiError>) {
         match output {
             Ok(Output::Accepted { .. }) => {}
-            Ok(Output::Text { choice, text }) => self.client.push(self.frames.text(choice, &text)),
+            Ok(Output::Text { choice, text, logprobs }) => {
+                self.client.push(self.frames.text(choice, &text, logprobs.as_deref()));
+            }
             Ok(Output::Finish { choice, reason }) => self.client.push(self.frames.finish(choice, reason)),
             Ok(Output::Done(usage)) => {
                 self.frames.usage(&usage).into_iter().for_each(|frame| self.client.push(frame));

@@ -5,7 +5,6 @@ use std::future::poll_fn;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use emberline_shared::chat::Choice;
 use emberline_shared::control::{ALIVE_INTERVAL_S, Control};
 use emberline_shared::error::{ApiError, ErrorCode};
 use emberline_shared::event::Event;
@@ -298,11 +297,6 @@ impl Exchange {
     fn send_control(&mut self, control: Control) {
         let payload = serde_json::to_vec(&control).unwrap_or_default();
         self.connection.request(self.control.clone(), None, payload);
-    }
-
-    /// The choices, complete once [`Output::Done`] has come.
-    pub(super) fn choices(&self) -> Vec<Choice> {
-        self.relay.choices()
     }
 
     /// Ends the exchange of a job that has ended.

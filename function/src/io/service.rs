@@ -156,7 +156,7 @@ async fn chat(
         metadata: request.metadata,
     };
     if !request.stream {
-        return Ok(Answer::Whole(reply::json(200, answer::whole(exchange, &envelope).await?)));
+        return Ok(Answer::Whole(reply::json(200, answer::whole(exchange, &envelope, limits).await?)));
     }
     let frames = Frames { envelope, include_usage: request.include_usage };
     let response = answer::stream(exchange, frames, limits, id).map_err(|error| {

@@ -3,10 +3,11 @@
 //! Each attempt writes the same text (sampling is a function of seed, choice and position),
 //! from some position of its own on. So an attempt's output is a run of bytes that begins
 //! where its first position lies in the text, and only what reaches beyond the text is new.
+//! Log-probabilities belong to positions; those of a position are whatever was written first.
 
 use emberline_shared::PROTOCOL_VERSION;
 use emberline_shared::error::ApiError;
-use emberline_shared::event::{Event, EventKind, FinishReason, Usage};
+use emberline_shared::event::{Event, EventKind, FinishReason, TokenLogprobs, Usage};
 
 use super::Limits;
 
@@ -32,6 +33,10 @@ pub enum Fault {
     LogDiffers,
     #[error("attempt {0} writes more than the job allows")]
     TooLong(u32),
+    #[error(
+        "event {index} of attempt {attempt} lacks the log-probabilities that the job asks for, or has others"
+    )]
+    Logprobs { attempt: u32, index: u32 },
     #[error("event {index} of attempt {attempt} comes before the job was accepted or after its choice ended")]
     OutOfOrder { attempt: u32, index: u32 },
     #[error("the job is done, but not all of its choices are")]
@@ -65,6 +70,10 @@ pub(super) struct ChoiceLog {
     pub(super) finish: Option<FinishReason>,
     /// Positions below this are written.
     next: u32,
+    /// Of the positions from `untold` on, if the job asks for them.
+    logprobs: Vec<TokenLogprobs>,
+    /// Nobody needs the log-probabilities of the positions below this any more.
+    untold: u32,
     /// Where in `text` each position begins that an event began with or ended before; ascending.
     offsets: Vec<(u32, usize)>,
     /// Where the current attempt writes: position and byte.
@@ -89,12 +98,21 @@ impl Transcript {
         Self { limits, attempt: 0, next_index: 0, fingerprint: None, choices, end: None }
     }
 
+    /// To be filled anew, without the log-probabilities that were told already.
+    pub(super) fn restarted(&self) -> Self {
+        let mut new = Self::new(self.limits);
+        for (new, old) in new.choices.iter_mut().zip(&self.choices) {
+            new.untold = old.untold;
+        }
+        new
+    }
+
     pub(super) fn fingerprint(&self) -> Option<&str> {
         self.fingerprint.as_deref()
     }
 
-    pub(super) fn choices(&self) -> &[ChoiceLog] {
-        &self.choices
+    pub(super) fn choices_mut(&mut self) -> &mut [ChoiceLog] {
+        &mut self.choices
     }
 
     pub(super) fn end(&self) -> Option<&End> {
@@ -142,11 +160,17 @@ impl Transcript {
                 }
                 log.finish = Some(*reason);
             }
-            EventKind::Tokens { choice, position, ids, text, logprobs: _ } => {
+            EventKind::Tokens { choice, position, ids, text, logprobs } => {
                 let limits = self.limits;
                 let log = choice_mut(&mut self.choices, event, *choice)?;
                 let count = u32::try_from(ids.len()).unwrap_or(u32::MAX);
                 log.write(event, *position, count, text)?;
+                if let Some(top) = limits.logprobs {
+                    if logprobs.len() != ids.len() || !logprobs.iter().all(|token| is_sound(token, top)) {
+                        return Err(Fault::Logprobs { attempt: event.attempt, index: event.index });
+                    }
+                    log.keep_logprobs(*position, logprobs);
+                }
                 let most = usize::try_from(limits.tokens).unwrap_or(usize::MAX).saturating_add(1);
                 if log.next > limits.tokens || log.text.len() > most.saturating_mul(MAX_TOKEN_BYTES) {
                     return Err(Fault::TooLong(event.attempt));
@@ -169,6 +193,13 @@ impl Transcript {
         }
         Ok(holds_all)
     }
+}
+
+/// Whether these are finite and within what a token of any vocabulary needs.
+fn is_sound(token: &TokenLogprobs, top: u32) -> bool {
+    let mut all = std::iter::once(&token.token).chain(&token.top);
+    u32::try_from(token.top.len()).is_ok_and(|count| count <= top)
+        && all.all(|token| token.logprob.is_finite() && token.bytes.len() <= MAX_TOKEN_BYTES)
 }
 
 fn choice_mut<'a>(
@@ -195,17 +226,32 @@ impl ChoiceLog {
             return Err(Fault::Differs { attempt, position });
         }
         let fresh = text.get(shared..).unwrap_or_default();
-        if self.finish.is_some() && !fresh.is_empty() {
+        let next = position.saturating_add(count);
+        if self.finish.is_some() && (!fresh.is_empty() || next > self.next) {
             return Err(Fault::OutOfOrder { attempt, index });
         }
         self.note_offset(position, start);
         self.text.push_str(fresh);
-        let next = position.saturating_add(count);
         let end = start.saturating_add(text.len());
         self.note_offset(next, end);
         self.next = self.next.max(next);
         self.cursor = Some((next, end));
         Ok(())
+    }
+
+    /// Keeps what is new in the log-probabilities of the positions from `position` on, which
+    /// follow those that are known.
+    fn keep_logprobs(&mut self, position: u32, logprobs: &[TokenLogprobs]) {
+        let kept = u32::try_from(self.logprobs.len()).unwrap_or(u32::MAX);
+        let known = self.untold.saturating_add(kept).saturating_sub(position);
+        let fresh = usize::try_from(known).ok().and_then(|known| logprobs.get(known..));
+        self.logprobs.extend_from_slice(fresh.unwrap_or_default());
+    }
+
+    /// Hands out the log-probabilities that nobody has been told of.
+    pub(super) fn take_logprobs(&mut self) -> Vec<TokenLogprobs> {
+        self.untold = self.untold.max(self.next);
+        std::mem::take(&mut self.logprobs)
     }
 
     /// Where in the text `position` begins.

@@ -11,12 +11,17 @@
 //!
 //! Start with [`ops`] for the operations, [`Matrix`] for weights and [`KvBlocks`] for the cache.
 
+mod cpu;
+mod cube;
 pub mod ggml;
 mod matrix;
+mod native;
 pub mod ops;
 mod paged;
 pub mod twin;
 
+pub use cpu::run_step;
+pub use cube::dispatches;
 pub use matrix::{Matrix, MatrixError, MatrixSpec};
 pub use ops::{
     Activation, HeadShape, PickRow, attention, copy_blocks, embedding, linear, linear_add, norm_gated,

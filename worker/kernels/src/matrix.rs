@@ -1,14 +1,25 @@
 //! Weights as they are stored.
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::backend::DispatchDevice;
+use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::ggml::{GgmlType, extend_f32};
+use crate::{cpu, cube};
 
 /// Rows of numbers in one of ggml's formats, `[outputs, inputs]`, on a device.
 #[derive(Debug, Clone)]
 pub struct Matrix {
-    pub(crate) dense: Tensor<2>,
+    pub(crate) data: MatrixData,
     pub(crate) spec: MatrixSpec,
+}
+
+/// What a device keeps of a [`Matrix`].
+#[derive(Debug, Clone)]
+pub(crate) enum MatrixData {
+    /// As the device's own operations want it.
+    Packed(Tensor<1, Int>),
+    /// Expanded to `[outputs, inputs]`, for a device without operations of its own.
+    Dense(Tensor<2>),
 }
 
 /// What a kernel must know of a [`Matrix`] besides its data.
@@ -44,6 +55,16 @@ pub enum MatrixError {
         /// Bytes that shape and format need.
         expected: usize,
     },
+    /// More than a buffer of the device can hold.
+    #[error(
+        "the device holds at most {limit} bytes in a buffer, the matrix takes {bytes}; use the cpu backend or a smaller format"
+    )]
+    TooLarge {
+        /// Bytes that the matrix takes.
+        bytes: u64,
+        /// Bytes of the largest buffer.
+        limit: u64,
+    },
 }
 
 impl MatrixSpec {
@@ -64,10 +85,17 @@ impl Matrix {
         if blocks.len() != expected {
             return Err(MatrixError::Size { found: blocks.len(), expected });
         }
-        let mut numbers = Vec::with_capacity(outputs * inputs);
-        extend_f32(dtype, blocks, &mut numbers);
-        let dense = Tensor::from_data(TensorData::new(numbers, [outputs, inputs]), device);
-        Ok(Self { dense, spec })
+        let data = match device.as_dispatch() {
+            DispatchDevice::Flex(_) => MatrixData::Packed(cpu::pack(spec, blocks)),
+            DispatchDevice::Cube(cube) => MatrixData::Packed(cube::pack(spec, blocks, cube, device)?),
+            #[allow(unreachable_patterns)] // others are a matter of burn's features
+            _ => {
+                let mut numbers = Vec::with_capacity(outputs * inputs);
+                extend_f32(dtype, blocks, &mut numbers);
+                MatrixData::Dense(Tensor::from_data(TensorData::new(numbers, [outputs, inputs]), device))
+            }
+        };
+        Ok(Self { data, spec })
     }
 
     /// Its shape and format.
@@ -77,6 +105,9 @@ impl Matrix {
 
     /// Bytes that it takes on the device.
     pub fn bytes(&self) -> usize {
-        self.spec.outputs * self.spec.inputs * size_of::<f32>()
+        match &self.data {
+            MatrixData::Packed(data) => data.dims()[0] * data.dtype().size(),
+            MatrixData::Dense(data) => data.dims().iter().product::<usize>() * size_of::<f32>(),
+        }
     }
 }

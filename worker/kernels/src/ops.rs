@@ -3,13 +3,16 @@
 //! Shapes: `rows` are the tokens of a step, of one sequence or of many; a [`Matrix`] is
 //! `[outputs, inputs]` and multiplies from the right, transposed.
 
+use burn::backend::Dispatch;
 use burn::tensor::{Int, Tensor};
 
+use crate::matrix::MatrixData;
+use crate::native::{self, KernelOps};
 use crate::paged::{KvBlocks, StepRows};
 use crate::{Matrix, twin};
 
 /// The gate's activation in a gated feed-forward layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Activation {
     /// x · sigmoid(x).
     Silu,
@@ -67,29 +70,63 @@ pub struct PickRow {
 
 /// Rows of `table` for `ids` `[rows]`: `[rows, inputs]`.
 pub fn embedding(ids: Tensor<1, Int>, table: &Matrix) -> Tensor<2> {
-    twin::embedding(ids, &table.dense)
+    match &table.data {
+        MatrixData::Dense(dense) => twin::embedding(ids, dense),
+        MatrixData::Packed(data) => Tensor::from_dispatch(Dispatch::embedding(
+            ids.into_dispatch(),
+            data.clone().into_dispatch(),
+            table.spec,
+        )),
+    }
 }
 
 /// `x` `[rows, inputs]` times `weight`: `[rows, outputs]`.
 pub fn linear(x: Tensor<2>, weight: &Matrix) -> Tensor<2> {
-    twin::linear(x, &weight.dense)
+    match &weight.data {
+        MatrixData::Dense(dense) => twin::linear(x, dense),
+        MatrixData::Packed(data) => Tensor::from_dispatch(Dispatch::linear(
+            x.into_dispatch(),
+            data.clone().into_dispatch(),
+            weight.spec,
+        )),
+    }
 }
 
 /// [`linear`] added to `residual` `[rows, outputs]`.
 pub fn linear_add(x: Tensor<2>, weight: &Matrix, residual: Tensor<2>) -> Tensor<2> {
-    twin::linear_add(x, &weight.dense, residual)
+    match &weight.data {
+        MatrixData::Dense(dense) => twin::linear_add(x, dense, residual),
+        MatrixData::Packed(data) => Tensor::from_dispatch(Dispatch::linear_add(
+            x.into_dispatch(),
+            data.clone().into_dispatch(),
+            residual.into_dispatch(),
+            weight.spec,
+        )),
+    }
 }
 
 /// `x / sqrt(mean(x²) + epsilon) * gamma` for each row of `x` `[rows, width]`; `gamma` `[width]`.
 ///
 /// Zhang and Sennrich, "Root mean square layer normalization" (2019).
 pub fn rms_norm(x: Tensor<2>, gamma: &Tensor<1>, epsilon: f32) -> Tensor<2> {
-    twin::rms_norm(x, gamma, epsilon)
+    if !native::runs_on(&x.device()) {
+        return twin::rms_norm(x, gamma, epsilon);
+    }
+    Tensor::from_dispatch(Dispatch::rms_norm(x.into_dispatch(), gamma.clone().into_dispatch(), epsilon))
 }
 
 /// [`linear`] of [`rms_norm`].
 pub fn norm_linear(x: Tensor<2>, gamma: &Tensor<1>, epsilon: f32, weight: &Matrix) -> Tensor<2> {
-    twin::norm_linear(x, gamma, epsilon, &weight.dense)
+    match &weight.data {
+        MatrixData::Dense(dense) => twin::norm_linear(x, gamma, epsilon, dense),
+        MatrixData::Packed(data) => Tensor::from_dispatch(Dispatch::norm_linear(
+            x.into_dispatch(),
+            gamma.clone().into_dispatch(),
+            data.clone().into_dispatch(),
+            weight.spec,
+            epsilon,
+        )),
+    }
 }
 
 /// The gated half of a feed-forward layer: `activation(n·gateᵀ) * (n·upᵀ)` with `n` the
@@ -103,7 +140,17 @@ pub fn norm_gated(
     gate_up: &Matrix,
     activation: Activation,
 ) -> Tensor<2> {
-    twin::norm_gated(x, gamma, epsilon, &gate_up.dense, activation)
+    match &gate_up.data {
+        MatrixData::Dense(dense) => twin::norm_gated(x, gamma, epsilon, dense, activation),
+        MatrixData::Packed(data) => Tensor::from_dispatch(Dispatch::norm_gated(
+            x.into_dispatch(),
+            gamma.clone().into_dispatch(),
+            data.clone().into_dispatch(),
+            gate_up.spec,
+            epsilon,
+            activation,
+        )),
+    }
 }
 
 /// Prepares queries, keys and values of a step: bias, head norm, rotation; stores keys and values
@@ -122,7 +169,21 @@ pub fn rotate_and_store(
     cache: KvBlocks,
     shape: HeadShape,
 ) -> (Tensor<2>, KvBlocks) {
-    twin::rotate_and_store(qkv, bias, norms, rotary, rows, cache, shape)
+    if !native::runs_on(&qkv.device()) {
+        return twin::rotate_and_store(qkv, bias, norms, rotary, rows, cache, shape);
+    }
+    let (queries, keys, values) = Dispatch::rotate_and_store(
+        qkv.into_dispatch(),
+        bias.clone().into_dispatch(),
+        norms.clone().into_dispatch(),
+        rotary.clone().into_dispatch(),
+        rows.rows.clone().into_dispatch(),
+        cache.keys.into_dispatch(),
+        cache.values.into_dispatch(),
+        shape,
+    );
+    let cache = KvBlocks { keys: Tensor::from_dispatch(keys), values: Tensor::from_dispatch(values) };
+    (Tensor::from_dispatch(queries), cache)
 }
 
 /// Causal attention of each row over its own sequence's positions, up to and with itself:
@@ -131,17 +192,36 @@ pub fn rotate_and_store(
 /// Kwon et al., "Efficient memory management for large language model serving with
 /// PagedAttention" (2023).
 pub fn attention(queries: Tensor<2>, cache: &KvBlocks, rows: &StepRows, shape: HeadShape) -> Tensor<2> {
-    twin::attention(queries, cache, rows, shape)
+    if !native::runs_on(&queries.device()) {
+        return twin::attention(queries, cache, rows, shape);
+    }
+    Tensor::from_dispatch(<Dispatch as KernelOps>::attention(
+        queries.into_dispatch(),
+        cache.keys.clone().into_dispatch(),
+        cache.values.clone().into_dispatch(),
+        rows.rows.clone().into_dispatch(),
+        rows.tables.clone().into_dispatch(),
+        rows.tiles.clone().into_dispatch(),
+        shape,
+    ))
 }
 
 /// Copies whole blocks, `(from, to)` each.
 pub fn copy_blocks(cache: KvBlocks, pairs: &[(u32, u32)]) -> KvBlocks {
-    twin::copy_blocks(cache, pairs)
+    if !native::runs_on(&cache.keys.device()) {
+        return twin::copy_blocks(cache, pairs);
+    }
+    let (keys, values) =
+        Dispatch::copy_blocks(cache.keys.into_dispatch(), cache.values.into_dispatch(), pairs.to_vec());
+    KvBlocks { keys: Tensor::from_dispatch(keys), values: Tensor::from_dispatch(values) }
 }
 
 /// A token for each row of `logits` `[rows, vocabulary]`, picked on the device: `[rows]`.
 ///
 /// Filters apply in the order min_p, top_k, top_p, as in the worker's `sampling`.
 pub fn pick(logits: Tensor<2>, rows: &[PickRow]) -> Tensor<1, Int> {
-    twin::pick(logits, rows)
+    if !native::runs_on(&logits.device()) {
+        return twin::pick(logits, rows);
+    }
+    Tensor::from_dispatch(Dispatch::pick(logits.into_dispatch(), rows.to_vec()))
 }

@@ -5,6 +5,9 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 /// Positions in a block of the cache.
 pub const BLOCK_SIZE: usize = 16;
 
+/// Rows of a sequence that kernels may take together.
+pub(crate) const TILE_ROWS: usize = 8;
+
 /// One layer's pool of keys and values.
 ///
 /// Keys are `[blocks, kv_heads, head_dim, BLOCK_SIZE]`, so that neighbouring positions lie side by
@@ -49,6 +52,8 @@ pub struct StepRows {
     pub rows: Tensor<2, Int>,
     /// `[spans, most blocks]`: block tables, filled up with zeros.
     pub tables: Tensor<2, Int>,
+    /// `[tiles, 2]`: the first row and the number of rows, at most [`TILE_ROWS`] of one span.
+    pub(crate) tiles: Tensor<2, Int>,
 }
 
 impl StepRows {
@@ -57,8 +62,12 @@ impl StepRows {
     /// A position behind the end of its block table goes to block 0: the caller's mistake, but
     /// never a write outside the pool.
     pub fn new(spans: &[RowSpan<'_>], device: &Device) -> Self {
-        let mut rows = Vec::new();
+        let (mut rows, mut tiles) = (Vec::new(), Vec::new());
         for (number, span) in spans.iter().enumerate() {
+            for first in (0..span.rows).step_by(TILE_ROWS) {
+                let row = rows.len() / 3 + first;
+                tiles.extend([row, TILE_ROWS.min(span.rows - first)].map(|value| value as i32));
+            }
             for position in span.start..span.start + span.rows {
                 let block = span.blocks.get(position / BLOCK_SIZE).copied().unwrap_or(0) as usize;
                 let slot = block * BLOCK_SIZE + position % BLOCK_SIZE;
@@ -71,9 +80,10 @@ impl StepRows {
             let padded = span.blocks.iter().map(|block| *block as i32).chain(std::iter::repeat(0));
             tables.extend(padded.take(width));
         }
-        let count = rows.len() / 3;
+        let (count, tile_count) = (rows.len() / 3, tiles.len() / 2);
         Self {
             rows: Tensor::from_data(TensorData::new(rows, [count, 3]), device),
+            tiles: Tensor::from_data(TensorData::new(tiles, [tile_count, 2]), device),
             tables: Tensor::from_data(TensorData::new(tables, [spans.len(), width]), device),
         }
     }

@@ -5,12 +5,16 @@
 //! ends with `length`; one that doesn't gets [`DEFAULT_TOKENS`], or `min_tokens` if that is more, and
 //! ends with `stop`, or with `ignore_eos` what the context leaves. Stop strings and the context's
 //! limit work as in a real engine. Each word is certain, so temperature, `top_p`, `top_k`, `min_p`
-//! and seed have nothing to choose from; options that need logits or token ids are refused.
+//! and seed have nothing to choose from, and log-probabilities are 0; options that need logits or
+//! token ids are refused. Each choice begins a word later than the one before it.
 
 use std::time::{Duration, Instant};
 
+use emberline_shared::chat::MAX_CHOICES;
 use emberline_shared::error::{ApiError, ErrorCode};
-use emberline_shared::event::{EventKind, FinishReason, Timings, Usage};
+use emberline_shared::event::{
+    EventKind, FinishReason, IMPOSSIBLE, Timings, TokenLogprob, TokenLogprobs, Usage,
+};
 use emberline_shared::heartbeat::ServedModel;
 use emberline_shared::job::{Job, SamplingOptions};
 use emberline_shared::subject::JobId;
@@ -43,15 +47,23 @@ pub struct SimulatedEngine {
 #[derive(Debug)]
 struct Sequence {
     job: JobId,
-    text: TextAssembler,
+    choices: Vec<Choice>,
     prompt_tokens: u32,
-    generated: u32,
+    logprobs: Option<u32>,
     limit: u32,
     at_limit: FinishReason,
     taken: Instant,
     first_token: Option<Instant>,
     due: Instant,
     accepted: bool,
+}
+
+#[derive(Debug)]
+struct Choice {
+    number: u32,
+    text: TextAssembler,
+    generated: u32,
+    finished: bool,
 }
 
 impl SimulatedEngine {
@@ -155,11 +167,17 @@ impl Sequence {
         if sampling.min_tokens > limit {
             return Err(no_room_for(sampling.min_tokens, limit));
         }
+        let choices = (0..job.request.n.clamp(1, MAX_CHOICES)).map(|number| Choice {
+            number,
+            text: TextAssembler::new(&job.request.stop),
+            generated: 0,
+            finished: false,
+        });
         Ok(Self {
             job: job.id,
-            text: TextAssembler::new(&job.request.stop),
+            choices: choices.collect(),
             prompt_tokens,
-            generated: 0,
+            logprobs: job.request.logprobs,
             limit,
             at_limit,
             taken,
@@ -169,38 +187,23 @@ impl Sequence {
         })
     }
 
-    /// Says the next word; whether it was the last.
+    /// Says the next word of each choice; whether these were the last.
     fn advance(&mut self, now: Instant, pace: Duration, events: &mut Vec<EventKind>) -> bool {
-        let position = self.generated;
-        let id = position % 8;
-        let word = WORDS.get(id as usize).copied().unwrap_or_default();
-        let mut pushed = self.text.push(word.as_bytes());
-        self.generated += 1;
         self.due += pace;
         self.first_token.get_or_insert(now);
-        let reason = if pushed.stopped {
-            Some(FinishReason::Stop)
-        } else {
-            (self.generated == self.limit).then_some(self.at_limit)
-        };
-        if reason.is_some() {
-            pushed.text.push_str(&self.text.finish());
+        for choice in self.choices.iter_mut().filter(|choice| !choice.finished) {
+            choice.advance(self.limit, self.at_limit, self.logprobs, events);
         }
-        events.push(EventKind::Tokens {
-            choice: 0,
-            position,
-            ids: vec![id],
-            text: pushed.text,
-            logprobs: Vec::new(),
-        });
-        let Some(reason) = reason else { return false };
-        events.push(EventKind::Finish { choice: 0, reason });
+        if self.choices.iter().any(|choice| !choice.finished) {
+            return false;
+        }
         events.push(EventKind::Done { usage: self.usage(), timings: self.timings(now) });
         true
     }
 
     fn usage(&self) -> Usage {
-        Usage { prompt_tokens: self.prompt_tokens, cached_tokens: 0, completion_tokens: self.generated }
+        let completion_tokens = self.choices.iter().map(|choice| choice.generated).sum();
+        Usage { prompt_tokens: self.prompt_tokens, cached_tokens: 0, completion_tokens }
     }
 
     fn timings(&self, now: Instant) -> Timings {
@@ -213,6 +216,45 @@ impl Sequence {
             decode_ms: ms(now, first),
         }
     }
+}
+
+impl Choice {
+    fn advance(
+        &mut self,
+        limit: u32,
+        at_limit: FinishReason,
+        logprobs: Option<u32>,
+        events: &mut Vec<EventKind>,
+    ) {
+        let position = self.generated;
+        let id = self.number.wrapping_add(position) % 8;
+        let word = WORDS.get(id as usize).copied().unwrap_or_default();
+        let mut pushed = self.text.push(word.as_bytes());
+        self.generated += 1;
+        let reason = if pushed.stopped {
+            Some(FinishReason::Stop)
+        } else {
+            (self.generated == limit).then_some(at_limit)
+        };
+        if reason.is_some() {
+            pushed.text.push_str(&self.text.finish());
+        }
+        let (choice, text) = (self.number, pushed.text);
+        let logprobs = logprobs.map(|top| certainty(word, top)).into_iter().collect();
+        events.push(EventKind::Tokens { choice, position, ids: vec![id], text, logprobs });
+        if let Some(reason) = reason {
+            self.finished = true;
+            events.push(EventKind::Finish { choice, reason });
+        }
+    }
+}
+
+/// The log-probabilities where only `word` is possible.
+fn certainty(word: &str, top: u32) -> TokenLogprobs {
+    let token = |word: &str, logprob| TokenLogprob { bytes: word.into(), logprob };
+    let others = WORDS.iter().filter(|other| **other != word).map(|other| token(other, IMPOSSIBLE));
+    let top = std::iter::once(token(word, 0.0)).chain(others).take(top as usize);
+    TokenLogprobs { token: token(word, 0.0), top: top.collect() }
 }
 
 /// Refuses what would have to change the words.

@@ -79,6 +79,36 @@ fn a_stop_string_across_words_ends_the_text_before_it() {
 }
 
 #[test]
+fn choices_take_turns_and_each_ends_by_itself() {
+    let mut engine = engine();
+    let mut job = job(1, "hi", Some(4), &[" quick ember"]);
+    job.request.n = 2;
+    job.request.logprobs = Some(2);
+    engine.submit(job, Instant::now());
+    let kinds = run(&mut engine, 1);
+    let of = |wanted: u32| {
+        let wanted = move |kind: &&EventKind| match kind {
+            EventKind::Tokens { choice, .. } | EventKind::Finish { choice, .. } => *choice == wanted,
+            _ => false,
+        };
+        kinds.iter().filter(wanted).cloned().collect::<Vec<_>>()
+    };
+    assert_eq!(text(&of(0)), "The");
+    assert_eq!(text(&of(1)), "");
+    assert_eq!(ending(&kinds).1, Usage { prompt_tokens: 1, cached_tokens: 0, completion_tokens: 3 + 2 });
+    assert_eq!(of(1).last(), Some(&EventKind::Finish { choice: 1, reason: FinishReason::Stop }));
+    let EventKind::Tokens { choice: 1, position: 1, logprobs, .. } = &of(1)[1] else { panic!("{kinds:?}") };
+    let token = |word: &str, logprob| TokenLogprob { bytes: word.into(), logprob };
+    let (ember, the) = (token(" ember", 0.0), token("The", IMPOSSIBLE));
+    assert_eq!(logprobs[..], [TokenLogprobs { token: ember.clone(), top: vec![ember, the] }]);
+    let turns = kinds.iter().filter_map(|kind| match kind {
+        EventKind::Tokens { choice, .. } => Some(*choice),
+        _ => None,
+    });
+    assert_eq!(turns.collect::<Vec<_>>(), [0, 1, 0, 1, 0]);
+}
+
+#[test]
 fn what_does_not_fit_the_context_is_refused_before_anything_is_said() {
     for (prompt, max_tokens) in
         [("hi", Some(CONTEXT_LENGTH)), (&*"w ".repeat(40_000), None), ("hi", Some(u32::MAX))]

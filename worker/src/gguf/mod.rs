@@ -120,9 +120,8 @@ impl GgufFile {
         Ok((tensor.shape.clone(), numbers))
     }
 
-    /// A tensor's data as they are in the file.
-    #[cfg(test)]
-    fn read_raw(&self, name: &str) -> Result<Vec<u8>, GgufError> {
+    /// A tensor's data as they are in the file: rows of blocks in ggml's layout.
+    pub fn read_raw(&self, name: &str) -> Result<Vec<u8>, GgufError> {
         let tensor = self.tensor_info(name)?;
         let mut data = vec![0; tensor.size];
         self.read_at(tensor, 0, &mut data)?;

@@ -1,20 +1,33 @@
-//! The shape of a Llama model, as its file's metadata tells it.
+//! What a network looks like, whatever file says so.
+
+mod family;
+mod gguf;
+mod hf;
+mod hf_rope;
+
+use std::path::Path;
+
+use emberline_kernels::{Activation, HeadShape};
 
 use super::LoadError;
-use crate::gguf::GgufFile;
+use super::rotary::Rotary;
+pub(crate) use family::{Family, Layout};
+pub(crate) use hf::FILE as HF_FILE;
 
-/// The only architecture that is implemented.
-const ARCHITECTURE: &str = "llama";
 /// No real model comes near these; larger numbers mean a damaged file.
-const MAX_LAYERS: usize = 1024;
-const MAX_WIDTH: usize = 1 << 20;
-const MAX_CONTEXT: usize = 1 << 20;
+pub(crate) const MAX_LAYERS: usize = 1024;
+pub(crate) const MAX_WIDTH: usize = 1 << 20;
+pub(crate) const MAX_CONTEXT: usize = 1 << 24;
+pub(crate) const MAX_VOCABULARY: usize = 1 << 24;
 
-/// The dimensions of a Llama model.
+/// The dimensions and variations of a network.
+///
+/// All families are one stack of layers (normalisation, attention, normalisation, gated
+/// feed-forward) and differ in what is said here.
 #[derive(Debug, Clone, PartialEq)]
-pub struct LlamaConfig {
-    /// Transformer blocks.
-    pub layers: usize,
+pub struct ModelConfig {
+    /// Rows of the embedding: every token id is below.
+    pub vocabulary: usize,
     /// Width of the residual stream.
     pub hidden: usize,
     /// Width of the gated feed-forward layer.
@@ -27,83 +40,41 @@ pub struct LlamaConfig {
     pub head_dim: usize,
     /// Most positions, prompt and completion together.
     pub context_length: usize,
-    /// Base of the rotary frequencies.
-    pub rope_base: f32,
     /// Added to the mean square before its root.
     pub norm_epsilon: f32,
+    /// Of the gate.
+    pub activation: Activation,
+    /// What attention scores are multiplied with.
+    pub score_scale: f32,
+    /// What embeddings are multiplied with.
+    pub embedding_scale: f32,
+    /// Whether logits are products with the embedding, too.
+    pub tied_embedding: bool,
+    /// Whether queries, keys and values have a bias.
+    pub qkv_bias: bool,
+    /// Whether the output of attention has a bias.
+    pub output_bias: bool,
+    /// Whether each head's query and key are normalised.
+    pub head_norm: bool,
+    /// Whether the outputs of attention and feed-forward are normalised, too.
+    pub post_norms: bool,
+    /// The rotations that layers choose from; at least one.
+    pub rotaries: Vec<Rotary>,
+    /// One for each layer.
+    pub layers: Vec<LayerConfig>,
 }
 
-impl LlamaConfig {
-    /// Reads and checks the dimensions in a file's metadata.
-    pub fn from_gguf(file: &GgufFile) -> Result<Self, LoadError> {
-        let metadata = file.metadata();
-        let invalid = |key: &'static str, found: String, wanted: &'static str| LoadError::Metadata {
-            path: file.path().to_owned(),
-            key,
-            found,
-            wanted,
-        };
-        let architecture = metadata.get_str("general.architecture")?;
-        if architecture != ARCHITECTURE {
-            return Err(LoadError::Architecture {
-                path: file.path().to_owned(),
-                found: architecture.to_owned(),
-            });
-        }
-        let size = |key: &'static str, max: usize| -> Result<usize, LoadError> {
-            let found = metadata.get_u32(key)?;
-            let value = usize::try_from(found).unwrap_or(usize::MAX);
-            if value == 0 || value > max {
-                return Err(invalid(key, found.to_string(), "a number above 0 that a model can have"));
-            }
-            Ok(value)
-        };
-        let hidden = size("llama.embedding_length", MAX_WIDTH)?;
-        let heads = size("llama.attention.head_count", MAX_WIDTH)?;
-        let kv_heads = match metadata.opt_u32("llama.attention.head_count_kv")? {
-            Some(_) => size("llama.attention.head_count_kv", heads)?,
-            None => heads,
-        };
-        if heads % kv_heads != 0 {
-            let found = format!("{kv_heads} for {heads} query heads");
-            return Err(invalid("llama.attention.head_count_kv", found, "a divisor of the number of heads"));
-        }
-        let head_dim = match metadata.opt_u32("llama.attention.key_length")? {
-            Some(_) => size("llama.attention.key_length", MAX_WIDTH)?,
-            None => hidden / heads,
-        };
-        let rotated = metadata.opt_u32("llama.rope.dimension_count")?;
-        if head_dim == 0 || head_dim % 2 != 0 || rotated.is_some_and(|r| r as usize != head_dim) {
-            let found = format!("{rotated:?} for heads of {head_dim}");
-            return Err(invalid("llama.rope.dimension_count", found, "the even width of a head"));
-        }
-        if let Some(scaling) = metadata.opt_str("llama.rope.scaling.type")?
-            && scaling != "none"
-        {
-            return Err(invalid("llama.rope.scaling.type", scaling.to_owned(), "\"none\" (no scaling)"));
-        }
-        let rope_base = metadata.opt_f32("llama.rope.freq_base")?.unwrap_or(10_000.0);
-        if !(rope_base.is_finite() && rope_base > 0.0) {
-            return Err(invalid("llama.rope.freq_base", rope_base.to_string(), "a number above 0"));
-        }
-        let norm_epsilon = metadata.get_f32("llama.attention.layer_norm_rms_epsilon")?;
-        if !(norm_epsilon.is_finite() && norm_epsilon > 0.0) {
-            let key = "llama.attention.layer_norm_rms_epsilon";
-            return Err(invalid(key, norm_epsilon.to_string(), "a number above 0"));
-        }
-        Ok(Self {
-            layers: size("llama.block_count", MAX_LAYERS)?,
-            hidden,
-            feed_forward: size("llama.feed_forward_length", MAX_WIDTH)?,
-            heads,
-            kv_heads,
-            head_dim,
-            context_length: size("llama.context_length", MAX_CONTEXT)?,
-            rope_base,
-            norm_epsilon,
-        })
-    }
+/// What layers of one network may do differently.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerConfig {
+    /// Which of [`ModelConfig::rotaries`] turns queries and keys; `None` for a layer without
+    /// positions.
+    pub rotary: Option<usize>,
+    /// How many positions back a token sees, itself included; `None` for all.
+    pub window: Option<usize>,
+}
 
+impl ModelConfig {
     /// Width of all query heads together.
     pub fn query_width(&self) -> usize {
         self.heads * self.head_dim
@@ -112,5 +83,56 @@ impl LlamaConfig {
     /// Width of all key (or value) heads together.
     pub fn kv_width(&self) -> usize {
         self.kv_heads * self.head_dim
+    }
+
+    /// How `layer`'s attention works.
+    pub(crate) fn head_shape(&self, layer: LayerConfig) -> HeadShape {
+        let rotary = layer.rotary.and_then(|index| self.rotaries.get(index));
+        HeadShape {
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            head_dim: self.head_dim,
+            rotary_dim: rotary.map_or(0, Rotary::dim),
+            head_norm: self.head_norm.then_some(self.norm_epsilon),
+            bias: self.qkv_bias,
+            scale: self.score_scale,
+            window: layer.window,
+        }
+    }
+
+    /// Refuses dimensions that contradict each other, and numbers that are none.
+    fn checked(mut self, path: &Path) -> Result<Self, LoadError> {
+        let wrong = |key: &str, found: String, wanted: &'static str| {
+            Err(LoadError::Setting { path: path.to_owned(), key: key.to_owned(), found, wanted })
+        };
+        if !self.heads.is_multiple_of(self.kv_heads) {
+            let found = format!("{} for {} query heads", self.kv_heads, self.heads);
+            return wrong("the number of key/value heads", found, "a divisor of the number of heads");
+        }
+        let fits = |rotary: &Rotary| (2..=self.head_dim).contains(&rotary.dim());
+        if self.head_dim > MAX_WIDTH || !self.head_dim.is_multiple_of(2) || !self.rotaries.iter().all(fits) {
+            let dims: Vec<_> = self.rotaries.iter().map(Rotary::dim).collect();
+            let found = format!("{dims:?} for heads of {}", self.head_dim);
+            return wrong("the number of rotated components", found, "even and no more than a head is wide");
+        }
+        let numbers =
+            self.rotaries.iter().flat_map(|rotary| rotary.frequencies.iter().chain([&rotary.magnitude]));
+        if let Some(number) = numbers.into_iter().find(|number| !(number.is_finite() && **number > 0.0)) {
+            return wrong("a rotary frequency", number.to_string(), "a number above 0");
+        }
+        for (key, number) in [
+            ("the epsilon of norms", self.norm_epsilon),
+            ("the scale of attention scores", self.score_scale),
+            ("the scale of embeddings", self.embedding_scale),
+        ] {
+            if !(number.is_finite() && number > 0.0) {
+                return wrong(key, number.to_string(), "a number above 0");
+            }
+        }
+        // A window as wide as the context hides nothing.
+        for layer in &mut self.layers {
+            layer.window = layer.window.filter(|window| *window < self.context_length);
+        }
+        Ok(self)
     }
 }

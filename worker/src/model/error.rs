@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::config::Family;
 use crate::device::DeviceError;
 use crate::gguf::GgufError;
 use crate::template::TemplateError;
@@ -16,9 +17,9 @@ pub enum LoadError {
     Gguf(#[from] GgufError),
     /// A network that is not implemented.
     #[error(
-        "{}: general.architecture is '{found}', and only 'llama' is implemented; choose a model of the Llama \
-         family",
-        path.display()
+        "{}: the architecture is '{found}', which is not implemented ({} are); choose another model",
+        path.display(),
+        Family::NAMES
     )]
     Architecture {
         /// The model file.
@@ -28,24 +29,78 @@ pub enum LoadError {
     },
     /// A dimension or option that is not possible or not implemented.
     #[error(
-        "{}: the metadata's {key} is {found}, but must be {wanted}; the file is damaged or of a variant that \
-         is not supported: use another conversion of the model",
+        "{}: {key} is {found}, but must be {wanted}; the file is damaged or of a variant that is not \
+         supported: use another conversion of the model",
         path.display()
     )]
-    Metadata {
-        /// The model file.
+    Setting {
+        /// The file.
         path: PathBuf,
-        /// The metadata key.
-        key: &'static str,
+        /// The metadata key, the field, or what is computed from several.
+        key: String,
         /// Its value.
         found: String,
         /// What it should be.
         wanted: &'static str,
     },
+    /// A file that can't be read.
+    #[error("{}: {source}; check the path and its permissions", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// Settings that are no valid JSON.
+    #[error("{}: not valid: {source}; fetch the model again", path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+    /// A safetensors file, or its index, that can't be used.
+    #[error("{}: {what}; fetch the model again", path.display())]
+    Safetensors {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+    /// A model of the Hugging Face hub that can't be fetched.
+    #[error(
+        "hf:{repository}: {reason}; check the name and the network, and HF_TOKEN for a model that asks for one"
+    )]
+    Hub {
+        /// Its `organisation/name`.
+        repository: String,
+        /// What went wrong.
+        reason: String,
+    },
+    /// A folder without weights, or with too many.
+    #[error(
+        "{}: the folder has {gguf_files} GGUF files and no model.safetensors; give the path of a GGUF file or \
+         of a folder as on the Hugging Face hub",
+        path.display()
+    )]
+    NoModel {
+        /// The folder.
+        path: PathBuf,
+        /// How many GGUF files it has; with one it would do.
+        gguf_files: usize,
+    },
+    /// A tensor that is in none of a folder's files.
+    #[error("{}: the tensor {tensor} is missing; fetch the whole model", path.display())]
+    MissingTensor {
+        /// The folder.
+        path: PathBuf,
+        /// The tensor that was looked for.
+        tensor: String,
+    },
     /// A tensor of another shape than the metadata says.
     #[error(
-        "{}: the tensor {tensor} has the shape {found:?}, but the metadata says {expected:?}; the file is \
-         damaged: pull the model again",
+        "{}: the tensor {tensor} has the shape {found:?}, but the settings say {expected:?}; the model is \
+         damaged: pull it again",
         path.display()
     )]
     Shape {
@@ -82,6 +137,16 @@ pub enum LoadError {
         /// The tensor.
         tensor: String,
     },
+    /// A tensor that can't be multiplied with.
+    #[error("{}: the tensor {tensor} can't be used: {source}; use another conversion of the model", path.display())]
+    Matrix {
+        /// The model file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What is wrong.
+        source: emberline_kernels::MatrixError,
+    },
     /// A tensor that doesn't fit into one of the device's buffers.
     #[error(
         "{}: the tensor {tensor} needs a buffer of {bytes} bytes, and {device} allows {limit}; use the cpu \
@@ -102,8 +167,8 @@ pub enum LoadError {
     },
     /// More tokens than the network has embeddings for.
     #[error(
-        "{}: the tokenizer has {tokens} tokens, but token_embd.weight has only {rows} rows; the file is \
-         damaged: pull the model again",
+        "{}: the tokenizer has {tokens} tokens, but the embedding has only {rows} rows; the model is \
+         damaged: pull it again",
         path.display()
     )]
     Vocabulary {
@@ -140,5 +205,5 @@ pub enum LoadError {
 
 /// The device could not finish a computation.
 #[derive(Debug, thiserror::Error)]
-#[error("reading the result back from the device failed: {0}")]
+#[error("the computation failed: {0}")]
 pub struct ComputeError(pub String);

@@ -148,9 +148,9 @@ fn impossible_dimensions_are_refused() {
         ("llama.attention.key_length", 5),
     ] {
         let error = refused(&testing::builder_with(&testing::tensors(), &[(key, value)]));
-        let LoadError::Metadata { key: named, .. } = &error else { panic!("{key}: {error}") };
+        let LoadError::Setting { key: named, .. } = &error else { panic!("{key}: {error}") };
         assert!(error.to_string().contains("model.gguf"), "{error}");
-        assert!(*named == key || *named == "llama.rope.dimension_count", "{error}");
+        assert!(named == key || named == "llama.rope.dimension_count", "{error}");
     }
 }
 

@@ -89,14 +89,13 @@ fn q8_0(block: &[u8; 34]) -> [f32; 32] {
 /// Scale and minimum, 6 bits each, of one of the eight groups of a K block's 256 numbers. Groups 0
 /// to 3 have theirs in the low six bits of bytes 0 to 3 and 4 to 7; groups 4 to 7 have the low four
 /// bits of theirs in bytes 8 to 11 and the high two in what the others left.
-fn k_scale_and_min(scales: &[u8], group: usize) -> (f32, f32) {
-    let (scale, min) = if group < 4 {
+pub(crate) fn k_scale_and_min(scales: &[u8], group: usize) -> (u8, u8) {
+    if group < 4 {
         (scales[group] & 0x3F, scales[group + 4] & 0x3F)
     } else {
         let low = scales[group + 4];
         ((low & 0x0F) | (scales[group - 4] >> 6) << 4, low >> 4 | (scales[group] >> 6) << 4)
-    };
-    (f32::from(scale), f32::from(min))
+    }
 }
 
 /// d, minimum's d, 12 bytes of scales, 4 bits each; q (d scale) - (dmin min).
@@ -114,7 +113,7 @@ fn k_numbers(block: &[u8], low: &[u8], high_bit: impl Fn(usize, usize) -> u8) ->
     let (d, dmin) = (half_at(block, 0), half_at(block, 2));
     let groups: [(f32, f32); 8] = std::array::from_fn(|group| {
         let (scale, min) = k_scale_and_min(&block[4..16], group);
-        (d * scale, dmin * min)
+        (d * f32::from(scale), dmin * f32::from(min))
     });
     std::array::from_fn(|number| {
         let (group, i) = (number / 32, number % 32);

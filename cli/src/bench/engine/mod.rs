@@ -1,0 +1,168 @@
+//! `emberline bench engine`: the engine on this machine's device, without function and NATS.
+//!
+//! The worker measures itself (`emberline-worker bench`), llama.cpp is measured on the same
+//! weights afterwards; [`report`] puts both together, [`plot`] draws them.
+
+mod llama;
+mod plot;
+mod report;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, ensure};
+use clap::{Args, ValueEnum};
+use emberline_shared::measurement::EngineMeasurement;
+
+use crate::cache::Cache;
+use crate::catalogue::Catalogue;
+use crate::console::Console;
+use crate::pull::Puller;
+use crate::up;
+use crate::up::plan::{Backend, Model, quiet_layer};
+use crate::up::process;
+use llama::LlamaLoad;
+use report::{Comparison, Report};
+
+/// Sizes beyond which llama.cpp is not asked: they cost minutes and say nothing new.
+const LARGEST_LLAMA_BATCH: usize = 32;
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct EngineArgs {
+    /// A model of the catalogue, or a path to a .gguf file
+    #[arg(long, env = "EMBERLINE_MODEL", default_value = "smollm2-135m-instruct")]
+    model: String,
+    /// Random weights of this shape in place of a model: speed needs no sense
+    #[arg(long, value_name = "SHAPE")]
+    random: Option<String>,
+    /// Where to compute; `auto` takes the GPU if there is one
+    #[arg(long, env = "EMBERLINE_BACKEND", value_enum, default_value_t = Backend::Auto)]
+    backend: Backend,
+    /// The adapter that wgpu is to use: its number, or part of its name
+    #[arg(long, env = "EMBERLINE_ADAPTER", value_name = "NAME")]
+    adapter: Option<String>,
+    /// Measure a GPU or nothing
+    #[arg(long)]
+    require_gpu: bool,
+    /// Threads that compute on the CPU, of llama.cpp too [default: one a core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Option<u16>,
+    /// Fewer sizes and repetitions
+    #[arg(long)]
+    quick: bool,
+    /// Where a folder for this device gets JSON and plots [default: docs/benchmarks in the checkout]
+    #[arg(long, value_name = "FOLDER")]
+    out: Option<PathBuf>,
+    /// The Python that has llama-cpp-python
+    #[arg(long, env = "EMBERLINE_LLAMA_PYTHON", default_value = "python3", value_name = "PYTHON")]
+    llama_python: String,
+    /// Don't measure llama.cpp
+    #[arg(long)]
+    no_llama: bool,
+    /// Print JSON in place of the table
+    #[arg(long)]
+    json: bool,
+    /// Another catalogue than the built-in one
+    #[arg(long, value_name = "FILE")]
+    catalogue: Option<PathBuf>,
+}
+
+pub(crate) fn run(args: &EngineArgs, cache: &Cache) -> anyhow::Result<()> {
+    let console = Console::default();
+    let model = match &args.random {
+        Some(_) => None,
+        None => {
+            let catalogue = Catalogue::load(args.catalogue.as_deref())?;
+            Some(up::find_model(&args.model, &Puller::new(cache, &catalogue, &console))?)
+        }
+    };
+    let out = match &args.out {
+        Some(out) => out.clone(),
+        None => up::find_root()
+            .context("can't tell the current folder")?
+            .context("no spin.toml here or in a folder above: say with --out where the results go")?
+            .join("docs/benchmarks"),
+    };
+    let engine = measure_engine(args, model.as_ref())?;
+    let comparison = compare(args, model.as_ref(), &engine, &console);
+    let report = Report { engine, comparison };
+    let written = report.write(&out)?;
+    match args.json {
+        true => println!("{}", serde_json::to_string_pretty(&report)?),
+        false => println!("{}", report.render()),
+    }
+    console.say(&format!("written: {}", written.display()));
+    Ok(())
+}
+
+/// Has the worker measure itself, in a process of its own: burn is linked into no other program.
+fn measure_engine(args: &EngineArgs, model: Option<&Model>) -> anyhow::Result<EngineMeasurement> {
+    let program = process::sibling("emberline-worker")?;
+    let mut command = Command::new(&program);
+    let backend = args.backend.to_possible_value();
+    command
+        .args(["bench", "--backend", backend.as_ref().map_or("auto", |value| value.get_name())])
+        .envs(quiet_layer())
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit());
+    if let Some(model) = model {
+        command.arg("--model").arg(&model.path).args(["--model-name", &model.name]);
+    }
+    for (option, value) in [("--random", &args.random), ("--adapter", &args.adapter)] {
+        if let Some(value) = value {
+            command.args([option, value]);
+        }
+    }
+    for (option, wanted) in [("--require-gpu", args.require_gpu), ("--quick", args.quick)] {
+        if wanted {
+            command.arg(option);
+        }
+    }
+    if let Some(threads) = args.threads {
+        command.env("RAYON_NUM_THREADS", threads.to_string());
+    }
+    let output = command.output().with_context(|| format!("{} can't be started", program.display()))?;
+    // It has said why.
+    ensure!(output.status.success(), "the engine was not measured: {}", process::describe(output.status));
+    serde_json::from_slice(&output.stdout)
+        .context("emberline-worker's results can't be read; build both programs anew")
+}
+
+/// Measures llama.cpp on the same file, or says why not.
+fn compare(
+    args: &EngineArgs,
+    model: Option<&Model>,
+    engine: &EngineMeasurement,
+    console: &Console,
+) -> Comparison {
+    let Some(model) = model else {
+        return Comparison::None("random weights are in no file that llama.cpp could read".to_owned());
+    };
+    if args.no_llama {
+        return Comparison::None("not asked for".to_owned());
+    }
+    let working = console.spinner("llama.cpp");
+    let measured = load(&model.path, engine).measure(&args.llama_python);
+    working.finish_and_clear();
+    match measured {
+        Ok(llama) => Comparison::LlamaCpp(llama),
+        Err(error) => {
+            console.say(&error.to_string());
+            Comparison::None(error.to_string())
+        }
+    }
+}
+
+/// What of our own measurement llama.cpp is to repeat.
+fn load<'a>(model: &'a Path, engine: &EngineMeasurement) -> LlamaLoad<'a> {
+    let alone = engine.prefill.iter().filter(|rate| rate.batch == 1);
+    let batches = engine.decode.iter().map(|rate| rate.batch);
+    LlamaLoad {
+        model,
+        threads: engine.device.threads,
+        gpu: engine.device.gpu,
+        prompts: alone.map(|rate| rate.prompt_tokens).collect(),
+        batches: batches.filter(|batch| engine.device.gpu || *batch <= LARGEST_LLAMA_BATCH).collect(),
+        quick: engine.quick,
+    }
+}

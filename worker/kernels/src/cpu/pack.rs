@@ -1,0 +1,201 @@
+//! From ggml's blocks to the CPU's strips; [`super::format`] describes both ends.
+
+use rayon::iter::{IndexedParallelIterator, ParallelIterator};
+use rayon::slice::ParallelSliceMut;
+
+use super::format::{self, Format, GROUP, each_format, place};
+use super::simd::LANES;
+use crate::ggml::GgmlType;
+use crate::matrix::MatrixSpec;
+
+/// Panels of a strip.
+pub(crate) const PANELS: usize = 2;
+/// Outputs of a strip.
+pub(crate) const STRIP: usize = PANELS * LANES;
+
+/// A packed matrix.
+#[derive(Clone, Copy)]
+pub(crate) struct Strips<'a> {
+    bytes: &'a [u8],
+    pub(crate) dtype: GgmlType,
+    pub(crate) outputs: usize,
+    pub(crate) inputs: usize,
+    strip: usize,
+}
+
+impl<'a> Strips<'a> {
+    pub(crate) fn new(bytes: &'a [u8], spec: MatrixSpec) -> Self {
+        let MatrixSpec { dtype, outputs, inputs } = spec;
+        Self { bytes, dtype, outputs, inputs, strip: strip_bytes(spec) }
+    }
+
+    /// A strip's bytes.
+    pub(crate) fn strip(&self, index: usize) -> &'a [u8] {
+        &self.bytes[index * self.strip..][..self.strip]
+    }
+}
+
+/// Inputs of a record, and its bytes.
+fn record(dtype: GgmlType) -> (usize, usize) {
+    fn of<F: Format>() -> (usize, usize) {
+        (F::LEN, F::RECORD)
+    }
+    macro_rules! of {
+        ($($dtype:ident: $format:ty,)+) => {
+            match dtype {
+                $(GgmlType::$dtype => of::<$format>(),)+
+            }
+        };
+    }
+    each_format!(of)
+}
+
+fn strip_bytes(spec: MatrixSpec) -> usize {
+    let (len, bytes) = record(spec.dtype);
+    PANELS * spec.inputs.div_ceil(len) * bytes
+}
+
+/// Bytes of a packed matrix.
+pub(crate) fn packed_bytes(spec: MatrixSpec) -> usize {
+    spec.outputs.div_ceil(STRIP) * strip_bytes(spec)
+}
+
+/// Writes rows in ggml's layout to `packed`, which is zeroed.
+pub(crate) fn pack(spec: MatrixSpec, blocks: &[u8], packed: &mut [u8]) {
+    let (_, record_bytes) = record(spec.dtype);
+    let row_bytes = spec.row_bytes();
+    // What becomes one lane of a record: a block, or as many plain floats.
+    let part = spec.dtype.block_bytes() * if spec.dtype.block_len() == 1 { GROUP } else { 1 };
+    packed.par_chunks_mut(strip_bytes(spec)).enumerate().for_each(|(strip, packed)| {
+        for (index, record) in packed.chunks_exact_mut(record_bytes).enumerate() {
+            let (block, panel) = (index / PANELS, index % PANELS);
+            let first = strip * STRIP + panel * LANES;
+            for lane in 0..LANES.min(spec.outputs.saturating_sub(first)) {
+                let row = &blocks[(first + lane) * row_bytes..][..row_bytes];
+                let part = &row[block * part..row_bytes.min((block + 1) * part)];
+                Lane { record: &mut *record, lane }.put(spec.dtype, part);
+            }
+        }
+    });
+}
+
+/// One output's share of a record.
+struct Lane<'a> {
+    record: &'a mut [u8],
+    lane: usize,
+}
+
+impl Lane<'_> {
+    /// Bytes of the vector that begins at `place`.
+    fn set(&mut self, place: usize, bytes: &[u8]) {
+        self.record[place + self.lane * bytes.len()..][..bytes.len()].copy_from_slice(bytes);
+    }
+
+    fn put(&mut self, dtype: GgmlType, block: &[u8]) {
+        use place::{K_HIGH, K_LOW, SECOND, THIRD};
+        match dtype {
+            GgmlType::F32 => self.floats::<4>(block),
+            GgmlType::F16 | GgmlType::BF16 => self.floats::<2>(block),
+            GgmlType::Q4_0 => {
+                self.set(0, &block[..2]);
+                self.nibbles(SECOND, &block[2..]);
+            }
+            GgmlType::Q4_1 => {
+                self.set(0, &block[..2]);
+                self.set(SECOND, &block[2..4]);
+                self.nibbles(THIRD, &block[4..]);
+            }
+            GgmlType::Q5_0 => {
+                self.set(0, &block[..2]);
+                self.set(SECOND, &block[2..6]);
+                self.nibbles(SECOND + 64, &block[6..]);
+            }
+            GgmlType::Q5_1 => {
+                self.set(0, &block[..2]);
+                self.set(SECOND, &block[2..4]);
+                self.set(THIRD, &block[4..8]);
+                self.nibbles(THIRD + 64, &block[8..]);
+            }
+            GgmlType::Q8_0 => {
+                self.set(0, &block[..2]);
+                for (i, number) in block[2..].iter().enumerate() {
+                    self.set(SECOND + i * LANES, &[*number]);
+                }
+            }
+            GgmlType::Q4_K => {
+                self.k_scales(block);
+                self.k_low(K_LOW, &block[16..]);
+            }
+            GgmlType::Q5_K => {
+                self.k_scales(block);
+                self.k_low(K_LOW, &block[48..]);
+                for group in 0..8 {
+                    let bits = block[16..48].iter().rev();
+                    let word = bits.fold(0_u32, |word, byte| word << 1 | u32::from(byte >> group & 1));
+                    self.set(K_HIGH + group * 64, &word.to_le_bytes());
+                }
+            }
+            GgmlType::Q6_K => self.q6_k(block),
+        }
+    }
+
+    fn floats<const BYTES: usize>(&mut self, block: &[u8]) {
+        for (i, number) in block.as_chunks::<BYTES>().0.iter().enumerate() {
+            self.set(i * LANES * BYTES, number);
+        }
+    }
+
+    /// 32 numbers of 4 bits, as in ggml's blocks of 32.
+    fn nibbles(&mut self, place: usize, low: &[u8]) {
+        for octet in 0..4 {
+            let bytes = &low[octet % 2 * 8..][..8];
+            self.words(place + octet * 64, bytes, 4 * (octet / 2));
+        }
+    }
+
+    /// A word of the four bits at `shift` of eight bytes.
+    fn words(&mut self, place: usize, bytes: &[u8], shift: usize) {
+        let word = bytes.iter().rev().fold(0_u32, |word, byte| word << 4 | u32::from(byte >> shift & 0xF));
+        self.set(place, &word.to_le_bytes());
+    }
+
+    /// Two scales and twelve bytes of scales and minima.
+    fn k_scales(&mut self, block: &[u8]) {
+        self.set(0, &block[..2]);
+        self.set(place::SECOND, &block[2..4]);
+        for group in 0..8 {
+            let (scale, minimum) = crate::ggml::k_scale_and_min(&block[4..16], group);
+            self.set(place::THIRD + group * LANES, &[scale]);
+            self.set(place::MINIMA + group * LANES, &[minimum]);
+        }
+    }
+
+    /// 256 numbers of 4 bits: 32 bytes hold two groups.
+    fn k_low(&mut self, place: usize, low: &[u8]) {
+        for octet in 0..32 {
+            let (group, part) = (octet / 4, octet % 4);
+            let bytes = &low[group / 2 * 32 + part * 8..][..8];
+            self.words(place + octet * 64, bytes, 4 * (group % 2));
+        }
+    }
+
+    /// Two halves of four groups; see [`crate::ggml`].
+    fn q6_k(&mut self, block: &[u8]) {
+        let (low, high, scales) = (&block[..128], &block[128..192], &block[192..208]);
+        self.set(0, &block[208..]);
+        for (i, scale) in scales.iter().enumerate() {
+            self.set(place::SECOND + i * LANES, &[*scale]);
+        }
+        for octet in 0..32 {
+            let (half, group, part) = (octet / 16, octet / 4 % 4, octet % 4);
+            let bytes = &low[half * 64 + group % 2 * 32 + part * 8..][..8];
+            self.words(place::Q6_LOW + octet * 64, bytes, 4 * (group / 2));
+        }
+        for word in 0..16 {
+            let (half, group, part) = (word / 8, word / 2 % 4, word % 2);
+            let bytes = high[half * 32 + part * 16..][..16].iter().rev();
+            let bits = bytes.fold(0_u32, |bits, byte| bits << 2 | u32::from(byte >> (2 * group) & 3));
+            self.set(place::Q6_HIGH + word * 64, &bits.to_le_bytes());
+        }
+    }
+}

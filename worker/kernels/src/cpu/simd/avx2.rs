@@ -1,0 +1,225 @@
+//! AVX2: a vector is two registers.
+#![allow(unsafe_code)]
+
+use std::arch::x86_64::*;
+
+use super::{Kernel, LANES, Simd};
+
+/// AVX2, FMA and F16C.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Avx2(());
+
+impl Avx2 {
+    /// If the processor has it.
+    #[inline]
+    pub(crate) fn detect() -> Option<Self> {
+        let there = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
+        there.then_some(Self(()))
+    }
+}
+
+/// Applies an intrinsic to both halves of its arguments.
+macro_rules! both {
+    ($intrinsic:ident $(::<$n:literal>)?, $($argument:expr),+) => {
+        // SAFETY: see the implementation below.
+        unsafe { [$intrinsic$(::<$n>)?($($argument[0]),+), $intrinsic$(::<$n>)?($($argument[1]),+)] }
+    };
+}
+
+// SAFETY, of all blocks below: only `detect` makes an `Avx2`, so the instructions are there;
+// pointers are to arrays of the vectors' size, and unaligned accesses are used.
+impl Simd for Avx2 {
+    type Floats = [__m256; 2];
+    type Words = [__m256i; 2];
+
+    const ROWS: usize = 6;
+    const PANELS: usize = 1;
+    const DIRECT: usize = 4;
+
+    #[inline(always)]
+    fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn inner<K: Kernel>(simd: Avx2, kernel: K) -> K::Output {
+            kernel.call(simd)
+        }
+        unsafe { inner(self, kernel) }
+    }
+
+    #[inline(always)]
+    fn splat(self, number: f32) -> [__m256; 2] {
+        unsafe { [_mm256_set1_ps(number); 2] }
+    }
+
+    #[inline(always)]
+    fn load(self, lanes: &[f32; LANES]) -> [__m256; 2] {
+        unsafe { [_mm256_loadu_ps(lanes.as_ptr()), _mm256_loadu_ps(lanes[8..].as_ptr())] }
+    }
+
+    #[inline(always)]
+    fn store(self, lanes: &mut [f32; LANES], floats: [__m256; 2]) {
+        unsafe {
+            _mm256_storeu_ps(lanes.as_mut_ptr(), floats[0]);
+            _mm256_storeu_ps(lanes[8..].as_mut_ptr(), floats[1]);
+        }
+    }
+
+    #[inline(always)]
+    fn add(self, a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+        both!(_mm256_add_ps, a, b)
+    }
+
+    #[inline(always)]
+    fn sub(self, a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+        both!(_mm256_sub_ps, a, b)
+    }
+
+    #[inline(always)]
+    fn mul(self, a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+        both!(_mm256_mul_ps, a, b)
+    }
+
+    #[inline(always)]
+    fn div(self, a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+        both!(_mm256_div_ps, a, b)
+    }
+
+    #[inline(always)]
+    fn fma(self, a: [__m256; 2], b: [__m256; 2], c: [__m256; 2]) -> [__m256; 2] {
+        both!(_mm256_fmadd_ps, a, b, c)
+    }
+
+    #[inline(always)]
+    fn max(self, a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+        both!(_mm256_max_ps, a, b)
+    }
+
+    #[inline(always)]
+    fn min(self, a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+        both!(_mm256_min_ps, a, b)
+    }
+
+    #[inline(always)]
+    fn largest(self, a: [__m256; 2]) -> f32 {
+        unsafe {
+            let of_8 = _mm256_max_ps(a[0], a[1]);
+            let of_4 = _mm_max_ps(_mm256_castps256_ps128(of_8), _mm256_extractf128_ps::<1>(of_8));
+            let of_2 = _mm_max_ps(of_4, _mm_movehl_ps(of_4, of_4));
+            _mm_cvtss_f32(_mm_max_ss(of_2, _mm_movehdup_ps(of_2)))
+        }
+    }
+
+    #[inline(always)]
+    fn within(self, from: usize, to: usize, a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+        let (lanes, before, behind) = unsafe {
+            let lanes =
+                [_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_setr_epi32(8, 9, 10, 11, 12, 13, 14, 15)];
+            (lanes, [_mm256_set1_epi32(from as i32 - 1); 2], [_mm256_set1_epi32(to as i32); 2])
+        };
+        let behind_from = both!(_mm256_cmpgt_epi32, lanes, before);
+        let before_to = both!(_mm256_cmpgt_epi32, behind, lanes);
+        let mask = both!(_mm256_and_si256, behind_from, before_to);
+        let mask = both!(_mm256_castsi256_ps, mask);
+        both!(_mm256_blendv_ps, b, a, mask)
+    }
+
+    #[inline(always)]
+    fn halves(self, bytes: &[u8; 32]) -> [__m256; 2] {
+        unsafe {
+            [
+                _mm256_cvtph_ps(_mm_loadu_si128(bytes.as_ptr().cast())),
+                _mm256_cvtph_ps(_mm_loadu_si128(bytes[16..].as_ptr().cast())),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn brain_halves(self, bytes: &[u8; 32]) -> [__m256; 2] {
+        let low = unsafe { _mm256_cvtepu16_epi32(_mm_loadu_si128(bytes.as_ptr().cast())) };
+        let high = unsafe { _mm256_cvtepu16_epi32(_mm_loadu_si128(bytes[16..].as_ptr().cast())) };
+        let wide = [low, high];
+        let wide = both!(_mm256_slli_epi32::<16>, wide);
+        both!(_mm256_castsi256_ps, wide)
+    }
+
+    #[inline(always)]
+    fn singles(self, bytes: &[u8; 64]) -> [__m256; 2] {
+        unsafe { [_mm256_loadu_ps(bytes.as_ptr().cast()), _mm256_loadu_ps(bytes[32..].as_ptr().cast())] }
+    }
+
+    #[inline(always)]
+    fn signed(self, bytes: &[u8; 16]) -> [__m256; 2] {
+        unsafe {
+            let all = _mm_loadu_si128(bytes.as_ptr().cast());
+            [
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(all)),
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128::<8>(all))),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn unsigned(self, bytes: &[u8; 16]) -> [__m256; 2] {
+        unsafe {
+            let all = _mm_loadu_si128(bytes.as_ptr().cast());
+            [
+                _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(all)),
+                _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128::<8>(all))),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn words(self, bytes: &[u8; 64]) -> [__m256i; 2] {
+        unsafe {
+            [_mm256_loadu_si256(bytes.as_ptr().cast()), _mm256_loadu_si256(bytes[32..].as_ptr().cast())]
+        }
+    }
+
+    #[inline(always)]
+    fn right(self, words: [__m256i; 2], bits: u32) -> [__m256i; 2] {
+        let bits = unsafe { [_mm256_set1_epi32(bits as i32); 2] };
+        both!(_mm256_srlv_epi32, words, bits)
+    }
+
+    #[inline(always)]
+    fn left(self, words: [__m256i; 2], bits: u32) -> [__m256i; 2] {
+        let bits = unsafe { [_mm256_set1_epi32(bits as i32); 2] };
+        both!(_mm256_sllv_epi32, words, bits)
+    }
+
+    #[inline(always)]
+    fn select(self, mask: u32, a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
+        let mask = unsafe { [_mm256_set1_epi32(mask.cast_signed()); 2] };
+        let (a, b) = (both!(_mm256_and_si256, mask, a), both!(_mm256_andnot_si256, mask, b));
+        both!(_mm256_or_si256, a, b)
+    }
+
+    #[inline(always)]
+    fn with_bits(self, words: [__m256i; 2], mask: u32, ones: u32) -> [__m256; 2] {
+        let (mask, ones) = unsafe {
+            ([_mm256_set1_epi32(mask.cast_signed()); 2], [_mm256_set1_epi32(ones.cast_signed()); 2])
+        };
+        let words = both!(_mm256_and_si256, words, mask);
+        let words = both!(_mm256_or_si256, words, ones);
+        both!(_mm256_castsi256_ps, words)
+    }
+
+    #[inline(always)]
+    fn bits(self, floats: [__m256; 2]) -> [__m256i; 2] {
+        both!(_mm256_castps_si256, floats)
+    }
+
+    #[inline(always)]
+    fn add_bits(self, floats: [__m256; 2], words: [__m256i; 2]) -> [__m256; 2] {
+        let bits = both!(_mm256_castps_si256, floats);
+        let sum = both!(_mm256_add_epi32, bits, words);
+        both!(_mm256_castsi256_ps, sum)
+    }
+
+    #[inline(always)]
+    fn prefetch(self, bytes: &[u8], at: usize) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(at).cast()) }
+    }
+}

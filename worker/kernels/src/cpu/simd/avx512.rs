@@ -1,0 +1,179 @@
+//! AVX-512: a vector is one register.
+#![allow(unsafe_code)]
+
+use std::arch::x86_64::*;
+
+use super::{Kernel, LANES, Simd};
+
+/// AVX-512 F, BW, DQ and VL, with AVX2, FMA and F16C.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Avx512(());
+
+impl Avx512 {
+    /// If the processor has it.
+    #[inline]
+    pub(crate) fn detect() -> Option<Self> {
+        let there = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
+        there.then_some(Self(()))
+    }
+}
+
+// SAFETY, of all blocks below: only `detect` makes an `Avx512`, so the instructions are there;
+// pointers are to arrays of the vector's size, and unaligned accesses are used.
+impl Simd for Avx512 {
+    type Floats = __m512;
+    type Words = __m512i;
+
+    const ROWS: usize = 12;
+    const PANELS: usize = 2;
+    const DIRECT: usize = 4;
+
+    #[inline(always)]
+    fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+        fn inner<K: Kernel>(simd: Avx512, kernel: K) -> K::Output {
+            kernel.call(simd)
+        }
+        unsafe { inner(self, kernel) }
+    }
+
+    #[inline(always)]
+    fn splat(self, number: f32) -> __m512 {
+        unsafe { _mm512_set1_ps(number) }
+    }
+
+    #[inline(always)]
+    fn load(self, lanes: &[f32; LANES]) -> __m512 {
+        unsafe { _mm512_loadu_ps(lanes.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn store(self, lanes: &mut [f32; LANES], floats: __m512) {
+        unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), floats) }
+    }
+
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_add_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_sub_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn div(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_div_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    fn max(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_max_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn min(self, a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_min_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn largest(self, a: __m512) -> f32 {
+        unsafe { _mm512_reduce_max_ps(a) }
+    }
+
+    #[inline(always)]
+    fn within(self, from: usize, to: usize, a: __m512, b: __m512) -> __m512 {
+        let below = |lane: usize| ((1_u32 << lane) - 1) as u16;
+        unsafe { _mm512_mask_blend_ps(below(to) & !below(from), b, a) }
+    }
+
+    #[inline(always)]
+    fn halves(self, bytes: &[u8; 32]) -> __m512 {
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(bytes.as_ptr().cast())) }
+    }
+
+    #[inline(always)]
+    fn brain_halves(self, bytes: &[u8; 32]) -> __m512 {
+        unsafe {
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(bytes.as_ptr().cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        }
+    }
+
+    #[inline(always)]
+    fn singles(self, bytes: &[u8; 64]) -> __m512 {
+        unsafe { _mm512_loadu_ps(bytes.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn signed(self, bytes: &[u8; 16]) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(bytes.as_ptr().cast()))) }
+    }
+
+    #[inline(always)]
+    fn unsigned(self, bytes: &[u8; 16]) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(bytes.as_ptr().cast()))) }
+    }
+
+    #[inline(always)]
+    fn words(self, bytes: &[u8; 64]) -> __m512i {
+        unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn right(self, words: __m512i, bits: u32) -> __m512i {
+        unsafe { _mm512_srlv_epi32(words, _mm512_set1_epi32(bits as i32)) }
+    }
+
+    #[inline(always)]
+    fn left(self, words: __m512i, bits: u32) -> __m512i {
+        unsafe { _mm512_sllv_epi32(words, _mm512_set1_epi32(bits as i32)) }
+    }
+
+    #[inline(always)]
+    fn select(self, mask: u32, a: __m512i, b: __m512i) -> __m512i {
+        // The truth table of `mask ? a : b`.
+        unsafe { _mm512_ternarylogic_epi32::<0xCA>(_mm512_set1_epi32(mask.cast_signed()), a, b) }
+    }
+
+    #[inline(always)]
+    fn with_bits(self, words: __m512i, mask: u32, ones: u32) -> __m512 {
+        unsafe {
+            let (mask, ones) = (_mm512_set1_epi32(mask.cast_signed()), _mm512_set1_epi32(ones.cast_signed()));
+            // The truth table of `(words & mask) | ones`.
+            _mm512_castsi512_ps(_mm512_ternarylogic_epi32::<0xEA>(words, mask, ones))
+        }
+    }
+
+    #[inline(always)]
+    fn bits(self, floats: __m512) -> __m512i {
+        unsafe { _mm512_castps_si512(floats) }
+    }
+
+    #[inline(always)]
+    fn add_bits(self, floats: __m512, words: __m512i) -> __m512 {
+        unsafe { _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(floats), words)) }
+    }
+
+    #[inline(always)]
+    fn prefetch(self, bytes: &[u8], at: usize) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(at).cast()) }
+    }
+}

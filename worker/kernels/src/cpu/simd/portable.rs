@@ -1,0 +1,158 @@
+//! Plain Rust, for processors without an implementation of their own.
+
+use half::{bf16, f16};
+
+use super::{Kernel, LANES, Simd, array};
+
+/// Needs nothing.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Portable;
+
+type Lanes = [f32; LANES];
+
+#[inline(always)]
+fn pairs(a: Lanes, b: Lanes, f: impl Fn(f32, f32) -> f32) -> Lanes {
+    array::from_fn(|lane| f(a[lane], b[lane]))
+}
+
+#[inline(always)]
+fn parts<const BYTES: usize, const N: usize>(bytes: &[u8; BYTES]) -> [[u8; N]; LANES] {
+    array::from_fn(|lane| array::from_fn(|byte| bytes[lane * N + byte]))
+}
+
+impl Simd for Portable {
+    type Floats = Lanes;
+    type Words = [u32; LANES];
+
+    const ROWS: usize = 4;
+    const PANELS: usize = 1;
+    const DIRECT: usize = 1;
+
+    #[inline(always)]
+    fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        kernel.call(self)
+    }
+
+    #[inline(always)]
+    fn splat(self, number: f32) -> Lanes {
+        [number; LANES]
+    }
+
+    #[inline(always)]
+    fn load(self, lanes: &Lanes) -> Lanes {
+        *lanes
+    }
+
+    #[inline(always)]
+    fn store(self, lanes: &mut Lanes, floats: Lanes) {
+        *lanes = floats;
+    }
+
+    #[inline(always)]
+    fn add(self, a: Lanes, b: Lanes) -> Lanes {
+        pairs(a, b, |a, b| a + b)
+    }
+
+    #[inline(always)]
+    fn sub(self, a: Lanes, b: Lanes) -> Lanes {
+        pairs(a, b, |a, b| a - b)
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Lanes, b: Lanes) -> Lanes {
+        pairs(a, b, |a, b| a * b)
+    }
+
+    #[inline(always)]
+    fn div(self, a: Lanes, b: Lanes) -> Lanes {
+        pairs(a, b, |a, b| a / b)
+    }
+
+    #[inline(always)]
+    fn fma(self, a: Lanes, b: Lanes, c: Lanes) -> Lanes {
+        array::from_fn(|lane| a[lane].mul_add(b[lane], c[lane]))
+    }
+
+    #[inline(always)]
+    fn max(self, a: Lanes, b: Lanes) -> Lanes {
+        pairs(a, b, |a, b| if a > b { a } else { b })
+    }
+
+    #[inline(always)]
+    fn min(self, a: Lanes, b: Lanes) -> Lanes {
+        pairs(a, b, |a, b| if a < b { a } else { b })
+    }
+
+    #[inline(always)]
+    fn largest(self, a: Lanes) -> f32 {
+        a.iter().copied().fold(f32::NEG_INFINITY, |a, b| if a > b { a } else { b })
+    }
+
+    #[inline(always)]
+    fn within(self, from: usize, to: usize, a: Lanes, b: Lanes) -> Lanes {
+        array::from_fn(|lane| if (from..to).contains(&lane) { a[lane] } else { b[lane] })
+    }
+
+    #[inline(always)]
+    fn halves(self, bytes: &[u8; 32]) -> Lanes {
+        parts(bytes).map(|half| f16::from_le_bytes(half).to_f32())
+    }
+
+    #[inline(always)]
+    fn brain_halves(self, bytes: &[u8; 32]) -> Lanes {
+        parts(bytes).map(|half| bf16::from_le_bytes(half).to_f32())
+    }
+
+    #[inline(always)]
+    fn singles(self, bytes: &[u8; 64]) -> Lanes {
+        parts(bytes).map(f32::from_le_bytes)
+    }
+
+    #[inline(always)]
+    fn signed(self, bytes: &[u8; 16]) -> Lanes {
+        bytes.map(|byte| f32::from(byte.cast_signed()))
+    }
+
+    #[inline(always)]
+    fn unsigned(self, bytes: &[u8; 16]) -> Lanes {
+        bytes.map(f32::from)
+    }
+
+    #[inline(always)]
+    fn words(self, bytes: &[u8; 64]) -> [u32; LANES] {
+        parts(bytes).map(u32::from_le_bytes)
+    }
+
+    #[inline(always)]
+    fn right(self, words: [u32; LANES], bits: u32) -> [u32; LANES] {
+        words.map(|word| word >> bits)
+    }
+
+    #[inline(always)]
+    fn left(self, words: [u32; LANES], bits: u32) -> [u32; LANES] {
+        words.map(|word| word << bits)
+    }
+
+    #[inline(always)]
+    fn select(self, mask: u32, a: [u32; LANES], b: [u32; LANES]) -> [u32; LANES] {
+        array::from_fn(|lane| (a[lane] & mask) | (b[lane] & !mask))
+    }
+
+    #[inline(always)]
+    fn with_bits(self, words: [u32; LANES], mask: u32, ones: u32) -> Lanes {
+        words.map(|word| f32::from_bits((word & mask) | ones))
+    }
+
+    #[inline(always)]
+    fn bits(self, floats: Lanes) -> [u32; LANES] {
+        floats.map(f32::to_bits)
+    }
+
+    #[inline(always)]
+    fn add_bits(self, floats: Lanes, words: [u32; LANES]) -> Lanes {
+        array::from_fn(|lane| f32::from_bits(floats[lane].to_bits().wrapping_add(words[lane])))
+    }
+
+    #[inline(always)]
+    fn prefetch(self, _bytes: &[u8], _at: usize) {}
+}

@@ -1,0 +1,109 @@
+//! Every instruction set that this processor has gives the bits of the portable one.
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// Runs a kernel with each instruction set that is there.
+fn on_all<K: Kernel + Clone>(kernel: &K) -> Vec<K::Output> {
+    let mut outputs = vec![portable::Portable.run(kernel.clone())];
+    #[cfg(target_arch = "x86_64")]
+    {
+        outputs.extend(avx2::Avx2::detect().map(|simd| simd.run(kernel.clone())));
+        outputs.extend(avx512::Avx512::detect().map(|simd| simd.run(kernel.clone())));
+    }
+    outputs
+}
+
+#[derive(Clone)]
+struct Everything {
+    a: [f32; LANES],
+    b: [f32; LANES],
+    c: [f32; LANES],
+    bytes: [u8; 64],
+    bits: u32,
+    mask: u32,
+    range: (usize, usize),
+}
+
+impl Kernel for Everything {
+    type Output = Vec<u32>;
+
+    #[inline(always)]
+    fn call<S: Simd>(self, s: S) -> Vec<u32> {
+        let (a, b, c) = (s.load(&self.a), s.load(&self.b), s.load(&self.c));
+        let words = s.words(&self.bytes);
+        let other = s.bits(c);
+        let vectors = [
+            s.add(a, b),
+            s.sub(a, b),
+            s.mul(a, b),
+            s.div(a, b),
+            s.fma(a, b, c),
+            s.max(a, b),
+            s.min(a, b),
+            s.splat(self.a[0]),
+            s.within(self.range.0, self.range.1, a, b),
+            s.halves(part(&self.bytes, 0)),
+            s.brain_halves(part(&self.bytes, 32)),
+            s.singles(&self.bytes),
+            s.signed(part(&self.bytes, 16)),
+            s.unsigned(part(&self.bytes, 16)),
+            s.with_bits(s.right(words, self.bits), self.mask, 0x3F80_0000),
+            s.with_bits(s.left(words, self.bits), self.mask, 0x3F80_0000),
+            s.with_bits(s.select(self.mask, words, other), u32::MAX, 0),
+            s.add_bits(a, words),
+            exp(s, a),
+        ];
+        let mut out = vec![s.largest(a).to_bits(), s.sum(a).to_bits()];
+        for vector in vectors {
+            let mut lanes = [0.0; LANES];
+            s.store(&mut lanes, vector);
+            // Which NaN it is may differ.
+            out.extend(lanes.map(|lane| if lane.is_nan() { f32::NAN.to_bits() } else { lane.to_bits() }));
+        }
+        out
+    }
+}
+
+proptest! {
+    #[test]
+    fn instruction_sets_agree(
+        a: [i16; LANES],
+        b: [i16; LANES],
+        c: [i16; LANES],
+        bytes in prop::collection::vec(any::<u8>(), 64),
+        bits in 0..32_u32,
+        mask: u32,
+        from in 0..=LANES,
+        to in 0..=LANES,
+    ) {
+        let number = |n: i16| f32::from(n) / 97.0 + 0.001;
+        let bytes = bytes.try_into().unwrap();
+        let range = (from.min(to), from.max(to));
+        let (a, b, c) = (a.map(number), b.map(number), c.map(number));
+        let outputs = on_all(&Everything { a, b, c, bytes, bits, mask, range });
+        for output in &outputs[1..] {
+            prop_assert_eq!(output, &outputs[0]);
+        }
+    }
+
+    #[test]
+    fn exp_is_accurate(x in -87.0..88.0_f32) {
+        #[derive(Clone)]
+        struct Exp(f32);
+        impl Kernel for Exp {
+            type Output = f32;
+
+            #[inline(always)]
+            fn call<S: Simd>(self, s: S) -> f32 {
+                s.largest(exp(s, s.splat(self.0)))
+            }
+        }
+        let expected = f64::from(x).exp();
+        for got in on_all(&Exp(x)) {
+            let error = (f64::from(got) - expected).abs() / expected;
+            prop_assert!(error < 1.5e-7, "exp({x}) = {got}, {error}");
+        }
+    }
+}

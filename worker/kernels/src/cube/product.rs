@@ -1,0 +1,380 @@
+//! Products of a few rows with a packed matrix.
+//!
+//! 32 threads, the *lanes*, share an output: lane l sums the units l, l + 32, … of the row in this
+//! order, and the 32 sums are added up in a fixed order. How many rows and outputs a thread holds in
+//! registers depends on how many there are; what is added to what does not, so that a row's bits do
+//! not depend on the others.
+//!
+//! A norm before the product needs no pass of its own: its weights are multiplied with the row as it
+//! is read, the row's squares are summed by the way, and the result is scaled.
+
+use burn::backend::wgpu::CubeTensor;
+use burn::cubecl;
+use burn::cubecl::prelude::*;
+
+use super::launch;
+use super::pack;
+use super::weight::{F4, second_place, unit_numbers, unit_place};
+use crate::MatrixSpec;
+use crate::ggml::GgmlType;
+use crate::ops::Activation;
+
+/// Threads that share an output.
+const LANES: usize = 32;
+/// Shared memory of a lane's sums: a column has one word more than lanes, so that neighbouring
+/// threads read from different banks.
+const COLUMN: usize = LANES + 1;
+
+/// What happens to the sums.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Epilogue {
+    /// They are the result.
+    Store,
+    /// A residual is added.
+    Add,
+    /// The first half of the matrix gates the second.
+    Gate(Activation),
+}
+
+/// How the work is cut; none of it changes a result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Tile {
+    /// Rows of a thread.
+    rows: usize,
+    /// Matrix rows of a thread.
+    outputs: usize,
+    /// Groups of lanes in a cube.
+    groups: usize,
+}
+
+/// What is compiled into a kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Variant {
+    dtype: GgmlType,
+    norm: bool,
+    epilogue: Epilogue,
+    tile: Tile,
+}
+
+impl Variant {
+    fn gated(&self) -> bool {
+        matches!(self.epilogue, Epilogue::Gate(_))
+    }
+
+    /// Results of a thread for one row.
+    fn results(&self) -> usize {
+        if self.gated() { self.tile.outputs / 2 } else { self.tile.outputs }
+    }
+
+    /// Sums of a lane.
+    fn sums(&self) -> usize {
+        self.tile.rows * self.tile.outputs
+    }
+}
+
+/// The sums of a thread.
+#[derive(CubeType)]
+struct Sums {
+    /// `[rows, outputs]`.
+    products: Array<f32>,
+    /// `[rows]`.
+    squares: Array<f32>,
+}
+
+#[allow(clippy::too_many_arguments)] // A kernel's buffers.
+#[cube(launch_unchecked)]
+fn product_kernel<N: Size>(
+    x: &[F4],
+    gamma: &[F4],
+    quants: &[Vector<u32, N>],
+    scales: &[u32],
+    residual: &[f32],
+    out: &mut [f32],
+    rows: usize,
+    outputs: usize,
+    units: usize,
+    stride: usize,
+    width: f32,
+    epsilon: f32,
+    #[comptime] variant: Variant,
+) {
+    let tile = comptime!(variant.tile);
+    let sums = comptime!(variant.sums());
+    let threads = comptime!(LANES * tile.groups);
+    let results = comptime!(variant.results());
+    let lane = UNIT_POS as usize % LANES;
+    let group = UNIT_POS as usize / LANES;
+    let first_row = CUBE_POS_X as usize * tile.rows;
+    let first_output = CUBE_POS_Y as usize * (tile.groups * results);
+
+    let mut acc = Sums { products: Array::new(sums), squares: Array::new(tile.rows) };
+    #[unroll]
+    for i in 0..sums {
+        acc.products[i] = 0.0;
+    }
+    #[unroll]
+    for r in 0..tile.rows {
+        acc.squares[r] = 0.0;
+    }
+    let mut matrix_rows = Array::<usize>::new(tile.outputs);
+    #[unroll]
+    for o in 0..tile.outputs {
+        // Outputs behind the last are computed like the last and not stored.
+        let output = min(first_output + group * results + o % results, outputs - 1);
+        matrix_rows[o] = output + (o / results) * outputs;
+    }
+    for unit in range_stepped(lane, units, LANES) {
+        let place = unit_place(unit, variant.dtype);
+        let second = comptime!(second_place(variant.dtype));
+        let mut weights = Array::<F4>::new(comptime!(2 * tile.outputs));
+        #[unroll]
+        for o in 0..tile.outputs {
+            let numbers =
+                unit_numbers::<N>(quants, scales, matrix_rows[o], unit, units, stride, variant.dtype);
+            weights[2 * o] = numbers.first;
+            weights[2 * o + 1] = numbers.second;
+        }
+        let mut gammas = Array::<F4>::new(2usize);
+        if comptime!(variant.norm) {
+            gammas[0] = gamma[place];
+            gammas[1] = gamma[place + second];
+        }
+        #[unroll]
+        for r in 0..tile.rows {
+            let row = min(first_row + r, rows - 1) * (2 * units);
+            let mut first = x[row + place];
+            let mut last = x[row + place + second];
+            if comptime!(variant.norm) {
+                if group == 0 {
+                    acc.squares[r] = sum_of_products(first, first, acc.squares[r]);
+                    acc.squares[r] = sum_of_products(last, last, acc.squares[r]);
+                }
+                first *= gammas[0];
+                last *= gammas[1];
+            }
+            #[unroll]
+            for o in 0..tile.outputs {
+                let at = comptime!(r * tile.outputs + o);
+                acc.products[at] = sum_of_products(weights[2 * o], first, acc.products[at]);
+                acc.products[at] = sum_of_products(weights[2 * o + 1], last, acc.products[at]);
+            }
+        }
+    }
+
+    let mut shared = Shared::<[f32]>::new_slice(comptime!(tile.groups * sums * COLUMN));
+    #[unroll]
+    for i in 0..sums {
+        shared[(group * sums + i) * COLUMN + lane] = acc.products[i];
+    }
+    let mut row_scales = Shared::<[f32]>::new_slice(tile.rows);
+    if comptime!(variant.norm) {
+        let mut squares = Shared::<[f32]>::new_slice(comptime!(tile.rows * COLUMN));
+        if group == 0 {
+            #[unroll]
+            for r in 0..tile.rows {
+                squares[r * COLUMN + lane] = acc.squares[r];
+            }
+        }
+        sync_cube();
+        if (UNIT_POS as usize) < tile.rows {
+            let sum = column_sum(&squares, UNIT_POS as usize);
+            let mean = sum / width;
+            row_scales[UNIT_POS as usize] = 1.0 / (mean + epsilon).sqrt();
+        }
+    }
+    sync_cube();
+
+    let wide = comptime!(tile.groups * results);
+    #[unroll]
+    for i in 0..comptime!((tile.rows * wide).div_ceil(threads)) {
+        let at = UNIT_POS as usize + i * threads;
+        let r = at / wide;
+        let o = at % wide;
+        let row = first_row + r;
+        let output = first_output + o;
+        if at < tile.rows * wide && row < rows && output < outputs {
+            let column = (o / results) * sums + r * tile.outputs + o % results;
+            let mut value = column_sum(&shared, column);
+            if comptime!(variant.norm) {
+                value *= row_scales[r];
+            }
+            match variant.epilogue {
+                Epilogue::Store => {}
+                Epilogue::Add => {
+                    value += residual[row * outputs + output];
+                }
+                Epilogue::Gate(activation) => {
+                    let mut up = column_sum(&shared, column + results);
+                    if comptime!(variant.norm) {
+                        up *= row_scales[r];
+                    }
+                    value = activate(value, activation) * up;
+                }
+            }
+            out[row * outputs + output] = value;
+        }
+    }
+}
+
+/// `sum` and four products, in order.
+#[cube]
+fn sum_of_products(a: F4, b: F4, sum: f32) -> f32 {
+    let mut sum = sum;
+    #[unroll]
+    for i in 0..4usize {
+        sum = fma(a.extract(i), b.extract(i), sum);
+    }
+    sum
+}
+
+/// The lanes' sums of a column, added up.
+#[cube]
+fn column_sum(shared: &[f32], column: usize) -> f32 {
+    let base = column * COLUMN;
+    let mut quarters = Array::<f32>::new(4usize);
+    #[unroll]
+    for q in 0..4usize {
+        quarters[q] = shared[base + q];
+    }
+    #[unroll]
+    for i in 1..comptime!(LANES / 4) {
+        #[unroll]
+        for q in 0..4usize {
+            quarters[q] += shared[base + 4 * i + q];
+        }
+    }
+    (quarters[0] + quarters[1]) + (quarters[2] + quarters[3])
+}
+
+#[cube]
+fn activate(x: f32, #[comptime] activation: Activation) -> f32 {
+    match activation {
+        Activation::Silu => x / (1.0 + (-x).exp()),
+        Activation::GeluTanh => {
+            let inner = 0.797_884_56 * fma(0.044715 * x * x, x, x);
+            // Far from zero tanh is 1, and some GPUs' tanh overflows.
+            0.5 * x * (1.0 + min(max(inner, -15.0), 15.0).tanh())
+        }
+    }
+}
+
+/// What a product needs besides its row argument.
+pub(crate) struct Product<'a> {
+    pub(crate) weight: &'a CubeTensor,
+    pub(crate) spec: MatrixSpec,
+    /// Weights and epsilon of a norm of the rows.
+    pub(crate) norm: Option<(&'a CubeTensor, f32)>,
+    pub(crate) residual: Option<&'a CubeTensor>,
+    pub(crate) activation: Option<Activation>,
+}
+
+impl<'a> Product<'a> {
+    /// The plain product.
+    pub(crate) fn new(weight: &'a CubeTensor, spec: MatrixSpec) -> Self {
+        Self { weight, spec, norm: None, residual: None, activation: None }
+    }
+
+    /// Multiplies the rows of `x`.
+    pub(crate) fn launch(&self, x: CubeTensor) -> CubeTensor {
+        let MatrixSpec { dtype, inputs, .. } = self.spec;
+        let rows = x.meta.shape()[0];
+        let outputs = self.spec.outputs / if self.activation.is_some() { 2 } else { 1 };
+        let x = launch::contiguous(x);
+        let out = launch::empty(&x, &[rows, outputs], x.dtype);
+        if rows == 0 || outputs == 0 {
+            return out;
+        }
+        let epilogue = match (self.activation, self.residual) {
+            (Some(activation), _) => Epilogue::Gate(activation),
+            (None, Some(_)) => Epilogue::Add,
+            (None, None) => Epilogue::Store,
+        };
+        let tile = tile(rows, self.spec.outputs);
+        let variant = Variant { dtype, norm: self.norm.is_some(), epilogue, tile };
+        let count = CubeCount::Static(
+            rows.div_ceil(tile.rows) as u32,
+            outputs.div_ceil(tile.groups * variant.results()) as u32,
+            1,
+        );
+        let units = pack::units(inputs);
+        let x = pad(x, units * pack::UNIT);
+        let gamma = self.norm.map(|(gamma, _)| pad(launch::contiguous(gamma.clone()), units * pack::UNIT));
+        let residual = self.residual.map(|residual| launch::contiguous(residual.clone()));
+        let (quants, scales) = pack::parts(self.weight, self.spec);
+        launch::count();
+        // SAFETY: rows and outputs are kept below their numbers by the kernel, and the buffers have
+        // the sizes that these and `units` say.
+        #[allow(unsafe_code)]
+        unsafe {
+            product_kernel::launch_unchecked(
+                &x.client.clone(),
+                count,
+                CubeDim::new_1d((LANES * tile.groups) as u32),
+                pack::unit_words(dtype).min(4),
+                launch::buffer(&x),
+                launch::buffer(gamma.as_ref().unwrap_or(&x)),
+                quants,
+                scales,
+                launch::buffer(residual.as_ref().unwrap_or(&x)),
+                launch::buffer(&out),
+                rows,
+                outputs,
+                units,
+                pack::scale_words(dtype, inputs),
+                inputs as f32,
+                self.norm.map_or(0.0, |(_, epsilon)| epsilon),
+                variant,
+            );
+        }
+        out
+    }
+}
+
+/// Enough threads to fill a GPU, then as much in registers as pays.
+fn tile(rows: usize, outputs: usize) -> Tile {
+    let held = match rows {
+        1 => 1,
+        2 => 2,
+        3 | 4 => 4,
+        _ => 8,
+    };
+    // Also the gate's and up's row of each output, where there are two.
+    let outputs = if outputs >= 4096 || held == 8 { 4 } else { 2 };
+    Tile { rows: held, outputs, groups: 4 }
+}
+
+/// Rows filled up with zeros to `width`; only matrices of unquantised numbers have odd widths.
+fn pad(x: CubeTensor, width: usize) -> CubeTensor {
+    let narrow = x.meta.shape().last().copied().unwrap_or(width);
+    if narrow == width {
+        return x;
+    }
+    let rows = x.meta.num_elements() / narrow.max(1);
+    let out = launch::empty(&x, &[rows, width], x.dtype);
+    launch::count();
+    // SAFETY: the kernel keeps to `rows * width` numbers of `out` and to the rows of `x`.
+    #[allow(unsafe_code)]
+    unsafe {
+        pad_kernel::launch_unchecked(
+            &x.client,
+            CubeCount::Static((rows * width).div_ceil(64) as u32, 1, 1),
+            CubeDim::new_1d(64),
+            launch::buffer(&x),
+            launch::buffer(&out),
+            rows,
+            narrow,
+            width,
+        );
+    }
+    out
+}
+
+#[cube(launch_unchecked)]
+fn pad_kernel(x: &[f32], out: &mut [f32], rows: usize, narrow: usize, width: usize) {
+    let row = ABSOLUTE_POS / width;
+    let column = ABSOLUTE_POS % width;
+    if row < rows {
+        let inside = min(column, narrow - 1);
+        out[ABSOLUTE_POS] = select(column < narrow, x[row * narrow + inside], 0.0);
+    }
+}

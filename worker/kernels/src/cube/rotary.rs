@@ -1,0 +1,161 @@
+//! Queries, keys and values of a step: bias, head norm, rotation and the way into the cache.
+
+use burn::backend::wgpu::CubeTensor;
+use burn::cubecl;
+use burn::cubecl::prelude::*;
+
+use super::launch;
+use super::norm::cube_sum;
+use crate::ops::HeadShape;
+use crate::paged::BLOCK_SIZE;
+
+const THREADS: usize = 64;
+
+/// What is compiled into the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Heads {
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    rotary_dim: usize,
+    norm: bool,
+    bias: bool,
+}
+
+/// The step's tensors, as [`crate::rotate_and_store`] has them.
+pub(crate) struct Projections {
+    pub(crate) qkv: CubeTensor,
+    pub(crate) bias: CubeTensor,
+    pub(crate) norms: CubeTensor,
+    pub(crate) rotary: CubeTensor,
+    pub(crate) rows: CubeTensor,
+}
+
+/// Writes keys and values to their slots; the queries.
+pub(crate) fn rotate_and_store(
+    step: Projections,
+    keys: &CubeTensor,
+    values: &CubeTensor,
+    shape: HeadShape,
+) -> CubeTensor {
+    let qkv = launch::contiguous(step.qkv);
+    let rows = qkv.meta.shape()[0];
+    let queries = launch::empty(&qkv, &[rows, shape.query_width()], qkv.dtype);
+    if rows == 0 {
+        return queries;
+    }
+    // An empty tensor has no buffer to speak of.
+    let given = |used: bool, tensor: CubeTensor| if used { launch::contiguous(tensor) } else { qkv.clone() };
+    let heads = Heads {
+        heads: shape.heads,
+        kv_heads: shape.kv_heads,
+        head_dim: shape.head_dim,
+        rotary_dim: shape.rotary_dim,
+        norm: shape.head_norm.is_some(),
+        bias: shape.bias,
+    };
+    let positions = step.rotary.meta.shape()[0];
+    let slots = keys.meta.shape()[0] * BLOCK_SIZE;
+    launch::count();
+    // SAFETY: the kernel keeps to the slots of the pool, to the positions of the table and to the
+    // widths that the shape says; pools are contiguous as they were made and never reshaped.
+    #[allow(unsafe_code)]
+    unsafe {
+        rotate_kernel::launch_unchecked(
+            &qkv.client.clone(),
+            CubeCount::Static(rows as u32, (shape.heads + 2 * shape.kv_heads) as u32, 1),
+            CubeDim::new_1d(THREADS as u32),
+            launch::buffer(&qkv),
+            launch::buffer(&given(shape.bias, step.bias)),
+            launch::buffer(&given(shape.head_norm.is_some(), step.norms)),
+            launch::buffer(&given(shape.rotary_dim > 0, step.rotary)),
+            launch::buffer(&launch::contiguous(step.rows)),
+            launch::buffer(&queries),
+            launch::buffer(keys),
+            launch::buffer(values),
+            slots,
+            positions,
+            shape.head_norm.unwrap_or(0.0),
+            heads,
+        );
+    }
+    queries
+}
+
+/// One cube for each head of each row.
+#[allow(clippy::too_many_arguments)]
+#[cube(launch_unchecked)]
+fn rotate_kernel(
+    qkv: &[f32],
+    bias: &[f32],
+    norms: &[f32],
+    rotary: &[f32],
+    rows: &[u32],
+    queries: &mut [f32],
+    keys: &mut [f32],
+    values: &mut [f32],
+    slots: usize,
+    positions: usize,
+    epsilon: f32,
+    #[comptime] shape: Heads,
+) {
+    let Heads { heads, kv_heads, head_dim, rotary_dim, norm, bias: biased } = comptime!(shape);
+    let unit = UNIT_POS as usize;
+    let row = CUBE_POS_X as usize;
+    let head = CUBE_POS_Y as usize;
+    let is_value = head >= heads + kv_heads;
+    let source = row * (heads + 2 * kv_heads) * head_dim + head * head_dim;
+
+    let mut numbers = Shared::<[f32]>::new_slice(head_dim);
+    let mut sum = 0.0f32;
+    for d in range_stepped(unit, head_dim, THREADS) {
+        let mut number = qkv[source + d];
+        if comptime!(biased) {
+            number += bias[head * head_dim + d];
+        }
+        numbers[d] = number;
+        sum = fma(number, number, sum);
+    }
+    if comptime!(norm) {
+        let mut sums = Shared::<[f32]>::new_slice(THREADS);
+        sums[unit] = sum;
+        let scale = 1.0 / (cube_sum(&mut sums, THREADS) / f32::cast_from(head_dim) + epsilon).sqrt();
+        if !is_value {
+            let which = select(head < heads, 0usize, head_dim);
+            for d in range_stepped(unit, head_dim, THREADS) {
+                numbers[d] = numbers[d] * scale * norms[which + d];
+            }
+        }
+    }
+    sync_cube();
+
+    let position = min(rows[3 * row] as usize, positions - 1);
+    let slot = rows[3 * row + 2] as usize;
+    let half = comptime!(rotary_dim / 2);
+    for d in range_stepped(unit, head_dim, THREADS) {
+        let mut number = numbers[d];
+        if comptime!(rotary_dim > 0) {
+            if !is_value && d < rotary_dim {
+                let pair = d % half;
+                let cos = rotary[position * rotary_dim + pair];
+                let sin = rotary[position * rotary_dim + half + pair];
+                let a = numbers[pair];
+                let b = numbers[pair + half];
+                number = select(d < half, a * cos - b * sin, b * cos + a * sin);
+            }
+        }
+        if head < heads {
+            queries[(row * heads + head) * head_dim + d] = number;
+        } else if slot < slots {
+            let block = slot / BLOCK_SIZE;
+            let offset = slot % BLOCK_SIZE;
+            if is_value {
+                let kv_head = head - heads - kv_heads;
+                values[((block * kv_heads + kv_head) * BLOCK_SIZE + offset) * head_dim + d] = number;
+            } else {
+                let kv_head = head - heads;
+                keys[((block * kv_heads + kv_head) * head_dim + d) * BLOCK_SIZE + offset] = number;
+            }
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! The cache: rotation and storing, attention, copies.
+
+use burn::tensor::{Device, Tensor};
+use emberline_kernels::{BLOCK_SIZE, HeadShape, KvBlocks, RowSpan, StepRows, twin};
+use emberline_kernels::{attention, copy_blocks, rotate_and_store};
+
+use crate::support::{Random, assert_close, assert_same_bits, both, gpu, host};
+
+const TOLERANCE: f32 = 1e-5;
+
+fn shape(heads: usize, kv_heads: usize, head_dim: usize) -> HeadShape {
+    HeadShape {
+        heads,
+        kv_heads,
+        head_dim,
+        rotary_dim: head_dim,
+        head_norm: None,
+        bias: false,
+        scale: (head_dim as f32).sqrt().recip(),
+        window: None,
+    }
+}
+
+/// What a layer has besides its cache, on the GPU and on the CPU.
+struct Layer {
+    shape: HeadShape,
+    bias: (Tensor<1>, Tensor<1>),
+    norms: (Tensor<2>, Tensor<2>),
+    rotary: (Tensor<3>, Tensor<3>),
+}
+
+impl Layer {
+    fn new(random: &mut Random, shape: HeadShape, positions: usize) -> Self {
+        let HeadShape { head_dim, rotary_dim, .. } = shape;
+        let wide = shape.query_width() + 2 * shape.kv_width();
+        let angles = random.numbers(positions * rotary_dim.max(2));
+        Self {
+            shape,
+            bias: both(random.numbers(wide), [wide]),
+            norms: both(random.numbers(2 * head_dim), [2, head_dim]),
+            rotary: both(angles, [positions, 2, rotary_dim.max(2) / 2]),
+        }
+    }
+
+    /// Rows of queries, keys and values.
+    fn projections(&self, random: &mut Random, rows: usize) -> Vec<f32> {
+        random.numbers(rows * (self.shape.query_width() + 2 * self.shape.kv_width()))
+    }
+
+    fn step(&self, qkv: &[f32], spans: &[RowSpan<'_>], cache: KvBlocks) -> (Tensor<2>, KvBlocks) {
+        let rows = StepRows::new(spans, &gpu());
+        let count: usize = spans.iter().map(|span| span.rows).sum();
+        let (qkv, _) = both(qkv.to_vec(), [count, qkv.len() / count]);
+        let (queries, cache) =
+            rotate_and_store(qkv, &self.bias.0, &self.norms.0, &self.rotary.0, &rows, cache, self.shape);
+        (attention(queries, &cache, &rows, self.shape), cache)
+    }
+
+    fn twin(&self, qkv: &[f32], spans: &[RowSpan<'_>], cache: KvBlocks) -> (Tensor<2>, KvBlocks) {
+        let rows = StepRows::new(spans, &Device::flex());
+        let count: usize = spans.iter().map(|span| span.rows).sum();
+        let (_, qkv) = both(qkv.to_vec(), [count, qkv.len() / count]);
+        let (queries, cache) = twin::rotate_and_store(
+            qkv,
+            &self.bias.1,
+            &self.norms.1,
+            &self.rotary.1,
+            &rows,
+            cache,
+            self.shape,
+        );
+        (twin::attention(queries, &cache, &rows, self.shape), cache)
+    }
+
+    fn pool(&self, blocks: usize, device: &Device) -> KvBlocks {
+        KvBlocks::zeros(blocks, self.shape.kv_heads, self.shape.head_dim, device)
+    }
+}
+
+/// Block tables of sequences that all have `blocks` blocks, scattered over a pool.
+fn tables(random: &mut Random, sequences: usize, blocks: usize) -> Vec<Vec<u32>> {
+    let mut free: Vec<u32> = (0..(sequences * blocks) as u32).collect();
+    let table = |_| (0..blocks).map(|_| free.swap_remove(random.below(free.len()))).collect();
+    (0..sequences).map(table).collect()
+}
+
+#[test]
+fn a_few_steps_of_two_sequences_are_as_their_twins() {
+    let mut random = Random::new(11);
+    let windowed = HeadShape { window: Some(20), ..shape(4, 2, 16) };
+    let normed = HeadShape { head_norm: Some(1e-6), bias: true, rotary_dim: 8, ..shape(6, 2, 24) };
+    let odd = HeadShape { rotary_dim: 0, ..shape(5, 1, 10) };
+    for shape in [shape(3, 1, 64), windowed, normed, odd, shape(2, 2, 256)] {
+        let layer = Layer::new(&mut random, shape, 80);
+        let tables = tables(&mut random, 2, 5);
+        let (mut cache, mut expected_cache) = (layer.pool(10, &gpu()), layer.pool(10, &Device::flex()));
+        // (start, rows) of both sequences: a prompt in two chunks beside one in one, then tokens.
+        for step in [[(0, 19), (0, 3)], [(19, 14), (3, 1)], [(33, 1), (4, 1)], [(34, 1), (5, 30)]] {
+            let spans: Vec<RowSpan<'_>> = step
+                .iter()
+                .zip(&tables)
+                .map(|(&(start, rows), blocks)| RowSpan { start, rows, blocks })
+                .collect();
+            let rows = spans.iter().map(|span| span.rows).sum();
+            let qkv = layer.projections(&mut random, rows);
+            let (got, new_cache) = layer.step(&qkv, &spans, cache);
+            let (expected, new_expected) = layer.twin(&qkv, &spans, expected_cache);
+            assert_close(&format!("{shape:?}"), &host(got), &host(expected), TOLERANCE);
+            (cache, expected_cache) = (new_cache, new_expected);
+        }
+        assert_close("keys", &host(cache.keys), &host(expected_cache.keys), TOLERANCE);
+        assert_close("values", &host(cache.values), &host(expected_cache.values), TOLERANCE);
+    }
+}
+
+/// Feeds `lengths` tokens of several sequences by chunks and returns each sequence's outputs.
+fn run(
+    layer: &Layer,
+    sequences: &[Vec<f32>],
+    tables: &[Vec<u32>],
+    steps: &[Vec<(usize, usize, usize)>],
+) -> Vec<Vec<f32>> {
+    let wide = layer.shape.query_width() + 2 * layer.shape.kv_width();
+    let width = layer.shape.query_width();
+    let blocks = tables.iter().flatten().max().map_or(0, |last| *last as usize + 1);
+    let mut cache = layer.pool(blocks, &gpu());
+    let mut outputs = vec![Vec::new(); sequences.len()];
+    for step in steps {
+        let spans: Vec<RowSpan<'_>> = step
+            .iter()
+            .map(|&(sequence, start, rows)| RowSpan { start, rows, blocks: &tables[sequence] })
+            .collect();
+        let qkv: Vec<f32> = step
+            .iter()
+            .flat_map(|&(sequence, start, rows)| &sequences[sequence][start * wide..(start + rows) * wide])
+            .copied()
+            .collect();
+        let (got, new_cache) = layer.step(&qkv, &spans, cache);
+        cache = new_cache;
+        let mut got = &host(got)[..];
+        for &(sequence, _, rows) in step {
+            let (own, rest) = got.split_at(rows * width);
+            outputs[sequence].extend_from_slice(own);
+            got = rest;
+        }
+    }
+    outputs
+}
+
+#[test]
+fn a_row_attends_to_the_same_bits_alone_or_batched_in_any_chunks() {
+    let mut random = Random::new(12);
+    for shape in [shape(3, 1, 64), HeadShape { window: Some(150), ..shape(4, 4, 32) }] {
+        let layer = Layer::new(&mut random, shape, 400);
+        let sequences = [layer.projections(&mut random, 400), layer.projections(&mut random, 30)];
+        let tables = tables(&mut random, 2, 25);
+        // The whole prompt at once, beside nothing.
+        let alone = run(&layer, &sequences, &tables, &[vec![(0, 0, 400)], vec![(1, 0, 30)]]);
+        // Chunks of odd lengths, beside another sequence's tokens.
+        let mut steps = vec![vec![(0, 0, 7)], vec![(1, 0, 9), (0, 7, 130)], vec![(0, 137, 250), (1, 9, 1)]];
+        steps.extend((0..13).map(|i| vec![(0, 387 + i, 1), (1, 10 + i, 1)]));
+        steps.push(vec![(1, 23, 7)]);
+        let batched = run(&layer, &sequences, &tables, &steps);
+        for (batched, alone) in batched.iter().zip(&alone) {
+            assert_same_bits("batched", batched, alone);
+        }
+    }
+}
+
+#[test]
+fn a_long_context_is_split_and_comes_out_the_same() {
+    let mut random = Random::new(13);
+    for shape in [shape(4, 2, 32), HeadShape { window: Some(300), ..shape(2, 1, 16) }] {
+        let layer = Layer::new(&mut random, shape, 1000);
+        let sequences = [layer.projections(&mut random, 1000), layer.projections(&mut random, 40)];
+        let tables = tables(&mut random, 2, 1000_usize.div_ceil(BLOCK_SIZE));
+        let whole = run(&layer, &sequences, &tables, &[vec![(0, 0, 1000)], vec![(1, 0, 40)]]);
+        let mut steps = vec![vec![(0, 0, 998), (1, 0, 38)]];
+        steps.extend((0..2).map(|i| vec![(0, 998 + i, 1), (1, 38 + i, 1)]));
+        let split = run(&layer, &sequences, &tables, &steps);
+        for (split, whole) in split.iter().zip(&whole) {
+            assert_same_bits("split", split, whole);
+        }
+        let mut cache = layer.pool(tables.len() * tables[0].len(), &Device::flex());
+        let width = shape.query_width();
+        let spans = [RowSpan { start: 0, rows: 1000, blocks: &tables[0] }];
+        let rows = StepRows::new(&spans, &Device::flex());
+        let (_, qkv) = both(sequences[0].clone(), [1000, sequences[0].len() / 1000]);
+        let queries;
+        (queries, cache) =
+            twin::rotate_and_store(qkv, &layer.bias.1, &layer.norms.1, &layer.rotary.1, &rows, cache, shape);
+        let last = StepRows::new(&[RowSpan { start: 999, rows: 1, blocks: &tables[0] }], &Device::flex());
+        let expected = host(twin::attention(queries.narrow(0, 999, 1), &cache, &last, shape));
+        assert_close("long", &whole[0][999 * width..], &expected, TOLERANCE);
+    }
+}
+
+#[test]
+fn copied_blocks_are_those_of_the_twin() {
+    let mut random = Random::new(14);
+    for pairs in [vec![(0, 5), (3, 1), (7, 2)], vec![(0, 1), (1, 2), (4, 1)]] {
+        let pool =
+            |random: &mut Random, shape: [usize; 4]| both(random.numbers(shape.iter().product()), shape);
+        let (keys, keys_cpu) = pool(&mut random, [8, 2, 12, BLOCK_SIZE]);
+        let (values, values_cpu) = pool(&mut random, [8, 2, BLOCK_SIZE, 12]);
+        let got = copy_blocks(KvBlocks { keys, values }, &pairs);
+        let expected = twin::copy_blocks(KvBlocks { keys: keys_cpu, values: values_cpu }, &pairs);
+        assert_same_bits("keys", &host(got.keys), &host(expected.keys));
+        assert_same_bits("values", &host(got.values), &host(expected.values));
+    }
+}
+
+/// A second owner, which there never is, sees the writes: nothing was copied.
+#[test]
+fn the_pool_is_written_in_place() {
+    let mut random = Random::new(15);
+    let layer = Layer::new(&mut random, shape(2, 1, 64), 64);
+    let cache = layer.pool(4, &gpu());
+    let (keys, values) = (cache.keys.clone(), cache.values.clone());
+    let qkv = layer.projections(&mut random, 20);
+    let (_, cache) = layer.step(&qkv, &[RowSpan { start: 0, rows: 20, blocks: &[2, 1] }], cache);
+    let cache = copy_blocks(cache, &[(2, 3)]);
+    let written = host(keys);
+    assert!(written[3 * 64 * BLOCK_SIZE..].iter().any(|number| *number != 0.0));
+    assert_same_bits("keys", &written, &host(cache.keys));
+    assert_same_bits("values", &host(values), &host(cache.values));
+}

@@ -1,0 +1,10 @@
+//! Every operation on the GPU against its twin, and that a row's bits depend on nothing but itself.
+//!
+//! Runs on a software adapter where there is no GPU: `make test` installs one.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)] // also in the functions that tests call
+
+mod cache;
+mod picks;
+mod products;
+mod support;

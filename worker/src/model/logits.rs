@@ -1,0 +1,57 @@
+//! What a step ends with.
+
+use burn::tensor::{Int, Tensor, TensorData};
+use emberline_kernels::PickRow;
+
+use super::ComputeError;
+
+/// A row of logits for each span that wanted them, still on the device.
+#[derive(Debug, Clone)]
+pub struct Logits {
+    tensor: Tensor<2>,
+}
+
+impl Logits {
+    pub(crate) fn new(tensor: Tensor<2>) -> Self {
+        Self { tensor }
+    }
+
+    /// How many rows there are.
+    pub fn rows(&self) -> usize {
+        self.tensor.dims()[0]
+    }
+
+    /// Numbers in a row: one a token.
+    pub fn vocabulary(&self) -> usize {
+        self.tensor.dims()[1]
+    }
+
+    /// Only these rows, in this order.
+    pub fn select(&self, rows: &[usize]) -> Self {
+        Self { tensor: select(self.tensor.clone(), rows) }
+    }
+
+    /// A token for each row, picked on the device; `rows` has one entry for each.
+    pub fn pick(&self, rows: &[PickRow]) -> Result<Vec<u32>, ComputeError> {
+        if rows.len() != self.rows() {
+            return Err(ComputeError(format!("{} picks for {} rows of logits", rows.len(), self.rows())));
+        }
+        let ids = emberline_kernels::pick(self.tensor.clone(), rows);
+        ids.try_into_vec_as::<u32>().map_err(|error| ComputeError(error.to_string()))
+    }
+
+    /// All numbers, row by row.
+    pub fn into_host(self) -> Result<Vec<f32>, ComputeError> {
+        self.tensor.try_into_vec_as::<f32>().map_err(|error| ComputeError(error.to_string()))
+    }
+}
+
+/// Rows of `x` in the order of `rows`; `x` itself where that is all of them.
+pub(crate) fn select(x: Tensor<2>, rows: &[usize]) -> Tensor<2> {
+    if rows.len() == x.dims()[0] && rows.iter().enumerate().all(|(at, row)| at == *row) {
+        return x;
+    }
+    let ids: Vec<i32> = rows.iter().map(|row| i32::try_from(*row).unwrap_or(i32::MAX)).collect();
+    let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [rows.len()]), &x.device());
+    x.select(0, ids)
+}

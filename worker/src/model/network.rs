@@ -1,0 +1,190 @@
+//! The network: from token ids to logits, for many sequences at once.
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use emberline_kernels::{
+    BLOCK_SIZE, KvBlocks, Matrix, RowSpan, StepRows, copy_blocks, embedding, norm_linear,
+};
+
+use super::layer::Layer;
+use super::logits::{Logits, select};
+use super::{ComputeError, ModelConfig};
+
+/// A network on its device: its weights, and a pool of cache blocks that sequences share.
+///
+/// A row's numbers depend on its own sequence only: not on other spans of the step, nor on how a
+/// sequence is cut into steps, nor on which blocks it lies in.
+#[derive(Debug)]
+pub struct Network {
+    pub(super) config: ModelConfig,
+    pub(super) weights: Weights,
+    /// One for each of the configuration's rotations, for as many positions as the pool can hold.
+    tables: Vec<Tensor<3>>,
+    /// One for each layer.
+    cache: Vec<KvBlocks>,
+    /// Blocks in the pool.
+    blocks: usize,
+    device: Device,
+    /// Whether the threads of this process compute.
+    on_host: bool,
+}
+
+/// What is loaded.
+#[derive(Debug)]
+pub(crate) struct Weights {
+    pub(crate) embedding: Matrix,
+    pub(crate) layers: Vec<Layer>,
+    pub(crate) norm: Tensor<1>,
+    /// Often the embedding itself.
+    pub(crate) head: Matrix,
+    /// What all of it takes on the device.
+    pub(crate) bytes: u64,
+}
+
+/// Consecutive tokens of one sequence in a step.
+#[derive(Debug, Clone, Copy)]
+pub struct StepSpan<'a> {
+    /// The tokens, at least one.
+    pub tokens: &'a [u32],
+    /// Position of the first in its sequence.
+    pub start: usize,
+    /// The sequence's block table, at least as far as these tokens go.
+    pub blocks: &'a [u32],
+    /// Whether the logits after the last of the tokens are needed.
+    pub wants_logits: bool,
+}
+
+impl Network {
+    pub(super) fn new(config: ModelConfig, weights: Weights, device: Device, on_host: bool) -> Self {
+        Self { config, weights, tables: Vec::new(), cache: Vec::new(), blocks: 0, device, on_host }
+    }
+
+    /// The network's dimensions.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Rows of the embedding: every token id is below.
+    pub fn vocabulary(&self) -> usize {
+        self.weights.embedding.spec().outputs
+    }
+
+    /// What the weights take on the device.
+    pub fn weight_bytes(&self) -> u64 {
+        self.weights.bytes
+    }
+
+    /// What a cache block takes on the device, all layers together.
+    pub fn block_bytes(&self) -> u64 {
+        let layer = 2 * self.config.kv_width() * BLOCK_SIZE * size_of::<f32>();
+        (self.config.layers.len() * layer) as u64
+    }
+
+    /// Makes a new pool of `blocks` cache blocks; what was in the last one is lost.
+    pub fn allocate_cache(&mut self, blocks: usize) -> Result<(), ComputeError> {
+        let positions = self.config.context_length.min(blocks.saturating_mul(BLOCK_SIZE));
+        // First of all, so that two pools never exist at once.
+        self.cache.clear();
+        let rotaries = self.config.rotaries.iter();
+        self.tables = rotaries.map(|rotary| rotary.table(positions, &self.device)).collect();
+        let ModelConfig { kv_heads, head_dim, .. } = self.config;
+        let layers = self.config.layers.iter();
+        self.cache = layers.map(|_| KvBlocks::zeros(blocks, kv_heads, head_dim, &self.device)).collect();
+        self.blocks = blocks;
+        self.device.sync().map_err(|error| ComputeError(error.to_string()))
+    }
+
+    /// Copies whole cache blocks, `(from, to)` each.
+    pub fn copy_blocks(&mut self, pairs: &[(u32, u32)]) {
+        if !pairs.is_empty() {
+            let cache = std::mem::take(&mut self.cache);
+            self.cache = cache.into_iter().map(|layer| copy_blocks(layer, pairs)).collect();
+        }
+    }
+
+    /// Computes `spans`, of different sequences each, and keeps their keys and values in the
+    /// blocks that they name.
+    ///
+    /// Returns a row of logits for each span that wants them, in order; `None` if none does.
+    pub fn forward(&mut self, spans: &[StepSpan<'_>]) -> Result<Option<Logits>, ComputeError> {
+        self.check(spans).map_err(ComputeError)?;
+        if spans.is_empty() {
+            return Ok(None);
+        }
+        if self.on_host {
+            // On a thread of the pool that shares the work, or else each share costs a wake-up.
+            return Ok(rayon::scope(|_| self.compute(spans)));
+        }
+        Ok(self.compute(spans))
+    }
+
+    /// Refuses what would read or write outside the pool and the tables.
+    fn check(&self, spans: &[StepSpan<'_>]) -> Result<(), String> {
+        let vocabulary = self.vocabulary();
+        if self.cache.len() != self.config.layers.len() {
+            return Err("there is no cache".to_owned());
+        }
+        for (number, span) in spans.iter().enumerate() {
+            let end = span.start.saturating_add(span.tokens.len());
+            let blocks = end.div_ceil(BLOCK_SIZE);
+            let used = span.blocks.get(..blocks).ok_or_else(|| {
+                format!("span {number} ends at position {end}, behind its {} blocks", span.blocks.len())
+            })?;
+            if span.tokens.is_empty() {
+                return Err(format!("span {number} has no tokens"));
+            }
+            if end > self.config.context_length {
+                let context = self.config.context_length;
+                return Err(format!("span {number} ends at position {end}, behind the context of {context}"));
+            }
+            if let Some(block) = used.iter().find(|block| **block as usize >= self.blocks) {
+                return Err(format!("span {number} uses block {block} of {}", self.blocks));
+            }
+            if let Some(token) = span.tokens.iter().find(|token| **token as usize >= vocabulary) {
+                return Err(format!("span {number} has token {token} of {vocabulary}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn compute(&mut self, spans: &[StepSpan<'_>]) -> Option<Logits> {
+        let rows: Vec<RowSpan<'_>> = spans
+            .iter()
+            .map(|span| RowSpan { start: span.start, rows: span.tokens.len(), blocks: span.blocks })
+            .collect();
+        let rows = StepRows::new(&rows, &self.device);
+        let mut x = self.embed(spans);
+        let cache = std::mem::take(&mut self.cache);
+        for (layer, blocks) in self.weights.layers.iter().zip(cache) {
+            let (next, blocks) = layer.forward(x, &self.tables[layer.rotary], &rows, blocks);
+            x = next;
+            self.cache.push(blocks);
+        }
+        let ends = spans.iter().scan(0, |end, span| {
+            *end += span.tokens.len();
+            Some((*end - 1, span.wants_logits))
+        });
+        let wanted: Vec<usize> = ends.filter(|(_, wanted)| *wanted).map(|(row, _)| row).collect();
+        if wanted.is_empty() {
+            return None;
+        }
+        let x = select(x, &wanted);
+        let Weights { norm, head, .. } = &self.weights;
+        Some(Logits::new(norm_linear(x, norm, self.config.norm_epsilon, head)))
+    }
+
+    fn embed(&self, spans: &[StepSpan<'_>]) -> Tensor<2> {
+        let tokens = spans.iter().flat_map(|span| span.tokens);
+        let ids: Vec<i32> = tokens.map(|id| i32::try_from(*id).unwrap_or(0)).collect();
+        let count = ids.len();
+        let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [count]), &self.device);
+        let x = embedding(ids, &self.weights.embedding);
+        match self.config.embedding_scale {
+            1.0 => x,
+            scale => x.mul_scalar(scale),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "network_tests.rs"]
+mod tests;

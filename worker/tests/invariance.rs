@@ -1,0 +1,135 @@
+//! A sequence's logits do not depend on what else is computed: the same bits alone and in a
+//! batch, in one chunk and in many, token by token, in any cache blocks.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)] // also in the functions that tests call
+
+use emberline_tests::golden;
+use emberline_tests::stack::model_path;
+use emberline_worker::device::ComputeDevice;
+use emberline_worker::gguf::GgufFile;
+use emberline_worker::model::{Network, StepSpan};
+
+const BLOCKS: usize = 96;
+const BLOCK_SIZE: usize = 16;
+
+fn open(device: &ComputeDevice) -> Network {
+    let file = GgufFile::open(&model_path().unwrap()).unwrap();
+    let mut network = Network::from_gguf(&file, device).unwrap();
+    network.allocate_cache(BLOCKS).unwrap();
+    network
+}
+
+/// One sequence's tokens and blocks.
+struct Sequence {
+    tokens: Vec<u32>,
+    blocks: Vec<u32>,
+}
+
+impl Sequence {
+    fn new(tokens: &[u32], blocks: impl Iterator<Item = u32>) -> Self {
+        let needed = tokens.len().div_ceil(BLOCK_SIZE);
+        Self { tokens: tokens.to_vec(), blocks: blocks.take(needed).collect() }
+    }
+
+    fn span(&self, start: usize, end: usize) -> StepSpan<'_> {
+        StepSpan { tokens: &self.tokens[start..end], start, blocks: &self.blocks, wants_logits: true }
+    }
+}
+
+/// The bits of each wanted row.
+fn step(network: &mut Network, spans: &[StepSpan<'_>]) -> Vec<Vec<u32>> {
+    let logits = network.forward(spans).unwrap().unwrap();
+    let vocabulary = logits.vocabulary();
+    let numbers = logits.into_host().unwrap();
+    numbers.chunks(vocabulary).map(|row| row.iter().map(|logit| logit.to_bits()).collect()).collect()
+}
+
+/// Three prompts of different lengths.
+fn prompts() -> Vec<Vec<u32>> {
+    let mut prompts: Vec<_> =
+        golden::cases().unwrap().into_iter().map(|case| case.prompt_token_ids).collect();
+    prompts.sort_by_key(Vec::len);
+    prompts.truncate(3);
+    prompts
+}
+
+/// The logits after each of the last `decoded` tokens of each prompt, each computed alone: all but
+/// the last tokens in one chunk, then one by one.
+fn alone(network: &mut Network, prompts: &[Vec<u32>], decoded: usize) -> Vec<Vec<Vec<u32>>> {
+    let one = |prompt: &Vec<u32>| {
+        let sequence = Sequence::new(prompt, 0..);
+        let first = prompt.len() - decoded;
+        let mut rows = step(network, &[sequence.span(0, first)]);
+        for at in first..prompt.len() {
+            rows.extend(step(network, &[sequence.span(at, at + 1)]));
+        }
+        rows
+    };
+    prompts.iter().map(one).collect()
+}
+
+#[test]
+#[ignore = "needs products whose rows do not depend on how many there are"]
+fn a_batch_of_sequences_has_the_bits_of_each_alone() {
+    let mut network = open(&ComputeDevice::cpu());
+    let (prompts, decoded) = (prompts(), 3);
+    let wanted = alone(&mut network, &prompts, decoded);
+    // Blocks dealt out in turn, from the end: neighbours in a sequence lie apart.
+    let count = prompts.len();
+    let sequences: Vec<Sequence> = prompts
+        .iter()
+        .enumerate()
+        .map(|(at, prompt)| Sequence::new(prompt, (0..BLOCKS as u32).rev().skip(at).step_by(count)))
+        .collect();
+    let before: Vec<_> = sequences.iter().map(|s| s.span(0, s.tokens.len() - decoded)).collect();
+    let mut rows = vec![step(&mut network, &before)];
+    for left in (0..decoded).rev() {
+        let spans: Vec<_> =
+            sequences.iter().map(|s| s.span(s.tokens.len() - left - 1, s.tokens.len() - left)).collect();
+        rows.push(step(&mut network, &spans));
+    }
+    for (number, wanted) in wanted.iter().enumerate() {
+        for (at, wanted) in wanted.iter().enumerate() {
+            assert!(rows[at][number] == *wanted, "sequence {number}, step {at}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs products whose rows do not depend on how many there are"]
+fn a_prompt_in_chunks_has_the_bits_of_one_chunk() {
+    let mut network = open(&ComputeDevice::cpu());
+    let prompt = prompts().pop().unwrap();
+    let sequence = Sequence::new(&prompt, 0..);
+    let whole = step(&mut network, &[sequence.span(0, prompt.len())]);
+    for chunk in [1, 7, 16, 33] {
+        network.allocate_cache(BLOCKS).unwrap();
+        let scattered = Sequence::new(&prompt, (0..BLOCKS as u32).map(|at| at * 37 % BLOCKS as u32));
+        let mut last = Vec::new();
+        for start in (0..prompt.len()).step_by(chunk) {
+            last = step(&mut network, &[scattered.span(start, (start + chunk).min(prompt.len()))]);
+        }
+        assert!(last == whole, "chunks of {chunk}");
+    }
+}
+
+/// While one sequence decodes, another's prompt comes in chunks.
+#[test]
+#[ignore = "needs products whose rows do not depend on how many there are"]
+fn a_sequence_does_not_notice_the_prefill_of_another() {
+    let mut network = open(&ComputeDevice::cpu());
+    let prompts = prompts();
+    let decoded = 4;
+    let wanted = alone(&mut network, &prompts[..1], decoded);
+    let first = Sequence::new(&prompts[0], 10..);
+    let other = Sequence::new(&prompts[2], 40..);
+    let start = first.tokens.len() - decoded;
+    let mut rows = step(&mut network, &[first.span(0, start)]);
+    for at in 0..decoded {
+        let chunk = StepSpan { wants_logits: false, ..other.span(at * 9, at * 9 + 9) };
+        let logits = step(&mut network, &[chunk, first.span(start + at, start + at + 1)]);
+        assert_eq!(logits.len(), 1);
+        rows.extend(logits);
+    }
+    assert!(rows == wanted[0]);
+}
