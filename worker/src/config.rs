@@ -9,9 +9,10 @@ use clap::{Parser, ValueEnum};
 use emberline_shared::control::ALIVE_TIMEOUT_S;
 
 use crate::device::Backend;
-use crate::models::file::ModelSource;
+use crate::model::Quantize;
+use crate::models::file::ModelList;
 use crate::models::options::{
-    Bytes, MAX_SLOTS, ModelOptions, OptionsError, Quantize, Settings, Source, check_unique, tokens_per_second,
+    Bytes, MAX_SLOTS, ModelOptions, OptionsError, Settings, Source, check_unique, tokens_per_second,
 };
 
 /// Takes jobs for its models from NATS, runs them, and publishes what they generate.
@@ -31,8 +32,8 @@ pub struct Args {
 
     /// A model and the name under which it is served; may be given several times.
     ///
-    /// SOURCE is a GGUF file, a directory with safetensors, or hf:ORG/NAME. Without NAME= the model
-    /// is named after its file or directory.
+    /// SOURCE is a GGUF file, a folder with safetensors, or hf:ORG/NAME. Without NAME= the model is
+    /// named after its source.
     #[arg(long, env = "EMBERLINE_MODEL_PATH", value_name = "[NAME=]SOURCE")]
     pub model: Vec<String>,
 
@@ -125,7 +126,7 @@ pub struct Config {
     /// How to reach NATS.
     pub bus: BusConfig,
     /// What to serve.
-    pub models: ModelSource,
+    pub models: ModelList,
     /// How long running jobs get once the worker is told to stop, or their model is removed.
     pub drain: Duration,
     /// How long a job goes on without a word from its relay.
@@ -198,7 +199,7 @@ impl Args {
         };
         Ok(Config {
             bus: BusConfig { servers: self.nats, user: self.nats_user, password: some(password) },
-            models: ModelSource::new(fixed, file, settings),
+            models: ModelList::new(fixed, file, settings),
             drain: Duration::from_secs(self.drain_s),
             alive_timeout: Duration::from_millis(self.alive_timeout_ms),
         })
@@ -256,7 +257,7 @@ mod tests {
     }
 
     fn weights(name: &str, source: &str) -> (String, Source) {
-        (name.to_owned(), Source::Weights(source.to_owned()))
+        (name.to_owned(), Source::Weights(source.parse().unwrap()))
     }
 
     #[test]

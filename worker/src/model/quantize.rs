@@ -9,7 +9,8 @@ use super::names::Part;
 use super::rows::Rows;
 
 /// To what weights are quantised that a file stores as floats.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
 pub enum Quantize {
     /// 8 bits, ggml's Q8_0.
     Q8,

@@ -16,7 +16,8 @@ use serde::Deserialize;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
-use super::options::{Bytes, ModelOptions, OptionsError, Quantize, Settings, Source, check_unique};
+use super::options::{Bytes, MAX_SLOTS, ModelOptions, OptionsError, Settings, Source, check_unique};
+use crate::model::{ModelSource, Quantize};
 
 /// How often the file is looked at. A change counts when it is the same twice in a row, so that
 /// nobody acts on a file that is being written.
@@ -51,7 +52,7 @@ pub struct Wanted {
 
 /// Models of the command line, and those of a file.
 #[derive(Debug, Clone)]
-pub struct ModelSource {
+pub struct ModelList {
     fixed: Vec<ModelOptions>,
     file: Option<PathBuf>,
     defaults: Settings,
@@ -80,7 +81,7 @@ struct Entry {
 /// What the file held when it was looked at.
 type Content = Result<Vec<u8>, FileError>;
 
-impl ModelSource {
+impl ModelList {
     /// `fixed` are always there; what an entry of `file` does not say is as in `defaults`.
     pub fn new(fixed: Vec<ModelOptions>, file: Option<PathBuf>, defaults: Settings) -> Self {
         Self { fixed, file, defaults }
@@ -220,10 +221,8 @@ impl Entry {
             ..defaults.clone()
         };
         let mut source = Source::parse(&self.source, settings.tokens_per_s);
-        if let Ok(Source::Weights(weights)) = &mut source
-            && !weights.starts_with("hf:")
-        {
-            *weights = folder.join(&*weights).to_string_lossy().into_owned();
+        if let Ok(Source::Weights(ModelSource::Path(weights))) = &mut source {
+            *weights = folder.join(&*weights);
         }
         source
             .and_then(|source| ModelOptions::new(&self.name, source, settings))
@@ -233,11 +232,8 @@ impl Entry {
 
 fn slots<'de, D: serde::Deserializer<'de>>(value: D) -> Result<Option<u16>, D::Error> {
     match u16::deserialize(value)? {
-        slots @ 1..=super::options::MAX_SLOTS => Ok(Some(slots)),
-        other => Err(serde::de::Error::custom(format!(
-            "slots is {other}, but must be 1 to {}",
-            super::options::MAX_SLOTS
-        ))),
+        slots @ 1..=MAX_SLOTS => Ok(Some(slots)),
+        other => Err(serde::de::Error::custom(format!("slots is {other}, but must be 1 to {}", MAX_SLOTS))),
     }
 }
 

@@ -38,8 +38,8 @@ fn an_entry_says_what_it_wants_and_the_rest_is_as_for_all() {
         ..settings()
     };
     assert_eq!(models[0].settings, small);
-    assert_eq!(models[0].source, Source::Weights("/etc/emberline/weights/small.gguf".into()));
-    assert_eq!(models[1].source, Source::Weights("hf:org/large".into()));
+    assert_eq!(models[0].source, Source::Weights("/etc/emberline/weights/small.gguf".parse().unwrap()));
+    assert_eq!(models[1].source, Source::Weights("hf:org/large".parse().unwrap()));
     assert_eq!(models[1].settings, Settings { cache_memory: Some(Bytes(1000)), ..settings() });
     assert_eq!(models[2].source, Source::Simulated { tokens_per_s: 7.0 });
     assert_eq!(parse_text(""), Ok(Vec::new()));
@@ -79,7 +79,7 @@ fn two_models_of_one_name_are_refused_wherever_they_come_from() {
     let file = folder.path().join("models.toml");
     fs::write(&file, "[[model]]\nname = 'a'\nsource = 'x'\n").unwrap();
     let fixed = vec![ModelOptions::parse("a=y", settings()).unwrap()];
-    let error = ModelSource::new(fixed, Some(file), settings()).open().unwrap_err();
+    let error = ModelList::new(fixed, Some(file), settings()).open().unwrap_err();
     assert!(error.to_string().contains("'a': there are two models"), "{error}");
 }
 
@@ -88,7 +88,7 @@ fn a_file_of_weights_is_not_taken_for_a_list() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("weights.gguf");
     fs::File::create(&file).unwrap().set_len(1 << 40).unwrap();
-    let open = |path: &Path| ModelSource::new(Vec::new(), Some(path.to_owned()), settings()).open();
+    let open = |path: &Path| ModelList::new(Vec::new(), Some(path.to_owned()), settings()).open();
     assert_eq!(open(&file).unwrap_err(), FileError::TooLarge { path: file });
     let missing = open(&folder.path().join("none")).unwrap_err().to_string();
     assert!(missing.contains("--models"), "{missing}");
@@ -107,7 +107,7 @@ impl Watched {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("models.toml");
         fs::write(&path, text).unwrap();
-        let (wanted, watched) = ModelSource::new(Vec::new(), Some(path), settings()).open().unwrap();
+        let (wanted, watched) = ModelList::new(Vec::new(), Some(path), settings()).open().unwrap();
         let (sender, wanted) = watch::channel(wanted);
         let (hang_ups, hang_up) = watch::channel(0);
         let mut task = tokio::task::JoinSet::new();

@@ -1,6 +1,5 @@
 //! Loads a model: the one place that knows which engine serves which source.
 
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -38,15 +37,16 @@ pub fn load_engine(options: &ModelOptions) -> Result<Box<dyn Engine>, LoadFailur
             Ok(Box::new(SimulatedEngine::new(name, slots, *tokens_per_s, now.as_secs())))
         }
         Source::Weights(source) => {
+            let path = source.fetch()?;
             let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
             let device = ComputeDevice::open(settings.backend, settings.adapter.as_deref())
                 .map_err(LoadError::Device)?;
             if device.max_buffer_bytes.is_none() {
                 // It computes in the machine's own memory; how much another has, nobody tells.
-                memory::check(options, Path::new(source))?;
+                memory::check(options, &path)?;
             }
             let engine = burn::load(&LoadOptions {
-                path: PathBuf::from(source),
+                path,
                 name: options.name.clone(),
                 backend: settings.backend,
                 adapter: settings.adapter.clone(),

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, System};
 
-use super::options::{Bytes, ModelOptions, Quantize};
+use super::options::{Bytes, ModelOptions};
+use crate::model::Quantize;
 
 /// What loading a model will take, and what there is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -47,20 +48,31 @@ fn weights(path: &Path, quantize: Option<Quantize>) -> Option<u64> {
         // Quantising what is in such a file makes it smaller at most.
         return Some(metadata.len());
     }
-    let files = path.read_dir().ok()?.flatten();
-    let files = files.filter(|file| file.path().extension().is_some_and(|e| e == "safetensors"));
-    let stored: u64 = files.filter_map(|file| file.path().metadata().ok()).map(|file| file.len()).sum();
+    let stored = |begins: &str, ends: &str| -> Option<u64> {
+        let files = path.read_dir().ok()?.flatten().filter(|file| {
+            let name = file.file_name();
+            let name = name.to_string_lossy();
+            name.starts_with(begins) && name.ends_with(ends)
+        });
+        // The hub's cache is made of links.
+        Some(files.filter_map(|file| file.path().metadata().ok()).map(|file| file.len()).sum())
+    };
+    // Repositories often have the same weights in other files, too.
+    let safetensors = stored("model", ".safetensors")?;
+    if safetensors == 0 {
+        return stored("", ".gguf");
+    }
     // Stored with 16 bits or more each; quantised in blocks of 32 that have a scale of 16 bits.
     Some(match quantize {
-        None => stored,
-        Some(Quantize::Q8) => stored / 64 * 34,
-        Some(Quantize::Q4) => stored / 64 * 18,
+        None => safetensors,
+        Some(Quantize::Q8) => safetensors / 64 * 34,
+        Some(Quantize::Q4) => safetensors / 64 * 18,
     })
 }
 
 /// Bytes that this process may still take, by the machine and by its control group; `None` where
 /// the system does not tell.
-fn available() -> Option<u64> {
+pub fn available() -> Option<u64> {
     let mut system = System::new();
     system.refresh_memory();
     let machine = Some(system.available_memory()).filter(|&bytes| bytes > 0)?;
@@ -91,13 +103,17 @@ mod tests {
     #[test]
     fn weights_are_as_large_as_their_files_or_as_what_they_are_turned_into() {
         let folder = tempfile::tempdir().unwrap();
-        for (name, bytes) in [("a.safetensors", 64_000), ("b.safetensors", 64_000), ("c.json", 1 << 30)] {
-            File::create(folder.path().join(name)).unwrap().set_len(bytes).unwrap();
-        }
+        let size =
+            |name: &str, bytes| File::create(folder.path().join(name)).unwrap().set_len(bytes).unwrap();
+        size("only.gguf", 5000);
+        assert_eq!(weights(folder.path(), Some(Quantize::Q4)), Some(5000));
+        size("model-1-of-2.safetensors", 64_000);
+        size("model-2-of-2.safetensors", 64_000);
+        size("consolidated.safetensors", 1 << 30);
         assert_eq!(weights(folder.path(), None), Some(128_000));
         assert_eq!(weights(folder.path(), Some(Quantize::Q8)), Some(68_000));
         assert_eq!(weights(folder.path(), Some(Quantize::Q4)), Some(36_000));
-        assert_eq!(weights(&folder.path().join("c.json"), Some(Quantize::Q4)), Some(1 << 30));
+        assert_eq!(weights(&folder.path().join("only.gguf"), Some(Quantize::Q4)), Some(5000));
         assert_eq!(weights(&folder.path().join("none"), None), None);
     }
 

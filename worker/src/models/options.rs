@@ -5,11 +5,11 @@ use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
-use clap::ValueEnum;
 use emberline_shared::subject;
 use serde::Deserialize;
 
 use crate::device::Backend;
+use crate::model::{ModelSource, Quantize};
 
 /// The source that stands for the engine without a model.
 const SIMULATED: &str = "simulated";
@@ -32,8 +32,8 @@ pub struct ModelOptions {
 /// Where a model's weights come from.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Source {
-    /// A GGUF file, a directory or a name on a hub, as the model's loader understands it.
-    Weights(String),
+    /// A GGUF file, a folder, or a repository of the hub.
+    Weights(ModelSource),
     /// No model: fixed words.
     Simulated {
         /// Per job; 0 for as many as it can.
@@ -60,23 +60,13 @@ pub struct Settings {
     pub tokens_per_s: f64,
 }
 
-/// A format that weights are turned into when they are loaded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Quantize {
-    /// 8 bits a weight.
-    Q8,
-    /// 4 bits a weight.
-    Q4,
-}
-
 /// What can't be a model.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)] // the messages say it
 pub enum OptionsError {
     #[error("a model's name has 1 to {NAME_BYTES} bytes and none of ',', '=' and control characters")]
     Name,
-    #[error("it has no source: give a GGUF file, a directory or hf:ORG/NAME")]
+    #[error("it has no source: give a GGUF file, a folder or hf:ORG/NAME")]
     NoSource,
     #[error("'{0}' can't be used as a model's name; put NAME= in front of it")]
     NoName(String),
@@ -111,16 +101,15 @@ impl ModelOptions {
     /// Names a model after its file or directory, or as the hub does.
     fn unnamed(text: &str, settings: Settings) -> Result<Self, OptionsError> {
         let source = Source::parse(text, settings.tokens_per_s)?;
-        let path = Path::new(text);
-        let name = match text.strip_prefix("hf:") {
-            Some(id) => Some(id),
-            None if path.extension().is_some_and(|extension| extension == "gguf") => {
-                path.file_stem().and_then(|stem| stem.to_str())
-            }
-            None => path.file_name().and_then(|name| name.to_str()),
+        let name = match &source {
+            Source::Simulated { .. } => Some(SIMULATED),
+            Source::Weights(ModelSource::Path(path)) => name_of_file(path),
+            Source::Weights(ModelSource::Hub { file: Some(file), .. }) => name_of_file(Path::new(file)),
+            Source::Weights(ModelSource::Hub { repository, .. }) => Some(repository.as_str()),
         };
         let name = name.filter(|name| check_name(name).is_ok());
-        Self::new(name.ok_or_else(|| OptionsError::NoName(text.to_owned()))?, source, settings)
+        let name = name.ok_or_else(|| OptionsError::NoName(text.to_owned()))?.to_owned();
+        Self::new(&name, source, settings)
     }
 
     /// The engine that serves it, as the heartbeat shows it.
@@ -142,7 +131,10 @@ impl Source {
                 Ok(tokens_per_s) => Ok(Self::Simulated { tokens_per_s }),
                 Err(_) => Err(OptionsError::Rate(text.to_owned())),
             },
-            _ => Ok(Self::Weights(text.to_owned())),
+            _ => {
+                let Ok(source) = text.parse();
+                Ok(Self::Weights(source))
+            }
         }
     }
 }
@@ -156,6 +148,12 @@ pub fn check_unique<'a>(
         None => Ok(()),
         Some(model) => Err((&model.name, OptionsError::Twice)),
     }
+}
+
+/// A file of weights without its extension, or a folder.
+fn name_of_file(path: &Path) -> Option<&str> {
+    let is_gguf = path.extension().is_some_and(|extension| extension == "gguf");
+    if is_gguf { path.file_stem()?.to_str() } else { path.file_name()?.to_str() }
 }
 
 fn check_name(name: &str) -> Result<(), OptionsError> {
@@ -278,12 +276,13 @@ mod tests {
 
     #[test]
     fn a_model_has_the_name_in_front_of_it_or_its_sources_own() {
-        let weights = |source: &str| Source::Weights(source.to_owned());
+        let weights = |source: &str| Source::Weights(source.parse().unwrap());
         for (text, name, source) in [
             ("small=/m/x.gguf", "small", weights("/m/x.gguf")),
             ("/m/qwen2.5-0.5b.gguf", "qwen2.5-0.5b", weights("/m/qwen2.5-0.5b.gguf")),
             ("/m/Qwen2.5", "Qwen2.5", weights("/m/Qwen2.5")),
-            ("hf:org/name", "org/name", weights("hf:org/name")),
+            ("hf:org/name@main", "org/name", weights("hf:org/name")),
+            ("hf:org/name/x-q4.gguf", "x-q4", weights("hf:org/name/x-q4.gguf")),
             ("a=hf:org/b=c", "a", weights("hf:org/b=c")),
             ("simulated", "simulated", Source::Simulated { tokens_per_s: 50.0 }),
             ("simulated-a=simulated:7.5", "simulated-a", Source::Simulated { tokens_per_s: 7.5 }),
@@ -344,7 +343,7 @@ mod tests {
 
         #[test]
         fn a_name_that_is_taken_is_taken_everywhere(name in "\\PC{1,40}") {
-            let named = ModelOptions::new(&name, Source::Weights("x.gguf".into()), settings());
+            let named = ModelOptions::new(&name, Source::Weights("x.gguf".parse().unwrap()), settings());
             if named.is_ok() {
                 let model = ModelOptions::parse(&format!("{name}=x.gguf"), settings()).unwrap();
                 prop_assert_eq!(model.name, name);

@@ -16,7 +16,7 @@ use emberline_worker::config::{BusConfig, Config};
 use emberline_worker::device::Backend;
 use emberline_worker::engine::simulated::SimulatedEngine;
 use emberline_worker::engine::{Engine, EngineEvent};
-use emberline_worker::models::file::ModelSource;
+use emberline_worker::models::file::ModelList;
 use emberline_worker::models::load::{LoadFailure, Loader};
 use emberline_worker::models::memory::NotEnough;
 use emberline_worker::models::options::{Bytes, Settings};
@@ -146,7 +146,7 @@ impl Worker {
                 user: "worker".to_owned(),
                 password: Some(nats.worker_password().to_owned()),
             },
-            models: ModelSource::new(Vec::new(), Some(file), settings),
+            models: ModelList::new(Vec::new(), Some(file), settings),
             drain: Duration::from_secs(30),
             alive_timeout: Duration::from_secs(15),
         };
