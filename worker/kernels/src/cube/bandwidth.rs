@@ -18,7 +18,11 @@ const EACH: usize = 4;
 const COPIES: usize = 8;
 
 /// See [`crate::copy_bandwidth`].
-pub(crate) fn copy_bandwidth(cube: &CubeDevice, device: &Device, bytes: usize) -> Result<f64, ExecutionError> {
+pub(crate) fn copy_bandwidth(
+    cube: &CubeDevice,
+    device: &Device,
+    bytes: usize,
+) -> Result<f64, ExecutionError> {
     let client = cube.client();
     let limit = client.properties().memory.max_page_size as usize;
     // A cube's share at a time, and no more cubes than fit into two dimensions.

@@ -9,4 +9,3 @@ mod cache;
 mod picks;
 mod products;
 mod support;
-
