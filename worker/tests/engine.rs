@@ -203,7 +203,7 @@ fn a_repeated_system_prompt_of_1000_tokens_costs_less_than_a_twentieth() {
 #[test]
 fn a_long_prompt_delays_running_streams_by_no_more_than_its_chunks() {
     let mut runs = Runs::new(&options());
-    let streams: Vec<JobId> = (0..3).map(|number| JobId::from_random(number)).collect();
+    let streams: Vec<JobId> = (0..3).map(JobId::from_random).collect();
     for number in 0..3 {
         runs.submit(job(number, "Be brief.", "Tell me a story.", 60));
     }
