@@ -19,7 +19,7 @@ use super::network::Weights;
 use super::quantize::Quantize;
 use super::rows::Rows;
 use super::tensors::TensorSource;
-use super::{LoadError, ModelConfig, Network, Shapes};
+use super::{LoadError, ModelConfig, Network};
 use crate::device::ComputeDevice;
 use crate::gguf::GgufFile;
 
@@ -41,7 +41,7 @@ impl Network {
         let mut loader = Loader::new(&config, layout, source, target, quantize);
         let weights = loader.network()?;
         loader.finish()?;
-        Ok(Self::new(config, weights, target.device.clone(), target.shapes == Shapes::Exact))
+        Ok(Self::new(config, weights, target.device.clone(), !target.is_gpu))
     }
 }
 
