@@ -56,9 +56,22 @@ pub enum DeviceError {
     },
 }
 
+/// What kind of device computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceClass {
+    /// This process's own threads.
+    Host,
+    /// A graphics driver that computes on the CPU.
+    Software,
+    /// A GPU.
+    Gpu,
+}
+
 /// A device, ready to compute.
 #[derive(Debug, Clone)]
 pub struct ComputeDevice {
+    /// What kind it is.
+    pub class: DeviceClass,
     /// Where tensors live.
     pub device: Device,
     /// In words, as the heartbeat shows it.
@@ -77,6 +90,7 @@ impl ComputeDevice {
         let threads = rayon::current_num_threads();
         let plural = if threads == 1 { "" } else { "s" };
         Self {
+            class: DeviceClass::Host,
             device: Device::flex(),
             description: format!("CPU (flex, {threads} thread{plural})"),
             shapes: Shapes::Exact,
@@ -123,6 +137,7 @@ impl Adapter {
         }
         configure_tuning(self.is_software());
         Ok(ComputeDevice {
+            class: if self.is_software() { DeviceClass::Software } else { DeviceClass::Gpu },
             device: self.device()?,
             description: self.to_string(),
             shapes: Shapes::Bucketed,

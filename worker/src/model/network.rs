@@ -94,6 +94,13 @@ impl Network {
         self.weights.bytes
     }
 
+    /// What a step of one row reads of the weights: an embedding that is not the head, too, is
+    /// hardly touched.
+    pub fn step_bytes(&self) -> u64 {
+        let embedding = if self.config.tied_embedding { 0 } else { self.weights.embedding.bytes() };
+        self.weights.bytes - embedding as u64
+    }
+
     /// What a cache block takes on the device, all layers together.
     pub fn block_bytes(&self) -> u64 {
         let layer = 2 * self.config.kv_width() * BLOCK_SIZE * size_of::<f32>();
