@@ -58,8 +58,9 @@ fn rows(beat: &Heartbeat) -> Vec<[String; 6]> {
     };
     let first = [beat.worker.clone(), format!("{} {}", beat.engine, beat.version), beat.device.clone()];
     let shared = std::iter::once(first).chain(std::iter::repeat_with(Default::default));
-    let row = |([model, jobs, state], [worker, engine, device])| [worker, model, jobs, state, engine, device];
-    models.into_iter().zip(shared).map(row).collect()
+    let rows = models.into_iter().zip(shared);
+    rows.map(|([model, jobs, state], [worker, engine, device])| [worker, model, jobs, state, engine, device])
+        .collect()
 }
 
 /// Columns as wide as their widest cell.
