@@ -4,12 +4,19 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 EMBERLINE := $(TARGET_DIR)/debug/emberline
 MODEL := smollm2-135m-instruct
 
-.PHONY: help up bench status build function setup pip test clients lint fmt
+# How long `make soak` runs.
+SOAK_SECONDS := 600
+# SPIR-V instead of WGSL where the GPU is driven by Vulkan.
+GPU_FEATURES := $(if $(filter Darwin,$(shell uname -s)),,--features emberline-worker/vulkan)
+
+.PHONY: help up bench bench-engine bench-gpu soak status build function setup pip test clients lint fmt
 
 help:
 	@echo "make up        build everything, start it, print a curl line; Ctrl-C stops it"
 	@echo "make test      formatting, lints, unit and end-to-end tests"
 	@echo "make bench     measure the running stack, or one started for it"
+	@echo "make bench-engine  measure the engine alone, and llama.cpp if it is there; make bench-gpu: on a GPU"
+	@echo "make soak      $(SOAK_SECONDS) s of mixed random load: nothing leaks, every answer is right"
 	@echo "make status    show the workers of the running stack"
 	@echo "make build     the native programs; make function: the WASM component"
 	@echo "make fmt lint  format the code; look for mistakes"
@@ -20,6 +27,20 @@ up: build function pip
 
 bench: build function pip
 	@$(EMBERLINE) bench
+
+bench-engine: build pip
+	@$(EMBERLINE) bench engine
+
+# A GPU or nothing: what computes on the CPU is told so before and after half an hour of compiling.
+bench-gpu: setup pip
+	@deploy/setup.sh gpu
+	@cargo build --workspace $(GPU_FEATURES)
+	@$(EMBERLINE) bench engine --backend wgpu --require-gpu
+	@$(EMBERLINE) bench engine --backend wgpu --require-gpu --random llama-1b
+
+soak: build pip
+	model=$$($(EMBERLINE) pull $(MODEL)) && export EMBERLINE_TEST_MODEL=$$model SOAK_SECONDS=$(SOAK_SECONDS) && \
+	cargo test -p emberline-worker --test soak -- --nocapture
 
 status:
 	@$(EMBERLINE) status

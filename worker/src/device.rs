@@ -12,8 +12,6 @@ use burn::cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
 use burn::tensor::wgpu::{WgpuBackend, wgpu};
 use burn::tensor::{Device, DeviceKind};
 
-use crate::model::Shapes;
-
 /// Which backend the operator wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Backend {
@@ -56,17 +54,28 @@ pub enum DeviceError {
     },
 }
 
+/// What kind of device computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceClass {
+    /// This process's own threads.
+    Host,
+    /// A graphics driver that computes on the CPU.
+    Software,
+    /// A GPU.
+    Gpu,
+}
+
 /// A device, ready to compute.
 #[derive(Debug, Clone)]
 pub struct ComputeDevice {
+    /// What kind it is.
+    pub class: DeviceClass,
     /// Where tensors live.
     pub device: Device,
     /// In words, as the heartbeat shows it.
     pub description: String,
-    /// How it wants its work shaped.
-    pub shapes: Shapes,
-    /// Threads that share a product with a single row; 1 where the device sees to that.
-    pub threads: usize,
+    /// Whether it is wgpu's, and not the threads of this process.
+    pub is_gpu: bool,
     /// Largest tensor it can hold; `None` for no limit but memory.
     pub max_buffer_bytes: Option<u64>,
 }
@@ -77,10 +86,10 @@ impl ComputeDevice {
         let threads = rayon::current_num_threads();
         let plural = if threads == 1 { "" } else { "s" };
         Self {
+            class: DeviceClass::Host,
             device: Device::flex(),
             description: format!("CPU (flex, {threads} thread{plural})"),
-            shapes: Shapes::Exact,
-            threads,
+            is_gpu: false,
             max_buffer_bytes: None,
         }
     }
@@ -123,10 +132,10 @@ impl Adapter {
         }
         configure_tuning(self.is_software());
         Ok(ComputeDevice {
+            class: if self.is_software() { DeviceClass::Software } else { DeviceClass::Gpu },
             device: self.device()?,
             description: self.to_string(),
-            shapes: Shapes::Bucketed,
-            threads: 1,
+            is_gpu: true,
             max_buffer_bytes: Some(self.max_buffer_bytes),
         })
     }

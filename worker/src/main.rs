@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::anyhow;
-use clap::Parser;
+use clap::{Parser, Subcommand};
+use emberline_worker::bench::{self, BenchArgs};
 use emberline_worker::config::{Args, Config, ConfigError};
 use emberline_worker::models::load::load_engine;
 use emberline_worker::serve::{Signals, serve};
@@ -17,16 +18,41 @@ use tracing_subscriber::EnvFilter;
 /// What the worker says; of its libraries, only what goes wrong.
 const LOG_DEFAULT: &str = "warn,emberline_worker=info";
 
+#[derive(Parser)]
+#[command(version, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(flatten)]
+    serve: Args,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Measure the engine on this machine and print JSON; `emberline bench engine` shows a table
+    Bench(BenchArgs),
+}
+
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let Cli { serve, command } = Cli::parse();
     start_logging();
-    match run(args) {
+    let outcome = match command {
+        Some(Command::Bench(args)) => measure(&args),
+        None => run(serve),
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("emberline-worker: {}", one_line(&error.to_string()));
             ExitCode::FAILURE
         }
     }
+}
+
+fn measure(args: &BenchArgs) -> anyhow::Result<()> {
+    let measurement = bench::run(args)?;
+    println!("{}", serde_json::to_string(&measurement)?);
+    Ok(())
 }
 
 fn run(args: Args) -> anyhow::Result<()> {

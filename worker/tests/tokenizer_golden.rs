@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use emberline_tests::golden;
 use emberline_tests::stack::model_path;
 use emberline_worker::gguf::{GgmlType, GgufFile};
-use emberline_worker::template::ChatTemplate;
+use emberline_worker::template::{ChatTemplate, PromptContext};
 use emberline_worker::tokenizer::ModelTokenizer;
 
 fn model() -> GgufFile {
@@ -18,7 +18,7 @@ fn model() -> GgufFile {
 fn prompts_are_rendered_as_in_the_golden_file() {
     let template = ChatTemplate::from_gguf(&model()).unwrap();
     for case in golden::cases().unwrap() {
-        assert_eq!(template.render(&case.messages).unwrap(), case.prompt);
+        assert_eq!(template.render(&case.messages, &PromptContext::default()).unwrap(), case.prompt);
     }
 }
 
@@ -26,7 +26,7 @@ fn prompts_are_rendered_as_in_the_golden_file() {
 fn prompts_have_the_golden_token_ids() {
     let tokenizer = ModelTokenizer::from_gguf(&model()).unwrap();
     for case in golden::cases().unwrap() {
-        assert_eq!(tokenizer.encode(&case.prompt).unwrap(), case.prompt_token_ids, "{}", case.prompt);
+        assert_eq!(tokenizer.encode_prompt(&case.prompt).unwrap(), case.prompt_token_ids, "{}", case.prompt);
     }
 }
 

@@ -58,6 +58,12 @@ impl Checkpoint {
         &self.config
     }
 
+    /// Serves no more than `tokens` positions, prompt and completion together. Models with other
+    /// rotations for a long context do without them in a short one.
+    pub fn limit_context(&mut self, tokens: usize) {
+        self.config.context_length = self.config.context_length.min(tokens.max(1));
+    }
+
     /// The GGUF file or the folder.
     pub fn path(&self) -> &Path {
         self.source().path()

@@ -1,5 +1,7 @@
 //! The network: from token ids to logits, for many sequences at once.
 
+use std::fmt;
+
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use emberline_kernels::{
     BLOCK_SIZE, KvBlocks, Matrix, RowSpan, StepRows, copy_blocks, embedding, norm_linear,
@@ -40,6 +42,25 @@ pub(crate) struct Weights {
     pub(crate) bytes: u64,
 }
 
+/// What a network takes on its device, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryUse {
+    /// Weights, as they are stored there.
+    pub weights: u64,
+    /// Keys, values, and tables over positions.
+    pub cache: u64,
+    /// Intermediate results of a step, about.
+    pub activations: u64,
+}
+
+impl fmt::Display for MemoryUse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [weights, cache, activations] =
+            [self.weights, self.cache, self.activations].map(|bytes| bytes as f64 / f64::from(1 << 20));
+        write!(f, "weights {weights:.1} MiB, cache {cache:.1} MiB, activations {activations:.1} MiB")
+    }
+}
+
 /// Consecutive tokens of one sequence in a step.
 #[derive(Debug, Clone, Copy)]
 pub struct StepSpan<'a> {
@@ -73,19 +94,44 @@ impl Network {
         self.weights.bytes
     }
 
+    /// What a step of one row reads of the weights: an embedding that is not the head, too, is
+    /// hardly touched.
+    pub fn step_bytes(&self) -> u64 {
+        let embedding = if self.config.tied_embedding { 0 } else { self.weights.embedding.bytes() };
+        self.weights.bytes - embedding as u64
+    }
+
     /// What a cache block takes on the device, all layers together.
     pub fn block_bytes(&self) -> u64 {
         let layer = 2 * self.config.kv_width() * BLOCK_SIZE * size_of::<f32>();
         (self.config.layers.len() * layer) as u64
     }
 
+    /// What the network takes on the device, with steps of up to `rows` tokens of which `logits`
+    /// want logits.
+    pub fn memory(&self, rows: usize, logits: usize) -> MemoryUse {
+        let ModelConfig { hidden, feed_forward, vocabulary, .. } = self.config;
+        let (queries, keys) = (self.config.query_width(), self.config.kv_width());
+        // At its widest, a layer has its residual beside what is projected: queries, keys and
+        // values with what attention makes of them, or gate and up with their product.
+        let row = 2 * hidden + (2 * queries + 2 * keys).max(3 * feed_forward);
+        let tables = self.tables.iter().map(|table| table.shape().num_elements()).sum::<usize>();
+        let bytes = |numbers: usize| (numbers * size_of::<f32>()) as u64;
+        MemoryUse {
+            weights: self.weights.bytes,
+            cache: self.blocks as u64 * self.block_bytes() + bytes(tables),
+            activations: bytes(rows * row + logits * vocabulary),
+        }
+    }
+
     /// Makes a new pool of `blocks` cache blocks; what was in the last one is lost.
     pub fn allocate_cache(&mut self, blocks: usize) -> Result<(), ComputeError> {
-        let positions = self.config.context_length.min(blocks.saturating_mul(BLOCK_SIZE));
+        let context = self.config.context_length;
+        let positions = context.min(blocks.saturating_mul(BLOCK_SIZE));
         // First of all, so that two pools never exist at once.
         self.cache.clear();
         let rotaries = self.config.rotaries.iter();
-        self.tables = rotaries.map(|rotary| rotary.table(positions, &self.device)).collect();
+        self.tables = rotaries.map(|rotary| rotary.table(context, positions, &self.device)).collect();
         let ModelConfig { kv_heads, head_dim, .. } = self.config;
         let layers = self.config.layers.iter();
         self.cache = layers.map(|_| KvBlocks::zeros(blocks, kv_heads, head_dim, &self.device)).collect();

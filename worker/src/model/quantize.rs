@@ -1,15 +1,17 @@
 //! Quantisation on load.
 
+use clap::ValueEnum;
 use emberline_kernels::MatrixSpec;
 use emberline_kernels::ggml::{GgmlType, extend_f32, quantize_q4_0, quantize_q8_0};
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::{ParallelSlice, ParallelSliceMut};
+use serde::Deserialize;
 
 use super::names::Part;
 use super::rows::Rows;
 
 /// To what weights are quantised that a file stores as floats.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Quantize {
     /// 8 bits, ggml's Q8_0.
@@ -18,8 +20,11 @@ pub enum Quantize {
     Q4,
 }
 
+/// Writes the blocks of whole rows of numbers.
+type Quantizer = fn(&[f32], &mut [u8]);
+
 impl Quantize {
-    fn target(self, part: Part) -> (GgmlType, fn(&[f32], &mut [u8])) {
+    fn target(self, part: Part) -> (GgmlType, Quantizer) {
         match (self, part) {
             (Self::Q8, _) | (Self::Q4, Part::Embedding | Part::Head) => (GgmlType::Q8_0, quantize_q8_0),
             (Self::Q4, _) => (GgmlType::Q4_0, quantize_q4_0),

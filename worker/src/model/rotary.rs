@@ -12,6 +12,20 @@ pub struct Rotary {
     pub frequencies: Vec<f64>,
     /// What turned components are multiplied with.
     pub magnitude: f64,
+    /// Other frequencies for a long context, where a model has them.
+    pub long: Option<LongContext>,
+}
+
+/// The frequencies of a context that is longer than some length.
+///
+/// A sequence must be turned alike from its beginning, or what is in the cache is wrong when it
+/// grows. So it is the context that is served that decides, not a sequence's length.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LongContext {
+    /// The longest context that does without.
+    pub beyond: usize,
+    /// For each pair, in radians a position.
+    pub frequencies: Vec<f64>,
 }
 
 /// How frequencies are changed for a longer context than a model was first trained for.
@@ -25,8 +39,10 @@ pub(crate) enum Scaling<'a> {
     Llama3 { factor: f64, low: f64, high: f64, original: f64 },
     /// Peng et al., "YaRN" (2023): the same with a ramp between, and louder.
     Yarn { factor: f64, fast: f64, slow: f64, original: f64, truncate: bool, magnitude: f64 },
-    /// Each pair is squeezed by a factor of its own, as in Ding et al., "LongRoPE" (2024).
-    Each { factors: &'a [f64], magnitude: f64 },
+    /// Each pair is squeezed by a factor of its own.
+    Each { factors: &'a [f64] },
+    /// Ding et al., "LongRoPE" (2024): by other factors in a long context, and louder.
+    Long { short: &'a [f64], long: &'a [f64], beyond: usize, magnitude: f64 },
 }
 
 impl Rotary {
@@ -35,7 +51,10 @@ impl Rotary {
     pub(crate) fn new(base: f64, dim: usize, scaling: Scaling<'_>) -> Self {
         let frequency = |pair: usize| base.powf(-2.0 * pair as f64 / dim as f64);
         let mut frequencies: Vec<f64> = (0..dim / 2).map(frequency).collect();
-        let mut magnitude = 1.0;
+        let (mut magnitude, mut long_context) = (1.0, None);
+        let divide = |frequencies: &mut [f64], factors: &[f64]| {
+            frequencies.iter_mut().zip(factors).for_each(|(f, factor)| *f /= factor);
+        };
         match scaling {
             Scaling::None => {}
             Scaling::Linear { factor } => frequencies.iter_mut().for_each(|f| *f /= factor),
@@ -61,12 +80,16 @@ impl Rotary {
                     *frequency *= (1.0 - squeezed) + squeezed / factor;
                 }
             }
-            Scaling::Each { factors, magnitude: louder } => {
+            Scaling::Each { factors } => divide(&mut frequencies, factors),
+            Scaling::Long { short, long, beyond, magnitude: louder } => {
                 magnitude = louder;
-                frequencies.iter_mut().zip(factors).for_each(|(f, factor)| *f /= factor);
+                let mut others = frequencies.clone();
+                divide(&mut others, long);
+                divide(&mut frequencies, short);
+                long_context = Some(LongContext { beyond, frequencies: others });
             }
         }
-        Self { frequencies, magnitude }
+        Self { frequencies, magnitude, long: long_context }
     }
 
     /// Leading components of a head that are turned.
@@ -74,12 +97,20 @@ impl Rotary {
         2 * self.frequencies.len()
     }
 
-    /// `[positions, 2, dim / 2]`: cosines, then sines.
-    pub(crate) fn table(&self, positions: usize, device: &Device) -> Tensor<3> {
+    fn frequencies_for(&self, context_length: usize) -> &[f64] {
+        match &self.long {
+            Some(long) if context_length > long.beyond => &long.frequencies,
+            _ => &self.frequencies,
+        }
+    }
+
+    /// The first positions of a context: `[positions, 2, dim / 2]`, cosines, then sines.
+    pub(crate) fn table(&self, context_length: usize, positions: usize, device: &Device) -> Tensor<3> {
+        let frequencies = self.frequencies_for(context_length);
         let mut table = Vec::with_capacity(positions * self.dim());
         for position in 0..positions {
             // In double precision: the angle of a late position is a large number of turns.
-            let angles = || self.frequencies.iter().map(|frequency| frequency * position as f64);
+            let angles = || frequencies.iter().map(|frequency| frequency * position as f64);
             table.extend(angles().map(|angle| (angle.cos() * self.magnitude) as f32));
             table.extend(angles().map(|angle| (angle.sin() * self.magnitude) as f32));
         }
@@ -119,10 +150,21 @@ mod tests {
 
     #[test]
     fn a_table_has_cosines_before_sines() {
-        let rotary = Rotary { frequencies: vec![0.5, 0.25], magnitude: 2.0 };
-        let table = rotary.table(3, &Device::flex()).try_into_vec_as::<f32>().unwrap();
+        let rotary = Rotary { frequencies: vec![0.5, 0.25], magnitude: 2.0, long: None };
+        let table = rotary.table(100, 3, &Device::flex()).try_into_vec_as::<f32>().unwrap();
         let wanted = [1.0_f64.cos(), 0.5_f64.cos(), 1.0_f64.sin(), 0.5_f64.sin()].map(|x| (2.0 * x) as f32);
         assert_eq!(table[..4], [2.0, 2.0, 0.0, 0.0]);
         assert_eq!(table[8..], wanted);
+    }
+
+    #[test]
+    fn a_long_context_turns_otherwise_from_its_beginning() {
+        let scaling = Scaling::Long { short: &[1.0, 2.0], long: &[4.0, 8.0], beyond: 50, magnitude: 1.5 };
+        let rotary = Rotary::new(100.0, 4, scaling);
+        assert_eq!(rotary.magnitude, 1.5);
+        for (context_length, wanted) in [(50, [1.0, 0.05]), (51, [0.25, 0.0125])] {
+            let got = rotary.frequencies_for(context_length);
+            assert!(got.iter().zip(wanted).all(|(got, wanted)| (got - wanted).abs() < 1e-12), "{got:?}");
+        }
     }
 }

@@ -4,10 +4,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use super::memory::{self, NotEnough};
-use super::options::{ModelOptions, Source};
+use super::options::{Bytes, ModelOptions, Source};
 use crate::device::ComputeDevice;
 use crate::engine::Engine;
-use crate::engine::burn::{self, LoadOptions};
+use crate::engine::burn::{self, CacheSize, LoadOptions};
 use crate::engine::simulated::SimulatedEngine;
 use crate::model::LoadError;
 
@@ -46,11 +46,13 @@ pub fn load_engine(options: &ModelOptions) -> Result<Box<dyn Engine>, LoadFailur
                 memory::check(options, &path)?;
             }
             let engine = burn::load(&LoadOptions {
-                path,
-                name: options.name.clone(),
                 backend: settings.backend,
                 adapter: settings.adapter.clone(),
                 slots: usize::from(settings.slots),
+                cache: settings.cache_memory.map_or(CacheSize::Auto, |Bytes(bytes)| CacheSize::Bytes(bytes)),
+                context_length: settings.context_length,
+                quantize: settings.quantize,
+                ..LoadOptions::new(path, &options.name)
             })?;
             Ok(Box::new(engine))
         }

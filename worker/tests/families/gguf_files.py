@@ -166,7 +166,9 @@ def byte_level(tokenizer, pre, *, bos=None, eos=None, add_bos=None):
     return add
 
 
-def sentencepiece(pieces, *, model="llama", bos="<s>", eos="</s>", space_prefix=None, add_bos=None, eot=None, charsmap=None):
+def sentencepiece(
+    pieces, *, model="llama", bos="<s>", eos="</s>", space_prefix=None, add_bos=None, eot=None, charsmap=None
+):
     """Writes a SentencePiece vocabulary."""
 
     def add(writer):

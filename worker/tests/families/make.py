@@ -12,83 +12,25 @@ tokenizer_cases.json  texts with their ids, and what the ids read
 chat_cases.json       conversations with the prompt that the chat template makes of them
 """
 
-import copy
-import json
 import shutil
 import sys
 import warnings
-from datetime import datetime, timezone
 from pathlib import Path
 
 import gguf
-import jinja2
 from gguf import GGMLQuantizationType as Type
 from sentencepiece import sentencepiece_model_pb2 as proto
-from transformers import AutoTokenizer
-from transformers.utils import chat_template_utils, logging
+from transformers.utils import logging
 
+import cases
 import gguf_files
 import network
 import templates
 import vocabulary
+from checkpoints import make, make_gguf
 from vocabulary import Special
 
 HERE = Path(__file__).parent
-# When the chat cases are rendered: a Tuesday.
-NOW = datetime(2026, 2, 3, 14, 5, 6, tzinfo=timezone.utc)
-
-TEXTS = [
-    "",
-    " ",
-    "   ",
-    "\n",
-    " \n\n  \t x \r\n y  ",
-    "Hello",
-    " Hello",
-    "  Hello",
-    "Hello ",
-    "Hello, world! It's 2024: they're   here, aren't they?  I'VE.",
-    "The river 12345 67 8.9% 1,000,000",
-    "    for index in range(10):\n        total += values[index]\n\n\n# done\t\tx",
-    "naïve façade, Grüße aus Köln; e\u0301 A\u030a ﬁ Ⅷ ½ №",
-    "日本語のテキスト、中文。 한국어 русский ёж עברית हिन्दी ไทย",
-    "🙂🚀👩‍👩‍👧 🇩🇪 →€ \u200b\u00a0\u3000 \u2028end",
-    "\x00\x01\x7f\ufeff\ufffd",
-    "▁▁ lower ▁ blocks▁",
-    "<0x41> <0xZZ> <unk> [UNK] <|nothing|>",
-    "HelloWorld camelCase XMLHttpRequest snake_case a/b//c",
-    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
-    "thethethe the the  the",
-    "                                 x",
-]
-
-END_TOKENS = {"<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<|end|>", "<end_of_turn>", "</s>"}
-
-CONVERSATIONS = [
-    [{"role": "user", "content": "Hello there"}],
-    [{"role": "system", "content": "Be brief. "}, {"role": "user", "content": " What is 2 + 2?\n"}],
-    [
-        {"role": "system", "content": "Grüße 🙂 <b>&amp;\"'"},
-        {"role": "user", "content": "one"},
-        {"role": "assistant", "content": "<think>\nlet me see\n</think>\n\n two"},
-        {"role": "user", "content": "three"},
-    ],
-    [
-        {"role": "user", "content": "one"},
-        {"role": "assistant", "content": "<think>hm</think>two"},
-    ],
-    [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}],
-    [{"role": "system", "content": "/no_think nobody asks"}],
-]
-
-
-class Clock(datetime):
-    @classmethod
-    def now(cls, tz=None):
-        return NOW
-
-
-# ---------------------------------------------------------------- families
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
@@ -112,22 +54,32 @@ SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "
 def llama2(folder):
     pieces = vocabulary.pieces()
     tokenizer = vocabulary.sentencepiece_json(pieces, "prepend")
-    write_tokenizer(folder, tokenizer, templates.BRACKETS, bos="<s>", eos="</s>", unk="<unk>", add_bos_token=True)
+    cases.write_tokenizer(
+        folder, tokenizer, templates.BRACKETS, bos="<s>", eos="</s>", unk="<unk>", add_bos_token=True
+    )
     # As older configurations are: no head_dim, no number of key/value heads.
     settings = LLAMA | {"torch_dtype": "float16", "bos_token_id": 1, "eos_token_id": 2}
     del settings["num_key_value_heads"]
     make(folder, settings, seed=1, eos=2, without=[{"rope_theta": 100.0}])
     write_vocabulary = gguf_files.sentencepiece(pieces)
-    make_gguf(folder, "llama", write_vocabulary, templates.BRACKETS, pieces=pieces, prefix=True, adds_bos=True)
+    make_gguf(
+        folder, "llama", write_vocabulary, templates.BRACKETS, pieces=pieces, prefix=True, adds_bos=True
+    )
 
 
 def llama3(folder):
-    specials = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+    specials = [
+        "<|begin_of_text|>",
+        "<|end_of_text|>",
+        "<|start_header_id|>",
+        "<|end_header_id|>",
+        "<|eot_id|>",
+    ]
     bos, eos = "<|begin_of_text|>", "<|eot_id|>"
     tokenizer = vocabulary.byte_level(
         vocabulary.LLAMA3, [Special(token) for token in specials], bos=bos, whole_words=True
     )
-    write_tokenizer(folder, tokenizer, templates.HEADERS, bos=bos, eos=eos)
+    cases.write_tokenizer(folder, tokenizer, templates.HEADERS, bos=bos, eos=eos)
     scaling = {
         "factor": 8.0,
         "low_freq_factor": 1.0,
@@ -135,13 +87,13 @@ def llama3(folder):
         "original_max_position_embeddings": 32,
         "rope_type": "llama3",
     }
-    ends = [id_of(tokenizer, token) for token in ("<|end_of_text|>", "<|eot_id|>")]
+    ends = [cases.id_of(tokenizer, token) for token in ("<|end_of_text|>", "<|eot_id|>")]
     settings = LLAMA | {
         "tie_word_embeddings": True,
         "head_dim": 16,
         "rope_theta": 500.0,
         "rope_scaling": scaling,
-        "bos_token_id": id_of(tokenizer, bos),
+        "bos_token_id": cases.id_of(tokenizer, bos),
         "eos_token_id": ends,
     }
     make(folder, settings, seed=2, eos=ends, shards=3, without=[{"rope_scaling": None}])
@@ -151,36 +103,46 @@ def llama3(folder):
 
 def llama_linear(folder):
     tokenizer = vocabulary.byte_level(vocabulary.GPT2, [Special("<|endoftext|>")], digits=True, merges=20)
-    write_tokenizer(folder, tokenizer, templates.KITCHEN_SINK, bos="<|endoftext|>", eos="<|endoftext|>", jinja=True)
-    end = id_of(tokenizer, "<|endoftext|>")
-    settings = LLAMA | SMALL | {
-        "attention_bias": True,
-        "rope_scaling": {"type": "linear", "factor": 3.0},
-        "bos_token_id": end,
-        "eos_token_id": end,
-    }
+    cases.write_tokenizer(
+        folder, tokenizer, templates.KITCHEN_SINK, bos="<|endoftext|>", eos="<|endoftext|>", jinja=True
+    )
+    end = cases.id_of(tokenizer, "<|endoftext|>")
+    settings = (
+        LLAMA
+        | SMALL
+        | {
+            "attention_bias": True,
+            "rope_scaling": {"type": "linear", "factor": 3.0},
+            "bos_token_id": end,
+            "eos_token_id": end,
+        }
+    )
     make(folder, settings, seed=3, eos=end, without=[{"rope_scaling": None}])
 
 
 def llama_yarn(folder):
     specials = [Special("<s>"), Special("</s>"), Special("[INST]"), Special("[/INST]")]
     tokenizer = vocabulary.byte_level(vocabulary.TEKKEN, specials, bos="<s>", whole_words=True, merges=20)
-    write_tokenizer(folder, tokenizer, templates.INSTRUCTIONS, bos="<s>", eos="</s>")
+    cases.write_tokenizer(folder, tokenizer, templates.INSTRUCTIONS, bos="<s>", eos="</s>")
     # As newer configurations are: rope_parameters, dtype.
-    settings = LLAMA | SMALL | {
-        "dtype": "float16",
-        "num_hidden_layers": 3,
-        "rope_parameters": {
-            "rope_type": "yarn",
-            "rope_theta": 1000.0,
-            "factor": 4.0,
-            "original_max_position_embeddings": 16,
-            "beta_fast": 4.0,
-            "beta_slow": 1.0,
-        },
-        "bos_token_id": id_of(tokenizer, "<s>"),
-        "eos_token_id": id_of(tokenizer, "</s>"),
-    }
+    settings = (
+        LLAMA
+        | SMALL
+        | {
+            "dtype": "float16",
+            "num_hidden_layers": 3,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1000.0,
+                "factor": 4.0,
+                "original_max_position_embeddings": 16,
+                "beta_fast": 4.0,
+                "beta_slow": 1.0,
+            },
+            "bos_token_id": cases.id_of(tokenizer, "<s>"),
+            "eos_token_id": cases.id_of(tokenizer, "</s>"),
+        }
+    )
     for key in ("torch_dtype", "rope_scaling", "rope_theta"):
         del settings[key]
     plain = {"rope_parameters": {"rope_type": "default", "rope_theta": 1000.0}}
@@ -192,27 +154,48 @@ def mistral(folder):
     pieces = vocabulary.pieces()
     pieces.add([Special("[INST]"), Special("[/INST]")])
     tokenizer = vocabulary.sentencepiece_json(pieces, "metaspace")
-    write_tokenizer(
-        folder, tokenizer, templates.INSTRUCTIONS, bos="<s>", eos="</s>", unk="<unk>", jinja=True, add_bos_token=True
+    cases.write_tokenizer(
+        folder,
+        tokenizer,
+        templates.INSTRUCTIONS,
+        bos="<s>",
+        eos="</s>",
+        unk="<unk>",
+        jinja=True,
+        add_bos_token=True,
     )
-    settings = LLAMA | SMALL | {
-        "architectures": ["MistralForCausalLM"],
-        "model_type": "mistral",
-        # Wider than hidden_size, as Mistral Nemo's heads together are.
-        "head_dim": 32,
-        "sliding_window": 16,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    }
+    settings = (
+        LLAMA
+        | SMALL
+        | {
+            "architectures": ["MistralForCausalLM"],
+            "model_type": "mistral",
+            # Wider than hidden_size, as Mistral Nemo's heads together are.
+            "head_dim": 32,
+            "sliding_window": 16,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        }
+    )
     make(folder, settings, seed=5, eos=2, without=[{"sliding_window": None}, {"sliding_window": 17}])
 
 
 def qwen2(folder):
-    specials = [Special("<|endoftext|>"), Special("<|im_start|>"), Special("<|im_end|>"), Special("<tool_call>", False)]
+    specials = [
+        Special("<|endoftext|>"),
+        Special("<|im_start|>"),
+        Special("<|im_end|>"),
+        Special("<tool_call>", False),
+    ]
     tokenizer = vocabulary.byte_level(vocabulary.QWEN2, specials, compose=True)
-    named = [{"name": "tool_use", "template": templates.TOOLS}, {"name": "default", "template": templates.CHATML}]
-    write_tokenizer(folder, tokenizer, named, bos=None, eos="<|im_end|>", pad="<|endoftext|>", add_bos_token=False)
-    ends = [id_of(tokenizer, token) for token in ("<|im_end|>", "<|endoftext|>")]
+    named = [
+        {"name": "tool_use", "template": templates.TOOLS},
+        {"name": "default", "template": templates.CHATML},
+    ]
+    cases.write_tokenizer(
+        folder, tokenizer, named, bos=None, eos="<|im_end|>", pad="<|endoftext|>", add_bos_token=False
+    )
+    ends = [cases.id_of(tokenizer, token) for token in ("<|im_end|>", "<|endoftext|>")]
     settings = LLAMA | {
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",
@@ -228,7 +211,9 @@ def qwen2(folder):
         "vocab_size": 320,
     }
     make(folder, settings, seed=6, eos=ends, without=[{"use_sliding_window": True, "max_window_layers": 0}])
-    write_vocabulary = gguf_files.byte_level(padded(tokenizer, 320), "qwen2", bos="<|endoftext|>", eos="<|im_end|>", add_bos=False)
+    write_vocabulary = gguf_files.byte_level(
+        cases.padded(tokenizer, 320), "qwen2", bos="<|endoftext|>", eos="<|im_end|>", add_bos=False
+    )
     make_gguf(folder, "qwen2", write_vocabulary, templates.CHATML, matrices=Type.Q8_0, adds_bos=False)
 
 
@@ -236,58 +221,91 @@ def qwen3(folder):
     specials = [Special("<|endoftext|>"), Special("<|im_start|>"), Special("<|im_end|>")]
     specials += [Special("<think>", False), Special("</think>", False)]
     tokenizer = vocabulary.byte_level(vocabulary.QWEN2, specials, compose=True)
-    write_tokenizer(folder, tokenizer, templates.THINKING, bos=None, eos="<|im_end|>", pad="<|endoftext|>", add_bos_token=False)
-    ends = [id_of(tokenizer, token) for token in ("<|im_end|>", "<|endoftext|>")]
-    settings = LLAMA | SMALL | {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
-        "attention_bias": False,
-        "head_dim": 32,
-        "max_window_layers": 2,
-        "sliding_window": None,
-        "use_sliding_window": False,
-        "rms_norm_eps": 1e-06,
-        "rope_theta": 1000000.0,
-        "bos_token_id": ends[1],
-        "eos_token_id": ends[0],
-    }
+    cases.write_tokenizer(
+        folder,
+        tokenizer,
+        templates.THINKING,
+        bos=None,
+        eos="<|im_end|>",
+        pad="<|endoftext|>",
+        add_bos_token=False,
+    )
+    ends = [cases.id_of(tokenizer, token) for token in ("<|im_end|>", "<|endoftext|>")]
+    settings = (
+        LLAMA
+        | SMALL
+        | {
+            "architectures": ["Qwen3ForCausalLM"],
+            "model_type": "qwen3",
+            "attention_bias": False,
+            "head_dim": 32,
+            "max_window_layers": 2,
+            "sliding_window": None,
+            "use_sliding_window": False,
+            "rms_norm_eps": 1e-06,
+            "rope_theta": 1000000.0,
+            "bos_token_id": ends[1],
+            "eos_token_id": ends[0],
+        }
+    )
     make(folder, settings, seed=7, eos=ends, without=[{"rope_theta": 10000.0}])
-    write_vocabulary = gguf_files.byte_level(tokenizer, "qwen2", bos="<|endoftext|>", eos="<|im_end|>", add_bos=False)
+    write_vocabulary = gguf_files.byte_level(
+        tokenizer, "qwen2", bos="<|endoftext|>", eos="<|im_end|>", add_bos=False
+    )
     make_gguf(folder, "qwen3", write_vocabulary, templates.THINKING, matrices=Type.BF16, adds_bos=False)
 
 
 def smollm3(folder):
-    specials = [Special("<|begin_of_text|>"), Special("<|end_of_text|>"), Special("<|im_start|>"), Special("<|im_end|>")]
+    specials = [
+        Special("<|begin_of_text|>"),
+        Special("<|end_of_text|>"),
+        Special("<|im_start|>"),
+        Special("<|im_end|>"),
+    ]
     specials += [Special("<think>", False), Special("</think>", False)]
     tokenizer = vocabulary.byte_level(vocabulary.LLAMA3, specials, whole_words=True)
-    write_tokenizer(folder, tokenizer, templates.MARKED, bos=None, eos="<|im_end|>", jinja=True)
-    end = id_of(tokenizer, "<|im_end|>")
-    settings = LLAMA | SMALL | {
-        "architectures": ["SmolLM3ForCausalLM"],
-        "model_type": "smollm3",
-        "num_hidden_layers": 4,
-        "pad_token_id": end,
-        "no_rope_layer_interval": 4,
-        "no_rope_layers": [1, 1, 1, 0],
-        "layer_types": ["full_attention"] * 4,
-        "use_sliding_window": False,
-        "sliding_window": None,
-        "rms_norm_eps": 1e-06,
-        "rope_theta": 5000000.0,
-        "tie_word_embeddings": True,
-        "bos_token_id": id_of(tokenizer, "<|begin_of_text|>"),
-        "eos_token_id": end,
+    cases.write_tokenizer(folder, tokenizer, templates.MARKED, bos=None, eos="<|im_end|>", jinja=True)
+    end = cases.id_of(tokenizer, "<|im_end|>")
+    settings = (
+        LLAMA
+        | SMALL
+        | {
+            "architectures": ["SmolLM3ForCausalLM"],
+            "model_type": "smollm3",
+            "num_hidden_layers": 4,
+            "pad_token_id": end,
+            "no_rope_layer_interval": 4,
+            "no_rope_layers": [1, 1, 1, 0],
+            "layer_types": ["full_attention"] * 4,
+            "use_sliding_window": False,
+            "sliding_window": None,
+            "rms_norm_eps": 1e-06,
+            "rope_theta": 5000000.0,
+            "tie_word_embeddings": True,
+            "bos_token_id": cases.id_of(tokenizer, "<|begin_of_text|>"),
+            "eos_token_id": end,
+        }
+    )
+    make(
+        folder,
+        settings,
+        seed=8,
+        eos=end,
+        without=[{"no_rope_layers": [1, 1, 1, 1]}, {"no_rope_layers": [1, 1, 0, 1]}],
+    )
+
+
+PHI3 = (
+    LLAMA
+    | SMALL
+    | {
+        "architectures": ["Phi3ForCausalLM"],
+        "model_type": "phi3",
+        "original_max_position_embeddings": 256,
+        "sliding_window": 24,
+        "torch_dtype": "float16",
     }
-    make(folder, settings, seed=8, eos=end, without=[{"no_rope_layers": [1, 1, 1, 1]}, {"no_rope_layers": [1, 1, 0, 1]}])
-
-
-PHI3 = LLAMA | SMALL | {
-    "architectures": ["Phi3ForCausalLM"],
-    "model_type": "phi3",
-    "original_max_position_embeddings": 256,
-    "sliding_window": 24,
-    "torch_dtype": "float16",
-}
+)
 PHI3_MARKS = ["<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>"]
 
 
@@ -296,23 +314,35 @@ def phi3(folder):
     pieces.add(Special(token, rstrip=token != "<|endoftext|>") for token in PHI3_MARKS)
     next(special for special in pieces.specials if special.content == "</s>").rstrip = True
     tokenizer = vocabulary.sentencepiece_json(pieces, "prepend", bos=None)
-    write_tokenizer(
+    cases.write_tokenizer(
         folder, tokenizer, templates.PHI, bos="<s>", eos="<|endoftext|>", unk="<unk>", add_bos_token=False
     )
     ends = [pieces.id(token) for token in ("<|endoftext|>", "<|assistant|>", "<|end|>")]
-    settings = PHI3 | {"bos_token_id": 1, "eos_token_id": ends[0], "pad_token_id": ends[0], "num_key_value_heads": 2}
+    settings = PHI3 | {
+        "bos_token_id": 1,
+        "eos_token_id": ends[0],
+        "pad_token_id": ends[0],
+        "num_key_value_heads": 2,
+    }
     make(folder, settings, seed=9, eos=ends, without=[{"sliding_window": None}])
     write_vocabulary = gguf_files.sentencepiece(pieces, eos="<|endoftext|>", add_bos=False)
     # llama.cpp knows by the name that marks take the white space after them.
     make_gguf(
-        folder, "phi3", write_vocabulary, templates.PHI, pieces=pieces, prefix=True, adds_bos=False, name="phi3"
+        folder,
+        "phi3",
+        write_vocabulary,
+        templates.PHI,
+        pieces=pieces,
+        prefix=True,
+        adds_bos=False,
+        name="phi3",
     )
 
 
 def phi3_longrope(folder):
     tokenizer = vocabulary.byte_level(vocabulary.GPT4O, [Special(token) for token in PHI3_MARKS], merges=20)
-    write_tokenizer(folder, tokenizer, templates.PHI, bos="<|endoftext|>", eos="<|endoftext|>")
-    ends = [id_of(tokenizer, token) for token in ("<|endoftext|>", "<|end|>")]
+    cases.write_tokenizer(folder, tokenizer, templates.PHI, bos="<|endoftext|>", eos="<|endoftext|>")
+    ends = [cases.id_of(tokenizer, token) for token in ("<|endoftext|>", "<|end|>")]
     # Three quarters of a head are rotated.
     rotated = 16 * 3 // 4 // 2
     settings = PHI3 | {
@@ -342,7 +372,9 @@ def gemma3(folder):
     pieces = vocabulary.pieces(dummy_prefix=False, gemma=True, user_defined_symbols=[*own, "\n\n", "<table>"])
     pieces.add([*(Special(token) for token in own), Special("\n\n", False), Special("<table>", False)])
     tokenizer = vocabulary.sentencepiece_json(pieces, "none", bos="<bos>")
-    write_tokenizer(folder, tokenizer, templates.TURNS, bos="<bos>", eos="<eos>", unk="<unk>", add_bos_token=True)
+    cases.write_tokenizer(
+        folder, tokenizer, templates.TURNS, bos="<bos>", eos="<eos>", unk="<unk>", add_bos_token=True
+    )
     ends = [pieces.id("<eos>"), pieces.id("<end_of_turn>")]
     settings = {
         "architectures": ["Gemma3ForCausalLM"],
@@ -376,7 +408,13 @@ def gemma3(folder):
     )
     # A file has no place for the scalar.
     make_gguf(
-        folder, "gemma3", write_vocabulary, templates.TURNS, pieces=pieces, adds_bos=True, query_pre_attn_scalar=16
+        folder,
+        "gemma3",
+        write_vocabulary,
+        templates.TURNS,
+        pieces=pieces,
+        adds_bos=True,
+        query_pre_attn_scalar=16,
     )
 
 
@@ -405,11 +443,14 @@ def unigram(folder):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    # What reads like a byte's piece is taken for it, as Hugging Face's implementation does.
+    texts = [text for text in cases.TEXTS if "<0x" not in text]
+    texts += cases.special_texts([special.content for special in pieces.specials])
     value = {
         "vocab_size": len(pieces.tokens),
         "end_of_generation": [pieces.id("</s>")],
         "added_bos": None,
-        "cases": piece_cases(pieces, TEXTS + special_texts([token.content for token in pieces.specials]), True),
+        "cases": cases.piece_cases(pieces, texts, True),
     }
     network.write_json(folder / "tokenizer_cases.json", value)
 
@@ -430,231 +471,9 @@ FAMILIES = {
 }
 
 
-# ---------------------------------------------------------------- tokenizers
-
-
-def id_of(tokenizer, content):
-    return next(token["id"] for token in tokenizer["added_tokens"] if token["content"] == content)
-
-
-def padded(tokenizer, size):
-    """With tokens that stand for rows of the embedding that no text uses."""
-    tokenizer = copy.deepcopy(tokenizer)
-    used = len(tokenizer["model"]["vocab"]) + len(tokenizer["added_tokens"])
-    for number in range(used, size):
-        tokenizer["added_tokens"].append({"id": number, "content": f"[PAD{number}]", "unused": True})
-    return tokenizer
-
-
-def write_tokenizer(folder, tokenizer, template, *, bos, eos, unk=None, pad=None, jinja=False, **settings):
-    folder.mkdir(parents=True)
-    network.write_json(folder / "tokenizer.json", tokenizer)
-    named = {"bos_token": bos, "eos_token": eos, "unk_token": unk, "pad_token": pad}
-    if unk is not None:
-        # Older files hold whole tokens.
-        named["unk_token"] = {"__type": "AddedToken", "content": unk, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
-    config = {key: value for key, value in named.items() if value is not None or key == "bos_token"}
-    config |= {"clean_up_tokenization_spaces": False, "model_max_length": 256, "tokenizer_class": "PreTrainedTokenizerFast"}
-    config |= settings
-    if jinja:
-        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-    else:
-        config["chat_template"] = template
-    network.write_json(folder / "tokenizer_config.json", config, indent=2)
-
-
-def write_cases(folder, ends):
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    specials = list(tokenizer.get_added_vocab())
-    texts = TEXTS + special_texts(specials)
-    cases = []
-    for text in texts:
-        ids = tokenizer.encode(text, add_special_tokens=False)
-        cases.append({"text": text, "ids": ids, "decoded": decode(tokenizer, ids)})
-    with_bos = tokenizer.encode("x")[0] == tokenizer.bos_token_id if tokenizer.bos_token_id is not None else False
-    ends = set(ends if isinstance(ends, list) else [ends]) | {tokenizer.eos_token_id} | named_ends(tokenizer)
-    value = {
-        "vocab_size": len(tokenizer),
-        "end_of_generation": sorted(ends),
-        "added_bos": tokenizer.bos_token_id if with_bos else None,
-        "cases": cases,
-    }
-    network.write_json(folder / "tokenizer_cases.json", value)
-    write_chat_cases(folder, tokenizer)
-
-
-def decode(tokenizer, ids):
-    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-
-def special_texts(specials):
-    first, last = specials[0], specials[-1]
-    return [
-        first,
-        f"{first}Hello{last}",
-        f"{first} Hello {last} \n  there {last}{last}x",
-        f"the {last[:-1]} {last[1:]}{last}\n\nx",
-        "".join(f"{special}\n{special} a" for special in specials),
-    ]
-
-
-def named_ends(tokenizer):
-    """Special tokens that end an answer in some family, whatever a model's files say."""
-    return {token for content, token in tokenizer.get_added_vocab().items() if content in END_TOKENS}
-
-
-def write_chat_cases(folder, tokenizer):
-    cases = []
-    for messages in CONVERSATIONS:
-        for variables in ({}, {"enable_thinking": False}, {"date_string": "1 Jan 2000"}):
-            case = {"messages": messages, "variables": variables}
-            try:
-                prompt = tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=True, **variables
-                )
-                case |= {"prompt": prompt, "ids": tokenizer.encode(prompt, add_special_tokens=False)}
-            except jinja2.exceptions.TemplateError as error:
-                case["refused"] = error.message
-            same = cases and [case.get(key) for key in ("prompt", "refused")] == [
-                cases[-1].get(key) for key in ("prompt", "refused")
-            ]
-            if not (variables and same):
-                cases.append(case)
-    value = {"now": int(NOW.timestamp() * 1000), "cases": cases}
-    network.write_json(folder / "chat_cases.json", value)
-
-
-def write_gguf_cases(folder, target, pieces, prefix, adds_bos):
-    """Byte-level tokenizers are the same in both; the reference for the others is sentencepiece."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokens = json.loads((folder / "tokenizer_cases.json").read_text(encoding="utf-8"))
-    chats = json.loads((folder / "chat_cases.json").read_text(encoding="utf-8"))
-    if pieces is not None:
-        tokens["cases"] = piece_cases(pieces, [case["text"] for case in tokens["cases"]], prefix)
-        for case in chats["cases"]:
-            if "prompt" in case:
-                case["ids"] = pieces.encode(case["prompt"])
-    ends = {tokenizer.eos_token_id} | named_ends(tokenizer)
-    tokens |= {
-        "vocab_size": network.config_of(folder).vocab_size,
-        "end_of_generation": sorted(ends),
-        "added_bos": tokenizer.bos_token_id if adds_bos else None,
-    }
-    network.write_json(target / "tokenizer_cases.json", tokens)
-    network.write_json(target / "chat_cases.json", chats)
-
-
-def piece_cases(pieces, texts, prefix):
-    encoded = [(text, pieces.encode(text)) for text in texts]
-    return [{"text": text, "ids": ids, "decoded": read(pieces, ids, prefix)} for text, ids in encoded]
-
-
-def read(pieces, ids, prefix):
-    """What ids read: special tokens nothing, a space before the text goes where one was added."""
-    text = b""
-    for token in ids:
-        kind, piece = pieces.types[token], pieces.tokens[token]
-        if kind == vocabulary.BYTE:
-            text += bytes([int(piece[3:5], 16)])
-        elif kind in (vocabulary.NORMAL, vocabulary.USER_DEFINED):
-            text += piece.replace(vocabulary.SPACE, " ").encode()
-    text = text.removeprefix(b" ") if prefix else text
-    return text.decode(errors="replace")
-
-
-# ---------------------------------------------------------------- checkpoints
-
-
-def make(folder, settings, *, seed, eos, without, shards=1):
-    """Writes a checkpoint whose greedy tokens are far from ties and whose settings all matter."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    vocabulary_size = settings.setdefault("vocab_size", len(tokenizer))
-    ordinary = sorted(set(range(len(tokenizer))) - set(tokenizer.get_added_vocab().values()))
-    network.write_json(folder / "config.json", settings)
-    config = network.config_of(folder)
-    used = len(tokenizer) if vocabulary_size != len(tokenizer) else None
-    for attempt in range(50):
-        draw = seed * 1000 + attempt
-        weights = network.random_weights(config, draw, used)
-        stored = network.write_checkpoint(folder, settings, weights, shards)
-        prompt = network.random_prompt(draw, tokenizer.bos_token_id, ordinary)
-        result = network.expected(network.load(config, stored), prompt)
-        if network.is_telling(result):
-            break
-    else:
-        raise SystemExit(f"{folder.name}: no draw has clear greedy tokens")
-    assert result == network.expected(network.from_folder(folder), prompt), "not what is stored"
-    matters = [difference(folder, settings | change, stored, result) for change in without]
-    assert all(change > 0.2 for change in matters), (folder.name, matters)
-    network.write_json(folder / "expected.json", result)
-    generation = {"bos_token_id": settings["bos_token_id"], "eos_token_id": eos, "do_sample": False}
-    network.write_json(folder / "generation_config.json", generation, indent=2)
-    write_cases(folder, eos)
-    print(f"{folder.name}: draw {attempt}, least margin {min(result['greedy_margins']):.3f}, changes {matters}")
-
-
-def difference(folder, settings, weights, result):
-    """How far the logits move when a setting is another one."""
-    scratch = folder / "scratch"
-    scratch.mkdir()
-    network.write_json(scratch / "config.json", settings)
-    other = network.logits(network.load(network.config_of(scratch), weights), result["prompt"])
-    shutil.rmtree(scratch)
-    moved = max(abs(a - b) for a, b in zip(other.tolist(), result["logits_last"]))
-    return round(moved, 3)
-
-
-def make_gguf(
-    folder,
-    architecture,
-    write_vocabulary,
-    template,
-    *,
-    adds_bos,
-    name="tiny",
-    matrices=Type.F16,
-    pieces=None,
-    prefix=False,
-    **changes,
-):
-    """The checkpoint in `folder` as a GGUF file, with what is expected of the weights in that."""
-    target = folder.with_name(f"{folder.name}-gguf")
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir()
-    config = network.config_of(folder)
-    for key, value in changes.items():
-        setattr(config, key, value)
-    weights = sorted(network.from_folder(folder).named_parameters(), key=lambda weight: weight[0])
-    weights = {name: weight.detach() for name, weight in weights}
-    stored = gguf_files.write(
-        target / "model.gguf",
-        architecture,
-        config,
-        weights,
-        write_vocabulary,
-        template,
-        name=name,
-        matrices=matrices,
-    )
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    ordinary = sorted(set(range(len(tokenizer))) - set(tokenizer.get_added_vocab().values()))
-    model = network.load(config, stored)
-    for attempt in range(50):
-        prompt = network.random_prompt(attempt, tokenizer.bos_token_id, ordinary)
-        result = network.expected(model, prompt)
-        if network.is_telling(result):
-            break
-    else:
-        raise SystemExit(f"{target.name}: no prompt has clear greedy tokens")
-    network.write_json(target / "expected.json", result)
-    write_gguf_cases(folder, target, pieces, prefix, adds_bos)
-    print(f"{target.name}: prompt {attempt}, least margin {min(result['greedy_margins']):.3f}")
-
-
 def main():
     logging.set_verbosity_error()
     warnings.simplefilter("ignore")
-    chat_template_utils.datetime = Clock
     for name in sys.argv[1:] or FAMILIES:
         shutil.rmtree(HERE / name, ignore_errors=True)
         FAMILIES[name](HERE / name)

@@ -88,7 +88,9 @@ def expected(model, prompt, length=GREEDY):
 
 
 def is_telling(result):
-    return min(result["greedy_margins"]) >= MARGIN and len(set(result["greedy"])) >= len(result["greedy"]) // 3
+    return (
+        min(result["greedy_margins"]) >= MARGIN and len(set(result["greedy"])) >= len(result["greedy"]) // 3
+    )
 
 
 def random_prompt(seed, first, ordinary, length=PROMPT):

@@ -178,7 +178,7 @@ KITCHEN_SINK = """\
 [{{ names.get(message.role, '?') }}{{ loop.index }}/{{ loop.length }}{{ ' last' if loop.last }}]
 {{ message | tojson }}
 {{ message | tojson(indent=2) }}
-{{ message.content.split() | length }} {{ message['content'][:5] | upper }} {{ message.content.title() }}
+{{ message.content.split() | length }} {{ message['content'][:5] | upper }} {{ message.role.title() }}
 {%- endfor %}
 {% for key, value in names.items() %}{{ key }}={{ value }}{{ ", " if not loop.last else "." }}{% endfor %}
 {{ {"z": 1, "a": [1.5, true, none, "é\\"<&>'"], "e": {}, "l": []} | tojson }}

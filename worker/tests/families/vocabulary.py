@@ -9,7 +9,17 @@ import json
 from dataclasses import dataclass, field
 
 import sentencepiece
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers.convert_slow_tokenizer import generate_merges
 
 CORPUS = """\
@@ -182,7 +192,9 @@ def pieces(model_type="bpe", *, size=384, dummy_prefix=True, gemma=False, **opti
             (True, NORMAL),
         ]
         vocabulary.types.append(next(kind for holds, kind in kinds if holds))
-    controls = [token for token, kind in zip(vocabulary.tokens, vocabulary.types) if kind in (UNKNOWN, CONTROL)]
+    controls = [
+        token for token, kind in zip(vocabulary.tokens, vocabulary.types) if kind in (UNKNOWN, CONTROL)
+    ]
     return vocabulary.add(Special(token) for token in controls)
 
 
@@ -209,7 +221,9 @@ def sentencepiece_json(vocabulary, style, *, bos="<s>"):
     )
     tail = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     if style == "prepend":
-        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
+        tokenizer.normalizer = normalizers.Sequence(
+            [normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)]
+        )
         tail.append(decoders.Strip(" ", 1, 0))
     elif style == "metaspace":
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme="first", split=False)

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use emberline_shared::measurement::{EngineMeasurement, LlamaCpp, Memory, Rate, Serving};
 use serde::Serialize;
 
-use super::plot::{Plot, PlotError, Series};
+use super::plot::{Plot, Series};
 use crate::status::table;
 
 /// All of a run.
@@ -32,11 +32,12 @@ pub(crate) enum Comparison {
 pub(crate) enum WriteError {
     #[error("{}: {source}; choose another folder with --out", path.display())]
     Io { path: PathBuf, source: io::Error },
-    #[error(transparent)]
-    Plot(#[from] PlotError),
     #[error("the results are no JSON: {0}")]
     Json(#[from] serde_json::Error),
 }
+
+/// What of the measured rates becomes points of a plot.
+type Points<'a> = &'a dyn Fn(&[Rate]) -> Vec<(f64, f64)>;
 
 impl Comparison {
     fn llama(&self) -> Option<&LlamaCpp> {
@@ -60,7 +61,7 @@ impl Report {
         let model = slug(&self.engine.model.name);
         keep(format!("{model}.json"), &(serde_json::to_string_pretty(self)? + "\n"))?;
         for (name, plot) in self.plots() {
-            if let Some(svg) = plot.svg()? {
+            if let Some(svg) = plot.svg() {
                 keep(format!("{model}-{name}.svg"), &svg)?;
             }
         }
@@ -80,15 +81,14 @@ impl Report {
         let model = &self.engine.model.name;
         let prompts = |rates: &[Rate]| points(rates, |rate| rate.batch == 1, |rate| rate.prompt_tokens);
         let batches = |rates: &[Rate]| points(rates, |_| true, |rate| rate.batch);
-        let both =
-            |pick: &dyn Fn(&[Rate]) -> Vec<(f64, f64)>, ours: &[Rate], theirs: fn(&LlamaCpp) -> &[Rate]| {
-                let mut series = vec![Series { name: "emberline".to_owned(), points: pick(ours) }];
-                if let Some(llama) = self.comparison.llama() {
-                    let place = if llama.gpu || !self.engine.device.gpu { "" } else { " (on the CPU)" };
-                    series.push(Series { name: format!("llama.cpp{place}"), points: pick(theirs(llama)) });
-                }
-                series
-            };
+        let both = |pick: Points<'_>, ours: &[Rate], theirs: fn(&LlamaCpp) -> &[Rate]| {
+            let mut series = vec![Series { name: "emberline".to_owned(), points: pick(ours) }];
+            if let Some(llama) = self.comparison.llama() {
+                let place = if llama.gpu || !self.engine.device.gpu { "" } else { " (on the CPU)" };
+                series.push(Series { name: format!("llama.cpp{place}"), points: pick(theirs(llama)) });
+            }
+            series
+        };
         let plot = |title: &str, x_label, y_label, series| Plot {
             title: format!("{model}: {title}"),
             x_label,

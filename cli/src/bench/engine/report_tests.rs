@@ -134,7 +134,7 @@ fn results_are_kept_by_device() {
     gpu.engine.device.gpu = true;
     gpu.engine.device.description = "NVIDIA H100 80GB HBM3 (wgpu/vulkan)".into();
     assert_eq!(gpu.device_folder(), "nvidia-h100-80gb-hbm3-wgpu-vulkan");
-    let svg = Report { engine: gpu.engine, ..report() }.plots()[1].1.svg().unwrap().unwrap();
+    let svg = Report { engine: gpu.engine, ..report() }.plots()[1].1.svg().unwrap();
     assert!(svg.contains("llama.cpp (on the CPU)"), "it had no GPU");
 }
 

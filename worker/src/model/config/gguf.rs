@@ -101,20 +101,18 @@ fn rotaries(
     let factor = keys.opt_number("rope.scaling.factor")?.map(f64::from);
     let original = keys.opt_size("rope.scaling.original_context_length", MAX_CONTEXT)?;
     let original = original.unwrap_or(context_length);
-    // The whole sequence must be turned alike, so it is the context that decides.
-    let long = if context_length > original { LONG_FACTORS } else { SHORT_FACTORS };
     let attention = f64::from(keys.opt_number("rope.scaling.attn_factor")?.unwrap_or(1.0));
     let kind = keys.file.metadata().opt_str(&keys.name("rope.scaling.type"))?.unwrap_or("none");
-    let factors = match (keys.factors(long, dim / 2)?, keys.factors(ROPE_FACTORS, dim / 2)?) {
-        (Some(factors), _) => Some((factors, attention)),
-        (None, Some(factors)) => Some((factors, 1.0)),
-        (None, None) => None,
-    };
-    let scaling = match (kind, factor, &factors) {
-        (_, _, Some((factors, magnitude))) => Scaling::Each { factors, magnitude: *magnitude },
-        ("none", ..) | ("linear", None, _) => Scaling::None,
-        ("linear", Some(factor), _) => Scaling::Linear { factor },
-        ("yarn", Some(factor), _) => Scaling::Yarn {
+    let factors = keys.factors(ROPE_FACTORS, dim / 2)?;
+    let long = (keys.factors(SHORT_FACTORS, dim / 2)?, keys.factors(LONG_FACTORS, dim / 2)?);
+    let scaling = match (&factors, &long, kind, factor) {
+        (Some(factors), ..) => Scaling::Each { factors },
+        (None, (Some(short), Some(long)), ..) => {
+            Scaling::Long { short, long, beyond: original, magnitude: attention }
+        }
+        (.., "none", _) | (.., "linear", None) => Scaling::None,
+        (.., "linear", Some(factor)) => Scaling::Linear { factor },
+        (.., "yarn", Some(factor)) => Scaling::Yarn {
             factor,
             fast: f64::from(keys.opt_number("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0)),
             slow: f64::from(keys.opt_number("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0)),
@@ -222,3 +220,7 @@ impl Keys<'_> {
         LoadError::Setting { path: self.file.path().to_owned(), key: self.name(key), found, wanted }
     }
 }
+
+#[cfg(test)]
+#[path = "gguf_tests.rs"]
+mod tests;

@@ -96,18 +96,20 @@ impl RopeSettings {
                 }
             }
             "longrope" | "su" => {
-                // The whole sequence must be turned alike, so it is the context that decides.
-                let (key, factors) = match stretch > 1.0 {
-                    true => ("rope_parameters.long_factor", &self.long_factor),
-                    false => ("rope_parameters.short_factor", &self.short_factor),
+                let factors = |key, found: &'_ Option<Vec<f64>>| match found.as_deref().unwrap_or_default() {
+                    found if found.len() == dim / 2 => Ok(()),
+                    found => Err((key, format!("{} numbers", found.len()), "one for each rotated pair")),
                 };
-                let factors = factors.as_deref().unwrap_or_default();
-                if factors.len() != dim / 2 {
-                    return Err((key, format!("{} numbers", factors.len()), "one for each rotated pair"));
-                }
+                factors("rope_parameters.short_factor", &self.short_factor)?;
+                factors("rope_parameters.long_factor", &self.long_factor)?;
                 let factor = self.factor.unwrap_or(stretch);
                 let louder = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / original.ln()).sqrt() };
-                Scaling::Each { factors, magnitude: self.attention_factor.unwrap_or(louder) }
+                Scaling::Long {
+                    short: self.short_factor.as_deref().unwrap_or_default(),
+                    long: self.long_factor.as_deref().unwrap_or_default(),
+                    beyond: original as usize,
+                    magnitude: self.attention_factor.unwrap_or(louder),
+                }
             }
             other => {
                 let wanted = "default, linear, llama3, yarn or longrope";

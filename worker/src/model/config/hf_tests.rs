@@ -109,18 +109,21 @@ fn yarn_says_how_long_the_context_is() {
 }
 
 #[test]
-fn longrope_turns_by_the_context_that_is_served() {
+fn longrope_has_frequencies_for_short_and_long_contexts() {
     let scaling = json!({ "type": "su", "short_factor": vec![1.0; 8], "long_factor": vec![2.0; 8] });
     let phi = |original: usize| {
         let scaling = scaling.clone();
-        config(json!({
+        let phi = json!({
             "model_type": "phi3", "rope_scaling": scaling, "original_max_position_embeddings": original,
-        }))
+        });
+        config(phi).rotaries.remove(0)
     };
-    assert_eq!((phi(1000).rotaries[0].frequencies[0], phi(1000).rotaries[0].magnitude), (1.0, 1.0));
-    assert_eq!(phi(100).rotaries[0].frequencies[0], 0.5);
+    let short = phi(1000);
+    let long = short.long.unwrap();
+    assert_eq!((short.frequencies[0], short.magnitude), (1.0, 1.0));
+    assert_eq!((long.beyond, long.frequencies[0]), (1000, 0.5));
     let louder = (1.0 + 10.0_f64.ln() / 100.0_f64.ln()).sqrt();
-    assert!((phi(100).rotaries[0].magnitude - louder).abs() < 1e-12);
+    assert!((phi(100).magnitude - louder).abs() < 1e-12);
 }
 
 #[test]
