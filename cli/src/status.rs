@@ -1,6 +1,6 @@
 //! `emberline status`: the workers of a running stack, as their heartbeats tell.
 
-use emberline_shared::heartbeat::Heartbeat;
+use emberline_shared::heartbeat::{Heartbeat, ModelState, ModelStatus};
 
 use crate::access::{self, AccessArgs};
 use crate::cache::Cache;
@@ -20,19 +20,46 @@ fn render(heartbeats: &[Heartbeat]) -> String {
     if heartbeats.is_empty() {
         return "no worker is there".to_owned();
     }
-    let rows = heartbeats.iter().map(|beat| {
-        let models: Vec<&str> = beat.models.iter().map(|model| model.name.as_str()).collect();
-        let state = if beat.draining { "draining" } else { "serving" };
-        [
-            beat.worker.clone(),
-            models.join(","),
-            format!("{}/{}", beat.active, beat.capacity),
-            state.to_owned(),
-            format!("{} {}", beat.engine, beat.version),
-            beat.device.clone(),
-        ]
-    });
-    table(&["worker", "models", "jobs", "state", "engine", "device"].map(String::from), rows)
+    let head = ["worker", "model", "jobs", "state", "engine", "device"].map(String::from);
+    let mut text = table(&head, heartbeats.iter().flat_map(rows));
+    for beat in heartbeats {
+        if let Some(problem) = &beat.problem {
+            text.push_str(&format!("\n\n{}: {problem}", beat.worker));
+        }
+        for model in &beat.states {
+            if let Some(reason) = &model.reason {
+                text.push_str(&format!("\n\n{}: {}: {reason}", beat.worker, model.name));
+            }
+        }
+    }
+    text
+}
+
+/// A line for each of a worker's models; what concerns all of them is in the first.
+fn rows(beat: &Heartbeat) -> Vec<[String; 6]> {
+    let state = |state| match state {
+        _ if beat.draining => "draining",
+        ModelState::Loading => "loading",
+        ModelState::Serving => "serving",
+        ModelState::Draining => "draining",
+        ModelState::Failed => "failed",
+        ModelState::Unknown => "unknown",
+    };
+    let jobs = |active, capacity| format!("{active}/{capacity}");
+    let models: Vec<[String; 3]> = if beat.states.is_empty() {
+        let names: Vec<&str> = beat.models.iter().map(|model| model.name.as_str()).collect();
+        let state = if beat.models.is_empty() { "idle" } else { state(ModelState::Serving) };
+        vec![[names.join(","), jobs(beat.active, beat.capacity), state.to_owned()]]
+    } else {
+        let row = |model: &ModelStatus| {
+            [model.name.clone(), jobs(model.active, model.capacity), state(model.state).to_owned()]
+        };
+        beat.states.iter().map(row).collect()
+    };
+    let first = [beat.worker.clone(), format!("{} {}", beat.engine, beat.version), beat.device.clone()];
+    let shared = std::iter::once(first).chain(std::iter::repeat_with(Default::default));
+    let row = |([model, jobs, state], [worker, engine, device])| [worker, model, jobs, state, engine, device];
+    models.into_iter().zip(shared).map(row).collect()
 }
 
 /// Columns as wide as their widest cell.
@@ -53,9 +80,8 @@ mod tests {
     use super::*;
     use emberline_shared::heartbeat::ServedModel;
 
-    #[test]
-    fn each_worker_has_a_line() {
-        let beat = Heartbeat {
+    fn beat() -> Heartbeat {
+        Heartbeat {
             v: 1,
             worker: "w1".into(),
             models: vec![ServedModel { name: "m".into(), context_length: 1, created: 0 }],
@@ -64,13 +90,41 @@ mod tests {
             version: "0.1.0".into(),
             capacity: 8,
             active: 3,
-            draining: false,
-        };
-        let text = render(&[beat.clone(), Heartbeat { worker: "worker-2".into(), draining: true, ..beat }]);
+            ..Heartbeat::default()
+        }
+    }
+
+    #[test]
+    fn each_worker_has_a_line() {
+        let text = render(&[beat(), Heartbeat { worker: "worker-2".into(), draining: true, ..beat() }]);
         let lines: Vec<_> = text.lines().collect();
-        assert_eq!(lines[0], "worker    models  jobs  state     engine      device");
-        assert_eq!(lines[1], "w1        m       3/8   serving   burn 0.1.0  CPU (flex)");
-        assert_eq!(lines[2], "worker-2  m       3/8   draining  burn 0.1.0  CPU (flex)");
+        assert_eq!(lines[0], "worker    model  jobs  state     engine      device");
+        assert_eq!(lines[1], "w1        m      3/8   serving   burn 0.1.0  CPU (flex)");
+        assert_eq!(lines[2], "worker-2  m      3/8   draining  burn 0.1.0  CPU (flex)");
         assert_eq!(render(&[]), "no worker is there");
+    }
+
+    #[test]
+    fn each_model_has_a_line_and_what_is_wrong_is_told() {
+        let model = |name: &str, state, reason: Option<&str>| ModelStatus {
+            name: name.into(),
+            state,
+            reason: reason.map(Into::into),
+            capacity: 8,
+            active: 3,
+        };
+        let states = vec![
+            model("big", ModelState::Failed, Some("it needs more memory")),
+            model("m", ModelState::Serving, None),
+            model("n", ModelState::Loading, None),
+        ];
+        let problem = Some("models.toml, line 3: no".to_owned());
+        let text = render(&[Heartbeat { states, problem, ..beat() }]);
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines[1], "w1      big    3/8   failed   burn 0.1.0  CPU (flex)");
+        assert_eq!(lines[2], "        m      3/8   serving");
+        assert_eq!(lines[3], "        n      3/8   loading");
+        assert_eq!(lines[5], "w1: models.toml, line 3: no");
+        assert_eq!(lines[7], "w1: big: it needs more memory");
     }
 }

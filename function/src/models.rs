@@ -109,8 +109,8 @@ mod tests {
             device: "cpu".into(),
             version: "0".into(),
             capacity: 4,
-            active: 0,
             draining,
+            ..Heartbeat::default()
         })
         .unwrap()
     }

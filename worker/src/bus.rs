@@ -3,7 +3,8 @@
 //!
 //! Streams and consumers are created where they are missing and otherwise left as they are, so that
 //! an operator may give them other limits or more replicas; only what the protocol rests on is
-//! checked.
+//! checked. A model's consumer stays when the model ends: jobs may wait in its queue, and other
+//! workers may serve it.
 //! EVENTS and the bucket live in memory: [`Bus::keep`] makes them again after nats-server restarts.
 
 use std::sync::Arc;
@@ -79,8 +80,8 @@ pub struct Bus {
 }
 
 impl Bus {
-    /// Connects, checks the server, and creates what is missing for `models`.
-    pub async fn open(config: &BusConfig, models: &[String]) -> Result<Self, BusError> {
+    /// Connects, checks the server, and creates what is missing.
+    pub async fn open(config: &BusConfig) -> Result<Self, BusError> {
         let (link_sender, mut link) = watch::channel(false);
         let address = config.servers.iter().map(shown).collect::<Vec<_>>().join(",");
         let client = connect(config, &address, &link_sender).await?;
@@ -103,7 +104,7 @@ impl Bus {
             ready: Arc::new(watch::Sender::new(0)),
             doubt: Arc::default(),
         };
-        bus.ensure(models).await?;
+        bus.ensure().await?;
         Ok(bus)
     }
 
@@ -133,7 +134,7 @@ impl Bus {
     }
 
     /// Makes everything anew after each reconnection; never ends.
-    pub async fn keep(&self, models: &[String]) {
+    pub async fn keep(&self) {
         let mut link = self.link.clone();
         loop {
             tokio::select! {
@@ -141,7 +142,7 @@ impl Bus {
                 () = self.doubt.notified() => {}
             }
             while *link.borrow_and_update() {
-                match self.ensure(models).await {
+                match self.ensure().await {
                     Ok(()) => break,
                     Err(error) => {
                         tracing::warn!(%error, "not ready; trying again");
@@ -152,16 +153,13 @@ impl Bus {
         }
     }
 
-    async fn ensure(&self, models: &[String]) -> Result<(), BusError> {
+    async fn ensure(&self) -> Result<(), BusError> {
         for (stream, config) in [
             (JOBS_STREAM, jobs_stream()),
             (subject::EVENTS_STREAM, events_stream()),
             (subject::WORKERS_STREAM, workers_bucket()),
         ] {
             self.ensure_stream(stream, config).await?;
-        }
-        for model in models {
-            self.consumer(model).await?;
         }
         self.ready.send_modify(|count| *count += 1);
         Ok(())

@@ -9,8 +9,13 @@ use clap::{Parser, ValueEnum};
 use emberline_shared::control::ALIVE_TIMEOUT_S;
 
 use crate::device::Backend;
+use crate::model::Quantize;
+use crate::models::file::ModelList;
+use crate::models::options::{
+    Bytes, MAX_SLOTS, ModelOptions, OptionsError, Settings, Source, check_unique, tokens_per_second,
+};
 
-/// Takes jobs for one model from NATS, runs it, and publishes what it generates.
+/// Takes jobs for its models from NATS, runs them, and publishes what they generate.
 ///
 /// The NATS password is read from EMBERLINE_NATS_PASSWORD only: a command line can be seen by
 /// everyone on the machine. EMBERLINE_LOG (or RUST_LOG) sets what is logged, such as `debug`.
@@ -25,13 +30,36 @@ pub struct Args {
     #[arg(long, env = "EMBERLINE_NATS_USER", default_value = "worker")]
     pub nats_user: String,
 
-    /// The model: a GGUF file
-    #[arg(long, env = "EMBERLINE_MODEL_PATH", value_name = "PATH.gguf")]
-    pub model: Option<OsString>,
+    /// A model and the name under which it is served; may be given several times.
+    ///
+    /// SOURCE is a GGUF file, a folder with safetensors, or hf:ORG/NAME. Without NAME= the model is
+    /// named after its source.
+    #[arg(long, env = "EMBERLINE_MODEL_PATH", value_name = "[NAME=]SOURCE")]
+    pub model: Vec<String>,
 
-    /// Name under which the model is served [default: the file's name without its extension]
+    /// The name of the only --model, whose value is then all source
     #[arg(long, env = "EMBERLINE_MODEL_NAME", value_name = "NAME")]
     pub model_name: Option<String>,
+
+    /// A TOML file of models; it is watched, and models are loaded and unloaded as it changes.
+    ///
+    /// Each [[model]] has a name and a source (relative to the file) and may have quantize, slots,
+    /// cache_memory and context_length. SIGHUP has the file read at once, and models that failed
+    /// tried again.
+    #[arg(long, env = "EMBERLINE_MODELS", value_name = "FILE")]
+    pub models: Option<OsString>,
+
+    /// Turn weights that are stored with more bits into this format when they are loaded
+    #[arg(long, env = "EMBERLINE_QUANTIZE", value_enum)]
+    pub quantize: Option<Quantize>,
+
+    /// Memory for the keys and values of each model, such as 2GiB
+    #[arg(long, env = "EMBERLINE_CACHE_MEMORY", value_name = "AMOUNT")]
+    pub cache_memory: Option<Bytes>,
+
+    /// Tokens of prompt and answer together, if less than the model allows
+    #[arg(long, env = "EMBERLINE_CONTEXT_LENGTH", value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub context_length: Option<u32>,
 
     /// Where to compute; `auto` takes the GPU if there is one, and the CPU otherwise
     #[arg(long, env = "EMBERLINE_BACKEND", value_enum, default_value_t = BackendChoice::Auto)]
@@ -45,16 +73,16 @@ pub struct Args {
     #[arg(long, env = "EMBERLINE_ENGINE", value_enum, default_value_t = EngineChoice::Burn)]
     pub engine: EngineChoice,
 
-    /// Jobs to run at once
-    #[arg(long, env = "EMBERLINE_SLOTS", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    /// Jobs of each model to run at once
+    #[arg(long, env = "EMBERLINE_SLOTS", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_SLOTS)))]
     pub slots: u16,
 
-    /// Seconds that running jobs get to finish once the worker is told to stop
+    /// Seconds that running jobs get to finish once the worker is told to stop, or their model is removed
     #[arg(long, env = "EMBERLINE_DRAIN_S", default_value_t = 30, value_name = "SECONDS")]
     pub drain_s: u64,
 
     /// Tokens per second and job of the simulated engine; 0 for as many as it can
-    #[arg(long, default_value_t = 50.0, value_name = "RATE", value_parser = rate)]
+    #[arg(long, default_value_t = 50.0, value_name = "RATE", value_parser = tokens_per_second)]
     pub simulated_tokens_per_s: f64,
 
     /// Milliseconds without a word from the relay after which a job is given up; for tests.
@@ -73,6 +101,15 @@ pub enum BackendChoice {
     Cpu,
 }
 
+/// What computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum EngineChoice {
+    /// The model, by burn.
+    Burn,
+    /// Fixed words, no model.
+    Simulated,
+}
+
 impl From<BackendChoice> for Backend {
     fn from(choice: BackendChoice) -> Self {
         match choice {
@@ -83,25 +120,14 @@ impl From<BackendChoice> for Backend {
     }
 }
 
-/// What computes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum EngineChoice {
-    /// The model, by burn.
-    Burn,
-    /// Fixed words, no model.
-    Simulated,
-}
-
 /// A configuration that a worker can start from.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// How to reach NATS.
     pub bus: BusConfig,
-    /// What to run.
-    pub engine: EngineConfig,
-    /// Jobs at once.
-    pub slots: u16,
-    /// How long running jobs get once the worker is told to stop.
+    /// What to serve.
+    pub models: ModelList,
+    /// How long running jobs get once the worker is told to stop, or their model is removed.
     pub drain: Duration,
     /// How long a job goes on without a word from its relay.
     pub alive_timeout: Duration,
@@ -127,43 +153,20 @@ impl std::fmt::Debug for BusConfig {
     }
 }
 
-/// What to run.
-#[derive(Debug, Clone, PartialEq)]
-pub enum EngineConfig {
-    /// A model by burn.
-    Burn {
-        /// The GGUF file.
-        path: PathBuf,
-        /// Name under which it is served.
-        name: String,
-        /// Where to compute.
-        backend: BackendChoice,
-        /// The adapter's number, or part of its name.
-        adapter: Option<String>,
-    },
-    /// No model.
-    Simulated {
-        /// Begins with `simulated`.
-        name: String,
-        /// Per job; 0 for as many as it can.
-        tokens_per_s: f64,
-    },
-}
-
 /// Arguments that don't make a configuration.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)] // the messages say it
 pub enum ConfigError {
-    #[error("no model: give --model PATH.gguf or set EMBERLINE_MODEL_PATH")]
+    #[error("no model: give --model PATH.gguf or set EMBERLINE_MODEL_PATH, or give --models FILE")]
     NoModel,
-    #[error("--model {0}: the file's name can't be used as a model name; give one with --model-name NAME")]
-    NoModelName(PathBuf),
-    #[error(
-        "--model-name {0}: the simulated engine's model must be named 'simulated…', so that nobody takes it for a real one"
-    )]
-    NotNamedSimulated(String),
+    #[error("--model {model}: {reason}")]
+    Model { model: String, reason: OptionsError },
+    #[error("--model-name {name}: {reason}")]
+    Name { name: String, reason: OptionsError },
+    #[error("--model-name names one model, but there are {0}; give each as --model NAME=SOURCE")]
+    NameOfMany(usize),
     #[error("--model {0}: the simulated engine has no model; leave --model out or choose --engine burn")]
-    SimulatedModel(PathBuf),
+    SimulatedModel(String),
     #[error("EMBERLINE_NATS_PASSWORD is not valid UTF-8; set it to text")]
     PasswordEncoding,
 }
@@ -176,48 +179,66 @@ impl Args {
     ///
     /// Empty values count as absent: that is what a launcher's unset variable expands to.
     pub fn into_config(self, password: Option<String>) -> Result<Config, ConfigError> {
-        let some = |text: Option<String>| text.filter(|t| !t.is_empty());
-        let path = self.model.filter(|path| !path.is_empty()).map(PathBuf::from);
+        let settings = Settings {
+            backend: self.backend.into(),
+            adapter: some(self.adapter),
+            slots: self.slots,
+            quantize: self.quantize,
+            cache_memory: self.cache_memory,
+            context_length: self.context_length,
+            tokens_per_s: self.simulated_tokens_per_s,
+        };
+        let models: Vec<String> = self.model.into_iter().filter(|model| !model.is_empty()).collect();
         let name = some(self.model_name);
-        let engine = match self.engine {
-            EngineChoice::Burn => {
-                let path = path.ok_or(ConfigError::NoModel)?;
-                let name = match name {
-                    Some(name) => name,
-                    None => path
-                        .file_stem()
-                        .and_then(|stem| stem.to_str())
-                        .map(str::to_owned)
-                        .ok_or_else(|| ConfigError::NoModelName(path.clone()))?,
-                };
-                EngineConfig::Burn { path, name, backend: self.backend, adapter: some(self.adapter) }
-            }
-            EngineChoice::Simulated => {
-                if let Some(path) = path {
-                    return Err(ConfigError::SimulatedModel(path));
-                }
-                let name = name.unwrap_or_else(|| SIMULATED_MODEL.to_owned());
-                if !name.starts_with("simulated") {
-                    return Err(ConfigError::NotNamedSimulated(name));
-                }
-                EngineConfig::Simulated { name, tokens_per_s: self.simulated_tokens_per_s }
-            }
+        let file = self.models.filter(|path| !path.is_empty()).map(PathBuf::from);
+        let fixed = match (self.engine, models.as_slice()) {
+            (EngineChoice::Simulated, []) => vec![simulated(name, &settings)?],
+            (EngineChoice::Simulated, [model, ..]) => return Err(ConfigError::SimulatedModel(model.clone())),
+            (EngineChoice::Burn, []) if file.is_none() => return Err(ConfigError::NoModel),
+            (EngineChoice::Burn, models) => named(models, name, &settings)?,
         };
         Ok(Config {
             bus: BusConfig { servers: self.nats, user: self.nats_user, password: some(password) },
-            engine,
-            slots: self.slots,
+            models: ModelList::new(fixed, file, settings),
             drain: Duration::from_secs(self.drain_s),
             alive_timeout: Duration::from_millis(self.alive_timeout_ms),
         })
     }
 }
 
-fn rate(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(rate) if rate.is_finite() && rate >= 0.0 => Ok(rate),
-        _ => Err("give a number of tokens per second, 0 or more".to_owned()),
-    }
+fn some(text: Option<String>) -> Option<String> {
+    text.filter(|text| !text.is_empty())
+}
+
+fn simulated(name: Option<String>, settings: &Settings) -> Result<ModelOptions, ConfigError> {
+    let source = Source::Simulated { tokens_per_s: settings.tokens_per_s };
+    let name = name.unwrap_or_else(|| SIMULATED_MODEL.to_owned());
+    ModelOptions::new(&name, source, settings.clone()).map_err(|reason| ConfigError::Name { name, reason })
+}
+
+/// The models of the command line.
+fn named(
+    models: &[String],
+    name: Option<String>,
+    settings: &Settings,
+) -> Result<Vec<ModelOptions>, ConfigError> {
+    let refused = |model: &str, reason| ConfigError::Model { model: model.to_owned(), reason };
+    let models = match (name, models) {
+        (Some(name), [source]) => {
+            let source = Source::parse(source, settings.tokens_per_s).map_err(|e| refused(source, e))?;
+            let model = ModelOptions::new(&name, source, settings.clone());
+            vec![model.map_err(|reason| ConfigError::Name { name, reason })?]
+        }
+        (Some(_), several @ [_, _, ..]) => return Err(ConfigError::NameOfMany(several.len())),
+        (_, models) => {
+            let parsed = models.iter().map(|model| {
+                ModelOptions::parse(model, settings.clone()).map_err(|reason| refused(model, reason))
+            });
+            parsed.collect::<Result<Vec<_>, _>>()?
+        }
+    };
+    check_unique(&models).map_err(|(name, reason)| refused(name, reason))?;
+    Ok(models)
 }
 
 #[cfg(test)]
@@ -229,28 +250,61 @@ mod tests {
         args.into_config(Some("secret".into()))
     }
 
+    /// Name and source of each model.
+    fn models(args: &[&str]) -> Result<Vec<(String, Source)>, ConfigError> {
+        let (wanted, _) = config(args)?.models.open().unwrap();
+        Ok(wanted.models.into_values().map(|model| (model.name, model.source)).collect())
+    }
+
+    fn weights(name: &str, source: &str) -> (String, Source) {
+        (name.to_owned(), Source::Weights(source.parse().unwrap()))
+    }
+
     #[test]
-    fn the_model_is_named_after_its_file() {
-        let engine = config(&["--model", "/m/smollm2-135m-instruct.gguf"]).unwrap().engine;
-        let EngineConfig::Burn { name, .. } = engine else { panic!("{engine:?}") };
-        assert_eq!(name, "smollm2-135m-instruct");
-        let engine = config(&["--model", "/m/x.gguf", "--model-name", "y"]).unwrap().engine;
-        assert!(matches!(engine, EngineConfig::Burn { name, .. } if name == "y"));
+    fn models_are_named_or_named_after_their_files() {
+        assert_eq!(models(&["--model", "/m/smol.gguf"]), Ok(vec![weights("smol", "/m/smol.gguf")]));
+        assert_eq!(
+            models(&["--model", "/m/a=b.gguf", "--model-name", "y"]),
+            Ok(vec![weights("y", "/m/a=b.gguf")])
+        );
+        let both = models(&["--model", "a=/m/x.gguf", "--model", "hf:org/b"]);
+        assert_eq!(both, Ok(vec![weights("a", "/m/x.gguf"), weights("org/b", "hf:org/b")]));
+    }
+
+    #[test]
+    fn models_that_contradict_each_other_are_refused() {
+        let twice = models(&["--model", "a=x", "--model", "a=y"]).unwrap_err();
+        assert_eq!(twice, ConfigError::Model { model: "a".into(), reason: OptionsError::Twice });
+        let error = models(&["--model", "a=x", "--model", "b=y", "--model-name", "c"]).unwrap_err();
+        assert_eq!(error, ConfigError::NameOfMany(2));
+        let error = models(&["--model", "a="]).unwrap_err();
+        assert_eq!(error, ConfigError::Model { model: "a=".into(), reason: OptionsError::NoSource });
     }
 
     #[test]
     fn a_real_engine_needs_a_model_and_a_simulated_one_takes_none() {
-        assert_eq!(config(&["--model", ""]).unwrap_err(), ConfigError::NoModel);
-        let error = config(&["--engine", "simulated", "--model", "x.gguf"]).unwrap_err();
+        assert_eq!(models(&["--model", "", "--models", ""]).unwrap_err(), ConfigError::NoModel);
+        let error = models(&["--engine", "simulated", "--model", "x.gguf"]).unwrap_err();
         assert_eq!(error, ConfigError::SimulatedModel("x.gguf".into()));
     }
 
     #[test]
     fn a_simulated_model_says_so() {
-        let engine = config(&["--engine", "simulated"]).unwrap().engine;
-        assert_eq!(engine, EngineConfig::Simulated { name: SIMULATED_MODEL.into(), tokens_per_s: 50.0 });
-        let error = config(&["--engine", "simulated", "--model-name", "gpt"]).unwrap_err();
-        assert_eq!(error, ConfigError::NotNamedSimulated("gpt".into()));
+        let simulated = Source::Simulated { tokens_per_s: 50.0 };
+        assert_eq!(models(&["--engine", "simulated"]), Ok(vec![(SIMULATED_MODEL.into(), simulated)]));
+        let error = models(&["--engine", "simulated", "--model-name", "gpt"]).unwrap_err();
+        assert_eq!(error, ConfigError::Name { name: "gpt".into(), reason: OptionsError::NotNamedSimulated });
+    }
+
+    #[test]
+    fn a_file_of_models_may_be_all_there_is_or_come_on_top() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("models.toml");
+        std::fs::write(&file, "[[model]]\nname = 'b'\nsource = '/m/b.gguf'\n").unwrap();
+        let file = file.to_str().unwrap();
+        assert_eq!(models(&["--models", file]), Ok(vec![weights("b", "/m/b.gguf")]));
+        let both = models(&["--models", file, "--model", "a=x.gguf"]);
+        assert_eq!(both, Ok(vec![weights("a", "x.gguf"), weights("b", "/m/b.gguf")]));
     }
 
     #[test]
@@ -262,9 +316,15 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused_by_the_parser() {
-        for bad in
-            [["--slots", "0"], ["--simulated-tokens-per-s", "-1"], ["--backend", "cuda"], ["--nats", ":x"]]
-        {
+        for bad in [
+            ["--slots", "0"],
+            ["--simulated-tokens-per-s", "-1"],
+            ["--backend", "cuda"],
+            ["--nats", ":x"],
+            ["--cache-memory", "much"],
+            ["--quantize", "q2"],
+            ["--context-length", "0"],
+        ] {
             assert!(Args::try_parse_from([&["emberline-worker"], &bad[..]].concat()).is_err(), "{bad:?}");
         }
     }

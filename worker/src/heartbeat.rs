@@ -1,5 +1,5 @@
 //! Tells the `workers` bucket what this worker is and how busy: every few seconds and at each
-//! change of its load.
+//! change of its models or its load.
 
 use std::time::Duration;
 
@@ -12,8 +12,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::bus::Bus;
-use crate::engine::thread::EngineInfo;
-use crate::intake::{Phase, reached};
+use crate::models::board::Board;
 
 /// Changes of load that follow each other faster are told together.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
@@ -22,32 +21,22 @@ const INTERVAL: Duration = Duration::from_secs(HEARTBEAT_INTERVAL_S);
 /// A worker's entry in the bucket.
 pub struct Beat {
     bus: Bus,
-    heartbeat: Heartbeat,
-    active: watch::Receiver<u32>,
-    phase: watch::Receiver<Phase>,
+    worker: String,
+    board: watch::Receiver<Board>,
+    load: watch::Receiver<u32>,
+    draining: watch::Receiver<bool>,
 }
 
 impl Beat {
-    /// The entry of `worker`, not written yet.
+    /// The entry of `worker`, not written yet; `load` counts its running jobs.
     pub fn new(
         bus: Bus,
         worker: String,
-        engine: &EngineInfo,
-        active: watch::Receiver<u32>,
-        phase: watch::Receiver<Phase>,
+        board: watch::Receiver<Board>,
+        load: watch::Receiver<u32>,
+        draining: watch::Receiver<bool>,
     ) -> Self {
-        let heartbeat = Heartbeat {
-            v: PROTOCOL_VERSION,
-            worker,
-            models: engine.models.clone(),
-            engine: engine.name.to_owned(),
-            device: engine.device.clone(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            capacity: engine.capacity,
-            active: 0,
-            draining: false,
-        };
-        Self { bus, heartbeat, active, phase }
+        Self { bus, worker, board, load, draining }
     }
 
     /// Writes the entry again and again; never ends.
@@ -55,11 +44,10 @@ impl Beat {
         let mut ready = self.bus.ready();
         loop {
             ready.mark_unchanged();
-            self.heartbeat.active = *self.active.borrow_and_update();
-            self.heartbeat.draining = *self.phase.borrow() >= Phase::Draining;
+            let heartbeat = self.heartbeat();
             let written = Instant::now();
             tokio::select! {
-                result = self.write() => if let Err(error) = result {
+                result = self.write(&heartbeat) => if let Err(error) = result {
                     tracing::warn!(%error, "the heartbeat was not written");
                     self.bus.doubt();
                 },
@@ -69,8 +57,9 @@ impl Beat {
             tokio::select! {
                 () = tokio::time::sleep_until(written + INTERVAL) => {}
                 _ = ready.changed() => {}
-                Ok(()) = self.active.changed() => tokio::time::sleep_until(written + SHORTEST_PAUSE).await,
-                () = reached(&mut self.phase, Phase::Draining), if !self.heartbeat.draining => {}
+                Ok(()) = self.board.changed() => {}
+                Ok(()) = self.load.changed() => tokio::time::sleep_until(written + SHORTEST_PAUSE).await,
+                Ok(()) = self.draining.changed() => {}
             }
         }
     }
@@ -83,14 +72,33 @@ impl Beat {
         Ok(())
     }
 
-    async fn write(&self) -> Result<(), PublishError> {
+    fn heartbeat(&mut self) -> Heartbeat {
+        let active = *self.load.borrow_and_update();
+        let draining = *self.draining.borrow_and_update();
+        let board = self.board.borrow_and_update();
+        Heartbeat {
+            v: PROTOCOL_VERSION,
+            worker: self.worker.clone(),
+            models: board.served(),
+            engine: board.engines(),
+            device: board.devices(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            capacity: board.capacity(),
+            active,
+            draining,
+            states: board.states(),
+            problem: board.problem.clone(),
+        }
+    }
+
+    async fn write(&self, heartbeat: &Heartbeat) -> Result<(), PublishError> {
         // Can't fail: string keys, no floats.
-        let payload = serde_json::to_vec(&self.heartbeat).unwrap_or_default();
+        let payload = serde_json::to_vec(heartbeat).unwrap_or_default();
         self.bus.jetstream().publish(self.key(), payload.into()).await?.await?;
         Ok(())
     }
 
     fn key(&self) -> String {
-        format!("$KV.{WORKERS_BUCKET}.{}", self.heartbeat.worker)
+        format!("$KV.{WORKERS_BUCKET}.{}", self.worker)
     }
 }

@@ -1,4 +1,4 @@
-//! Takes jobs from the queue, as many as there are free slots, and sees each to its end.
+//! Takes a model's jobs from its queue, as many as there are free slots, and sees each to its end.
 //!
 //! [`Intake::run`] keeps one pull subscription on the model's consumer and asks for as many
 //! messages as it has slots for and has not asked for yet. Each message becomes a task (`job`)
@@ -35,7 +35,7 @@ const PULL_SILENCE: Duration = Duration::from_secs(12);
 /// Pause before a pull that has failed is tried again.
 const PULL_PAUSE: Duration = Duration::from_millis(500);
 
-/// What a worker is doing; it only ever moves on.
+/// What is done with a model's jobs; it only ever moves on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
     /// Takes jobs.
@@ -53,7 +53,7 @@ pub(crate) async fn reached(watch: &mut watch::Receiver<Phase>, phase: Phase) {
     }
 }
 
-/// What every job of a worker needs.
+/// What every job of a model needs.
 pub struct Intake {
     /// NATS.
     pub bus: Bus,
@@ -61,6 +61,8 @@ pub struct Intake {
     pub engine: EngineHandle,
     /// How many may run.
     pub slots: Slots,
+    /// Those that run in this process, whoever took them.
+    pub running: Running,
     /// Moves to [`Phase::HandBack`] when jobs are to be given up.
     pub phase: watch::Receiver<Phase>,
     /// How long a job goes on without a word from its relay.
@@ -90,10 +92,9 @@ enum Delivery {
 }
 
 impl Intake {
-    /// Takes `model`'s jobs until the worker drains; returns when the last of them has ended.
+    /// Takes `model`'s jobs until it drains; returns when the last of them has ended.
     pub async fn run(self: Arc<Self>, model: String) {
         let mut jobs = JoinSet::new();
-        let running = Running::default();
         let mut phase = self.phase.clone();
         while *phase.borrow() == Phase::Serving {
             let mut pull = tokio::select! {
@@ -101,8 +102,8 @@ impl Intake {
                 () = reached(&mut phase, Phase::Draining) => break,
                 pull = self.open(&model) => pull,
             };
-            self.pull(&mut pull, &running, &mut jobs, &mut phase).await;
-            self.close(pull, &running, &mut jobs, &phase).await;
+            self.pull(&mut pull, &mut jobs, &mut phase).await;
+            self.close(pull, &mut jobs, &phase).await;
         }
         while jobs.join_next().await.is_some() {}
     }
@@ -138,11 +139,10 @@ impl Intake {
         }
     }
 
-    /// Takes jobs until the worker drains, or until what was asked for is void.
+    /// Takes jobs until the model drains, or until what was asked for is void.
     async fn pull(
         self: &Arc<Self>,
         pull: &mut Pull,
-        running: &Running,
         jobs: &mut JoinSet<()>,
         phase: &mut watch::Receiver<Phase>,
     ) {
@@ -161,7 +161,7 @@ impl Intake {
                 // A new connection: the server may have forgotten the requests.
                 _ = ready.changed() => return,
                 delivery = pull.next() => match delivery {
-                    Delivery::Job(message) => self.take(message, running, jobs).await,
+                    Delivery::Job(message) => self.take(message, jobs).await,
                     Delivery::Idle => {}
                     Delivery::Expired(undelivered) => pull.requested = pull.requested.saturating_sub(undelivered),
                     Delivery::Void(reason) => {
@@ -176,15 +176,9 @@ impl Intake {
         }
     }
 
-    /// Ends the subscription; jobs that were on their way are run, or given back if the worker
-    /// takes no more.
-    async fn close(
-        self: &Arc<Self>,
-        mut pull: Pull,
-        running: &Running,
-        jobs: &mut JoinSet<()>,
-        phase: &watch::Receiver<Phase>,
-    ) {
+    /// Ends the subscription; jobs that were on their way are run, or given back if the model takes
+    /// no more.
+    async fn close(self: &Arc<Self>, mut pull: Pull, jobs: &mut JoinSet<()>, phase: &watch::Receiver<Phase>) {
         if pull.subscriber.drain().await.is_err() {
             return;
         }
@@ -193,7 +187,7 @@ impl Intake {
             while let Some(message) = pull.subscriber.next().await {
                 let Delivery::Job(message) = pull.read(message) else { continue };
                 if *phase.borrow() == Phase::Serving {
-                    self.take(message, running, jobs).await;
+                    self.take(message, jobs).await;
                 } else {
                     give_back(&message).await;
                 }
@@ -203,7 +197,7 @@ impl Intake {
     }
 
     /// Gives a message a slot and a task.
-    async fn take(self: &Arc<Self>, message: Box<Message>, running: &Running, jobs: &mut JoinSet<()>) {
+    async fn take(self: &Arc<Self>, message: Box<Message>, jobs: &mut JoinSet<()>) {
         let attempt = message.info().map_or(1, |info| u32::try_from(info.delivered).unwrap_or(u32::MAX));
         let job = match job::parse(&message.payload, &message.subject) {
             Ok(job) => job,
@@ -213,7 +207,7 @@ impl Intake {
                 return;
             }
         };
-        let Some(entry) = running.enter(&job.id) else {
+        let Some(entry) = self.running.enter(&job.id) else {
             // Delivered again while it runs here, because nats-server did not hear of its
             // progress. The run's own acknowledgement will do for this delivery, too.
             tracing::info!(job = %job.id, attempt, "runs already");
@@ -303,7 +297,7 @@ fn report(ended: Result<(), tokio::task::JoinError>) {
 
 /// The jobs that run in this process.
 #[derive(Debug, Clone, Default)]
-struct Running(Arc<Mutex<HashSet<JobId>>>);
+pub struct Running(Arc<Mutex<HashSet<JobId>>>);
 
 /// A job's entry among those that run; leaves with it.
 struct Entry {

@@ -1,8 +1,8 @@
 //! Emberline's worker: takes jobs from NATS, runs the model with burn, publishes events.
 //!
-//! `intake` pulls jobs and hands them to the `engine`, which owns the device on a thread of its
-//! own and computes step by step; what comes out is published as the job's event log. The
-//! engine's parts: `gguf` reads weights and metadata, `tokenizer` and `template` turn messages
+//! `models` loads the models that are wanted and lets those go that are not. For each of them
+//! `intake` pulls jobs and hands them to the `engine`, which runs on a thread of its own and
+//! computes step by step; what comes out is published as the job's event log. The engine's parts: `gguf` reads weights and metadata, `tokenizer` and `template` turn messages
 //! into token ids, `model` is the network as burn modules, `sampling` picks tokens, `text`
 //! assembles them into what may be sent. Open [`engine`] first.
 
@@ -16,6 +16,7 @@ pub mod heartbeat;
 pub mod hf;
 pub mod intake;
 pub mod model;
+pub mod models;
 pub mod sampling;
 pub mod serve;
 pub mod template;

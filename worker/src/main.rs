@@ -2,18 +2,16 @@
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime};
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::anyhow;
 use clap::{Parser, Subcommand};
 use emberline_worker::bench::{self, BenchArgs};
-use emberline_worker::config::{Args, Config, ConfigError, EngineConfig};
-use emberline_worker::engine::Engine;
-use emberline_worker::engine::burn::{self, LoadOptions};
-use emberline_worker::engine::simulated::SimulatedEngine;
-use emberline_worker::model::LoadError;
-use emberline_worker::serve::serve;
-use tokio::signal::unix::{SignalKind, signal};
+use emberline_worker::config::{Args, Config, ConfigError};
+use emberline_worker::models::load::load_engine;
+use emberline_worker::serve::{Signals, serve};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 
@@ -67,29 +65,8 @@ fn run(args: Args) -> anyhow::Result<()> {
 }
 
 async fn work(config: &Config) -> anyhow::Result<()> {
-    let mut stop = stop_signals()?;
-    let (engine, slots) = (config.engine.clone(), usize::from(config.slots));
-    let loading = tokio::task::spawn_blocking(move || load(engine, slots));
-    let engine = tokio::select! {
-        // What panics has said why in the log.
-        loaded = loading => loaded.map_err(|e| anyhow!("loading the model failed: {e}. See the log above"))??,
-        _ = stop.changed() => return Ok(()),
-    };
-    Ok(serve(config, engine, stop).await?)
-}
-
-fn load(engine: EngineConfig, slots: usize) -> Result<Box<dyn Engine>, LoadError> {
-    match engine {
-        EngineConfig::Simulated { name, tokens_per_s } => {
-            tracing::warn!("the simulated engine: fixed words, no model");
-            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-            Ok(Box::new(SimulatedEngine::new(name, slots, tokens_per_s, now.as_secs())))
-        }
-        EngineConfig::Burn { path, name, backend, adapter } => {
-            let engine = burn::load(&LoadOptions { path, name, backend: backend.into(), adapter, slots })?;
-            Ok(Box::new(engine))
-        }
-    }
+    let signals = signals(config.models.is_watched())?;
+    Ok(serve(config, Arc::new(load_engine), signals).await?)
 }
 
 fn password() -> Result<Option<String>, ConfigError> {
@@ -113,21 +90,27 @@ fn start_logging() {
     std::panic::set_hook(Box::new(|panic| tracing::error!("{}", one_line(&panic.to_string()))));
 }
 
-/// Counts SIGTERM and SIGINT from now on.
-fn stop_signals() -> anyhow::Result<watch::Receiver<u32>> {
+/// Counts signals from now on. SIGHUP ends the process as ever, unless there is a file to read again.
+fn signals(is_watched: bool) -> anyhow::Result<Signals> {
     let listen = |kind| signal(kind).map_err(|e| anyhow!("can't listen for signals: {e}"));
-    let (mut term, mut int) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
-    let (sender, receiver) = watch::channel(0);
+    let (term, int) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+    let (stop, stops) = watch::channel(0);
+    let stop = Arc::new(stop);
+    count(term, Arc::clone(&stop));
+    count(int, stop);
+    let (hang_up, hang_ups) = watch::channel(0);
+    if is_watched {
+        count(listen(SignalKind::hangup())?, Arc::new(hang_up));
+    }
+    Ok(Signals { stop: stops, hang_up: hang_ups })
+}
+
+fn count(mut signal: Signal, counter: Arc<watch::Sender<u32>>) {
     tokio::spawn(async move {
-        loop {
-            tokio::select! {
-                _ = term.recv() => {}
-                _ = int.recv() => {}
-            }
-            sender.send_modify(|count| *count += 1);
+        while signal.recv().await.is_some() {
+            counter.send_modify(|count| *count += 1);
         }
     });
-    Ok(receiver)
 }
 
 fn one_line(text: &str) -> String {

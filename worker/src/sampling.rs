@@ -10,20 +10,24 @@
 //! 3. `top_p` keeps the shortest list of the most probable that has this share of what is left
 //!    (Holtzman et al., "The curious case of neural text degeneration", 2019),
 //!
-//! and one of the rest is drawn. Equal probabilities are ordered by id, lowest first.
+//! and one of the rest is drawn. Equal probabilities are ordered by id, lowest first. Where a row needs
+//! nothing else, the device can do all this itself: see [`Sampler::on_device`].
 //!
 //! Every random number is a pure function of (seed, choice, position), so that a token does not
 //! depend on what else is in the batch, nor on which worker computes it: one that takes a job over
 //! draws what the first one would have drawn.
 
 mod adjust;
+mod distribution;
+mod logprobs;
 mod random;
 
-use std::cmp::Ordering;
-
+use emberline_kernels::PickRow;
 use emberline_shared::job::SamplingOptions;
 
 use adjust::Adjustments;
+use distribution::{Candidates, argmax};
+pub use logprobs::{Scores, score};
 use random::uniform;
 
 /// Picks the tokens of one choice, one after the other.
@@ -44,15 +48,39 @@ impl Sampler {
         Self { options, seed, choice, position: 0, adjustments }
     }
 
+    /// Tokens recorded so far.
+    pub fn generated(&self) -> u32 {
+        self.position
+    }
+
     /// Picks the next token from its logits.
     ///
     /// A logit that is not a number counts as minus infinity. Without any candidate the answer is 0.
-    pub fn pick(&mut self, logits: &[f32]) -> u32 {
+    pub fn pick(&self, logits: &[f32]) -> u32 {
         let adjusted = self.adjustments.apply(logits, self.position);
-        let token = sample(&adjusted, &self.options, uniform(self.seed, self.choice, self.position));
+        sample(&adjusted, &self.options, self.random())
+    }
+
+    /// How the device is to pick the next token; `None` if it takes more than its logits.
+    ///
+    /// Depends on nothing outside this choice: its tokens must not depend on its company.
+    pub fn on_device(&self) -> Option<PickRow> {
+        let SamplingOptions { temperature, top_k, top_p, min_p, .. } = self.options;
+        // Rounded down: 1 is not among the numbers that may be drawn.
+        let random = (self.random() * f64::from(1 << 24)).floor() / f64::from(1 << 24);
+        let temperature = if temperature.is_nan() { 0.0 } else { temperature };
+        let row = PickRow { temperature, top_k, top_p, min_p, random: random as f32 };
+        (!self.adjustments.apply_at(self.position)).then_some(row)
+    }
+
+    /// Takes note of the token that was picked.
+    pub fn record(&mut self, token: u32) {
         self.adjustments.record(token);
         self.position += 1;
-        token
+    }
+
+    fn random(&self) -> f64 {
+        uniform(self.seed, self.choice, self.position)
     }
 }
 
@@ -62,110 +90,11 @@ fn sample(logits: &[f32], options: &SamplingOptions, random: f64) -> u32 {
     if options.temperature.is_nan() || options.temperature <= 0.0 {
         return best;
     }
-    let mut weights = weights(logits, f64::from(max), f64::from(options.temperature));
-    drop_below(&mut weights, f64::from(options.min_p));
-    keep_most_probable(&mut weights, options.top_k as usize);
-    if options.top_p >= 1.0 {
-        draw((0..).zip(weights.iter().copied()), random * weights.iter().sum::<f64>(), best)
-    } else {
-        let (nucleus, mass) = nucleus(&weights, f64::from(options.top_p));
-        draw(nucleus.into_iter(), random * mass, best)
-    }
-}
-
-/// The largest logit and its id, the lowest one of several.
-fn argmax(logits: &[f32]) -> Option<(u32, f32)> {
-    let mut best = None;
-    let mut max = f32::NEG_INFINITY;
-    for (id, &logit) in (0..).zip(logits) {
-        if logit > max {
-            max = logit;
-            best = Some((id, logit));
-        }
-    }
-    best
-}
-
-/// Unnormalised probabilities; the most probable token has 1.
-fn weights(logits: &[f32], max: f64, temperature: f64) -> Vec<f64> {
-    let weight = |logit: f64| {
-        if logit == max {
-            1.0
-        } else if logit.is_nan() || max.is_infinite() {
-            0.0
-        } else {
-            ((logit - max) / temperature).exp()
-        }
-    };
-    logits.iter().map(|&logit| weight(f64::from(logit))).collect()
-}
-
-/// Drops what has less than `min_p` of the most probable token's weight, which is 1.
-fn drop_below(weights: &mut [f64], min_p: f64) {
-    if min_p > 0.0 {
-        weights.iter_mut().filter(|weight| **weight < min_p).for_each(|weight| *weight = 0.0);
-    }
-}
-
-/// Drops all but the `top_k` most probable; 0 drops none.
-fn keep_most_probable(weights: &mut [f64], top_k: usize) {
-    if top_k == 0 || top_k >= weights.len() {
-        return;
-    }
-    let mut candidates: Vec<(u32, f64)> = (0..).zip(weights.iter().copied()).collect();
-    let (_, &mut last, _) = candidates.select_nth_unstable_by(top_k - 1, by_probability);
-    for (id, weight) in (0..).zip(weights) {
-        if by_probability(&(id, *weight), &last).is_gt() {
-            *weight = 0.0;
-        }
-    }
-}
-
-/// The shortest list of most probable tokens that reaches `top_p` of the mass, and its mass.
-///
-/// Only as much of the vocabulary is sorted as the nucleus turns out to need.
-fn nucleus(weights: &[f64], top_p: f64) -> (Vec<(u32, f64)>, f64) {
-    let wanted = top_p * weights.iter().sum::<f64>();
-    let mut candidates: Vec<(u32, f64)> = (0..).zip(weights.iter().copied()).collect();
-    let mut sorted = 256;
-    loop {
-        let count = sorted.min(candidates.len());
-        if count < candidates.len() {
-            candidates.select_nth_unstable_by(count, by_probability);
-        }
-        let (head, _) = candidates.split_at_mut(count);
-        head.sort_unstable_by(by_probability);
-        let mut mass = 0.0;
-        for (kept, &(_, weight)) in head.iter().enumerate() {
-            mass += weight;
-            if mass >= wanted {
-                candidates.truncate(kept + 1);
-                return (candidates, mass);
-            }
-        }
-        if count == candidates.len() {
-            return (candidates, mass);
-        }
-        sorted *= 8;
-    }
-}
-
-fn by_probability(a: &(u32, f64), b: &(u32, f64)) -> Ordering {
-    b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
-}
-
-/// Walks the candidates until their mass exceeds `target`.
-///
-/// `fallback` answers where rounding leaves the target at or above the whole mass.
-fn draw(candidates: impl Iterator<Item = (u32, f64)>, target: f64, fallback: u32) -> u32 {
-    let mut mass = 0.0;
-    for (id, weight) in candidates {
-        mass += weight;
-        if target < mass {
-            return id;
-        }
-    }
-    fallback
+    let mut candidates = Candidates::new(logits, max, options.temperature);
+    candidates.drop_below(options.min_p);
+    candidates.keep_most_probable(options.top_k as usize);
+    candidates.keep_share(f64::from(options.top_p));
+    candidates.draw(random).unwrap_or(best)
 }
 
 #[cfg(test)]

@@ -59,7 +59,7 @@ pub(super) fn assert_follows(sampler: &Sampler, logits: &[f32], adjusted: &[f64]
     const DRAWS: u32 = 40_000;
     let mut observed = [0; 8];
     for position in 0..DRAWS {
-        let mut sampler = Sampler { position: sampler.position + position, ..sampler.clone() };
+        let sampler = Sampler { position: sampler.position + position, ..sampler.clone() };
         observed[sampler.pick(logits) as usize] += 1;
     }
     let shares = exact(adjusted, &sampler.options);
@@ -141,16 +141,6 @@ fn a_small_top_p_leaves_the_most_probable_token() {
 }
 
 #[test]
-fn a_nucleus_larger_than_the_first_sort_is_found() {
-    let weights: Vec<f64> = (0..5000).map(|id| if id % 2 == 0 { 1.0 } else { 2.0 }).collect();
-    let (nucleus, mass) = nucleus(&weights, 0.9);
-    assert_eq!((nucleus.len(), mass), (2500 + 1750, 6750.0));
-    let ids: Vec<u32> = nucleus.iter().map(|&(id, _)| id).collect();
-    let expected: Vec<u32> = (0..2500).map(|i| 2 * i + 1).chain((0..1750).map(|i| 2 * i)).collect();
-    assert_eq!(ids, expected);
-}
-
-#[test]
 fn impossible_logits_are_never_drawn() {
     let logits = [f32::NAN, 0.0, f32::NEG_INFINITY, 0.0];
     for position in 0..100 {
@@ -162,6 +152,69 @@ fn impossible_logits_are_never_drawn() {
     }
     for nothing in [&[][..], &[f32::NAN, f32::NEG_INFINITY]] {
         assert_eq!(draw_at(nothing, &options(1.0, 0.9), 3, 0, 0), 0);
+    }
+}
+
+#[test]
+fn choices_have_the_same_distribution_and_draws_of_their_own() {
+    // Distribution of each, and of pairs of consecutive ones, against independence.
+    let logits = [0.0, 0.7, -0.4, 1.1];
+    let shares = exact(&logits.map(f64::from), &options(1.0, 1.0));
+    const DRAWS: u32 = 20_000;
+    let mut pairs = [[0; 16]; 15];
+    let mut singles = [[0; 4]; 16];
+    for seed in 0..u64::from(DRAWS) {
+        let drawn: Vec<u32> =
+            (0..16).map(|choice| draw_at(&logits, &options(1.0, 1.0), seed, choice, 3)).collect();
+        drawn.iter().zip(&mut singles).for_each(|(id, counts)| counts[*id as usize] += 1);
+        drawn
+            .windows(2)
+            .zip(&mut pairs)
+            .for_each(|(pair, counts)| counts[(pair[0] * 4 + pair[1]) as usize] += 1);
+    }
+    let expected: Vec<f64> = shares.iter().map(|share| share * f64::from(DRAWS)).collect();
+    for counts in singles {
+        assert!(chi_square(&counts, &expected) < 21.1, "3 degrees of freedom, p = 0.0001");
+    }
+    let expected: Vec<f64> =
+        shares.iter().flat_map(|a| shares.iter().map(move |b| a * b * f64::from(DRAWS))).collect();
+    for counts in pairs {
+        assert!(chi_square(&counts, &expected) < 44.3, "15 degrees of freedom, p = 0.0001");
+    }
+}
+
+#[test]
+fn the_device_picks_only_where_logits_are_all_it_takes() {
+    let on_device = |options: SamplingOptions, ends: &[u32], position: u32| {
+        let sampler = Sampler::new(options, 9, 2, &[1], ends.to_vec());
+        Sampler { position, ..sampler }.on_device()
+    };
+    let plain =
+        SamplingOptions { temperature: 0.7, top_p: 0.9, top_k: 5, min_p: 0.1, ..SamplingOptions::default() };
+    let row = on_device(plain.clone(), &[3], 4).unwrap();
+    assert_eq!((row.temperature, row.top_p, row.top_k, row.min_p), (0.7, 0.9, 5, 0.1));
+    assert!((f64::from(row.random) - uniform(9, 2, 4)).abs() < 1e-7);
+    let adjusted = [
+        SamplingOptions { presence_penalty: 0.1, ..plain.clone() },
+        SamplingOptions { frequency_penalty: 0.1, ..plain.clone() },
+        SamplingOptions { repetition_penalty: 1.1, ..plain.clone() },
+        SamplingOptions { logit_bias: vec![(1, 1.0)], ..plain.clone() },
+    ];
+    for options in adjusted {
+        assert_eq!(on_device(options, &[], 4), None);
+    }
+    let least = SamplingOptions { min_tokens: 4, ..plain };
+    assert_eq!(on_device(least.clone(), &[3], 3), None);
+    assert!(on_device(least.clone(), &[3], 4).is_some());
+    assert!(on_device(least, &[], 3).is_some(), "nothing ends it anyway");
+}
+
+#[test]
+fn no_random_number_for_the_device_is_1() {
+    let sampler = Sampler::new(options(1.0, 1.0), 0, 0, &[], Vec::new());
+    for position in 0..100_000 {
+        let row = Sampler { position, ..sampler.clone() }.on_device().unwrap();
+        assert!((0.0..1.0).contains(&row.random));
     }
 }
 

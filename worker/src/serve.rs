@@ -1,23 +1,21 @@
-//! A worker from its connection to its end: brings bus, engine, intake and heartbeat together and
-//! drains them in order.
+//! A worker from its connection to its end: brings bus, models and heartbeat together and drains
+//! them in order.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 
 use crate::bus::{Bus, BusError};
 use crate::config::Config;
-use crate::engine::Engine;
-use crate::engine::thread::{self, EngineHandle};
 use crate::heartbeat::Beat;
-use crate::intake::slots::Slots;
-use crate::intake::{Intake, Phase};
+use crate::intake::Running;
+use crate::models::file::{FileError, Wanted, Watch};
+use crate::models::fleet::{Fleet, Hopeless};
+use crate::models::instance::Shared;
+use crate::models::load::Loader;
 
-/// How long handing jobs back may take.
-const HAND_BACK: Duration = Duration::from_secs(5);
-/// How long saying goodbye may take.
+/// How long saying goodbye may take, and how long freeing what the models hold.
 const GOODBYE: Duration = Duration::from_secs(2);
 
 /// Why a worker ended other than as it was told.
@@ -26,102 +24,92 @@ pub enum ServeError {
     /// NATS can't be used.
     #[error(transparent)]
     Bus(#[from] BusError),
-    /// The engine has no thread.
-    #[error("can't start the engine's thread: {0}")]
-    Thread(std::io::Error),
-    /// The engine is gone; its jobs were handed back.
-    #[error("the engine failed: {0}. Its jobs were handed back; start the worker again")]
-    Engine(String),
+    /// The file of models can't be used.
+    #[error(transparent)]
+    Models(#[from] FileError),
+    /// There is nothing left to serve.
+    #[error(transparent)]
+    Hopeless(#[from] Hopeless),
     /// Told twice to stop.
     #[error("stopped by a second signal; unfinished jobs are delivered again after {0} s")]
     Interrupted(u64),
 }
 
-/// Serves `engine`'s models until `stop` counts its first signal, then drains.
-pub async fn serve(
-    config: &Config,
-    engine: Box<dyn Engine>,
-    stop: watch::Receiver<u32>,
-) -> Result<(), ServeError> {
-    let models: Vec<String> = engine.models().into_iter().map(|model| model.name).collect();
-    let mut stop = stop;
-    let bus = tokio::select! {
-        bus = Bus::open(&config.bus, &models) => bus?,
-        () = signals(&mut stop, 1) => return Ok(()),
-    };
-    let (info, engine, engine_thread) = thread::spawn(engine).map_err(ServeError::Thread)?;
-    let worker = format!("{:016x}", rand::random::<u64>());
-    tracing::info!(
-        %worker, ?models, engine = info.name, device = %info.device, slots = info.capacity, "serving"
-    );
+/// Counts of the signals that have come.
+#[derive(Debug, Clone)]
+pub struct Signals {
+    /// To stop.
+    pub stop: watch::Receiver<u32>,
+    /// To read the file of models again.
+    pub hang_up: watch::Receiver<u32>,
+}
 
-    let (phase_sender, phase) = watch::channel(Phase::Serving);
-    let slots = Slots::new(info.capacity);
-    let mut beat = Beat::new(bus.clone(), worker, &info, slots.active(), phase.clone());
-    let intake = Arc::new(Intake {
+/// Serves the models of `config`, made by `loader`, until the first signal to stop; then drains.
+pub async fn serve(config: &Config, loader: Loader, signals: Signals) -> Result<(), ServeError> {
+    let Signals { mut stop, hang_up } = signals;
+    let (wanted, watch) = config.models.open()?;
+    let (wanted, mut wanted_now) = watch::channel(wanted);
+    let bus = tokio::select! {
+        bus = Bus::open(&config.bus) => bus?,
+        () = stopped(&mut stop, 1) => return Ok(()),
+    };
+    let worker = format!("{:016x}", rand::random::<u64>());
+    tracing::info!(%worker, "connected");
+
+    let load = Arc::new(watch::Sender::new(0));
+    let mut fleet = Fleet::new(Arc::new(Shared {
         bus: bus.clone(),
-        engine: engine.clone(),
-        slots,
-        phase,
+        loader,
+        drain: config.drain,
         alive_timeout: config.alive_timeout,
-    });
-    let mut intakes = JoinSet::new();
-    for model in &models {
-        intakes.spawn(Arc::clone(&intake).run(model.clone()));
-    }
+        load: Arc::clone(&load),
+        running: Running::default(),
+    }));
+    let (draining, is_draining) = watch::channel(false);
+    let mut beat = Beat::new(bus.clone(), worker, fleet.board(), load.subscribe(), is_draining);
 
     let ended = tokio::select! {
-        ended = drain(config.drain, &phase_sender, &engine, &mut intakes, &mut stop) => ended,
+        ended = work(&mut fleet, &mut wanted_now, &draining, &mut stop) => ended,
         () = beat.run() => Ok(()),
-        () = bus.keep(&models) => Ok(()),
+        () = bus.keep() => Ok(()),
+        () = follow(watch, hang_up, &wanted) => Ok(()),
     };
     if let Err(error @ ServeError::Interrupted(_)) = ended {
         return Err(error);
     }
     goodbye(&bus, &beat).await;
     // A step may take as long as it likes, a stopping worker may not.
-    let stopped = tokio::task::spawn_blocking(move || engine_thread.stop());
-    let _ = tokio::time::timeout(GOODBYE, stopped).await;
+    let _ = tokio::time::timeout(GOODBYE, fleet.unload()).await;
     ended
 }
 
-/// Waits for the signal to stop or the engine's failure, and sees the jobs to their end.
-async fn drain(
-    grace: Duration,
-    phase: &watch::Sender<Phase>,
-    engine: &EngineHandle,
-    intakes: &mut JoinSet<()>,
+/// Serves until the signal to stop or until nothing is left, and sees the jobs to their end.
+async fn work(
+    fleet: &mut Fleet,
+    wanted: &mut watch::Receiver<Wanted>,
+    draining: &watch::Sender<bool>,
     stop: &mut watch::Receiver<u32>,
 ) -> Result<(), ServeError> {
-    let finished = async |intakes: &mut JoinSet<()>| while intakes.join_next().await.is_some() {};
-    let mut failure = None;
-    tokio::select! {
-        () = signals(stop, 1) => {
-            tracing::info!(grace_s = grace.as_secs(), "draining: no more jobs, finishing those that run");
-            phase.send_replace(Phase::Draining);
-            tokio::select! {
-                () = finished(intakes) => {}
-                () = tokio::time::sleep(grace) => tracing::info!("the time is over, handing the rest back"),
-                () = signals(stop, 2) => return Err(interrupted()),
-                message = engine.failure() => failure = Some(message),
-            }
-        }
-        message = engine.failure() => failure = Some(message),
+    let ended = tokio::select! {
+        hopeless = fleet.run(wanted) => Err(hopeless.into()),
+        () = stopped(stop, 1) => Ok(()),
+    };
+    if ended.is_ok() {
+        tracing::info!("draining: no more jobs, finishing those that run");
     }
-    phase.send_replace(Phase::HandBack);
+    draining.send_replace(true);
     tokio::select! {
-        () = finished(intakes) => {}
-        () = tokio::time::sleep(HAND_BACK) => tracing::warn!("some jobs could not be handed back"),
-        () = signals(stop, 2) => return Err(interrupted()),
-    }
-    match failure {
-        Some(message) => Err(ServeError::Engine(message)),
-        None => Ok(()),
+        () = fleet.drain() => ended,
+        () = stopped(stop, 2) => Err(ServeError::Interrupted(crate::bus::ACK_WAIT.as_secs())),
     }
 }
 
-fn interrupted() -> ServeError {
-    ServeError::Interrupted(crate::bus::ACK_WAIT.as_secs())
+/// Follows the file of models; for ever.
+async fn follow(watch: Option<Watch>, hang_up: watch::Receiver<u32>, wanted: &watch::Sender<Wanted>) {
+    match watch {
+        Some(watch) => watch.run(hang_up, wanted).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Leaves the bucket, and waits until everything sent has gone out.
@@ -140,7 +128,7 @@ async fn goodbye(bus: &Bus, beat: &Beat) {
 }
 
 /// Waits until `count` signals have come; for ever if none can.
-async fn signals(stop: &mut watch::Receiver<u32>, count: u32) {
+async fn stopped(stop: &mut watch::Receiver<u32>, count: u32) {
     if stop.wait_for(|seen| *seen >= count).await.is_err() {
         std::future::pending::<()>().await;
     }

@@ -1,11 +1,11 @@
 //! A sequence's logits do not depend on what else is computed: the same bits alone and in a
-//! batch, in one chunk and in many, token by token, in any cache blocks.
+//! batch, in one chunk and in many, token by token, in any cache blocks. On the CPU and on wgpu.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // also in the functions that tests call
 
 use emberline_tests::golden;
 use emberline_tests::stack::model_path;
-use emberline_worker::device::ComputeDevice;
+use emberline_worker::device::{Backend, ComputeDevice};
 use emberline_worker::gguf::GgufFile;
 use emberline_worker::model::{Network, StepSpan};
 
@@ -44,7 +44,7 @@ fn step(network: &mut Network, spans: &[StepSpan<'_>]) -> Vec<Vec<u32>> {
     numbers.chunks(vocabulary).map(|row| row.iter().map(|logit| logit.to_bits()).collect()).collect()
 }
 
-/// Three prompts of different lengths.
+/// Three prompts of different lengths, short enough for a software adapter.
 fn prompts() -> Vec<Vec<u32>> {
     let mut prompts: Vec<_> =
         golden::cases().unwrap().into_iter().map(|case| case.prompt_token_ids).collect();
@@ -68,9 +68,8 @@ fn alone(network: &mut Network, prompts: &[Vec<u32>], decoded: usize) -> Vec<Vec
     prompts.iter().map(one).collect()
 }
 
-#[test]
-fn a_batch_of_sequences_has_the_bits_of_each_alone() {
-    let mut network = open(&ComputeDevice::cpu());
+fn a_batch_of_sequences_has_the_bits_of_each_alone(device: &ComputeDevice) {
+    let mut network = open(device);
     let (prompts, decoded) = (prompts(), 3);
     let wanted = alone(&mut network, &prompts, decoded);
     // Blocks dealt out in turn, from the end: neighbours in a sequence lie apart.
@@ -94,27 +93,38 @@ fn a_batch_of_sequences_has_the_bits_of_each_alone() {
     }
 }
 
-#[test]
-fn a_prompt_in_chunks_has_the_bits_of_one_chunk() {
-    let mut network = open(&ComputeDevice::cpu());
+fn a_prompt_in_chunks_has_the_bits_of_one_chunk(device: &ComputeDevice) {
+    let mut network = open(device);
     let prompt = prompts().pop().unwrap();
-    let sequence = Sequence::new(&prompt, 0..);
-    let whole = step(&mut network, &[sequence.span(0, prompt.len())]);
-    for chunk in [1, 7, 16, 33] {
+    check_chunks(&mut network, &prompt, &[5, 16]);
+}
+
+/// Longer than any part of a sequence that kernels take at a time. Too much for a software adapter.
+#[test]
+fn a_long_prompt_in_chunks_has_the_bits_of_one_chunk() {
+    let mut network = open(&ComputeDevice::cpu());
+    let prompt: Vec<u32> = prompts().concat().into_iter().cycle().take(601).collect();
+    check_chunks(&mut network, &prompt, &[97, 256, 600]);
+    check_chunks(&mut network, &prompt[..60], &[1, 7, 16, 33]);
+}
+
+fn check_chunks(network: &mut Network, prompt: &[u32], chunks: &[usize]) {
+    let sequence = Sequence::new(prompt, 0..);
+    let whole = step(network, &[sequence.span(0, prompt.len())]);
+    for &chunk in chunks {
         network.allocate_cache(BLOCKS).unwrap();
-        let scattered = Sequence::new(&prompt, (0..BLOCKS as u32).map(|at| at * 37 % BLOCKS as u32));
+        let scattered = Sequence::new(prompt, (0..BLOCKS as u32).map(|at| at * 37 % BLOCKS as u32));
         let mut last = Vec::new();
         for start in (0..prompt.len()).step_by(chunk) {
-            last = step(&mut network, &[scattered.span(start, (start + chunk).min(prompt.len()))]);
+            last = step(network, &[scattered.span(start, (start + chunk).min(prompt.len()))]);
         }
         assert!(last == whole, "chunks of {chunk}");
     }
 }
 
 /// While one sequence decodes, another's prompt comes in chunks.
-#[test]
-fn a_sequence_does_not_notice_the_prefill_of_another() {
-    let mut network = open(&ComputeDevice::cpu());
+fn a_sequence_does_not_notice_the_prefill_of_another(device: &ComputeDevice) {
+    let mut network = open(device);
     let prompts = prompts();
     let decoded = 4;
     let wanted = alone(&mut network, &prompts[..1], decoded);
@@ -130,3 +140,28 @@ fn a_sequence_does_not_notice_the_prefill_of_another() {
     }
     assert!(rows == wanted[0]);
 }
+
+/// Runs each on the CPU, and on a software adapter where there is no GPU; `make test` installs one.
+macro_rules! on_all_devices {
+    ($($name:ident),+) => {
+        mod cpu {
+            $(#[test]
+            fn $name() {
+                super::$name(&super::ComputeDevice::cpu());
+            })+
+        }
+        mod wgpu {
+            $(#[test]
+            fn $name() {
+                let device = super::ComputeDevice::open(super::Backend::Wgpu, None);
+                super::$name(&device.unwrap_or_else(|error| panic!("{error}")));
+            })+
+        }
+    };
+}
+
+on_all_devices!(
+    a_batch_of_sequences_has_the_bits_of_each_alone,
+    a_prompt_in_chunks_has_the_bits_of_one_chunk,
+    a_sequence_does_not_notice_the_prefill_of_another
+);

@@ -11,6 +11,7 @@
 //!
 //! Start with [`ops`] for the operations, [`Matrix`] for weights and [`KvBlocks`] for the cache.
 
+mod bandwidth;
 mod cpu;
 mod cube;
 pub mod ggml;
@@ -20,6 +21,7 @@ pub mod ops;
 mod paged;
 pub mod twin;
 
+pub use bandwidth::copy_bandwidth;
 pub use cpu::run_step;
 pub use cube::dispatches;
 pub use matrix::{Matrix, MatrixError, MatrixSpec};

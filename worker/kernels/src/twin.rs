@@ -3,7 +3,7 @@
 //! Written to be obviously right, on any backend; see [`crate::ops`] for what each does.
 
 use burn::tensor::activation::{sigmoid, softmax};
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Int, IntDType, Tensor, TensorData};
 
 use crate::ops::{Activation, HeadShape, PickRow};
 use crate::paged::{BLOCK_SIZE, KvBlocks, StepRows};
@@ -165,7 +165,7 @@ pub fn pick(logits: Tensor<2>, rows: &[PickRow]) -> Tensor<1, Int> {
     let picks: Vec<Tensor<1, Int>> = rows
         .iter()
         .enumerate()
-        .map(|(row, pick)| pick_one(logits.clone().narrow(0, row, 1), *pick))
+        .map(|(row, pick)| pick_one(logits.clone().narrow(0, row, 1), *pick).cast(IntDType::I32))
         .collect();
     Tensor::cat(picks, 0)
 }

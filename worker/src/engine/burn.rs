@@ -1,112 +1,76 @@
 //! The engine that runs a model with burn.
 //!
-//! A step looks at new jobs, computes at most one block of one prompt, and decodes one token for
-//! each sequence that is past its prompt. So a long prompt holds up running answers by one block
-//! at a time, and each sequence is computed alone: its tokens are what they would be without the
-//! others.
+//! Each step computes what the [`Scheduler`] has planned, all sequences together, and picks a token
+//! for each of them. A row's numbers do not depend on the other rows, so a sequence's tokens are
+//! what they would be if it were alone. Prompts are made before a job gets here (`prompt`), events
+//! after its tokens have left (`publish`): this thread does nothing but keep the device busy.
 
-use std::collections::VecDeque;
-use std::fs::File;
-use std::io::Read;
-use std::path::{Path, PathBuf};
+mod load;
+mod pick;
+mod prompt;
+mod publish;
+mod request;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use emberline_shared::error::{ApiError, ErrorCode};
 use emberline_shared::event::{EventKind, Usage};
 use emberline_shared::heartbeat::ServedModel;
-use emberline_shared::job::Job;
 use emberline_shared::subject::JobId;
 
-use super::sequence::{Sequence, too_long};
-use super::{Engine, EngineEvent};
-use crate::device::{Backend, ComputeDevice};
-use crate::gguf::{GgufError, GgufFile};
-use crate::model::{self, ComputeError, Llama, LlamaConfig, LoadError, Shapes};
-use crate::template::{ChatTemplate, PromptContext, TemplateError};
-use crate::tokenizer::ModelTokenizer;
-
-/// What to load, and where.
-#[derive(Debug, Clone)]
-pub struct LoadOptions {
-    /// The GGUF file.
-    pub path: PathBuf,
-    /// The name it is served under.
-    pub name: String,
-    /// Where to compute.
-    pub backend: Backend,
-    /// A wgpu adapter, by its number or part of its name.
-    pub adapter: Option<String>,
-    /// Sequences at once.
-    pub slots: usize,
-}
+use super::refusal::too_late;
+use super::scheduler::{Scheduler, SequenceId, Step};
+use super::{Engine, EngineError, EventSink, Frontend, Prepared};
+use crate::model::{ComputeError, Logits, Network, StepSpan};
+pub use load::{CacheSize, LoadOptions, load};
+use pick::{Picker, Wanted};
+use prompt::PromptBuilder;
+use publish::{Opening, Publisher, Record};
+use request::Request;
 
 /// A model on its device, and the jobs it is working on.
 #[derive(Debug)]
 pub struct BurnEngine {
-    model: Llama,
-    tokenizer: ModelTokenizer,
-    template: ChatTemplate,
+    network: Network,
+    scheduler: Scheduler,
+    picker: Picker,
+    prompts: Arc<PromptBuilder>,
+    publisher: Publisher,
+    facts: Facts,
+    /// By the numbers under which the scheduler knows them.
+    requests: BTreeMap<u64, Request>,
+    numbers: HashMap<JobId, u64>,
+    next_number: u64,
+    counts: Counts,
+}
+
+/// What the engine says of itself.
+#[derive(Debug)]
+struct Facts {
     served: ServedModel,
     fingerprint: String,
     device: String,
     slots: usize,
-    /// Jobs that no step has seen yet.
-    arrived: Vec<(Job, Instant)>,
-    /// Accepted, without a slot.
-    waiting: VecDeque<Sequence>,
-    /// Each holds a slot.
-    running: Vec<Sequence>,
+    prefill_budget: usize,
 }
 
-/// Loads a model, ready to serve.
-pub fn load(options: &LoadOptions) -> Result<BurnEngine, LoadError> {
-    let path = &options.path;
-    let began = Instant::now();
-    let file = GgufFile::open(path)?;
-    // First of all: another architecture would fail with a less telling error further on.
-    LlamaConfig::from_gguf(&file)?;
-    let tokenizer = ModelTokenizer::from_gguf(&file)
-        .map_err(|source| LoadError::Tokenizer { path: path.clone(), source })?;
-    let template = ChatTemplate::from_gguf(&file)
-        .map_err(|source| LoadError::Template { path: path.clone(), source })?;
-    let device = ComputeDevice::open(options.backend, options.adapter.as_deref())?;
-    let model = model::load(&file, &device)?;
-    let (tokens, rows) = (tokenizer.vocab_size(), model.vocabulary());
-    if tokens > rows {
-        return Err(LoadError::Vocabulary { path: path.clone(), tokens, rows });
-    }
-    if device.shapes == Shapes::Bucketed {
-        warm_up(&model)?;
-    }
-    let context_length = u32::try_from(model.config().context_length).unwrap_or(u32::MAX);
-    let created = since_epoch().as_secs();
-    let seconds = began.elapsed().as_secs_f32();
-    tracing::info!(model = %options.name, device = %device.description, context_length, seconds, "model loaded");
-    Ok(BurnEngine {
-        model,
-        tokenizer,
-        template,
-        served: ServedModel { name: options.name.clone(), context_length, created },
-        fingerprint: fingerprint(path, &options.name)?,
-        device: device.description,
-        slots: options.slots.max(1),
-        arrived: Vec::new(),
-        waiting: VecDeque::new(),
-        running: Vec::new(),
-    })
-}
-
-/// Has the device compile and tune its kernels before a client waits for them.
-fn warm_up(model: &Llama) -> Result<(), ComputeError> {
-    let mut cache = model.new_cache(0);
-    model.forward(&[0, 0], &mut cache)?;
-    model.forward(&[0], &mut cache)?;
-    Ok(())
+/// What an engine has done since it was loaded.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Steps computed.
+    pub steps: u64,
+    /// Tokens computed: of prompts, and each picked token that was followed by another.
+    pub rows: u64,
+    /// Of them, the most in one step.
+    pub most_rows: usize,
+    /// Times that a sequence had to give up its cache.
+    pub preemptions: u64,
 }
 
 impl Engine for BurnEngine {
     fn models(&self) -> Vec<ServedModel> {
-        vec![self.served.clone()]
+        vec![self.facts.served.clone()]
     }
 
     fn name(&self) -> &'static str {
@@ -114,174 +78,207 @@ impl Engine for BurnEngine {
     }
 
     fn device(&self) -> String {
-        self.device.clone()
+        self.facts.device.clone()
     }
 
     fn capacity(&self) -> usize {
-        self.slots
+        self.facts.slots
     }
 
-    fn submit(&mut self, job: Job, taken: Instant) {
-        self.arrived.push((job, taken));
+    fn frontend(&self) -> Arc<dyn Frontend> {
+        self.prompts.clone()
+    }
+
+    fn submit(&mut self, prepared: Prepared, events: EventSink) {
+        let number = self.next_number;
+        self.next_number += 1;
+        let request = Request::new(&prepared, events.clone(), self.prompts.tokenizer.end_of_generation());
+        let Prepared { job, taken, prompt, .. } = prepared;
+        let choices = u32::try_from(request.choices.len()).unwrap_or(u32::MAX);
+        let cached_tokens = u32::try_from(self.scheduler.cached(&prompt)).unwrap_or(u32::MAX);
+        let opening = Opening {
+            request: number,
+            events,
+            accepted: EventKind::Accepted {
+                prompt_tokens: request.prompt_tokens,
+                cached_tokens,
+                fingerprint: self.facts.fingerprint.clone(),
+            },
+            prompt_tokens: request.prompt_tokens,
+            choices,
+            stop: job.request.stop,
+            taken,
+        };
+        // If that fails, so does the next step.
+        let _ = self.publisher.send(vec![Record::Open(Box::new(opening))]);
+        self.scheduler.submit(number, prompt, choices);
+        if let Some(older) = self.numbers.insert(job.id, number) {
+            self.forget(older);
+        }
+        self.requests.insert(number, request);
     }
 
     fn cancel(&mut self, job: &JobId) -> Option<Usage> {
-        if let Some(index) = self.arrived.iter().position(|(arrived, _)| arrived.id == *job) {
-            self.arrived.remove(index);
-            return Some(Usage::default());
-        }
-        if let Some(index) = self.waiting.iter().position(|sequence| sequence.job == *job) {
-            return self.waiting.remove(index).map(|sequence| sequence.usage());
-        }
-        let index = self.running.iter().position(|sequence| sequence.job == *job)?;
-        Some(self.running.remove(index).usage())
+        let number = self.numbers.remove(job)?;
+        let usage = self.requests.get(&number).map(Request::usage);
+        let _ = self.publisher.send(vec![Record::Dropped { request: number }]);
+        self.forget(number);
+        usage
     }
 
     fn has_work(&self) -> bool {
-        !(self.arrived.is_empty() && self.waiting.is_empty() && self.running.is_empty())
+        self.scheduler.has_work() || !self.publisher.is_alive()
     }
 
-    fn step(&mut self) -> Vec<EngineEvent> {
-        let mut events = Vec::new();
-        self.expire(&mut events);
-        self.admit(&mut events);
-        let free = self.slots.saturating_sub(self.running.len());
-        let starting = free.min(self.waiting.len());
-        self.running.extend(self.waiting.drain(..starting));
-        self.advance(&mut events);
-        events
+    fn step(&mut self) -> Result<(), EngineError> {
+        self.end_stopped();
+        self.drop_unwanted()?;
+        let step = self.scheduler.plan();
+        if step.spans.is_empty() {
+            return if self.publisher.is_alive() { Ok(()) } else { Err(EngineError::Publisher) };
+        }
+        let mut records = self.note_plan(&step);
+        self.network.copy_blocks(&step.copies);
+        let spans: Vec<StepSpan<'_>> = step.spans.iter().map(|span| self.scheduler.span(span)).collect();
+        let logits = self.network.forward(&spans)?;
+        self.scheduler.complete(&step);
+        if let Some(logits) = logits {
+            self.pick(&step, logits, &mut records)?;
+        }
+        self.publisher.send(records)
+    }
+
+    fn hang_up(&mut self) {
+        self.requests.clear();
+        self.numbers.clear();
+        let _ = self.publisher.send(vec![Record::HangUp]);
     }
 }
 
 impl BurnEngine {
-    /// Ends jobs whose answer nobody waits for any more.
-    fn expire(&mut self, events: &mut Vec<EngineEvent>) {
+    /// Rows of a step that go to prompts.
+    pub fn prefill_budget(&self) -> usize {
+        self.facts.prefill_budget
+    }
+
+    /// What has been done so far.
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// Blocks of the cache that sequences hold, and all there are.
+    pub fn cache_usage(&self) -> (usize, usize) {
+        self.scheduler.usage()
+    }
+
+    /// Forgets what is kept of prompts and answers that have ended.
+    pub fn forget_prefixes(&mut self) {
+        self.scheduler.forget();
+    }
+
+    /// Waits until all events of the steps so far are sent, which otherwise happens some time later.
+    pub fn settle(&self) -> Result<(), EngineError> {
+        self.publisher.settle()
+    }
+
+    /// Ends choices that have come to a stop string.
+    fn end_stopped(&mut self) {
+        for stopped in self.publisher.stopped() {
+            self.scheduler.finish(stopped.id);
+            let number = stopped.id.request;
+            if let Some(request) = self.requests.get_mut(&number) {
+                request.stop(stopped.id.choice, stopped.tokens);
+                if request.has_ended() {
+                    let job = request.job.clone();
+                    self.requests.remove(&number);
+                    self.numbers.remove(&job);
+                }
+            }
+        }
+    }
+
+    /// Ends jobs whose deadline has passed and those that nobody listens to.
+    fn drop_unwanted(&mut self) -> Result<(), EngineError> {
         let now = u64::try_from(since_epoch().as_millis()).unwrap_or(u64::MAX);
-        let mut keep = |job: &JobId, deadline: u64| {
-            let expired = deadline <= now;
-            if expired {
-                let message = "The answer was not complete in time. Ask for fewer tokens or try again later.";
-                events.push(failed(job, ApiError::new(ErrorCode::Timeout, message)));
-            }
-            !expired
-        };
-        self.arrived.retain(|(job, _)| keep(&job.id, job.deadline));
-        self.waiting.retain(|sequence| keep(&sequence.job, sequence.deadline));
-        self.running.retain(|sequence| keep(&sequence.job, sequence.deadline));
+        let is_unwanted = |request: &Request| request.deadline <= now || request.events.is_closed();
+        let unwanted = self.requests.iter().filter(|(_, request)| is_unwanted(request));
+        let unwanted: Vec<u64> = unwanted.map(|(number, _)| *number).collect();
+        // Those that nobody listens to are told, too.
+        let records = unwanted
+            .iter()
+            .map(|&request| Record::Failed { request, error: EventKind::Error(too_late().into()) });
+        self.publisher.send(records.collect())?;
+        unwanted.into_iter().for_each(|number| self.forget(number));
+        Ok(())
     }
 
-    /// Accepts or refuses the jobs that have come since the last step.
-    fn admit(&mut self, events: &mut Vec<EngineEvent>) {
-        for (job, taken) in std::mem::take(&mut self.arrived) {
-            let id = job.id.clone();
-            let prompt = self.prompt(&job);
-            let sequence =
-                prompt.and_then(|prompt| Sequence::new(job, taken, prompt, &self.model, &self.tokenizer));
-            match sequence {
-                Ok(sequence) => {
-                    let kind = EventKind::Accepted {
-                        prompt_tokens: sequence.prompt_tokens(),
-                        cached_tokens: 0,
-                        fingerprint: self.fingerprint.clone(),
-                    };
-                    events.push(EngineEvent { job: id, kind });
-                    self.waiting.push_back(sequence);
-                }
-                Err(error) => events.push(failed(&id, error)),
-            }
+    /// Frees what a request holds.
+    fn forget(&mut self, number: u64) {
+        self.scheduler.cancel(number);
+        if let Some(request) = self.requests.remove(&number)
+            && self.numbers.get(&request.job) == Some(&number)
+        {
+            self.numbers.remove(&request.job);
         }
     }
 
-    /// The token ids of a conversation.
-    fn prompt(&self, job: &Job) -> Result<Vec<u32>, ApiError> {
-        let internal = |error: &dyn std::error::Error| {
-            tracing::error!(%error, "a prompt can't be built");
-            ApiError::new(ErrorCode::InternalError, "The prompt could not be built.")
-        };
-        let (request, about) = (&job.request, PromptContext::at(job.created));
-        let text = self.template.render(&request.messages, &about).map_err(|error| match error {
-            TemplateError::TooLong => ApiError::field(ErrorCode::InvalidValue, "messages", error.to_string()),
-            TemplateError::Refused(reason) => {
-                let message = format!(
-                    "The model's chat template refuses these messages: {reason}. Change the messages."
-                );
-                ApiError::field(ErrorCode::InvalidValue, "messages", message)
+    fn note_plan(&mut self, step: &Step) -> Vec<Record> {
+        let rows = step.rows();
+        self.counts.steps += 1;
+        self.counts.rows += rows as u64;
+        self.counts.most_rows = self.counts.most_rows.max(rows);
+        self.counts.preemptions += step.preempted.len() as u64;
+        if !step.preempted.is_empty() {
+            tracing::debug!(
+                sequences = step.preempted.len(),
+                "the cache is full: some will be computed again"
+            );
+        }
+        let at = Instant::now();
+        let mut records = Vec::new();
+        for started in &step.started {
+            let Some(request) = self.requests.get_mut(&started.id.request) else { continue };
+            if request.cached_tokens.is_none() {
+                let cached_tokens = u32::try_from(started.cached).unwrap_or(u32::MAX);
+                request.cached_tokens = Some(cached_tokens);
+                records.push(Record::Started { request: started.id.request, cached_tokens, at });
             }
-            other => internal(&other),
-        })?;
-        // Encoding what can't fit anyway would hold up every other sequence.
-        let least = self.tokenizer.least_tokens(&text);
-        if least >= self.served.context_length as usize {
-            let prompt = format!("at least {least}");
-            return Err(too_long(&prompt, request.max_tokens, self.served.context_length));
         }
-        let tokens = self.tokenizer.encode_prompt(&text).map_err(|error| internal(&error))?;
-        match tokens.is_empty() {
-            true => Err(ApiError::field(
-                ErrorCode::InvalidValue,
-                "messages",
-                "The messages make an empty prompt. Add text.",
-            )),
-            false => Ok(tokens),
-        }
+        records
     }
 
-    /// One block of the oldest unfinished prompt, and one token for every other sequence.
-    fn advance(&mut self, events: &mut Vec<EngineEvent>) {
-        let prefilling = self.running.iter().position(|sequence| !sequence.is_prefilled());
-        let (model, tokenizer) = (&self.model, &self.tokenizer);
-        let mut index = 0;
-        self.running.retain_mut(|sequence| {
-            let has_turn = sequence.is_prefilled() || prefilling == Some(index);
-            index += 1;
-            if !has_turn {
-                return true;
+    /// Picks a token for every sequence whose last token was computed.
+    fn pick(&mut self, step: &Step, logits: Logits, records: &mut Vec<Record>) -> Result<(), ComputeError> {
+        let with_logits = step.spans.iter().filter(|span| !span.picks.is_empty()).enumerate();
+        let (mut ids, mut wanted) = (Vec::new(), Vec::new());
+        for (row, span) in with_logits {
+            let Some(request) = self.requests.get(&span.id.request) else { continue };
+            for number in span.picks.clone() {
+                let Some(choice) = request.choices.get(number as usize) else { continue };
+                ids.push(SequenceId { choice: number, ..span.id });
+                wanted.push(Wanted { row, sampler: &choice.sampler, logprobs: request.logprobs });
             }
-            let tokens = sequence.next_tokens(model.block());
-            match model.forward(&tokens, &mut sequence.cache) {
-                Ok(_) if !sequence.is_prefilled() => true,
-                Ok(logits) => {
-                    let (kinds, finished) = sequence.pick(&logits, tokenizer);
-                    let job = &sequence.job;
-                    events.extend(kinds.into_iter().map(|kind| EngineEvent { job: job.clone(), kind }));
-                    !finished
-                }
-                Err(error) => {
-                    tracing::error!(job = %sequence.job, %error, "a computation failed");
-                    let message = "The model could not compute an answer. Try again.";
-                    events.push(failed(&sequence.job, ApiError::new(ErrorCode::InternalError, message)));
-                    false
-                }
+        }
+        let picked = self.picker.pick(logits, &wanted)?;
+        let at = Instant::now();
+        for (id, picked) in ids.into_iter().zip(picked) {
+            let Some(request) = self.requests.get_mut(&id.request) else { continue };
+            let end = request.record(id.choice, picked.token);
+            match end {
+                None => self.scheduler.push(id, picked.token),
+                Some(_) => self.scheduler.finish(id),
             }
-        });
+            if request.has_ended() {
+                self.forget(id.request);
+            }
+            records.push(Record::Picked { id, token: picked.token, scores: picked.scores, end, at });
+        }
+        Ok(())
     }
-}
-
-fn failed(job: &JobId, error: ApiError) -> EngineEvent {
-    EngineEvent { job: job.clone(), kind: EventKind::Error(error.into()) }
 }
 
 fn since_epoch() -> Duration {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
-}
-
-/// Names engine version and weights: `emberline-<version>-<8 hexadecimal digits>`.
-///
-/// The digits hash the model's name, the file's size and its beginning, which holds the metadata:
-/// cheap, and the same on every worker that has the same file.
-fn fingerprint(path: &Path, name: &str) -> Result<String, GgufError> {
-    const BEGINNING: u64 = 1 << 20;
-    let io = |source| GgufError::Io { path: path.to_owned(), source };
-    let file = File::open(path).map_err(io)?;
-    let size = file.metadata().map_err(io)?.len();
-    let mut beginning = Vec::new();
-    file.take(BEGINNING).read_to_end(&mut beginning).map_err(io)?;
-    // FNV-1a, from http://www.isthe.com/chongo/tech/comp/fnv/
-    let bytes = name.bytes().chain(size.to_le_bytes()).chain(beginning);
-    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    Ok(format!("emberline-{}-{:08x}", env!("CARGO_PKG_VERSION"), (hash >> 32) ^ (hash & 0xffff_ffff)))
 }
 
 #[cfg(test)]

@@ -1,10 +1,13 @@
-use std::collections::HashMap;
+use std::path::Path;
 
-use emberline_shared::event::{ErrorEvent, FinishReason};
-use emberline_shared::job::{GenerationRequest, Message, Role, SamplingOptions};
+use emberline_shared::error::ErrorCode;
+use emberline_shared::event::{ErrorEvent, FinishReason, IMPOSSIBLE, Timings};
+use emberline_shared::job::{GenerationRequest, Job, Message, Role, SamplingOptions};
 use tempfile::TempDir;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::*;
+use crate::device::Backend;
 use crate::model::testing::{self, CONTEXT};
 
 /// The tiny model's end token.
@@ -12,16 +15,20 @@ const END: u32 = 257;
 /// Far enough in the future.
 const NEVER: u64 = u64::MAX;
 
-fn engine(slots: usize) -> (TempDir, BurnEngine) {
+fn options(path: &Path) -> LoadOptions {
+    LoadOptions { backend: Backend::Cpu, slots: 1, ..LoadOptions::new(path, "tiny") }
+}
+
+/// The tiny model, with whatever else `change` wants.
+fn engine_with(change: impl FnOnce(&mut LoadOptions)) -> Runs {
     let (folder, file) = testing::builder(&testing::tensors()).open();
-    let options = LoadOptions {
-        path: file.path().to_owned(),
-        name: "tiny".to_owned(),
-        backend: Backend::Cpu,
-        adapter: None,
-        slots,
-    };
-    (folder, load(&options).unwrap())
+    let mut options = options(file.path());
+    change(&mut options);
+    Runs { engine: load(&options).unwrap(), receivers: HashMap::new(), logs: Logs::new(), _folder: folder }
+}
+
+fn engine(slots: usize) -> Runs {
+    engine_with(|options| options.slots = slots)
 }
 
 fn job(number: u8) -> Job {
@@ -46,31 +53,78 @@ fn job(number: u8) -> Job {
 
 type Logs = HashMap<JobId, Vec<EventKind>>;
 
-fn step_into(engine: &mut BurnEngine, logs: &mut Logs) {
-    for event in engine.step() {
-        logs.entry(event.job).or_default().push(event.kind);
+/// An engine driven step by step, and what its jobs have said so far.
+struct Runs {
+    engine: BurnEngine,
+    receivers: HashMap<JobId, UnboundedReceiver<EventKind>>,
+    logs: Logs,
+    _folder: TempDir,
+}
+
+impl Runs {
+    fn submit(&mut self, job: Job) {
+        let (events, receiver) = unbounded_channel();
+        self.receivers.insert(job.id.clone(), receiver);
+        match self.engine.frontend().prepare(job, Instant::now()) {
+            Ok(prepared) => self.engine.submit(prepared, events),
+            Err(error) => events.send(EventKind::Error(error.into())).unwrap(),
+        }
+    }
+
+    fn step(&mut self) {
+        self.engine.step().unwrap();
+        self.read();
+    }
+
+    fn read(&mut self) {
+        self.engine.settle().unwrap();
+        for (job, receiver) in &mut self.receivers {
+            let log = self.logs.entry(job.clone()).or_default();
+            log.extend(std::iter::from_fn(|| receiver.try_recv().ok()));
+        }
+    }
+
+    fn cancel(&mut self, number: u8) -> Option<Usage> {
+        self.engine.cancel(&job(number).id)
+    }
+
+    fn log(&self, number: u8) -> &[EventKind] {
+        &self.logs[&job(number).id]
+    }
+
+    /// Steps until all is done.
+    fn finish(&mut self) {
+        while self.engine.has_work() {
+            self.step();
+        }
+        self.read();
+        assert_eq!(self.engine.cache_usage().0, 0, "blocks are lost");
+        assert!(self.engine.requests.is_empty() && self.engine.numbers.is_empty());
     }
 }
 
-fn run_all(engine: &mut BurnEngine, jobs: impl IntoIterator<Item = Job>) -> Logs {
-    let mut logs = Logs::new();
-    jobs.into_iter().for_each(|job| engine.submit(job, Instant::now()));
-    while engine.has_work() {
-        step_into(engine, &mut logs);
-    }
-    logs
+fn run_all(runs: &mut Runs, jobs: impl IntoIterator<Item = Job>) -> Logs {
+    jobs.into_iter().for_each(|job| runs.submit(job));
+    runs.finish();
+    runs.receivers.clear();
+    std::mem::take(&mut runs.logs)
 }
 
-fn run(engine: &mut BurnEngine, job: Job) -> Vec<EventKind> {
+fn run(runs: &mut Runs, job: Job) -> Vec<EventKind> {
     let id = job.id.clone();
-    run_all(engine, [job]).remove(&id).unwrap()
+    run_all(runs, [job]).remove(&id).unwrap()
 }
 
-/// A log without what depends on the clock.
+/// A log without what depends on clock and cache.
 fn content(log: &[EventKind]) -> Vec<EventKind> {
-    let timeless = |kind: &EventKind| match kind {
-        EventKind::Done { usage, .. } => EventKind::Done { usage: *usage, timings: Default::default() },
-        other => other.clone(),
+    let timeless = |kind: &EventKind| match kind.clone() {
+        EventKind::Done { usage, .. } => {
+            EventKind::Done { usage: Usage { cached_tokens: 0, ..usage }, timings: Timings::default() }
+        }
+        EventKind::Accepted { prompt_tokens, fingerprint, .. } => {
+            EventKind::Accepted { prompt_tokens, cached_tokens: 0, fingerprint }
+        }
+        other => other,
     };
     log.iter().map(timeless).collect()
 }
@@ -107,7 +161,7 @@ fn error(log: &[EventKind]) -> &ErrorEvent {
 
 #[test]
 fn a_job_is_accepted_generates_and_ends() {
-    let (_folder, mut engine) = engine(2);
+    let mut engine = engine(2);
     let log = run(&mut engine, job(1));
     let EventKind::Accepted { prompt_tokens, cached_tokens: 0, fingerprint } = &log[0] else {
         panic!("{log:?}")
@@ -121,7 +175,7 @@ fn a_job_is_accepted_generates_and_ends() {
 
 #[test]
 fn interleaved_jobs_equal_their_solo_runs() {
-    let (_folder, mut engine) = engine(3);
+    let mut engine = engine(3);
     let together = run_all(&mut engine, (0..7).map(job));
     assert_eq!(together.len(), 7);
     for number in 0..7 {
@@ -132,55 +186,65 @@ fn interleaved_jobs_equal_their_solo_runs() {
 
 #[test]
 fn the_seed_decides() {
-    let (_folder, mut engine) = engine(1);
+    let mut engine = engine(1);
     let first = ids(&run(&mut engine, job(1)));
     assert_eq!(first, ids(&run(&mut engine, job(1))));
     assert_ne!(first, ids(&run(&mut engine, Job { seed: 99, ..job(1) })));
 }
 
 #[test]
-fn a_job_that_arrives_while_others_run_is_answered_at_the_next_step() {
-    let (_folder, mut engine) = engine(1);
-    let mut logs = Logs::new();
-    engine.submit(job(1), Instant::now());
-    step_into(&mut engine, &mut logs);
-    engine.submit(job(2), Instant::now());
-    step_into(&mut engine, &mut logs);
-    assert!(matches!(logs[&job(2).id][..], [EventKind::Accepted { .. }]), "accepted, without a slot");
-    assert!(ids(&logs[&job(1).id]).len() > 1);
+fn a_job_that_arrives_while_others_run_is_answered_at_once() {
+    let mut runs = engine(1);
+    runs.submit(job(1));
+    runs.step();
+    runs.submit(job(2));
+    runs.step();
+    assert!(matches!(runs.log(2), [EventKind::Accepted { .. }]), "accepted, without a slot");
+    assert!(ids(runs.log(1)).len() > 1);
 }
 
 #[test]
 fn cancelling_frees_the_slot() {
-    let (_folder, mut engine) = engine(1);
-    let mut logs = Logs::new();
-    (1..=3).for_each(|number| engine.submit(job(number), Instant::now()));
+    let mut runs = engine(1);
+    (1..=3).for_each(|number| runs.submit(job(number)));
     for _ in 0..3 {
-        step_into(&mut engine, &mut logs);
+        runs.step();
     }
-    let usage = engine.cancel(&job(1).id).unwrap();
+    let usage = runs.cancel(1).unwrap();
     assert_eq!(usage.completion_tokens, 3);
-    assert_eq!(engine.cancel(&job(1).id), None);
-    assert_eq!(engine.cancel(&job(2).id).unwrap().completion_tokens, 0, "it was waiting");
-    let before = logs[&job(1).id].len();
-    while engine.has_work() {
-        step_into(&mut engine, &mut logs);
-    }
-    assert_eq!(logs[&job(1).id].len(), before);
-    assert_eq!(content(&logs[&job(3).id]), content(&run(&mut engine, job(3))));
+    assert_eq!(runs.cancel(1), None);
+    assert_eq!(runs.cancel(2).unwrap().completion_tokens, 0, "it was waiting");
+    let before = runs.log(1).len();
+    runs.finish();
+    assert_eq!(runs.log(1).len(), before);
+    let third = content(runs.log(3));
+    runs.logs.clear();
+    assert_eq!(third, content(&run(&mut runs, job(3))));
 }
 
 #[test]
 fn a_job_can_be_cancelled_before_any_step() {
-    let (_folder, mut engine) = engine(1);
-    engine.submit(job(1), Instant::now());
-    assert_eq!(engine.cancel(&job(1).id), Some(Usage::default()));
-    assert!(!engine.has_work());
+    let mut runs = engine(1);
+    runs.submit(job(1));
+    assert_eq!(runs.cancel(1).unwrap().completion_tokens, 0);
+    runs.finish();
+    assert!(runs.receivers.get_mut(&job(1).id).unwrap().is_closed());
+}
+
+#[test]
+fn a_job_that_nobody_listens_to_is_dropped() {
+    let mut runs = engine(1);
+    runs.submit(job(1));
+    runs.step();
+    runs.receivers.clear();
+    runs.step();
+    assert!(!runs.engine.has_work());
+    assert_eq!(runs.cancel(1), None);
 }
 
 #[test]
 fn what_does_not_fit_the_context_is_refused_with_the_counts() {
-    let (_folder, mut engine) = engine(1);
+    let mut engine = engine(1);
     let mut long = job(1);
     long.request.messages[0].content = "x".repeat(CONTEXT);
     let mut greedy = job(2);
@@ -203,7 +267,7 @@ fn what_does_not_fit_the_context_is_refused_with_the_counts() {
 
 #[test]
 fn without_a_limit_the_answer_may_fill_the_context() {
-    let (_folder, mut engine) = engine(1);
+    let mut engine = engine(1);
     let mut unlimited = job(4);
     unlimited.request.max_tokens = None;
     let (reason, usage) = ending(&run(&mut engine, unlimited));
@@ -216,7 +280,7 @@ fn without_a_limit_the_answer_may_fill_the_context() {
 
 #[test]
 fn a_stop_string_ends_the_answer_and_is_not_sent() {
-    let (_folder, mut engine) = engine(1);
+    let mut engine = engine(1);
     let whole = text(&run(&mut engine, job(5)));
     let stop: String = whole.chars().skip(3).take(2).collect();
     let mut stopped = job(5);
@@ -231,7 +295,7 @@ fn a_stop_string_ends_the_answer_and_is_not_sent() {
 
 #[test]
 fn the_end_token_counts_but_is_not_sent() {
-    let (_folder, mut engine) = engine(1);
+    let mut engine = engine(1);
     // Among many seeds, some soon draw the end token.
     let ended = (0..=255).find_map(|number| {
         let log = run(&mut engine, job(number));
@@ -242,7 +306,7 @@ fn the_end_token_counts_but_is_not_sent() {
 }
 
 /// The first of many seeds whose answer ends by itself before its last token, and that answer.
-fn ended_early(engine: &mut BurnEngine) -> (Job, Vec<EventKind>) {
+fn ended_early(engine: &mut Runs) -> (Job, Vec<EventKind>) {
     let ended = (0..=255).find_map(|number| {
         let log = run(engine, job(number));
         let (reason, usage) = ending(&log);
@@ -253,7 +317,7 @@ fn ended_early(engine: &mut BurnEngine) -> (Job, Vec<EventKind>) {
 
 #[test]
 fn the_least_tokens_come_before_the_end() {
-    let (_folder, mut engine) = engine(1);
+    let mut engine = engine(1);
     let (mut job, early) = ended_early(&mut engine);
     let before = ids(&early);
     job.request.sampling.min_tokens = before.len() as u32;
@@ -268,7 +332,7 @@ fn the_least_tokens_come_before_the_end() {
 
 #[test]
 fn an_ignored_end_token_is_a_token_without_text() {
-    let (_folder, mut engine) = engine(1);
+    let mut engine = engine(1);
     let (mut job, early) = ended_early(&mut engine);
     job.request.sampling.ignore_eos = true;
     let log = run(&mut engine, job);
@@ -282,7 +346,7 @@ fn an_ignored_end_token_is_a_token_without_text() {
 
 #[test]
 fn a_stop_token_ends_the_answer_and_is_not_sent() {
-    let (_folder, mut engine) = engine(1);
+    let mut engine = engine(1);
     let whole = ids(&run(&mut engine, job(5)));
     let stop = whole[4];
     let mut stopped = job(5);
@@ -301,7 +365,7 @@ fn a_stop_token_ends_the_answer_and_is_not_sent() {
 
 #[test]
 fn a_repetition_penalty_knows_the_prompt() {
-    let (_folder, mut engine) = engine(1);
+    let mut engine = engine(1);
     let mut weakened = job(6);
     weakened.request.messages[0].content = "zzzz".to_owned();
     weakened.request.sampling.logit_bias = vec![(u32::from(b'z'), 20.0)];
@@ -313,7 +377,7 @@ fn a_repetition_penalty_knows_the_prompt() {
 
 #[test]
 fn options_that_the_model_can_not_honour_are_refused() {
-    let (_folder, mut engine) = engine(1);
+    let mut engine = engine(1);
     let vocabulary = testing::VOCABULARY as u32;
     let mut good = job(1);
     good.request.sampling.logit_bias = vec![(0, 1.0), (vocabulary - 1, 1.0)];
@@ -340,22 +404,23 @@ fn options_that_the_model_can_not_honour_are_refused() {
 
 #[test]
 fn a_job_past_its_deadline_is_given_up() {
-    let (_folder, mut engine) = engine(1);
-    let log = run(&mut engine, Job { deadline: 1, ..job(1) });
-    assert_eq!((error(&log).status, error(&log).code), (504, ErrorCode::Timeout));
-    engine.submit(job(2), Instant::now());
-    engine.step();
-    engine.running[0].deadline = 1;
-    let events = engine.step();
-    assert!(
-        matches!(&events[..], [EngineEvent { kind: EventKind::Error(e), .. }] if e.code == ErrorCode::Timeout)
-    );
-    assert!(!engine.has_work());
+    let mut runs = engine(1);
+    let log = run(&mut runs, Job { deadline: 1, ..job(1) });
+    let [EventKind::Accepted { .. }, EventKind::Error(error)] = &log[..] else { panic!("{log:?}") };
+    assert_eq!((error.status, error.code), (504, ErrorCode::Timeout));
+    runs.submit(job(2));
+    runs.step();
+    runs.engine.requests.values_mut().for_each(|request| request.deadline = 1);
+    runs.step();
+    assert!(matches!(runs.log(2).last(), Some(EventKind::Error(e)) if e.code == ErrorCode::Timeout));
+    assert!(!runs.engine.has_work());
+    runs.finish();
 }
 
 #[test]
 fn the_fingerprint_is_that_of_the_file() {
     let (folder, file) = testing::builder(&testing::tensors()).open();
+    let fingerprint = load::fingerprint;
     let first = fingerprint(file.path(), "tiny").unwrap();
     assert_eq!(first, fingerprint(file.path(), "tiny").unwrap());
     let mut tensors = testing::tensors();
@@ -364,4 +429,199 @@ fn the_fingerprint_is_that_of_the_file() {
     assert_ne!(first, fingerprint(other.path(), "tiny").unwrap());
     drop(folder);
     assert!(fingerprint(file.path(), "tiny").is_err());
+}
+
+/// What a choice said: its tokens, its text, and why it ended.
+fn choice(log: &[EventKind], number: u32) -> (Vec<u32>, String, FinishReason) {
+    let of = |kind: &&EventKind| match kind {
+        EventKind::Tokens { choice, .. } => *choice == number,
+        _ => false,
+    };
+    let own: Vec<EventKind> = log.iter().filter(of).cloned().collect();
+    let reason = log.iter().find_map(|kind| match kind {
+        EventKind::Finish { choice, reason } if *choice == number => Some(*reason),
+        _ => None,
+    });
+    (ids(&own), text(&own), reason.unwrap())
+}
+
+fn usage(log: &[EventKind]) -> Usage {
+    let Some(EventKind::Done { usage, .. }) = log.last() else { panic!("no end: {log:?}") };
+    *usage
+}
+
+#[test]
+fn choices_share_a_prompt_and_say_what_each_says_alone() {
+    let mut runs = engine(4);
+    let mut three = job(7);
+    three.request.n = 3;
+    let log = run(&mut runs, three.clone());
+    let rows = runs.engine.counts().rows;
+    let texts: Vec<_> = (0..3).map(|number| choice(&log, number)).collect();
+    assert!(texts[0].0 != texts[1].0 && texts[1].0 != texts[2].0);
+    let tokens = usage(&log);
+    assert_eq!(u64::from(tokens.prompt_tokens + tokens.completion_tokens - 3), rows, "the prompt once");
+    assert_eq!(tokens.cached_tokens, 0);
+    // The first is what the only one would be; all are the same with fewer slots than choices.
+    assert_eq!(choice(&run(&mut runs, job(7)), 0), texts[0]);
+    let mut narrow = engine(1);
+    let log = run(&mut narrow, three);
+    assert_eq!((0..3).map(|number| choice(&log, number)).collect::<Vec<_>>(), texts);
+}
+
+#[test]
+fn each_choice_ends_by_itself() {
+    let mut runs = engine(4);
+    let mut many = job(5);
+    many.request.n = 4;
+    let whole = run(&mut runs, many.clone());
+    let first = choice(&whole, 0).1;
+    let stop: String = first.chars().skip(2).take(2).collect();
+    many.request.stop = vec![stop.clone()];
+    let log = run(&mut runs, many);
+    let mut tokens = 0;
+    for number in 0..4 {
+        let (ids, text, reason) = choice(&log, number);
+        let before = choice(&whole, number);
+        if before.1.contains(&stop) {
+            assert_eq!((text.as_str(), reason), (before.1.split(&stop).next().unwrap(), FinishReason::Stop));
+            tokens += ids.len();
+        } else {
+            assert_eq!((&ids, &text, reason), (&before.0, &before.1, before.2));
+            tokens += ids.len() + usize::from(reason == FinishReason::Stop);
+        }
+    }
+    assert!(first.contains(&stop));
+    assert_eq!(usage(&log).completion_tokens as usize, tokens, "what came after a stop does not count");
+}
+
+#[test]
+fn a_known_beginning_is_reported() {
+    let mut runs = engine(1);
+    let mut first = job(1);
+    first.request.messages[0].content = "x".repeat(40);
+    first.request.max_tokens = Some(4);
+    let before = run(&mut runs, first.clone());
+    let mut second = first.clone();
+    second.id = JobId::from_random(99);
+    let after = run(&mut runs, second);
+    let EventKind::Accepted { prompt_tokens, cached_tokens, .. } = after[0] else { panic!("{after:?}") };
+    assert_eq!(cached_tokens, (prompt_tokens - 1) / 16 * 16);
+    assert!(cached_tokens >= 32);
+    assert_eq!(usage(&after).cached_tokens, cached_tokens);
+    assert_eq!(usage(&before).cached_tokens, 0);
+    assert_eq!(content(&before), content(&after));
+}
+
+#[test]
+fn a_cache_that_is_too_small_delays_jobs_and_changes_nothing() {
+    let mut roomy = engine(6);
+    let jobs: Vec<Job> = (0..6)
+        .map(|number| {
+            let mut job = job(number);
+            job.request.max_tokens = Some(60);
+            job.request.n = 1 + u32::from(number % 3 == 0);
+            job.request.sampling.ignore_eos = true;
+            job
+        })
+        .collect();
+    let expected = run_all(&mut roomy, jobs.clone());
+    assert_eq!(roomy.engine.counts().preemptions, 0);
+    let mut tight = engine_with(|options| {
+        options.slots = 6;
+        options.cache = CacheSize::Blocks(7);
+        options.prefill_budget = Some(5);
+    });
+    let logs = run_all(&mut tight, jobs);
+    assert!(tight.engine.counts().preemptions > 0);
+    for (job, log) in logs {
+        let wanted = &expected[&job];
+        for number in 0..wanted.iter().filter(|kind| matches!(kind, EventKind::Finish { .. })).count() {
+            assert_eq!(choice(&log, number as u32), choice(wanted, number as u32));
+        }
+        assert_eq!(usage(&log).completion_tokens, usage(wanted).completion_tokens);
+    }
+}
+
+#[test]
+fn a_context_that_the_cache_can_not_hold_is_not_promised() {
+    let mut runs = engine_with(|options| options.cache = CacheSize::Blocks(2));
+    assert_eq!(runs.engine.models()[0].context_length, 32);
+    let mut long = job(1);
+    long.request.max_tokens = Some(30);
+    assert_eq!(error(&run(&mut runs, long)).code, ErrorCode::ContextLengthExceeded);
+    let per_block = runs.engine.network.block_bytes();
+    let runs = engine_with(|options| options.cache = CacheSize::Bytes(3 * per_block + 1));
+    assert_eq!(runs.engine.cache_usage(), (0, 3));
+    let runs = engine_with(|options| options.context_length = Some(50));
+    assert_eq!((runs.engine.models()[0].context_length, runs.engine.cache_usage().1), (50, 4));
+}
+
+#[test]
+fn log_probabilities_come_with_every_token() {
+    let mut runs = engine(2);
+    let mut scored = job(3);
+    scored.request.logprobs = Some(3);
+    scored.request.n = 2;
+    // They are those of the network: no option changes them.
+    scored.request.sampling.temperature = 1.7;
+    scored.request.sampling.logit_bias = vec![(7, -5.0)];
+    let log = run(&mut runs, scored.clone());
+    for kind in &log {
+        let EventKind::Tokens { ids, logprobs, .. } = kind else { continue };
+        assert_eq!(ids.len(), logprobs.len());
+        for scores in logprobs {
+            assert_eq!(scores.top.len(), 3);
+            assert!(scores.top.is_sorted_by(|a, b| a.logprob >= b.logprob));
+            let likeliest = scores.top[0].logprob;
+            assert!((IMPOSSIBLE..=likeliest).contains(&scores.token.logprob) && likeliest <= 0.0);
+        }
+    }
+    let first = |log: &[EventKind]| {
+        log.iter().find_map(|kind| match kind {
+            EventKind::Tokens { ids, logprobs, .. } => Some((ids[0], logprobs[0].clone())),
+            _ => None,
+        })
+    };
+    let (id, scores) = first(&log).unwrap();
+    // The tiny model's tokens are bytes.
+    assert_eq!(scores.token.bytes, [id as u8]);
+    let prompt = runs.engine.prompts.prepare(scored.clone(), Instant::now()).unwrap().prompt;
+    let logits = testing::reference(&testing::tensors(), &prompt);
+    let exact = logits[id as usize] - logits.iter().map(|logit| logit.exp()).sum::<f64>().ln();
+    assert!((f64::from(scores.token.logprob) - exact).abs() < 1e-3);
+    // None but the token's own.
+    scored.request.logprobs = Some(0);
+    let (_, scores) = first(&run(&mut runs, scored)).unwrap();
+    assert!(scores.top.is_empty());
+}
+
+#[test]
+fn what_the_device_picks_is_what_the_host_picks() {
+    // Large differences between logits, so that rounding decides nothing.
+    let jobs = || {
+        (0..24_u8).map(|number| {
+            let mut job = job(number);
+            job.request.sampling = SamplingOptions {
+                temperature: [0.0, 0.3, 1.0, 1.6][usize::from(number % 4)],
+                top_k: [0, 5, 1][usize::from(number % 3)],
+                top_p: [1.0, 0.8][usize::from(number % 2)],
+                min_p: [0.0, 0.0, 0.1, 0.0, 0.2][usize::from(number % 5)],
+                // Some are picked on the host for all that.
+                presence_penalty: if number % 7 == 0 { 0.5 } else { 0.0 },
+                min_tokens: u32::from(number % 6) / 2,
+                ..SamplingOptions::default()
+            };
+            job.request.logprobs = (number % 8 == 7).then_some(1);
+            job.request.n = 1 + u32::from(number % 4 == 1);
+            job
+        })
+    };
+    let mut runs = engine(8);
+    let on_host = run_all(&mut runs, jobs());
+    runs.engine.picker.on_device = true;
+    let on_device = run_all(&mut runs, jobs());
+    for (job, log) in on_host {
+        assert_eq!(content(&log), content(&on_device[&job]));
+    }
 }

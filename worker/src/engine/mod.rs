@@ -1,27 +1,68 @@
 //! What computes: a set of running sequences, advanced one step at a time.
 //!
-//! An engine is driven by one thread: [`Engine::submit`] and [`Engine::cancel`] between steps,
-//! [`Engine::step`] as long as [`Engine::has_work`]. It never blocks on anything but the device.
+//! A job goes through three hands. An engine's [`Frontend`] makes its prompt, on any thread. The
+//! [`Engine`] itself is driven by one thread of its own ([`thread`]): [`Engine::submit`] and
+//! [`Engine::cancel`] between steps, [`Engine::step`] as long as [`Engine::has_work`]; it never
+//! waits for anything but the device. Events go to the job's [`EventSink`], from wherever text is
+//! made of tokens.
+//!
+//! [`burn`] runs models; [`scheduler`] decides what each of its steps computes, and [`blocks`] keeps
+//! its cache. [`simulated`] has no model.
 
+pub mod blocks;
 pub mod burn;
-mod sequence;
+mod refusal;
+pub mod scheduler;
 pub mod simulated;
 pub mod thread;
 
+use std::fmt::Debug;
+use std::sync::Arc;
 use std::time::Instant;
 
+use emberline_shared::error::ApiError;
 use emberline_shared::event::{EventKind, Usage};
 use emberline_shared::heartbeat::ServedModel;
 use emberline_shared::job::Job;
 use emberline_shared::subject::JobId;
+use tokio::sync::mpsc::UnboundedSender;
 
-/// Something that happened to a job during a step.
-#[derive(Debug, Clone, PartialEq)]
-pub struct EngineEvent {
-    /// Whose event this is.
-    pub job: JobId,
-    /// What happened. `Done` and `Error` are the last of a job.
-    pub kind: EventKind,
+use crate::model::ComputeError;
+
+/// Where a job's events go. `Done` and `Error` are the last of a job; if the sink is closed before,
+/// the engine has failed. It is unbounded, for an engine must not wait; the job's own limits bound it.
+pub type EventSink = UnboundedSender<EventKind>;
+
+/// A job that can be served, and its prompt.
+#[derive(Debug, Clone)]
+pub struct Prepared {
+    /// The job.
+    pub job: Job,
+    /// When it left the queue.
+    pub taken: Instant,
+    /// Token ids; not empty.
+    pub prompt: Vec<u32>,
+    /// Most tokens of an answer; together with the prompt they fit the context.
+    pub limit: u32,
+}
+
+/// Makes prompts of jobs.
+pub trait Frontend: Debug + Send + Sync {
+    /// Makes a job's prompt and checks that the job can be served, before anything is computed for
+    /// it. Takes as long as the prompt is long.
+    fn prepare(&self, job: Job, taken: Instant) -> Result<Prepared, ApiError>;
+}
+
+/// The device or a part of the engine is gone; nothing more can be computed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// The device.
+    #[error(transparent)]
+    Compute(#[from] ComputeError),
+    /// The thread that makes events of tokens.
+    #[error("the thread that publishes tokens has ended; see the log above")]
+    Publisher,
 }
 
 /// Runs several jobs at once on one device.
@@ -38,9 +79,12 @@ pub trait Engine: Send {
     /// Jobs it can run at once.
     fn capacity(&self) -> usize;
 
-    /// Takes a job in that left the queue at `taken`. The next step answers with `Accepted`, or
-    /// with `Error` if the request can't be served (before anything is computed for it).
-    fn submit(&mut self, job: Job, taken: Instant);
+    /// What prepares its jobs.
+    fn frontend(&self) -> Arc<dyn Frontend>;
+
+    /// Takes a job in, to which `Accepted` is the answer. A job whose sink is closed is dropped at
+    /// the next step.
+    fn submit(&mut self, job: Prepared, events: EventSink);
 
     /// Drops a job and frees what it held; tells what had been computed for it.
     fn cancel(&mut self, job: &JobId) -> Option<Usage>;
@@ -48,6 +92,10 @@ pub trait Engine: Send {
     /// Whether a step would do anything.
     fn has_work(&self) -> bool;
 
-    /// Advances every running job: prefills those that are new, decodes a token for the others.
-    fn step(&mut self) -> Vec<EngineEvent>;
+    /// Advances running jobs: a token for those whose prompt is computed, and a part of the others'
+    /// prompts.
+    fn step(&mut self) -> Result<(), EngineError>;
+
+    /// Closes every job's sink; called once, after the engine has failed.
+    fn hang_up(&mut self);
 }

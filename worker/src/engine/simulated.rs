@@ -8,6 +8,7 @@
 //! and seed have nothing to choose from, and log-probabilities are 0; options that need logits or
 //! token ids are refused. Each choice begins a word later than the one before it.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use emberline_shared::chat::MAX_CHOICES;
@@ -19,8 +20,8 @@ use emberline_shared::heartbeat::ServedModel;
 use emberline_shared::job::{Job, SamplingOptions};
 use emberline_shared::subject::JobId;
 
-use super::sequence::no_room_for;
-use super::{Engine, EngineEvent};
+use super::refusal::{no_room_for, too_long};
+use super::{Engine, EngineError, EventSink, Frontend, Prepared};
 use crate::text::TextAssembler;
 
 /// Prompt and completion together.
@@ -40,13 +41,16 @@ pub struct SimulatedEngine {
     capacity: usize,
     pace: Duration,
     running: Vec<Sequence>,
-    /// Jobs that can't be served, until the next step says so.
-    refused: Vec<EngineEvent>,
 }
+
+/// Counts words.
+#[derive(Debug)]
+struct Words;
 
 #[derive(Debug)]
 struct Sequence {
     job: JobId,
+    events: EventSink,
     choices: Vec<Choice>,
     prompt_tokens: u32,
     logprobs: Option<u32>,
@@ -55,7 +59,6 @@ struct Sequence {
     taken: Instant,
     first_token: Option<Instant>,
     due: Instant,
-    accepted: bool,
 }
 
 #[derive(Debug)]
@@ -77,7 +80,7 @@ impl SimulatedEngine {
             Duration::ZERO
         };
         let model = ServedModel { name, context_length: CONTEXT_LENGTH, created };
-        Self { model, capacity, pace, running: Vec::new(), refused: Vec::new() }
+        Self { model, capacity, pace, running: Vec::new() }
     }
 }
 
@@ -98,12 +101,18 @@ impl Engine for SimulatedEngine {
         self.capacity
     }
 
-    fn submit(&mut self, job: Job, taken: Instant) {
-        let id = job.id.clone();
-        match Sequence::new(job, taken, self.pace) {
-            Ok(sequence) => self.running.push(sequence),
-            Err(error) => self.refused.push(EngineEvent { job: id, kind: EventKind::Error(error.into()) }),
-        }
+    fn frontend(&self) -> Arc<dyn Frontend> {
+        Arc::new(Words)
+    }
+
+    fn submit(&mut self, prepared: Prepared, events: EventSink) {
+        let sequence = Sequence::new(prepared, events, self.pace);
+        sequence.say(EventKind::Accepted {
+            prompt_tokens: sequence.prompt_tokens,
+            cached_tokens: 0,
+            fingerprint: format!("{}-{}", self.model.name, env!("CARGO_PKG_VERSION")),
+        });
+        self.running.push(sequence);
     }
 
     fn cancel(&mut self, job: &JobId) -> Option<Usage> {
@@ -112,93 +121,91 @@ impl Engine for SimulatedEngine {
     }
 
     fn has_work(&self) -> bool {
-        !self.running.is_empty() || !self.refused.is_empty()
+        !self.running.is_empty()
     }
 
-    fn step(&mut self) -> Vec<EngineEvent> {
-        let mut events = std::mem::take(&mut self.refused);
-        let waits = self.running.iter().all(|sequence| sequence.accepted);
-        if let Some(due) = self.running.iter().map(|sequence| sequence.due).min()
-            && waits
-            && events.is_empty()
-        {
+    fn step(&mut self) -> Result<(), EngineError> {
+        self.running.retain(|sequence| !sequence.events.is_closed());
+        if let Some(due) = self.running.iter().map(|sequence| sequence.due).min() {
             std::thread::sleep(due.saturating_duration_since(Instant::now()).min(LONGEST_WAIT));
         }
-        let now = Instant::now();
-        let fingerprint = format!("{}-{}", self.model.name, env!("CARGO_PKG_VERSION"));
-        let pace = self.pace;
-        self.running.retain_mut(|sequence| {
-            let mut kinds = Vec::new();
-            if !sequence.accepted {
-                sequence.accepted = true;
-                kinds.push(EventKind::Accepted {
-                    prompt_tokens: sequence.prompt_tokens,
-                    cached_tokens: 0,
-                    fingerprint: fingerprint.clone(),
-                });
-            }
-            let finished = sequence.due <= now && sequence.advance(now, pace, &mut kinds);
-            events.extend(kinds.into_iter().map(|kind| EngineEvent { job: sequence.job.clone(), kind }));
-            !finished
-        });
-        events
+        let (now, pace) = (Instant::now(), self.pace);
+        self.running.retain_mut(|sequence| sequence.due > now || !sequence.advance(now, pace));
+        Ok(())
+    }
+
+    fn hang_up(&mut self) {
+        self.running.clear();
     }
 }
 
-impl Sequence {
-    fn new(job: Job, taken: Instant, pace: Duration) -> Result<Self, ApiError> {
+impl Frontend for Words {
+    fn prepare(&self, job: Job, taken: Instant) -> Result<Prepared, ApiError> {
         let sampling = &job.request.sampling;
         refuse_unsupported(sampling)?;
         let words = job.request.messages.iter().map(|m| m.content.split_whitespace().count()).sum::<usize>();
         let prompt_tokens = u32::try_from(words).unwrap_or(u32::MAX);
         let room = CONTEXT_LENGTH.saturating_sub(prompt_tokens);
-        let (limit, at_limit) = match job.request.max_tokens {
-            Some(limit) => (limit, FinishReason::Length),
-            None if sampling.ignore_eos => (room, FinishReason::Length),
-            None => (DEFAULT_TOKENS.max(sampling.min_tokens).min(room), FinishReason::Stop),
+        let limit = match job.request.max_tokens {
+            Some(limit) => limit,
+            None if sampling.ignore_eos => room,
+            None => DEFAULT_TOKENS.max(sampling.min_tokens).min(room),
         };
         if limit == 0 || limit > room {
-            let message = format!(
-                "The prompt has {prompt_tokens} tokens and {limit} are wanted, but the context holds \
-                 {CONTEXT_LENGTH}. Shorten the messages or lower max_tokens."
-            );
-            return Err(ApiError::field(ErrorCode::ContextLengthExceeded, "messages", message));
+            return Err(too_long(&prompt_tokens.to_string(), job.request.max_tokens, CONTEXT_LENGTH));
         }
         if sampling.min_tokens > limit {
             return Err(no_room_for(sampling.min_tokens, limit));
         }
-        let choices = (0..job.request.n.clamp(1, MAX_CHOICES)).map(|number| Choice {
+        // Its words have no ids; nothing is computed from them.
+        Ok(Prepared { prompt: vec![0; words], job, taken, limit })
+    }
+}
+
+impl Sequence {
+    fn new(prepared: Prepared, events: EventSink, pace: Duration) -> Self {
+        let Prepared { job, taken, prompt, limit } = prepared;
+        let request = job.request;
+        let ends_by_itself = request.max_tokens.is_none() && !request.sampling.ignore_eos;
+        let choices = (0..request.n.clamp(1, MAX_CHOICES)).map(|number| Choice {
             number,
-            text: TextAssembler::new(&job.request.stop),
+            text: TextAssembler::new(&request.stop),
             generated: 0,
             finished: false,
         });
-        Ok(Self {
+        Self {
             job: job.id,
+            events,
             choices: choices.collect(),
-            prompt_tokens,
-            logprobs: job.request.logprobs,
+            prompt_tokens: u32::try_from(prompt.len()).unwrap_or(u32::MAX),
+            logprobs: request.logprobs,
             limit,
-            at_limit,
+            at_limit: if ends_by_itself { FinishReason::Stop } else { FinishReason::Length },
             taken,
             first_token: None,
             due: Instant::now() + pace,
-            accepted: false,
-        })
+        }
+    }
+
+    /// Sends an event. That nobody listens is noticed at the next step.
+    fn say(&self, kind: EventKind) {
+        let _ = self.events.send(kind);
     }
 
     /// Says the next word of each choice; whether these were the last.
-    fn advance(&mut self, now: Instant, pace: Duration, events: &mut Vec<EventKind>) -> bool {
+    fn advance(&mut self, now: Instant, pace: Duration) -> bool {
         self.due += pace;
         self.first_token.get_or_insert(now);
+        let mut events = Vec::new();
         for choice in self.choices.iter_mut().filter(|choice| !choice.finished) {
-            choice.advance(self.limit, self.at_limit, self.logprobs, events);
+            choice.advance(self.limit, self.at_limit, self.logprobs, &mut events);
         }
-        if self.choices.iter().any(|choice| !choice.finished) {
-            return false;
+        let finished = self.choices.iter().all(|choice| choice.finished);
+        if finished {
+            events.push(EventKind::Done { usage: self.usage(), timings: self.timings(now) });
         }
-        events.push(EventKind::Done { usage: self.usage(), timings: self.timings(now) });
-        true
+        events.into_iter().for_each(|kind| self.say(kind));
+        finished
     }
 
     fn usage(&self) -> Usage {

@@ -1,5 +1,6 @@
 use emberline_shared::job::{GenerationRequest, Message, Role, SamplingOptions};
 use proptest::prelude::*;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::*;
 
@@ -26,13 +27,29 @@ fn engine() -> SimulatedEngine {
     SimulatedEngine::new("simulated-echo".into(), 4, 0.0, 0)
 }
 
-/// Everything a job says, in order.
-fn run(engine: &mut SimulatedEngine, id: u128) -> Vec<EventKind> {
-    let mut kinds = Vec::new();
-    while engine.has_work() {
-        kinds.extend(engine.step().into_iter().filter(|e| e.job == JobId::from_random(id)).map(|e| e.kind));
+/// Submits a job, or has it refused.
+fn submit(engine: &mut SimulatedEngine, job: Job) -> UnboundedReceiver<EventKind> {
+    let (events, receiver) = unbounded_channel();
+    match engine.frontend().prepare(job, Instant::now()) {
+        Ok(prepared) => engine.submit(prepared, events),
+        Err(error) => events.send(EventKind::Error(error.into())).unwrap(),
     }
-    kinds
+    receiver
+}
+
+/// What was said so far.
+fn drain(receiver: &mut UnboundedReceiver<EventKind>) -> Vec<EventKind> {
+    std::iter::from_fn(|| receiver.try_recv().ok()).collect()
+}
+
+/// Everything a job says, in order, if it is alone.
+fn answer(job: Job) -> Vec<EventKind> {
+    let mut engine = engine();
+    let mut receiver = submit(&mut engine, job);
+    while engine.has_work() {
+        engine.step().unwrap();
+    }
+    drain(&mut receiver)
 }
 
 fn text(kinds: &[EventKind]) -> String {
@@ -52,9 +69,7 @@ fn ending(kinds: &[EventKind]) -> (FinishReason, Usage) {
 
 #[test]
 fn a_job_is_accepted_says_its_words_and_ends() {
-    let mut engine = engine();
-    engine.submit(job(1, "three words here", Some(4), &[]), Instant::now());
-    let kinds = run(&mut engine, 1);
+    let kinds = answer(job(1, "three words here", Some(4), &[]));
     assert!(matches!(kinds.first(), Some(EventKind::Accepted { prompt_tokens: 3, .. })), "{kinds:?}");
     assert_eq!(text(&kinds), "The quick ember glows");
     let usage = Usage { prompt_tokens: 3, cached_tokens: 0, completion_tokens: 4 };
@@ -63,29 +78,23 @@ fn a_job_is_accepted_says_its_words_and_ends() {
 
 #[test]
 fn without_a_limit_it_stops_by_itself() {
-    let mut engine = engine();
-    engine.submit(job(1, "hi", None, &[]), Instant::now());
-    let (reason, usage) = ending(&run(&mut engine, 1));
+    let (reason, usage) = ending(&answer(job(1, "hi", None, &[])));
     assert_eq!((reason, usage.completion_tokens), (FinishReason::Stop, DEFAULT_TOKENS));
 }
 
 #[test]
 fn a_stop_string_across_words_ends_the_text_before_it() {
-    let mut engine = engine();
-    engine.submit(job(1, "hi", Some(100), &["ember glow"]), Instant::now());
-    let kinds = run(&mut engine, 1);
+    let kinds = answer(job(1, "hi", Some(100), &["ember glow"]));
     assert_eq!(text(&kinds), "The quick ");
     assert_eq!(ending(&kinds).0, FinishReason::Stop);
 }
 
 #[test]
 fn choices_take_turns_and_each_ends_by_itself() {
-    let mut engine = engine();
     let mut job = job(1, "hi", Some(4), &[" quick ember"]);
     job.request.n = 2;
     job.request.logprobs = Some(2);
-    engine.submit(job, Instant::now());
-    let kinds = run(&mut engine, 1);
+    let kinds = answer(job);
     let of = |wanted: u32| {
         let wanted = move |kind: &&EventKind| match kind {
             EventKind::Tokens { choice, .. } | EventKind::Finish { choice, .. } => *choice == wanted,
@@ -113,9 +122,7 @@ fn what_does_not_fit_the_context_is_refused_before_anything_is_said() {
     for (prompt, max_tokens) in
         [("hi", Some(CONTEXT_LENGTH)), (&*"w ".repeat(40_000), None), ("hi", Some(u32::MAX))]
     {
-        let mut engine = engine();
-        engine.submit(job(1, prompt, max_tokens, &[]), Instant::now());
-        let kinds = run(&mut engine, 1);
+        let kinds = answer(job(1, prompt, max_tokens, &[]));
         let [EventKind::Error(error)] = &kinds[..] else { panic!("{kinds:?}") };
         assert_eq!(error.code, ErrorCode::ContextLengthExceeded);
     }
@@ -124,11 +131,9 @@ fn what_does_not_fit_the_context_is_refused_before_anything_is_said() {
 #[test]
 fn what_ends_an_answer_can_be_put_off() {
     let ending_of = |max_tokens, sampling| {
-        let mut engine = engine();
         let mut job = job(1, "two words", max_tokens, &[]);
         job.request.sampling = sampling;
-        engine.submit(job, Instant::now());
-        let (reason, usage) = ending(&run(&mut engine, 1));
+        let (reason, usage) = ending(&answer(job));
         (reason, usage.completion_tokens)
     };
     let least = SamplingOptions { min_tokens: 100, ..SamplingOptions::default() };
@@ -174,22 +179,30 @@ fn options_that_it_does_not_honour_are_refused() {
             SamplingOptions { min_tokens: CONTEXT_LENGTH, ..default() },
         ),
     ] {
-        let mut engine = engine();
         let mut job = job(1, "hi", None, &[]);
         job.request.sampling = sampling;
-        engine.submit(job, Instant::now());
-        let kinds = run(&mut engine, 1);
+        let kinds = answer(job);
         let [EventKind::Error(error)] = &kinds[..] else { panic!("{kinds:?}") };
         assert_eq!((error.code, error.param.as_deref()), (code, Some(param)));
     }
 }
 
 #[test]
+fn a_job_that_nobody_listens_to_is_dropped() {
+    let mut engine = engine();
+    drop(submit(&mut engine, job(1, "hi", Some(100), &[])));
+    engine.step().unwrap();
+    assert!(!engine.has_work());
+}
+
+#[test]
 fn the_pace_is_kept() {
     let mut engine = SimulatedEngine::new("simulated-echo".into(), 1, 100.0, 0);
     let started = Instant::now();
-    engine.submit(job(1, "hi", Some(10), &[]), Instant::now());
-    run(&mut engine, 1);
+    let _listening = submit(&mut engine, job(1, "hi", Some(10), &[]));
+    while engine.has_work() {
+        engine.step().unwrap();
+    }
     assert!(started.elapsed() >= Duration::from_millis(100));
 }
 
@@ -197,20 +210,14 @@ proptest! {
     #[test]
     fn company_changes_nothing(lengths in proptest::collection::vec(1_u32..40, 1..6)) {
         let mut together = engine();
-        for (id, &length) in (0..).zip(&lengths) {
-            together.submit(job(id, "hi", Some(length), &[]), Instant::now());
-        }
-        let mut texts = vec![String::new(); lengths.len()];
+        let jobs = (0..).zip(&lengths).map(|(id, &length)| job(id, "hi", Some(length), &[]));
+        let mut receivers: Vec<_> = jobs.map(|job| submit(&mut together, job)).collect();
         while together.has_work() {
-            for event in together.step() {
-                let id = (0..).position(|id| JobId::from_random(id) == event.job).unwrap();
-                texts[id].push_str(&text(&[event.kind]));
-            }
+            together.step().unwrap();
         }
-        for (length, seen) in lengths.into_iter().zip(texts) {
-            let mut alone = engine();
-            alone.submit(job(1, "hi", Some(length), &[]), Instant::now());
-            prop_assert_eq!(text(&run(&mut alone, 1)), seen);
+        for (length, receiver) in lengths.into_iter().zip(&mut receivers) {
+            let alone = answer(job(1, "hi", Some(length), &[]));
+            prop_assert_eq!(text(&alone), text(&drain(receiver)));
         }
     }
 }

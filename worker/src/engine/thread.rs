@@ -1,22 +1,24 @@
 //! Drives an [`Engine`] on a thread of its own, so that the device never waits for the network.
 //!
-//! Commands go in through a channel; each job's events come out through a channel of its own,
-//! which is closed after the last event, or without one if the engine has failed.
+//! A job is prepared on a thread that may block, beside the engine; then it goes through a channel
+//! to the engine. Each job's events come out through a channel of its own, which is closed after the
+//! last event, or without one if the engine has failed.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use emberline_shared::error::{ApiError, ErrorCode};
 use emberline_shared::event::{EventKind, Usage};
 use emberline_shared::heartbeat::ServedModel;
 use emberline_shared::job::Job;
 use emberline_shared::subject::JobId;
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::{oneshot, watch};
 
-use super::{Engine, EngineEvent};
+use super::{Engine, EngineError, EventSink, Frontend, Prepared};
 
 /// What an engine says of itself once, before its thread owns it.
 #[derive(Debug, Clone)]
@@ -32,7 +34,10 @@ pub struct EngineInfo {
 }
 
 enum Command {
-    Submit(Box<Job>, Instant, UnboundedSender<EventKind>),
+    /// A job is being prepared.
+    Announce(JobId, EventSink),
+    /// It is prepared, or can't be.
+    Submit(JobId, Box<Result<Prepared, ApiError>>, EventSink),
     Cancel(JobId, oneshot::Sender<Option<Usage>>),
     Stop,
 }
@@ -42,12 +47,13 @@ enum Command {
 enum State {
     Running,
     Stopped,
-    Panicked(String),
+    Failed(String),
 }
 
 /// Talks to the engine's thread.
 #[derive(Debug, Clone)]
 pub struct EngineHandle {
+    frontend: Arc<dyn Frontend>,
     commands: mpsc::Sender<Command>,
     state: watch::Receiver<State>,
 }
@@ -67,23 +73,33 @@ pub fn spawn(engine: Box<dyn Engine>) -> std::io::Result<(EngineInfo, EngineHand
         device: engine.device(),
         capacity: u32::try_from(engine.capacity()).unwrap_or(u32::MAX),
     };
+    let frontend = engine.frontend();
     let (commands, receiver) = mpsc::channel();
     let (state, watcher) = watch::channel(State::Running);
     let thread = std::thread::Builder::new()
         .name("engine".to_owned())
         .spawn(move || run(engine, &receiver, &state))?;
-    let handle = EngineHandle { commands, state: watcher };
+    let handle = EngineHandle { frontend, commands, state: watcher };
     Ok((info, handle.clone(), EngineThread { handle, thread }))
 }
 
 impl EngineHandle {
-    /// Submits a job. Its events end after `Done` or `Error`; if they end before, the engine is
-    /// gone. Dropping the receiver cancels the job.
+    /// Submits a job; call it within a tokio runtime. Its events end after `Done` or `Error`; if they
+    /// end before, the engine is gone. Dropping the receiver cancels the job.
     pub fn submit(&self, job: Job) -> UnboundedReceiver<EventKind> {
-        // Unbounded, because the thread must not wait; a job's own limits bound it.
-        let (sender, receiver) = unbounded_channel();
-        // A failed send drops `sender`, which is how the caller learns of it.
-        let _ = self.commands.send(Command::Submit(Box::new(job), Instant::now(), sender));
+        let (events, receiver) = unbounded_channel();
+        let taken = Instant::now();
+        let id = job.id.clone();
+        // A failed send drops the sink, which is how the caller learns of it.
+        let _ = self.commands.send(Command::Announce(id.clone(), events.clone()));
+        let (frontend, commands) = (Arc::clone(&self.frontend), self.commands.clone());
+        tokio::task::spawn_blocking(move || {
+            // The panic has said why in the log.
+            let prepared = catch_unwind(AssertUnwindSafe(|| frontend.prepare(job, taken)));
+            let internal = |_| ApiError::new(ErrorCode::InternalError, "The prompt could not be built.");
+            let prepared = prepared.map_err(internal).flatten();
+            let _ = commands.send(Command::Submit(id, Box::new(prepared), events));
+        });
         receiver
     }
 
@@ -97,9 +113,10 @@ impl EngineHandle {
     /// Waits until the engine fails; returns why. Never returns if it is stopped instead.
     pub async fn failure(&self) -> String {
         let mut state = self.state.clone();
-        let failed = state.wait_for(|state| matches!(state, State::Panicked(_))).await;
-        match failed.as_deref() {
-            Ok(State::Panicked(message)) => message.clone(),
+        let failed = state.wait_for(|state| matches!(state, State::Failed(_))).await;
+        // Nothing of the watch is held while this waits on.
+        match failed.map(|state| state.clone()) {
+            Ok(State::Failed(message)) => message,
             _ => std::future::pending().await,
         }
     }
@@ -114,68 +131,69 @@ impl EngineThread {
 }
 
 fn run(mut engine: Box<dyn Engine>, commands: &mpsc::Receiver<Command>, state: &watch::Sender<State>) {
-    // What a panic leaves behind is not used again: the jobs' channels are dropped with their
-    // map, and the engine is forgotten, since dropping it could panic once more.
-    match catch_unwind(AssertUnwindSafe(|| drive(engine.as_mut(), commands))) {
-        Ok(()) => {
+    let driven = catch_unwind(AssertUnwindSafe(|| drive(engine.as_mut(), commands)));
+    let failure = match driven {
+        Ok(Ok(())) => {
             state.send_replace(State::Stopped);
+            return;
         }
-        Err(panic) => {
-            std::mem::forget(engine);
-            state.send_replace(State::Panicked(panic_message(panic.as_ref())));
-        }
-    }
+        Ok(Err(error)) => error.to_string(),
+        Err(panic) => panic_message(panic.as_ref()),
+    };
+    // What a failure leaves behind is not used again. The jobs' sinks are closed and the engine is
+    // forgotten: dropping what it has on the device could panic, too.
+    let _ = catch_unwind(AssertUnwindSafe(|| engine.hang_up()));
+    std::mem::forget(engine);
+    state.send_replace(State::Failed(failure));
 }
 
-fn drive(engine: &mut dyn Engine, commands: &mpsc::Receiver<Command>) {
-    let mut jobs = HashMap::new();
+fn drive(engine: &mut dyn Engine, commands: &mpsc::Receiver<Command>) -> Result<(), EngineError> {
+    let mut preparing = HashMap::new();
     loop {
         if !engine.has_work() {
             match commands.recv() {
-                Ok(Command::Stop) | Err(_) => return,
-                Ok(command) => apply(engine, &mut jobs, command),
+                Ok(Command::Stop) | Err(_) => return Ok(()),
+                Ok(command) => apply(engine, &mut preparing, command),
             }
         }
         loop {
             match commands.try_recv() {
-                Ok(Command::Stop) | Err(mpsc::TryRecvError::Disconnected) => return,
-                Ok(command) => apply(engine, &mut jobs, command),
+                Ok(Command::Stop) | Err(mpsc::TryRecvError::Disconnected) => return Ok(()),
+                Ok(command) => apply(engine, &mut preparing, command),
                 Err(mpsc::TryRecvError::Empty) => break,
             }
         }
         if engine.has_work() {
-            for event in engine.step() {
-                deliver(engine, &mut jobs, event);
+            engine.step()?;
+        }
+    }
+}
+
+/// `preparing` has the jobs that were announced and not submitted yet.
+fn apply(engine: &mut dyn Engine, preparing: &mut HashMap<JobId, EventSink>, command: Command) {
+    match command {
+        Command::Announce(job, events) => {
+            preparing.insert(job, events);
+        }
+        Command::Submit(job, prepared, events) => {
+            // Otherwise it was cancelled meanwhile, and perhaps announced again.
+            if preparing.get(&job).is_some_and(|announced| announced.same_channel(&events)) {
+                preparing.remove(&job);
+                match *prepared {
+                    Ok(prepared) => engine.submit(prepared, events),
+                    // Nobody may be listening.
+                    Err(error) => drop(events.send(EventKind::Error(error.into()))),
+                }
             }
         }
-    }
-}
-
-type Jobs = HashMap<JobId, UnboundedSender<EventKind>>;
-
-fn apply(engine: &mut dyn Engine, jobs: &mut Jobs, command: Command) {
-    match command {
-        Command::Submit(job, taken, events) => {
-            jobs.insert(job.id.clone(), events);
-            engine.submit(*job, taken);
-        }
         Command::Cancel(job, reply) => {
-            jobs.remove(&job);
-            let _ = reply.send(engine.cancel(&job));
+            let usage = match preparing.remove(&job) {
+                Some(_) => Some(Usage::default()),
+                None => engine.cancel(&job),
+            };
+            let _ = reply.send(usage);
         }
         Command::Stop => {}
-    }
-}
-
-fn deliver(engine: &mut dyn Engine, jobs: &mut Jobs, event: EngineEvent) {
-    let EngineEvent { job, kind } = event;
-    let last = matches!(kind, EventKind::Done { .. } | EventKind::Error(_));
-    let Some(events) = jobs.get(&job) else { return };
-    if events.send(kind).is_err() {
-        engine.cancel(&job);
-        jobs.remove(&job);
-    } else if last {
-        jobs.remove(&job);
     }
 }
 

@@ -2,6 +2,7 @@ use emberline_shared::job::{GenerationRequest, SamplingOptions};
 
 use super::*;
 use crate::engine::simulated::SimulatedEngine;
+use crate::model::ComputeError;
 
 fn job(id: u128, max_tokens: u32) -> Job {
     Job {
@@ -26,8 +27,8 @@ fn simulated(tokens_per_s: f64) -> Box<dyn Engine> {
     Box::new(SimulatedEngine::new("simulated-echo".into(), 2, tokens_per_s, 0))
 }
 
-/// Panics at the first step.
-struct Broken(bool);
+/// Fails at the first step: by a panic with one job, by an error with more.
+struct Broken(Vec<EventSink>);
 
 impl Engine for Broken {
     fn models(&self) -> Vec<ServedModel> {
@@ -42,17 +43,41 @@ impl Engine for Broken {
     fn capacity(&self) -> usize {
         1
     }
-    fn submit(&mut self, _: Job, _: Instant) {
-        self.0 = true;
+    fn frontend(&self) -> Arc<dyn Frontend> {
+        Arc::new(Fussy)
+    }
+    fn submit(&mut self, _: Prepared, events: EventSink) {
+        self.0.push(events);
     }
     fn cancel(&mut self, _: &JobId) -> Option<Usage> {
         None
     }
     fn has_work(&self) -> bool {
-        self.0
+        !self.0.is_empty()
     }
-    fn step(&mut self) -> Vec<EngineEvent> {
-        panic!("device lost")
+    fn step(&mut self) -> Result<(), EngineError> {
+        match self.0.len() {
+            1 => panic!("device lost"),
+            _ => Err(EngineError::Compute(ComputeError("no answer".into()))),
+        }
+    }
+    fn hang_up(&mut self) {
+        self.0.clear();
+    }
+}
+
+/// Panics at a job that wants 13 tokens, and takes its time over one that wants 1000.
+#[derive(Debug)]
+struct Fussy;
+
+impl Frontend for Fussy {
+    fn prepare(&self, job: Job, taken: Instant) -> Result<Prepared, ApiError> {
+        match job.request.max_tokens {
+            Some(13) => panic!("unlucky"),
+            Some(1000) => std::thread::sleep(std::time::Duration::from_millis(300)),
+            _ => {}
+        }
+        Ok(Prepared { job, taken, prompt: vec![0], limit: 1 })
     }
 }
 
@@ -98,12 +123,46 @@ async fn a_job_that_nobody_listens_to_is_dropped() {
 
 #[tokio::test]
 async fn a_panicking_engine_ends_its_jobs_without_a_last_event_and_says_why() {
-    let (_, engine, thread) = spawn(Box::new(Broken(false))).unwrap();
+    let (_, engine, thread) = spawn(Box::new(Broken(Vec::new()))).unwrap();
     let mut events = engine.submit(job(1, 1));
     assert_eq!(events.recv().await, None);
     assert_eq!(engine.failure().await, "device lost");
     // Later callers are told at once, too.
     assert_eq!(engine.submit(job(2, 1)).recv().await, None);
     assert_eq!(engine.cancel(&JobId::from_random(1)).await, None);
+    thread.stop();
+}
+
+#[tokio::test]
+async fn an_error_ends_an_engine_as_a_panic_does() {
+    let mut broken = Broken(Vec::new());
+    let (sink, mut waiting) = unbounded_channel();
+    broken.0.push(sink.clone());
+    broken.0.push(sink);
+    let (_, engine, thread) = spawn(Box::new(broken)).unwrap();
+    assert_eq!(waiting.recv().await, None);
+    assert!(engine.failure().await.contains("no answer"));
+    thread.stop();
+}
+
+#[tokio::test]
+async fn a_job_whose_preparation_panics_is_refused_and_nothing_else_happens() {
+    let (_, engine, thread) = spawn(Box::new(Broken(Vec::new()))).unwrap();
+    let mut events = engine.submit(job(1, 13));
+    let Some(EventKind::Error(error)) = events.recv().await else { panic!("no error") };
+    assert_eq!((error.status, error.code), (500, ErrorCode::InternalError));
+    assert_eq!(events.recv().await, None);
+    assert_eq!(engine.cancel(&JobId::from_random(1)).await, None);
+    thread.stop();
+}
+
+#[tokio::test]
+async fn a_job_cancelled_while_it_is_prepared_never_reaches_the_engine() {
+    let (_, engine, thread) = spawn(Box::new(Broken(Vec::new()))).unwrap();
+    let mut events = engine.submit(job(1, 1000));
+    assert_eq!(engine.cancel(&JobId::from_random(1)).await, Some(Usage::default()));
+    assert_eq!(events.recv().await, None);
+    // The engine would have failed by now.
+    assert!(engine.submit(job(2, 13)).recv().await.is_some());
     thread.stop();
 }

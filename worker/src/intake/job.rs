@@ -168,7 +168,7 @@ impl Run<'_> {
                     Some(kind @ (EventKind::Done { .. } | EventKind::Error(_))) => return End::Finished(kind),
                     Some(kind) => log.append(kind),
                     None => {
-                        // This worker must not take the job again: it keeps its slot until none is taken.
+                        // The same engine must not take the job again: it keeps its slot until none is taken.
                         reached(&mut phase, Phase::HandBack).await;
                         return End::HandedBack("the engine failed");
                     }
@@ -185,7 +185,7 @@ impl Run<'_> {
                 () = &mut silence, if *link.borrow() => return End::Abandoned("its relay is silent"),
                 () = &mut late => return End::Late,
                 _ = progress.tick() => acknowledge(self.message, AckKind::Progress).await,
-                () = reached(&mut phase, Phase::HandBack) => return End::HandedBack("the worker is stopping"),
+                () = reached(&mut phase, Phase::HandBack) => return End::HandedBack("the model is being unloaded"),
             }
         }
     }

@@ -4,21 +4,25 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-/// Counts running jobs against the engine's capacity.
+/// Counts a model's running jobs against its capacity, and those of all models together.
 #[derive(Debug, Clone)]
 pub struct Slots {
     capacity: u32,
     active: Arc<watch::Sender<u32>>,
+    load: Arc<watch::Sender<u32>>,
 }
 
 /// One running job's place; free again when dropped.
 #[derive(Debug)]
-pub struct Slot(Arc<watch::Sender<u32>>);
+pub struct Slot {
+    active: Arc<watch::Sender<u32>>,
+    load: Arc<watch::Sender<u32>>,
+}
 
 impl Slots {
-    /// All free.
-    pub fn new(capacity: u32) -> Self {
-        Self { capacity, active: Arc::new(watch::Sender::new(0)) }
+    /// All free; `load` counts the running jobs of whoever shares it.
+    pub fn new(capacity: u32, load: Arc<watch::Sender<u32>>) -> Self {
+        Self { capacity, active: Arc::new(watch::Sender::new(0)), load }
     }
 
     /// Jobs at once.
@@ -43,13 +47,19 @@ impl Slots {
             *active += u32::from(free);
             free
         });
-        taken.then(|| Slot(Arc::clone(&self.active)))
+        if !taken {
+            return None;
+        }
+        self.load.send_modify(|load| *load += 1);
+        Some(Slot { active: Arc::clone(&self.active), load: Arc::clone(&self.load) })
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.0.send_modify(|active| *active = active.saturating_sub(1));
+        for count in [&self.active, &self.load] {
+            count.send_modify(|active| *active = active.saturating_sub(1));
+        }
     }
 }
 
@@ -59,12 +69,14 @@ mod tests {
 
     #[test]
     fn no_more_than_the_capacity_and_each_comes_back() {
-        let slots = Slots::new(2);
+        let load = Arc::new(watch::Sender::new(0));
+        let (slots, others) = (Slots::new(2, Arc::clone(&load)), Slots::new(1, Arc::clone(&load)));
         let (first, second) = (slots.take(), slots.take());
-        assert!(first.is_some() && second.is_some() && slots.take().is_none());
-        assert_eq!((slots.free(), *slots.active().borrow()), (0, 2));
+        let other = others.take();
+        assert!(first.is_some() && second.is_some() && other.is_some() && slots.take().is_none());
+        assert_eq!((slots.free(), *slots.active().borrow(), *load.borrow()), (0, 2, 3));
         drop(first);
-        assert_eq!(slots.free(), 1);
+        assert_eq!((slots.free(), others.free(), *load.borrow()), (1, 0, 2));
         assert!(slots.take().is_some());
     }
 }

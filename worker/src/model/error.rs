@@ -198,6 +198,9 @@ pub enum LoadError {
     /// No device to run it on.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// The engine has no thread for its events.
+    #[error("can't start a thread: {0}; check the limit of processes")]
+    Thread(std::io::Error),
     /// The device failed at the first computation.
     #[error("the model is loaded, but the device can't run it: {0}; try the cpu backend")]
     Compute(#[from] ComputeError),

@@ -31,7 +31,7 @@ impl Network {
     }
 
     /// Builds the network that `config` describes from `source` on `target`.
-    pub(super) fn load(
+    pub(crate) fn load(
         config: ModelConfig,
         layout: &Layout,
         source: &dyn TensorSource,

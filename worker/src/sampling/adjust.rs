@@ -45,6 +45,16 @@ impl Adjustments {
         }
     }
 
+    /// Whether the token at `position` is picked from other logits than the network's.
+    pub(super) fn apply_at(&self, position: u32) -> bool {
+        let masks = position < self.min_tokens && !self.ends.is_empty();
+        masks || !self.logit_bias.is_empty() || self.penalises()
+    }
+
+    fn penalises(&self) -> bool {
+        self.repetition != 1.0 || self.frequency != 0.0 || self.presence != 0.0
+    }
+
     /// The logits to pick the token at `position` from.
     pub(super) fn apply<'a>(&self, logits: &'a [f32], position: u32) -> Cow<'a, [f32]> {
         let masked = if position < self.min_tokens { &self.ends[..] } else { &[] };
@@ -77,7 +87,7 @@ impl Adjustments {
 
     /// Takes note of a token of the answer.
     pub(super) fn record(&mut self, token: u32) {
-        if self.repetition != 1.0 || self.frequency != 0.0 || self.presence != 0.0 {
+        if self.penalises() {
             *self.occurrences.entry(token).or_default() += 1;
         }
     }

@@ -16,10 +16,7 @@ macro_rules! options {
 /// A sampler that has already picked `answer`.
 fn sampler(options: SamplingOptions, prompt: &[u32], answer: &[u32]) -> Sampler {
     let mut sampler = Sampler::new(options, 7, 0, prompt, vec![1, 6]);
-    for &token in answer {
-        sampler.adjustments.record(token);
-        sampler.position += 1;
-    }
+    answer.iter().for_each(|&token| sampler.record(token));
     sampler
 }
 
@@ -72,8 +69,12 @@ fn bias_comes_first_then_repetition_then_the_others() {
 fn ends_are_impossible_until_the_least_tokens_are_there_whatever_the_bias() {
     let options = options!(min_tokens: 2, logit_bias: vec![(1, 100.0)], temperature: 0.0);
     let mut sampler = sampler(options, &[], &[]);
-    let picked: Vec<u32> = (0..4).map(|_| sampler.pick(&LOGITS)).collect();
-    assert_eq!(picked, [3, 3, 1, 1]);
+    let picked = (0..4).map(|_| {
+        let token = sampler.pick(&LOGITS);
+        sampler.record(token);
+        token
+    });
+    assert_eq!(picked.collect::<Vec<_>>(), [3, 3, 1, 1]);
 }
 
 #[test]
@@ -154,7 +155,9 @@ proptest! {
                 let kept = f64::from(kept);
                 prop_assert!(kept == plain || (kept - plain).abs() < 1e-4, "{} is not {}", kept, plain);
             }
-            answer.push(sampler.pick(&logits));
+            let token = sampler.pick(&logits);
+            sampler.record(token);
+            answer.push(token);
         }
     }
 

@@ -213,7 +213,8 @@ fn bound(inner: &Tokenizer, notation: &Notation, bytes: &TokenBytes) -> Bound {
     };
     Bound {
         longest: shrinking(inner).filter(|_| is_complete).map(|factor| factor * longest),
-        takes_spaces: added.values().any(|token| token.lstrip || token.rstrip),
+        // Special tokens may take them, and ways of splitting may leave them out.
+        takes_spaces: true,
     }
 }
 

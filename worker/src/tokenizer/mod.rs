@@ -59,7 +59,7 @@ pub struct ModelTokenizer {
 struct Bound {
     /// No token takes more bytes of text than this; `None` if there is no limit.
     longest: Option<usize>,
-    /// Some tokens also take the white space beside them, however much there is.
+    /// White space may be part of a token beside it, however much there is.
     takes_spaces: bool,
 }
 

@@ -26,8 +26,8 @@ pub(super) fn byte_pairs(vocabulary: &Vocabulary<'_>) -> Result<Parts, Tokenizer
     let is_complete = has_all_bytes(&ids);
     let merges = merges(vocabulary, scores, &ids);
     let mut model = BPE::builder().vocab_and_merges(ids, merges).byte_fallback(true).fuse_unk(true);
-    if let Some(unknown) = unknown(vocabulary)? {
-        model = model.unk_token(vocabulary.tokens[unknown].clone());
+    if let Some(token) = unknown(vocabulary)?.and_then(|id| vocabulary.tokens.get(id)) {
+        model = model.unk_token(token.clone());
     }
     let model = model.build().map_err(|error| vocabulary.malformed(error.to_string()))?;
     let prefix = vocabulary.metadata.opt_bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);

@@ -446,3 +446,16 @@ fn damaged_folders_are_refused() {
     let files = [("config.json", serde_json::json!({"eos_token_id": "</s>"}))];
     assert!(message(from_folder(|_| (), &files)).contains("config.json is not valid"));
 }
+
+/// SentencePiece sees a text as one word.
+#[test]
+fn long_texts_are_encoded_by_pieces() {
+    for model in ["llama", "t5"] {
+        let file = pieces_builder(model, &PIECES).set("tokenizer.ggml.add_space_prefix", Item::Bool(true));
+        let tokenizer = open_pieces(&file);
+        for (part, tokens) in [("abc ", 2), ("a", 1), (" ", 1), ("é", 2)] {
+            let ids = tokenizer.encode(&part.repeat(50_000)).unwrap();
+            assert!(ids.len().abs_diff(50_000 * tokens) <= 1, "{model} {part:?}: {} tokens", ids.len());
+        }
+    }
+}

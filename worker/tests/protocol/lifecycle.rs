@@ -6,16 +6,11 @@ use async_nats::jetstream::AckKind;
 use async_nats::jetstream::consumer::{FromConsumer, PullConsumer, pull};
 use emberline_shared::control::Control;
 use emberline_shared::error::ErrorCode;
-use emberline_shared::event::{EventKind, Usage};
-use emberline_shared::heartbeat::ServedModel;
-use emberline_shared::job::Job;
-use emberline_shared::subject::{self, JobId};
+use emberline_shared::event::EventKind;
+use emberline_shared::subject;
 use emberline_tests::nats::NatsServer;
 use emberline_worker::bus::ACK_WAIT;
-use emberline_worker::config::{BusConfig, Config, EngineConfig};
-use emberline_worker::engine::{Engine, EngineEvent};
 use emberline_worker::intake::job::MAX_DELIVERIES;
-use emberline_worker::serve::{ServeError, serve};
 use futures::StreamExt;
 
 use crate::support::{MODEL, Relay, Worker, job, text_of, wait_for_empty_queue, within};
@@ -224,65 +219,6 @@ async fn what_an_operator_changed_on_a_consumer_stays() {
     relay.wait_for_load(&[0, 0]).await;
     assert_eq!(consumer().await.cached_info().config.ack_wait, Duration::from_secs(60));
     assert_eq!(text_of(&relay.send(&job(1, 1)).await.rest().await, 1), "The");
-}
-
-/// An engine whose device is lost as soon as it is used.
-struct Broken(bool);
-
-impl Engine for Broken {
-    fn models(&self) -> Vec<ServedModel> {
-        vec![ServedModel { name: MODEL.to_owned(), context_length: 1, created: 0 }]
-    }
-    fn name(&self) -> &'static str {
-        "simulated"
-    }
-    fn device(&self) -> String {
-        "broken".to_owned()
-    }
-    fn capacity(&self) -> usize {
-        1
-    }
-    fn submit(&mut self, _: Job, _: Instant) {
-        self.0 = true;
-    }
-    fn cancel(&mut self, _: &JobId) -> Option<Usage> {
-        None
-    }
-    fn has_work(&self) -> bool {
-        self.0
-    }
-    fn step(&mut self) -> Vec<EngineEvent> {
-        panic!("device lost")
-    }
-}
-
-#[tokio::test]
-async fn a_panicking_engine_ends_the_worker_and_its_jobs_go_elsewhere() {
-    let nats = NatsServer::start().await.unwrap();
-    let relay = Relay::new(&nats).await;
-    let config = Config {
-        bus: BusConfig {
-            servers: vec![nats.address().parse().unwrap()],
-            user: "worker".to_owned(),
-            password: Some(nats.worker_password().to_owned()),
-        },
-        engine: EngineConfig::Simulated { name: MODEL.to_owned(), tokens_per_s: 0.0 },
-        slots: 1,
-        drain: Duration::from_secs(1),
-        alive_timeout: Duration::from_secs(15),
-    };
-    let (_stop, stopped) = tokio::sync::watch::channel(0);
-    let (served, mut events) = tokio::join!(serve(&config, Box::new(Broken(false)), stopped), async {
-        relay.wait_for_load(&[0]).await;
-        relay.send(&job(1, 1)).await
-    });
-    assert!(matches!(served, Err(ServeError::Engine(reason)) if reason == "device lost"));
-    assert_eq!(relay.heartbeats().await, []);
-
-    let _healthy = Worker::start(&nats, &[]);
-    let events = events.rest().await;
-    // The broken worker did not take it again.
-    assert_eq!(text_of(&events, 2), "The");
 }
 
 #[tokio::test]

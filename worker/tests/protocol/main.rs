@@ -7,5 +7,7 @@
 mod jobs;
 mod lifecycle;
 mod log;
+mod models;
 mod permissions;
 mod support;
+mod swaps;

@@ -1,6 +1,7 @@
 //! A worker process, and the function's side of the protocol.
 
 use std::fs::File;
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -9,7 +10,7 @@ use async_nats::{Client, Subscriber};
 use emberline_shared::PROTOCOL_VERSION;
 use emberline_shared::control::Control;
 use emberline_shared::event::{Event, EventKind};
-use emberline_shared::heartbeat::Heartbeat;
+use emberline_shared::heartbeat::{Heartbeat, ModelState};
 use emberline_shared::job::{GenerationRequest, Job, Message, Role, SamplingOptions};
 use emberline_shared::subject::{self, JobId};
 use emberline_tests::nats::NatsServer;
@@ -34,6 +35,13 @@ impl Worker {
     pub(crate) fn start(nats: &NatsServer, args: &[&str]) -> Self {
         let address = nats.address();
         let all = [&["--nats", &address, "--engine", "simulated"], args].concat();
+        Self::start_with(&all, nats.worker_password())
+    }
+
+    /// Starts a worker of the models in a file.
+    pub(crate) fn of_models(nats: &NatsServer, models: &Models, args: &[&str]) -> Self {
+        let address = nats.address();
+        let all = [&["--nats", &address, "--models", models.path.to_str().unwrap()], args].concat();
         Self::start_with(&all, nats.worker_password())
     }
 
@@ -94,7 +102,41 @@ impl Drop for Worker {
     }
 }
 
-/// A job of `max_tokens` words, due in a minute.
+/// A file of models.
+pub(crate) struct Models {
+    folder: TempDir,
+    pub(crate) path: PathBuf,
+}
+
+impl Models {
+    /// Names and sources.
+    pub(crate) fn new(models: &[(&str, &str)]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let models_file = Self { path: folder.path().join("models.toml"), folder };
+        models_file.set(models);
+        models_file
+    }
+
+    /// Puts another list in its place at once.
+    pub(crate) fn set(&self, models: &[(&str, &str)]) {
+        let entry = |(name, source)| format!("[[model]]\nname = '{name}'\nsource = '{source}'\n");
+        self.write(&models.iter().copied().map(entry).collect::<String>());
+    }
+
+    /// The same with any text.
+    pub(crate) fn write(&self, text: &str) {
+        let next = self.folder.path().join("next");
+        std::fs::write(&next, text).unwrap();
+        std::fs::rename(next, &self.path).unwrap();
+    }
+}
+
+/// A job for `model`, of `max_tokens` words, due in a minute.
+pub(crate) fn job_for(model: &str, id: u128, max_tokens: u32) -> Job {
+    Job { model: model.to_owned(), ..job(id, max_tokens) }
+}
+
+/// The same for the only model of most workers here.
 pub(crate) fn job(id: u128, max_tokens: u32) -> Job {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
     let now = u64::try_from(now.as_millis()).unwrap();
@@ -203,14 +245,24 @@ impl Relay {
         }
     }
 
-    /// Waits for workers with these numbers of running jobs, in any order.
+    /// Waits for one worker whose models are in these states.
+    pub(crate) async fn wait_for_states(&self, states: &[(&str, ModelState)]) -> Heartbeat {
+        let what = format!("states {states:?}");
+        let all = self.wait_for(&what, |heartbeats| match heartbeats {
+            [beat] => beat.states.iter().map(|m| (m.name.as_str(), m.state)).eq(states.iter().copied()),
+            _ => false,
+        });
+        all.await.remove(0)
+    }
+
+    /// Waits for serving workers with these numbers of running jobs, in any order.
     pub(crate) async fn wait_for_load(&self, loads: &[u32]) -> Vec<Heartbeat> {
         let mut loads = loads.to_vec();
         loads.sort_unstable();
         self.wait_for(&format!("loads {loads:?}"), |heartbeats| {
             let mut seen: Vec<u32> = heartbeats.iter().map(|h| h.active).collect();
             seen.sort_unstable();
-            seen == loads
+            seen == loads && heartbeats.iter().all(|h| !h.models.is_empty())
         })
         .await
     }

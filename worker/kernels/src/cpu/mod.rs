@@ -3,20 +3,23 @@
 //! Numbers are computed in f32 by vector instructions ([`simd`]); weights stay packed in memory
 //! ([`format`], [`pack`]) and become f32 in registers or first-level cache ([`product`]).
 
+mod attention;
 mod embedding;
 mod format;
 mod math;
+mod multiply;
 mod output;
 mod pack;
 mod product;
+mod rotate;
 mod rows;
 mod simd;
 mod threads;
 
 use burn::backend::flex::{FlexTensor, Layout};
 use burn::backend::tensor::{FloatTensor, IntTensor};
-use burn::backend::{DType, Flex};
-use burn::tensor::{Device, Int, Shape, Tensor, TensorData};
+use burn::backend::{DType, Flex, TensorMetadata};
+use burn::tensor::{Int, Shape, Tensor, TensorData};
 
 use self::pack::Strips;
 use self::product::{Finish, product};
@@ -24,7 +27,6 @@ use self::rows::{Prepare, Rows, padded};
 use crate::matrix::MatrixSpec;
 use crate::native::KernelOps;
 use crate::ops::{Activation, HeadShape, PickRow};
-use crate::paged::{KvBlocks, StepRows};
 use crate::twin;
 
 pub use threads::run_step;
@@ -89,17 +91,16 @@ fn multiplied(x: &Float, prepare: Prepare<'_>, weight: &Ints, spec: MatrixSpec, 
     tensor(out, [rows.count, width])
 }
 
-fn floats<const D: usize>(tensor: Float) -> Tensor<D> {
-    Tensor::from_primitive::<Flex>(tensor)
+/// A tensor that fills a run of memory which nothing else refers to.
+#[allow(clippy::expect_used)] // a cache's numbers are f32
+fn writable(tensor: &mut Float) -> &mut [f32] {
+    let (start, end) = tensor.layout().contiguous_offsets().expect("a pool in one run of memory");
+    &mut tensor.storage_mut::<f32>()[start..end]
 }
 
-fn ints<const D: usize>(tensor: Ints) -> Tensor<D, Int> {
-    Tensor::from_primitive::<Flex>(tensor)
-}
-
-#[allow(clippy::expect_used)] // made by the functions above
-fn plain<const D: usize>(tensor: Tensor<D>) -> Float {
-    tensor.try_into_primitive::<Flex>().expect("a Flex tensor")
+/// [`StepRows`]' rows: position, span and slot of each.
+fn row_triples(rows: &Ints) -> Vec<[usize; 3]> {
+    indices(rows).as_chunks().0.to_vec()
 }
 
 impl KernelOps for Flex {
@@ -153,19 +154,20 @@ impl KernelOps for Flex {
         values: Float,
         shape: HeadShape,
     ) -> (Float, Float, Float) {
-        let none = Tensor::zeros([1, 1], &Device::flex());
-        let rows = StepRows { rows: ints(rows), tables: none.clone(), tiles: none };
-        let cache = KvBlocks { keys: floats(keys), values: floats(values) };
-        let (queries, cache) = twin::rotate_and_store(
-            floats(qkv),
-            &floats(bias),
-            &floats(norms),
-            &floats(rotary),
-            &rows,
-            cache,
+        let (qkv, bias, norms) = (Floats::new(&qkv), Floats::new(&bias), Floats::new(&norms));
+        let (rotary, rows) = (Floats::new(&rotary), row_triples(&rows));
+        let (mut keys, mut values) = (keys, values);
+        let step = rotate::Step {
+            qkv: qkv.slice(),
+            bias: bias.slice(),
+            norms: norms.slice(),
+            rotary: rotary.slice(),
+            rows: &rows,
             shape,
-        );
-        (plain(queries), plain(cache.keys), plain(cache.values))
+        };
+        let pools = rotate::Pools { keys: writable(&mut keys), values: writable(&mut values) };
+        let queries = step.run(pools);
+        (tensor(queries, [rows.len(), shape.query_width()]), keys, values)
     }
 
     fn attention(
@@ -174,23 +176,40 @@ impl KernelOps for Flex {
         values: Float,
         rows: Ints,
         tables: Ints,
-        tiles: Ints,
+        _tiles: Ints, // how a GPU deals out rows
         shape: HeadShape,
     ) -> Float {
-        let rows = StepRows { rows: ints(rows), tables: ints(tables), tiles: ints(tiles) };
-        let cache = KvBlocks { keys: floats(keys), values: floats(values) };
-        plain(twin::attention(floats(queries), &cache, &rows, shape))
+        let (queries, keys, values) = (Floats::new(&queries), Floats::new(&keys), Floats::new(&values));
+        let (rows, width) = (row_triples(&rows), tables.shape()[1]);
+        let attention = attention::Attention {
+            queries: queries.slice(),
+            keys: keys.slice(),
+            values: values.slice(),
+            rows: &rows,
+            tables: &indices(&tables),
+            width,
+            shape,
+        };
+        tensor(attention.compute(), [rows.len(), shape.query_width()])
     }
 
     fn copy_blocks(keys: Float, values: Float, pairs: Vec<(u32, u32)>) -> (Float, Float) {
-        let cache = KvBlocks { keys: floats(keys), values: floats(values) };
-        let cache = twin::copy_blocks(cache, &pairs);
-        (plain(cache.keys), plain(cache.values))
+        let (mut keys, mut values) = (keys, values);
+        for pool in [&mut keys, &mut values] {
+            let block: usize = pool.shape()[1..].iter().product();
+            let pool = writable(pool);
+            for (from, to) in &pairs {
+                let (from, to) = (*from as usize * block, *to as usize * block);
+                pool.copy_within(from..from + block, to);
+            }
+        }
+        (keys, values)
     }
 
-    #[allow(clippy::expect_used)]
+    #[allow(clippy::expect_used)] // the twin's result is where its argument is
     fn pick(logits: Float, rows: Vec<PickRow>) -> Ints {
-        twin::pick(floats(logits), &rows).try_into_primitive::<Flex>().expect("a Flex tensor")
+        let picked = twin::pick(Tensor::from_primitive::<Flex>(logits), &rows);
+        picked.try_into_primitive::<Flex>().expect("a Flex tensor")
     }
 }
 

@@ -10,6 +10,7 @@ use std::cell::RefCell;
 use std::marker::PhantomData;
 
 use super::format::{self, Format, GROUP, OCTET, each_format};
+use super::multiply::{Sums, multiply};
 use super::output::Parts;
 use super::pack::{PANELS, STRIP, Strips};
 use super::rows::Rows;
@@ -166,7 +167,9 @@ impl Lines<'_, '_> {
             for (group, lines) in lines.chunks_mut(x.group()).enumerate() {
                 let rows = lines.len();
                 let x = &x.of_group(first / x.group() + group)[start * rows..(start + inputs) * rows];
-                multiply(s, tile, x, lines, start == 0);
+                let (first, second) = tile.split_at(inputs);
+                let out = Sums { lines: lines.as_flattened_mut(), stride: PANELS, at: 0 };
+                multiply(s, [first, second], x, rows, out, start == 0);
             }
         }
     }
@@ -198,70 +201,6 @@ impl<F: Format> Kernel for Decode<'_, F> {
                         s.store(&mut tile[i], weights[i]);
                     }
                 }
-            }
-        }
-    }
-}
-
-/// Multiplies a group of rows with decoded weights; `fresh` starts sums from zero.
-fn multiply<S: Simd>(s: S, tile: &[[f32; LANES]], x: &[f32], lines: &mut [Line], fresh: bool) {
-    macro_rules! rows {
-        ($($rows:literal)+) => {
-            match lines.len() {
-                $($rows if $rows <= S::ROWS => {
-                    let x = x.as_chunks::<$rows>().0;
-                    let lines = &mut lines.as_chunks_mut::<$rows>().0[0];
-                    if S::PANELS == 2 {
-                        s.run(Multiply::<$rows, 2> { tile, panel: 0, x, lines, fresh });
-                    } else {
-                        s.run(Multiply::<$rows, 1> { tile, panel: 0, x, lines, fresh });
-                        s.run(Multiply::<$rows, 1> { tile, panel: 1, x, lines, fresh });
-                    }
-                })+
-                _ => unreachable!("a group of more rows than a tile"),
-            }
-        };
-    }
-    rows!(1 2 3 4 5 6 7 8 9 10 11 12);
-}
-
-struct Multiply<'a, const ROWS: usize, const N: usize> {
-    tile: &'a [[f32; LANES]],
-    panel: usize,
-    x: &'a [[f32; ROWS]],
-    lines: &'a mut [Line; ROWS],
-    fresh: bool,
-}
-
-impl<const ROWS: usize, const N: usize> Kernel for Multiply<'_, ROWS, N> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call<S: Simd>(self, s: S) {
-        let Self { tile, panel, x, lines, fresh } = self;
-        let mut sums = [[s.zero(); N]; ROWS];
-        if !fresh {
-            for row in 0..ROWS {
-                for n in 0..N {
-                    sums[row][n] = s.load(&lines[row][panel + n]);
-                }
-            }
-        }
-        let first = &tile[panel * x.len()..][..x.len()];
-        let last = &tile[(panel + N - 1) * x.len()..][..x.len()];
-        for ((x, first), last) in x.iter().zip(first).zip(last) {
-            let mut weights = [s.load(first); N];
-            weights[N - 1] = s.load(last);
-            for row in 0..ROWS {
-                let x = s.splat(x[row]);
-                for n in 0..N {
-                    sums[row][n] = s.fma(weights[n], x, sums[row][n]);
-                }
-            }
-        }
-        for row in 0..ROWS {
-            for n in 0..N {
-                s.store(&mut lines[row][panel + n], sums[row][n]);
             }
         }
     }

@@ -1,11 +1,11 @@
 //! Every operation against its twin, and that a row's bits depend on nothing but the row.
 
-use burn::tensor::Distribution;
+use burn::tensor::{Device, Distribution};
 use proptest::prelude::*;
 
 use super::*;
-use crate::Matrix;
 use crate::ggml::{GgmlType, extend_f32};
+use crate::{KvBlocks, Matrix, RowSpan, StepRows};
 
 /// Bytes of whole blocks whose scales are sane.
 fn blocks(dtype: GgmlType, count: usize, seed: u64) -> Vec<u8> {
@@ -169,4 +169,199 @@ proptest! {
             prop_assert_eq!(bits(&all), bits(&few));
         }
     }
+}
+
+fn zeros(len: usize) -> Tensor<1> {
+    Tensor::zeros([len], &Device::flex())
+}
+
+/// A head shape and rows of sequences that share a cache.
+#[derive(Debug, Clone)]
+struct Scene {
+    shape: HeadShape,
+    /// Start and rows of each span.
+    spans: Vec<(usize, usize)>,
+}
+
+impl Scene {
+    /// Block tables: the spans' blocks interleaved, so that neighbours are strangers.
+    fn tables(&self) -> Vec<Vec<u32>> {
+        let blocks = |(start, rows): &(usize, usize)| (start + rows).div_ceil(crate::BLOCK_SIZE);
+        let mut tables: Vec<Vec<u32>> = vec![Vec::new(); self.spans.len()];
+        let mut next = 1;
+        for index in 0..self.spans.iter().map(blocks).max().unwrap_or(0) {
+            for (span, table) in self.spans.iter().zip(&mut tables) {
+                if index < blocks(span) {
+                    table.push(next);
+                    next += 1;
+                }
+            }
+        }
+        tables
+    }
+
+    fn cache(&self) -> KvBlocks {
+        let blocks = 1 + self.tables().iter().map(Vec::len).sum::<usize>();
+        let HeadShape { kv_heads, head_dim, .. } = self.shape;
+        KvBlocks {
+            keys: random([blocks, kv_heads, head_dim, crate::BLOCK_SIZE]),
+            values: random([blocks, kv_heads, crate::BLOCK_SIZE, head_dim]),
+        }
+    }
+
+    /// All rows of all spans.
+    fn rows(&self) -> StepRows {
+        let tables = self.tables();
+        let spans = self.spans.iter().zip(&tables);
+        let spans: Vec<RowSpan<'_>> =
+            spans.map(|((start, rows), blocks)| RowSpan { start: *start, rows: *rows, blocks }).collect();
+        StepRows::new(&spans, &Device::flex())
+    }
+
+    fn count(&self) -> usize {
+        self.spans.iter().map(|(_, rows)| rows).sum()
+    }
+}
+
+fn same_cache(cache: &KvBlocks) -> KvBlocks {
+    // `+ 0` makes tensors of their own.
+    KvBlocks { keys: cache.keys.clone() + 0.0, values: cache.values.clone() + 0.0 }
+}
+
+prop_compose! {
+    fn any_scene(longest: usize)(
+        kv_heads in 1..4_usize,
+        each in 1..8_usize,
+        head_dim in prop::sample::select(vec![2_usize, 8, 24, 32, 64, 96, 128]),
+        rotated in 0..3_usize,
+        norm: bool,
+        bias: bool,
+        window in prop::option::of(1..200_usize),
+        spans in prop::collection::vec((0..longest, 1..20_usize), 1..4),
+    ) -> Scene {
+        let shape = HeadShape {
+            heads: kv_heads * each,
+            kv_heads,
+            head_dim,
+            rotary_dim: head_dim / 2 * rotated / 2 * 2,
+            head_norm: norm.then_some(1e-5),
+            bias,
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            window,
+        };
+        Scene { shape, spans }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn rotation_and_storing_are_the_twins(scene in any_scene(40)) {
+        let shape = scene.shape;
+        let width = shape.query_width() + 2 * shape.kv_width();
+        let (qkv, bias) = (random([scene.count(), width]), random([width]));
+        let (norms, rotary) = (random([2, shape.head_dim]), random([64, 2, shape.rotary_dim / 2]));
+        let (rows, cache) = (scene.rows(), scene.cache());
+        let (expected, expected_cache) =
+            twin::rotate_and_store(qkv.clone(), &bias, &norms, &rotary, &rows, same_cache(&cache), shape);
+        let (got, cache) = crate::rotate_and_store(qkv, &bias, &norms, &rotary, &rows, cache, shape);
+        assert_close(&got, &expected, 1e-5);
+        assert_close(&cache.keys, &expected_cache.keys, 1e-5);
+        assert_close(&cache.values, &expected_cache.values, 1e-5);
+    }
+
+    #[test]
+    fn attention_is_the_twins(scene in any_scene(300)) {
+        let (rows, cache) = (scene.rows(), scene.cache());
+        let queries = random([scene.count(), scene.shape.query_width()]);
+        let got = crate::attention(queries.clone(), &cache, &rows, scene.shape);
+        assert_close(&got, &twin::attention(queries, &cache, &rows, scene.shape), 1e-5);
+    }
+
+    #[test]
+    fn attention_of_a_row_is_the_same_in_any_chunk(scene in any_scene(1100), cut in 0..20_usize) {
+        let (rows, cache) = (scene.rows(), scene.cache());
+        let queries = random([scene.count(), scene.shape.query_width()]);
+        let together = crate::attention(queries.clone(), &cache, &rows, scene.shape);
+        let mut first = 0;
+        for (span, blocks) in scene.tables().iter().enumerate() {
+            let (start, count) = scene.spans[span];
+            let cut = cut % count;
+            for (from, to) in [(0, cut), (cut, count)] {
+                if from == to {
+                    continue;
+                }
+                let rows = RowSpan { start: start + from, rows: to - from, blocks };
+                let rows = StepRows::new(&[rows], &Device::flex());
+                let queries = queries.clone().narrow(0, first + from, to - from);
+                let alone = crate::attention(queries, &cache, &rows, scene.shape);
+                let expected = together.clone().narrow(0, first + from, to - from);
+                prop_assert_eq!(bits(&alone), bits(&expected));
+            }
+            first += count;
+        }
+    }
+}
+
+/// What other sequences left behind in a block is never read.
+#[test]
+fn attention_ignores_positions_that_are_not_there() {
+    let scene = Scene {
+        shape: HeadShape {
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 32,
+            rotary_dim: 0,
+            head_norm: None,
+            bias: false,
+            scale: 0.3,
+            window: None,
+        },
+        spans: vec![(18, 3)],
+    };
+    let (rows, cache) = (scene.rows(), scene.cache());
+    let queries = random([3, 128]);
+    let expected = crate::attention(queries.clone(), &cache, &rows, scene.shape);
+    // Position 21 is offset 5 of the sequence's second block.
+    let nan = |pool: Tensor<4>, place: [std::ops::Range<usize>; 4]| {
+        let shape = place.clone().map(|range| range.len());
+        pool.slice_assign(place, Tensor::full(shape, f32::NAN, &Device::flex()))
+    };
+    let spoilt = KvBlocks {
+        keys: nan(cache.keys, [2..3, 0..2, 0..32, 5..16]),
+        values: nan(cache.values, [2..3, 0..2, 5..16, 0..32]),
+    };
+    assert_eq!(bits(&crate::attention(queries, &spoilt, &rows, scene.shape)), bits(&expected));
+}
+
+fn address(tensor: &Tensor<4>) -> *const u8 {
+    tensor.clone().try_into_primitive::<Flex>().unwrap().bytes().as_ptr()
+}
+
+#[test]
+fn pools_are_written_in_place() {
+    let shape = HeadShape {
+        heads: 2,
+        kv_heads: 2,
+        head_dim: 4,
+        rotary_dim: 4,
+        head_norm: None,
+        bias: false,
+        scale: 1.0,
+        window: None,
+    };
+    let device = Device::flex();
+    let cache = KvBlocks::zeros(4, 2, 4, &device);
+    let before = (address(&cache.keys), address(&cache.values));
+    let rows = StepRows::new(&[RowSpan { start: 3, rows: 2, blocks: &[2] }], &device);
+    let (norms, rotary) = (Tensor::zeros([0, 0], &device), random([16, 2, 2]));
+    let (_, cache) =
+        crate::rotate_and_store(random([2, 24]), &zeros(0), &norms, &rotary, &rows, cache, shape);
+    let cache = crate::copy_blocks(cache, &[(2, 3), (0, 1)]);
+    assert_eq!((address(&cache.keys), address(&cache.values)), before);
+    let block = |index: usize| bits(&cache.keys.clone().narrow(0, index, 1));
+    assert_eq!(block(3), block(2));
+    assert!(block(2).iter().any(|bits| *bits != 0));
+    assert!(block(1).iter().all(|bits| *bits == 0));
 }

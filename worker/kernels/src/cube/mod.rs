@@ -6,6 +6,7 @@
 //! [`attention`].
 
 mod attention;
+mod bandwidth;
 mod blocks;
 mod embedding;
 mod launch;
@@ -26,6 +27,7 @@ use crate::native::KernelOps;
 use crate::ops::{Activation, HeadShape, PickRow};
 use crate::{MatrixError, MatrixSpec};
 
+pub(crate) use self::bandwidth::copy_bandwidth;
 pub use self::launch::dispatches;
 
 /// Rows in ggml's layout as the kernels want them.

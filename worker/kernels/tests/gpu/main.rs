@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // also in the functions that tests call
 
+mod bandwidth;
 mod cache;
 mod picks;
 mod products;

@@ -220,3 +220,7 @@ impl Keys<'_> {
         LoadError::Setting { path: self.file.path().to_owned(), key: self.name(key), found, wanted }
     }
 }
+
+#[cfg(test)]
+#[path = "gguf_tests.rs"]
+mod tests;

@@ -1,0 +1,235 @@
+//! From a file to an engine that is ready to serve.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use emberline_kernels::{BLOCK_SIZE, PickRow};
+use emberline_shared::heartbeat::ServedModel;
+
+use super::pick::Picker;
+use super::prompt::PromptBuilder;
+use super::publish::Publisher;
+use super::{BurnEngine, Counts, Facts, since_epoch};
+use crate::device::{Backend, ComputeDevice};
+use crate::engine::scheduler::{Limits, Scheduler};
+use crate::model::{Checkpoint, ComputeError, LoadError, Network, Quantize, Shapes, StepSpan};
+use crate::template::ChatTemplate;
+use crate::tokenizer::ModelTokenizer;
+
+/// Rows of a step that go to prompts, where nothing else is asked for: enough to use the device
+/// well, and little enough that running sequences hardly notice.
+const CPU_PREFILL_BUDGET: usize = 256;
+const GPU_PREFILL_BUDGET: usize = 1024;
+/// The part of a machine's available memory that the cache may take.
+const MEMORY_SHARE: u64 = 4;
+/// What the cache takes where nobody says how much memory there is.
+const UNKNOWN_MEMORY: u64 = 2 << 30;
+
+/// What to load, and how to run it.
+#[derive(Debug, Clone)]
+pub struct LoadOptions {
+    /// A GGUF file, or a folder as on the Hugging Face hub.
+    pub path: PathBuf,
+    /// The name it is served under.
+    pub name: String,
+    /// Where to compute.
+    pub backend: Backend,
+    /// A wgpu adapter, by its number or part of its name.
+    pub adapter: Option<String>,
+    /// Jobs, and sequences, at once.
+    pub slots: usize,
+    /// Rows of a step that go to prompts; `None` for what suits the device.
+    pub prefill_budget: Option<usize>,
+    /// Room for keys and values.
+    pub cache: CacheSize,
+    /// Tokens of prompt and answer together, if less than the model allows.
+    pub context_length: Option<u32>,
+    /// What weights are turned into that are stored as floats.
+    pub quantize: Option<Quantize>,
+}
+
+/// How much room there is for keys and values.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum CacheSize {
+    /// As much as all slots can need, but not more than a share of the memory.
+    #[default]
+    Auto,
+    /// So many bytes.
+    Bytes(u64),
+    /// So many blocks.
+    Blocks(usize),
+}
+
+impl LoadOptions {
+    /// Loads `path` on the best device there is.
+    pub fn new(path: impl Into<PathBuf>, name: impl Into<String>) -> Self {
+        Self {
+            path: path.into(),
+            name: name.into(),
+            backend: Backend::Auto,
+            adapter: None,
+            slots: 32,
+            prefill_budget: None,
+            cache: CacheSize::Auto,
+            context_length: None,
+            quantize: None,
+        }
+    }
+}
+
+/// Loads a model, ready to serve.
+pub fn load(options: &LoadOptions) -> Result<BurnEngine, LoadError> {
+    let path = &options.path;
+    let began = Instant::now();
+    let checkpoint = Checkpoint::open(path)?;
+    let (tokenizer, template) = texts(&checkpoint)?;
+    let device = ComputeDevice::open(options.backend, options.adapter.as_deref())?;
+    let is_gpu = device.shapes == Shapes::Bucketed;
+    let mut network = checkpoint.load(&device, options.quantize)?;
+    let (tokens, rows) = (tokenizer.vocab_size(), network.vocabulary());
+    if tokens > rows {
+        return Err(LoadError::Vocabulary { path: path.clone(), tokens, rows });
+    }
+
+    let slots = options.slots.max(1);
+    let wanted = options.context_length.map_or(usize::MAX, |tokens| tokens as usize);
+    let context = network.config().context_length.min(wanted).max(1);
+    let blocks = cache_blocks(options.cache, &network, &device, slots * context.div_ceil(BLOCK_SIZE));
+    network.allocate_cache(blocks)?;
+    // A sequence must fit the cache alone.
+    let context_length = context.min(blocks * BLOCK_SIZE);
+    if context_length < context {
+        tracing::warn!(
+            context_length,
+            "the cache is too small for the model's context of {context} tokens; give it more memory"
+        );
+    }
+    if is_gpu {
+        warm_up(&mut network)?;
+    }
+    let mib = |bytes: u64| bytes >> 20;
+    tracing::info!(
+        model = %options.name,
+        device = %device.description,
+        weights_mib = mib(network.weight_bytes()),
+        cache_mib = mib(network.block_bytes() * blocks as u64),
+        cache_tokens = blocks * BLOCK_SIZE,
+        context_length,
+        seconds = began.elapsed().as_secs_f32(),
+        "model loaded"
+    );
+
+    let context_length = u32::try_from(context_length).unwrap_or(u32::MAX);
+    let default_budget = if is_gpu { GPU_PREFILL_BUDGET } else { CPU_PREFILL_BUDGET };
+    let prefill_budget = options.prefill_budget.unwrap_or(default_budget).max(1);
+    let created = since_epoch().as_secs();
+    let tokenizer = Arc::new(tokenizer);
+    let publisher = Publisher::spawn(Arc::clone(&tokenizer)).map_err(LoadError::Thread)?;
+    Ok(BurnEngine {
+        scheduler: Scheduler::new(Limits { sequences: slots, prefill_budget, blocks }),
+        picker: Picker { vocabulary: tokens, on_device: is_gpu },
+        prompts: Arc::new(PromptBuilder { template, tokenizer, context_length }),
+        publisher,
+        facts: Facts {
+            served: ServedModel { name: options.name.clone(), context_length, created },
+            fingerprint: fingerprint(checkpoint.path(), &options.name)?,
+            device: device.description,
+            slots,
+            prefill_budget,
+        },
+        network,
+        requests: BTreeMap::new(),
+        numbers: HashMap::new(),
+        next_number: 0,
+        counts: Counts::default(),
+    })
+}
+
+/// What makes prompts of messages and text of tokens.
+fn texts(checkpoint: &Checkpoint) -> Result<(ModelTokenizer, ChatTemplate), LoadError> {
+    let path = checkpoint.path();
+    let (tokenizer, template) = match checkpoint.gguf() {
+        Some(file) => (ModelTokenizer::from_gguf(file), ChatTemplate::from_gguf(file)),
+        None => (ModelTokenizer::from_hf_dir(path), ChatTemplate::from_hf_dir(path)),
+    };
+    let tokenizer = tokenizer.map_err(|source| LoadError::Tokenizer { path: path.to_owned(), source })?;
+    let template = template.map_err(|source| LoadError::Template { path: path.to_owned(), source })?;
+    Ok((tokenizer, template))
+}
+
+/// Blocks of the cache; `useful` are as many as sequences can ever hold.
+fn cache_blocks(size: CacheSize, network: &Network, device: &ComputeDevice, useful: usize) -> usize {
+    let block_bytes = network.block_bytes().max(1);
+    let in_bytes = |bytes: u64| usize::try_from(bytes / block_bytes).unwrap_or(usize::MAX);
+    let wanted = match size {
+        CacheSize::Blocks(blocks) => blocks,
+        CacheSize::Bytes(bytes) => in_bytes(bytes),
+        CacheSize::Auto => {
+            // Of a GPU nobody says how much is free.
+            let memory = if device.max_buffer_bytes.is_none() { available_memory() } else { None };
+            useful.min(in_bytes(memory.map_or(UNKNOWN_MEMORY, |bytes| bytes / MEMORY_SHARE)))
+        }
+    };
+    // A layer's keys are one buffer, its values another.
+    let layers = network.config().layers.len().max(1) as u64;
+    let buffer_bytes = (block_bytes / (2 * layers)).max(1);
+    let limit = device.max_buffer_bytes.map_or(u64::MAX, |bytes| bytes / buffer_bytes);
+    wanted.min(usize::try_from(limit).unwrap_or(usize::MAX)).max(1)
+}
+
+/// Bytes that this machine has left; `None` where the system does not tell (anywhere but on Linux).
+fn available_memory() -> Option<u64> {
+    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kibibytes: u64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(kibibytes * 1024)
+}
+
+/// Has the device compile and tune its kernels before a client waits for them.
+fn warm_up(network: &mut Network) -> Result<(), ComputeError> {
+    let drawn = PickRow { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, random: 0.5 };
+    for tokens in [&[0, 0][..], &[0]] {
+        let span = StepSpan { tokens, start: 0, blocks: &[0], wants_logits: true };
+        if let Some(logits) = network.forward(&[span])? {
+            logits.pick(&[drawn])?;
+            logits.into_host()?;
+        }
+    }
+    Ok(())
+}
+
+/// Names engine version and weights: `emberline-<version>-<8 hexadecimal digits>`.
+///
+/// The digits hash the model's name, and of each of its files the size and the beginning, which
+/// holds names and shapes: cheap, and the same on every worker that has the same files.
+pub(super) fn fingerprint(path: &Path, name: &str) -> Result<String, LoadError> {
+    const BEGINNING: u64 = 1 << 20;
+    let io = |path: &Path| {
+        let path = path.to_owned();
+        move |source| LoadError::Io { path, source }
+    };
+    let mut files = vec![path.to_owned()];
+    if path.is_dir() {
+        let entries = path.read_dir().map_err(io(path))?.collect::<Result<Vec<_>, _>>().map_err(io(path))?;
+        let weights = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "safetensors");
+        files = entries.into_iter().map(|entry| entry.path()).filter(weights).collect();
+        files.sort();
+    }
+    // FNV-1a, from http://www.isthe.com/chongo/tech/comp/fnv/
+    let add = |hash: u64, bytes: &[u8]| {
+        bytes.iter().fold(hash, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+    };
+    let mut hash = add(0xcbf2_9ce4_8422_2325, name.as_bytes());
+    for path in &files {
+        let file = File::open(path).map_err(io(path))?;
+        let size = file.metadata().map_err(io(path))?.len();
+        let mut beginning = Vec::new();
+        file.take(BEGINNING).read_to_end(&mut beginning).map_err(io(path))?;
+        hash = add(add(hash, &size.to_le_bytes()), &beginning);
+    }
+    Ok(format!("emberline-{}-{:08x}", env!("CARGO_PKG_VERSION"), (hash >> 32) ^ (hash & 0xffff_ffff)))
+}

@@ -1,0 +1,309 @@
+//! Makes events of picked tokens, on a thread of its own: the device does not wait for text to be
+//! assembled, stop strings to be found and log-probabilities to be written.
+//!
+//! When a stop string is complete the engine is told. What it has picked for that choice in the
+//! meantime is dropped and does not count.
+
+use std::collections::HashMap;
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use emberline_shared::event::{EventKind, FinishReason, Timings, TokenLogprob, TokenLogprobs, Usage};
+
+use crate::engine::scheduler::SequenceId;
+use crate::engine::{EngineError, EventSink};
+use crate::sampling::Scores;
+use crate::text::TextAssembler;
+use crate::tokenizer::ModelTokenizer;
+
+/// What the engine has to say of a request.
+#[derive(Debug)]
+pub(super) enum Record {
+    /// It is accepted.
+    Open(Box<Opening>),
+    /// Its prompt is being computed.
+    Started { request: u64, cached_tokens: u32, at: Instant },
+    /// A token of one choice.
+    Picked { id: SequenceId, token: u32, scores: Option<Scores>, end: Option<End>, at: Instant },
+    /// Something else than tokens is its last event.
+    Failed { request: u64, error: EventKind },
+    /// Nobody wants more of it.
+    Dropped { request: u64 },
+    /// Nobody will hear more of any; the thread ends.
+    HangUp,
+    /// Answers when everything before it is published.
+    Settle(mpsc::Sender<()>),
+}
+
+/// A request as it begins.
+#[derive(Debug)]
+pub(super) struct Opening {
+    pub(super) request: u64,
+    pub(super) events: EventSink,
+    pub(super) accepted: EventKind,
+    pub(super) prompt_tokens: u32,
+    pub(super) choices: u32,
+    pub(super) stop: Vec<String>,
+    pub(super) taken: Instant,
+}
+
+/// Why the engine ends a choice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// The token ends the answer and is not part of it.
+    Token,
+    /// There is room for no more.
+    Limit,
+}
+
+/// A choice has come to a stop string.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Stopped {
+    pub(super) id: SequenceId,
+    /// Its tokens up to there.
+    pub(super) tokens: u32,
+}
+
+/// The engine's end of the thread.
+#[derive(Debug)]
+pub(super) struct Publisher {
+    records: mpsc::Sender<Vec<Record>>,
+    stopped: mpsc::Receiver<Stopped>,
+    thread: JoinHandle<()>,
+}
+
+impl Publisher {
+    /// Starts the thread.
+    pub(super) fn spawn(tokenizer: Arc<ModelTokenizer>) -> std::io::Result<Self> {
+        let (records, receiver) = mpsc::channel::<Vec<Record>>();
+        let (sender, stopped) = mpsc::channel();
+        let mut desk = Desk { tokenizer, answers: HashMap::new(), stopped: sender };
+        let run = move || {
+            let records = receiver.into_iter().flatten();
+            records
+                .take_while(|record| !matches!(record, Record::HangUp))
+                .for_each(|record| desk.take(record));
+        };
+        let thread = std::thread::Builder::new().name("publisher".to_owned()).spawn(run)?;
+        Ok(Self { records, stopped, thread })
+    }
+
+    /// Hands a step's records over.
+    pub(super) fn send(&self, records: Vec<Record>) -> Result<(), EngineError> {
+        if records.is_empty() {
+            return Ok(());
+        }
+        self.records.send(records).map_err(|_| EngineError::Publisher)
+    }
+
+    /// Choices that have come to a stop string since the last call.
+    pub(super) fn stopped(&self) -> impl Iterator<Item = Stopped> {
+        self.stopped.try_iter()
+    }
+
+    /// Waits until everything sent is published.
+    pub(super) fn settle(&self) -> Result<(), EngineError> {
+        let (sender, receiver) = mpsc::channel();
+        self.send(vec![Record::Settle(sender)])?;
+        receiver.recv().map_err(|_| EngineError::Publisher)
+    }
+
+    /// Whether the thread runs.
+    pub(super) fn is_alive(&self) -> bool {
+        !self.thread.is_finished()
+    }
+}
+
+/// The thread's own.
+struct Desk {
+    tokenizer: Arc<ModelTokenizer>,
+    answers: HashMap<u64, Answer>,
+    stopped: mpsc::Sender<Stopped>,
+}
+
+/// A request on its way.
+struct Answer {
+    events: EventSink,
+    usage: Usage,
+    clock: Clock,
+    choices: Vec<Choice>,
+}
+
+/// One choice of it.
+struct Choice {
+    number: u32,
+    text: TextAssembler,
+    /// Its tokens so far, the one that ended it included.
+    tokens: u32,
+    /// Tokens whose text is not complete yet or may begin a stop string.
+    held: Vec<u32>,
+    held_logprobs: Vec<TokenLogprobs>,
+    ended: bool,
+}
+
+struct Clock {
+    taken: Instant,
+    prefill_began: Option<Instant>,
+    first_token: Option<Instant>,
+    last_token: Option<Instant>,
+}
+
+impl Desk {
+    fn take(&mut self, record: Record) {
+        match record {
+            Record::Open(opening) => {
+                let Opening { request, events, accepted, prompt_tokens, choices, stop, taken } = *opening;
+                publish(&events, accepted);
+                let usage = Usage { prompt_tokens, ..Usage::default() };
+                let clock = Clock { taken, prefill_began: None, first_token: None, last_token: None };
+                let choices = (0..choices).map(|number| Choice::new(number, &stop)).collect();
+                self.answers.insert(request, Answer { events, usage, clock, choices });
+            }
+            Record::Started { request, cached_tokens, at } => {
+                if let Some(answer) = self.answers.get_mut(&request) {
+                    answer.usage.cached_tokens = cached_tokens;
+                    answer.clock.prefill_began = Some(at);
+                }
+            }
+            Record::Picked { id, token, scores, end, at } => {
+                let Some(answer) = self.answers.get_mut(&id.request) else { return };
+                if answer.add(id, Token { token, scores, end, at }, &self.tokenizer, &self.stopped) {
+                    self.answers.remove(&id.request);
+                }
+            }
+            Record::Failed { request, error } => {
+                if let Some(answer) = self.answers.remove(&request) {
+                    publish(&answer.events, error);
+                }
+            }
+            Record::Dropped { request } => drop(self.answers.remove(&request)),
+            Record::HangUp => {}
+            // Nobody may be waiting any more.
+            Record::Settle(reply) => drop(reply.send(())),
+        }
+    }
+}
+
+/// A token as it comes from the engine.
+struct Token {
+    token: u32,
+    scores: Option<Scores>,
+    end: Option<End>,
+    at: Instant,
+}
+
+impl Answer {
+    /// Adds a token to a choice; whether that was the last of the whole answer.
+    fn add(
+        &mut self,
+        id: SequenceId,
+        token: Token,
+        tokenizer: &ModelTokenizer,
+        stopped: &mpsc::Sender<Stopped>,
+    ) -> bool {
+        let Some(choice) = self.choices.get_mut(id.choice as usize).filter(|choice| !choice.ended) else {
+            return false;
+        };
+        self.clock.first_token.get_or_insert(token.at);
+        self.clock.last_token = Some(token.at);
+        let finish = choice.add(token, tokenizer, &self.events);
+        if let Some(reason) = finish {
+            choice.ended = true;
+            publish(&self.events, EventKind::Finish { choice: choice.number, reason });
+            // The engine knows the other ends; hearing of them again does it no harm.
+            let _ = stopped.send(Stopped { id, tokens: choice.tokens });
+        }
+        if self.choices.iter().any(|choice| !choice.ended) {
+            return false;
+        }
+        let completion_tokens = self.choices.iter().map(|choice| choice.tokens).sum();
+        let usage = Usage { completion_tokens, ..self.usage };
+        publish(&self.events, EventKind::Done { usage, timings: self.clock.timings() });
+        true
+    }
+}
+
+impl Choice {
+    fn new(number: u32, stop: &[String]) -> Self {
+        Self {
+            number,
+            text: TextAssembler::new(stop),
+            tokens: 0,
+            held: Vec::new(),
+            held_logprobs: Vec::new(),
+            ended: false,
+        }
+    }
+
+    /// Takes the next token in and sends what it completes; why the choice ends, if it does.
+    ///
+    /// The token that ends an answer counts, as it does in vLLM and OpenAI's API, but is not sent.
+    fn add(&mut self, token: Token, tokenizer: &ModelTokenizer, events: &EventSink) -> Option<FinishReason> {
+        if token.end == Some(End::Token) {
+            let text = self.text.finish();
+            self.release(text, events);
+            self.tokens += 1;
+            return Some(FinishReason::Stop);
+        }
+        self.tokens += 1;
+        self.held.push(token.token);
+        self.held_logprobs.extend(token.scores.map(|scores| logprobs(token.token, scores, tokenizer)));
+        let bytes = match self.tokens {
+            1 => tokenizer.first_token_bytes(token.token),
+            _ => tokenizer.token_bytes(token.token),
+        };
+        let pushed = self.text.push(bytes);
+        if pushed.stopped {
+            self.release(pushed.text, events);
+            Some(FinishReason::Stop)
+        } else if token.end == Some(End::Limit) {
+            let text = pushed.text + &self.text.finish();
+            self.release(text, events);
+            Some(FinishReason::Length)
+        } else {
+            if !pushed.text.is_empty() {
+                self.release(pushed.text, events);
+            }
+            None
+        }
+    }
+
+    /// Sends everything that was held back.
+    fn release(&mut self, text: String, events: &EventSink) {
+        let ids = std::mem::take(&mut self.held);
+        let logprobs = std::mem::take(&mut self.held_logprobs);
+        if ids.is_empty() && text.is_empty() {
+            return;
+        }
+        let position = self.tokens.saturating_sub(u32::try_from(ids.len()).unwrap_or(u32::MAX));
+        publish(events, EventKind::Tokens { choice: self.number, position, ids, text, logprobs });
+    }
+}
+
+impl Clock {
+    fn timings(&self) -> Timings {
+        let Self { taken, prefill_began, first_token, last_token } = *self;
+        let between = |from: Option<Instant>, to: Option<Instant>| match (from, to) {
+            (Some(from), Some(to)) => to.saturating_duration_since(from).as_secs_f64() * 1000.0,
+            _ => 0.0,
+        };
+        Timings {
+            queue_ms: between(Some(taken), prefill_began),
+            prefill_ms: between(prefill_began, first_token),
+            first_token_ms: between(Some(taken), first_token),
+            decode_ms: between(first_token, last_token),
+        }
+    }
+}
+
+fn logprobs(token: u32, scores: Scores, tokenizer: &ModelTokenizer) -> TokenLogprobs {
+    let named = |id: u32, logprob| TokenLogprob { bytes: tokenizer.token_bytes(id).to_vec(), logprob };
+    let top = scores.top.into_iter().map(|(id, logprob)| named(id, logprob)).collect();
+    TokenLogprobs { token: named(token, scores.logprob), top }
+}
+
+/// Sends an event. If nobody listens, the engine will notice.
+fn publish(events: &EventSink, kind: EventKind) {
+    let _ = events.send(kind);
+}

@@ -1,0 +1,105 @@
+//! What the engine knows of a request while its choices are computed.
+
+use std::collections::HashSet;
+
+use emberline_shared::event::Usage;
+use emberline_shared::subject::JobId;
+
+use super::publish::End;
+use crate::engine::{EventSink, Prepared};
+use crate::sampling::Sampler;
+
+/// A job in the engine.
+#[derive(Debug)]
+pub(super) struct Request {
+    pub(super) job: JobId,
+    /// Unix milliseconds.
+    pub(super) deadline: u64,
+    /// Watched only: events are sent by the publisher.
+    pub(super) events: EventSink,
+    pub(super) prompt_tokens: u32,
+    /// Tokens that the cache had when the prompt was begun; `None` before.
+    pub(super) cached_tokens: Option<u32>,
+    /// Log-probabilities of so many tokens in each place; `None` for none.
+    pub(super) logprobs: Option<usize>,
+    pub(super) choices: Vec<Choice>,
+    /// Most tokens of a choice.
+    limit: u32,
+    /// Tokens that end a choice.
+    ends: HashSet<u32>,
+}
+
+#[derive(Debug)]
+pub(super) struct Choice {
+    pub(super) sampler: Sampler,
+    /// Its tokens, once it has ended.
+    ended: Option<u32>,
+}
+
+impl Request {
+    /// `end_of_generation` are the model's own end tokens.
+    pub(super) fn new(
+        prepared: &Prepared,
+        events: EventSink,
+        end_of_generation: impl Iterator<Item = u32>,
+    ) -> Self {
+        let Prepared { job, prompt, limit, .. } = prepared;
+        let sampling = &job.request.sampling;
+        let mut ends: HashSet<u32> = sampling.stop_token_ids.iter().copied().collect();
+        let own: Vec<u32> = end_of_generation.collect();
+        let put_off: Vec<u32> = ends.iter().chain(&own).copied().collect();
+        if !sampling.ignore_eos {
+            ends.extend(own);
+        }
+        let choice = |number| Choice {
+            sampler: Sampler::new(sampling.clone(), job.seed, number, prompt, put_off.clone()),
+            ended: None,
+        };
+        Self {
+            job: job.id.clone(),
+            deadline: job.deadline,
+            events,
+            prompt_tokens: u32::try_from(prompt.len()).unwrap_or(u32::MAX),
+            cached_tokens: None,
+            logprobs: job.request.logprobs.map(|top| top as usize),
+            choices: (0..job.request.n.max(1)).map(choice).collect(),
+            limit: *limit,
+            ends,
+        }
+    }
+
+    /// Takes note of a choice's next token; why that is its last, if it is.
+    pub(super) fn record(&mut self, choice: u32, token: u32) -> Option<End> {
+        let choice = self.choices.get_mut(choice as usize)?;
+        choice.sampler.record(token);
+        let generated = choice.sampler.generated();
+        let end = if self.ends.contains(&token) {
+            Some(End::Token)
+        } else {
+            (generated >= self.limit).then_some(End::Limit)
+        };
+        choice.ended = end.map(|_| generated);
+        end
+    }
+
+    /// Ends a choice after its first `tokens`.
+    pub(super) fn stop(&mut self, choice: u32, tokens: u32) {
+        if let Some(choice) = self.choices.get_mut(choice as usize) {
+            choice.ended = Some(tokens);
+        }
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.choices.iter().all(|choice| choice.ended.is_some())
+    }
+
+    /// What has been computed so far.
+    pub(super) fn usage(&self) -> Usage {
+        let tokens = |choice: &Choice| choice.ended.unwrap_or(choice.sampler.generated());
+        Usage {
+            prompt_tokens: self.prompt_tokens,
+            cached_tokens: self.cached_tokens.unwrap_or(0),
+            completion_tokens: self.choices.iter().map(tokens).sum(),
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! Refusals that more than one engine has to give.
+
+use emberline_shared::error::{ApiError, ErrorCode};
+
+/// More tokens are wanted at least than there is room for.
+pub(super) fn no_room_for(min_tokens: u32, limit: u32) -> ApiError {
+    let message = format!(
+        "'min_tokens' is {min_tokens}, but the context has room for an answer of {limit} tokens. \
+         Lower it or shorten the messages."
+    );
+    ApiError::field(ErrorCode::ContextLengthExceeded, "min_tokens", message)
+}
+
+/// A prompt of `prompt` tokens, a count in words, does not fit.
+pub(super) fn too_long(prompt: &str, wanted: Option<u32>, context: u32) -> ApiError {
+    let wanted = match wanted {
+        Some(wanted) => format!("{wanted} for the answer"),
+        None => "at least 1 for the answer".to_owned(),
+    };
+    let message = format!(
+        "The model's context holds {context} tokens, but the request needs {prompt} for the messages and {wanted}. \
+         Shorten the messages or lower 'max_tokens'."
+    );
+    ApiError::field(ErrorCode::ContextLengthExceeded, "messages", message)
+}
+
+/// The job's deadline has passed.
+pub(super) fn too_late() -> ApiError {
+    let message = "The answer was not complete in time. Ask for fewer tokens or try again later.";
+    ApiError::new(ErrorCode::Timeout, message)
+}

@@ -1,0 +1,383 @@
+//! Decides what each step computes: a pure state machine that knows no device.
+//!
+//! [`Scheduler::plan`] gives every sequence that is past its prompt one row, and shares a budget of
+//! rows among prompts, oldest first; so a long prompt delays running sequences by no more than the
+//! budget's time a step. After the step, [`Scheduler::complete`] takes note of what is in the cache
+//! now, and the caller says how each sequence goes on: [`Scheduler::push`] or [`Scheduler::finish`].
+//!
+//! Keys and values lie in blocks (see [`BlockPool`]). A prompt gets all its blocks when it starts,
+//! those of a known beginning from the cache; a running sequence gets them one by one. When none is
+//! left, the youngest sequence loses its blocks and is computed again later, its own tokens
+//! included: the oldest always gets on, so every sequence that fits the pool alone comes to its end.
+//!
+//! Choices of one request share the blocks of its prompt, which is computed once. The last of them
+//! is usually not full; whoever writes to it while it is shared gets a copy.
+//!
+//! Kwon et al., "Efficient memory management for large language model serving with PagedAttention"
+//! (2023); Agrawal et al., "Taming throughput-latency tradeoff in LLM inference with Sarathi-Serve"
+//! (2024).
+
+use std::collections::{BTreeMap, HashSet};
+use std::ops::Range;
+
+use emberline_kernels::BLOCK_SIZE;
+
+use super::blocks::{BlockPool, Content, Prefix};
+use crate::model::StepSpan;
+
+/// What a scheduler may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Sequences that run at once. A request with more choices runs alone.
+    pub sequences: usize,
+    /// Rows of a step that go to prompts.
+    pub prefill_budget: usize,
+    /// Blocks of the cache.
+    pub blocks: usize,
+}
+
+/// One choice of a request. Requests are numbered by age, so the greatest is the youngest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SequenceId {
+    /// The request's number.
+    pub request: u64,
+    /// Which of its choices.
+    pub choice: u32,
+}
+
+/// What to compute.
+#[derive(Debug, Default)]
+pub struct Step {
+    /// Blocks to copy before anything else, `(from, to)`; none is on both sides.
+    pub copies: Vec<(u32, u32)>,
+    /// Rows to compute; see [`Scheduler::span`].
+    pub spans: Vec<Span>,
+    /// Prompts that start with this step.
+    pub started: Vec<Started>,
+    /// Sequences that had to give up their blocks.
+    pub preempted: Vec<SequenceId>,
+}
+
+/// Consecutive tokens of one sequence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Span {
+    /// Whose.
+    pub id: SequenceId,
+    /// Their positions.
+    pub positions: Range<usize>,
+    /// Choices that need a token after the last of these: none in the middle of a prompt.
+    pub picks: Range<u32>,
+}
+
+/// A sequence that got its first blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Started {
+    /// Which.
+    pub id: SequenceId,
+    /// Tokens that the cache already had.
+    pub cached: usize,
+}
+
+impl Step {
+    /// Tokens that it computes.
+    pub fn rows(&self) -> usize {
+        self.spans.iter().map(|span| span.positions.len()).sum()
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Scheduler {
+    limits: Limits,
+    pool: BlockPool,
+    waiting: BTreeMap<SequenceId, Waiting>,
+    /// Those with blocks.
+    running: BTreeMap<SequenceId, Sequence>,
+}
+
+/// A sequence of which nothing is computed, or not any more.
+#[derive(Debug)]
+struct Waiting {
+    /// Prompt and answer.
+    tokens: Vec<u32>,
+    /// Choices that go on from these tokens.
+    choices: u32,
+}
+
+#[derive(Debug, Clone)]
+struct Sequence {
+    /// Prompt and answer.
+    tokens: Vec<u32>,
+    /// How many of them the cache has.
+    computed: usize,
+    /// The blocks of positions `i * BLOCK_SIZE ..`.
+    table: Vec<u32>,
+    /// How many full blocks are registered, and under what prefix the last of them is.
+    registered: usize,
+    prefix: Prefix,
+    /// Choices that go on from these tokens; more than one only until they are computed.
+    choices: u32,
+    /// Past its prompt: all tokens but the last are computed.
+    decoding: bool,
+}
+
+impl Scheduler {
+    /// Nothing to do yet.
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            pool: BlockPool::new(limits.blocks),
+            waiting: BTreeMap::new(),
+            running: BTreeMap::new(),
+        }
+    }
+
+    /// Takes in a request that is younger than all before it.
+    ///
+    /// Its `prompt` must not be empty, and must fit the pool together with one choice's answer.
+    pub fn submit(&mut self, request: u64, prompt: Vec<u32>, choices: u32) {
+        debug_assert!(!prompt.is_empty() && prompt.len() <= self.limits.blocks * BLOCK_SIZE);
+        let waiting = Waiting { tokens: prompt, choices: choices.max(1) };
+        self.waiting.insert(SequenceId { request, choice: 0 }, waiting);
+    }
+
+    /// Whether any sequence is unfinished.
+    pub fn has_work(&self) -> bool {
+        !(self.waiting.is_empty() && self.running.is_empty())
+    }
+
+    /// How many of a prompt's tokens the cache has now.
+    pub fn cached(&self, prompt: &[u32]) -> usize {
+        self.find(prompt).0.len() * BLOCK_SIZE
+    }
+
+    /// Forgets what is kept of sequences that have ended.
+    pub fn forget(&mut self) {
+        self.pool.forget();
+    }
+
+    /// Blocks that sequences use, and all there are.
+    pub fn usage(&self) -> (usize, usize) {
+        (self.pool.total() - self.pool.available(), self.pool.total())
+    }
+
+    /// Decides on the next step. Not empty as long as there is work.
+    pub fn plan(&mut self) -> Step {
+        let mut step = Step::default();
+        self.plan_decoding(&mut step);
+        let mut budget = self.limits.prefill_budget.max(1);
+        self.continue_prompts(&mut step, &mut budget);
+        self.start_prompts(&mut step, &mut budget);
+        step
+    }
+
+    /// What a planned span consists of.
+    pub fn span(&self, span: &Span) -> StepSpan<'_> {
+        let sequence = self.running.get(&span.id);
+        let tokens = sequence.and_then(|sequence| sequence.tokens.get(span.positions.clone()));
+        // A prompt has blocks for the chunks to come, too.
+        let blocks = ..span.positions.end.div_ceil(BLOCK_SIZE);
+        StepSpan {
+            tokens: tokens.unwrap_or_default(),
+            start: span.positions.start,
+            blocks: sequence.and_then(|sequence| sequence.table.get(blocks)).unwrap_or_default(),
+            wants_logits: !span.picks.is_empty(),
+        }
+    }
+
+    /// Takes note that a planned step is computed. Every choice in its spans' `picks` is a sequence
+    /// now.
+    pub fn complete(&mut self, step: &Step) {
+        for span in &step.spans {
+            let Some(sequence) = self.running.get_mut(&span.id) else { continue };
+            sequence.computed = span.positions.end;
+            sequence.register(&mut self.pool);
+            if span.picks.is_empty() {
+                continue;
+            }
+            sequence.decoding = true;
+            sequence.choices = 1;
+            let first = sequence.clone();
+            for choice in span.picks.clone().skip(1) {
+                first.table.iter().for_each(|block| self.pool.retain(*block));
+                self.running.insert(SequenceId { choice, ..span.id }, first.clone());
+            }
+        }
+    }
+
+    /// A sequence goes on with `token`.
+    pub fn push(&mut self, id: SequenceId, token: u32) {
+        if let Some(sequence) = self.running.get_mut(&id) {
+            sequence.tokens.push(token);
+        }
+    }
+
+    /// A sequence has ended. What is computed of it can still be found.
+    pub fn finish(&mut self, id: SequenceId) {
+        self.waiting.remove(&id);
+        if let Some(sequence) = self.running.remove(&id) {
+            // The end goes first, so that as much of the beginning as possible is found again.
+            sequence.table.iter().rev().for_each(|block| self.pool.release(*block));
+        }
+    }
+
+    /// A request has ended.
+    pub fn cancel(&mut self, request: u64) {
+        let all = SequenceId { request, choice: 0 }..=SequenceId { request, choice: u32::MAX };
+        let waiting = self.waiting.range(all.clone()).map(|(id, _)| *id);
+        let ids: Vec<SequenceId> = waiting.chain(self.running.range(all).map(|(id, _)| *id)).collect();
+        ids.into_iter().for_each(|id| self.finish(id));
+    }
+
+    /// One token for each sequence past its prompt, oldest first.
+    fn plan_decoding(&mut self, step: &mut Step) {
+        let decoding = self.running.iter().filter(|(_, sequence)| sequence.decoding);
+        let ids: Vec<SequenceId> = decoding.map(|(id, _)| *id).collect();
+        for id in ids {
+            if let Some(position) = self.make_writable(id, step) {
+                let positions = position..position + 1;
+                step.spans.push(Span { id, positions, picks: id.choice..id.choice + 1 });
+            }
+        }
+    }
+
+    /// Gives a sequence a block of its own for its next position, at the cost of younger ones;
+    /// `None` if it loses all of its own.
+    ///
+    /// A block that is copied from has another user, whose turn comes next and who keeps it if it is
+    /// the last: so no such block is given out again in the same step.
+    fn make_writable(&mut self, id: SequenceId, step: &mut Step) -> Option<usize> {
+        loop {
+            let sequence = self.running.get_mut(&id)?;
+            let position = sequence.computed;
+            let last = sequence.table.get_mut(position / BLOCK_SIZE);
+            if last.as_ref().is_some_and(|block| !self.pool.is_shared(**block)) {
+                return Some(position);
+            }
+            if let Some(fresh) = self.pool.allocate() {
+                match last {
+                    Some(shared) => {
+                        step.copies.push((*shared, fresh));
+                        self.pool.release(*shared);
+                        *shared = fresh;
+                    }
+                    None => sequence.table.push(fresh),
+                }
+                return Some(position);
+            }
+            let youngest = *self.running.last_key_value()?.0;
+            self.preempt(youngest, step);
+        }
+    }
+
+    /// Takes a sequence's blocks away and has it wait until it can be computed again.
+    fn preempt(&mut self, id: SequenceId, step: &mut Step) {
+        let Some(Sequence { tokens, table, choices, .. }) = self.running.remove(&id) else { return };
+        table.into_iter().rev().for_each(|block| self.pool.release(block));
+        self.waiting.insert(id, Waiting { tokens, choices });
+        step.preempted.push(id);
+    }
+
+    /// More of the prompts that have started.
+    fn continue_prompts(&self, step: &mut Step, budget: &mut usize) {
+        let prompts = self.running.iter().filter(|(_, sequence)| !sequence.decoding);
+        step.spans.extend(prompts.map_while(|(id, sequence)| sequence.chunk(*id, budget)));
+    }
+
+    /// Starts prompts for which there is room.
+    fn start_prompts(&mut self, step: &mut Step, budget: &mut usize) {
+        let prompts = self.running.values().filter(|sequence| !sequence.decoding);
+        let next = |sequence: &Sequence| next_content(&sequence.tokens, sequence.registered, sequence.prefix);
+        let mut coming: HashSet<Content> = prompts.filter_map(next).collect();
+        let ids: Vec<SequenceId> = self.waiting.keys().copied().collect();
+        for id in ids {
+            if *budget == 0 {
+                return;
+            }
+            let Some(waiting) = self.waiting.get(&id) else { continue };
+            let (blocks, prefix) = self.find(&waiting.tokens);
+            // Another prompt is just computing what comes next here: it will be in the cache.
+            let next = next_content(&waiting.tokens, blocks.len(), prefix);
+            if next.is_some_and(|content| coming.contains(&content)) {
+                continue;
+            }
+            if !self.has_place_for(waiting.choices) || !self.reserve(id, &blocks, prefix) {
+                return;
+            }
+            let Some(sequence) = self.running.get(&id) else { continue };
+            coming.extend(next);
+            step.spans.extend(sequence.chunk(id, budget));
+            step.started.push(Started { id, cached: blocks.len() * BLOCK_SIZE });
+        }
+    }
+
+    fn has_place_for(&self, choices: u32) -> bool {
+        let running: u32 = self.running.values().map(|sequence| sequence.choices).sum();
+        running == 0 || (running + choices) as usize <= self.limits.sequences
+    }
+
+    /// Gives a waiting sequence all blocks that its tokens need, `found` ones first, if enough stay
+    /// for those that run to grow.
+    fn reserve(&mut self, id: SequenceId, found: &[u32], prefix: Prefix) -> bool {
+        let Some(waiting) = self.waiting.get(&id) else { return false };
+        let missing = waiting.tokens.len().div_ceil(BLOCK_SIZE).saturating_sub(found.len());
+        found.iter().for_each(|block| self.pool.retain(*block));
+        if self.pool.available() < missing + self.running.len() {
+            found.iter().rev().for_each(|block| self.pool.release(*block));
+            return false;
+        }
+        let Some(Waiting { tokens, choices }) = self.waiting.remove(&id) else { return false };
+        let mut table = found.to_vec();
+        table.extend((0..missing).map_while(|_| self.pool.allocate()));
+        let (registered, computed) = (found.len(), found.len() * BLOCK_SIZE);
+        let sequence = Sequence { tokens, computed, table, registered, prefix, choices, decoding: false };
+        self.running.insert(id, sequence);
+        true
+    }
+
+    /// The registered blocks with which `tokens` begin. The last token is never among them: it must
+    /// be computed to know what follows.
+    fn find(&self, tokens: &[u32]) -> (Vec<u32>, Prefix) {
+        let mut found = (Vec::new(), Prefix::EMPTY);
+        let before_last = tokens.get(..tokens.len().saturating_sub(1)).unwrap_or_default();
+        for tokens in before_last.as_chunks::<BLOCK_SIZE>().0 {
+            let Some((block, prefix)) = self.pool.find(&Content { parent: found.1, tokens: *tokens }) else {
+                break;
+            };
+            found.0.push(block);
+            found.1 = prefix;
+        }
+        found
+    }
+}
+
+impl Sequence {
+    /// The next tokens of a prompt; `None` when the budget is used up.
+    fn chunk(&self, id: SequenceId, budget: &mut usize) -> Option<Span> {
+        let rows = (self.tokens.len() - self.computed).min(*budget);
+        *budget -= rows;
+        let end = self.computed + rows;
+        let picks = if end == self.tokens.len() { self.choices } else { 0 };
+        let span = Span { id, positions: self.computed..end, picks: id.choice..id.choice + picks };
+        (rows > 0).then_some(span)
+    }
+
+    /// Registers the blocks that are full now.
+    fn register(&mut self, pool: &mut BlockPool) {
+        let full = self.tokens.get(..self.computed).unwrap_or_default().as_chunks::<BLOCK_SIZE>().0;
+        for (tokens, block) in full.iter().zip(&self.table).skip(self.registered) {
+            self.prefix = pool.register(*block, Content { parent: self.prefix, tokens: *tokens });
+            self.registered += 1;
+        }
+    }
+}
+
+/// The block after `registered` ones, if it lies before the last token.
+fn next_content(tokens: &[u32], registered: usize, prefix: Prefix) -> Option<Content> {
+    let (next, rest) = tokens.get(registered * BLOCK_SIZE..)?.split_first_chunk()?;
+    (!rest.is_empty()).then_some(Content { parent: prefix, tokens: *next })
+}
+
+#[cfg(test)]
+#[path = "scheduler_tests.rs"]
+mod tests;
