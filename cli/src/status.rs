@@ -57,8 +57,10 @@ fn rows(beat: &Heartbeat) -> Vec<[String; 6]> {
         beat.states.iter().map(row).collect()
     };
     let first = [beat.worker.clone(), format!("{} {}", beat.engine, beat.version), beat.device.clone()];
-    let shared = std::iter::once(first).chain(std::iter::repeat_with(Default::default));
-    let row = |([model, jobs, state], [worker, engine, device])| [worker, model, jobs, state, engine, device];
+    let shared = std::iter::once(first).chain(std::iter::repeat_with(<[String; 3]>::default));
+    let row = |([model, jobs, state], [worker, engine, device]): ([String; 3], [String; 3])| {
+        [worker, model, jobs, state, engine, device]
+    };
     models.into_iter().zip(shared).map(row).collect()
 }
 

@@ -3,19 +3,18 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use emberline_shared::control::Control;
 use emberline_shared::event::Usage;
 use emberline_shared::heartbeat::ModelState::{Draining, Failed, Loading, Serving};
 use emberline_shared::heartbeat::ServedModel;
-use emberline_shared::job::Job;
 use emberline_shared::subject::JobId;
 use emberline_tests::nats::NatsServer;
 use emberline_worker::config::{BusConfig, Config};
 use emberline_worker::device::Backend;
 use emberline_worker::engine::simulated::SimulatedEngine;
-use emberline_worker::engine::{Engine, EngineEvent};
+use emberline_worker::engine::{Engine, EngineError, EventSink, Frontend, Prepared};
 use emberline_worker::models::file::ModelList;
 use emberline_worker::models::load::{LoadFailure, Loader};
 use emberline_worker::models::memory::NotEnough;
@@ -105,11 +104,14 @@ impl Engine for Tracked {
     fn capacity(&self) -> usize {
         self.engine.capacity()
     }
-    fn submit(&mut self, job: Job, taken: Instant) {
-        if self.fragile && job.request.max_tokens == Some(POISON) {
+    fn frontend(&self) -> Arc<dyn Frontend> {
+        self.engine.frontend()
+    }
+    fn submit(&mut self, prepared: Prepared, events: EventSink) {
+        if self.fragile && prepared.job.request.max_tokens == Some(POISON) {
             panic!("device lost");
         }
-        self.engine.submit(job, taken);
+        self.engine.submit(prepared, events);
     }
     fn cancel(&mut self, job: &JobId) -> Option<Usage> {
         self.engine.cancel(job)
@@ -117,8 +119,11 @@ impl Engine for Tracked {
     fn has_work(&self) -> bool {
         self.engine.has_work()
     }
-    fn step(&mut self) -> Vec<EngineEvent> {
+    fn step(&mut self) -> Result<(), EngineError> {
         self.engine.step()
+    }
+    fn hang_up(&mut self) {
+        self.engine.hang_up();
     }
 }
 
