@@ -7,6 +7,8 @@
 mod bandwidth;
 mod memory;
 mod network;
+mod serving;
+mod stream;
 
 use std::path::PathBuf;
 
@@ -101,6 +103,13 @@ pub fn run(args: &BenchArgs) -> Result<EngineMeasurement, BenchError> {
     tracing::info!(model = %model.name, device = %device.description, "measuring the network");
     let measured = network::measure(&mut network, &load)?;
     drop(network);
+    let serving = match &args.model {
+        Some(path) => {
+            memory::forget_peak();
+            Some(serving::measure(path, args, &load, &measured.chunks)?)
+        }
+        None => None,
+    };
     let peak = memory::peak();
     // Last of all: it needs more memory than anything else.
     let copy_bytes_per_s = bandwidth::copy(&device);
@@ -119,7 +128,7 @@ pub fn run(args: &BenchArgs) -> Result<EngineMeasurement, BenchError> {
         decode: measured.decode,
         dispatches_per_step: measured.dispatches_per_step,
         decode_profile: measured.profile,
-        serving: None,
+        serving,
         memory: Memory { loaded, peak, gpu_peak: None },
     })
 }
