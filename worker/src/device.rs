@@ -12,8 +12,6 @@ use burn::cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
 use burn::tensor::wgpu::{WgpuBackend, wgpu};
 use burn::tensor::{Device, DeviceKind};
 
-use crate::model::Shapes;
-
 /// Which backend the operator wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Backend {
@@ -76,10 +74,8 @@ pub struct ComputeDevice {
     pub device: Device,
     /// In words, as the heartbeat shows it.
     pub description: String,
-    /// How it wants its work shaped.
-    pub shapes: Shapes,
-    /// Threads that share a product with a single row; 1 where the device sees to that.
-    pub threads: usize,
+    /// Whether it is wgpu's, and not the threads of this process.
+    pub is_gpu: bool,
     /// Largest tensor it can hold; `None` for no limit but memory.
     pub max_buffer_bytes: Option<u64>,
 }
@@ -93,8 +89,7 @@ impl ComputeDevice {
             class: DeviceClass::Host,
             device: Device::flex(),
             description: format!("CPU (flex, {threads} thread{plural})"),
-            shapes: Shapes::Exact,
-            threads,
+            is_gpu: false,
             max_buffer_bytes: None,
         }
     }
@@ -140,8 +135,7 @@ impl Adapter {
             class: if self.is_software() { DeviceClass::Software } else { DeviceClass::Gpu },
             device: self.device()?,
             description: self.to_string(),
-            shapes: Shapes::Bucketed,
-            threads: 1,
+            is_gpu: true,
             max_buffer_bytes: Some(self.max_buffer_bytes),
         })
     }

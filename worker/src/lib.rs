@@ -2,9 +2,10 @@
 //!
 //! `models` loads the models that are wanted and lets those go that are not. For each of them
 //! `intake` pulls jobs and hands them to the `engine`, which runs on a thread of its own and
-//! computes step by step; what comes out is published as the job's event log. The engine's parts: `gguf` reads weights and metadata, `tokenizer` and `template` turn messages
-//! into token ids, `model` is the network as burn modules, `sampling` picks tokens, `text`
-//! assembles them into what may be sent. Open [`engine`] first.
+//! computes step by step; what comes out is published as the job's event log. The engine's parts:
+//! `gguf` and `hf` read a model's files, `tokenizer` and `template` turn messages into token ids,
+//! `model` is the network over the operations of emberline-kernels, `sampling` picks tokens,
+//! `text` assembles them into what may be sent. Open [`engine`] first.
 
 pub mod bench;
 pub mod bus;

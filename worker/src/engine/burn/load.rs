@@ -16,7 +16,7 @@ use super::publish::Publisher;
 use super::{BurnEngine, Counts, Facts, since_epoch};
 use crate::device::{Backend, ComputeDevice};
 use crate::engine::scheduler::{Limits, Scheduler};
-use crate::model::{Checkpoint, ComputeError, LoadError, Network, Quantize, Shapes, StepSpan};
+use crate::model::{Checkpoint, ComputeError, LoadError, Network, Quantize, StepSpan};
 use crate::template::ChatTemplate;
 use crate::tokenizer::ModelTokenizer;
 
@@ -85,10 +85,13 @@ impl LoadOptions {
 pub fn load(options: &LoadOptions) -> Result<BurnEngine, LoadError> {
     let path = &options.path;
     let began = Instant::now();
-    let checkpoint = Checkpoint::open(path)?;
+    let mut checkpoint = Checkpoint::open(path)?;
+    if let Some(tokens) = options.context_length {
+        checkpoint.limit_context(tokens as usize);
+    }
     let (tokenizer, template) = texts(&checkpoint)?;
     let device = ComputeDevice::open(options.backend, options.adapter.as_deref())?;
-    let is_gpu = device.shapes == Shapes::Bucketed;
+    let is_gpu = device.is_gpu;
     let mut network = checkpoint.load(&device, options.quantize)?;
     let (tokens, rows) = (tokenizer.vocab_size(), network.vocabulary());
     if tokens > rows {
@@ -96,8 +99,7 @@ pub fn load(options: &LoadOptions) -> Result<BurnEngine, LoadError> {
     }
 
     let slots = options.slots.max(1);
-    let wanted = options.context_length.map_or(usize::MAX, |tokens| tokens as usize);
-    let context = network.config().context_length.min(wanted).max(1);
+    let context = network.config().context_length;
     let blocks = cache_blocks(options.cache, &network, &device, slots * context.div_ceil(BLOCK_SIZE));
     network.allocate_cache(blocks)?;
     // A sequence must fit the cache alone.
@@ -111,12 +113,12 @@ pub fn load(options: &LoadOptions) -> Result<BurnEngine, LoadError> {
     if is_gpu {
         warm_up(&mut network)?;
     }
-    let mib = |bytes: u64| bytes >> 20;
+    let default_budget = if is_gpu { GPU_PREFILL_BUDGET } else { CPU_PREFILL_BUDGET };
+    let prefill_budget = options.prefill_budget.unwrap_or(default_budget).max(1);
     tracing::info!(
         model = %options.name,
         device = %device.description,
-        weights_mib = mib(network.weight_bytes()),
-        cache_mib = mib(network.block_bytes() * blocks as u64),
+        memory = %network.memory(prefill_budget + slots, slots),
         cache_tokens = blocks * BLOCK_SIZE,
         context_length,
         seconds = began.elapsed().as_secs_f32(),
@@ -124,9 +126,12 @@ pub fn load(options: &LoadOptions) -> Result<BurnEngine, LoadError> {
     );
 
     let context_length = u32::try_from(context_length).unwrap_or(u32::MAX);
-    let default_budget = if is_gpu { GPU_PREFILL_BUDGET } else { CPU_PREFILL_BUDGET };
-    let prefill_budget = options.prefill_budget.unwrap_or(default_budget).max(1);
     let created = since_epoch().as_secs();
+    // Quantised weights are others.
+    let identity = match options.quantize {
+        Some(quantize) => format!("{} {quantize:?}", options.name),
+        None => options.name.clone(),
+    };
     let tokenizer = Arc::new(tokenizer);
     let publisher = Publisher::spawn(Arc::clone(&tokenizer)).map_err(LoadError::Thread)?;
     Ok(BurnEngine {
@@ -136,7 +141,7 @@ pub fn load(options: &LoadOptions) -> Result<BurnEngine, LoadError> {
         publisher,
         facts: Facts {
             served: ServedModel { name: options.name.clone(), context_length, created },
-            fingerprint: fingerprint(checkpoint.path(), &options.name)?,
+            fingerprint: fingerprint(checkpoint.path(), &identity)?,
             device: device.description,
             slots,
             prefill_budget,
