@@ -92,6 +92,8 @@ pub struct OpTime {
 pub struct Serving {
     /// Prompt tokens that a step takes at most, unless a row says otherwise.
     pub prefill_budget: usize,
+    /// Tokens that the cache has room for.
+    pub cache_tokens: usize,
     /// Time to the first token.
     pub first_token: Vec<FirstToken>,
     /// Running streams while a long prompt arrives.

@@ -12,6 +12,11 @@ pub(super) fn peak() -> Option<u64> {
     field("VmHWM:")
 }
 
+/// Has [`peak`] begin anew, where the system lets it; proc(5), clear_refs.
+pub(super) fn forget_peak() {
+    let _ = fs::write("/proc/self/clear_refs", "5");
+}
+
 fn field(name: &str) -> Option<u64> {
     bytes(&fs::read_to_string("/proc/self/status").ok()?, name)
 }

@@ -7,6 +7,8 @@
 mod bandwidth;
 mod memory;
 mod network;
+mod serving;
+mod stream;
 
 use std::path::PathBuf;
 
@@ -99,9 +101,18 @@ pub fn run(args: &BenchArgs) -> Result<EngineMeasurement, BenchError> {
         cache_bytes_per_token: network.block_bytes() / emberline_kernels::BLOCK_SIZE as u64,
     };
     tracing::info!(model = %model.name, device = %device.description, "measuring the network");
-    let copy_bytes_per_s = bandwidth::copy(&device);
     let measured = network::measure(&mut network, &load)?;
     drop(network);
+    let serving = match &args.model {
+        Some(path) => {
+            memory::forget_peak();
+            Some(serving::measure(path, args, &load, &measured.chunks)?)
+        }
+        None => None,
+    };
+    let peak = memory::peak();
+    // Last of all: it needs more memory than anything else.
+    let copy_bytes_per_s = bandwidth::copy(&device);
     Ok(EngineMeasurement {
         device: DeviceFacts {
             gpu: device.class == DeviceClass::Gpu,
@@ -117,8 +128,8 @@ pub fn run(args: &BenchArgs) -> Result<EngineMeasurement, BenchError> {
         decode: measured.decode,
         dispatches_per_step: measured.dispatches_per_step,
         decode_profile: measured.profile,
-        serving: None,
-        memory: Memory { loaded, peak: memory::peak(), gpu_peak: None },
+        serving,
+        memory: Memory { loaded, peak, gpu_peak: None },
     })
 }
 

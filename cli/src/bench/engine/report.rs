@@ -146,6 +146,13 @@ impl Report {
                 let _ = write!(text, "{before} {}{after}", bytes(amount as f64));
             }
         }
+        if let Some(serving) = &self.engine.serving {
+            let Serving { cache_tokens, prefill_budget, .. } = serving;
+            let _ = write!(
+                text,
+                "\nengine: cache for {cache_tokens} tokens, at most {prefill_budget} prompt tokens a step"
+            );
+        }
         if let Some(ceiling) = self.engine.copy_bytes_per_s {
             let _ = write!(text, "\nmemory bandwidth by a large copy: {}/s", bytes(ceiling));
         }

@@ -22,6 +22,7 @@ fn report() -> Report {
     let first = |load| FirstToken { prompt_tokens: 1024, load, min_ms: 1.0, median_ms: 2.0, max_ms: 3.0 };
     let serving = Serving {
         prefill_budget: 256,
+        cache_tokens: 4096,
         first_token: vec![first(0), first(8)],
         gaps: vec![gap],
         prefix: Some(PrefixReuse {
@@ -96,6 +97,7 @@ fn the_head_names_device_memory_and_bandwidth() {
     let text = report().render();
     assert!(text.starts_with("tiny 1 on CPU (flex, 2 threads); Xeon(R) 9, emberline 0.1.0\n"), "{text}");
     assert!(text.contains("weights 98.0 MB, cache 23.0 kB a token; process 200 MB when loaded\n"), "{text}");
+    assert!(text.contains("cache for 4096 tokens, at most 256 prompt tokens a step"), "{text}");
     // 98 MB a hundred times a second, of 19.6 GB.
     assert!(text.contains("19.6 GB/s; decoding one sequence reads weights at 50 % of it"), "{text}");
     assert!(text.contains("dispatches in a decode step of one sequence: 213"), "{text}");
