@@ -35,6 +35,8 @@ pub enum Engine {
     Real,
     /// The worker's simulated engine, which says so in its heartbeat and model name.
     Simulated,
+    /// What [`Options::worker_args`] say, on the CPU backend.
+    Given,
 }
 
 /// How to start a stack.
@@ -128,6 +130,30 @@ impl Stack {
         Ok(self.http.get(format!("{}{path}", self.url)).bearer_auth(API_KEY).send().await?)
     }
 
+    /// The worker's process id.
+    pub fn worker_id(&self) -> Option<u32> {
+        self.worker.as_ref()?.id()
+    }
+
+    /// Waits until the function lists exactly these models and their aliases.
+    pub async fn wait_for_models(&self, wanted: &[&str]) -> Result<()> {
+        let listed = async {
+            loop {
+                let list: Value = self.get("/v1/models").await?.json().await?;
+                let entries = list["data"].as_array().map_or(&[][..], Vec::as_slice);
+                let mut roots: Vec<&str> =
+                    entries.iter().filter_map(|model| model["root"].as_str()).collect();
+                roots.sort_unstable();
+                roots.dedup();
+                if roots == wanted {
+                    return anyhow::Ok(());
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, listed).await.context("the list of models did not change")?
+    }
+
     /// Waits for a heartbeat that `wanted` accepts, whoever sends it.
     pub async fn heartbeat(&self, wanted: impl Fn(&Heartbeat) -> bool) -> Result<Heartbeat> {
         let jetstream = async_nats::jetstream::new(self.nats.worker_client().await?);
@@ -173,6 +199,7 @@ fn start_worker(nats: &NatsServer, options: &Options) -> Result<Option<Child>> {
             command.arg("--model").arg(model).args(["--model-name", MODEL, "--backend", "cpu"])
         }
         Engine::Simulated => command.args(["--engine", "simulated"]),
+        Engine::Given => command.args(["--backend", "cpu"]),
     };
     command
         .args(["--nats", &nats.address(), "--nats-user", "worker"])

@@ -82,7 +82,14 @@ async fn a_stream_has_the_documented_shape_and_the_same_text() -> Result<()> {
     assert_eq!(first["choices"][0]["delta"], json!({"role": "assistant", "content": ""}));
     let (usage, rest) = rest.split_last().context("no usage")?;
     assert_eq!(usage["choices"], json!([]));
-    assert_eq!(usage["usage"], whole["usage"]);
+    // All whole blocks of the prompt (16 tokens each) were computed for the first request.
+    let (again, at_first) = (&usage["usage"], &whole["usage"]);
+    let prompt = at_first["prompt_tokens"].as_u64().context("prompt_tokens")?;
+    assert_eq!(at_first["prompt_tokens_details"]["cached_tokens"], 0);
+    assert_eq!(again["prompt_tokens_details"]["cached_tokens"], (prompt - 1) / 16 * 16);
+    for count in ["prompt_tokens", "completion_tokens", "total_tokens"] {
+        assert_eq!(again[count], at_first[count], "{count}");
+    }
     let (last, contents) = rest.split_last().context("no last chunk")?;
     assert_eq!(last["choices"][0]["delta"], json!({}));
     assert_eq!(last["choices"][0]["finish_reason"], whole["choices"][0]["finish_reason"]);

@@ -127,7 +127,7 @@ fn jobs() -> Vec<Job> {
     let systems = [words(60), words(90), "Answer in one line.".to_owned()];
     let jobs = (0..9_u64).map(|number| {
         let user = format!("Tell me about {}.", words(5 + 13 * number as usize % 70));
-        let mut job = job(number, &systems[number as usize % 3], &user, 6 + number as u32);
+        let mut job = job(number, &systems[number as usize % 3], &user, 36 + 2 * number as u32);
         job.request.n = if number == 4 { 3 } else { 1 };
         job.request.sampling.temperature = [0.0, 1.0, 0.7][number as usize / 3];
         job
@@ -203,7 +203,7 @@ fn a_repeated_system_prompt_of_1000_tokens_costs_less_than_a_twentieth() {
 #[test]
 fn a_long_prompt_delays_running_streams_by_no_more_than_its_chunks() {
     let mut runs = Runs::new(&options());
-    let streams: Vec<JobId> = (0..3).map(|number| JobId::from_random(number)).collect();
+    let streams: Vec<JobId> = (0..3).map(JobId::from_random).collect();
     for number in 0..3 {
         runs.submit(job(number, "Be brief.", "Tell me a story.", 60));
     }

@@ -131,7 +131,7 @@ fn chats_make_the_prompts_of_the_reference() {
                     assert_eq!(ids, added.into_iter().chain(case.ids).collect::<Vec<_>>(), "{name}");
                 }
                 (Err(TemplateError::Refused(message)), _) => {
-                    assert_eq!(Some(message), case.refused, "{name}")
+                    assert_eq!(Some(message), case.refused, "{name}");
                 }
                 (other, _) => panic!("{name}: {other:?}"),
             }

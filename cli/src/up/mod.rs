@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use clap::Args;
+use serde::Deserialize;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::access;
@@ -29,7 +30,7 @@ use crate::catalogue::Catalogue;
 use crate::console::Console;
 use crate::pull::Puller;
 use host::Host;
-use plan::{ALIAS, Backend, Model, Passwords, Plan};
+use plan::{ALIAS, Backend, Model, Models, Passwords, Plan};
 use ports::{Claim, Listen};
 use stack::Stack;
 use state::{Running, State};
@@ -49,6 +50,9 @@ pub(crate) struct UpArgs {
     /// A model of the catalogue, or a path to a .gguf file
     #[arg(long, env = "EMBERLINE_MODEL", default_value = "smollm2-135m-instruct")]
     model: String,
+    /// A TOML file of models instead; it is watched, and models are loaded and unloaded as it changes
+    #[arg(long, env = "EMBERLINE_MODELS", value_name = "FILE", conflicts_with = "model")]
+    models: Option<PathBuf>,
     /// Where to compute; `auto` takes the GPU if there is one
     #[arg(long, env = "EMBERLINE_BACKEND", value_enum, default_value_t = Backend::Auto)]
     backend: Backend,
@@ -117,7 +121,10 @@ pub(crate) fn prepare(args: &UpArgs, cache: &Cache, console: Console) -> anyhow:
         worker_program,
         workers: args.workers.into(),
         backend: args.backend,
-        model: find_model(&args.model, &puller)?,
+        models: match &args.models {
+            Some(file) => listed_models(file)?,
+            None => Models::One(find_model(&args.model, &puller)?),
+        },
         api_key: args.api_key.clone().map_or_else(|| cache.api_key(), Ok)?,
         passwords: Passwords::random(),
     };
@@ -192,6 +199,24 @@ impl StopSignals {
 pub(crate) fn find_root() -> io::Result<Option<PathBuf>> {
     let here = std::env::current_dir()?;
     Ok(here.ancestors().find(|folder| folder.join("spin.toml").is_file()).map(Path::to_owned))
+}
+
+/// The models that a file lists. The worker reads the rest of it.
+fn listed_models(file: &Path) -> anyhow::Result<Models> {
+    #[derive(Deserialize)]
+    struct Listed {
+        #[serde(default)]
+        model: Vec<Named>,
+    }
+    #[derive(Deserialize)]
+    struct Named {
+        name: String,
+    }
+    let what = || format!("--models: {}", file.display());
+    let text = std::fs::read_to_string(file).with_context(what)?;
+    let listed: Listed = toml::from_str(&text).with_context(what)?;
+    let names = listed.model.into_iter().map(|model| model.name).collect();
+    Ok(Models::Listed { file: std::fs::canonicalize(file).with_context(what)?, names })
 }
 
 pub(crate) fn find_model(wanted: &str, puller: &Puller<'_>) -> anyhow::Result<Model> {
@@ -283,6 +308,20 @@ mod tests {
         assert_eq!((model.name.as_str(), model.path), ("My.Model-Q8_0", file.canonicalize().unwrap()));
         assert!(find(&dir.path().join("a=b.gguf")).unwrap_err().to_string().contains("rename"));
         assert!(find_model("no-such", &puller).unwrap_err().to_string().contains("not in the catalogue"));
+    }
+
+    #[test]
+    fn a_file_of_models_tells_their_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("models.toml");
+        let error = format!("{:#}", listed_models(&file).unwrap_err());
+        assert!(error.contains("--models") && error.contains("models.toml"), "{error}");
+        std::fs::write(&file, "[[model]]\nname = 'b'\nsource = 'x'\n[[model]]\nname = 'a'\n").unwrap();
+        let names = ["b", "a"].map(String::from).to_vec();
+        let file_in_full = file.canonicalize().unwrap();
+        assert_eq!(listed_models(&file).unwrap(), Models::Listed { file: file_in_full, names });
+        std::fs::write(&file, "[[model]").unwrap();
+        assert!(listed_models(&file).is_err());
     }
 
     #[test]

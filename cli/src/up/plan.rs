@@ -1,5 +1,6 @@
 //! What exactly `emberline up` starts: programs, arguments and environment of each part.
 
+use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -27,11 +28,41 @@ pub(crate) enum Backend {
     Cpu,
 }
 
-/// The model that is served.
+/// A model file and the name under which it is served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Model {
     pub(crate) name: String,
     pub(crate) path: PathBuf,
+}
+
+/// What is served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Models {
+    One(Model),
+    /// What the file lists, which may change; these names are in it now.
+    Listed {
+        file: PathBuf,
+        names: Vec<String>,
+    },
+}
+
+impl Models {
+    /// Their names, with commas.
+    pub(crate) fn names(&self) -> String {
+        match self {
+            Self::One(model) => model.name.clone(),
+            Self::Listed { names, .. } => names.join(","),
+        }
+    }
+
+    /// The alias of the local configuration; the first of several models has it.
+    fn alias(&self) -> String {
+        let first = match self {
+            Self::One(model) => Some(&model.name),
+            Self::Listed { names, .. } => names.first(),
+        };
+        first.map_or_else(String::new, |name| format!("{ALIAS}={name}"))
+    }
 }
 
 /// Everything that has been decided before anything starts.
@@ -51,7 +82,7 @@ pub(crate) struct Plan {
     pub(crate) worker_program: PathBuf,
     pub(crate) workers: usize,
     pub(crate) backend: Backend,
-    pub(crate) model: Model,
+    pub(crate) models: Models,
     pub(crate) api_key: String,
     pub(crate) passwords: Passwords,
 }
@@ -107,16 +138,24 @@ impl Plan {
     pub(crate) fn worker(&self, number: usize) -> Program {
         let backend = self.backend.to_possible_value();
         let backend = backend.as_ref().map_or("auto", |value| value.get_name());
-        let (nats, model) = (self.nats_address().to_string(), self.model.path.to_string_lossy());
+        let nats = self.nats_address().to_string();
         let mut env = vec![
             ("EMBERLINE_NATS", nats.as_str()),
             ("EMBERLINE_NATS_USER", "worker"),
             ("EMBERLINE_NATS_PASSWORD", &self.passwords.worker),
-            ("EMBERLINE_MODEL_PATH", &model),
-            ("EMBERLINE_MODEL_NAME", &self.model.name),
             ("EMBERLINE_BACKEND", backend),
             ("EMBERLINE_DRAIN_S", DRAIN_S),
         ];
+        // Nothing that was meant for `up` itself may reach the worker by these variables.
+        let (path, name, file) = match &self.models {
+            Models::One(Model { name, path }) => (path.to_string_lossy(), name.as_str(), Cow::default()),
+            Models::Listed { file, .. } => (Cow::default(), "", file.to_string_lossy()),
+        };
+        env.extend([
+            ("EMBERLINE_MODEL_PATH", &*path),
+            ("EMBERLINE_MODEL_NAME", name),
+            ("EMBERLINE_MODELS", &*file),
+        ]);
         env.extend(quiet_layer());
         self.program(Part::Worker(number), &self.worker_program, &[], &env)
     }
@@ -141,8 +180,8 @@ impl Plan {
                 ("SPIN_VARIABLE_NATS_USER", "function"),
                 ("SPIN_VARIABLE_NATS_PASSWORD", &self.passwords.function),
                 ("SPIN_VARIABLE_API_KEY_HASHES", &hex(&Sha256::digest(self.api_key.as_bytes()))),
-                ("SPIN_VARIABLE_MODELS", &self.model.name),
-                ("SPIN_VARIABLE_MODEL_ALIASES", &format!("{ALIAS}={}", self.model.name)),
+                ("SPIN_VARIABLE_MODELS", &self.models.names()),
+                ("SPIN_VARIABLE_MODEL_ALIASES", &self.models.alias()),
             ],
         )
     }
@@ -195,7 +234,7 @@ mod tests {
             worker_program: "/bin/worker".into(),
             workers: 1,
             backend: Backend::Wgpu,
-            model: Model { name: "m".into(), path: "/m.gguf".into() },
+            models: Models::One(Model { name: "m".into(), path: "/m.gguf".into() }),
             api_key: "abc".into(),
             passwords: Passwords::random(),
         }
@@ -258,5 +297,17 @@ mod tests {
         assert_eq!(env(&worker, "EMBERLINE_MODEL_PATH"), "/m.gguf");
         assert_eq!(env(&worker, "EMBERLINE_BACKEND"), "wgpu");
         assert_eq!(env(&worker, "EMBERLINE_NATS"), "127.0.0.1:4333");
+        assert_eq!(env(&worker, "EMBERLINE_MODELS"), "");
+    }
+
+    #[test]
+    fn a_file_of_models_goes_to_the_worker_and_its_names_to_the_function() {
+        let names = ["a", "b"].map(String::from).to_vec();
+        let plan = Plan { models: Models::Listed { file: "/models.toml".into(), names }, ..plan() };
+        let (worker, function) = (plan.worker(1), plan.function());
+        assert_eq!(env(&worker, "EMBERLINE_MODELS"), "/models.toml");
+        assert_eq!(env(&worker, "EMBERLINE_MODEL_PATH"), "");
+        assert_eq!(env(&function, "SPIN_VARIABLE_MODELS"), "a,b");
+        assert_eq!(env(&function, "SPIN_VARIABLE_MODEL_ALIASES"), "vllm-primary=a");
     }
 }

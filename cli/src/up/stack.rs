@@ -87,7 +87,7 @@ impl<'a> Stack<'a> {
             self.workers.push(worker);
         }
         self.function = Some(Process::spawn(&self.plan.function(), self.transcript, &self.tell_exits)?);
-        spinner.set_message(format!("loading {}", self.plan.model.name));
+        spinner.set_message(format!("loading {}", self.plan.models.names()));
         let url = format!("{}/ready", self.plan.url());
         let ready = self.unless_one_ends(wait_until_ready(url)).await?;
         spinner.finish_and_clear();

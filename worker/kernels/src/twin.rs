@@ -2,6 +2,8 @@
 //!
 //! Written to be obviously right, on any backend; see [`crate::ops`] for what each does.
 
+#![allow(clippy::needless_pass_by_value)] // signatures are those of the operations
+
 use burn::tensor::activation::{sigmoid, softmax};
 use burn::tensor::{Int, IntDType, Tensor, TensorData};
 

@@ -39,7 +39,7 @@ impl Layer {
         rows: &StepRows,
         cache: KvBlocks,
     ) -> (Tensor<2>, KvBlocks) {
-        let qkv = self.qkv(x.clone());
+        let qkv = self.qkv(&x);
         let (queries, cache) =
             rotate_and_store(qkv, &self.bias, &self.head_norms, rotary, rows, cache, self.shape);
         let mixed = attention(queries, &cache, rows, self.shape);
@@ -52,7 +52,7 @@ impl Layer {
         (self.project(gated, &self.down, self.post_mlp_norm.as_ref(), x), cache)
     }
 
-    fn qkv(&self, x: Tensor<2>) -> Tensor<2> {
+    fn qkv(&self, x: &Tensor<2>) -> Tensor<2> {
         let part = |matrix| norm_linear(x.clone(), &self.attention_norm, self.epsilon, matrix);
         match self.qkv.as_slice() {
             [whole] => part(whole),

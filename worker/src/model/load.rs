@@ -133,7 +133,7 @@ impl<'a> Loader<'a> {
         let key = self.rows(Part::Key, index, [keys, hidden])?;
         let value = self.rows(Part::Value, index, [keys, hidden])?;
         let stacked = Rows::stack([self.in_halves(query), self.in_halves(key), value]);
-        stacked.into_iter().map(|rows| self.upload(Part::Query, index, rows)).collect()
+        stacked.into_iter().map(|rows| self.upload(Part::Query, index, &rows)).collect()
     }
 
     /// `[query | key | value]`.
@@ -169,12 +169,12 @@ impl<'a> Loader<'a> {
         }
         let gate = self.rows(Part::Gate, index, [width, hidden])?;
         let up = self.rows(Part::Up, index, [width, hidden])?;
-        self.upload(Part::Gate, index, Rows::join([gate, up]))
+        self.upload(Part::Gate, index, &Rows::join([gate, up]))
     }
 
     fn matrix(&mut self, part: Part, layer: usize, shape: [usize; 2]) -> Result<Matrix, LoadError> {
         let rows = self.rows(part, layer, shape)?;
-        self.upload(part, layer, rows)
+        self.upload(part, layer, &rows)
     }
 
     /// Rows of heads with the rotated components in two halves.
@@ -237,7 +237,7 @@ impl<'a> Loader<'a> {
     }
 
     /// Puts `rows`, which begin with those of `part`, on the device.
-    fn upload(&mut self, part: Part, layer: usize, rows: Rows) -> Result<Matrix, LoadError> {
+    fn upload(&mut self, part: Part, layer: usize, rows: &Rows) -> Result<Matrix, LoadError> {
         let tensor = || self.layout.names.of(part, layer);
         let bytes = rows.data.len() as u64;
         if let Some(limit) = self.target.max_buffer_bytes

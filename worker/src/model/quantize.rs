@@ -20,8 +20,11 @@ pub enum Quantize {
     Q4,
 }
 
+/// Writes the blocks of whole rows of numbers.
+type Quantizer = fn(&[f32], &mut [u8]);
+
 impl Quantize {
-    fn target(self, part: Part) -> (GgmlType, fn(&[f32], &mut [u8])) {
+    fn target(self, part: Part) -> (GgmlType, Quantizer) {
         match (self, part) {
             (Self::Q8, _) | (Self::Q4, Part::Embedding | Part::Head) => (GgmlType::Q8_0, quantize_q8_0),
             (Self::Q4, _) => (GgmlType::Q4_0, quantize_q4_0),

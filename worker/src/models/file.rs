@@ -233,7 +233,7 @@ impl Entry {
 fn slots<'de, D: serde::Deserializer<'de>>(value: D) -> Result<Option<u16>, D::Error> {
     match u16::deserialize(value)? {
         slots @ 1..=MAX_SLOTS => Ok(Some(slots)),
-        other => Err(serde::de::Error::custom(format!("slots is {other}, but must be 1 to {}", MAX_SLOTS))),
+        other => Err(serde::de::Error::custom(format!("slots is {other}, but must be 1 to {MAX_SLOTS}"))),
     }
 }
 

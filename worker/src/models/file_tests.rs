@@ -46,6 +46,17 @@ fn an_entry_says_what_it_wants_and_the_rest_is_as_for_all() {
 }
 
 #[test]
+fn the_example_is_one() {
+    let example = include_str!("../../../deploy/models.toml");
+    assert_eq!(parse_text(example).unwrap()[0].settings, settings());
+    let in_full: String =
+        example.replace("\n# slots", "\nslots").replace("\n# c", "\nc").replace("\n# q", "\nq");
+    let all = parse_text(&in_full).unwrap().remove(0).settings;
+    assert_eq!((all.slots, all.cache_memory), (8, Some(Bytes(1 << 30))));
+    assert_eq!((all.context_length, all.quantize), (Some(4096), Some(Quantize::Q8)));
+}
+
+#[test]
 fn what_is_wrong_is_named_with_its_place() {
     let model = "[[model]]\nname = 'a'\nsource = 'x.gguf'\n";
     for (text, says) in [

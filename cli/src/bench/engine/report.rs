@@ -36,6 +36,9 @@ pub(crate) enum WriteError {
     Json(#[from] serde_json::Error),
 }
 
+/// What of the measured rates becomes points of a plot.
+type Points<'a> = &'a dyn Fn(&[Rate]) -> Vec<(f64, f64)>;
+
 impl Comparison {
     fn llama(&self) -> Option<&LlamaCpp> {
         match self {
@@ -78,15 +81,14 @@ impl Report {
         let model = &self.engine.model.name;
         let prompts = |rates: &[Rate]| points(rates, |rate| rate.batch == 1, |rate| rate.prompt_tokens);
         let batches = |rates: &[Rate]| points(rates, |_| true, |rate| rate.batch);
-        let both =
-            |pick: &dyn Fn(&[Rate]) -> Vec<(f64, f64)>, ours: &[Rate], theirs: fn(&LlamaCpp) -> &[Rate]| {
-                let mut series = vec![Series { name: "emberline".to_owned(), points: pick(ours) }];
-                if let Some(llama) = self.comparison.llama() {
-                    let place = if llama.gpu || !self.engine.device.gpu { "" } else { " (on the CPU)" };
-                    series.push(Series { name: format!("llama.cpp{place}"), points: pick(theirs(llama)) });
-                }
-                series
-            };
+        let both = |pick: Points<'_>, ours: &[Rate], theirs: fn(&LlamaCpp) -> &[Rate]| {
+            let mut series = vec![Series { name: "emberline".to_owned(), points: pick(ours) }];
+            if let Some(llama) = self.comparison.llama() {
+                let place = if llama.gpu || !self.engine.device.gpu { "" } else { " (on the CPU)" };
+                series.push(Series { name: format!("llama.cpp{place}"), points: pick(theirs(llama)) });
+            }
+            series
+        };
         let plot = |title: &str, x_label, y_label, series| Plot {
             title: format!("{model}: {title}"),
             x_label,

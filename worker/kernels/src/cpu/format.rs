@@ -327,8 +327,8 @@ impl Format for Q8_0 {
         scales: (S::Floats, S::Floats),
     ) -> [S::Floats; OCTET] {
         let mut numbers = [s.zero(); OCTET];
-        for i in 0..OCTET {
-            numbers[i] = s.signed(part(record, SECOND + (octet * OCTET + i) * 16));
+        for (i, number) in numbers.iter_mut().enumerate() {
+            *number = s.signed(part(record, SECOND + (octet * OCTET + i) * 16));
         }
         scaled(s, numbers, scales.0)
     }

@@ -12,7 +12,7 @@ pub(crate) fn gate<S: Simd>(s: S, activation: Activation, gate: S::Floats, up: S
         // 0.5 (1 + tanh(u)) is the logistic function of 2u.
         Activation::GeluTanh => {
             let cubic = s.fma(s.mul(s.mul(gate, gate), gate), s.splat(0.044_715), gate);
-            let twice = s.mul(cubic, s.splat(-2.0 * 0.797_884_56)); // 2 sqrt(2/π)
+            let twice = s.mul(cubic, s.splat(-2.0 * 0.797_884_6)); // 2 sqrt(2/π)
             s.div(gate, s.add(one, exp(s, twice)))
         }
     };

@@ -30,6 +30,7 @@ pub(crate) struct Pools<'a> {
 
 impl Step<'_> {
     /// Stores keys and values and gives the queries.
+    #[allow(clippy::needless_pass_by_value)] // what is lent for writing is used up
     pub(crate) fn run(self, pools: Pools<'_>) -> Vec<f32> {
         let HeadShape { heads, kv_heads, .. } = self.shape;
         let mut queries = vec![0.0; self.rows.len() * self.shape.query_width()];

@@ -221,6 +221,7 @@ struct Running<N: Size> {
 
 /// `running` and the next partition.
 #[cube]
+#[allow(clippy::needless_pass_by_value)] // a kernel passes values
 fn fold<N: Size>(running: Running<N>, largest: f32, sum: f32, values: Vector<f32, N>) -> Running<N> {
     let new = max(running.largest, largest);
     let old_share = (running.largest - new).exp();
@@ -458,7 +459,7 @@ fn attend_kernel<N: Size>(
                         let head = first_head + item / chunks;
                         let to = (first_row * all_heads + head) * partitions + partition;
                         out[to * chunks + item % chunks] = part[state];
-                        if item % chunks == 0 {
+                        if item.is_multiple_of(chunks) {
                             stats[2 * to] = top;
                             stats[2 * to + 1] = sum;
                         }

@@ -288,7 +288,7 @@ fn select_cut(
     let mut keep = left;
     if comptime!(by_mass) {
         let one = u32::cast_from(fma(weight(logit_of(key), row), row.unit, 0.5));
-        keep = (left + max(one, 1) - 1) / max(one, 1);
+        keep = left.div_ceil(max(one, 1));
     }
     let mut ties = 0u32;
     let each = row.vocabulary.div_ceil(THREADS);

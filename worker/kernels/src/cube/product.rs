@@ -251,7 +251,7 @@ fn activate(x: f32, #[comptime] activation: Activation) -> f32 {
     match activation {
         Activation::Silu => x / (1.0 + (-x).exp()),
         Activation::GeluTanh => {
-            let inner = 0.797_884_56 * fma(0.044715 * x * x, x, x);
+            let inner = 0.797_884_6 * fma(0.044715 * x * x, x, x);
             // Far from zero tanh is 1, and some GPUs' tanh overflows.
             0.5 * x * (1.0 + min(max(inner, -15.0), 15.0).tanh())
         }

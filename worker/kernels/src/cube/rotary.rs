@@ -134,15 +134,13 @@ fn rotate_kernel(
     let half = comptime!(rotary_dim / 2);
     for d in range_stepped(unit, head_dim, THREADS) {
         let mut number = numbers[d];
-        if comptime!(rotary_dim > 0) {
-            if !is_value && d < rotary_dim {
-                let pair = d % half;
-                let cos = rotary[position * rotary_dim + pair];
-                let sin = rotary[position * rotary_dim + half + pair];
-                let a = numbers[pair];
-                let b = numbers[pair + half];
-                number = select(d < half, a * cos - b * sin, b * cos + a * sin);
-            }
+        if comptime!(rotary_dim > 0) && !is_value && d < rotary_dim {
+            let pair = d % half;
+            let cos = rotary[position * rotary_dim + pair];
+            let sin = rotary[position * rotary_dim + half + pair];
+            let a = numbers[pair];
+            let b = numbers[pair + half];
+            number = select(d < half, a * cos - b * sin, b * cos + a * sin);
         }
         if head < heads {
             queries[(row * heads + head) * head_dim + d] = number;

@@ -68,7 +68,7 @@ pub(crate) fn unit_numbers<N: Size>(
         GgmlType::Q5_0 => {
             let blocks = units / 4;
             let d = F4::new(packed_half(scales, base, unit / 4));
-            let high = scales[base + (blocks + 1) / 2 + unit / 4];
+            let high = scales[base + blocks.div_ceil(2) + unit / 4];
             let both = quintets(quants[at].extract(0usize), high, unit % 4);
             Unit { first: (both.first - F4::new(16.0)) * d, second: (both.second - F4::new(16.0)) * d }
         }

@@ -70,7 +70,7 @@ fn tokens_are_drawn_as_the_twin_draws_them() {
 #[test]
 fn filters_leave_exactly_what_they_should_among_ties() {
     // Ids 3 and 9 share the first place, 1, 4 and 7 the second.
-    let mut numbers = vec![-4.0_f32; 12];
+    let mut numbers = [-4.0_f32; 12];
     for id in [3, 9] {
         numbers[id] = 2.0;
     }

@@ -65,6 +65,7 @@ impl Picker {
         Ok(merged.collect())
     }
 
+    #[allow(clippy::needless_pass_by_value)] // the logits are used up
     fn pick_on_host(self, logits: Logits, wanted: &[Wanted<'_>]) -> Result<Vec<Picked>, ComputeError> {
         if wanted.is_empty() {
             return Ok(Vec::new());

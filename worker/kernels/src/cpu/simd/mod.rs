@@ -167,7 +167,7 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::Floats) -> S::Floats {
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     const POLYNOMIAL: [f32; 6] =
-        [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1];
+        [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5e-1];
     let x = s.max(s.min(x, s.splat(88.0)), s.splat(-87.0));
     let shifted = s.fma(x, s.splat(std::f32::consts::LOG2_E), s.splat(SHIFT));
     let whole = s.sub(shifted, s.splat(SHIFT));
