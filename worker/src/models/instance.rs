@@ -8,6 +8,7 @@ use tokio::task::JoinHandle;
 
 use super::board::Loaded;
 use super::load::{LoadFailure, Loader};
+use super::memory;
 use super::options::ModelOptions;
 use crate::bus::{Bus, BusError};
 use crate::engine::Engine;
@@ -157,5 +158,9 @@ impl Instance {
 
 /// Frees what an engine holds, which may take as long as one of its steps.
 async fn unload(free: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
-    tokio::task::spawn_blocking(free).await.map_err(|error| Failure::Engine(error.to_string()))
+    let freeing = tokio::task::spawn_blocking(move || {
+        free();
+        memory::give_back();
+    });
+    freeing.await.map_err(|error| Failure::Engine(error.to_string()))
 }

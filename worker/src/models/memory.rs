@@ -88,6 +88,18 @@ pub fn available() -> Option<u64> {
     Some(group.map_or(machine, |group| group.min(machine)))
 }
 
+/// Gives memory that was freed back to the system.
+///
+/// glibc keeps it otherwise, so that the next model would seem not to fit.
+pub(super) fn give_back() {
+    #[cfg(target_env = "gnu")]
+    #[allow(unsafe_code)]
+    // SAFETY: it touches nothing but the allocator's free memory, and takes the allocator's locks.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs::File;
