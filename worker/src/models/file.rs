@@ -1,9 +1,11 @@
 //! The file of models: read at the start, watched, and read again when it changes.
 //!
-//!     [[model]]
-//!     name = "smollm2"
-//!     source = "smollm2-135m-instruct.gguf"   # relative to this file
-//!     slots = 4
+//! ```toml
+//! [[model]]
+//! name = "smollm2"
+//! source = "smollm2-135m-instruct.gguf"   # relative to this file
+//! slots = 4
+//! ```
 //!
 //! What can't be read changes nothing: it is reported, and the models stay as they are.
 
