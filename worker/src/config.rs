@@ -74,8 +74,15 @@ pub struct Args {
     pub engine: EngineChoice,
 
     /// Jobs of each model to run at once
-    #[arg(long, env = "EMBERLINE_SLOTS", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_SLOTS)))]
+    #[arg(long, env = "EMBERLINE_SLOTS", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_SLOTS)))]
     pub slots: u16,
+
+    /// Tokens of prompts that a step computes beside one token of each running answer [default: 256
+    /// on the CPU, 1024 on a GPU]
+    ///
+    /// Less makes running answers steadier while a long prompt is read, more makes the prompt faster.
+    #[arg(long, env = "EMBERLINE_PREFILL_BUDGET", value_name = "TOKENS", value_parser = clap::value_parser!(u16).range(1..))]
+    pub prefill_budget: Option<u16>,
 
     /// Seconds that running jobs get to finish once the worker is told to stop, or their model is removed
     #[arg(long, env = "EMBERLINE_DRAIN_S", default_value_t = 30, value_name = "SECONDS")]
@@ -186,6 +193,7 @@ impl Args {
             quantize: self.quantize,
             cache_memory: self.cache_memory,
             context_length: self.context_length,
+            prefill_budget: self.prefill_budget,
             tokens_per_s: self.simulated_tokens_per_s,
         };
         let models: Vec<String> = self.model.into_iter().filter(|model| !model.is_empty()).collect();

@@ -10,6 +10,7 @@ mod pick;
 mod prompt;
 mod publish;
 mod request;
+mod warm_up;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;

@@ -1,8 +1,8 @@
 //! Decides what each step computes: a pure state machine that knows no device.
 //!
 //! [`Scheduler::plan`] gives every sequence that is past its prompt one row, and shares a budget of
-//! rows among prompts, oldest first; so a long prompt delays running sequences by no more than the
-//! budget's time a step. After the step, [`Scheduler::complete`] takes note of what is in the cache
+//! rows among prompts; so a long prompt delays running sequences by no more than the budget's time a
+//! step. After the step, [`Scheduler::complete`] takes note of what is in the cache
 //! now, and the caller says how each sequence goes on: [`Scheduler::push`] or [`Scheduler::finish`].
 //!
 //! Keys and values lie in blocks (see [`BlockPool`]). A prompt gets all its blocks when it starts,
@@ -165,9 +165,7 @@ impl Scheduler {
     pub fn plan(&mut self) -> Step {
         let mut step = Step::default();
         self.plan_decoding(&mut step);
-        let mut budget = self.limits.prefill_budget.max(1);
-        self.continue_prompts(&mut step, &mut budget);
-        self.start_prompts(&mut step, &mut budget);
+        self.plan_prompts(&mut step);
         step
     }
 
@@ -278,24 +276,49 @@ impl Scheduler {
         step.preempted.push(id);
     }
 
-    /// More of the prompts that have started.
-    fn continue_prompts(&self, step: &mut Step, budget: &mut usize) {
-        let prompts = self.running.iter().filter(|(_, sequence)| !sequence.decoding);
-        step.spans.extend(prompts.map_while(|(id, sequence)| sequence.chunk(*id, budget)));
+    /// Shares the budget among prompts: half of it is the oldest's, as far as it needs that much;
+    /// then those come that need least, so that a long prompt does not hold up short ones.
+    fn plan_prompts(&mut self, step: &mut Step) {
+        let budget = self.limits.prefill_budget.max(1);
+        self.start_prompts(step, budget);
+        let mut rest: Vec<(usize, SequenceId)> = self.prompts().map(|(id, s)| (s.remaining(), id)).collect();
+        if rest.is_empty() {
+            return;
+        }
+        let (needed, oldest) = rest.remove(0);
+        rest.sort_unstable();
+        let first = (needed.min(budget.div_ceil(2)), oldest);
+        let mut left = budget;
+        let mut shares: BTreeMap<SequenceId, usize> = BTreeMap::new();
+        for (wanted, id) in [first].into_iter().chain(rest).chain([(needed, oldest)]) {
+            let share = shares.entry(id).or_default();
+            let rows = (wanted - *share).min(left);
+            *share += rows;
+            left -= rows;
+        }
+        let with_rows = shares.into_iter().filter(|(_, rows)| *rows > 0);
+        let spans = with_rows.filter_map(|(id, rows)| Some(self.running.get(&id)?.chunk(id, rows)));
+        step.spans.extend(spans);
     }
 
-    /// Starts prompts for which there is room.
-    fn start_prompts(&mut self, step: &mut Step, budget: &mut usize) {
-        let prompts = self.running.values().filter(|sequence| !sequence.decoding);
-        let next = |sequence: &Sequence| next_content(&sequence.tokens, sequence.registered, sequence.prefix);
-        let mut coming: HashSet<Content> = prompts.filter_map(next).collect();
+    /// Starts prompts, oldest first, while there is room for them and something left of the budget.
+    fn start_prompts(&mut self, step: &mut Step, budget: usize) {
+        let mut coming: HashSet<Content> = self.prompts().filter_map(|(_, s)| s.next_content()).collect();
+        // Tokens to come of those that have started, and of them, of all but the oldest.
+        let mut queued: usize = self.prompts().map(|(_, s)| s.remaining()).sum();
+        let mut beside: usize = self.prompts().skip(1).map(|(_, s)| s.remaining()).sum();
         let ids: Vec<SequenceId> = self.waiting.keys().copied().collect();
         for id in ids {
-            if *budget == 0 {
+            if queued >= budget && beside >= budget / 2 {
                 return;
             }
             let Some(waiting) = self.waiting.get(&id) else { continue };
             let (blocks, prefix) = self.find(&waiting.tokens);
+            let needed = waiting.tokens.len() - blocks.len() * BLOCK_SIZE;
+            // Either it has a share at once, or it is computed at once beside the oldest.
+            if queued >= budget && beside + needed > budget / 2 {
+                continue;
+            }
             // Another prompt is just computing what comes next here: it will be in the cache.
             let next = next_content(&waiting.tokens, blocks.len(), prefix);
             if next.is_some_and(|content| coming.contains(&content)) {
@@ -304,11 +327,16 @@ impl Scheduler {
             if !self.has_place_for(waiting.choices) || !self.reserve(id, &blocks, prefix) {
                 return;
             }
-            let Some(sequence) = self.running.get(&id) else { continue };
             coming.extend(next);
-            step.spans.extend(sequence.chunk(id, budget));
+            beside += if queued > 0 { needed } else { 0 };
+            queued += needed;
             step.started.push(Started { id, cached: blocks.len() * BLOCK_SIZE });
         }
+    }
+
+    /// Prompts that have started, oldest first.
+    fn prompts(&self) -> impl Iterator<Item = (SequenceId, &Sequence)> {
+        self.running.iter().filter(|(_, sequence)| !sequence.decoding).map(|(id, sequence)| (*id, sequence))
     }
 
     fn has_place_for(&self, choices: u32) -> bool {
@@ -352,14 +380,21 @@ impl Scheduler {
 }
 
 impl Sequence {
-    /// The next tokens of a prompt; `None` when the budget is used up.
-    fn chunk(&self, id: SequenceId, budget: &mut usize) -> Option<Span> {
-        let rows = (self.tokens.len() - self.computed).min(*budget);
-        *budget -= rows;
+    /// Tokens that are not computed yet.
+    fn remaining(&self) -> usize {
+        self.tokens.len() - self.computed
+    }
+
+    /// The next `rows` tokens of a prompt.
+    fn chunk(&self, id: SequenceId, rows: usize) -> Span {
         let end = self.computed + rows;
         let picks = if end == self.tokens.len() { self.choices } else { 0 };
-        let span = Span { id, positions: self.computed..end, picks: id.choice..id.choice + picks };
-        (rows > 0).then_some(span)
+        Span { id, positions: self.computed..end, picks: id.choice..id.choice + picks }
+    }
+
+    /// The first block that is not registered yet, if it lies before the last token.
+    fn next_content(&self) -> Option<Content> {
+        next_content(&self.tokens, self.registered, self.prefix)
     }
 
     /// Registers the blocks that are full now.

@@ -237,6 +237,27 @@ fn prompts_share_a_chunk_oldest_first() {
 }
 
 #[test]
+fn a_short_prompt_is_not_held_up_by_a_long_one_nor_the_long_one_by_many_short_ones() {
+    let mut runs = Runs::new(ROOMY);
+    let long = runs.submit(&text(2000), 1, 1);
+    let other = runs.submit(&[5; 500], 1, 1);
+    runs.step();
+    for number in 0..20 {
+        runs.submit(&vec![100 + number; 20], 1, 1);
+        let rows: Vec<(u64, usize)> =
+            runs.step().spans.iter().map(|span| (span.id.request, span.positions.len())).collect();
+        assert_eq!(rows, [(long, 44), (other + 1 + u64::from(number), 20)]);
+    }
+    // As many as fit beside the oldest, shortest first.
+    let short: Vec<u64> = [15, 20, 12].map(|length| runs.submit(&vec![length; length as usize], 1, 1)).into();
+    let rows: Vec<(u64, usize)> =
+        runs.step().spans.iter().map(|span| (span.id.request, span.positions.len())).collect();
+    assert_eq!(rows, [(long, 37), (short[0], 15), (short[2], 12)]);
+    runs.finish();
+    runs.assert_answers();
+}
+
+#[test]
 fn a_known_beginning_is_not_computed_again() {
     let mut runs = Runs::new(ROOMY);
     runs.submit(&text(1000), 1, 1);

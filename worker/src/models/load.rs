@@ -51,6 +51,7 @@ pub fn load_engine(options: &ModelOptions) -> Result<Box<dyn Engine>, LoadFailur
                 slots: usize::from(settings.slots),
                 cache: settings.cache_memory.map_or(CacheSize::Auto, |Bytes(bytes)| CacheSize::Bytes(bytes)),
                 context_length: settings.context_length,
+                prefill_budget: settings.prefill_budget.map(usize::from),
                 quantize: settings.quantize,
                 ..LoadOptions::new(path, &options.name)
             })?;

@@ -56,6 +56,8 @@ pub struct Settings {
     pub cache_memory: Option<Bytes>,
     /// Prompt and completion together, in tokens; what the model allows if this is not given.
     pub context_length: Option<u32>,
+    /// Tokens of prompts in a step; what suits the device if this is not given.
+    pub prefill_budget: Option<u16>,
     /// The pace of a simulated model that names none.
     pub tokens_per_s: f64,
 }
@@ -258,6 +260,7 @@ pub(crate) mod testing {
             quantize: None,
             cache_memory: None,
             context_length: None,
+            prefill_budget: None,
             tokens_per_s: 50.0,
         }
     }

@@ -142,6 +142,7 @@ impl Worker {
             quantize: None,
             cache_memory: None,
             context_length: None,
+            prefill_budget: None,
             tokens_per_s: 50.0,
         };
         let file: PathBuf = models.path.clone();

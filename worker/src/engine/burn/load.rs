@@ -7,16 +7,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use emberline_kernels::{BLOCK_SIZE, PickRow};
+use emberline_kernels::BLOCK_SIZE;
 use emberline_shared::heartbeat::ServedModel;
 
 use super::pick::Picker;
 use super::prompt::PromptBuilder;
 use super::publish::Publisher;
-use super::{BurnEngine, Counts, Facts, since_epoch};
+use super::{BurnEngine, Counts, Facts, since_epoch, warm_up};
 use crate::device::{Backend, ComputeDevice};
 use crate::engine::scheduler::{Limits, Scheduler};
-use crate::model::{Checkpoint, ComputeError, LoadError, Network, Quantize, StepSpan};
+use crate::model::{Checkpoint, LoadError, Network, Quantize};
+use crate::models::memory::available;
 use crate::template::ChatTemplate;
 use crate::tokenizer::ModelTokenizer;
 
@@ -110,11 +111,11 @@ pub fn load(options: &LoadOptions) -> Result<BurnEngine, LoadError> {
             "the cache is too small for the model's context of {context} tokens; give it more memory"
         );
     }
-    if is_gpu {
-        warm_up(&mut network)?;
-    }
     let default_budget = if is_gpu { GPU_PREFILL_BUDGET } else { CPU_PREFILL_BUDGET };
     let prefill_budget = options.prefill_budget.unwrap_or(default_budget).max(1);
+    if is_gpu {
+        warm_up::run(&mut network, &Limits { sequences: slots, prefill_budget, blocks })?;
+    }
     tracing::info!(
         model = %options.name,
         device = %device.description,
@@ -175,7 +176,7 @@ fn cache_blocks(size: CacheSize, network: &Network, device: &ComputeDevice, usef
         CacheSize::Bytes(bytes) => in_bytes(bytes),
         CacheSize::Auto => {
             // Of a GPU nobody says how much is free.
-            let memory = if device.max_buffer_bytes.is_none() { available_memory() } else { None };
+            let memory = if device.max_buffer_bytes.is_none() { available() } else { None };
             useful.min(in_bytes(memory.map_or(UNKNOWN_MEMORY, |bytes| bytes / MEMORY_SHARE)))
         }
     };
@@ -184,27 +185,6 @@ fn cache_blocks(size: CacheSize, network: &Network, device: &ComputeDevice, usef
     let buffer_bytes = (block_bytes / (2 * layers)).max(1);
     let limit = device.max_buffer_bytes.map_or(u64::MAX, |bytes| bytes / buffer_bytes);
     wanted.min(usize::try_from(limit).unwrap_or(usize::MAX)).max(1)
-}
-
-/// Bytes that this machine has left; `None` where the system does not tell (anywhere but on Linux).
-fn available_memory() -> Option<u64> {
-    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kibibytes: u64 = line.split_whitespace().next()?.parse().ok()?;
-    Some(kibibytes * 1024)
-}
-
-/// Has the device compile and tune its kernels before a client waits for them.
-fn warm_up(network: &mut Network) -> Result<(), ComputeError> {
-    let drawn = PickRow { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, random: 0.5 };
-    for tokens in [&[0, 0][..], &[0]] {
-        let span = StepSpan { tokens, start: 0, blocks: &[0], wants_logits: true };
-        if let Some(logits) = network.forward(&[span])? {
-            logits.pick(&[drawn])?;
-            logits.into_host()?;
-        }
-    }
-    Ok(())
 }
 
 /// Names engine version and weights: `emberline-<version>-<8 hexadecimal digits>`.
