@@ -243,7 +243,7 @@ fn a_short_prompt_is_not_held_up_by_a_long_one_nor_the_long_one_by_many_short_on
     let other = runs.submit(&[5; 500], 1, 1);
     runs.step();
     for number in 0..20 {
-        runs.submit(&vec![100 + number; 20], 1, 1);
+        runs.submit(&[100 + number; 20], 1, 1);
         let rows: Vec<(u64, usize)> =
             runs.step().spans.iter().map(|span| (span.id.request, span.positions.len())).collect();
         assert_eq!(rows, [(long, 44), (other + 1 + u64::from(number), 20)]);
