@@ -83,7 +83,7 @@ async fn a_removed_model_finishes_its_jobs_and_takes_no_more() {
 
     models.set(&[(B, "simulated")]);
     let beat = relay.wait_for_states(&[(A, Draining), (B, Serving)]).await;
-    assert_eq!((beat.models.len(), beat.capacity, beat.active), (1, 8, 2));
+    assert_eq!((beat.models.len(), beat.capacity, beat.active), (1, 32, 2));
     let mut left_over = relay.send(&job_for(A, 3, 1)).await;
     // It goes on until its client has enough.
     leaves.tokens_at(100).await;
@@ -166,7 +166,7 @@ async fn a_model_that_cannot_be_loaded_is_reported_and_the_others_go_on() {
     let reason = |index: usize| beat.states[index].reason.as_deref().unwrap();
     assert!(reason(0).contains("8.0 TiB of weights") && reason(0).contains("available"), "{}", reason(0));
     assert!(reason(1).contains(missing), "{}", reason(1));
-    assert_eq!((beat.models.len(), beat.capacity), (1, 8));
+    assert_eq!((beat.models.len(), beat.capacity), (1, 32));
 
     relay.control(&long.id, Control::Cancel).await;
     events.extend(stream.rest().await);
