@@ -1,6 +1,7 @@
 //! Who may use the API: keys by `Authorization: Bearer` or `X-API-Key`, known by their hashes.
 
 use emberline_shared::error::{ApiError, ErrorCode};
+use emberline_shared::key::{KeyId, KeyLimits};
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use sha2::{Digest, Sha256};
@@ -9,6 +10,17 @@ use subtle::{Choice, ConstantTimeEq};
 /// SHA-256 hashes of the accepted keys.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KeyHashes(Vec<[u8; 32]>);
+
+/// Who asks, and what they may use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    /// The key that they brought.
+    pub key: KeyId,
+    /// Models that they may use, by the models' own names; `None` for all.
+    pub models: Option<Vec<String>>,
+    /// How much they may use.
+    pub limits: KeyLimits,
+}
 
 /// Text that is not the hash of a key. The text itself may be a key, so it is not repeated.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -40,14 +52,14 @@ fn decode_hex(text: &str) -> Option<[u8; 32]> {
 }
 
 /// Lets a request pass that brings an accepted key.
-pub fn authenticate(headers: &HeaderMap, keys: &KeyHashes) -> Result<(), ApiError> {
+pub fn authenticate(headers: &HeaderMap, keys: &KeyHashes) -> Result<Caller, ApiError> {
     let Some(key) = key_of(headers) else {
         let message =
             "No API key. Send it as 'Authorization: Bearer YOUR_API_KEY' or 'X-API-Key: YOUR_API_KEY'.";
         return Err(ApiError::new(ErrorCode::MissingAuthHeader, message));
     };
     if keys.accept(key) {
-        return Ok(());
+        return Ok(Caller { key: KeyId::of_key(key), models: None, limits: KeyLimits::default() });
     }
     Err(ApiError::new(ErrorCode::InvalidApiKey, "This API key is not valid. Check it for typing errors."))
 }
@@ -73,7 +85,7 @@ mod tests {
         let keys = KeyHashes::parse(&format!("{},{}", "00".repeat(32), ABC.to_uppercase())).unwrap();
         let mut headers = HeaderMap::new();
         headers.insert(header, value.parse().unwrap());
-        authenticate(&headers, &keys).map_err(|e| e.code)
+        authenticate(&headers, &keys).map(drop).map_err(|e| e.code)
     }
 
     #[test]

@@ -5,7 +5,7 @@ use emberline_shared::PROTOCOL_VERSION;
 use emberline_shared::chat::ChatRequest;
 use emberline_shared::error::{ApiError, ErrorCode};
 use emberline_shared::heartbeat::ServedModel;
-use emberline_shared::job::Job;
+use emberline_shared::job::{Account, Job};
 use emberline_shared::subject::{JOBS_STREAM, JobId, jobs};
 use watermelon_proto::headers::{HeaderMap, HeaderName, HeaderValue};
 use watermelon_proto::{MessageBase, Subject};
@@ -17,7 +17,7 @@ use crate::reply::internal_error;
 const HEADERS: usize = 256;
 
 /// What a request brings along that is not in its body.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Occasion {
     /// Unix milliseconds.
     pub now_ms: u64,
@@ -27,6 +27,8 @@ pub struct Occasion {
     pub id_bits: u128,
     /// Seed for a client that gives none.
     pub seed: u64,
+    /// Whom it is charged to.
+    pub account: Account,
 }
 
 /// Makes the job for `request`, to be run by any worker that serves `model`.
@@ -39,6 +41,8 @@ pub fn new_job(request: &ChatRequest, model: &str, occasion: Occasion) -> Job {
         deadline: occasion.now_ms.saturating_add(occasion.timeout_s.saturating_mul(1000)),
         request: request.generation.clone(),
         seed: request.seed.unwrap_or(occasion.seed),
+        background: None,
+        account: Some(occasion.account),
     }
 }
 
@@ -47,6 +51,11 @@ pub fn limits(request: &ChatRequest, model: &ServedModel) -> Limits {
     let wanted = &request.generation;
     let tokens = wanted.max_tokens.unwrap_or(u32::MAX).min(model.context_length);
     Limits { choices: wanted.n, tokens, logprobs: wanted.logprobs }
+}
+
+/// How many tokens an answer can have, over all choices.
+pub fn most_tokens(limits: Limits) -> u64 {
+    u64::from(limits.tokens).saturating_mul(u64::from(limits.choices))
 }
 
 /// The message that queues `job`, if the server takes one of its size.
@@ -68,9 +77,18 @@ pub fn message(job: &Job, max_payload: usize) -> Result<MessageBase, ApiError> {
 mod tests {
     use super::*;
     use crate::nats::codec::encode;
+    use emberline_shared::key::KeyId;
     use watermelon_proto::proto::ClientOp;
 
-    const OCCASION: Occasion = Occasion { now_ms: 5000, timeout_s: 600, id_bits: 0xabc, seed: 42 };
+    fn occasion() -> Occasion {
+        let account = Account {
+            key: KeyId::of_key(b"sk"),
+            reserved_tokens: 100,
+            token_counters: Vec::new(),
+            job_counter: None,
+        };
+        Occasion { now_ms: 5000, timeout_s: 600, id_bits: 0xabc, seed: 42, account }
+    }
 
     fn request(more: &str) -> ChatRequest {
         let body = format!(r#"{{"model":"alias","messages":[{{"role":"user","content":"hi"}}]{more}}}"#);
@@ -79,12 +97,12 @@ mod tests {
 
     #[test]
     fn a_job_has_a_deadline_and_a_seed() {
-        let job = new_job(&request(""), "a/b", OCCASION);
+        let job = new_job(&request(""), "a/b", occasion());
         assert_eq!((job.created, job.deadline, job.seed), (5000, 605_000, 42));
         assert_eq!(job.id.as_str(), format!("{:032x}", 0xabc));
         assert_eq!(job.model, "a/b");
-        assert_eq!(new_job(&request(r#","seed":-1"#), "a", OCCASION).seed, u64::MAX);
-        let endless = Occasion { timeout_s: u64::MAX, ..OCCASION };
+        assert_eq!(new_job(&request(r#","seed":-1"#), "a", occasion()).seed, u64::MAX);
+        let endless = Occasion { timeout_s: u64::MAX, ..occasion() };
         assert_eq!(new_job(&request(""), "a", endless).deadline, u64::MAX);
     }
 
@@ -101,7 +119,7 @@ mod tests {
 
     #[test]
     fn the_message_names_job_and_stream() {
-        let job = new_job(&request(""), "a/b", OCCASION);
+        let job = new_job(&request(""), "a/b", occasion());
         let message = message(&job, 1 << 20).unwrap();
         assert_eq!(message.subject.as_str(), "emberline.jobs.a=2Fb");
         assert_eq!(serde_json::from_slice::<Job>(&message.payload).unwrap(), job);
@@ -112,7 +130,7 @@ mod tests {
 
     #[test]
     fn the_servers_limit_holds_for_the_whole_message() {
-        let job = new_job(&request(""), "a", OCCASION);
+        let job = new_job(&request(""), "a", occasion());
         let size = serde_json::to_vec(&job).unwrap().len();
         let queued = message(&job, size + HEADERS).unwrap();
         let length = encode(&ClientOp::Publish { message: queued.clone() }).len();

@@ -140,7 +140,7 @@ mod tests {
     #[test]
     fn an_unreadable_heartbeat_hides_no_other() {
         let newer =
-            String::from_utf8(heartbeat("9", false, &[("z", 1)])).unwrap().replace("\"v\":1", "\"v\":2");
+            String::from_utf8(heartbeat("9", false, &[("z", 1)])).unwrap().replace("\"v\":1", "\"v\":99");
         let all = [b"{}".to_vec(), newer.into_bytes(), heartbeat("1", false, &[("a", 1)])];
         let mut reasons = Vec::new();
         let served = Served::read(all.iter().map(Vec::as_slice), |reason| reasons.push(reason));

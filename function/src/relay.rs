@@ -12,6 +12,7 @@ mod whole;
 use emberline_shared::PROTOCOL_VERSION;
 use emberline_shared::error::{ApiError, ErrorCode};
 use emberline_shared::event::{Event, FinishReason, TokenLogprobs, Usage};
+use emberline_shared::tools::ToolFormat;
 
 pub use transcript::Fault;
 use transcript::{Applied, End, Transcript};
@@ -31,14 +32,24 @@ pub struct Limits {
     pub logprobs: Option<u32>,
 }
 
+/// What is known of an answer as it begins.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Acceptance {
+    /// Names weights and engine.
+    pub fingerprint: String,
+    /// Tokens of the prompt.
+    pub prompt_tokens: u32,
+    /// How calls of functions are written in the text, if it may have any.
+    pub tool_format: Option<ToolFormat>,
+    /// The prompt's text, if it was asked for.
+    pub prompt_text: Option<String>,
+}
+
 /// What the client is to be told next.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Output {
     /// A worker took the job: the answer begins.
-    Accepted {
-        /// Names weights and engine.
-        fingerprint: String,
-    },
+    Accepted(Acceptance),
     /// More text of a choice.
     Text {
         /// Which choice.
@@ -156,10 +167,10 @@ impl Relay {
     /// Whatever is known and has not been told.
     fn tell(&mut self) -> Result<Vec<Output>, Fault> {
         let mut outputs = Vec::new();
-        if let Some(fingerprint) = self.transcript.fingerprint()
+        if let Some(acceptance) = self.transcript.acceptance()
             && !std::mem::replace(&mut self.accepted, true)
         {
-            outputs.push(Output::Accepted { fingerprint: fingerprint.to_owned() });
+            outputs.push(Output::Accepted(acceptance.clone()));
         }
         let asked = self.limits.logprobs;
         for ((told, known), choice) in self.told.iter_mut().zip(self.transcript.choices_mut()).zip(0..) {

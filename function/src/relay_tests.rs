@@ -8,7 +8,17 @@ fn event(attempt: u32, index: u32, kind: EventKind) -> Event {
 }
 
 fn accepted(attempt: u32) -> Event {
-    event(attempt, 0, EventKind::Accepted { prompt_tokens: 3, cached_tokens: 0, fingerprint: "fp".into() })
+    event(
+        attempt,
+        0,
+        EventKind::Accepted {
+            prompt_tokens: 3,
+            cached_tokens: 0,
+            fingerprint: "fp".into(),
+            tool_format: None,
+            prompt_text: None,
+        },
+    )
 }
 
 fn tokens(attempt: u32, index: u32, position: u32, count: u32, text: &str) -> Event {
@@ -64,7 +74,11 @@ fn an_answer_is_told_in_order() {
     assert_eq!(
         feed(&mut relay, &log),
         [
-            Output::Accepted { fingerprint: "fp".into() },
+            Output::Accepted(Acceptance {
+                fingerprint: "fp".into(),
+                prompt_tokens: 3,
+                ..Acceptance::default()
+            }),
             text(0, "a"),
             text(0, "bc"),
             Output::Finish { choice: 0, reason: FinishReason::Stop },
@@ -347,8 +361,8 @@ fn another_text_from_a_second_worker_is_a_fault() {
 
 #[test]
 fn a_newer_protocol_is_refused() {
-    let json = serde_json::to_vec(&Event { v: 2, ..accepted(1) }).unwrap();
-    assert_eq!(read_event(&json), Err(Fault::Version(2)));
+    let json = serde_json::to_vec(&Event { v: PROTOCOL_VERSION + 1, ..accepted(1) }).unwrap();
+    assert_eq!(read_event(&json), Err(Fault::Version(PROTOCOL_VERSION + 1)));
     assert!(matches!(read_event(b"{}"), Err(Fault::Unreadable(_))));
     assert_eq!(read_event(&serde_json::to_vec(&accepted(1)).unwrap()), Ok(accepted(1)));
 }

@@ -60,7 +60,8 @@ impl ChatRequest {
         let n = count(&mut fields, "n", 1..=MAX_CHOICES)?.unwrap_or(1);
         let logprobs = read_logprobs(&mut fields)?;
         let sampling = sampling::read(&mut fields, max_tokens)?;
-        let generation = GenerationRequest { messages, max_tokens, stop, n, logprobs, sampling };
+        let generation =
+            GenerationRequest { messages, max_tokens, stop, n, logprobs, sampling, ..Default::default() };
         // The sign only names one of 2^64 seeds.
         let seed = fields.integer("seed", i64::MIN..=i64::MAX)?.map(|s| s as u64);
         let metadata = read_metadata(&mut fields)?;
@@ -120,7 +121,7 @@ fn read_message(item: Value, path: String) -> Result<Message, ApiError> {
     };
     refuse_named(&fields, UNSUPPORTED_IN_MESSAGE)?;
     fields.finish()?;
-    Ok(Message { role, content })
+    Ok(Message::new(role, content))
 }
 
 fn read_max_tokens(fields: &mut Fields) -> Result<Option<u32>, ApiError> {

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{ApiError, ErrorCode, ErrorType};
+use crate::tools::ToolFormat;
 
 /// One entry of a job's log.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -30,6 +31,12 @@ pub enum EventKind {
         cached_tokens: u32,
         /// Name and version of weights and engine, for `system_fingerprint`.
         fingerprint: String,
+        /// How calls of functions are written in the text; `None` if it may have none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        tool_format: Option<ToolFormat>,
+        /// The prompt's text, if the job asks for it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        prompt_text: Option<String>,
     },
     /// Tokens of one choice, with the text they complete.
     Tokens {

@@ -1,7 +1,9 @@
 //! A job: one request, normalised, on its way to a worker.
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
+use crate::key::KeyId;
 use crate::subject::JobId;
 
 /// One generation, as it lies in the `JOBS` stream.
@@ -21,30 +23,143 @@ pub struct Job {
     pub request: GenerationRequest,
     /// Drawn by the function when the client gave none.
     pub seed: u64,
+    /// It runs to its end though nobody listens, and its log is kept for so many seconds after.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub background: Option<u32>,
+    /// Whom it is charged to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub account: Option<Account>,
+}
+
+/// Whom a job is charged to, and what has been counted for it in advance. The worker that ends the
+/// job corrects these counters.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Account {
+    /// The key that the request came with.
+    pub key: KeyId,
+    /// Tokens counted in advance.
+    pub reserved_tokens: u64,
+    /// Subjects of the counters that they were added to.
+    #[serde(default)]
+    pub token_counters: Vec<String>,
+    /// Subject of the counter of running jobs, to which this job added one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job_counter: Option<String>,
 }
 
 /// What to generate, every default filled in.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct GenerationRequest {
-    /// The conversation so far; not empty.
+    /// The conversation so far; empty if there is a `prompt`.
     pub messages: Vec<Message>,
+    /// A prompt that no chat template is applied to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<RawPrompt>,
+    /// `Accepted` brings the prompt's text.
+    pub echo: bool,
+    /// Functions that the model may call; empty if it may call none.
+    pub tools: Vec<Tool>,
+    /// Whether it calls them.
+    pub tool_choice: ToolChoice,
+    /// It may call several at once.
+    pub parallel_tool_calls: bool,
+    /// What every answer that is complete obeys; not together with `tools`, except for answers
+    /// that call none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub constraint: Option<Constraint>,
+    /// Variables of the chat template, such as `enable_thinking` and `reasoning_effort`.
+    pub template_variables: Map<String, Value>,
     /// Most tokens to generate; `None` for what the context leaves.
     pub max_tokens: Option<u32>,
     /// Strings that end the text and are not part of it; none is empty.
     pub stop: Vec<String>,
     /// Choices to generate, 1 to 16; they share the prompt.
-    #[serde(default = "one")]
     pub n: u32,
     /// Log-probabilities of each token and of so many most probable ones, 0 to 20; `None` for none.
-    #[serde(default)]
     pub logprobs: Option<u32>,
     /// How tokens are picked.
     #[serde(flatten)]
     pub sampling: SamplingOptions,
 }
 
-fn one() -> u32 {
-    1
+impl Default for GenerationRequest {
+    fn default() -> Self {
+        Self {
+            messages: Vec::new(),
+            prompt: None,
+            echo: false,
+            tools: Vec::new(),
+            tool_choice: ToolChoice::default(),
+            parallel_tool_calls: true,
+            constraint: None,
+            template_variables: Map::new(),
+            max_tokens: None,
+            stop: Vec::new(),
+            n: 1,
+            logprobs: None,
+            sampling: SamplingOptions::default(),
+        }
+    }
+}
+
+/// A prompt as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RawPrompt {
+    /// To be encoded; special tokens are recognised.
+    Text(String),
+    /// Token ids.
+    Tokens(Vec<u32>),
+}
+
+/// A function that the model may call.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Tool {
+    /// 1 to 64 of `a-z A-Z 0-9 _ -`.
+    pub name: String,
+    /// What it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// JSON schema of its arguments.
+    pub parameters: Map<String, Value>,
+    /// The schema is one of OpenAI's strict mode.
+    #[serde(default)]
+    pub strict: bool,
+}
+
+/// Whether the model calls functions.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToolChoice {
+    /// It calls none.
+    None,
+    /// As it likes.
+    #[default]
+    Auto,
+    /// It calls at least one.
+    Required,
+    /// It calls this one.
+    Named(String),
+}
+
+/// What an answer has to obey.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Constraint {
+    /// Any JSON object.
+    JsonObject,
+    /// JSON that the schema allows.
+    JsonSchema {
+        /// The schema.
+        schema: Value,
+        /// Properties that the schema does not name are refused, as in OpenAI's strict mode.
+        strict: bool,
+    },
+    /// A context-free grammar in llguidance's variant of Lark.
+    Grammar(String),
+    /// A regular expression that the whole answer matches.
+    Regex(String),
 }
 
 /// How tokens are picked, and which of them end the answer. What an older job lacks has its
@@ -101,8 +216,35 @@ impl Default for SamplingOptions {
 pub struct Message {
     /// Who speaks.
     pub role: Role,
-    /// What is said.
+    /// What is said; empty where an assistant only calls functions.
     pub content: String,
+    /// The speaker's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Functions that the assistant calls.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall>,
+    /// The call whose result a tool's message is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool_call_id: Option<String>,
+}
+
+impl Message {
+    /// Plain text.
+    pub fn new(role: Role, content: impl Into<String>) -> Self {
+        Self { role, content: content.into(), name: None, tool_calls: Vec::new(), tool_call_id: None }
+    }
+}
+
+/// A call of a function.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ToolCall {
+    /// Names the call; the result refers to it.
+    pub id: String,
+    /// The function's name.
+    pub name: String,
+    /// Its arguments, a JSON object as text.
+    pub arguments: String,
 }
 
 /// Who speaks.
@@ -113,6 +255,7 @@ pub enum Role {
     System,
     User,
     Assistant,
+    Tool,
 }
 
 #[cfg(test)]
@@ -144,12 +287,19 @@ mod tests {
             stop_token_ids: vec![7, 2],
         };
         let request = GenerationRequest {
-            messages: Vec::new(),
-            max_tokens: None,
-            stop: Vec::new(),
             n: 3,
             logprobs: Some(5),
             sampling,
+            tools: vec![Tool {
+                name: "f".into(),
+                description: None,
+                parameters: Map::from_iter([("type".to_owned(), "object".into())]),
+                strict: true,
+            }],
+            tool_choice: ToolChoice::Named("f".into()),
+            constraint: Some(Constraint::Regex("a+".into())),
+            prompt: Some(RawPrompt::Tokens(vec![1, 2])),
+            ..GenerationRequest::default()
         };
         let json = serde_json::to_string(&request).unwrap();
         assert_eq!(serde_json::from_str::<GenerationRequest>(&json).unwrap(), request);

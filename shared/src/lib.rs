@@ -15,9 +15,11 @@ pub mod event;
 pub mod fields;
 pub mod heartbeat;
 pub mod job;
+pub mod key;
 pub mod measurement;
 pub mod models;
 pub mod subject;
+pub mod tools;
 
 /// Version of the job, event, control and heartbeat messages. A reader refuses a higher one.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;

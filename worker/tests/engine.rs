@@ -97,7 +97,7 @@ impl Runs {
 }
 
 fn job(number: u64, system: &str, user: &str, max_tokens: u32) -> Job {
-    let message = |role, content: &str| Message { role, content: content.to_owned() };
+    let message = |role, content: &str| Message::new(role, content);
     Job {
         v: PROTOCOL_VERSION,
         id: JobId::from_random(u128::from(number)),
@@ -111,8 +111,11 @@ fn job(number: u64, system: &str, user: &str, max_tokens: u32) -> Job {
             n: 1,
             logprobs: Some(2),
             sampling: SamplingOptions { ignore_eos: true, ..SamplingOptions::default() },
+            ..GenerationRequest::default()
         },
         seed: number,
+        background: None,
+        account: None,
     }
 }
 

@@ -51,20 +51,21 @@ pub(super) async fn whole(
     }
 }
 
-/// Begins the stream; the rest of it is written while the response is under way.
+/// Begins the stream, with `more` headers; the rest of it is written while the response is under way.
 pub(super) fn stream(
     exchange: Exchange,
     frames: Frames,
     limits: Limits,
-    request_id: &http::HeaderValue,
+    more: &http::HeaderMap,
 ) -> Result<Response, ErrorCode> {
     let headers = [
         ("content-type", &b"text/event-stream"[..]),
         ("cache-control", b"no-cache"),
         ("x-accel-buffering", b"no"),
-        ("x-request-id", request_id.as_bytes()),
     ];
-    let headers: Vec<_> = headers.iter().map(|(name, value)| ((*name).to_owned(), value.to_vec())).collect();
+    let more = more.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
+    let headers = headers.into_iter().chain(more);
+    let headers: Vec<_> = headers.map(|(name, value)| (name.to_owned(), value.to_vec())).collect();
     let headers =
         Fields::from_list(&headers).map_err(|error| ErrorCode::InternalError(Some(error.to_string())))?;
     let (body, contents, result) = BodyWriter::new();
@@ -187,7 +188,7 @@ impl Pump {
 
     fn tell(&mut self, output: Result<Output, ApiError>) {
         match output {
-            Ok(Output::Accepted { .. }) => {}
+            Ok(Output::Accepted(_)) => {}
             Ok(Output::Text { choice, text, logprobs }) => {
                 self.client.push(self.frames.text(choice, &text, logprobs.as_deref()));
             }

@@ -1,6 +1,7 @@
 //! All of the function's I/O, on WASIp3 as Spin offers it.
 //!
-//! [`service`] receives a request and calls the rest: [`bus`] hands out NATS connections and
+//! [`service`] receives a request, finds out who sent it ([`context`]) and calls the endpoint
+//! ([`chat`] and its like), which calls the rest: [`bus`] hands out NATS connections and
 //! knows what is served, [`exchange`] carries one job from its publication to its last event,
 //! [`answer`] writes what comes to the client. [`stream`], [`socket`] and [`connection`] are
 //! the layers below.
@@ -10,8 +11,10 @@
 
 mod answer;
 mod bus;
+mod chat;
 mod clock;
 mod connection;
+mod context;
 mod exchange;
 mod service;
 mod socket;

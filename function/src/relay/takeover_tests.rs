@@ -96,7 +96,13 @@ impl Writer {
         let mut late = Vec::new();
         for (attempt, number) in attempts.iter().chain([last]).zip(1..) {
             let words = self.words(attempt);
-            let start = EventKind::Accepted { prompt_tokens: 3, cached_tokens: 2, fingerprint: "fp".into() };
+            let start = EventKind::Accepted {
+                prompt_tokens: 3,
+                cached_tokens: 2,
+                fingerprint: "fp".into(),
+                tool_format: None,
+                prompt_text: None,
+            };
             self.log.push(Event { v: 1, attempt: number, index: 0, kind: start });
             self.log.append(&mut late);
             let is_last = number as usize > attempts.len();
@@ -179,7 +185,7 @@ proptest! {
         let mut finished = vec![false; choices as usize];
         for (place, output) in outputs.iter().enumerate() {
             match output {
-                Output::Accepted { .. } => prop_assert_eq!(place, 0),
+                Output::Accepted(_) => prop_assert_eq!(place, 0),
                 Output::Text { choice, text, logprobs } => {
                     prop_assert!(!finished[*choice as usize], "told after its end");
                     prop_assert_eq!(logprobs.is_some(), asked);

@@ -9,7 +9,7 @@ use emberline_shared::PROTOCOL_VERSION;
 use emberline_shared::error::ApiError;
 use emberline_shared::event::{Event, EventKind, FinishReason, TokenLogprobs, Usage};
 
-use super::Limits;
+use super::{Acceptance, Limits};
 
 /// Most bytes of text that one token stands for. The longest tokens of known vocabularies,
 /// runs of blanks, have 128; text held back over several tokens comes with the last of them.
@@ -87,7 +87,7 @@ pub(super) struct Transcript {
     /// The newest attempt; 0 before the first.
     attempt: u32,
     next_index: u32,
-    fingerprint: Option<String>,
+    acceptance: Option<Acceptance>,
     choices: Vec<ChoiceLog>,
     end: Option<End>,
 }
@@ -95,7 +95,7 @@ pub(super) struct Transcript {
 impl Transcript {
     pub(super) fn new(limits: Limits) -> Self {
         let choices = (0..limits.choices).map(|_| ChoiceLog::default()).collect();
-        Self { limits, attempt: 0, next_index: 0, fingerprint: None, choices, end: None }
+        Self { limits, attempt: 0, next_index: 0, acceptance: None, choices, end: None }
     }
 
     /// To be filled anew, without the log-probabilities that were told already.
@@ -107,8 +107,8 @@ impl Transcript {
         new
     }
 
-    pub(super) fn fingerprint(&self) -> Option<&str> {
-        self.fingerprint.as_deref()
+    pub(super) fn acceptance(&self) -> Option<&Acceptance> {
+        self.acceptance.as_ref()
     }
 
     pub(super) fn choices_mut(&mut self) -> &mut [ChoiceLog] {
@@ -147,11 +147,16 @@ impl Transcript {
     fn take(&mut self, event: &Event) -> Result<(), Fault> {
         let out_of_order = Fault::OutOfOrder { attempt: event.attempt, index: event.index };
         match &event.kind {
-            EventKind::Accepted { fingerprint, .. } => {
-                self.fingerprint.get_or_insert_with(|| fingerprint.clone());
+            EventKind::Accepted { prompt_tokens, fingerprint, tool_format, prompt_text, .. } => {
+                self.acceptance.get_or_insert_with(|| Acceptance {
+                    fingerprint: fingerprint.clone(),
+                    prompt_tokens: *prompt_tokens,
+                    tool_format: *tool_format,
+                    prompt_text: prompt_text.clone(),
+                });
             }
             EventKind::Error(error) => self.end = Some(End::Failed(error.clone().into())),
-            _ if self.fingerprint.is_none() => return Err(out_of_order),
+            _ if self.acceptance.is_none() => return Err(out_of_order),
             EventKind::Done { usage, .. } => self.end = Some(End::Done(*usage)),
             EventKind::Finish { choice, reason } => {
                 let log = choice_mut(&mut self.choices, event, *choice)?;

@@ -32,7 +32,7 @@ impl Whole {
                 let Some(choice) = self.choice(choice) else { return };
                 choice.finish_reason = Some(reason);
             }
-            Output::Accepted { .. } | Output::Done(_) | Output::Failed(_) => {}
+            Output::Accepted(_) | Output::Done(_) | Output::Failed(_) => {}
         }
     }
 

@@ -47,7 +47,7 @@ pub(super) struct Seen {
 impl Ask {
     /// The job's own id and seed don't matter: it is greedy.
     pub(super) fn job(&self) -> Job {
-        let message = |role, content: &str| Message { role, content: content.to_owned() };
+        let message = |role, content: &str| Message::new(role, content);
         let system = self.system.iter().map(|text| message(Role::System, text));
         let messages = system.chain([message(Role::User, &self.user)]).collect();
         let sampling = SamplingOptions { temperature: 0.0, ignore_eos: true, ..SamplingOptions::default() };
@@ -64,8 +64,11 @@ impl Ask {
                 n: 1,
                 logprobs: None,
                 sampling,
+                ..GenerationRequest::default()
             },
             seed: 0,
+            background: None,
+            account: None,
         }
     }
 }

@@ -104,6 +104,8 @@ impl Engine for BurnEngine {
                 prompt_tokens: request.prompt_tokens,
                 cached_tokens,
                 fingerprint: self.facts.fingerprint.clone(),
+                tool_format: None,
+                prompt_text: None,
             },
             prompt_tokens: request.prompt_tokens,
             choices,

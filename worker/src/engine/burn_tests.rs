@@ -42,12 +42,15 @@ fn job(number: u8) -> Job {
         request: GenerationRequest {
             n: 1,
             logprobs: None,
-            messages: vec![Message { role: Role::User, content }],
+            messages: vec![Message::new(Role::User, content)],
             max_tokens: Some(12),
             stop: Vec::new(),
             sampling: SamplingOptions::default(),
+            ..GenerationRequest::default()
         },
         seed: u64::from(number),
+        background: None,
+        account: None,
     }
 }
 
@@ -121,8 +124,8 @@ fn content(log: &[EventKind]) -> Vec<EventKind> {
         EventKind::Done { usage, .. } => {
             EventKind::Done { usage: Usage { cached_tokens: 0, ..usage }, timings: Timings::default() }
         }
-        EventKind::Accepted { prompt_tokens, fingerprint, .. } => {
-            EventKind::Accepted { prompt_tokens, cached_tokens: 0, fingerprint }
+        EventKind::Accepted { prompt_tokens, fingerprint, tool_format, prompt_text, .. } => {
+            EventKind::Accepted { prompt_tokens, cached_tokens: 0, fingerprint, tool_format, prompt_text }
         }
         other => other,
     };
@@ -163,7 +166,7 @@ fn error(log: &[EventKind]) -> &ErrorEvent {
 fn a_job_is_accepted_generates_and_ends() {
     let mut engine = engine(2);
     let log = run(&mut engine, job(1));
-    let EventKind::Accepted { prompt_tokens, cached_tokens: 0, fingerprint } = &log[0] else {
+    let EventKind::Accepted { prompt_tokens, cached_tokens: 0, fingerprint, .. } = &log[0] else {
         panic!("{log:?}")
     };
     assert!(fingerprint.starts_with(concat!("emberline-", env!("CARGO_PKG_VERSION"), "-")), "{fingerprint}");

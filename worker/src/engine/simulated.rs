@@ -111,6 +111,8 @@ impl Engine for SimulatedEngine {
             prompt_tokens: sequence.prompt_tokens,
             cached_tokens: 0,
             fingerprint: format!("{}-{}", self.model.name, env!("CARGO_PKG_VERSION")),
+            tool_format: None,
+            prompt_text: None,
         });
         self.running.push(sequence);
     }

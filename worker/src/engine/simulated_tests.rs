@@ -14,12 +14,15 @@ fn job(id: u128, prompt: &str, max_tokens: Option<u32>, stop: &[&str]) -> Job {
         request: GenerationRequest {
             n: 1,
             logprobs: None,
-            messages: vec![Message { role: Role::User, content: prompt.into() }],
+            messages: vec![Message::new(Role::User, prompt)],
             max_tokens,
             stop: stop.iter().map(|&s| s.to_owned()).collect(),
             sampling: SamplingOptions::default(),
+            ..GenerationRequest::default()
         },
         seed: 7,
+        background: None,
+        account: None,
     }
 }
 

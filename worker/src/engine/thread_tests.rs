@@ -18,8 +18,11 @@ fn job(id: u128, max_tokens: u32) -> Job {
             max_tokens: Some(max_tokens),
             stop: Vec::new(),
             sampling: SamplingOptions::default(),
+            ..GenerationRequest::default()
         },
         seed: 0,
+        background: None,
+        account: None,
     }
 }
 

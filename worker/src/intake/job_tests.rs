@@ -17,8 +17,11 @@ fn job() -> Job {
             max_tokens: None,
             stop: Vec::new(),
             sampling: SamplingOptions::default(),
+            ..GenerationRequest::default()
         },
         seed: 0,
+        background: None,
+        account: None,
     }
 }
 

@@ -4,7 +4,7 @@ use super::*;
 use crate::gguf::testing::{GgufBuilder, Item};
 
 fn conversation() -> Vec<Message> {
-    let message = |role, content: &str| Message { role, content: content.to_owned() };
+    let message = |role, content: &str| Message::new(role, content);
     vec![
         message(Role::System, "Be brief."),
         message(Role::User, " <b>Hi</b> & \"bye\"\n"),
@@ -173,9 +173,9 @@ fn work_and_memory_are_bounded() {
 fn the_largest_request_is_rendered() {
     let source = "{% for m in messages %}{{ bos_token + m.role + '\\n' + m.content | trim + eos_token + '\\n' }}{% endfor %}";
     let (template, about) = (template(source).unwrap(), PromptContext::default());
-    let long = Message { role: Role::User, content: "x".repeat(4 << 20) };
+    let long = Message::new(Role::User, "x".repeat(4 << 20));
     assert_eq!(template.render(&[long], &about).unwrap().len(), (4 << 20) + "<s>user\n</s>\n".len());
-    let many = vec![Message { role: Role::User, content: String::new() }; 100_000];
+    let many = vec![Message::new(Role::User, ""); 100_000];
     assert_eq!(template.render(&many, &about).unwrap().len(), 100_000 * "<s>user\n</s>\n".len());
 }
 

@@ -149,12 +149,15 @@ pub(crate) fn job(id: u128, max_tokens: u32) -> Job {
         request: GenerationRequest {
             n: 1,
             logprobs: None,
-            messages: vec![Message { role: Role::User, content: "two words".to_owned() }],
+            messages: vec![Message::new(Role::User, "two words")],
             max_tokens: Some(max_tokens),
             stop: Vec::new(),
             sampling: SamplingOptions::default(),
+            ..GenerationRequest::default()
         },
         seed: 1,
+        background: None,
+        account: None,
     }
 }
 

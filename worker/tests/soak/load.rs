@@ -24,7 +24,7 @@ pub(crate) struct Ask {
 
 impl Ask {
     pub(crate) fn random(random: &mut StdRng) -> Self {
-        let message = |role, content| Message { role, content };
+        let message = |role, content| Message::new(role, content);
         let mut messages = Vec::new();
         if random.random_bool(0.7) {
             let number = random.random_range(0..SYSTEM_PROMPTS);
@@ -46,6 +46,7 @@ impl Ask {
             n,
             logprobs: random.random_bool(0.2).then(|| random.random_range(0..=5)),
             sampling: sampling(random, max_tokens),
+            ..GenerationRequest::default()
         };
         Self { request, seed: random.random() }
     }
@@ -66,6 +67,8 @@ impl Ask {
             deadline: u64::MAX,
             request: self.request.clone(),
             seed: self.seed,
+            background: None,
+            account: None,
         }
     }
 }

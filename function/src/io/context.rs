@@ -1,0 +1,106 @@
+//! What the handlers of one request share.
+
+use std::cell::RefCell;
+use std::time::Duration;
+
+use bytes::Bytes;
+use emberline_shared::error::{ApiError, ErrorCode};
+use emberline_shared::job::Account;
+use http::{HeaderMap, HeaderValue};
+use http_body_util::BodyExt;
+use spin_sdk::wasip3::http::types::Response;
+use spin_sdk::wasip3::http_compat::IncomingRequestBody;
+
+use super::clock::within;
+use super::connection::BusError;
+use super::{bus, log};
+use crate::auth::Caller;
+use crate::body::{LimitedBody, check_length, check_type};
+use crate::config::Config;
+use crate::models::Served;
+use crate::reply;
+
+pub(super) type Parts = http::request::Parts;
+pub(super) type Body = IncomingRequestBody;
+
+/// What an endpoint answers with.
+pub(super) enum Answer {
+    /// Complete.
+    Whole(http::Response<Bytes>),
+    /// Its body is still being written.
+    Streamed(Response),
+}
+
+impl Answer {
+    /// A complete answer in JSON.
+    pub(super) fn json(body: &serde_json::Value) -> Self {
+        Self::Whole(reply::json(200, body.to_string()))
+    }
+}
+
+/// How long a request's body may take to arrive.
+const BODY_TIME: Duration = Duration::from_secs(30);
+
+/// A request whose sender is known.
+pub(super) struct Context {
+    pub(super) head: Parts,
+    pub(super) config: Config,
+    pub(super) caller: Caller,
+    /// Headers that every answer to this request carries.
+    headers: RefCell<HeaderMap>,
+}
+
+impl Context {
+    pub(super) fn new(head: Parts, config: Config, caller: Caller, request_id: &HeaderValue) -> Self {
+        let headers = HeaderMap::from_iter([(reply::X_REQUEST_ID, request_id.clone())]);
+        Self { head, config, caller, headers: RefCell::new(headers) }
+    }
+
+    /// Headers that every answer to this request carries.
+    pub(super) fn headers(&self) -> HeaderMap {
+        self.headers.borrow().clone()
+    }
+
+    /// Counts a request that will compute at most so many tokens; refuses one for which the key's
+    /// limits leave no room.
+    #[allow(clippy::unused_async)]
+    pub(super) async fn admit(&self, tokens: u64) -> Result<Account, ApiError> {
+        let key = self.caller.key.clone();
+        Ok(Account { key, reserved_tokens: tokens, token_counters: Vec::new(), job_counter: None })
+    }
+
+    /// What is served now.
+    pub(super) async fn served(&self) -> Result<std::rc::Rc<Served>, ApiError> {
+        bus::served(&self.config.nats).await.map_err(|error: BusError| {
+            log("heartbeats", &error);
+            ApiError::from(&error)
+        })
+    }
+
+    /// Reads a JSON body.
+    pub(super) async fn read_body(&self, body: &mut Body) -> Result<Vec<u8>, ApiError> {
+        let max_bytes = self.config.max_body_bytes;
+        let limit = Duration::from_secs(self.config.request_timeout_s).min(BODY_TIME);
+        check_type(&self.head.headers)?;
+        check_length(&self.head.headers, max_bytes)?;
+        within(limit, read_body(body, max_bytes)).await.unwrap_or_else(|| {
+            let seconds = limit.as_secs();
+            let message = format!("The body did not arrive in time ({seconds} seconds). Send it again.");
+            Err(ApiError::new(ErrorCode::InvalidJson, message))
+        })
+    }
+}
+
+async fn read_body(incoming: &mut Body, max: u64) -> Result<Vec<u8>, ApiError> {
+    let mut body = LimitedBody::new(max);
+    while let Some(frame) = incoming.frame().await {
+        let frame = frame.map_err(|error| {
+            log("request body", error);
+            ApiError::new(ErrorCode::InvalidJson, "The body broke off before its end. Send it again.")
+        })?;
+        if let Some(chunk) = frame.data_ref() {
+            body.push(chunk)?;
+        }
+    }
+    Ok(body.into_bytes())
+}
