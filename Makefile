@@ -6,10 +6,14 @@ MODEL := smollm2-135m-instruct
 
 # How long `make soak` runs.
 SOAK_SECONDS := 600
+# How long `make fuzz` runs each target, and how many cases `make schemathesis` tries for each operation.
+FUZZ_SECONDS := 60
+CASES := 2000
 # SPIR-V instead of WGSL where the GPU is driven by Vulkan.
 GPU_FEATURES := $(if $(filter Darwin,$(shell uname -s)),,--features emberline-worker/vulkan)
 
-.PHONY: help up bench bench-engine bench-gpu soak status build function setup pip test clients lint fmt
+.PHONY: help up bench bench-engine bench-gpu soak status build function setup pip test clients lint fmt \
+	fuzz schemathesis
 
 help:
 	@echo "make up        build everything, start it, print a curl line; Ctrl-C stops it"
@@ -17,6 +21,8 @@ help:
 	@echo "make bench     measure the running stack, or one started for it"
 	@echo "make bench-engine  measure the engine alone, and llama.cpp if it is there; make bench-gpu: on a GPU"
 	@echo "make soak      $(SOAK_SECONDS) s of mixed random load: nothing leaks, every answer is right"
+	@echo "make fuzz      each fuzz target for $(FUZZ_SECONDS) s"
+	@echo "make schemathesis  $(CASES) generated requests for each operation of /openapi.json"
 	@echo "make status    show the workers of the running stack"
 	@echo "make build     the native programs; make function: the WASM component"
 	@echo "make fmt lint  format the code; look for mistakes"
@@ -65,6 +71,13 @@ test: setup lint clients build function pip
 	model=$$($(EMBERLINE) pull $(MODEL)) && nats=$$($(EMBERLINE) pull --nats-server) && \
 	export EMBERLINE_TEST_MODEL=$$model EMBERLINE_TEST_NATS=$$nats && cargo test --workspace && \
 	if deploy/setup.sh spin_works; then EMBERLINE_TEST_HOST=spin cargo test -p emberline-tests; fi
+
+schemathesis: setup clients build function pip
+	nats=$$($(EMBERLINE) pull --nats-server) && export EMBERLINE_TEST_NATS=$$nats EMBERLINE_TEST_CASES=$(CASES) && \
+	cargo test -p emberline-tests --test openapi -- --nocapture
+
+fuzz: setup
+	@FUZZ_SECONDS=$(FUZZ_SECONDS) deploy/setup.sh fuzz
 
 lint: setup
 	@deploy/setup.sh lint

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What `make` needs from the machine. Each step looks first and changes only what is missing:
-#   deploy/setup.sh rust vulkan gpu pip wasm clients lint
+#   deploy/setup.sh rust vulkan gpu pip wasm clients lint fuzz
 # Packages of the system are installed only by root on Debian; otherwise it says what to install.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -116,26 +116,32 @@ wasm() {
 
 has_wasm_target() { [ -d "$(rustc --print sysroot)/lib/rustlib/wasm32-wasip2" ]; }
 
-# The openai packages that the end-to-end tests use, at pinned versions, in the cache folder.
+# The client packages that the end-to-end tests use, at pinned versions, in the cache folder.
 clients() {
-  local venv=$cache/clients/python-venv node=$cache/clients/node
-  if ! cmp -s tests/clients/requirements.txt "$venv/requirements.txt"; then
-    python3 -c 'import ensurepip, venv' 2>/dev/null || install "Python environments" python3-venv ||
-      fail "Python has no venv; install Python 3.10 or newer with venv and pip"
-    rm -rf "$venv"
-    mkdir -p "$cache/clients"
-    python3 -m venv "$venv"
-    "$venv/bin/python" -m pip install --quiet --require-hashes -r tests/clients/requirements.txt
-    cp tests/clients/requirements.txt "$venv/"
-  fi
-  has node || install "the JavaScript client's test" nodejs || fail "there is no node; install Node.js 20 or newer"
+  python_clients python-venv tests/clients/requirements.txt
+  python_clients python-openai-2-venv tests/clients/requirements-openai-2.txt
+  local node=$cache/clients/node
+  has node || install "the JavaScript clients' tests" nodejs || fail "there is no node; install Node.js 20 or newer"
   if ! cmp -s tests/clients/package-lock.json "$node/installed.json"; then
-    has npm || install "the JavaScript client's test" npm || fail "there is no npm; install Node.js 20 or newer with npm"
+    has npm || install "the JavaScript clients' tests" npm || fail "there is no npm; install Node.js 20 or newer with npm"
     mkdir -p "$node"
     cp tests/clients/package.json tests/clients/package-lock.json "$node/"
     npm ci --prefix "$node" --ignore-scripts --no-audit --no-fund --loglevel=error
     cp tests/clients/package-lock.json "$node/installed.json"
   fi
+}
+
+# python_clients FOLDER REQUIREMENTS: an environment of its own, since some clients need an older openai.
+python_clients() {
+  local venv=$cache/clients/$1 requirements=$2
+  ! cmp -s "$requirements" "$venv/requirements.txt" || return 0
+  python3 -c 'import ensurepip, venv' 2>/dev/null || install "Python environments" python3-venv ||
+    fail "Python has no venv; install Python 3.10 or newer with venv and pip"
+  rm -rf "$venv"
+  mkdir -p "$cache/clients"
+  python3 -m venv "$venv"
+  "$venv/bin/python" -m pip install --quiet --require-hashes -r "$requirements"
+  cp "$requirements" "$venv/requirements.txt"
 }
 
 # Whether a Spin that can run the function is on PATH; `emberline up` judges it in the same way.
@@ -149,15 +155,32 @@ spin_works() {
 lint() {
   if cargo fmt --version >/dev/null 2>&1; then
     cargo fmt --all --check
+    cargo fmt --manifest-path fuzz/Cargo.toml --check
   else
     say "note: there is no rustfmt (rustup component add rustfmt); formatting is not checked"
   fi
   if cargo clippy --version >/dev/null 2>&1; then
     cargo clippy --workspace --all-targets -- -D warnings
+    cargo clippy --manifest-path fuzz/Cargo.toml --target-dir "$target_dir/fuzz" -- -D warnings
     ! has_wasm_target || cargo clippy --target wasm32-wasip2 -p emberline-function -- -D warnings
   else
     say "note: there is no clippy (rustup component add clippy); lints are not checked"
   fi
+}
+
+# Each fuzz target for FUZZ_SECONDS, from its seeds and from what earlier runs found.
+fuzz() {
+  has c++ || install "libFuzzer" g++ || fail "there is no C++ compiler for libFuzzer; install g++ or clang"
+  cargo fuzz --version >/dev/null 2>&1 || cargo install --locked cargo-fuzz
+  # All of it is safe Rust, which has no use for the address sanitizer and its nightly compiler.
+  local options=(--fuzz-dir fuzz --release --sanitizer none --target-dir "$target_dir/fuzz") target
+  cargo fuzz build "${options[@]}"
+  for target in $(cargo fuzz list --fuzz-dir fuzz); do
+    say "fuzzing $target"
+    mkdir -p "fuzz/corpus/$target"
+    cargo fuzz run "${options[@]}" "$target" "fuzz/corpus/$target" "fuzz/seeds/$target" -- \
+      -max_total_time="${FUZZ_SECONDS:-60}" -max_len=8192 -dict=fuzz/json.dict -verbosity=0 -print_final_stats=1
+  done
 }
 
 for step in "$@"; do

@@ -2,9 +2,13 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
+use crate::answer::{Choice, Envelope};
 use crate::event::{FinishReason, IMPOSSIBLE, TokenLogprob, TokenLogprobs, Usage};
-use crate::job::SamplingOptions;
+use crate::job::{Constraint, Message, Role, SamplingOptions, ToolCall, ToolChoice};
+use crate::parameters::MAX_STOP_TOKEN_IDS;
+use crate::schema::assert_enforceable;
 use crate::subject::JobId;
+use crate::tools::{ToolFormat, call_id};
 
 fn parse(body: &Value) -> Result<ChatRequest, ApiError> {
     ChatRequest::parse(body.to_string().as_bytes())
@@ -48,15 +52,55 @@ fn each_bad_field_is_named() {
         ("messages", json!([{"role": "user"}]), MissingField, "messages[0].content"),
         ("messages", json!([{"content": "x"}]), MissingField, "messages[0].role"),
         ("messages", json!([{"role": "king", "content": "x"}]), InvalidValue, "messages[0].role"),
-        ("messages", json!([{"role": "tool", "content": "x"}]), UnsupportedParameter, "messages[0].role"),
-        ("messages", json!([{"role": "user", "content": []}]), UnsupportedParameter, "messages[0].content"),
-        ("messages", json!([{"role": "user", "content": 1}]), InvalidType, "messages[0].content"),
+        ("messages", json!([{"role": "function", "content": "x"}]), UnsupportedParameter, "messages[0].role"),
+        ("messages", json!([{"role": "tool", "content": "x"}]), MissingField, "messages[0].tool_call_id"),
         (
             "messages",
-            json!([{"role": "user", "content": "", "name": "a"}]),
-            UnsupportedParameter,
-            "messages[0].name",
+            json!([{"role": "tool", "content": "x", "tool_call_id": "a"}]),
+            InvalidValue,
+            "messages[0].tool_call_id",
         ),
+        ("messages", json!([{"role": "assistant"}]), MissingField, "messages[0].content"),
+        (
+            "messages",
+            json!([{"role": "assistant", "content": "", "audio": {"id": "a"}}]),
+            UnsupportedParameter,
+            "messages[0].audio",
+        ),
+        (
+            "messages",
+            json!([{"role": "assistant", "content": "", "annotations": [{}]}]),
+            InvalidValue,
+            "messages[0].annotations",
+        ),
+        (
+            "messages",
+            json!([{"role": "assistant", "tool_calls": [{"id": "a", "type": "function", "function": {"name": "f", "arguments": "[]"}}]}]),
+            InvalidValue,
+            "messages[0].tool_calls[0].function.arguments",
+        ),
+        (
+            "messages",
+            json!([{"role": "assistant", "tool_calls": [{"id": "a", "type": "custom"}]}]),
+            UnsupportedParameter,
+            "messages[0].tool_calls[0].type",
+        ),
+        ("messages", json!([{"role": "user", "content": []}]), InvalidValue, "messages[0].content"),
+        (
+            "messages",
+            json!([{"role": "user", "content": [{"type": "image_url"}]}]),
+            UnsupportedParameter,
+            "messages[0].content[0].type",
+        ),
+        (
+            "messages",
+            json!([{"role": "user", "content": [{"type": "refusal", "refusal": "x"}]}]),
+            InvalidValue,
+            "messages[0].content[0].type",
+        ),
+        ("messages", json!([{"role": "user", "content": ["x"]}]), InvalidType, "messages[0].content[0]"),
+        ("messages", json!([{"role": "user", "content": 1}]), InvalidType, "messages[0].content"),
+        ("messages", json!([{"role": "user", "content": "", "name": ""}]), InvalidValue, "messages[0].name"),
         (
             "messages",
             json!([{"role": "user", "content": "", "nam": "a"}]),
@@ -89,7 +133,34 @@ fn each_bad_field_is_named() {
         ("store", json!(true), UnsupportedParameter, "store"),
         ("service_tier", json!("flex"), UnsupportedParameter, "service_tier"),
         ("metadata", json!({"a": 1}), InvalidType, "metadata.a"),
-        ("tools", json!([{}]), UnsupportedParameter, "tools"),
+        ("service_tier", json!("golden"), InvalidValue, "service_tier"),
+        ("modalities", json!(["text", "audio"]), UnsupportedParameter, "modalities[1]"),
+        ("functions", json!([]), UnsupportedParameter, "functions"),
+        ("web_search_options", json!({}), UnsupportedParameter, "web_search_options"),
+        ("tools", json!([{}]), MissingField, "tools[0].type"),
+        ("tools", json!([{"type": "custom"}]), UnsupportedParameter, "tools[0].type"),
+        (
+            "tools",
+            json!([{"type": "function", "function": {"name": "a b"}}]),
+            InvalidValue,
+            "tools[0].function.name",
+        ),
+        ("tools", json!([tool("f"), tool("g"), tool("f")]), InvalidValue, "tools[2].function.name"),
+        ("tool_choice", json!("required"), InvalidValue, "tool_choice"),
+        ("tool_choice", json!("maybe"), InvalidValue, "tool_choice"),
+        ("tool_choice", json!(1), InvalidType, "tool_choice"),
+        ("tool_choice", json!({"type": "allowed_tools"}), UnsupportedParameter, "tool_choice.type"),
+        ("response_format", json!({"type": "yaml"}), InvalidValue, "response_format.type"),
+        ("response_format", json!({"type": "json_schema"}), MissingField, "response_format.json_schema"),
+        (
+            "response_format",
+            json!({"type": "json_schema", "json_schema": {"name": "n"}}),
+            MissingField,
+            "response_format.json_schema.schema",
+        ),
+        ("response_format", json!({"type": "regex", "regex": ""}), InvalidValue, "response_format.regex"),
+        ("verbosity", json!("loud"), InvalidValue, "verbosity"),
+        ("chat_template_kwargs", json!([]), InvalidType, "chat_template_kwargs"),
         ("top_k", json!(-2), InvalidValue, "top_k"),
         ("top_k", json!(1.5), InvalidType, "top_k"),
         ("min_p", json!(1.01), InvalidValue, "min_p"),
@@ -123,6 +194,98 @@ fn each_bad_field_is_named() {
     }
 }
 
+fn tool(name: &str) -> Value {
+    json!({"type": "function", "function": {"name": name}})
+}
+
+#[test]
+fn nothing_is_declared_that_is_not_enforced() {
+    assert_enforceable(BODY.schema());
+}
+
+#[test]
+fn messages_of_every_role_are_read() {
+    let call = json!({"id": "call_1", "type": "function", "function": {"name": "f", "arguments": " "}});
+    let messages = json!([
+        {"role": "developer", "content": "Be kind.", "name": "boss"},
+        {"role": "user", "content": [{"type": "text", "text": "Hel"}, {"type": "text", "text": "lo"}]},
+        {"role": "assistant", "content": null, "tool_calls": [call]},
+        {"role": "tool", "content": "42", "tool_call_id": "call_1", "name": "f"},
+        {"role": "assistant", "content": [{"type": "text", "text": "Yes."}, {"type": "refusal", "refusal": " No."}]},
+        {"role": "assistant", "content": null, "refusal": "No."},
+    ]);
+    let call = ToolCall { id: "call_1".into(), name: "f".into(), arguments: "{}".into() };
+    let expected = [
+        Message { name: Some("boss".into()), ..Message::new(Role::System, "Be kind.") },
+        Message::new(Role::User, "Hello"),
+        Message { tool_calls: vec![call], ..Message::new(Role::Assistant, "") },
+        Message {
+            name: Some("f".into()),
+            tool_call_id: Some("call_1".into()),
+            ..Message::new(Role::Tool, "42")
+        },
+        Message::new(Role::Assistant, "Yes. No."),
+        Message::new(Role::Assistant, "No."),
+    ];
+    assert_eq!(parse(&with("messages", messages)).unwrap().generation.messages, expected);
+}
+
+#[test]
+fn tools_and_the_choice_among_them_are_read() {
+    let choose = |choice: Value| {
+        let parameters = json!({"type": "object", "properties": {"a": {"type": "null", "const": null}}});
+        let mut body = with(
+            "tools",
+            json!([tool("f"), {"type": "function", "function":
+            {"name": "g", "description": "G", "parameters": parameters, "strict": true}}]),
+        );
+        body["tool_choice"] = choice;
+        body["parallel_tool_calls"] = json!(false);
+        parse(&body).map(|request| request.generation)
+    };
+    let request = choose(json!(null)).unwrap();
+    assert_eq!((request.tools[0].name.as_str(), request.tools[0].parameters.len()), ("f", 0));
+    let g = &request.tools[1];
+    assert_eq!((g.description.as_deref(), g.strict, request.parallel_tool_calls), (Some("G"), true, false));
+    // What is the client's own is not touched, nulls included.
+    assert_eq!(g.parameters["properties"]["a"], json!({"type": "null", "const": null}));
+    assert_eq!(request.tool_choice, ToolChoice::Auto);
+    assert_eq!(choose(json!("none")).unwrap().tool_choice, ToolChoice::None);
+    assert_eq!(choose(json!("required")).unwrap().tool_choice, ToolChoice::Required);
+    assert_eq!(choose(tool("g")).unwrap().tool_choice, ToolChoice::Named("g".into()));
+    let error = choose(tool("h")).unwrap_err();
+    assert_eq!(error.param.as_deref(), Some("tool_choice.function.name"));
+}
+
+#[test]
+fn every_response_format_becomes_a_constraint() {
+    let constraint = |format: Value| parse(&with("response_format", format)).unwrap().generation.constraint;
+    assert_eq!(constraint(json!({"type": "text"})), None);
+    assert_eq!(constraint(json!({"type": "json_object"})), Some(Constraint::JsonObject));
+    let schema = json!({"type": "object", "default": null});
+    assert_eq!(
+        constraint(
+            json!({"type": "json_schema", "json_schema": {"name": "n", "schema": schema, "strict": true}})
+        ),
+        Some(Constraint::JsonSchema { schema, strict: true })
+    );
+    let grammar = json!({"type": "grammar", "grammar": "start: \"a\""});
+    assert_eq!(constraint(grammar), Some(Constraint::Grammar("start: \"a\"".into())));
+    assert_eq!(constraint(json!({"type": "regex", "regex": "a+"})), Some(Constraint::Regex("a+".into())));
+}
+
+#[test]
+fn template_variables_are_gathered() {
+    let mut body = with("reasoning_effort", json!("low"));
+    body["verbosity"] = json!("high");
+    body["chat_template_kwargs"] = json!({"enable_thinking": false, "x": null, "reasoning_effort": "low"});
+    let expected =
+        json!({"enable_thinking": false, "x": null, "reasoning_effort": "low", "verbosity": "high"});
+    assert_eq!(Value::Object(parse(&body).unwrap().generation.template_variables), expected);
+    body["reasoning_effort"] = json!("high");
+    assert_eq!(parse(&body).unwrap_err().param.as_deref(), Some("reasoning_effort"));
+}
+
 #[test]
 fn stream_options_are_read_to_the_last_field() {
     let mut body = with("stream", json!(true));
@@ -145,11 +308,27 @@ fn both_names_of_the_token_limit_must_agree() {
 fn values_that_ask_for_nothing_are_accepted() {
     for (name, value) in [
         ("response_format", json!({"type": "text"})),
+        ("modalities", json!(["text"])),
+        ("tools", json!([])),
+        ("tool_choice", json!("none")),
+        ("tool_choice", json!("auto")),
+        ("parallel_tool_calls", json!(false)),
+        ("store", json!(false)),
+        ("service_tier", json!("auto")),
+        ("service_tier", json!("default")),
+        ("prompt_cache_key", json!("k")),
+        ("prompt_cache_retention", json!("24h")),
+        ("safety_identifier", json!("u")),
+        ("functions", json!(null)),
         ("user", json!("u")),
         ("metadata", json!({"k": "v"})),
         ("top_k", json!(null)),
         // As openai-python dumps a message that it received.
-        ("messages", json!([{"role": "assistant", "content": "", "refusal": null, "tool_calls": null}])),
+        (
+            "messages",
+            json!([{"role": "assistant", "content": "", "refusal": null, "tool_calls": null,
+                            "annotations": [], "audio": null, "function_call": null}]),
+        ),
     ] {
         assert!(parse(&with(name, value)).is_ok(), "{name}");
     }
@@ -255,13 +434,17 @@ fn negative_seeds_are_seeds() {
     assert_eq!(parse(&with("seed", json!(-1))).unwrap().seed, Some(u64::MAX));
 }
 
-fn envelope() -> Envelope {
-    Envelope {
-        job: JobId::from_random(1),
-        created: 5,
-        model: "m".into(),
-        fingerprint: "fp".into(),
+fn answer() -> ChatAnswer {
+    ChatAnswer {
+        envelope: Envelope {
+            job: JobId::from_random(1),
+            created: 5,
+            model: "m".into(),
+            fingerprint: "fp".into(),
+        },
         metadata: None,
+        tool_format: None,
+        tool_choice: ToolChoice::Auto,
     }
 }
 
@@ -272,23 +455,23 @@ fn value(text: String) -> Value {
 
 #[test]
 fn chunks_have_the_documented_shape() {
-    let envelope = envelope();
-    let first = value(envelope.chunk(0, &Delta::Role, None, false));
+    let answer = answer();
+    let first = value(answer.chunk(0, Delta::Role, None, false));
     assert_eq!(first["object"], "chat.completion.chunk");
     assert_eq!(first["id"], format!("chatcmpl-{:032x}", 1));
     assert_eq!(first["choices"][0]["delta"], json!({"role": "assistant", "content": ""}));
     assert!(first.get("usage").is_none());
-    let more = value(envelope.chunk(2, &Delta::Content { text: "x", logprobs: None }, None, false));
+    let more = value(answer.chunk(2, Delta::Content("x"), None, false));
     assert_eq!(
         more["choices"],
         json!([{"index": 2, "delta": {"content": "x"}, "logprobs": null, "finish_reason": null}])
     );
-    let last = value(envelope.chunk(0, &Delta::Empty, Some(FinishReason::Stop), true));
+    let last = value(answer.chunk(0, Delta::Finish { reason: FinishReason::Stop, calls: 0 }, None, true));
     assert_eq!(last["choices"][0]["delta"], json!({}));
     assert_eq!(last["choices"][0]["finish_reason"], "stop");
     assert_eq!(last["usage"], Value::Null);
     let usage =
-        value(envelope.usage_chunk(&Usage { prompt_tokens: 2, cached_tokens: 1, completion_tokens: 3 }));
+        value(answer.usage_chunk(&Usage { prompt_tokens: 2, cached_tokens: 1, completion_tokens: 3 }));
     assert_eq!(usage["choices"], json!([]));
     assert_eq!(usage["usage"]["total_tokens"], 5);
     assert_eq!(usage["usage"]["prompt_tokens_details"], json!({"cached_tokens": 1}));
@@ -317,8 +500,7 @@ fn part_of_a_character_in_json() -> Value {
 #[test]
 fn a_chunk_carries_the_log_probabilities_of_its_tokens() {
     let chunk = |logprobs: &[TokenLogprobs]| {
-        let delta = Delta::Content { text: "", logprobs: Some(logprobs) };
-        value(envelope().chunk(1, &delta, None, false))["choices"][0].clone()
+        value(answer().chunk(1, Delta::Content(""), Some(logprobs), false))["choices"][0].clone()
     };
     let part = chunk(&[part_of_a_character()]);
     assert_eq!(part["delta"], json!({"content": ""}));
@@ -337,7 +519,7 @@ fn an_answer_has_all_choices_in_order() {
         },
     ];
     let usage = Usage { prompt_tokens: 2, cached_tokens: 1, completion_tokens: 3 };
-    let answer = value(envelope().completion(&choices, &usage));
+    let answer = value(answer().completion(&choices, &usage));
     assert_eq!(answer["object"], "chat.completion");
     assert_eq!(
         answer["choices"],
@@ -363,6 +545,50 @@ fn an_answer_has_all_choices_in_order() {
     );
 }
 
+const CALLS: &str = "Let me see.\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": 1}}\n</tool_call>\n\
+    <tool_call>\n{\"name\": \"g\", \"arguments\": {}}\n</tool_call>";
+
+#[test]
+fn calls_are_told_apart_from_text() {
+    let told = |text: &str, reason, tool_choice| {
+        let answer = ChatAnswer { tool_format: Some(ToolFormat::Hermes), tool_choice, ..answer() };
+        let choice = Choice { text: text.into(), logprobs: None, finish_reason: Some(reason) };
+        value(answer.completion(&[choice], &Usage::default()))["choices"][0].clone()
+    };
+    let choice = told(CALLS, FinishReason::Stop, ToolChoice::Auto);
+    assert_eq!(choice["finish_reason"], "tool_calls");
+    let call = |index, name: &str, arguments: &str| {
+        let id = call_id(&JobId::from_random(1), 0, index);
+        json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}})
+    };
+    let calls = json!([call(0, "f", "{\"a\": 1}"), call(1, "g", "{}")]);
+    assert_eq!(
+        choice["message"],
+        json!({"role": "assistant", "content": "Let me see.", "refusal": null, "tool_calls": calls})
+    );
+    let only_call = CALLS.strip_prefix("Let me see.").unwrap();
+    let choice = told(only_call, FinishReason::Stop, ToolChoice::Named("f".into()));
+    assert_eq!((&choice["message"]["content"], &choice["finish_reason"]), (&json!(null), &json!("stop")));
+    assert_eq!(told(CALLS, FinishReason::Length, ToolChoice::Auto)["finish_reason"], "length");
+    let plain = told("", FinishReason::Stop, ToolChoice::Required);
+    assert_eq!(plain["message"], json!({"role": "assistant", "content": "", "refusal": null}));
+}
+
+#[test]
+fn a_call_is_streamed_as_its_name_and_pieces_of_its_arguments() {
+    let delta = |delta| value(answer().chunk(0, delta, None, false))["choices"][0]["delta"].clone();
+    let id = call_id(&JobId::from_random(1), 0, 2);
+    let function = json!({"name": "f", "arguments": ""});
+    assert_eq!(
+        delta(Delta::CallStart { index: 2, name: "f" }),
+        json!({"tool_calls": [{"index": 2, "id": id, "type": "function", "function": function}]})
+    );
+    assert_eq!(
+        delta(Delta::Arguments { index: 2, text: "{\"" }),
+        json!({"tool_calls": [{"index": 2, "function": {"arguments": "{\""}}]})
+    );
+}
+
 fn any_json() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),
@@ -385,7 +611,8 @@ proptest! {
     fn any_value_in_any_field_is_read_or_refused_with_its_name(
         name in prop_oneof![Just("temperature"), Just("stop"), Just("messages"), Just("seed"), Just("stream_options"),
                             Just("max_tokens"), Just("metadata"), Just("n"), Just("zzz"), Just("logit_bias"),
-                            Just("stop_token_ids"), Just("logprobs"), Just("top_logprobs"), Just("top_k"), Just("repetition_penalty"), Just("min_tokens")],
+                            Just("stop_token_ids"), Just("logprobs"), Just("top_logprobs"), Just("top_k"), Just("repetition_penalty"), Just("min_tokens"),
+                            Just("tools"), Just("tool_choice"), Just("response_format"), Just("modalities"), Just("store")],
         value in any_json(),
     ) {
         if let Err(error) = parse(&with(name, value)) {

@@ -8,16 +8,19 @@
 //!
 //! The crate compiles for wasm and natively and does no I/O. Open [`chat`] first.
 
+pub mod answer;
 pub mod chat;
+pub mod completions;
 pub mod control;
 pub mod error;
 pub mod event;
-pub mod fields;
 pub mod heartbeat;
 pub mod job;
 pub mod key;
 pub mod measurement;
 pub mod models;
+pub mod parameters;
+pub mod schema;
 pub mod subject;
 pub mod tools;
 

@@ -102,6 +102,9 @@ pub struct Serving {
     pub prefix: Option<PrefixReuse>,
     /// Several streams at once.
     pub streams: Vec<Streams>,
+    /// Streams that obey a schema beside others.
+    #[serde(default)]
+    pub constrained: Option<Constrained>,
 }
 
 /// From submitting a job to its first token.
@@ -165,6 +168,23 @@ pub struct Streams {
     /// Tokens of all streams together, from the first token of the last stream to the end of the
     /// first that ends: while all of them run.
     pub tokens_per_s: f64,
+}
+
+/// Plain streams beside as many that obey a JSON schema.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Constrained {
+    /// Plain streams, and as many others.
+    pub streams: usize,
+    /// The share of the steps' time that goes by waiting for masks of allowed tokens.
+    pub wait_share: f64,
+    /// Milliseconds that a mask takes, on threads beside the engine's.
+    pub mask_ms: f64,
+    /// Tokens of the plain streams together.
+    pub tokens_per_s: f64,
+    /// The same beside others that obey nothing.
+    pub beside_plain_tokens_per_s: f64,
+    /// The same without others.
+    pub alone_tokens_per_s: f64,
 }
 
 /// Bytes; `None` where the system doesn't tell.

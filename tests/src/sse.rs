@@ -1,23 +1,14 @@
 //! Reading a stream of server-sent events as a client would.
 
-use anyhow::{Context as _, Result, bail, ensure};
-use serde_json::Value;
+mod transcript;
 
-/// A whole stream, read to its end.
-#[derive(Debug, Clone, Default)]
-pub struct Transcript {
-    /// The JSON of each `data:` line, `[DONE]` left out.
-    pub chunks: Vec<Value>,
-    /// How often a comment kept the line open.
-    pub comments: usize,
-    /// Whether `data: [DONE]` ended it.
-    pub done: bool,
-}
+use anyhow::Result;
+
+pub use transcript::Transcript;
 
 /// A stream that is being read.
 pub struct Reading {
     response: reqwest::Response,
-    pending: Vec<u8>,
     /// What has come.
     pub transcript: Transcript,
 }
@@ -25,24 +16,16 @@ pub struct Reading {
 impl Reading {
     /// Begins with a response.
     pub fn new(response: reqwest::Response) -> Self {
-        Self { response, pending: Vec::new(), transcript: Transcript::default() }
+        Self { response, transcript: Transcript::default() }
     }
 
     /// Reads on; whether there was more. Each line must be an event, a comment or empty.
     pub async fn advance(&mut self) -> Result<bool> {
         let Some(bytes) = self.response.chunk().await? else {
-            ensure!(
-                self.pending.is_empty(),
-                "the stream ends within an event: {:?}",
-                String::from_utf8_lossy(&self.pending)
-            );
+            self.transcript.end()?;
             return Ok(false);
         };
-        self.pending.extend_from_slice(&bytes);
-        while let Some(end) = self.pending.windows(2).position(|w| w == b"\n\n") {
-            let event: Vec<u8> = self.pending.drain(..end + 2).collect();
-            self.transcript.take(std::str::from_utf8(&event)?)?;
-        }
+        self.transcript.push(&bytes)?;
         Ok(true)
     }
 }
@@ -53,57 +36,5 @@ impl Transcript {
         let mut reading = Reading::new(response);
         while reading.advance().await? {}
         Ok(reading.transcript)
-    }
-
-    fn take(&mut self, event: &str) -> Result<()> {
-        ensure!(!self.done, "an event after [DONE]: {event}");
-        let event = event.trim_end_matches('\n');
-        if event.starts_with(':') {
-            self.comments += 1;
-        } else if event == "data: [DONE]" {
-            self.done = true;
-        } else if let Some(json) = event.strip_prefix("data: ") {
-            self.chunks.push(serde_json::from_str(json).with_context(|| json.to_owned())?);
-        } else {
-            bail!("not an event: {event:?}");
-        }
-        Ok(())
-    }
-
-    /// What the chunks bring for one choice, in order.
-    pub fn choice(&self, index: u64) -> impl Iterator<Item = &Value> {
-        let choices = self.chunks.iter().filter_map(|chunk| chunk["choices"].as_array()).flatten();
-        choices.filter(move |choice| choice["index"] == index)
-    }
-
-    /// All content of choice 0, joined.
-    pub fn text(&self) -> String {
-        self.text_of(0)
-    }
-
-    /// All content of one choice, joined.
-    pub fn text_of(&self, index: u64) -> String {
-        self.choice(index).filter_map(|choice| choice["delta"]["content"].as_str()).collect()
-    }
-
-    /// The log-probabilities of one choice's tokens, joined.
-    pub fn logprobs_of(&self, index: u64) -> Vec<Value> {
-        let tokens = self.choice(index).filter_map(|choice| choice["logprobs"]["content"].as_array());
-        tokens.flatten().cloned().collect()
-    }
-
-    /// The finish reason of choice 0.
-    pub fn finish_reason(&self) -> Option<&str> {
-        self.finish_reason_of(0)
-    }
-
-    /// The finish reason of one choice.
-    pub fn finish_reason_of(&self, index: u64) -> Option<&str> {
-        self.choice(index).find_map(|choice| choice["finish_reason"].as_str())
-    }
-
-    /// The error that ended the stream, if one did.
-    pub fn error(&self) -> Option<&Value> {
-        self.chunks.iter().find_map(|c| c.get("error"))
     }
 }

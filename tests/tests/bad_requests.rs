@@ -99,7 +99,7 @@ fn fields() -> Vec<Case> {
             "messages",
             &message(json!({"role": "user", "content": [{"type": "image_url"}]})),
             "unsupported_parameter",
-            "messages[1].content",
+            "messages[1].content[0].type",
         ),
         field(
             "messages",
@@ -133,8 +133,10 @@ fn fields() -> Vec<Case> {
         field("top_logprobs", &json!(2.5), "invalid_type", "top_logprobs"),
         // Without logprobs.
         field("top_logprobs", &json!(2), "invalid_value", "top_logprobs"),
-        field("response_format", &json!({"type": "json_object"}), "unsupported_parameter", "response_format"),
-        field("tools", &json!([{"type": "function"}]), "unsupported_parameter", "tools"),
+        field("response_format", &json!({"type": "yaml"}), "invalid_value", "response_format.type"),
+        field("tools", &json!([{"type": "function"}]), "missing_field", "tools[0].function"),
+        field("tools", &json!([{"type": "custom"}]), "unsupported_parameter", "tools[0].type"),
+        field("tool_choice", &json!("required"), "invalid_value", "tool_choice"),
         field("functions", &json!([]), "unsupported_parameter", "functions"),
         field("audio", &json!({}), "unsupported_parameter", "audio"),
         field("store", &json!(true), "unsupported_parameter", "store"),

@@ -4,12 +4,13 @@
 //! `intake` pulls jobs and hands them to the `engine`, which runs on a thread of its own and
 //! computes step by step; what comes out is published as the job's event log. The engine's parts:
 //! `gguf` and `hf` read a model's files, `tokenizer` and `template` turn messages into token ids,
-//! `model` is the network over the operations of emberline-kernels, `sampling` picks tokens,
-//! `text` assembles them into what may be sent. Open [`engine`] first.
+//! `model` is the network over the operations of emberline-kernels, `sampling` picks tokens that
+//! `constraint` allows, `text` assembles them into what may be sent. Open [`engine`] first.
 
 pub mod bench;
 pub mod bus;
 pub mod config;
+pub mod constraint;
 pub mod device;
 pub mod engine;
 pub mod gguf;

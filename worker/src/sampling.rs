@@ -1,6 +1,7 @@
 //! Picks tokens.
 //!
-//! First the logits are adjusted (see [`adjust`]). Temperature 0 then picks the largest. Otherwise
+//! First the logits are adjusted (see [`adjust`]); where an answer has to obey a grammar, tokens that
+//! it does not allow are dropped then. Temperature 0 then picks the largest. Otherwise
 //! they are divided by the temperature and made probabilities, and in vLLM's order
 //! 1. `min_p` drops tokens less probable than that share of the most probable one's probability
 //!    (Nguyen et al., "Turning up the heat: min-p sampling for creative and coherent LLM outputs",
@@ -24,6 +25,8 @@ mod random;
 
 use emberline_kernels::PickRow;
 use emberline_shared::job::SamplingOptions;
+
+use crate::constraint::TokenSet;
 
 use adjust::Adjustments;
 use distribution::{Candidates, argmax};
@@ -58,7 +61,21 @@ impl Sampler {
     /// A logit that is not a number counts as minus infinity. Without any candidate the answer is 0.
     pub fn pick(&self, logits: &[f32]) -> u32 {
         let adjusted = self.adjustments.apply(logits, self.position);
-        sample(&adjusted, &self.options, self.random())
+        sample(&adjusted, &self.options, self.random()).unwrap_or(0)
+    }
+
+    /// Picks the next token among those that are allowed; `None` if there is none.
+    ///
+    /// If only tokens are allowed that would end the answer, `min_tokens` does not put them off.
+    pub fn pick_allowed(&self, logits: &[f32], allowed: &TokenSet) -> Option<u32> {
+        let among = |position| {
+            let mut adjusted = self.adjustments.apply(logits, position).into_owned();
+            let forbid =
+                |id: usize| adjusted.get_mut(id).into_iter().for_each(|logit| *logit = f32::NEG_INFINITY);
+            allowed.iter_unset_entries(forbid);
+            sample(&adjusted, &self.options, self.random())
+        };
+        among(self.position).or_else(|| among(u32::MAX))
     }
 
     /// How the device is to pick the next token; `None` if it takes more than its logits.
@@ -84,17 +101,17 @@ impl Sampler {
     }
 }
 
-/// Picks a token from adjusted logits; `random` is in [0, 1).
-fn sample(logits: &[f32], options: &SamplingOptions, random: f64) -> u32 {
-    let Some((best, max)) = argmax(logits) else { return 0 };
+/// Picks a token from adjusted logits, `None` if all are minus infinity; `random` is in [0, 1).
+fn sample(logits: &[f32], options: &SamplingOptions, random: f64) -> Option<u32> {
+    let (best, max) = argmax(logits)?;
     if options.temperature.is_nan() || options.temperature <= 0.0 {
-        return best;
+        return Some(best);
     }
     let mut candidates = Candidates::new(logits, max, options.temperature);
     candidates.drop_below(options.min_p);
     candidates.keep_most_probable(options.top_k as usize);
     candidates.keep_share(f64::from(options.top_p));
-    candidates.draw(random).unwrap_or(best)
+    Some(candidates.draw(random).unwrap_or(best))
 }
 
 #[cfg(test)]

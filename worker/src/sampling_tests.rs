@@ -10,7 +10,7 @@ fn options(temperature: f32, top_p: f32) -> SamplingOptions {
 
 /// Draws from logits that nothing adjusts.
 fn draw_at(logits: &[f32], options: &SamplingOptions, seed: u64, choice: u32, position: u32) -> u32 {
-    sample(logits, options, uniform(seed, choice, position))
+    sample(logits, options, uniform(seed, choice, position)).unwrap_or(0)
 }
 
 #[test]

@@ -1,81 +1,224 @@
 //! Shapes answers as OpenAI's API has them: whole, or as the chunks of a stream.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use crate::answer::{Choice, Envelope, FinishBody, UsageBody, to_json};
 use crate::event::{FinishReason, TokenLogprob, TokenLogprobs, Usage};
-use crate::subject::JobId;
+use crate::job::ToolChoice;
+use crate::tools::{Piece, ToolCallReader, ToolFormat, call_id};
 
-/// What every answer to one request has in common.
+/// Makes what the client gets of one request.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Envelope {
-    /// Makes the answer's id.
-    pub job: JobId,
-    /// Unix seconds.
-    pub created: u64,
-    /// As the client wrote it.
-    pub model: String,
-    /// Names weights and engine.
-    pub fingerprint: String,
+pub struct ChatAnswer {
+    /// What all of it begins with.
+    pub envelope: Envelope,
     /// Returned as it came.
     pub metadata: Option<Map<String, Value>>,
+    /// How calls of functions are written in the text, if it may have any.
+    pub tool_format: Option<ToolFormat>,
+    /// As it was asked for.
+    pub tool_choice: ToolChoice,
 }
 
-#[derive(Serialize)]
+/// A `chat.completion`.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ChatCompletion<'a> {
+    #[serde(flatten)]
+    head: Head<'a>,
+    choices: Vec<CompletionChoice<'a>>,
+    usage: UsageBody,
+    /// As it came.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<BTreeMap<String, String>>")]
+    metadata: Option<&'a Map<String, Value>>,
+}
+
+/// A `chat.completion.chunk`.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ChatCompletionChunk<'a> {
+    #[serde(flatten)]
+    head: Head<'a>,
+    choices: &'a [ChunkChoice<'a>],
+    /// With `stream_options.include_usage` only: null but for the last chunk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Option<UsageBody>>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
 struct Head<'a> {
+    /// `chatcmpl-` and 32 hexadecimal digits.
     id: String,
     object: &'static str,
+    /// Unix seconds.
     created: u64,
+    /// As the request has it.
     model: &'a str,
+    /// Names weights and engine.
     system_fingerprint: &'a str,
     service_tier: &'static str,
 }
 
-impl Envelope {
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(inline)]
+struct CompletionChoice<'a> {
+    index: usize,
+    message: AssistantMessage,
+    logprobs: Option<LogprobsBody<'a>>,
+    finish_reason: Option<FinishBody>,
+}
+
+#[derive(Debug, Default, Serialize, JsonSchema)]
+#[schemars(inline)]
+struct AssistantMessage {
+    role: &'static str,
+    /// Null where functions are called and nothing is said.
+    content: Option<String>,
+    refusal: Option<()>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<ToolCallBody>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(inline)]
+struct ToolCallBody {
+    id: String,
+    r#type: &'static str,
+    function: CalledFunction,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(inline)]
+struct CalledFunction {
+    name: String,
+    /// A JSON object as text.
+    arguments: String,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(inline)]
+struct ChunkChoice<'a> {
+    index: u32,
+    delta: DeltaBody<'a>,
+    logprobs: Option<LogprobsBody<'a>>,
+    finish_reason: Option<FinishBody>,
+}
+
+#[derive(Debug, Default, Serialize, JsonSchema)]
+#[schemars(inline)]
+struct DeltaBody<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    role: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    content: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tool_calls: Option<[ToolCallDelta<'a>; 1]>,
+}
+
+/// The beginning of a call, or more of its arguments.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(inline)]
+struct ToolCallDelta<'a> {
+    index: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    r#type: Option<&'static str>,
+    function: FunctionDelta<'a>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(inline)]
+struct FunctionDelta<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
+    arguments: &'a str,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "ChatLogprobs")]
+struct LogprobsBody<'a> {
+    content: Vec<TokenBody<'a>>,
+    refusal: Option<()>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(inline)]
+struct TokenBody<'a> {
+    #[serde(flatten)]
+    token: LogprobBody<'a>,
+    top_logprobs: Vec<LogprobBody<'a>>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(inline)]
+struct LogprobBody<'a> {
+    token: Cow<'a, str>,
+    logprob: f32,
+    /// Null for a token that stands for no bytes.
+    bytes: Option<&'a [u8]>,
+}
+
+/// What a chunk adds.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Delta<'a> {
+    /// The first chunk: who speaks.
+    Role,
+    /// More text; may be empty where tokens complete no character.
+    Content(&'a str),
+    /// A call begins.
+    CallStart {
+        /// Which call, from 0.
+        index: u32,
+        /// The function's name.
+        name: &'a str,
+    },
+    /// More of a call's arguments.
+    Arguments {
+        /// Which call, from 0.
+        index: u32,
+        /// The text.
+        text: &'a str,
+    },
+    /// The last chunk of a choice.
+    Finish {
+        /// Why it ended.
+        reason: FinishReason,
+        /// So many functions are called.
+        calls: u32,
+    },
+}
+
+impl ChatAnswer {
     fn head(&self, object: &'static str) -> Head<'_> {
+        let Envelope { job, created, model, fingerprint } = &self.envelope;
         Head {
-            id: format!("chatcmpl-{}", self.job),
+            id: format!("chatcmpl-{job}"),
             object,
-            created: self.created,
-            model: &self.model,
-            system_fingerprint: &self.fingerprint,
+            created: *created,
+            model,
+            system_fingerprint: fingerprint,
             service_tier: "default",
         }
     }
 
-    /// The whole answer, as `chat.completion`.
+    /// The whole answer.
     pub fn completion(&self, choices: &[Choice], usage: &Usage) -> String {
-        #[derive(Serialize)]
-        struct Completion<'a> {
-            #[serde(flatten)]
-            head: Head<'a>,
-            choices: Vec<CompletionChoice<'a>>,
-            usage: UsageBody,
-            #[serde(skip_serializing_if = "Option::is_none")]
-            metadata: Option<&'a Map<String, Value>>,
-        }
-        #[derive(Serialize)]
-        struct CompletionChoice<'a> {
-            index: usize,
-            message: AssistantMessage<'a>,
-            logprobs: Option<LogprobsBody<'a>>,
-            finish_reason: Option<FinishReason>,
-        }
-        #[derive(Serialize)]
-        struct AssistantMessage<'a> {
-            role: &'static str,
-            content: &'a str,
-            refusal: Option<()>,
-        }
-        let choices = choices.iter().enumerate().map(|(index, choice)| CompletionChoice {
-            index,
-            message: AssistantMessage { role: "assistant", content: &choice.text, refusal: None },
-            logprobs: choice.logprobs.as_deref().map(LogprobsBody::from),
-            finish_reason: choice.finish_reason,
+        let choices = choices.iter().zip(0..).map(|(choice, index)| {
+            let message = self.message(index, &choice.text);
+            let calls = u32::try_from(message.tool_calls.len()).unwrap_or(u32::MAX);
+            CompletionChoice {
+                index: index as usize,
+                message,
+                logprobs: choice.logprobs.as_deref().map(LogprobsBody::from),
+                finish_reason: choice.finish_reason.map(|reason| self.finish(reason, calls)),
+            }
         });
-        to_json(&Completion {
+        to_json(&ChatCompletion {
             head: self.head("chat.completion"),
             choices: choices.collect(),
             usage: usage.into(),
@@ -83,21 +226,76 @@ impl Envelope {
         })
     }
 
-    /// One `chat.completion.chunk` of a stream; `include_usage` puts `usage: null` on it.
+    fn message(&self, choice: u32, text: &str) -> AssistantMessage {
+        let mut message = AssistantMessage { role: "assistant", ..AssistantMessage::default() };
+        let Some(format) = self.tool_format else {
+            message.content = Some(text.to_owned());
+            return message;
+        };
+        let mut reader = ToolCallReader::new(format);
+        let mut pieces = reader.push(text);
+        pieces.extend(reader.finish());
+        for piece in pieces {
+            match piece {
+                Piece::Content(text) => message.content.get_or_insert_default().push_str(&text),
+                Piece::CallStart { index, name } => message.tool_calls.push(ToolCallBody {
+                    id: call_id(&self.envelope.job, choice, index),
+                    r#type: "function",
+                    function: CalledFunction { name, arguments: String::new() },
+                }),
+                Piece::Arguments { text, .. } => {
+                    if let Some(call) = message.tool_calls.last_mut() {
+                        call.function.arguments.push_str(&text);
+                    }
+                }
+                Piece::CallEnd { .. } => {}
+            }
+        }
+        if message.tool_calls.is_empty() {
+            message.content.get_or_insert_default();
+        }
+        message
+    }
+
+    /// As in OpenAI's API, a call that the client has named itself is no reason of its own.
+    fn finish(&self, reason: FinishReason, calls: u32) -> FinishBody {
+        let may_end_with_calls = !matches!(self.tool_choice, ToolChoice::Named(_));
+        match FinishBody::from(reason) {
+            FinishBody::Stop if calls > 0 && may_end_with_calls => FinishBody::ToolCalls,
+            other => other,
+        }
+    }
+
+    /// One chunk of a stream, with the log-probabilities of its tokens if they are asked for;
+    /// `include_usage` puts `usage: null` on it.
     pub fn chunk(
         &self,
         choice: u32,
-        delta: &Delta<'_>,
-        finish: Option<FinishReason>,
+        delta: Delta<'_>,
+        logprobs: Option<&[TokenLogprobs]>,
         include_usage: bool,
     ) -> String {
-        let (role, content, logprobs) = match *delta {
-            Delta::Role => (Some("assistant"), Some(""), None),
-            Delta::Content { text, logprobs } => (None, Some(text), logprobs.map(LogprobsBody::from)),
-            Delta::Empty => (None, None, None),
-        };
-        let delta = DeltaBody { role, content };
-        let choice = ChunkChoice { index: choice, delta, logprobs, finish_reason: finish };
+        let mut body = DeltaBody::default();
+        let mut finish_reason = None;
+        match delta {
+            Delta::Role => body = DeltaBody { role: Some("assistant"), content: Some(""), tool_calls: None },
+            Delta::Content(text) => body.content = Some(text),
+            Delta::CallStart { index, name } => {
+                body.tool_calls = Some([ToolCallDelta {
+                    index,
+                    id: Some(call_id(&self.envelope.job, choice, index)),
+                    r#type: Some("function"),
+                    function: FunctionDelta { name: Some(name), arguments: "" },
+                }]);
+            }
+            Delta::Arguments { index, text } => {
+                let function = FunctionDelta { name: None, arguments: text };
+                body.tool_calls = Some([ToolCallDelta { index, id: None, r#type: None, function }]);
+            }
+            Delta::Finish { reason, calls } => finish_reason = Some(self.finish(reason, calls)),
+        }
+        let logprobs = logprobs.map(LogprobsBody::from);
+        let choice = ChunkChoice { index: choice, delta: body, logprobs, finish_reason };
         self.chunk_of(&[choice], include_usage.then_some(None))
     }
 
@@ -108,53 +306,8 @@ impl Envelope {
 
     /// `usage` is absent, or null, or counts.
     fn chunk_of(&self, choices: &[ChunkChoice<'_>], usage: Option<Option<UsageBody>>) -> String {
-        #[derive(Serialize)]
-        struct Chunk<'a> {
-            #[serde(flatten)]
-            head: Head<'a>,
-            choices: &'a [ChunkChoice<'a>],
-            #[serde(skip_serializing_if = "Option::is_none")]
-            usage: Option<Option<UsageBody>>,
-        }
-        to_json(&Chunk { head: self.head("chat.completion.chunk"), choices, usage })
+        to_json(&ChatCompletionChunk { head: self.head("chat.completion.chunk"), choices, usage })
     }
-}
-
-#[derive(Serialize)]
-struct ChunkChoice<'a> {
-    index: u32,
-    delta: DeltaBody<'a>,
-    logprobs: Option<LogprobsBody<'a>>,
-    finish_reason: Option<FinishReason>,
-}
-
-#[derive(Serialize)]
-struct DeltaBody<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    role: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    content: Option<&'a str>,
-}
-
-#[derive(Serialize)]
-struct LogprobsBody<'a> {
-    content: Vec<TokenBody<'a>>,
-    refusal: Option<()>,
-}
-
-#[derive(Serialize)]
-struct TokenBody<'a> {
-    #[serde(flatten)]
-    token: LogprobBody<'a>,
-    top_logprobs: Vec<LogprobBody<'a>>,
-}
-
-#[derive(Serialize)]
-struct LogprobBody<'a> {
-    token: Cow<'a, str>,
-    logprob: f32,
-    /// Null for a token that stands for no bytes.
-    bytes: Option<&'a [u8]>,
 }
 
 impl<'a> From<&'a [TokenLogprobs]> for LogprobsBody<'a> {
@@ -172,67 +325,4 @@ impl<'a> From<&'a TokenLogprob> for LogprobBody<'a> {
         let bytes = Some(&token.bytes[..]).filter(|bytes| !bytes.is_empty());
         Self { token: String::from_utf8_lossy(&token.bytes), logprob: token.logprob, bytes }
     }
-}
-
-#[derive(Serialize)]
-struct UsageBody {
-    prompt_tokens: u32,
-    completion_tokens: u32,
-    total_tokens: u64,
-    prompt_tokens_details: PromptTokensDetails,
-    completion_tokens_details: CompletionTokensDetails,
-}
-
-#[derive(Serialize)]
-struct PromptTokensDetails {
-    cached_tokens: u32,
-}
-
-#[derive(Serialize)]
-struct CompletionTokensDetails {
-    reasoning_tokens: u32,
-}
-
-impl From<&Usage> for UsageBody {
-    fn from(usage: &Usage) -> Self {
-        Self {
-            prompt_tokens: usage.prompt_tokens,
-            completion_tokens: usage.completion_tokens,
-            total_tokens: u64::from(usage.prompt_tokens) + u64::from(usage.completion_tokens),
-            prompt_tokens_details: PromptTokensDetails { cached_tokens: usage.cached_tokens },
-            completion_tokens_details: CompletionTokensDetails { reasoning_tokens: 0 },
-        }
-    }
-}
-
-/// One complete choice.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Choice {
-    /// The whole text.
-    pub text: String,
-    /// Of each token, if the client asked for them.
-    pub logprobs: Option<Vec<TokenLogprobs>>,
-    /// Why it ended.
-    pub finish_reason: Option<FinishReason>,
-}
-
-/// What a chunk adds.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Delta<'a> {
-    /// The first chunk: who speaks.
-    Role,
-    /// More of the answer.
-    Content {
-        /// The text; may be empty where tokens complete no character.
-        text: &'a str,
-        /// Of the tokens that the chunk carries, if the client asked for them.
-        logprobs: Option<&'a [TokenLogprobs]>,
-    },
-    /// The last chunk of a choice.
-    Empty,
-}
-
-/// Serialises a value that cannot fail: string keys, no foreign `Serialize`.
-fn to_json(value: &impl Serialize) -> String {
-    serde_json::to_string(value).unwrap_or_default()
 }

@@ -1,10 +1,12 @@
 //! `emberline-worker bench`: how fast this engine is on this machine.
 //!
 //! [`network`] measures the network by itself, as llama-bench does; [`serving`] the whole engine,
-//! as a job's submitter sees it; [`bandwidth`] and [`memory`] what both are to be compared with.
+//! as a job's submitter sees it; [`constrained`] what it costs to enforce a schema;
+//! [`bandwidth`] and [`memory`] what both are to be compared with.
 //! The result goes to standard output as JSON, which `emberline bench engine` shows as a table.
 
 mod bandwidth;
+mod constrained;
 mod memory;
 mod network;
 mod serving;

@@ -11,7 +11,7 @@ use tokio::task::{JoinError, JoinHandle};
 
 use super::network::{Load, median};
 use super::stream::{Ask, Seen, Stream};
-use super::{BenchArgs, BenchError};
+use super::{BenchArgs, BenchError, constrained};
 use crate::engine::burn::{self, CacheSize, LoadOptions};
 use crate::engine::thread::{self, EngineHandle, EngineThread};
 
@@ -55,6 +55,8 @@ pub(super) fn measure(
         serving.prefix = Some(bench.prefix(load.repeat)?);
     }
     bench.stop();
+    tracing::info!("measuring streams that obey a schema");
+    serving.constrained = Some(constrained::measure(path, args, 2 * load.steps)?);
     let long = load.long_prompt;
     for &(budget, chunk_ms) in chunks {
         tracing::info!(budget, "measuring running streams while a prompt arrives");

@@ -67,6 +67,14 @@ pub struct Counts {
     pub most_rows: usize,
     /// Times that a sequence had to give up its cache.
     pub preemptions: u64,
+    /// Time that the steps took.
+    pub step_time: Duration,
+    /// Masks of allowed tokens.
+    pub masks: u64,
+    /// Time that computing them took, on other threads.
+    pub mask_time: Duration,
+    /// The part of `step_time` that went by waiting for them.
+    pub mask_wait: Duration,
 }
 
 impl Engine for BurnEngine {
@@ -110,6 +118,7 @@ impl Engine for BurnEngine {
             prompt_tokens: request.prompt_tokens,
             choices,
             stop: job.request.stop,
+            verbatim: job.request.constraint.is_some(),
             taken,
         };
         // If that fails, so does the next step.
@@ -134,6 +143,7 @@ impl Engine for BurnEngine {
     }
 
     fn step(&mut self) -> Result<(), EngineError> {
+        let began = Instant::now();
         self.end_stopped();
         self.drop_unwanted()?;
         let step = self.scheduler.plan();
@@ -148,6 +158,7 @@ impl Engine for BurnEngine {
         if let Some(logits) = logits {
             self.pick(&step, logits, &mut records)?;
         }
+        self.counts.step_time += began.elapsed();
         self.publisher.send(records)
     }
 
@@ -259,22 +270,39 @@ impl BurnEngine {
             for number in span.picks.clone() {
                 let Some(choice) = request.choices.get(number as usize) else { continue };
                 ids.push(SequenceId { choice: number, ..span.id });
-                wanted.push(Wanted { row, sampler: &choice.sampler, logprobs: request.logprobs });
+                let progress = choice.progress.as_ref();
+                wanted.push(Wanted { row, sampler: &choice.sampler, progress, logprobs: request.logprobs });
             }
         }
-        let picked = self.picker.pick(logits, &wanted)?;
+        let (picked, times) = self.picker.pick(logits, &wanted)?;
+        self.counts.masks += times.masks;
+        self.counts.mask_time += times.computed;
+        self.counts.mask_wait += times.waited;
         let at = Instant::now();
         for (id, picked) in ids.into_iter().zip(picked) {
             let Some(request) = self.requests.get_mut(&id.request) else { continue };
-            let end = request.record(id.choice, picked.token);
+            let recorded = match picked.token {
+                Some(token) => request.record(id.choice, token).map(|end| (token, end)),
+                None => Err(request.stuck(id.choice)),
+            };
+            let (token, end) = match recorded {
+                Ok(recorded) => recorded,
+                Err(stuck) => {
+                    tracing::warn!(job = %request.job, %stuck, "an answer can't go on");
+                    let error = EventKind::Error(stuck.to_api_error().into());
+                    records.push(Record::Failed { request: id.request, error });
+                    self.forget(id.request);
+                    continue;
+                }
+            };
             match end {
-                None => self.scheduler.push(id, picked.token),
+                None => self.scheduler.push(id, token),
                 Some(_) => self.scheduler.finish(id),
             }
             if request.has_ended() {
                 self.forget(id.request);
             }
-            records.push(Record::Picked { id, token: picked.token, scores: picked.scores, end, at });
+            records.push(Record::Picked { id, token, scores: picked.scores, end, at });
         }
         Ok(())
     }

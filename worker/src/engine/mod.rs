@@ -27,6 +27,7 @@ use emberline_shared::job::Job;
 use emberline_shared::subject::JobId;
 use tokio::sync::mpsc::UnboundedSender;
 
+use crate::constraint::Grammar;
 use crate::model::ComputeError;
 
 /// Where a job's events go. `Done` and `Error` are the last of a job; if the sink is closed before,
@@ -44,6 +45,8 @@ pub struct Prepared {
     pub prompt: Vec<u32>,
     /// Most tokens of an answer; together with the prompt they fit the context.
     pub limit: u32,
+    /// What its answers obey; `None` if they may be anything.
+    pub grammar: Option<Grammar>,
 }
 
 /// Makes prompts of jobs.

@@ -6,18 +6,18 @@
 //! ends with `stop`, or with `ignore_eos` what the context leaves. Stop strings and the context's
 //! limit work as in a real engine. Each word is certain, so temperature, `top_p`, `top_k`, `min_p`
 //! and seed have nothing to choose from, and log-probabilities are 0; options that need logits or
-//! token ids are refused. Each choice begins a word later than the one before it.
+//! token ids, tools and response formats are refused. Each choice begins a word later than the one before it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use emberline_shared::chat::MAX_CHOICES;
+use emberline_shared::parameters::MAX_CHOICES;
 use emberline_shared::error::{ApiError, ErrorCode};
 use emberline_shared::event::{
     EventKind, FinishReason, IMPOSSIBLE, Timings, TokenLogprob, TokenLogprobs, Usage,
 };
 use emberline_shared::heartbeat::ServedModel;
-use emberline_shared::job::{Job, SamplingOptions};
+use emberline_shared::job::{GenerationRequest, Job};
 use emberline_shared::subject::JobId;
 
 use super::refusal::{no_room_for, too_long};
@@ -144,7 +144,7 @@ impl Engine for SimulatedEngine {
 impl Frontend for Words {
     fn prepare(&self, job: Job, taken: Instant) -> Result<Prepared, ApiError> {
         let sampling = &job.request.sampling;
-        refuse_unsupported(sampling)?;
+        refuse_unsupported(&job.request)?;
         let words = job.request.messages.iter().map(|m| m.content.split_whitespace().count()).sum::<usize>();
         let prompt_tokens = u32::try_from(words).unwrap_or(u32::MAX);
         let room = CONTEXT_LENGTH.saturating_sub(prompt_tokens);
@@ -160,13 +160,13 @@ impl Frontend for Words {
             return Err(no_room_for(sampling.min_tokens, limit));
         }
         // Its words have no ids; nothing is computed from them.
-        Ok(Prepared { prompt: vec![0; words], job, taken, limit })
+        Ok(Prepared { prompt: vec![0; words], job, taken, limit, grammar: None })
     }
 }
 
 impl Sequence {
     fn new(prepared: Prepared, events: EventSink, pace: Duration) -> Self {
-        let Prepared { job, taken, prompt, limit } = prepared;
+        let Prepared { job, taken, prompt, limit, .. } = prepared;
         let request = job.request;
         let ends_by_itself = request.max_tokens.is_none() && !request.sampling.ignore_eos;
         let choices = (0..request.n.clamp(1, MAX_CHOICES)).map(|number| Choice {
@@ -267,8 +267,11 @@ fn certainty(word: &str, top: u32) -> TokenLogprobs {
 }
 
 /// Refuses what would have to change the words.
-fn refuse_unsupported(options: &SamplingOptions) -> Result<(), ApiError> {
+fn refuse_unsupported(request: &GenerationRequest) -> Result<(), ApiError> {
+    let options = &request.sampling;
     let unsupported = [
+        ("response_format", request.constraint.is_some()),
+        ("tools", !request.tools.is_empty()),
         ("logit_bias", !options.logit_bias.is_empty()),
         ("presence_penalty", options.presence_penalty != 0.0),
         ("frequency_penalty", options.frequency_penalty != 0.0),

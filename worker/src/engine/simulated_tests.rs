@@ -1,5 +1,6 @@
-use emberline_shared::job::{GenerationRequest, Message, Role, SamplingOptions};
+use emberline_shared::job::{Constraint, GenerationRequest, Message, Role, SamplingOptions, Tool};
 use proptest::prelude::*;
+use serde_json::Map;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::*;
@@ -187,6 +188,18 @@ fn options_that_it_does_not_honour_are_refused() {
         let kinds = answer(job);
         let [EventKind::Error(error)] = &kinds[..] else { panic!("{kinds:?}") };
         assert_eq!((error.code, error.param.as_deref()), (code, Some(param)));
+    }
+}
+
+#[test]
+fn what_would_need_a_model_is_refused() {
+    let tool = Tool { name: "f".into(), description: None, parameters: Map::new(), strict: false };
+    let constrained = GenerationRequest { constraint: Some(Constraint::JsonObject), ..Default::default() };
+    let tools = GenerationRequest { tools: vec![tool], ..Default::default() };
+    for (param, request) in [("response_format", constrained), ("tools", tools)] {
+        let kinds = answer(Job { request, ..job(1, "hi", None, &[]) });
+        let [EventKind::Error(error)] = &kinds[..] else { panic!("{kinds:?}") };
+        assert_eq!((error.code, error.param.as_deref()), (ErrorCode::UnsupportedParameter, Some(param)));
     }
 }
 

@@ -80,7 +80,7 @@ impl Frontend for Fussy {
             Some(1000) => std::thread::sleep(std::time::Duration::from_millis(300)),
             _ => {}
         }
-        Ok(Prepared { job, taken, prompt: vec![0], limit: 1 })
+        Ok(Prepared { job, taken, prompt: vec![0], limit: 1, grammar: None })
     }
 }
 

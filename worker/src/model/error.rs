@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::config::Family;
+use crate::constraint::GrammarsError;
 use crate::device::DeviceError;
 use crate::gguf::GgufError;
 use crate::template::TemplateError;
@@ -194,6 +195,14 @@ pub enum LoadError {
         path: PathBuf,
         /// What is wrong.
         source: TemplateError,
+    },
+    /// Answers can't be constrained.
+    #[error("{}: {source}; the tokenizer is damaged: pull the model again", path.display())]
+    Grammars {
+        /// The model file.
+        path: PathBuf,
+        /// What is wrong.
+        source: GrammarsError,
     },
     /// No device to run it on.
     #[error(transparent)]

@@ -9,7 +9,7 @@ use tokenizers::{AddedToken, Tokenizer};
 use super::bytes::{Notation, TokenBytes, all_bytes};
 use super::error::malformed;
 use super::pre::PreTokenizer;
-use super::{Bound, END_TOKENS, ModelTokenizer, TokenizerError, pieces};
+use super::{Bound, END_TOKENS, ModelTokenizer, TOOL_MARKS, TokenizerError, pieces};
 use crate::gguf::{GgufFile, Metadata};
 
 /// The kinds of tokenizers by `tokenizer.ggml.model`.
@@ -144,6 +144,7 @@ impl<'a> Vocabulary<'a> {
                     out.extend_from_slice(token.as_bytes());
                 }
                 token_type::USER_DEFINED => notation.write(token, out),
+                token_type::CONTROL if TOOL_MARKS.contains(&token) => out.extend_from_slice(token.as_bytes()),
                 // Control, unknown and unused tokens have no text.
                 _ => {}
             });

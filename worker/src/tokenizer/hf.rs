@@ -14,7 +14,7 @@ use tokenizers::{ModelWrapper, NormalizerWrapper, Tokenizer};
 
 use super::bytes::{Notation, TokenBytes, all_bytes, piece_of_byte};
 use super::error::malformed;
-use super::{Bound, END_TOKENS, ModelTokenizer, TokenizerError};
+use super::{Bound, END_TOKENS, ModelTokenizer, TOOL_MARKS, TokenizerError};
 use crate::hf::{EndTokens, HfFileError, TokenizerConfig, read, read_json};
 
 /// More tokens than any vocabulary has; ids above it mean a damaged file.
@@ -153,7 +153,7 @@ fn token_bytes(path: &Path, inner: &Tokenizer, notation: &Notation) -> Result<To
     let mut bytes = TokenBytes::default();
     for (id, token) in (0..).zip(tokens) {
         bytes.push(|out| match (added.get(&id), token) {
-            (Some(added), _) if added.special => {}
+            (Some(added), _) if added.special && !TOOL_MARKS.contains(&added.content.as_str()) => {}
             (Some(added), _) if *notation == Notation::ByteLevel => {
                 out.extend_from_slice(added.content.as_bytes());
             }

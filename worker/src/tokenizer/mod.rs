@@ -42,6 +42,10 @@ const END_TOKENS: [&str; 14] = [
     "</s>",
 ];
 
+/// Tokens with text, whatever the model's files say of them: whoever reads an answer finds calls of
+/// functions by them.
+const TOOL_MARKS: [&str; 3] = ["<tool_call>", "</tool_call>", "[TOOL_CALLS]"];
+
 /// A model's tokenizer.
 pub struct ModelTokenizer {
     inner: Tokenizer,
@@ -96,8 +100,8 @@ impl ModelTokenizer {
         length.div_ceil(longest)
     }
 
-    /// The bytes a token stands for: part of a character, at times. Empty for control tokens and
-    /// for ids that are none.
+    /// The bytes a token stands for: part of a character, at times. Empty for control tokens, but
+    /// for those around calls of functions, and for ids that are none.
     pub fn token_bytes(&self, id: u32) -> &[u8] {
         self.bytes.get(id)
     }

@@ -295,6 +295,18 @@ fn serving_tables(serving: &Serving) -> Vec<String> {
             number(prefix.own_ms),
         ));
     }
+    if let Some(constrained) = &serving.constrained {
+        parts.push(format!(
+            "{count} streams beside {count} that obey a JSON schema: {:.1} % of the steps' time waits for masks, {} ms \
+             each; {} tok/s, {:.2} of what they have beside as many plain ones, {:.2} of alone",
+            constrained.wait_share * 100.0,
+            number(constrained.mask_ms),
+            number(constrained.tokens_per_s),
+            constrained.tokens_per_s / constrained.beside_plain_tokens_per_s,
+            constrained.tokens_per_s / constrained.alone_tokens_per_s,
+            count = constrained.streams,
+        ));
+    }
     parts
 }
 

@@ -1,4 +1,6 @@
-use emberline_shared::measurement::{DeviceFacts, FirstToken, Gap, ModelFacts, OpTime, PrefixReuse, Streams};
+use emberline_shared::measurement::{
+    Constrained, DeviceFacts, FirstToken, Gap, ModelFacts, OpTime, PrefixReuse, Streams,
+};
 
 use super::*;
 
@@ -36,6 +38,14 @@ fn report() -> Report {
             Streams { streams: 1, tokens_per_s: 90.0 },
             Streams { streams: 32, tokens_per_s: 360.0 },
         ],
+        constrained: Some(Constrained {
+            streams: 8,
+            wait_share: 0.0123,
+            mask_ms: 0.5,
+            tokens_per_s: 99.0,
+            beside_plain_tokens_per_s: 100.0,
+            alone_tokens_per_s: 150.0,
+        }),
     };
     let engine = EngineMeasurement {
         device: DeviceFacts {
@@ -111,6 +121,10 @@ fn serving_is_shown_whole() {
     assert_eq!(line(&text, "1024 8"), "1024 8 1.00 / 2.00 / 3.00");
     assert_eq!(line(&text, "256 8"), "256 8 + 4096 20.0 250 / 280 / 300 290 5000");
     assert!(text.contains("again 120 ms, 6.0 % of that, with 992 tokens cached"), "{text}");
+    assert!(
+        text.contains("1.2 % of the steps' time waits for masks, 0.50 ms each; 99.0 tok/s, 0.99 of"),
+        "{text}"
+    );
     assert_eq!(line(&text, "linear"), "linear 60 6.00 100 %".replace("6.00", "6.000"));
 }
 

@@ -14,6 +14,7 @@ use super::pick::Picker;
 use super::prompt::PromptBuilder;
 use super::publish::Publisher;
 use super::{BurnEngine, Counts, Facts, since_epoch, warm_up};
+use crate::constraint::Grammars;
 use crate::device::{Backend, ComputeDevice};
 use crate::engine::scheduler::{Limits, Scheduler};
 use crate::model::{Checkpoint, LoadError, Network, Quantize};
@@ -134,11 +135,13 @@ pub fn load(options: &LoadOptions) -> Result<BurnEngine, LoadError> {
         None => options.name.clone(),
     };
     let tokenizer = Arc::new(tokenizer);
+    let grammars =
+        Grammars::new(&tokenizer).map_err(|source| LoadError::Grammars { path: path.clone(), source })?;
     let publisher = Publisher::spawn(Arc::clone(&tokenizer)).map_err(LoadError::Thread)?;
     Ok(BurnEngine {
         scheduler: Scheduler::new(Limits { sequences: slots, prefill_budget, blocks }),
         picker: Picker { vocabulary: tokens, on_device: is_gpu },
-        prompts: Arc::new(PromptBuilder { template, tokenizer, context_length }),
+        prompts: Arc::new(PromptBuilder { template, tokenizer, grammars, context_length }),
         publisher,
         facts: Facts {
             served: ServedModel { name: options.name.clone(), context_length, created },

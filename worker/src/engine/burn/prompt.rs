@@ -5,7 +5,9 @@ use std::time::Instant;
 
 use emberline_shared::error::{ApiError, ErrorCode};
 use emberline_shared::job::{GenerationRequest, Job, SamplingOptions};
+use emberline_shared::tools::ToolFormat;
 
+use crate::constraint::Grammars;
 use crate::engine::refusal::{no_room_for, too_long};
 use crate::engine::{Frontend, Prepared};
 use crate::template::{ChatTemplate, PromptContext, TemplateError};
@@ -16,6 +18,7 @@ use crate::tokenizer::ModelTokenizer;
 pub(super) struct PromptBuilder {
     pub(super) template: ChatTemplate,
     pub(super) tokenizer: Arc<ModelTokenizer>,
+    pub(super) grammars: Grammars,
     pub(super) context_length: u32,
 }
 
@@ -25,11 +28,18 @@ impl Frontend for PromptBuilder {
         check_tokens(&request.sampling, self.tokenizer.vocab_size())?;
         let prompt = self.prompt(request, &PromptContext::at(job.created))?;
         let limit = self.limit(&prompt, request)?;
-        Ok(Prepared { job, taken, prompt, limit })
+        let grammar = self.grammars.compile(request, self.tool_format())?;
+        Ok(Prepared { job, taken, prompt, limit, grammar })
     }
 }
 
 impl PromptBuilder {
+    /// How the model writes calls.
+    #[allow(clippy::unused_self)] // what the template says will decide
+    fn tool_format(&self) -> ToolFormat {
+        ToolFormat::Hermes
+    }
+
     /// The token ids of a conversation.
     fn prompt(&self, request: &GenerationRequest, about: &PromptContext) -> Result<Vec<u32>, ApiError> {
         let internal = |error: &dyn std::error::Error| {

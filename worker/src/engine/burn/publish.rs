@@ -45,6 +45,8 @@ pub(super) struct Opening {
     pub(super) prompt_tokens: u32,
     pub(super) choices: u32,
     pub(super) stop: Vec<String>,
+    /// Every byte counts, also a space before the first word.
+    pub(super) verbatim: bool,
     pub(super) taken: Instant,
 }
 
@@ -53,6 +55,8 @@ pub(super) struct Opening {
 pub(super) enum End {
     /// The token ends the answer and is not part of it.
     Token,
+    /// With it the answer is all that it may be.
+    Complete,
     /// There is room for no more.
     Limit,
 }
@@ -134,6 +138,7 @@ struct Answer {
 struct Choice {
     number: u32,
     text: TextAssembler,
+    verbatim: bool,
     /// Its tokens so far, the one that ended it included.
     tokens: u32,
     /// Tokens whose text is not complete yet or may begin a stop string.
@@ -153,11 +158,12 @@ impl Desk {
     fn take(&mut self, record: Record) {
         match record {
             Record::Open(opening) => {
-                let Opening { request, events, accepted, prompt_tokens, choices, stop, taken } = *opening;
+                let Opening { request, events, accepted, prompt_tokens, choices, stop, verbatim, taken } =
+                    *opening;
                 publish(&events, accepted);
                 let usage = Usage { prompt_tokens, ..Usage::default() };
                 let clock = Clock { taken, prefill_began: None, first_token: None, last_token: None };
-                let choices = (0..choices).map(|number| Choice::new(number, &stop)).collect();
+                let choices = (0..choices).map(|number| Choice::new(number, &stop, verbatim)).collect();
                 self.answers.insert(request, Answer { events, usage, clock, choices });
             }
             Record::Started { request, cached_tokens, at } => {
@@ -225,10 +231,11 @@ impl Answer {
 }
 
 impl Choice {
-    fn new(number: u32, stop: &[String]) -> Self {
+    fn new(number: u32, stop: &[String], verbatim: bool) -> Self {
         Self {
             number,
             text: TextAssembler::new(stop),
+            verbatim,
             tokens: 0,
             held: Vec::new(),
             held_logprobs: Vec::new(),
@@ -250,17 +257,18 @@ impl Choice {
         self.held.push(token.token);
         self.held_logprobs.extend(token.scores.map(|scores| logprobs(token.token, scores, tokenizer)));
         let bytes = match self.tokens {
-            1 => tokenizer.first_token_bytes(token.token),
+            1 if !self.verbatim => tokenizer.first_token_bytes(token.token),
             _ => tokenizer.token_bytes(token.token),
         };
         let pushed = self.text.push(bytes);
         if pushed.stopped {
             self.release(pushed.text, events);
             Some(FinishReason::Stop)
-        } else if token.end == Some(End::Limit) {
+        } else if token.end.is_some() {
             let text = pushed.text + &self.text.finish();
             self.release(text, events);
-            Some(FinishReason::Length)
+            let complete = token.end == Some(End::Complete);
+            Some(if complete { FinishReason::Stop } else { FinishReason::Length })
         } else {
             if !pushed.text.is_empty() {
                 self.release(pushed.text, events);

@@ -6,6 +6,7 @@ use emberline_shared::event::Usage;
 use emberline_shared::subject::JobId;
 
 use super::publish::End;
+use crate::constraint::{Grammar, Progress, Stuck};
 use crate::engine::{EventSink, Prepared};
 use crate::sampling::Sampler;
 
@@ -32,6 +33,8 @@ pub(super) struct Request {
 #[derive(Debug)]
 pub(super) struct Choice {
     pub(super) sampler: Sampler,
+    /// How far it has come in what it has to obey.
+    pub(super) progress: Option<Progress>,
     /// Its tokens, once it has ended.
     ended: Option<u32>,
 }
@@ -43,16 +46,18 @@ impl Request {
         events: EventSink,
         end_of_generation: impl Iterator<Item = u32>,
     ) -> Self {
-        let Prepared { job, prompt, limit, .. } = prepared;
+        let Prepared { job, prompt, limit, grammar, .. } = prepared;
         let sampling = &job.request.sampling;
         let mut ends: HashSet<u32> = sampling.stop_token_ids.iter().copied().collect();
         let own: Vec<u32> = end_of_generation.collect();
         let put_off: Vec<u32> = ends.iter().chain(&own).copied().collect();
-        if !sampling.ignore_eos {
+        // Where a grammar allows them, an answer is complete.
+        if !sampling.ignore_eos || grammar.is_some() {
             ends.extend(own);
         }
         let choice = |number| Choice {
             sampler: Sampler::new(sampling.clone(), job.seed, number, prompt, put_off.clone()),
+            progress: grammar.as_ref().map(Grammar::begin),
             ended: None,
         };
         Self {
@@ -69,17 +74,27 @@ impl Request {
     }
 
     /// Takes note of a choice's next token; why that is its last, if it is.
-    pub(super) fn record(&mut self, choice: u32, token: u32) -> Option<End> {
-        let choice = self.choices.get_mut(choice as usize)?;
+    pub(super) fn record(&mut self, choice: u32, token: u32) -> Result<Option<End>, Stuck> {
+        let Some(choice) = self.choices.get_mut(choice as usize) else { return Ok(None) };
         choice.sampler.record(token);
         let generated = choice.sampler.generated();
         let end = if self.ends.contains(&token) {
             Some(End::Token)
+        } else if let Some(progress) = &mut choice.progress
+            && progress.record(token)?
+        {
+            Some(End::Complete)
         } else {
             (generated >= self.limit).then_some(End::Limit)
         };
         choice.ended = end.map(|_| generated);
-        end
+        Ok(end)
+    }
+
+    /// Why a choice has no next token.
+    pub(super) fn stuck(&self, choice: u32) -> Stuck {
+        let progress = self.choices.get(choice as usize).and_then(|choice| choice.progress.as_ref());
+        progress.and_then(|progress| progress.mask().err().cloned()).unwrap_or_else(Stuck::dead_end)
     }
 
     /// Ends a choice after its first `tokens`.

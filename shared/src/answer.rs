@@ -1,0 +1,92 @@
+//! What answers of several endpoints have in common.
+
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use crate::event::{FinishReason, TokenLogprobs, Usage};
+use crate::subject::JobId;
+
+/// What every answer to one request begins with.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Envelope {
+    /// Makes the answer's id.
+    pub job: JobId,
+    /// Unix seconds.
+    pub created: u64,
+    /// As the client wrote it.
+    pub model: String,
+    /// Names weights and engine.
+    pub fingerprint: String,
+}
+
+/// One complete choice, as the worker wrote it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Choice {
+    /// The whole text.
+    pub text: String,
+    /// Of each token, if the client asked for them.
+    pub logprobs: Option<Vec<TokenLogprobs>>,
+    /// Why it ended.
+    pub finish_reason: Option<FinishReason>,
+}
+
+/// Why a choice ended, in the API's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub(crate) enum FinishBody {
+    Stop,
+    Length,
+    ToolCalls,
+}
+
+impl From<FinishReason> for FinishBody {
+    fn from(reason: FinishReason) -> Self {
+        match reason {
+            FinishReason::Stop => Self::Stop,
+            FinishReason::Length => Self::Length,
+        }
+    }
+}
+
+/// Token counts of all choices together.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Usage")]
+pub(crate) struct UsageBody {
+    prompt_tokens: u32,
+    completion_tokens: u32,
+    total_tokens: u64,
+    prompt_tokens_details: PromptTokensDetails,
+    completion_tokens_details: CompletionTokensDetails,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(inline)]
+struct PromptTokensDetails {
+    /// Tokens of the prompt that were computed for an earlier request.
+    cached_tokens: u32,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(inline)]
+struct CompletionTokensDetails {
+    /// Always 0: thinking is not told apart.
+    reasoning_tokens: u32,
+}
+
+impl From<&Usage> for UsageBody {
+    fn from(usage: &Usage) -> Self {
+        Self {
+            prompt_tokens: usage.prompt_tokens,
+            completion_tokens: usage.completion_tokens,
+            total_tokens: u64::from(usage.prompt_tokens) + u64::from(usage.completion_tokens),
+            prompt_tokens_details: PromptTokensDetails { cached_tokens: usage.cached_tokens },
+            completion_tokens_details: CompletionTokensDetails { reasoning_tokens: 0 },
+        }
+    }
+}
+
+/// Serialises a value that cannot fail: string keys, no foreign `Serialize`.
+pub(crate) fn to_json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).unwrap_or_default()
+}

@@ -1,0 +1,142 @@
+//! The body of `POST /v1/chat/completions`. Only the declaration: [`super::ChatRequest`] is what
+//! becomes of it.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::message::MessageBody;
+use super::tool::{ResponseFormat, ToolBody, ToolChoiceBody};
+use crate::parameters::{MAX_CHOICES, MAX_METADATA, MAX_TOP_LOGPROBS, Sampling, Stop, StreamOptions};
+
+/// A request for the next message of a conversation.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(
+    rename = "ChatCompletionRequest",
+    deny_unknown_fields,
+    extend("x-unsupported" = [
+        "audio", "function_call", "functions", "moderation", "prediction", "web_search_options",
+    ]),
+)]
+pub(super) struct ChatBody {
+    /// A model or an alias; `GET /v1/models` lists them.
+    #[schemars(length(min = 1, max = 256), extend("x-hint" = "GET /v1/models lists the names."))]
+    pub(super) model: String,
+    /// The conversation so far.
+    #[schemars(length(min = 1))]
+    pub(super) messages: Vec<MessageBody>,
+    /// Answer as server-sent events. Default false.
+    pub(super) stream: Option<bool>,
+    /// With `stream` only.
+    pub(super) stream_options: Option<StreamOptions>,
+    /// Most tokens of an answer. Default: what the context leaves.
+    #[schemars(range(min = 1, max = u32::MAX))]
+    pub(super) max_completion_tokens: Option<u32>,
+    /// The older name of `max_completion_tokens`; both given must agree.
+    #[schemars(range(min = 1, max = u32::MAX))]
+    pub(super) max_tokens: Option<u32>,
+    /// Choices to generate; the prompt counts once. Default 1.
+    #[schemars(range(min = 1, max = MAX_CHOICES))]
+    pub(super) n: Option<u32>,
+    /// The same seed gives the same text. Default: drawn.
+    #[schemars(range(min = i64::MIN, max = i64::MAX))]
+    pub(super) seed: Option<i64>,
+    /// Strings that end the answer and are not part of it.
+    pub(super) stop: Option<Stop>,
+    /// Adds the log-probability of each token. Default false.
+    pub(super) logprobs: Option<bool>,
+    /// So many most probable tokens in each one's place, with `logprobs` only. Default 0.
+    #[schemars(range(min = 0, max = MAX_TOP_LOGPROBS))]
+    pub(super) top_logprobs: Option<u32>,
+    #[serde(flatten)]
+    pub(super) sampling: Sampling,
+    /// What the answer has to obey. With `tools`, it holds for answers that call none.
+    pub(super) response_format: Option<ResponseFormat>,
+    /// Functions that the model may call.
+    #[schemars(length(max = MAX_TOOLS))]
+    pub(super) tools: Option<Vec<ToolBody>>,
+    /// Whether it calls them. Default `auto`.
+    pub(super) tool_choice: Option<ToolChoiceBody>,
+    /// It may call several at once. Default true.
+    pub(super) parallel_tool_calls: Option<bool>,
+    /// For models whose chat template knows it: how much to think, such as `low`.
+    #[schemars(length(min = 1, max = 32))]
+    pub(super) reasoning_effort: Option<String>,
+    /// For models whose chat template knows it: how much to say.
+    pub(super) verbosity: Option<Verbosity>,
+    /// Extension. Variables for the model's chat template.
+    pub(super) chat_template_kwargs: Option<Map<String, Value>>,
+    /// Returned with the answer: up to 16 pairs of strings.
+    #[schemars(with = "Option<BTreeMap<String, String>>", extend("maxProperties" = MAX_METADATA))]
+    pub(super) metadata: Option<Map<String, Value>>,
+    #[serde(flatten)]
+    #[allow(dead_code)] // it asks for nothing
+    pub(super) nothing: AsksNothing,
+}
+
+/// Most functions.
+pub(super) const MAX_TOOLS: usize = 128;
+
+/// Parameters that are accepted because their values ask for nothing to be done.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[allow(dead_code)]
+pub(super) struct AsksNothing {
+    /// Asks for nothing: answers are text.
+    modalities: Option<Vec<Modality>>,
+    /// Asks for nothing.
+    #[schemars(length(max = MAX_LABEL))]
+    prompt_cache_key: Option<String>,
+    /// Asks for nothing.
+    #[schemars(length(max = MAX_LABEL))]
+    prompt_cache_retention: Option<String>,
+    /// Asks for nothing.
+    #[schemars(length(max = MAX_LABEL))]
+    safety_identifier: Option<String>,
+    /// Asks for nothing: there is one tier.
+    service_tier: Option<ServiceTier>,
+    /// Answers are not stored.
+    #[schemars(extend("enum" = [false, null], "x-unsupported-values" = [true]))]
+    store: Option<bool>,
+    /// Asks for nothing.
+    #[schemars(length(max = MAX_LABEL))]
+    user: Option<String>,
+}
+
+/// Most characters of a name for something that asks for nothing.
+const MAX_LABEL: usize = 1024;
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline, extend("x-unsupported-values" = ["audio"]))]
+pub(super) enum Modality {
+    Text,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline, extend("x-unsupported-values" = ["flex", "priority", "scale"]))]
+pub(super) enum ServiceTier {
+    Auto,
+    Default,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub(super) enum Verbosity {
+    Low,
+    Medium,
+    High,
+}
+
+impl Verbosity {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Low => "low",
+            Self::Medium => "medium",
+            Self::High => "high",
+        }
+    }
+}

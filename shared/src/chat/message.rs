@@ -1,0 +1,215 @@
+//! The messages of a chat request.
+
+use std::collections::HashSet;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::error::{ApiError, ErrorCode};
+use crate::job::{Message, Role, ToolCall};
+use crate::parameters::NAME_PATTERN;
+
+/// One turn of a conversation.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(tag = "role", rename_all = "snake_case")]
+#[schemars(rename = "ChatMessage", deny_unknown_fields, extend("x-unsupported-values" = ["function"]))]
+pub(super) enum MessageBody {
+    /// What the model is to be.
+    System {
+        /// What is said.
+        content: Content,
+        /// The speaker's name.
+        #[schemars(length(min = 1, max = 64))]
+        name: Option<String>,
+    },
+    /// As `system`.
+    Developer {
+        /// What is said.
+        content: Content,
+        /// The speaker's name.
+        #[schemars(length(min = 1, max = 64))]
+        name: Option<String>,
+    },
+    /// The human's turn.
+    User {
+        /// What is said.
+        content: Content,
+        /// The speaker's name.
+        #[schemars(length(min = 1, max = 64))]
+        name: Option<String>,
+    },
+    /// An answer, as the API gave it.
+    #[schemars(extend("x-unsupported" = ["audio", "function_call", "reasoning_content"]))]
+    Assistant {
+        /// What was said; may be absent where functions are called.
+        content: Option<AssistantContent>,
+        /// The speaker's name.
+        #[schemars(length(min = 1, max = 64))]
+        name: Option<String>,
+        /// What was said where the model refused.
+        refusal: Option<String>,
+        /// Functions that were called.
+        #[schemars(length(max = 128))]
+        tool_calls: Option<Vec<ToolCallBody>>,
+        /// Always empty in our answers.
+        #[schemars(length(max = 0))]
+        #[allow(dead_code)]
+        annotations: Option<Vec<Value>>,
+    },
+    /// The result of a call.
+    Tool {
+        /// The result.
+        content: Content,
+        /// The call that it is the result of.
+        #[schemars(length(min = 1, max = 256))]
+        tool_call_id: String,
+        /// The function's name.
+        #[schemars(length(min = 1, max = 64))]
+        name: Option<String>,
+    },
+}
+
+/// What is said: a string, or parts that are joined.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub(super) enum Content {
+    Text(String),
+    Parts(#[schemars(length(min = 1))] Vec<Part>),
+}
+
+/// A part of what is said.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+#[schemars(
+    rename = "ContentPart",
+    deny_unknown_fields,
+    extend("x-unsupported-values" = ["image_url", "input_audio", "file", "video_url"]),
+)]
+pub(super) enum Part {
+    Text { text: String },
+}
+
+/// What an assistant said: a string, or parts that are joined.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub(super) enum AssistantContent {
+    Text(String),
+    Parts(#[schemars(length(min = 1))] Vec<AssistantPart>),
+}
+
+/// A part of what an assistant said.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+#[schemars(
+    rename = "AssistantContentPart",
+    deny_unknown_fields,
+    extend("x-unsupported-values" = ["image_url", "input_audio", "file", "video_url"]),
+)]
+pub(super) enum AssistantPart {
+    Text { text: String },
+    Refusal { refusal: String },
+}
+
+/// A call of a function.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+#[schemars(rename = "ToolCall", deny_unknown_fields, extend("x-unsupported-values" = ["custom"]))]
+pub(super) enum ToolCallBody {
+    Function {
+        /// Names the call; its result refers to it.
+        #[schemars(length(min = 1, max = 256))]
+        id: String,
+        function: CalledFunction,
+    },
+}
+
+/// The called function and its arguments.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub(super) struct CalledFunction {
+    #[schemars(length(min = 1, max = 64), extend("pattern" = NAME_PATTERN))]
+    name: String,
+    /// A JSON object as text.
+    arguments: String,
+}
+
+impl Content {
+    fn into_text(self) -> String {
+        match self {
+            Self::Text(text) => text,
+            Self::Parts(parts) => parts.into_iter().map(|Part::Text { text }| text).collect(),
+        }
+    }
+}
+
+impl AssistantContent {
+    fn into_text(self) -> String {
+        let text = |part| match part {
+            AssistantPart::Text { text } | AssistantPart::Refusal { refusal: text } => text,
+        };
+        match self {
+            Self::Text(text) => text,
+            Self::Parts(parts) => parts.into_iter().map(text).collect(),
+        }
+    }
+}
+
+/// The job's messages. A tool's message must follow the call that it refers to.
+pub(super) fn read(messages: Vec<MessageBody>) -> Result<Vec<Message>, ApiError> {
+    let mut calls = HashSet::new();
+    let mut read = Vec::with_capacity(messages.len());
+    for (i, message) in messages.into_iter().enumerate() {
+        let path = format!("messages[{i}]");
+        let message = read_message(message, &path)?;
+        calls.extend(message.tool_calls.iter().map(|call| call.id.clone()));
+        if let Some(id) = message.tool_call_id.as_ref().filter(|id| !calls.contains(*id)) {
+            let path = format!("{path}.tool_call_id");
+            let message = format!(
+                "'{path}' is '{id}', which no earlier message calls. Send the assistant's message with its tool_calls before the tool's."
+            );
+            return Err(ApiError::field(ErrorCode::InvalidValue, path, message));
+        }
+        read.push(message);
+    }
+    Ok(read)
+}
+
+fn read_message(message: MessageBody, path: &str) -> Result<Message, ApiError> {
+    let plain = |role, content: Content, name| Message { name, ..Message::new(role, content.into_text()) };
+    Ok(match message {
+        MessageBody::System { content, name } | MessageBody::Developer { content, name } => {
+            plain(Role::System, content, name)
+        }
+        MessageBody::User { content, name } => plain(Role::User, content, name),
+        MessageBody::Tool { content, tool_call_id, name } => {
+            Message { tool_call_id: Some(tool_call_id), ..plain(Role::Tool, content, name) }
+        }
+        MessageBody::Assistant { content, name, refusal, tool_calls, .. } => {
+            let calls = tool_calls.unwrap_or_default();
+            if content.is_none() && refusal.is_none() && calls.is_empty() {
+                let path = format!("{path}.content");
+                let message = format!("'{path}' is required where 'tool_calls' is absent. Add it.");
+                return Err(ApiError::field(ErrorCode::MissingField, path, message));
+            }
+            let mut text = content.map(AssistantContent::into_text).unwrap_or_default();
+            text.push_str(&refusal.unwrap_or_default());
+            let calls = calls.into_iter().enumerate();
+            let calls = calls.map(|(i, call)| read_call(call, &format!("{path}.tool_calls[{i}]")));
+            let tool_calls = calls.collect::<Result<_, _>>()?;
+            Message { name, tool_calls, ..Message::new(Role::Assistant, text) }
+        }
+    })
+}
+
+fn read_call(call: ToolCallBody, path: &str) -> Result<ToolCall, ApiError> {
+    let ToolCallBody::Function { id, function: CalledFunction { name, arguments } } = call;
+    // Some clients send no text where a function takes no arguments.
+    let arguments = if arguments.trim().is_empty() { "{}".to_owned() } else { arguments };
+    if serde_json::from_str::<Map<String, Value>>(&arguments).is_err() {
+        let path = format!("{path}.function.arguments");
+        let message = format!("'{path}' must be a JSON object as text. Send what the model answered.");
+        return Err(ApiError::field(ErrorCode::InvalidValue, path, message));
+    }
+    Ok(ToolCall { id, name, arguments })
+}

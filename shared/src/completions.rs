@@ -1,0 +1,179 @@
+//! OpenAI's older text completions: a prompt as it is, without a chat template.
+
+mod answer;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+pub use answer::{Completion, CompletionAnswer, Offsets};
+
+use crate::error::{ApiError, ErrorCode};
+use crate::job::{GenerationRequest, RawPrompt};
+use crate::parameters::{MAX_CHOICES, Sampling, Stop, StreamOptions};
+use crate::schema::BodySchema;
+
+/// Most prompts of one request.
+pub const MAX_PROMPTS: usize = 16;
+/// Most choices of one request, over all prompts.
+pub const MAX_ALL_CHOICES: usize = 128;
+/// Most alternatives whose log-probabilities come with a token's own.
+const MAX_LOGPROBS: u32 = 5;
+/// What OpenAI's API takes where `max_tokens` is absent.
+const DEFAULT_MAX_TOKENS: u32 = 16;
+
+/// A request for text that continues a prompt.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "CompletionRequest", deny_unknown_fields, extend("x-unsupported" = ["suffix"]))]
+struct CompletionBody {
+    /// A model or an alias; `GET /v1/models` lists them.
+    #[schemars(length(min = 1, max = 256), extend("x-hint" = "GET /v1/models lists the names."))]
+    model: String,
+    /// Text or token ids, or several of either. Special tokens in text are recognised.
+    prompt: Prompt,
+    /// Most tokens of an answer. Default 16.
+    #[schemars(range(min = 1, max = u32::MAX))]
+    max_tokens: Option<u32>,
+    /// Choices for each prompt. Default 1.
+    #[schemars(range(min = 1, max = MAX_CHOICES))]
+    n: Option<u32>,
+    /// Only as many as `n`: choosing among more is not supported.
+    #[schemars(range(min = 1, max = 20))]
+    best_of: Option<u32>,
+    /// The text begins with the prompt. Not with `logprobs`. Default false.
+    echo: Option<bool>,
+    /// The log-probability of each token, and of so many most probable ones in its place.
+    #[schemars(range(min = 0, max = MAX_LOGPROBS))]
+    logprobs: Option<u32>,
+    /// Answer as server-sent events. Default false.
+    stream: Option<bool>,
+    /// With `stream` only.
+    stream_options: Option<StreamOptions>,
+    /// The same seed gives the same text. Default: drawn.
+    #[schemars(range(min = i64::MIN, max = i64::MAX))]
+    seed: Option<i64>,
+    /// Strings that end the answer and are not part of it.
+    stop: Option<Stop>,
+    #[serde(flatten)]
+    sampling: Sampling,
+    /// Asks for nothing.
+    #[schemars(length(max = 1024))]
+    #[allow(dead_code)]
+    user: Option<String>,
+}
+
+/// Prompts as they are.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(untagged)]
+#[schemars(inline)]
+enum Prompt {
+    /// Text.
+    Text(#[schemars(length(min = 1))] String),
+    /// Several texts.
+    Texts(#[schemars(length(min = 1, max = MAX_PROMPTS), inner(length(min = 1)))] Vec<String>),
+    /// Token ids.
+    Tokens(#[schemars(length(min = 1), inner(range(min = 0, max = u32::MAX)))] Vec<u32>),
+    /// Several lists of token ids.
+    TokenLists(#[schemars(length(min = 1, max = MAX_PROMPTS))] Vec<TokenList>),
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(inline)]
+struct TokenList(#[schemars(length(min = 1), inner(range(min = 0, max = u32::MAX)))] Vec<u32>);
+
+impl Prompt {
+    fn into_vec(self) -> Vec<RawPrompt> {
+        match self {
+            Self::Text(text) => vec![RawPrompt::Text(text)],
+            Self::Texts(texts) => texts.into_iter().map(RawPrompt::Text).collect(),
+            Self::Tokens(tokens) => vec![RawPrompt::Tokens(tokens)],
+            Self::TokenLists(lists) => {
+                lists.into_iter().map(|TokenList(tokens)| RawPrompt::Tokens(tokens)).collect()
+            }
+        }
+    }
+}
+
+/// A completions request, validated.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CompletionRequest {
+    /// As the client wrote it: a model or an alias.
+    pub model: String,
+    /// Answer as server-sent events.
+    pub stream: bool,
+    /// Send usage in a last chunk of its own.
+    pub include_usage: bool,
+    /// The client's seed, if it gave one.
+    pub seed: Option<u64>,
+    /// What to generate for each prompt, all alike otherwise; not empty.
+    pub generations: Vec<GenerationRequest>,
+}
+
+static BODY: BodySchema<CompletionBody> = BodySchema::new();
+
+impl CompletionRequest {
+    /// Reads a request body.
+    pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
+        let body = BODY.read(body)?;
+        let stream = body.stream.unwrap_or(false);
+        let include_usage = StreamOptions::include_usage(body.stream_options, stream)?;
+        let n = body.n.unwrap_or(1);
+        check_best_of(n, body.best_of)?;
+        let echo = body.echo.unwrap_or(false);
+        if echo && body.logprobs.is_some() {
+            let message = "'echo' together with 'logprobs' is not supported: the prompt's log-probabilities are not computed. Leave one out.";
+            return Err(ApiError::field(ErrorCode::UnsupportedParameter, "echo", message));
+        }
+        let prompts = body.prompt.into_vec();
+        check_choices(prompts.len(), n)?;
+        let max_tokens = Some(body.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS));
+        let common = GenerationRequest {
+            echo,
+            max_tokens,
+            stop: body.stop.map(Stop::into_vec).unwrap_or_default(),
+            n,
+            logprobs: body.logprobs,
+            sampling: body.sampling.options(max_tokens)?,
+            ..GenerationRequest::default()
+        };
+        let generation = |prompt| GenerationRequest { prompt: Some(prompt), ..common.clone() };
+        Ok(Self {
+            model: body.model,
+            stream,
+            include_usage,
+            // The sign only names one of 2^64 seeds.
+            seed: body.seed.map(|seed| seed as u64),
+            generations: prompts.into_iter().map(generation).collect(),
+        })
+    }
+}
+
+fn check_best_of(n: u32, best_of: Option<u32>) -> Result<(), ApiError> {
+    match best_of {
+        Some(best_of) if best_of < n => {
+            let message = format!("'best_of' ({best_of}) is less than 'n' ({n}). Leave 'best_of' out.");
+            Err(ApiError::field(ErrorCode::InvalidValue, "best_of", message))
+        }
+        Some(best_of) if best_of > n => {
+            let message = format!(
+                "'best_of' ({best_of}) above 'n' ({n}) is not supported. Ask for more choices by 'n' and choose yourself."
+            );
+            Err(ApiError::field(ErrorCode::UnsupportedParameter, "best_of", message))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_choices(prompts: usize, n: u32) -> Result<(), ApiError> {
+    let choices = usize::try_from(n).unwrap_or(usize::MAX).saturating_mul(prompts);
+    if choices <= MAX_ALL_CHOICES {
+        return Ok(());
+    }
+    let message = format!(
+        "{prompts} prompts with 'n' {n} are {choices} choices; at most {MAX_ALL_CHOICES} are allowed. Send several requests."
+    );
+    Err(ApiError::field(ErrorCode::InvalidValue, "n", message))
+}
+
+#[cfg(test)]
+#[path = "completions_tests.rs"]
+mod tests;

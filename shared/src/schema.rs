@@ -1,0 +1,64 @@
+//! Request bodies: one declaration both describes and reads them.
+//!
+//! A body is a struct that derives `Deserialize` and [`JsonSchema`]. Its schema goes into
+//! `/openapi.json`, and [`BodySchema::read`] holds every body against the same schema before it
+//! becomes the struct, so what is documented is what is enforced, and every complaint names its
+//! field by path. Rules between fields are for whoever uses the struct.
+//!
+//! Conventions: bodies are closed (`#[schemars(deny_unknown_fields)]`); what is optional is an
+//! `Option`, and `null` counts as absent; integers have both ends of their range. Beside JSON
+//! Schema's own keywords there are
+//! - `x-unsupported`, on an object: names of parameters that are known and not supported;
+//! - `x-unsupported-values`: values that are known and not supported; for objects that are told
+//!   apart by a tag, values of the tag;
+//! - `x-hint`: what to do about a value that is refused.
+
+mod json;
+mod validate;
+
+use std::marker::PhantomData;
+use std::sync::OnceLock;
+
+use schemars::JsonSchema;
+use schemars::generate::SchemaSettings;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::error::{ApiError, ErrorCode};
+
+/// Deepest nesting of a request body.
+pub const MAX_DEPTH: usize = 64;
+
+/// How bodies of one type are read. The schema is made once, when the first body comes.
+pub struct BodySchema<T> {
+    schema: OnceLock<Value>,
+    body: PhantomData<fn() -> T>,
+}
+
+impl<T: JsonSchema + DeserializeOwned> BodySchema<T> {
+    /// For a `static`.
+    #[allow(clippy::new_without_default)] // a static can't call `default`
+    pub const fn new() -> Self {
+        Self { schema: OnceLock::new(), body: PhantomData }
+    }
+
+    /// Reads a body.
+    pub fn read(&self, body: &[u8]) -> Result<T, ApiError> {
+        let mut value = json::parse(body, MAX_DEPTH)?;
+        validate::check(self.schema(), &mut value)?;
+        serde_json::from_value(value).map_err(|error| {
+            let message = format!("The body can't be read: {error}. Compare it with /openapi.json.");
+            ApiError::new(ErrorCode::InvalidValue, message)
+        })
+    }
+
+    /// The schema that bodies are held against.
+    pub fn schema(&self) -> &Value {
+        self.schema.get_or_init(|| {
+            SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<T>().to_value()
+        })
+    }
+}
+
+#[cfg(test)]
+pub(crate) use validate::tests::assert_enforceable;

@@ -1,0 +1,115 @@
+//! What answers that obey a schema cost: the time that steps wait for masks, and the pace of other
+//! streams beside them.
+
+use std::path::Path;
+use std::time::Instant;
+
+use emberline_kernels::BLOCK_SIZE;
+use emberline_shared::event::EventKind;
+use emberline_shared::job::{Constraint, Job};
+use emberline_shared::measurement::Constrained;
+use serde_json::json;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use super::stream::Ask;
+use super::{BenchArgs, BenchError};
+use crate::engine::Engine;
+use crate::engine::burn::{self, BurnEngine, CacheSize, Counts, LoadOptions};
+
+/// Streams that are measured, and as many beside them.
+const STREAMS: usize = 8;
+/// Steps before a measurement, prompts and first tokens among them.
+const SETTLING: usize = 12;
+/// Tokens of a job at most; none comes to its end.
+const TOKENS: u32 = 512;
+
+/// Measures on an engine of its own, `steps` steps for each kind of company.
+pub(super) fn measure(path: &Path, args: &BenchArgs, steps: usize) -> Result<Constrained, BenchError> {
+    let tokens = 2 * STREAMS * (TOKENS as usize + 128);
+    let engine = burn::load(&LoadOptions {
+        backend: args.backend.into(),
+        adapter: args.adapter.clone(),
+        slots: 2 * STREAMS,
+        cache: CacheSize::Blocks(tokens.div_ceil(BLOCK_SIZE)),
+        ..LoadOptions::new(path, "bench")
+    })?;
+    let mut bench = Bench { engine, steps };
+    let (alone, _) = bench.run(0, None)?;
+    let (beside_plain, _) = bench.run(STREAMS, None)?;
+    let (beside, counts) = bench.run(STREAMS, Some(&schema()))?;
+    Ok(Constrained {
+        streams: STREAMS,
+        wait_share: counts.mask_wait.as_secs_f64() / counts.step_time.as_secs_f64(),
+        mask_ms: counts.mask_time.as_secs_f64() * 1e3 / counts.masks.max(1) as f64,
+        tokens_per_s: beside,
+        beside_plain_tokens_per_s: beside_plain,
+        alone_tokens_per_s: alone,
+    })
+}
+
+struct Bench {
+    engine: BurnEngine,
+    steps: usize,
+}
+
+impl Bench {
+    /// The pace of plain streams beside `others`, all of the streams together, and what the engine
+    /// did meanwhile.
+    fn run(&mut self, others: usize, constraint: Option<&Constraint>) -> Result<(f64, Counts), BenchError> {
+        let mut jobs: Vec<Job> = (0..STREAMS + others).map(job).collect();
+        jobs.iter_mut().skip(STREAMS).for_each(|job| job.request.constraint = constraint.cloned());
+        let ids: Vec<_> = jobs.iter().map(|job| job.id.clone()).collect();
+        let _listening = jobs.into_iter().map(|job| self.submit(job)).collect::<Result<Vec<_>, _>>()?;
+        self.advance(SETTLING)?;
+        let (before, began) = (self.engine.counts(), Instant::now());
+        self.advance(self.steps)?;
+        let (after, seconds) = (self.engine.counts(), began.elapsed().as_secs_f64());
+        let running = ids.iter().filter_map(|id| self.engine.cancel(id)).count();
+        if running < ids.len() {
+            return Err(BenchError::Engine("streams ended too early; see the log above".to_owned()));
+        }
+        let counts = Counts {
+            step_time: after.step_time - before.step_time,
+            masks: after.masks - before.masks,
+            mask_time: after.mask_time - before.mask_time,
+            mask_wait: after.mask_wait - before.mask_wait,
+            ..after
+        };
+        Ok(((STREAMS * self.steps) as f64 / seconds, counts))
+    }
+
+    fn submit(&mut self, job: Job) -> Result<UnboundedReceiver<EventKind>, BenchError> {
+        let (events, listening) = unbounded_channel();
+        let prepared = self.engine.frontend().prepare(job, Instant::now());
+        self.engine.submit(prepared.map_err(|error| BenchError::Engine(error.message))?, events);
+        Ok(listening)
+    }
+
+    fn advance(&mut self, steps: usize) -> Result<(), BenchError> {
+        (0..steps).try_for_each(|_| self.engine.step().map_err(|error| BenchError::Engine(error.to_string())))
+    }
+}
+
+fn job(number: usize) -> Job {
+    let user = format!("List what is in room {number} of the museum, with names and years, as JSON.");
+    Ask { system: None, user, tokens: TOKENS }.job()
+}
+
+/// No answer comes to its end.
+fn schema() -> Constraint {
+    let item = json!({
+        "type": "object",
+        "properties": {
+            "name": { "type": "string", "minLength": 1, "maxLength": 40 },
+            "kind": { "enum": ["painting", "statue", "vase", "coin"] },
+            "year": { "type": "integer", "minimum": -3000, "maximum": 2100 },
+            "tags": { "type": "array", "items": { "type": "string", "maxLength": 20 }, "maxItems": 3 },
+        },
+        "required": ["name", "kind", "year", "tags"],
+        "additionalProperties": false,
+    });
+    Constraint::JsonSchema {
+        schema: json!({ "type": "array", "items": item, "minItems": 500 }),
+        strict: true,
+    }
+}

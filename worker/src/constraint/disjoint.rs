@@ -1,0 +1,131 @@
+//! Whether alternatives of a schema exclude each other.
+//!
+//! Where they do, `oneOf` means the same as `anyOf`. Two alternatives surely do if their types
+//! differ, or if there is a property that each value of one of them has and that can't be the same
+//! in both: the tag of a tagged union.
+
+use serde_json::{Map, Value};
+
+/// A reference to a reference and so on is followed so far.
+const MOST_HOPS: usize = 8;
+
+/// Whether no value fits two of these schemas; `root` is what they refer into.
+pub(super) fn are_disjoint(options: &[Value], root: &Value) -> bool {
+    let Some(options) = options.iter().map(|option| resolve(option, root)).collect::<Option<Vec<_>>>() else {
+        return false;
+    };
+    let mut pairs = options
+        .iter()
+        .enumerate()
+        .flat_map(|(index, one)| options.iter().skip(index + 1).map(move |other| (*one, *other)));
+    pairs.all(|(one, other)| differ(one, other, root))
+}
+
+/// What a schema says once references that stand alone are followed.
+fn resolve<'a>(mut schema: &'a Value, root: &'a Value) -> Option<&'a Map<String, Value>> {
+    for _ in 0..MOST_HOPS {
+        let members = schema.as_object()?;
+        let Some(reference) = members.get("$ref") else { return Some(members) };
+        schema = root.pointer(reference.as_str()?.strip_prefix('#')?)?;
+    }
+    None
+}
+
+fn differ(one: &Map<String, Value>, other: &Map<String, Value>, root: &Value) -> bool {
+    types_differ(one, other) || values_differ(one, other) || {
+        let mut names = required(one).chain(required(other));
+        names.any(|name| match (property(one, name, root), property(other, name, root)) {
+            (Some(one), Some(other)) => types_differ(one, other) || values_differ(one, other),
+            _ => false,
+        })
+    }
+}
+
+fn required(schema: &Map<String, Value>) -> impl Iterator<Item = &str> {
+    schema.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str)
+}
+
+fn property<'a>(
+    schema: &'a Map<String, Value>,
+    name: &str,
+    root: &'a Value,
+) -> Option<&'a Map<String, Value>> {
+    resolve(schema.get("properties")?.get(name)?, root)
+}
+
+fn types_differ(one: &Map<String, Value>, other: &Map<String, Value>) -> bool {
+    let (Some(one), Some(other)) = (types(one), types(other)) else { return false };
+    !one.iter().any(|kind| other.contains(kind))
+}
+
+fn types(schema: &Map<String, Value>) -> Option<Vec<&str>> {
+    // Every integer is a number.
+    let name = |kind: &'_ str| -> &'static str {
+        match kind {
+            "integer" | "number" => "number",
+            "string" => "string",
+            "boolean" => "boolean",
+            "null" => "null",
+            "array" => "array",
+            "object" => "object",
+            _ => "",
+        }
+    };
+    let types: Vec<&str> = match schema.get("type")? {
+        Value::String(kind) => vec![name(kind)],
+        Value::Array(kinds) => kinds.iter().map(|kind| kind.as_str().map(name)).collect::<Option<_>>()?,
+        _ => return None,
+    };
+    (!types.contains(&"")).then_some(types)
+}
+
+fn values_differ(one: &Map<String, Value>, other: &Map<String, Value>) -> bool {
+    let (Some(one), Some(other)) = (strings(one), strings(other)) else { return false };
+    !one.iter().any(|value| other.contains(value))
+}
+
+/// The only values that a schema allows, if they are strings.
+fn strings(schema: &Map<String, Value>) -> Option<Vec<&str>> {
+    match (schema.get("const"), schema.get("enum")) {
+        (Some(value), _) => Some(vec![value.as_str()?]),
+        (None, Some(Value::Array(values))) => values.iter().map(Value::as_str).collect(),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn disjoint(options: &Value) -> bool {
+        let root = json!({ "$defs": {
+            "cat": { "type": "object", "properties": { "kind": { "const": "cat" } }, "required": ["kind"] },
+            "dog": { "type": "object", "properties": { "kind": { "enum": ["dog", "hound"] } } },
+            "pet": { "$ref": "#/$defs/cat" },
+            "loop": { "$ref": "#/$defs/loop" },
+        } });
+        are_disjoint(options.as_array().unwrap(), &root)
+    }
+
+    #[test]
+    fn types_and_tags_tell_alternatives_apart() {
+        assert!(disjoint(&json!([{ "type": "string" }, { "type": ["integer", "null"] }])));
+        assert!(disjoint(&json!([{ "$ref": "#/$defs/cat" }, { "$ref": "#/$defs/dog" }, { "type": "null" }])));
+        assert!(disjoint(&json!([{ "$ref": "#/$defs/pet" }, { "$ref": "#/$defs/dog" }])));
+        assert!(disjoint(&json!([{ "const": "a" }, { "enum": ["b", "c"] }])));
+    }
+
+    #[test]
+    fn what_may_overlap_is_not_disjoint() {
+        assert!(!disjoint(&json!([{ "type": "integer" }, { "type": "number" }])));
+        assert!(!disjoint(&json!([{ "$ref": "#/$defs/cat" }, { "$ref": "#/$defs/pet" }])));
+        // A dog without a kind is allowed.
+        assert!(!disjoint(&json!([{ "$ref": "#/$defs/dog" }, { "type": "object" }])));
+        assert!(!disjoint(&json!([{ "$ref": "#/$defs/loop" }, { "type": "null" }])));
+        assert!(!disjoint(&json!([{ "$ref": "#/$defs/none" }, { "type": "null" }])));
+        assert!(!disjoint(&json!([true, { "type": "null" }])));
+        assert!(!disjoint(&json!([{ "const": 1 }, { "const": 2 }])));
+    }
+}
