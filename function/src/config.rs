@@ -7,9 +7,10 @@ use std::num::{NonZeroU16, NonZeroU64};
 use emberline_shared::models::{InvalidAlias, ModelNames};
 
 use crate::auth::{InvalidKeyHash, KeyHashes};
+use crate::cors::{InvalidOrigin, Origins};
 
 /// Every variable that the function reads; `spin.toml` declares them with their defaults.
-pub const VARIABLES: [&str; 9] = [
+pub const VARIABLES: [&str; 11] = [
     "nats_host",
     "nats_port",
     "nats_user",
@@ -19,10 +20,18 @@ pub const VARIABLES: [&str; 9] = [
     "model_aliases",
     "max_body_bytes",
     "request_timeout_s",
+    CORS_VARIABLE,
+    "background_retention_s",
 ];
+
+/// Whose pages may use the API; every answer depends on it, even one that needs nothing else.
+pub const CORS_VARIABLE: &str = "cors_allowed_origins";
 
 /// Longest time that a request may be given, in seconds.
 const MAX_TIMEOUT_S: u64 = 24 * 60 * 60;
+/// Longest time that an answer may be kept, in seconds; NATS keeps none for longer than this and
+/// [`MAX_TIMEOUT_S`] together.
+const MAX_RETENTION_S: u64 = 24 * 60 * 60;
 
 /// Where NATS is and who we are there. Two equal endpoints can share connections.
 #[derive(Clone, PartialEq, Eq)]
@@ -48,6 +57,10 @@ pub struct Config {
     pub max_body_bytes: u64,
     /// How long an answer is of use.
     pub request_timeout_s: u64,
+    /// Whose pages may use the API.
+    pub origins: Origins,
+    /// How long after its deadline an answer that can be asked for again is kept at least.
+    pub background_retention_s: u32,
 }
 
 /// A variable that is missing or has a value that can't be used.
@@ -64,6 +77,8 @@ pub enum ConfigError {
     Keys(#[from] InvalidKeyHash),
     #[error("model_aliases: {0}")]
     Aliases(#[from] InvalidAlias),
+    #[error("{CORS_VARIABLE}: {0}")]
+    Origins(#[from] InvalidOrigin),
     #[error("{0} '{1}' is not a whole number from 1 to {2}")]
     Number(&'static str, String, u64),
 }
@@ -97,6 +112,9 @@ impl Config {
             names: ModelNames::parse(get("models")?, get("model_aliases")?)?,
             max_body_bytes: number("max_body_bytes", u64::from(u32::MAX))?,
             request_timeout_s: number("request_timeout_s", MAX_TIMEOUT_S)?,
+            origins: Origins::parse(get(CORS_VARIABLE)?)?,
+            background_retention_s: u32::try_from(number("background_retention_s", MAX_RETENTION_S)?)
+                .unwrap_or(u32::MAX),
         })
     }
 }
@@ -124,6 +142,8 @@ mod tests {
             ("model_aliases", "b=a"),
             ("max_body_bytes", "4194304"),
             ("request_timeout_s", "600"),
+            ("cors_allowed_origins", ""),
+            ("background_retention_s", "600"),
         ];
         defaults.iter().chain(changes).map(|(name, value)| (*name, (*value).to_owned())).collect()
     }
@@ -166,6 +186,8 @@ mod tests {
             ("max_body_bytes", "4 MiB"),
             ("request_timeout_s", "1e9"),
             ("request_timeout_s", "86401"),
+            ("cors_allowed_origins", "example.com"),
+            ("background_retention_s", "86401"),
         ] {
             let error = Config::parse(&values(&[(name, value)])).err().unwrap().to_string();
             assert!(error.contains(name), "{name}={value}: {error}");

@@ -2,10 +2,9 @@
 
 use bytes::Bytes;
 use emberline_shared::PROTOCOL_VERSION;
-use emberline_shared::chat::ChatRequest;
 use emberline_shared::error::{ApiError, ErrorCode};
 use emberline_shared::heartbeat::ServedModel;
-use emberline_shared::job::{Account, Job};
+use emberline_shared::job::{Account, GenerationRequest, Job};
 use emberline_shared::subject::{JOBS_STREAM, JobId, jobs};
 use watermelon_proto::headers::{HeaderMap, HeaderName, HeaderValue};
 use watermelon_proto::{MessageBase, Subject};
@@ -29,28 +28,30 @@ pub struct Occasion {
     pub seed: u64,
     /// Whom it is charged to.
     pub account: Account,
+    /// It goes on though nobody listens, and is kept for so many seconds after its deadline.
+    pub background: Option<u32>,
 }
 
-/// Makes the job for `request`, to be run by any worker that serves `model`.
-pub fn new_job(request: &ChatRequest, model: &str, occasion: Occasion) -> Job {
+/// Makes the job for `request`, with the client's seed if it gave one, to be run by any worker that
+/// serves `model`.
+pub fn new_job(request: GenerationRequest, seed: Option<u64>, model: &str, occasion: Occasion) -> Job {
     Job {
         v: PROTOCOL_VERSION,
         id: JobId::from_random(occasion.id_bits),
         model: model.to_owned(),
         created: occasion.now_ms,
         deadline: occasion.now_ms.saturating_add(occasion.timeout_s.saturating_mul(1000)),
-        request: request.generation.clone(),
-        seed: request.seed.unwrap_or(occasion.seed),
-        background: None,
+        request,
+        seed: seed.unwrap_or(occasion.seed),
+        background: occasion.background,
         account: Some(occasion.account),
     }
 }
 
 /// What a correct worker can answer to `request` at most.
-pub fn limits(request: &ChatRequest, model: &ServedModel) -> Limits {
-    let wanted = &request.generation;
-    let tokens = wanted.max_tokens.unwrap_or(u32::MAX).min(model.context_length);
-    Limits { choices: wanted.n, tokens, logprobs: wanted.logprobs }
+pub fn limits(request: &GenerationRequest, model: &ServedModel) -> Limits {
+    let tokens = request.max_tokens.unwrap_or(u32::MAX).min(model.context_length);
+    Limits { choices: request.n, tokens, logprobs: request.logprobs }
 }
 
 /// How many tokens an answer can have, over all choices.
@@ -87,39 +88,37 @@ mod tests {
             token_counters: Vec::new(),
             job_counter: None,
         };
-        Occasion { now_ms: 5000, timeout_s: 600, id_bits: 0xabc, seed: 42, account }
+        Occasion { now_ms: 5000, timeout_s: 600, id_bits: 0xabc, seed: 42, account, background: None }
     }
 
-    fn request(more: &str) -> ChatRequest {
-        let body = format!(r#"{{"model":"alias","messages":[{{"role":"user","content":"hi"}}]{more}}}"#);
-        ChatRequest::parse(body.as_bytes()).unwrap()
+    fn request(max_tokens: Option<u32>) -> GenerationRequest {
+        GenerationRequest { max_tokens, ..GenerationRequest::default() }
     }
 
     #[test]
     fn a_job_has_a_deadline_and_a_seed() {
-        let job = new_job(&request(""), "a/b", occasion());
+        let job = new_job(request(None), None, "a/b", occasion());
         assert_eq!((job.created, job.deadline, job.seed), (5000, 605_000, 42));
         assert_eq!(job.id.as_str(), format!("{:032x}", 0xabc));
         assert_eq!(job.model, "a/b");
-        assert_eq!(new_job(&request(r#","seed":-1"#), "a", occasion()).seed, u64::MAX);
+        assert_eq!(new_job(request(None), Some(7), "a", occasion()).seed, 7);
         let endless = Occasion { timeout_s: u64::MAX, ..occasion() };
-        assert_eq!(new_job(&request(""), "a", endless).deadline, u64::MAX);
+        assert_eq!(new_job(request(None), None, "a", endless).deadline, u64::MAX);
     }
 
     #[test]
     fn an_answer_is_limited_by_the_wish_and_by_the_context() {
         let model = ServedModel { name: "a".into(), context_length: 100, created: 0 };
-        assert_eq!(limits(&request(""), &model).tokens, 100);
-        assert_eq!(limits(&request(r#","max_tokens":7"#), &model).tokens, 7);
-        assert_eq!(limits(&request(r#","max_tokens":700"#), &model).tokens, 100);
-        assert_eq!(limits(&request(""), &model), Limits { choices: 1, tokens: 100, logprobs: None });
-        let all = request(r#","n":16,"logprobs":true,"top_logprobs":3"#);
+        assert_eq!(limits(&request(None), &model), Limits { choices: 1, tokens: 100, logprobs: None });
+        assert_eq!(limits(&request(Some(7)), &model).tokens, 7);
+        assert_eq!(limits(&request(Some(700)), &model).tokens, 100);
+        let all = GenerationRequest { n: 16, logprobs: Some(3), ..request(None) };
         assert_eq!(limits(&all, &model), Limits { choices: 16, tokens: 100, logprobs: Some(3) });
     }
 
     #[test]
     fn the_message_names_job_and_stream() {
-        let job = new_job(&request(""), "a/b", occasion());
+        let job = new_job(request(None), None, "a/b", occasion());
         let message = message(&job, 1 << 20).unwrap();
         assert_eq!(message.subject.as_str(), "emberline.jobs.a=2Fb");
         assert_eq!(serde_json::from_slice::<Job>(&message.payload).unwrap(), job);
@@ -130,7 +129,7 @@ mod tests {
 
     #[test]
     fn the_servers_limit_holds_for_the_whole_message() {
-        let job = new_job(&request(""), "a", occasion());
+        let job = new_job(request(None), None, "a", occasion());
         let size = serde_json::to_vec(&job).unwrap().len();
         let queued = message(&job, size + HEADERS).unwrap();
         let length = encode(&ClientOp::Publish { message: queued.clone() }).len();

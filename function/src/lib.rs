@@ -1,8 +1,9 @@
 //! Emberline's HTTP front: a WebAssembly function for Spin (WASIp3).
 //!
-//! A request passes through these modules, in this order: [`route`], [`config`], [`auth`],
-//! [`body`], [`models`] (who serves it?), [`job`] (what is queued), [`relay`] (what comes
-//! back) and [`sse`] or [`reply`] (how the client is told). [`nats`] is the protocol to the
+//! A request passes through these modules, in this order: [`cors`], [`route`], [`config`],
+//! [`auth`], [`body`], [`models`] (who serves it?), [`job`] (what is queued), [`kept`] (if its
+//! answer can be asked for again), [`relay`] (what comes back) and [`sse`], [`responses`] or
+//! [`reply`] (how the client is told). [`nats`] is the protocol to the
 //! message bus. All of them are free of I/O and are tested natively; `io`, which exists for
 //! wasm only, connects them to sockets, clocks and bodies. Open `io/service.rs` first.
 //!
@@ -33,11 +34,15 @@
 pub mod auth;
 pub mod body;
 pub mod config;
+pub mod cors;
 pub mod job;
+pub mod kept;
 pub mod models;
 pub mod nats;
+pub mod openapi;
 pub mod relay;
 pub mod reply;
+pub mod responses;
 pub mod route;
 pub mod sse;
 

@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 use emberline_shared::PROTOCOL_VERSION;
 use emberline_shared::error::{ApiError, ErrorCode};
 use emberline_shared::heartbeat::{Heartbeat, ServedModel};
-use emberline_shared::models::ModelNames;
-use serde_json::{Value, json};
+use emberline_shared::models::{Model, ModelList, ModelNames, Readiness};
 
 /// Models of all workers that take jobs, by name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -54,46 +53,47 @@ impl Served {
     }
 
     /// Body of `GET /ready`: what is served, or the reason why nothing is.
-    pub fn ready(&self) -> Result<Value, ApiError> {
+    pub fn ready(&self) -> Result<Readiness, ApiError> {
         if self.0.is_empty() {
             let message = "No worker serves a model at the moment. Try again shortly.";
             return Err(ApiError::new(ErrorCode::NoWorker, message));
         }
-        Ok(json!({ "status": "ready", "models": self.names() }))
+        Ok(Readiness { status: "ready", models: self.names() })
     }
 
     /// Body of `GET /v1/models`: models, then the aliases that lead to one of them.
-    pub fn list(&self, names: &ModelNames) -> Value {
+    pub fn list(&self, names: &ModelNames) -> ModelList {
         let models = self.0.values().map(|model| entry(&model.name, model));
         let aliases = names.aliases().filter(|(alias, _)| !self.0.contains_key(*alias));
         let aliases = aliases.filter_map(|(alias, model)| Some(entry(alias, self.0.get(model)?)));
-        json!({ "object": "list", "data": models.chain(aliases).collect::<Vec<_>>() })
+        ModelList { object: "list", data: models.chain(aliases).collect() }
     }
 
     /// Body of `GET /v1/models/{id}`.
-    pub fn find(&self, id: &str, names: &ModelNames) -> Result<Value, ApiError> {
+    pub fn find(&self, id: &str, names: &ModelNames) -> Result<Model, ApiError> {
         let model = self.0.get(names.resolve(id));
         model.map(|model| entry(id, model)).ok_or_else(|| names.not_found(id, &self.names()))
     }
 }
 
-fn entry(id: &str, model: &ServedModel) -> Value {
-    json!({
-        "id": id,
-        "object": "model",
-        "created": model.created,
-        "owned_by": "emberline",
-        "root": model.name,
-        "parent": null,
-        "permission": [],
-        "max_model_len": model.context_length,
-        "context_length": model.context_length,
-    })
+fn entry(id: &str, model: &ServedModel) -> Model {
+    Model {
+        id: id.to_owned(),
+        object: "model",
+        created: model.created,
+        owned_by: "emberline",
+        root: model.name.clone(),
+        parent: None,
+        permission: [],
+        max_model_len: model.context_length,
+        context_length: model.context_length,
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     fn heartbeat(worker: &str, draining: bool, models: &[(&str, u32)]) -> Vec<u8> {
         let served = |(name, context_length): &(&str, u32)| ServedModel {
@@ -128,7 +128,8 @@ mod tests {
         ]);
         assert_eq!(served.names(), ["a", "b"]);
         assert_eq!(served.get("b").unwrap().context_length, 4096);
-        assert_eq!(served.ready().unwrap(), json!({"status": "ready", "models": ["a", "b"]}));
+        let ready = serde_json::to_value(served.ready().unwrap()).unwrap();
+        assert_eq!(ready, json!({"status": "ready", "models": ["a", "b"]}));
     }
 
     #[test]
@@ -152,16 +153,15 @@ mod tests {
         let names = ModelNames::parse("", "primary=a,other=b").unwrap();
         let served = read(&[heartbeat("1", false, &[("a", 512)])]);
         let list = served.list(&names);
-        let ids: Vec<_> =
-            list["data"].as_array().unwrap().iter().map(|m| m["id"].as_str().unwrap()).collect();
+        let ids: Vec<_> = list.data.iter().map(|model| model.id.as_str()).collect();
         assert_eq!(ids, ["a", "primary"]);
         let entry = served.find("primary", &names).unwrap();
         assert_eq!(
-            entry,
+            serde_json::to_value(&entry).unwrap(),
             json!({"id": "primary", "object": "model", "created": 7, "owned_by": "emberline", "root": "a",
                 "parent": null, "permission": [], "max_model_len": 512, "context_length": 512})
         );
-        assert_eq!(list["data"][1], entry);
+        assert_eq!(list.data[1], entry);
         assert_eq!(served.find("other", &names).unwrap_err().code, ErrorCode::ModelNotFound);
     }
 }

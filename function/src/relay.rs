@@ -6,6 +6,7 @@
 //! whole log to [`Relay::rebuild`]. What was told already is known, so the rest follows from
 //! there and nothing is told twice.
 
+mod joined;
 mod transcript;
 mod whole;
 
@@ -14,6 +15,7 @@ use emberline_shared::error::{ApiError, ErrorCode};
 use emberline_shared::event::{Event, FinishReason, TokenLogprobs, Usage};
 use emberline_shared::tools::ToolFormat;
 
+pub use joined::Joined;
 pub use transcript::Fault;
 use transcript::{Applied, End, Transcript};
 pub use whole::Whole;

@@ -8,6 +8,22 @@ use http::Method;
 pub enum Route {
     /// `POST /v1/chat/completions`
     Chat,
+    /// `POST /v1/responses`
+    Responses,
+    /// `GET` and `DELETE /v1/responses/{id}`
+    Response(String),
+    /// `POST /v1/responses/{id}/cancel`
+    CancelResponse(String),
+    /// `POST /v1/completions`
+    Completions,
+    /// `POST /v1/embeddings`
+    Embeddings,
+    /// `POST /tokenize`
+    Tokenize,
+    /// `POST /detokenize`
+    Detokenize,
+    /// `GET /openapi.json`
+    OpenApi,
     /// `GET /v1/models`
     Models,
     /// `GET /v1/models/{id}`; the id, decoded, may contain slashes.
@@ -28,6 +44,7 @@ pub enum RouteError {
 }
 
 const GET: &str = "GET, HEAD";
+const GET_DELETE: &str = "GET, HEAD, DELETE";
 const POST: &str = "POST";
 
 impl Route {
@@ -35,13 +52,16 @@ impl Route {
     pub fn find(method: &Method, path: &str) -> Result<Self, RouteError> {
         let (route, allow) = match path {
             "/v1/chat/completions" => (Self::Chat, POST),
+            "/v1/responses" => (Self::Responses, POST),
+            "/v1/completions" => (Self::Completions, POST),
+            "/v1/embeddings" => (Self::Embeddings, POST),
+            "/tokenize" => (Self::Tokenize, POST),
+            "/detokenize" => (Self::Detokenize, POST),
+            "/openapi.json" => (Self::OpenApi, GET),
             "/v1/models" => (Self::Models, GET),
             "/health" => (Self::Health, GET),
             "/ready" => (Self::Ready, GET),
-            _ => {
-                let id = path.strip_prefix("/v1/models/").and_then(percent_decode);
-                (Self::Model(id.filter(|id| !id.is_empty()).ok_or(RouteError::NotFound)?), GET)
-            }
+            _ => Self::with_id(path).ok_or(RouteError::NotFound)?,
         };
         if allow.split(", ").any(|allowed| allowed == method.as_str()) {
             Ok(route)
@@ -50,9 +70,23 @@ impl Route {
         }
     }
 
+    /// The endpoint at a path that names a thing.
+    fn with_id(path: &str) -> Option<(Self, &'static str)> {
+        let decode = |id: &str| percent_decode(id).filter(|id| !id.is_empty());
+        if let Some(id) = path.strip_prefix("/v1/models/") {
+            return Some((Self::Model(decode(id)?), GET));
+        }
+        let id = path.strip_prefix("/v1/responses/")?;
+        match id.split_once('/') {
+            None => Some((Self::Response(decode(id)?), GET_DELETE)),
+            Some((id, "cancel")) => Some((Self::CancelResponse(decode(id)?), POST)),
+            Some(_) => None,
+        }
+    }
+
     /// Whether the endpoint is for holders of a key only.
     pub fn needs_key(&self) -> bool {
-        !matches!(self, Self::Health | Self::Ready)
+        !matches!(self, Self::Health | Self::Ready | Self::OpenApi)
     }
 }
 
@@ -99,9 +133,18 @@ mod tests {
     fn every_endpoint_is_found() {
         for (method, path, route) in [
             (Method::POST, "/v1/chat/completions", Route::Chat),
+            (Method::POST, "/v1/completions", Route::Completions),
+            (Method::POST, "/v1/embeddings", Route::Embeddings),
+            (Method::POST, "/tokenize", Route::Tokenize),
+            (Method::POST, "/detokenize", Route::Detokenize),
+            (Method::GET, "/openapi.json", Route::OpenApi),
             (Method::GET, "/v1/models", Route::Models),
             (Method::HEAD, "/v1/models", Route::Models),
             (Method::GET, "/v1/models/a", Route::Model("a".into())),
+            (Method::POST, "/v1/responses", Route::Responses),
+            (Method::GET, "/v1/responses/resp_1", Route::Response("resp_1".into())),
+            (Method::DELETE, "/v1/responses/resp_1", Route::Response("resp_1".into())),
+            (Method::POST, "/v1/responses/a/cancel", Route::CancelResponse("a".into())),
             (Method::GET, "/v1/models/Qwen/Qwen2.5", Route::Model("Qwen/Qwen2.5".into())),
             (Method::GET, "/v1/models/Qwen%2FQwen2.5%20x", Route::Model("Qwen/Qwen2.5 x".into())),
             (Method::GET, "/health", Route::Health),

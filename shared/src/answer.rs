@@ -44,7 +44,8 @@ impl From<FinishReason> for FinishBody {
     fn from(reason: FinishReason) -> Self {
         match reason {
             FinishReason::Stop => Self::Stop,
-            FinishReason::Length => Self::Length,
+            // Nobody waits for an answer that was cancelled.
+            FinishReason::Length | FinishReason::Cancelled => Self::Length,
         }
     }
 }

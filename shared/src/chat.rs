@@ -5,19 +5,22 @@
 
 mod answer;
 mod body;
-mod message;
-mod tool;
+pub(crate) mod message;
+pub(crate) mod tool;
 
 pub use answer::{ChatAnswer, ChatCompletion, ChatCompletionChunk, Delta};
+pub(crate) use body::{MAX_LABEL, ServiceTier, Verbosity};
+pub(crate) use message::check_arguments;
+pub(crate) use tool::{MAX_TOOLS, ToolChoiceMode};
 
 use serde_json::{Map, Value};
 
-use self::body::{ChatBody, Verbosity};
+use self::body::ChatBody;
 use self::tool::ResponseFormat;
 use crate::error::{ApiError, ErrorCode};
 use crate::job::GenerationRequest;
 use crate::parameters::{Stop, StreamOptions};
-use crate::schema::BodySchema;
+use crate::schema::{BodySchema, Components};
 
 /// A chat-completions request, validated.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,6 +42,11 @@ pub struct ChatRequest {
 static BODY: BodySchema<ChatBody> = BodySchema::new();
 
 impl ChatRequest {
+    /// The schema of its body.
+    pub fn schema(components: &mut Components) -> Value {
+        BODY.describe(components)
+    }
+
     /// Reads a request body.
     pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
         let body = BODY.read(body)?;
@@ -52,7 +60,7 @@ impl ChatRequest {
             tools,
             parallel_tool_calls: body.parallel_tool_calls.unwrap_or(true),
             constraint: body.response_format.and_then(ResponseFormat::into_constraint),
-            template_variables: read_template_variables(
+            template_variables: template_variables(
                 body.chat_template_kwargs,
                 body.reasoning_effort,
                 body.verbosity,
@@ -98,7 +106,8 @@ fn read_logprobs(wanted: Option<bool>, top: Option<u32>) -> Result<Option<u32>, 
     Ok(wanted.then_some(top))
 }
 
-fn read_template_variables(
+/// What the chat template is told, from the parameters that say it.
+pub(crate) fn template_variables(
     variables: Option<Map<String, Value>>,
     reasoning_effort: Option<String>,
     verbosity: Option<Verbosity>,

@@ -4,13 +4,14 @@ mod answer;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
+use serde_json::Value;
 
 pub use answer::{Completion, CompletionAnswer, Offsets};
 
 use crate::error::{ApiError, ErrorCode};
 use crate::job::{GenerationRequest, RawPrompt};
 use crate::parameters::{MAX_CHOICES, Sampling, Stop, StreamOptions};
-use crate::schema::BodySchema;
+use crate::schema::{BodySchema, Components};
 
 /// Most prompts of one request.
 pub const MAX_PROMPTS: usize = 16;
@@ -111,6 +112,11 @@ pub struct CompletionRequest {
 static BODY: BodySchema<CompletionBody> = BodySchema::new();
 
 impl CompletionRequest {
+    /// The schema of its body.
+    pub fn schema(components: &mut Components) -> Value {
+        BODY.describe(components)
+    }
+
     /// Reads a request body.
     pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
         let body = BODY.read(body)?;

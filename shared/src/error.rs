@@ -1,9 +1,10 @@
 //! The one shape of failure, from a worker's event to the HTTP body.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Why a request failed. Status and type follow from it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[allow(missing_docs)] // the names are the documentation: they are the `code` that a client sees
 pub enum ErrorCode {
@@ -20,6 +21,7 @@ pub enum ErrorCode {
     ModelNotFound,
     NotFound,
     MethodNotAllowed,
+    IdempotencyKeyReused,
     RequestTooLarge,
     UnsupportedMediaType,
     RateLimitExceeded,
@@ -32,7 +34,7 @@ pub enum ErrorCode {
 }
 
 /// The coarse class that client libraries map to exception types.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[allow(missing_docs, clippy::enum_variant_names)] // the names are OpenAI's
 pub enum ErrorType {
@@ -58,6 +60,7 @@ impl ErrorCode {
             Self::ModelNotAllowed => 403,
             Self::ModelNotFound | Self::NotFound => 404,
             Self::MethodNotAllowed => 405,
+            Self::IdempotencyKeyReused => 409,
             Self::RequestTooLarge => 413,
             Self::UnsupportedMediaType => 415,
             Self::RateLimitExceeded => 429,
@@ -115,13 +118,34 @@ impl ApiError {
 
     /// The JSON body: `{"error":{message,type,param,code}}`, all four always present.
     pub fn body(&self) -> serde_json::Value {
-        serde_json::json!({ "error": {
-            "message": self.message,
-            "type": self.code.error_type(),
-            "param": self.param,
-            "code": self.code,
-        }})
+        let Self { code, param, message } = self;
+        let error = ErrorDetails {
+            message: message.clone(),
+            error_type: code.error_type(),
+            param: param.clone(),
+            code: *code,
+        };
+        serde_json::to_value(ErrorBody { error }).unwrap_or_default()
     }
+}
+
+/// How every failure is told.
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Error")]
+pub struct ErrorBody {
+    error: ErrorDetails,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(inline)]
+struct ErrorDetails {
+    /// What is wrong and what to do about it.
+    message: String,
+    #[serde(rename = "type")]
+    error_type: ErrorType,
+    /// Path of the field to blame, such as `messages[2].content`.
+    param: Option<String>,
+    code: ErrorCode,
 }
 
 #[cfg(test)]

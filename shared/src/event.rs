@@ -135,6 +135,8 @@ pub enum FinishReason {
     Stop,
     /// `max_tokens` or the context is used up.
     Length,
+    /// Nobody wanted the rest.
+    Cancelled,
 }
 
 /// Token counts of a job.

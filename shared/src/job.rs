@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::key::KeyId;
-use crate::subject::JobId;
+use crate::subject::{self, JobId};
 
 /// One generation, as it lies in the `JOBS` stream.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -23,12 +23,30 @@ pub struct Job {
     pub request: GenerationRequest,
     /// Drawn by the function when the client gave none.
     pub seed: u64,
-    /// It runs to its end though nobody listens, and its log is kept for so many seconds after.
+    /// It runs to its end though nobody listens, its log is kept for so many seconds after its
+    /// deadline at least, and the `requests` bucket has its [`crate::record::Record`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub background: Option<u32>,
     /// Whom it is charged to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub account: Option<Account>,
+}
+
+impl Job {
+    /// The stream and the subject of its event log.
+    pub fn log(&self) -> (&'static str, String) {
+        match self.background {
+            None => (subject::EVENTS_STREAM, subject::events(&self.id)),
+            Some(_) => (subject::KEPT_STREAM, subject::kept_events(&self.id)),
+        }
+    }
+
+    /// How long after `now_ms` (unix milliseconds) what is kept of it is kept, in seconds;
+    /// nothing is kept of most.
+    pub fn kept_for_s(&self, now_ms: u64) -> Option<u64> {
+        let running = self.deadline.saturating_sub(now_ms).div_ceil(1000);
+        self.background.map(|after| running.saturating_add(after.into()).max(1))
+    }
 }
 
 /// Whom a job is charged to, and what has been counted for it in advance. The worker that ends the

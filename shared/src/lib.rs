@@ -12,6 +12,7 @@ pub mod answer;
 pub mod chat;
 pub mod completions;
 pub mod control;
+pub mod embeddings;
 pub mod error;
 pub mod event;
 pub mod heartbeat;
@@ -20,8 +21,12 @@ pub mod key;
 pub mod measurement;
 pub mod models;
 pub mod parameters;
+pub mod record;
+pub mod responses;
 pub mod schema;
 pub mod subject;
+pub mod tokenize;
+pub mod tokens;
 pub mod tools;
 
 /// Version of the job, event, control and heartbeat messages. A reader refuses a higher one.

@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
+use serde::Serialize;
+
 use crate::error::{ApiError, ErrorCode};
 
 /// The operator's names: models that are expected to be served, and aliases for them.
@@ -76,6 +79,54 @@ impl ModelNames {
             format!("The model '{requested}' does not exist. Available: {list}."),
         )
     }
+}
+
+/// A model in the answers of `/v1/models`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Model {
+    /// The model's name, or an alias.
+    pub id: String,
+    /// Always `model`.
+    pub object: &'static str,
+    /// When a worker loaded it, unix seconds.
+    pub created: u64,
+    /// Always `emberline`.
+    pub owned_by: &'static str,
+    /// The model's own name.
+    pub root: String,
+    /// Always null.
+    pub parent: Option<()>,
+    /// Always empty.
+    pub permission: [(); 0],
+    /// Prompt and completion together, in tokens.
+    pub max_model_len: u32,
+    /// The same.
+    pub context_length: u32,
+}
+
+/// The answer of `GET /v1/models`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct ModelList {
+    /// Always `list`.
+    pub object: &'static str,
+    /// Models, then aliases.
+    pub data: Vec<Model>,
+}
+
+/// The answer of `GET /ready`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Readiness {
+    /// Always `ready`.
+    pub status: &'static str,
+    /// Models that are served.
+    pub models: Vec<String>,
+}
+
+/// The answer of `GET /health`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Health {
+    /// Always `ok`.
+    pub status: &'static str,
 }
 
 #[cfg(test)]

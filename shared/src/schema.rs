@@ -20,9 +20,9 @@ use std::marker::PhantomData;
 use std::sync::OnceLock;
 
 use schemars::JsonSchema;
-use schemars::generate::SchemaSettings;
+use schemars::generate::{SchemaGenerator, SchemaSettings};
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::error::{ApiError, ErrorCode};
 
@@ -52,11 +52,60 @@ impl<T: JsonSchema + DeserializeOwned> BodySchema<T> {
         })
     }
 
+    /// A reference to the schema, for a document that describes the API.
+    pub fn describe(&self, components: &mut Components) -> Value {
+        components.request::<T>()
+    }
+
     /// The schema that bodies are held against.
     pub fn schema(&self) -> &Value {
         self.schema.get_or_init(|| {
             SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<T>().to_value()
         })
+    }
+}
+
+/// The schemas of bodies and answers, under `#/components/schemas` of an OpenAPI document.
+pub struct Components {
+    requests: SchemaGenerator,
+    answers: SchemaGenerator,
+}
+
+impl Default for Components {
+    fn default() -> Self {
+        let settings = || {
+            SchemaSettings::draft2020_12()
+                .with(|settings| settings.definitions_path = "/components/schemas".into())
+        };
+        Self {
+            requests: settings().for_deserialize().into_generator(),
+            answers: settings().for_serialize().into_generator(),
+        }
+    }
+}
+
+impl Components {
+    /// A reference to what is read.
+    pub fn request<T: JsonSchema>(&mut self) -> Value {
+        self.requests.subschema_for::<T>().to_value()
+    }
+
+    /// A reference to what is answered.
+    pub fn answer<T: JsonSchema>(&mut self) -> Value {
+        self.answers.subschema_for::<T>().to_value()
+    }
+
+    /// The names of what is read and of what is answered.
+    pub fn names(&self) -> (Vec<String>, Vec<String>) {
+        let names = |generator: &SchemaGenerator| generator.definitions().keys().cloned().collect();
+        (names(&self.requests), names(&self.answers))
+    }
+
+    /// All that is referred to. No request is called as an answer is.
+    pub fn into_schemas(mut self) -> Map<String, Value> {
+        let mut schemas = self.requests.take_definitions(true);
+        schemas.extend(self.answers.take_definitions(true));
+        schemas
     }
 }
 

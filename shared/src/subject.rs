@@ -4,6 +4,10 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+/// Every model's subject for turning text into tokens and back.
+pub const TOKENS_SUBJECTS: &str = "emberline.tokens.*";
+/// The queue group in which workers take these requests.
+pub const TOKENS_QUEUE: &str = "workers";
 /// Stream of waiting and running jobs (work queue).
 pub const JOBS_STREAM: &str = "JOBS";
 /// Every job subject.
@@ -12,6 +16,16 @@ pub const JOBS_SUBJECTS: &str = "emberline.jobs.*";
 pub const EVENTS_STREAM: &str = "EVENTS";
 /// Every event subject.
 pub const EVENTS_SUBJECTS: &str = "emberline.events.*";
+/// Stream of the event logs that outlast their clients: of jobs whose answer can be asked for again.
+pub const KEPT_STREAM: &str = "KEPT";
+/// Every event subject in [`KEPT_STREAM`].
+pub const KEPT_SUBJECTS: &str = "emberline.kept.*";
+/// Key-value bucket of the requests whose answer can be asked for again.
+pub const REQUESTS_BUCKET: &str = "requests";
+/// The stream behind [`REQUESTS_BUCKET`].
+pub const REQUESTS_STREAM: &str = "KV_requests";
+/// Every request's subject in [`REQUESTS_STREAM`].
+pub const REQUESTS_SUBJECTS: &str = "$KV.requests.>";
 /// Key-value bucket of worker heartbeats.
 pub const WORKERS_BUCKET: &str = "workers";
 /// The stream behind [`WORKERS_BUCKET`].
@@ -61,9 +75,24 @@ pub fn events(job: &JobId) -> String {
     format!("emberline.events.{job}")
 }
 
+/// The subject of a job's event log in [`KEPT_STREAM`].
+pub fn kept_events(job: &JobId) -> String {
+    format!("emberline.kept.{job}")
+}
+
+/// Where [`REQUESTS_STREAM`] has the request that a job is for.
+pub fn request(job: &JobId) -> String {
+    format!("$KV.requests.{job}")
+}
+
 /// The subject on which a relay steers the worker that runs `job`.
 pub fn control(job: &JobId) -> String {
     format!("emberline.control.{job}")
+}
+
+/// The subject on which any worker that serves `model` turns text into its tokens and back.
+pub fn tokens(model: &str) -> String {
+    format!("emberline.tokens.{}", model_token(model))
 }
 
 /// A job's id: 32 lower-case hexadecimal digits, safe in subjects, headers and URLs.

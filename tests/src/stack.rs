@@ -18,6 +18,8 @@ use crate::nats::NatsServer;
 
 /// The key that a stack's function accepts.
 pub const API_KEY: &str = "sk-emb-test";
+/// Another one.
+pub const OTHER_KEY: &str = "sk-emb-other";
 /// The real model's name, as in the catalogue.
 pub const MODEL: &str = "smollm2-135m-instruct";
 /// How long any single event may take before a test gives up.
@@ -65,7 +67,7 @@ pub struct Stack {
     /// The server in the middle.
     pub nats: NatsServer,
     worker: Option<Child>,
-    _host: Group,
+    host: Option<Group>,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -82,7 +84,7 @@ impl Stack {
         let worker = start_worker(&nats, &options)?;
         let (host, url) = start_host(&nats, &options).await?;
         let http = reqwest::Client::new();
-        let stack = Self { url, http, nats, worker, _host: host, _turn: turn };
+        let stack = Self { url, http, nats, worker, host: Some(host), _turn: turn };
         stack.wait_ready(options.engine != Engine::None).await?;
         Ok(stack)
     }
@@ -176,6 +178,52 @@ impl Stack {
         tokio::time::timeout(PATIENCE, found).await.context("no such heartbeat came")
     }
 
+    /// Posts a body with a key and more headers.
+    pub async fn post(
+        &self,
+        path: &str,
+        key: &str,
+        headers: &[(&str, &str)],
+        body: &Value,
+    ) -> Result<reqwest::Response> {
+        let mut request = self.http.post(format!("{}{path}", self.url)).bearer_auth(key).json(body);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        Ok(request.send().await?)
+    }
+
+    /// How many jobs have been queued since the beginning.
+    pub async fn jobs_queued(&self) -> Result<u64> {
+        let jetstream = async_nats::jetstream::new(self.nats.worker_client().await?);
+        let jobs = jetstream.get_stream(subject::JOBS_STREAM).await?;
+        Ok(jobs.cached_info().state.last_sequence)
+    }
+
+    /// Waits until no job is queued or running.
+    pub async fn wait_for_empty_queue(&self) -> Result<()> {
+        let jetstream = async_nats::jetstream::new(self.nats.worker_client().await?);
+        let emptied = async {
+            while jetstream.get_stream(subject::JOBS_STREAM).await?.cached_info().state.messages > 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            anyhow::Ok(())
+        };
+        tokio::time::timeout(PATIENCE, emptied).await.context("jobs stay in the queue")?
+    }
+
+    /// Ends the function's host without a word.
+    pub fn kill_host(&mut self) {
+        self.host = None;
+    }
+
+    /// Starts the function's host again, somewhere else.
+    pub async fn start_host(&mut self, options: &Options) -> Result<()> {
+        let (host, url) = start_host(&self.nats, options).await?;
+        (self.host, self.url) = (Some(host), url);
+        self.wait_ready(options.engine != Engine::None).await
+    }
+
     /// Ends the worker without a word, as a power cut would.
     pub async fn kill_worker(&mut self) -> Result<()> {
         let mut worker = self.worker.take().context("there is no worker")?;
@@ -233,7 +281,7 @@ async fn start_host(nats: &NatsServer, options: &Options) -> Result<(Group, Stri
         ("nats_port", port),
         ("nats_user", "function".to_owned()),
         ("nats_password", nats.function_password().to_owned()),
-        ("api_key_hashes", sha256_hex(API_KEY)),
+        ("api_key_hashes", format!("{},{}", sha256_hex(API_KEY), sha256_hex(OTHER_KEY))),
         ("models", models.to_owned()),
         ("model_aliases", format!("vllm-primary={models}")),
     ];

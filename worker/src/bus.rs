@@ -5,7 +5,7 @@
 //! an operator may give them other limits or more replicas; only what the protocol rests on is
 //! checked. A model's consumer stays when the model ends: jobs may wait in its queue, and other
 //! workers may serve it.
-//! EVENTS and the bucket live in memory: [`Bus::keep`] makes them again after nats-server restarts.
+//! EVENTS and the bucket of heartbeats live in memory: [`Bus::keep`] makes them again after nats-server restarts.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,6 +34,13 @@ pub const ACK_WAIT: Duration = Duration::from_secs(15);
 const JOBS_MAX_BYTES: i64 = 512 << 20;
 /// Bytes of event logs that EVENTS holds in memory.
 const EVENTS_MAX_BYTES: i64 = 256 << 20;
+/// Bytes of event logs that KEPT holds on disk.
+const KEPT_MAX_BYTES: i64 = 512 << 20;
+/// Bytes of requests that their bucket holds on disk.
+const REQUESTS_MAX_BYTES: i64 = 256 << 20;
+/// Nothing is kept longer: above the longest deadline (a day) and the longest time that an answer
+/// is kept after it (another one). Each message says itself how long it is to be kept.
+const KEPT_MAX_AGE: Duration = Duration::from_secs(49 * 3600);
 
 /// Why the bus can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -157,6 +164,8 @@ impl Bus {
         for (stream, config) in [
             (JOBS_STREAM, jobs_stream()),
             (subject::EVENTS_STREAM, events_stream()),
+            (subject::KEPT_STREAM, kept_stream()),
+            (subject::REQUESTS_STREAM, requests_bucket()),
             (subject::WORKERS_STREAM, workers_bucket()),
         ] {
             self.ensure_stream(stream, config).await?;
@@ -316,6 +325,32 @@ fn events_stream() -> StreamConfig {
     }
 }
 
+/// On disk, so that a restart of nats-server loses no answer that was promised.
+fn kept_stream() -> StreamConfig {
+    StreamConfig {
+        name: subject::KEPT_STREAM.to_owned(),
+        subjects: vec![subject::KEPT_SUBJECTS.to_owned()],
+        storage: StorageType::File,
+        max_bytes: KEPT_MAX_BYTES,
+        max_age: KEPT_MAX_AGE,
+        allow_message_ttl: true,
+        ..events_stream()
+    }
+}
+
+fn requests_bucket() -> StreamConfig {
+    StreamConfig {
+        name: subject::REQUESTS_STREAM.to_owned(),
+        subjects: vec![subject::REQUESTS_SUBJECTS.to_owned()],
+        storage: StorageType::File,
+        max_bytes: REQUESTS_MAX_BYTES,
+        max_age: KEPT_MAX_AGE,
+        duplicate_window: Duration::from_secs(120),
+        allow_message_ttl: true,
+        ..workers_bucket()
+    }
+}
+
 /// A key-value bucket is a stream of this shape (NATS ADR-8).
 fn workers_bucket() -> StreamConfig {
     let ttl = Duration::from_secs(HEARTBEAT_TTL_S);
@@ -345,9 +380,14 @@ fn check_stream(name: &str, found: &StreamConfig, wanted: &StreamConfig) -> Resu
         field("discard", |stream| format!("{:?}", stream.discard)),
         field("allow_direct", |stream| stream.allow_direct.to_string()),
     ];
-    if name == subject::WORKERS_STREAM {
-        // One entry a worker, and none of a worker that is dead.
+    if wanted.allow_message_ttl {
+        fields.push(field("allow_msg_ttl", |stream| stream.allow_message_ttl.to_string()));
+    }
+    if [subject::WORKERS_STREAM, subject::REQUESTS_STREAM].contains(&name) {
+        // One entry a worker or a request, and none of a worker that is dead.
         fields.push(field("max_msgs_per_subject", |stream| stream.max_messages_per_subject.to_string()));
+    }
+    if name == subject::WORKERS_STREAM {
         fields.push(field("max_age", |stream| format!("{:?}", stream.max_age)));
     }
     check("stream", name, fields)

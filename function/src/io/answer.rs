@@ -1,4 +1,4 @@
-//! A job's answer on its way to the client.
+//! An answer on its way to the client.
 
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
@@ -7,57 +7,50 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use emberline_shared::chat::Envelope;
+use emberline_shared::answer::Choice;
 use emberline_shared::error::ApiError;
-use spin_sdk::wasip3::http::types::{ErrorCode, Fields, Response};
+use emberline_shared::event::Usage;
+use spin_sdk::wasip3::http::types::{Fields, Response};
 use spin_sdk::wasip3::http_compat::BodyWriter;
 use spin_sdk::wasip3::spawn;
 
 use super::clock::{Timer, monotonic_ns};
-use super::exchange::Exchange;
+use super::context::Answer;
+use super::jobs::Jobs;
 use super::log;
 use super::stream::{ByteWriter, Closed};
 use crate::relay::{Limits, Output, Whole};
-use crate::sse::{self, Frames};
+use crate::reply;
+use crate::sse::{self, Narrator};
 
 /// Longest silence on a stream. Writing is also how a client is noticed that has gone.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// How long a client may take for the rest of a stream whose job is over.
 const LAST_WORDS: Duration = Duration::from_secs(60);
 
-/// Waits for the whole answer: the body of a `chat.completion`.
-pub(super) async fn whole(
-    mut exchange: Exchange,
-    envelope: &Envelope,
-    limits: Limits,
-) -> Result<String, ApiError> {
+/// Waits for the whole answer.
+pub(super) async fn whole(mut jobs: Jobs, limits: Limits) -> Result<(Vec<Choice>, Usage), ApiError> {
     let mut whole = Whole::new(limits);
     loop {
-        match exchange.next().await {
-            Ok(Output::Done(usage)) => {
-                exchange.release();
-                return Ok(envelope.completion(whole.choices(), &usage));
+        let failure = match jobs.next().await {
+            Ok(Output::Done(usage)) => return Ok((whole.into_choices(), usage)),
+            Ok(Output::Failed(error)) | Err(error) => error,
+            Ok(output) => {
+                whole.push(output);
+                continue;
             }
-            Ok(Output::Failed(error)) => {
-                exchange.release();
-                return Err(error);
-            }
-            Ok(output) => whole.push(output),
-            Err(error) => {
-                exchange.cancel().await;
-                return Err(error);
-            }
-        }
+        };
+        jobs.cancel().await;
+        return Err(failure);
     }
 }
 
 /// Begins the stream, with `more` headers; the rest of it is written while the response is under way.
 pub(super) fn stream(
-    exchange: Exchange,
-    frames: Frames,
-    limits: Limits,
+    jobs: Jobs,
+    narrator: impl Narrator + 'static,
     more: &http::HeaderMap,
-) -> Result<Response, ErrorCode> {
+) -> Result<Answer, ApiError> {
     let headers = [
         ("content-type", &b"text/event-stream"[..]),
         ("cache-control", b"no-cache"),
@@ -66,35 +59,37 @@ pub(super) fn stream(
     let more = more.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
     let headers = headers.into_iter().chain(more);
     let headers: Vec<_> = headers.map(|(name, value)| (name.to_owned(), value.to_vec())).collect();
-    let headers =
-        Fields::from_list(&headers).map_err(|error| ErrorCode::InternalError(Some(error.to_string())))?;
+    let headers = Fields::from_list(&headers).map_err(|error| {
+        log("response", error);
+        reply::internal_error()
+    })?;
     let (body, contents, result) = BodyWriter::new();
     let (response, _transmitted) = Response::new(headers, Some(contents), result);
-    spawn(write_stream(exchange, frames, limits, body));
-    Ok(response)
+    spawn(write_stream(jobs, narrator, body));
+    Ok(Answer::Streamed(response))
 }
 
-async fn write_stream(exchange: Exchange, frames: Frames, limits: Limits, body: BodyWriter) {
+async fn write_stream(jobs: Jobs, mut narrator: impl Narrator, body: BodyWriter) {
     let BodyWriter { stream_writer, result_writer, .. } = body;
-    let context = format!("job {}", frames.envelope.job);
+    let context = jobs.context();
     let mut client = Client {
         writer: ByteWriter::new(stream_writer),
         backlog: VecDeque::new(),
         bytes: 0,
-        max_bytes: sse::max_backlog(limits),
+        max_bytes: narrator.max_backlog(),
         written_ns: monotonic_ns(),
     };
-    (0..limits.choices).for_each(|choice| client.push(frames.role(choice)));
+    narrator.begin().into_iter().for_each(|frame| client.push(frame));
     let mut pump = Pump {
-        exchange: Some(exchange),
+        jobs: Some(jobs),
         cancelling: None,
-        frames,
+        narrator,
         client,
         keep_alive: Timer::after(KEEP_ALIVE),
         last_words: None,
     };
     let end = poll_fn(|cx| pump.poll(cx)).await;
-    pump.cancel_job();
+    pump.cancel_jobs();
     if let Some(cancelling) = pump.cancelling.take() {
         cancelling.await;
     }
@@ -142,19 +137,19 @@ enum End {
     ClientStuck,
 }
 
-/// Moves an answer from its exchange to its client, each at its own pace.
-struct Pump {
-    /// Until the job has ended.
-    exchange: Option<Exchange>,
-    /// Under way once nobody waits for a job that may still run.
+/// Moves an answer from its jobs to its client, each at its own pace.
+struct Pump<N> {
+    /// Until they have ended.
+    jobs: Option<Jobs>,
+    /// Under way once nobody waits for jobs that may still run.
     cancelling: Option<Pin<Box<dyn Future<Output = ()>>>>,
-    frames: Frames,
+    narrator: N,
     client: Client,
     keep_alive: Timer,
     last_words: Option<Timer>,
 }
 
-impl Pump {
+impl<N: Narrator> Pump<N> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         loop {
             if self.cancelling.as_mut().is_some_and(|cancelling| cancelling.as_mut().poll(cx).is_ready()) {
@@ -174,8 +169,8 @@ impl Pump {
             if self.client.bytes > self.client.max_bytes {
                 return Poll::Ready(End::ClientStuck);
             }
-            if let Some(exchange) = &mut self.exchange
-                && let Poll::Ready(output) = exchange.poll_next(cx)
+            if let Some(jobs) = &mut self.jobs
+                && let Poll::Ready(output) = jobs.poll_next(cx)
             {
                 self.tell(output);
             } else if self.keep_alive.poll(cx).is_ready() {
@@ -187,39 +182,22 @@ impl Pump {
     }
 
     fn tell(&mut self, output: Result<Output, ApiError>) {
-        match output {
-            Ok(Output::Accepted(_)) => {}
-            Ok(Output::Text { choice, text, logprobs }) => {
-                self.client.push(self.frames.text(choice, &text, logprobs.as_deref()));
-            }
-            Ok(Output::Finish { choice, reason }) => self.client.push(self.frames.finish(choice, reason)),
-            Ok(Output::Done(usage)) => {
-                self.frames.usage(&usage).into_iter().for_each(|frame| self.client.push(frame));
-                self.client.push(sse::DONE);
-                self.end();
-            }
-            Ok(Output::Failed(error)) => {
-                self.client.push(sse::error(&error));
-                self.end();
-            }
-            Err(error) => {
-                self.client.push(sse::error(&error));
-                self.cancel_job();
-                self.last_words = Some(Timer::after(LAST_WORDS));
-            }
+        let is_last = matches!(output, Ok(Output::Done(_) | Output::Failed(_)) | Err(_));
+        let frames = match output {
+            Ok(output) => self.narrator.tell(output),
+            Err(error) => self.narrator.interrupt(&error),
+        };
+        frames.into_iter().for_each(|frame| self.client.push(frame));
+        if is_last {
+            self.cancel_jobs();
+            self.last_words = Some(Timer::after(LAST_WORDS));
         }
     }
 
-    fn end(&mut self) {
-        if let Some(exchange) = self.exchange.take() {
-            exchange.release();
-        }
-        self.last_words = Some(Timer::after(LAST_WORDS));
-    }
-
-    fn cancel_job(&mut self) {
-        if let Some(exchange) = self.exchange.take() {
-            self.cancelling = Some(Box::pin(exchange.cancel()));
+    /// Cancels what has not ended.
+    fn cancel_jobs(&mut self) {
+        if let Some(jobs) = self.jobs.take() {
+            self.cancelling = Some(Box::pin(jobs.cancel()));
         }
     }
 

@@ -1,70 +1,36 @@
 //! `POST /v1/chat/completions`.
 
-use std::time::Duration;
-
-use emberline_shared::chat::{ChatRequest, Envelope};
+use emberline_shared::chat::{ChatAnswer, ChatRequest};
 use emberline_shared::error::ApiError;
 
-use super::clock::{monotonic_ns, random_u64, random_u128, unix_ms};
+use super::answer;
 use super::context::{Answer, Body, Context};
-use super::exchange::Exchange;
-use super::{answer, log};
-use crate::job::{self, Occasion};
-use crate::relay::Output;
+use super::generation::{self, Generation, Wish};
 use crate::reply;
-use crate::sse::Frames;
+use crate::sse::ChatFrames;
 
 pub(super) async fn serve(context: &Context, body: &mut Body) -> Result<Answer, ApiError> {
-    let (config, now_ms, now_ns) = (&context.config, unix_ms(), monotonic_ns());
-    let timeout = Duration::from_secs(config.request_timeout_s);
-    let request = ChatRequest::parse(&context.read_body(body).await?)?;
-    let served = context.served().await?;
-    let model = config.names.admit(&request.model, &served.names())?;
-    let model = served.get(&model).ok_or_else(reply::internal_error)?;
-
-    let limits = job::limits(&request, model);
-    let account = context.admit(job::most_tokens(limits)).await?;
-    let occasion = Occasion {
-        now_ms,
-        timeout_s: config.request_timeout_s,
-        id_bits: random_u128(),
-        seed: random_u64(),
-        account,
-    };
-    let job = job::new_job(&request, &model.name, occasion);
-    let deadline_ns = now_ns.saturating_add(u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX));
-    let mut exchange = Exchange::begin(&config.nats, &job, limits, deadline_ns).await?;
-
-    // The first event decides the status.
-    let acceptance = match exchange.next().await {
-        Ok(Output::Accepted(acceptance)) => acceptance,
-        Ok(Output::Failed(error)) => {
-            exchange.release();
-            return Err(error);
-        }
-        Ok(_) => {
-            exchange.cancel().await;
-            return Err(reply::internal_error());
-        }
-        Err(error) => {
-            exchange.cancel().await;
-            return Err(error);
-        }
-    };
-    let envelope = Envelope {
-        job: job.id,
-        created: job.created.div_euclid(1000),
+    let body = context.read_body(body).await?;
+    let request = ChatRequest::parse(&body)?;
+    let tool_choice = request.generation.tool_choice.clone();
+    let wish = Wish {
+        body: &body,
         model: request.model,
-        fingerprint: acceptance.fingerprint,
+        seed: request.seed,
+        requests: vec![request.generation],
+        outline: None,
+    };
+    let Generation { jobs, limits, envelope, acceptances } = generation::begin(context, wish).await?;
+    let answer = ChatAnswer {
+        envelope,
         metadata: request.metadata,
+        tool_format: acceptances.first().and_then(|acceptance| acceptance.tool_format),
+        tool_choice,
     };
     if !request.stream {
-        return Ok(Answer::Whole(reply::json(200, answer::whole(exchange, &envelope, limits).await?)));
+        let (choices, usage) = answer::whole(jobs, limits).await?;
+        return Ok(Answer::Whole(reply::json(200, answer.completion(&choices, &usage))));
     }
-    let frames = Frames { envelope, include_usage: request.include_usage };
-    let response = answer::stream(exchange, frames, limits, &context.headers()).map_err(|error| {
-        log("response", error);
-        reply::internal_error()
-    })?;
-    Ok(Answer::Streamed(response))
+    let frames = ChatFrames::new(answer, request.include_usage, limits);
+    answer::stream(jobs, frames, &context.headers())
 }

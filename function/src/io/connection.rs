@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use emberline_shared::error::ApiError;
 use watermelon_proto::proto::{ClientOp, ServerOp};
-use watermelon_proto::{MessageBase, ServerMessage, Subject, SubscriptionId, headers::HeaderMap};
+use watermelon_proto::{MessageBase, ServerMessage, StatusCode, Subject, SubscriptionId, headers::HeaderMap};
 
 use super::clock::{random_u128, within};
 use super::socket::Socket;
@@ -42,6 +42,8 @@ pub(super) enum BusError {
     Batch(#[from] BatchError),
     #[error("'{0}' is not a subject")]
     Subject(String),
+    #[error("nobody listens on '{0}'")]
+    NoResponders(Subject),
 }
 
 impl From<&BusError> for ApiError {
@@ -197,6 +199,30 @@ impl Connection {
     /// Sends what is queued.
     pub(super) async fn flush(&mut self) -> Result<(), BusError> {
         poll_fn(|cx| self.socket.poll_flush(cx)).await.map_err(|_| BusError::Closed)
+    }
+
+    /// Asks whoever listens on `subject`, and waits for the answer no longer than `limit`.
+    pub(super) async fn ask(
+        &mut self,
+        subject: Subject,
+        question: impl Into<bytes::Bytes>,
+        limit: Duration,
+    ) -> Result<ServerMessage, BusError> {
+        let inbox = self.new_inbox()?;
+        self.request(subject.clone(), Some(inbox.clone()), question);
+        let reply = async {
+            loop {
+                let message = poll_fn(|cx| self.poll_message(cx)).await?;
+                if message.base.subject != inbox {
+                    continue;
+                }
+                return match message.status_code {
+                    Some(StatusCode::NO_RESPONDERS) => Err(BusError::NoResponders(subject)),
+                    _ => Ok(message),
+                };
+            }
+        };
+        within(limit, reply).await.unwrap_or(Err(BusError::Timeout("asking a worker")))
     }
 
     /// Reads stored messages by one direct get.

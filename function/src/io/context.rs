@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use emberline_shared::error::{ApiError, ErrorCode};
 use emberline_shared::job::Account;
-use http::{HeaderMap, HeaderValue};
+use http::HeaderMap;
 use http_body_util::BodyExt;
 use spin_sdk::wasip3::http::types::Response;
 use spin_sdk::wasip3::http_compat::IncomingRequestBody;
@@ -33,8 +33,8 @@ pub(super) enum Answer {
 
 impl Answer {
     /// A complete answer in JSON.
-    pub(super) fn json(body: &serde_json::Value) -> Self {
-        Self::Whole(reply::json(200, body.to_string()))
+    pub(super) fn json(body: &impl serde::Serialize) -> Self {
+        Self::Whole(reply::json(200, serde_json::to_vec(body).unwrap_or_default()))
     }
 }
 
@@ -51,8 +51,7 @@ pub(super) struct Context {
 }
 
 impl Context {
-    pub(super) fn new(head: Parts, config: Config, caller: Caller, request_id: &HeaderValue) -> Self {
-        let headers = HeaderMap::from_iter([(reply::X_REQUEST_ID, request_id.clone())]);
+    pub(super) fn new(head: Parts, config: Config, caller: Caller, headers: HeaderMap) -> Self {
         Self { head, config, caller, headers: RefCell::new(headers) }
     }
 

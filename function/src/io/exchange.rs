@@ -9,8 +9,8 @@ use emberline_shared::control::{ALIVE_INTERVAL_S, Control};
 use emberline_shared::error::{ApiError, ErrorCode};
 use emberline_shared::event::Event;
 use emberline_shared::job::Job;
-use emberline_shared::subject::{EVENTS_STREAM, control, events};
-use watermelon_proto::{ServerMessage, Subject, SubscriptionId};
+use emberline_shared::subject::control;
+use watermelon_proto::{MessageBase, ServerMessage, Subject, SubscriptionId};
 
 use super::clock::{Timer, within};
 use super::connection::{BusError, Connection, REPLY_TIMEOUT, direct_get_subject, subject};
@@ -44,11 +44,16 @@ pub(super) struct Exchange {
     endpoint: Endpoint,
     /// Names the job in the log.
     context: String,
+    /// It goes on though nobody listens.
+    goes_on: bool,
     relay: Relay,
     /// An error is the exchange's own; a job's failure is an output.
     outputs: VecDeque<Result<Output, ApiError>>,
     subscription: SubscriptionId,
     acknowledgement: Option<Subject>,
+    /// The job, to be published if its log knows nothing of it.
+    unpublished: Option<MessageBase>,
+    stream: &'static str,
     events: Subject,
     control: Subject,
     deadline: Timer,
@@ -89,32 +94,52 @@ impl Exchange {
         published.map_err(|error| fail(&error))
     }
 
-    async fn publish(
+    /// Joins a job that was published before: reads its log from the beginning and goes on live.
+    /// One of which the log says nothing is published `again`; if it is still in the queue, that
+    /// knows its id.
+    pub(super) async fn join(
+        endpoint: &Endpoint,
+        job: &Job,
+        limits: Limits,
+        deadline_ns: u64,
+        again: bool,
+    ) -> Result<Self, ApiError> {
+        let context = format!("job {}", job.id);
+        let fail = |error: BusError| {
+            log(&context, &error);
+            ApiError::from(&error)
+        };
+        // A new connection: one that died while it waited would show that only later.
+        let connection = Connection::open(endpoint).await.map_err(fail)?;
+        let message = again.then(|| job::message(job, connection.max_payload())).transpose()?;
+        let mut exchange = Self::listen(connection, endpoint, job, limits, deadline_ns).map_err(fail)?;
+        exchange.unpublished = message;
+        exchange.read_log(1)?;
+        Ok(exchange)
+    }
+
+    /// Subscribes to the job's events.
+    fn listen(
         mut connection: Connection,
         endpoint: &Endpoint,
         job: &Job,
         limits: Limits,
         deadline_ns: u64,
-    ) -> Result<Result<Self, BusError>, ApiError> {
-        let message = job::message(job, connection.max_payload())?;
-        let prepared = subject(events(&job.id)).and_then(|events| {
-            let control = subject(control(&job.id))?;
-            Ok((events, control, connection.new_inbox()?))
-        });
-        let (events, control, inbox) = match prepared {
-            Ok(subjects) => subjects,
-            Err(error) => return Ok(Err(error)),
-        };
+    ) -> Result<Self, BusError> {
+        let (stream, events) = job.log();
+        let (events, control) = (subject(events)?, subject(control(&job.id))?);
         let subscription = connection.new_subscription(events.clone());
-        connection.publish(watermelon_proto::MessageBase { reply_subject: Some(inbox.clone()), ..message });
-        let mut exchange = Self {
+        Ok(Self {
             connection,
             endpoint: endpoint.clone(),
             context: format!("job {}", job.id),
+            goes_on: job.background.is_some(),
             relay: Relay::new(limits),
             outputs: VecDeque::new(),
             subscription,
-            acknowledgement: Some(inbox),
+            acknowledgement: None,
+            unpublished: None,
+            stream,
             events,
             control,
             deadline: Timer::at(deadline_ns),
@@ -123,6 +148,25 @@ impl Exchange {
             log_read: None,
             log_retry: None,
             log_reads: 0,
+        })
+    }
+
+    async fn publish(
+        connection: Connection,
+        endpoint: &Endpoint,
+        job: &Job,
+        limits: Limits,
+        deadline_ns: u64,
+    ) -> Result<Result<Self, BusError>, ApiError> {
+        let message = job::message(job, connection.max_payload())?;
+        let listening = Self::listen(connection, endpoint, job, limits, deadline_ns);
+        let published = listening.and_then(|mut exchange| {
+            exchange.queue(message)?;
+            Ok(exchange)
+        });
+        let mut exchange = match published {
+            Ok(exchange) => exchange,
+            Err(error) => return Ok(Err(error)),
         };
         let stored = within(REPLY_TIMEOUT, poll_fn(|cx| exchange.poll_stored(cx))).await;
         match stored {
@@ -138,6 +182,13 @@ impl Exchange {
                 Ok(Err(BusError::Timeout("publishing a job")))
             }
         }
+    }
+
+    fn queue(&mut self, message: MessageBase) -> Result<(), BusError> {
+        let inbox = self.connection.new_inbox()?;
+        self.connection.publish(MessageBase { reply_subject: Some(inbox.clone()), ..message });
+        self.acknowledgement = Some(inbox);
+        Ok(())
     }
 
     /// Waits for the acknowledgement; the first events may come before it.
@@ -163,12 +214,13 @@ impl Exchange {
         }
     }
 
-    /// The next thing to tell the client. After an error, [`Exchange::cancel`] is in order.
-    pub(super) async fn next(&mut self) -> Result<Output, ApiError> {
-        poll_fn(|cx| self.poll_next(cx)).await
+    /// Names the job in the log.
+    pub(super) fn context(&self) -> &str {
+        &self.context
     }
 
-    /// As [`Exchange::next`]; stopping to poll loses nothing.
+    /// The next thing to tell the client; stopping to poll loses nothing. After an error,
+    /// [`Exchange::cancel`] is in order.
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Output, ApiError>> {
         loop {
             if let Some(output) = self.outputs.pop_front() {
@@ -180,7 +232,9 @@ impl Exchange {
             }
             if self.alive.poll(cx).is_ready() {
                 self.alive = Timer::after(ALIVE_INTERVAL);
-                self.send_control(Control::Alive);
+                if !self.goes_on {
+                    self.send_control(Control::Alive);
+                }
                 // Should the last events have been lost, nothing would tell: look after a silence.
                 if !std::mem::take(&mut self.heard) && self.log_read.is_none() {
                     self.read_log(1)?;
@@ -219,6 +273,13 @@ impl Exchange {
             }
             return Ok(());
         }
+        if self.acknowledgement.as_ref() == Some(&message.base.subject) {
+            self.acknowledgement = None;
+            return jetstream::read_ack(&message).map_err(|error| {
+                log(&self.context, &error);
+                ApiError::from(&error)
+            });
+        }
         match self.log_read.take() {
             Some(read) if read.inbox == message.base.subject => self.on_stored(read, message),
             other => {
@@ -242,7 +303,7 @@ impl Exchange {
     /// Asks for the event log from stream sequence `from` on.
     fn read_log(&mut self, from: u64) -> Result<(), ApiError> {
         let request = self.connection.new_inbox().and_then(|inbox| {
-            let target = direct_get_subject(EVENTS_STREAM)?;
+            let target = direct_get_subject(self.stream)?;
             let payload = jetstream::next_by_subject(self.events.as_str(), from);
             self.connection.request(target, Some(inbox.clone()), payload);
             Ok(inbox)
@@ -273,6 +334,12 @@ impl Exchange {
             self.log_read = Some(read);
             return self.read_log(from);
         }
+        if let Some(message) = self.unpublished.take().filter(|_| read.events.is_empty()) {
+            self.queue(message).map_err(|error| {
+                log(&self.context, &error);
+                ApiError::from(&error)
+            })?;
+        }
         let outputs = self.relay.rebuild(&read.events);
         self.tell(outputs)?;
         if !self.relay.has_gap() {
@@ -294,7 +361,8 @@ impl Exchange {
         Ok(())
     }
 
-    fn send_control(&mut self, control: Control) {
+    /// Steers the worker.
+    pub(super) fn send_control(&mut self, control: Control) {
         let payload = serde_json::to_vec(&control).unwrap_or_default();
         self.connection.request(self.control.clone(), None, payload);
     }
@@ -305,8 +373,12 @@ impl Exchange {
         bus::give_back(&self.endpoint, self.connection);
     }
 
-    /// Ends the exchange of a job whose answer nobody waits for: the worker frees its slot.
+    /// Ends the exchange of a job whose answer nobody waits for here: the worker frees its slot,
+    /// unless the job goes on though nobody listens.
     pub(super) async fn cancel(mut self) {
+        if self.goes_on {
+            return self.release();
+        }
         self.send_control(Control::Cancel);
         let sent = within(CANCEL_TIMEOUT, self.connection.flush()).await;
         if !matches!(sent, Some(Ok(()))) {

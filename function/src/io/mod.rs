@@ -1,9 +1,10 @@
 //! All of the function's I/O, on WASIp3 as Spin offers it.
 //!
 //! [`service`] receives a request, finds out who sent it ([`context`]) and calls the endpoint
-//! ([`chat`] and its like), which calls the rest: [`bus`] hands out NATS connections and
-//! knows what is served, [`exchange`] carries one job from its publication to its last event,
-//! [`answer`] writes what comes to the client. [`stream`], [`socket`] and [`connection`] are
+//! ([`chat`], [`responses`] and their like), which calls the rest: [`generation`] makes jobs of it
+//! or finds those that it repeats, [`kept`] keeps what can be asked for again, [`bus`] hands out
+//! NATS connections and knows what is served, [`exchange`] carries one job from its publication to
+//! its last event and [`jobs`] several, [`answer`] writes what comes to the client. [`stream`], [`socket`] and [`connection`] are
 //! the layers below.
 //!
 //! Nothing here waits for another request of the same instance: component-model tasks can't
@@ -13,12 +14,19 @@ mod answer;
 mod bus;
 mod chat;
 mod clock;
+mod completions;
 mod connection;
 mod context;
+mod embeddings;
 mod exchange;
+mod generation;
+mod jobs;
+mod kept;
+mod responses;
 mod service;
 mod socket;
 mod stream;
+mod tokens;
 
 /// Writes to the instance's standard error, which Spin keeps as the component's log.
 fn log(context: &str, reason: impl std::fmt::Display) {

@@ -5,18 +5,20 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use emberline_shared::error::ApiError;
-use http::{HeaderMap, HeaderValue};
+use emberline_shared::models::Health;
+use http::HeaderMap;
 use http_body_util::{BodyExt, Full};
 use spin_sdk::http::{IntoResponse, Request};
 use spin_sdk::wasip3::http::types::{ErrorCode as HttpError, Response};
 
 use super::clock::{random_u128, within};
 use super::context::{Answer, Body, Context, Parts};
-use super::{chat, log};
+use super::{chat, completions, embeddings, log, responses, tokens};
 use crate::auth::authenticate;
-use crate::config::{Config, VARIABLES};
-use crate::reply;
+use crate::config::{CORS_VARIABLE, Config, VARIABLES};
+use crate::cors::Origins;
 use crate::route::{Route, RouteError};
+use crate::{openapi, reply};
 
 /// Most bytes of a refused request that are read for its client's sake, and for how long.
 const DISCARD_BYTES: usize = 32 * 1024 * 1024;
@@ -25,8 +27,14 @@ const DISCARD_TIME: Duration = Duration::from_secs(5);
 /// Answers one request.
 pub(super) async fn serve(request: Request) -> Result<Response, HttpError> {
     let (head, mut body) = request.into_parts();
+    let origins = read_origins().await;
     let id = reply::request_id(&head.headers, random_u128());
-    let (answer, headers) = answer(head, &mut body, &id).await;
+    let mut plain = origins.grant(&head.headers);
+    plain.insert(reply::X_REQUEST_ID, id);
+    let (answer, headers) = match origins.preflight(&head.method, &head.headers) {
+        Some(preflight) => (Ok(Answer::Whole(preflight)), plain),
+        None => answer(head, &mut body, plain).await,
+    };
     let answer = match answer {
         Ok(Answer::Streamed(response)) => return Ok(response),
         Ok(Answer::Whole(reply)) => reply,
@@ -39,15 +47,16 @@ pub(super) async fn serve(request: Request) -> Result<Response, HttpError> {
     answer.into_response()
 }
 
-/// The answer, and the headers that it is to carry; a stream has them already.
-async fn answer(head: Parts, body: &mut Body, id: &HeaderValue) -> (Result<Answer, ApiError>, HeaderMap) {
-    let plain = HeaderMap::from_iter([(reply::X_REQUEST_ID, id.clone())]);
+/// The answer, and the headers that it is to carry beside `plain` ones; a stream has them already.
+async fn answer(head: Parts, body: &mut Body, plain: HeaderMap) -> (Result<Answer, ApiError>, HeaderMap) {
     let route = match find(&head) {
         Ok(route) => route,
         Err(answer) => return (answer, plain),
     };
-    if route == Route::Health {
-        return (Ok(Answer::json(&serde_json::json!({ "status": "ok" }))), plain);
+    match route {
+        Route::Health => return (Ok(Answer::json(&Health { status: "ok" })), plain),
+        Route::OpenApi => return (Ok(Answer::Whole(reply::json(200, openapi::document()))), plain),
+        _ => {}
     }
     let identified = async {
         let config = read_config().await?;
@@ -61,7 +70,7 @@ async fn answer(head: Parts, body: &mut Body, id: &HeaderValue) -> (Result<Answe
         Err(error) => (Err(error), plain),
         Ok((config, None)) => (open(&route, &config).await, plain),
         Ok((config, Some(caller))) => {
-            let context = Context::new(head, config, caller, id);
+            let context = Context::new(head, config, caller, plain);
             let answer = dispatch(&route, &context, body).await;
             (answer, context.headers())
         }
@@ -100,10 +109,26 @@ async fn dispatch(route: &Route, context: &Context, body: &mut Body) -> Result<A
     let names = &context.config.names;
     match route {
         Route::Chat => chat::serve(context, body).await,
+        Route::Responses => responses::create(context, body).await,
+        Route::Response(id) if context.head.method == http::Method::DELETE => {
+            responses::delete(context, id).await
+        }
+        Route::Response(id) => responses::retrieve(context, id).await,
+        Route::CancelResponse(id) => responses::cancel(context, id).await,
+        Route::Completions => completions::serve(context, body).await,
+        Route::Embeddings => embeddings::serve(context, body).await,
+        Route::Tokenize => tokens::tokenize(context, body).await,
+        Route::Detokenize => tokens::detokenize(context, body).await,
         Route::Models => Ok(Answer::json(&context.served().await?.list(names))),
         Route::Model(model) => Ok(Answer::json(&context.served().await?.find(model, names)?)),
-        Route::Health | Route::Ready => Err(reply::internal_error()),
+        Route::Health | Route::Ready | Route::OpenApi => Err(reply::internal_error()),
     }
+}
+
+/// Whose pages may use the API; what can't be read allows nobody.
+async fn read_origins() -> Origins {
+    let origins = spin_sdk::variables::get(CORS_VARIABLE).await.unwrap_or_default();
+    Origins::parse(&origins).unwrap_or_default()
 }
 
 async fn read_config() -> Result<Config, ApiError> {

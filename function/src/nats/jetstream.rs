@@ -11,13 +11,15 @@ use watermelon_proto::{ServerMessage, StatusCode};
 
 /// JetStream's code for "this can't be stored", whatever the reason.
 const STORE_FAILED: u32 = 10_077;
+/// JetStream's code for "the subject's last message is another".
+const WRONG_LAST_SEQUENCE: u32 = 10_071;
 /// Most bytes that one batch may bring: a long job's event log is far below.
 const MAX_BATCH: usize = 32 * 1024 * 1024;
 /// Messages asked for at once.
 const BATCH: u32 = 1000;
 const END_OF_BATCH: u16 = 204;
 
-/// Why a job is not in the queue.
+/// Why a message is not in its stream.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PublishError {
     /// Nothing listens on the subject.
@@ -26,8 +28,11 @@ pub enum PublishError {
     /// The stream is at one of its limits.
     #[error("the queue is full: {0}")]
     Full(String),
+    /// It was to be the first on its subject and is not.
+    #[error("there is a message already")]
+    Exists,
     /// JetStream refused for another reason.
-    #[error("JetStream refused the job ({code}): {description}")]
+    #[error("JetStream refused the message ({code}): {description}")]
     Refused {
         /// JetStream's own error code.
         code: u32,
@@ -48,7 +53,9 @@ impl From<&PublishError> for ApiError {
             PublishError::Full(_) => {
                 Self::new(ErrorCode::Overloaded, "The queue for this model is full. Try again shortly.")
             }
-            PublishError::Refused { .. } | PublishError::Malformed => bus_unavailable(),
+            PublishError::Exists | PublishError::Refused { .. } | PublishError::Malformed => {
+                bus_unavailable()
+            }
         }
     }
 }
@@ -85,6 +92,7 @@ pub fn read_ack(message: &ServerMessage) -> Result<(), PublishError> {
         Some(error) if error.err_code == STORE_FAILED && error.description.starts_with("maximum") => {
             Err(PublishError::Full(error.description))
         }
+        Some(error) if error.err_code == WRONG_LAST_SEQUENCE => Err(PublishError::Exists),
         Some(error) => Err(PublishError::Refused { code: error.err_code, description: error.description }),
         None if reply.seq.is_some() => Ok(()),
         None => Err(PublishError::Malformed),
@@ -116,6 +124,7 @@ pub enum BatchError {
 pub struct Batch {
     payloads: Vec<Bytes>,
     bytes: usize,
+    more: Option<u64>,
 }
 
 /// How far a [`Batch`] is.
@@ -138,10 +147,10 @@ impl Batch {
             Some(status) if u16::from(status) == END_OF_BATCH => {
                 let number = |name| number(&message, &name);
                 let pending = number(HeaderName::from_static("Nats-Num-Pending")).unwrap_or(0);
-                match number(HeaderName::LAST_SEQUENCE) {
-                    Some(last) if pending > 0 => Ok(Progress::More(last.saturating_add(1))),
-                    _ => Ok(Progress::Complete),
-                }
+                self.more = number(HeaderName::LAST_SEQUENCE)
+                    .filter(|_| pending > 0)
+                    .map(|last| last.saturating_add(1));
+                Ok(self.more.map_or(Progress::Complete, Progress::More))
             }
             Some(status) => {
                 let words = message.status_description.map(|words| words.to_string()).unwrap_or_default();
@@ -160,6 +169,11 @@ impl Batch {
             self.payloads.push(message.base.payload);
         }
         Ok(Progress::Pending)
+    }
+
+    /// Where to ask on from, if the stream holds more.
+    pub fn more(&self) -> Option<u64> {
+        self.more
     }
 
     /// What the messages hold, in the stream's order; deleted ones left out.
@@ -217,6 +231,12 @@ mod tests {
     }
 
     #[test]
+    fn a_message_that_is_not_the_first_is_told_from_a_refusal() {
+        let reply = r#"{"error":{"code":400,"err_code":10071,"description":"wrong last sequence: 1"},"stream":"KV_requests","seq":0}"#;
+        assert_eq!(read_ack(&message("", reply)), Err(PublishError::Exists));
+    }
+
+    #[test]
     fn a_batch_ends_with_its_end() {
         let mut batch = Batch::default();
         let stored = "NATS/1.0\r\nNats-Stream: EVENTS\r\nNats-Sequence: 1\r\nNats-Num-Pending: 1\r\n\r\n";
@@ -226,7 +246,9 @@ mod tests {
         let end = "NATS/1.0 204 EOB\r\nNats-Num-Pending: 0\r\nNats-Last-Sequence: 7\r\n\r\n";
         assert_eq!(batch.push(message(end, "")), Ok(Progress::Complete));
         let more = "NATS/1.0 204 EOB\r\nNats-Num-Pending: 3\r\nNats-Last-Sequence: 7\r\n\r\n";
+        assert_eq!(batch.more(), None);
         assert_eq!(batch.push(message(more, "")), Ok(Progress::More(8)));
+        assert_eq!(batch.more(), Some(8));
         assert_eq!(batch.into_payloads(), ["one"]);
     }
 

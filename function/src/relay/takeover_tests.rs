@@ -1,6 +1,6 @@
 //! Jobs of several choices and attempts, over a subscription that loses, repeats and reorders.
 
-use emberline_shared::chat::Choice;
+use emberline_shared::answer::Choice;
 use emberline_shared::event::{EventKind, Timings, TokenLogprob};
 use proptest::prelude::*;
 
@@ -207,7 +207,7 @@ proptest! {
             logprobs: asked.then(|| logprobs_of(choice, 0..script(choice).len())),
             finish_reason: Some(FinishReason::Stop),
         });
-        prop_assert_eq!(whole.choices(), &expected.collect::<Vec<_>>()[..]);
+        prop_assert_eq!(whole.into_choices(), expected.collect::<Vec<_>>());
         prop_assert!(matches!(outputs.last(), Some(Output::Done(_))));
     }
 }

@@ -156,8 +156,12 @@ impl Transcript {
                 });
             }
             EventKind::Error(error) => self.end = Some(End::Failed(error.clone().into())),
-            _ if self.acceptance.is_none() => return Err(out_of_order),
             EventKind::Done { usage, .. } => self.end = Some(End::Done(*usage)),
+            // That may be at any time, even of a choice that was finished by an earlier attempt.
+            EventKind::Finish { choice, reason: reason @ FinishReason::Cancelled } => {
+                choice_mut(&mut self.choices, event, *choice)?.finish.get_or_insert(*reason);
+            }
+            _ if self.acceptance.is_none() => return Err(out_of_order),
             EventKind::Finish { choice, reason } => {
                 let log = choice_mut(&mut self.choices, event, *choice)?;
                 if log.finish.is_some_and(|finish| finish != *reason) {

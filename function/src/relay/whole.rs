@@ -1,6 +1,6 @@
 //! An answer that is told in one piece.
 
-use emberline_shared::chat::Choice;
+use emberline_shared::answer::Choice;
 
 use super::{Limits, Output};
 
@@ -41,7 +41,7 @@ impl Whole {
     }
 
     /// The choices; complete once [`Output::Done`] was told.
-    pub fn choices(&self) -> &[Choice] {
-        &self.choices
+    pub fn into_choices(self) -> Vec<Choice> {
+        self.choices
     }
 }

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::message::MessageBody;
-use super::tool::{ResponseFormat, ToolBody, ToolChoiceBody};
+use super::tool::{MAX_TOOLS, ResponseFormat, ToolBody, ToolChoiceBody};
 use crate::parameters::{MAX_CHOICES, MAX_METADATA, MAX_TOP_LOGPROBS, Sampling, Stop, StreamOptions};
 
 /// A request for the next message of a conversation.
@@ -76,9 +76,6 @@ pub(super) struct ChatBody {
     pub(super) nothing: AsksNothing,
 }
 
-/// Most functions.
-pub(super) const MAX_TOOLS: usize = 128;
-
 /// Parameters that are accepted because their values ask for nothing to be done.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[allow(dead_code)]
@@ -105,7 +102,7 @@ pub(super) struct AsksNothing {
 }
 
 /// Most characters of a name for something that asks for nothing.
-const MAX_LABEL: usize = 1024;
+pub(crate) const MAX_LABEL: usize = 1024;
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -117,7 +114,7 @@ pub(super) enum Modality {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(inline, extend("x-unsupported-values" = ["flex", "priority", "scale"]))]
-pub(super) enum ServiceTier {
+pub(crate) enum ServiceTier {
     Auto,
     Default,
 }
@@ -125,14 +122,14 @@ pub(super) enum ServiceTier {
 #[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
-pub(super) enum Verbosity {
+pub(crate) enum Verbosity {
     Low,
     Medium,
     High,
 }
 
 impl Verbosity {
-    pub(super) fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Low => "low",
             Self::Medium => "medium",

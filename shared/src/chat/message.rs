@@ -14,7 +14,7 @@ use crate::parameters::NAME_PATTERN;
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(tag = "role", rename_all = "snake_case")]
 #[schemars(rename = "ChatMessage", deny_unknown_fields, extend("x-unsupported-values" = ["function"]))]
-pub(super) enum MessageBody {
+pub(crate) enum MessageBody {
     /// What the model is to be.
     System {
         /// What is said.
@@ -73,7 +73,7 @@ pub(super) enum MessageBody {
 /// What is said: a string, or parts that are joined.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(untagged)]
-pub(super) enum Content {
+pub(crate) enum Content {
     Text(String),
     Parts(#[schemars(length(min = 1))] Vec<Part>),
 }
@@ -86,14 +86,14 @@ pub(super) enum Content {
     deny_unknown_fields,
     extend("x-unsupported-values" = ["image_url", "input_audio", "file", "video_url"]),
 )]
-pub(super) enum Part {
+pub(crate) enum Part {
     Text { text: String },
 }
 
 /// What an assistant said: a string, or parts that are joined.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(untagged)]
-pub(super) enum AssistantContent {
+pub(crate) enum AssistantContent {
     Text(String),
     Parts(#[schemars(length(min = 1))] Vec<AssistantPart>),
 }
@@ -106,7 +106,7 @@ pub(super) enum AssistantContent {
     deny_unknown_fields,
     extend("x-unsupported-values" = ["image_url", "input_audio", "file", "video_url"]),
 )]
-pub(super) enum AssistantPart {
+pub(crate) enum AssistantPart {
     Text { text: String },
     Refusal { refusal: String },
 }
@@ -115,7 +115,7 @@ pub(super) enum AssistantPart {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[schemars(rename = "ToolCall", deny_unknown_fields, extend("x-unsupported-values" = ["custom"]))]
-pub(super) enum ToolCallBody {
+pub(crate) enum ToolCallBody {
     Function {
         /// Names the call; its result refers to it.
         #[schemars(length(min = 1, max = 256))]
@@ -127,7 +127,7 @@ pub(super) enum ToolCallBody {
 /// The called function and its arguments.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
-pub(super) struct CalledFunction {
+pub(crate) struct CalledFunction {
     #[schemars(length(min = 1, max = 64), extend("pattern" = NAME_PATTERN))]
     name: String,
     /// A JSON object as text.
@@ -156,7 +156,7 @@ impl AssistantContent {
 }
 
 /// The job's messages. A tool's message must follow the call that it refers to.
-pub(super) fn read(messages: Vec<MessageBody>) -> Result<Vec<Message>, ApiError> {
+pub(crate) fn read(messages: Vec<MessageBody>) -> Result<Vec<Message>, ApiError> {
     let mut calls = HashSet::new();
     let mut read = Vec::with_capacity(messages.len());
     for (i, message) in messages.into_iter().enumerate() {
@@ -204,12 +204,17 @@ fn read_message(message: MessageBody, path: &str) -> Result<Message, ApiError> {
 
 fn read_call(call: ToolCallBody, path: &str) -> Result<ToolCall, ApiError> {
     let ToolCallBody::Function { id, function: CalledFunction { name, arguments } } = call;
+    let arguments = check_arguments(arguments, &format!("{path}.function.arguments"))?;
+    Ok(ToolCall { id, name, arguments })
+}
+
+/// The arguments of a call, found at `path`: a JSON object as text.
+pub(crate) fn check_arguments(arguments: String, path: &str) -> Result<String, ApiError> {
     // Some clients send no text where a function takes no arguments.
     let arguments = if arguments.trim().is_empty() { "{}".to_owned() } else { arguments };
     if serde_json::from_str::<Map<String, Value>>(&arguments).is_err() {
-        let path = format!("{path}.function.arguments");
         let message = format!("'{path}' must be a JSON object as text. Send what the model answered.");
         return Err(ApiError::field(ErrorCode::InvalidValue, path, message));
     }
-    Ok(ToolCall { id, name, arguments })
+    Ok(arguments)
 }

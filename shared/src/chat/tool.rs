@@ -3,25 +3,28 @@
 use std::collections::HashSet;
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::error::{ApiError, ErrorCode};
 use crate::job::{Constraint, Tool, ToolChoice};
 use crate::parameters::NAME_PATTERN;
 
+/// Most functions.
+pub(crate) const MAX_TOOLS: usize = 128;
+
 /// Something that the model may call.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[schemars(rename = "Tool", deny_unknown_fields, extend("x-unsupported-values" = ["custom"]))]
-pub(super) enum ToolBody {
+pub(crate) enum ToolBody {
     Function { function: Function },
 }
 
 /// A function that the model may call.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
-pub(super) struct Function {
+pub(crate) struct Function {
     /// Its name, by which it is called.
     #[schemars(length(min = 1, max = 64), extend("pattern" = NAME_PATTERN))]
     name: String,
@@ -37,16 +40,16 @@ pub(super) struct Function {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(untagged)]
 #[schemars(rename = "ToolChoice")]
-pub(super) enum ToolChoiceBody {
+pub(crate) enum ToolChoiceBody {
     Mode(ToolChoiceMode),
     Named(NamedTool),
 }
 
 /// `none`: it calls none; `auto`: as it likes; `required`: at least one.
-#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
-pub(super) enum ToolChoiceMode {
+pub(crate) enum ToolChoiceMode {
     None,
     Auto,
     Required,
@@ -56,13 +59,13 @@ pub(super) enum ToolChoiceMode {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[schemars(inline, deny_unknown_fields, extend("x-unsupported-values" = ["allowed_tools", "custom"]))]
-pub(super) enum NamedTool {
+pub(crate) enum NamedTool {
     Function { function: FunctionName },
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(inline, deny_unknown_fields)]
-pub(super) struct FunctionName {
+pub(crate) struct FunctionName {
     #[schemars(length(min = 1, max = 64), extend("pattern" = NAME_PATTERN))]
     name: String,
 }
@@ -71,7 +74,7 @@ pub(super) struct FunctionName {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[schemars(deny_unknown_fields)]
-pub(super) enum ResponseFormat {
+pub(crate) enum ResponseFormat {
     /// Nothing.
     Text,
     /// It is a JSON object.
@@ -93,7 +96,7 @@ pub(super) enum ResponseFormat {
 /// A schema with a name.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
-pub(super) struct NamedSchema {
+pub(crate) struct NamedSchema {
     /// What the answer is called.
     #[schemars(length(min = 1, max = 64), extend("pattern" = NAME_PATTERN))]
     #[allow(dead_code)] // OpenAI's API asks for it
@@ -108,7 +111,7 @@ pub(super) struct NamedSchema {
 }
 
 impl ResponseFormat {
-    pub(super) fn into_constraint(self) -> Option<Constraint> {
+    pub(crate) fn into_constraint(self) -> Option<Constraint> {
         match self {
             Self::Text => None,
             Self::JsonObject => Some(Constraint::JsonObject),
@@ -125,7 +128,7 @@ impl ResponseFormat {
 }
 
 /// The job's functions, no two of the same name.
-pub(super) fn read_tools(tools: Vec<ToolBody>) -> Result<Vec<Tool>, ApiError> {
+pub(crate) fn read_tools(tools: Vec<ToolBody>) -> Result<Vec<Tool>, ApiError> {
     let mut names = HashSet::new();
     let mut read = Vec::with_capacity(tools.len());
     for (i, ToolBody::Function { function }) in tools.into_iter().enumerate() {
@@ -142,7 +145,7 @@ pub(super) fn read_tools(tools: Vec<ToolBody>) -> Result<Vec<Tool>, ApiError> {
 }
 
 /// The job's choice among `tools`.
-pub(super) fn read_tool_choice(
+pub(crate) fn read_tool_choice(
     choice: Option<ToolChoiceBody>,
     tools: &[Tool],
 ) -> Result<ToolChoice, ApiError> {

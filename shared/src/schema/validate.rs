@@ -1,5 +1,8 @@
 //! Holds a body against its schema, for that part of JSON Schema that schemars writes.
 //!
+//! Of alternatives that a tag tells apart, one whose tag is not required is what an object without
+//! the tag is; it gets the tag.
+//!
 //! Not a general validator: it says what is wrong in the words of our errors, takes `null` for
 //! absent, and picks one of several alternatives before it looks inside, so that a complaint is
 //! about the alternative that was meant. [`tests::assert_enforceable`] refuses schemas with
@@ -228,14 +231,16 @@ impl<'s> Validator<'s> {
                 });
             }
         }
-        let required = schema.get("required").and_then(Value::as_array).into_iter().flatten();
-        let mut required = required.filter_map(Value::as_str);
+        let mut required = required(schema);
         if let Some(name) = required.find(|name| object.get(*name).is_none_or(Value::is_null)) {
             return Err(Path::Field(&path, name).missing());
         }
         for (name, schema) in properties.into_iter().flatten() {
             if let Some(value) = object.get_mut(name) {
                 self.check(schema, value, Path::Field(&path, name))?;
+            } else if let Some(constant) = schema.get("const") {
+                // The tag of an alternative that is meant where there is none.
+                object.insert(name.clone(), constant.clone());
             }
         }
         if !rest.is_object() {
@@ -334,6 +339,11 @@ fn constant_of<'s>(schema: &'s Object, name: &str) -> Option<&'s Value> {
     schema.get("properties")?.get(name)?.get("const")
 }
 
+fn required(schema: &Object) -> impl Iterator<Item = &str> {
+    let names = schema.get("required").and_then(Value::as_array).into_iter().flatten();
+    names.filter_map(Value::as_str)
+}
+
 fn choose_by_tag<'s>(
     schemas: &[&'s Object],
     tag: &str,
@@ -343,7 +353,10 @@ fn choose_by_tag<'s>(
 ) -> Result<&'s Object, ApiError> {
     let path = Path::Field(&path, tag);
     match object.get(tag) {
-        None | Some(Value::Null) => Err(path.missing()),
+        None | Some(Value::Null) => {
+            let tacit = schemas.iter().find(|schema| required(schema).all(|name| name != tag));
+            tacit.copied().ok_or_else(|| path.missing())
+        }
         Some(value @ Value::String(_)) => {
             if shape.unsupported_values.contains(&value) {
                 return Err(path.unsupported(Some(value)));

@@ -43,6 +43,12 @@ impl Transcript {
             self.done = true;
         } else if let Some(json) = event.strip_prefix("data: ") {
             self.chunks.push(serde_json::from_str(json).with_context(|| json.to_owned())?);
+        } else if let Some((name, json)) =
+            event.strip_prefix("event: ").and_then(|event| event.split_once("\ndata: "))
+        {
+            let chunk: Value = serde_json::from_str(json).with_context(|| json.to_owned())?;
+            ensure!(chunk["type"] == name, "the event {name} says another type: {json}");
+            self.chunks.push(chunk);
         } else {
             bail!("not an event: {event:?}");
         }
@@ -79,6 +85,12 @@ impl Transcript {
     /// The finish reason of one choice.
     pub fn finish_reason_of(&self, index: u64) -> Option<&str> {
         self.choice(index).find_map(|choice| choice["finish_reason"].as_str())
+    }
+
+    /// The deltas of a response's text, joined.
+    pub fn output_text(&self) -> String {
+        let is_text = |chunk: &&Value| chunk["type"] == "response.output_text.delta";
+        self.chunks.iter().filter(is_text).filter_map(|chunk| chunk["delta"].as_str()).collect()
     }
 
     /// The error that ended the stream, if one did.

@@ -76,9 +76,20 @@ fn schemas_grammars_and_expressions_are_enforced() {
     assert_allows(&point, ToolFormat::Hermes, "{\"x\":-3,\"kind\":\"é\"}");
     assert_forbids(&point, ToolFormat::Hermes, "{\"x\":2¦1}");
     assert_forbids(&point, ToolFormat::Hermes, "{\"¦y\":2}");
-    let date = constrained(Constraint::Regex("[0-9]{4}-(0[1-9]|1[0-2])".into()));
-    assert_allows(&date, ToolFormat::Hermes, "2024-12");
-    assert_forbids(&date, ToolFormat::Hermes, "2024-1¦3");
+    let date = |format: &str| schema(json!({ "type": "string", "format": format }));
+    for (format, right) in [
+        ("date", "\"2000-02-29\""),
+        ("date", "\"2023-12-31\""),
+        ("time", "\"23:59:59Z\""),
+        ("date-time", "\"1024-02-29T00:00:00.5+02:00\""),
+    ] {
+        assert_allows(&date(format), ToolFormat::Hermes, right);
+    }
+    assert_forbids(&date("date"), ToolFormat::Hermes, "\"1900-02-2¦9\"");
+    assert_forbids(&date("date-time"), ToolFormat::Hermes, "\"2024-04-30T12:00:¦60Z\"");
+    let month = constrained(Constraint::Regex("[0-9]{4}-(0[1-9]|1[0-2])".into()));
+    assert_allows(&month, ToolFormat::Hermes, "2024-12");
+    assert_forbids(&month, ToolFormat::Hermes, "2024-1¦3");
     let sum = constrained(Constraint::Grammar("start: NUMBER (\"+\" NUMBER)*\nNUMBER: /[0-9]+/\n".into()));
     assert_allows(&sum, ToolFormat::Hermes, "1+22");
     assert_forbids(&sum, ToolFormat::Hermes, "1+¦+");
@@ -293,6 +304,7 @@ fn any_schema() -> impl Strategy<Value = Value> {
         Just(json!({ "type": "boolean" })),
         Just(json!({ "type": ["null", "string"] })),
         Just(json!({ "type": "string", "format": "date" })),
+        Just(json!({ "type": "string", "format": "date-time" })),
         Just(json!({ "type": "string", "pattern": "^[a-cé]+\\d?$", "maxLength": 6 })),
         Just(json!({ "enum": ["ä\"\\", 1, -2.5, null, [1, { "b": true }], "日本"] })),
         Just(json!({ "const": { "k": "v" } })),
@@ -364,7 +376,7 @@ fn walk(grammar: &Grammar, random: &mut TestRng) -> Option<String> {
 
 #[test]
 fn whatever_is_allowed_is_valid() {
-    let config = ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() };
+    let config = ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() };
     let mut runner = proptest::test_runner::TestRunner::new(config);
     let (walks, ended) = (std::cell::Cell::new(0), std::cell::Cell::new(0));
     let tested = runner.run(

@@ -7,6 +7,7 @@
 //!
 //! [`schema`] says which JSON schemas can be enforced, [`source`] writes the grammars.
 
+mod dates;
 mod disjoint;
 mod progress;
 mod schema;
@@ -150,10 +151,10 @@ impl fmt::Debug for Grammar {
     }
 }
 
-/// What a grammar may take: some 30 ms to compile, less than 20 ms a token, and a few hundred
-/// megabytes of the lexer's states at the very worst. Schemas in use stay far below all of it.
+/// What a grammar may take: some 30 ms to compile, less than 20 ms a token, and 50 MB of the lexer's
+/// states at the very worst. Schemas in use stay far below all of it.
 fn limits() -> ParserLimits {
-    ParserLimits { max_lexer_states: 100_000, verbose_errors: false, ..ParserLimits::default() }
+    ParserLimits { max_lexer_states: 25_000, verbose_errors: false, ..ParserLimits::default() }
 }
 
 /// What llguidance says, as one line.

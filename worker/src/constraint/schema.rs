@@ -8,13 +8,15 @@
 //! - Numbers stay within ±(2^53 - 1), so that every reader of JSON takes them for the same number,
 //!   and no digits run on for ever.
 //! - Objects whose `properties` are named, and that say nothing of others, get no others.
+//! - Dates and times are those that every reader takes.
 //!
 //! Schemas that put several conditions on the same value (`allOf`, `$ref` beside other keywords) are
-//! left as they are: one condition may rely on what another would forbid.
+//! left open as they are: one condition may rely on what another would forbid.
 
 use emberline_shared::error::{ApiError, ErrorCode};
 use serde_json::{Map, Value, json};
 
+use super::dates;
 use super::disjoint::are_disjoint;
 
 /// What white space may stand between two tokens of JSON: one space, or a line end and indentation.
@@ -170,7 +172,7 @@ fn check_each(value: &Value, strict: bool, path: &str, combines: &mut bool) -> R
     Ok(())
 }
 
-/// A number that is exact.
+/// Takes only numbers that are exact.
 fn check_number(value: &Value, path: &str) -> Result<(), ApiError> {
     let exact = value.as_f64().is_none_or(|number| number.abs() <= LARGEST as f64);
     if exact {
@@ -183,6 +185,10 @@ fn check_number(value: &Value, path: &str) -> Result<(), ApiError> {
 fn check_constant(value: &Value, path: &str) -> Result<(), ApiError> {
     match value {
         Value::Number(_) => check_number(value, path),
+        Value::String(text) if text.chars().any(is_unwritable) => {
+            let what = "has a control character, which answers can't have";
+            Err(invalid(path, what, "Leave it out."))
+        }
         Value::Array(members) => {
             let mut members = members.iter().enumerate();
             members.try_for_each(|(index, member)| check_constant(member, &format!("{path}[{index}]")))
@@ -192,6 +198,11 @@ fn check_constant(value: &Value, path: &str) -> Result<(), ApiError> {
         }
         _ => Ok(()),
     }
+}
+
+/// Whether it would take an escape that is not among [`ESCAPES`].
+fn is_unwritable(character: char) -> bool {
+    character.is_ascii_control() && !"\u{8}\u{c}\n\r\t".contains(character)
 }
 
 fn check_reference(value: &Value, path: &str) -> Result<(), ApiError> {
@@ -271,6 +282,7 @@ fn adapt(schema: &mut Value, root: &Value, combines: bool) {
         name_any(schema);
     }
     bound_numbers(schema);
+    dates::narrow(schema);
     for keyword in SUBSCHEMA {
         match schema.get_mut(keyword) {
             Some(Value::Array(members)) => {

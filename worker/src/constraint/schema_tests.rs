@@ -51,6 +51,7 @@ fn what_is_no_schema_is_refused_where_it_is() {
         (json!({ "$ref": "http://example.com/a" }), "s.$ref"),
         (json!({ "enum": ["a", { "b": 9_007_199_254_740_993_i64 }] }), "s.enum[1].b"),
         (json!({ "minimum": 1e300 }), "s.minimum"),
+        (json!({ "const": "\u{1}" }), "s.const"),
         (json!({ "minProperties": 2 }), "s.minProperties"),
     ] {
         assert_eq!(refusal(schema, false), (ErrorCode::InvalidValue, path.to_owned()));

@@ -628,3 +628,6 @@ fn what_the_device_picks_is_what_the_host_picks() {
         assert_eq!(content(&log), content(&on_device[&job]));
     }
 }
+
+#[path = "burn_constraint_tests.rs"]
+mod constraint;

@@ -11,13 +11,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use emberline_shared::parameters::MAX_CHOICES;
 use emberline_shared::error::{ApiError, ErrorCode};
 use emberline_shared::event::{
     EventKind, FinishReason, IMPOSSIBLE, Timings, TokenLogprob, TokenLogprobs, Usage,
 };
 use emberline_shared::heartbeat::ServedModel;
 use emberline_shared::job::{GenerationRequest, Job};
+use emberline_shared::parameters::MAX_CHOICES;
 use emberline_shared::subject::JobId;
 
 use super::refusal::{no_room_for, too_long};

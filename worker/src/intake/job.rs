@@ -7,8 +7,9 @@ use async_nats::jetstream::{AckKind, Message};
 use emberline_shared::PROTOCOL_VERSION;
 use emberline_shared::control::{ALIVE_INTERVAL_S, Control};
 use emberline_shared::error::{ApiError, ErrorCode};
-use emberline_shared::event::{EventKind, Timings, Usage};
+use emberline_shared::event::{EventKind, Usage};
 use emberline_shared::job::Job;
+use emberline_shared::record::Standing;
 use emberline_shared::subject::{self, JobId};
 use futures::StreamExt;
 use serde::Deserialize;
@@ -98,7 +99,7 @@ impl Run<'_> {
     /// Runs the job to its end, whatever that is.
     pub(super) async fn run(self, slot: Slot) {
         let id = self.job.id.clone();
-        let mut log = EventLog::new(self.intake.bus.clone(), id.clone(), self.attempt);
+        let mut log = EventLog::new(self.intake.bus.clone(), &self.job, self.attempt);
         if self.attempt > MAX_DELIVERIES {
             tracing::error!(job = %id, deliveries = MAX_DELIVERIES, "given up");
             let message =
@@ -118,6 +119,12 @@ impl Run<'_> {
                 return self.hand_back("no control messages").await;
             }
         };
+        // A cancel from before anybody listened.
+        if self.job.background.is_some() && self.is_cancelled().await {
+            drop(slot);
+            let last = log.cancel(self.job.request.n, Usage::default());
+            return self.settle(&mut log, last).await;
+        }
         tracing::info!(job = %id, attempt = self.attempt, "started");
         let deadline = until(self.job.deadline);
         let engine = &self.intake.engine;
@@ -131,7 +138,8 @@ impl Run<'_> {
                 let usage = engine.cancel(&id).await.unwrap_or_default();
                 drop(slot);
                 tracing::info!(job = %id, why, tokens = usage.completion_tokens, "abandoned");
-                self.settle(&mut log, done(usage)).await;
+                let last = log.cancel(self.job.request.n, usage);
+                self.settle(&mut log, last).await;
             }
             End::Late => {
                 engine.cancel(&id).await;
@@ -143,6 +151,28 @@ impl Run<'_> {
                 self.hand_back(why).await;
                 engine.cancel(&id).await;
                 drop(slot);
+            }
+        }
+    }
+
+    /// Whether the request's record says that its answer is wanted no more: cancelled, or deleted.
+    async fn is_cancelled(&self) -> bool {
+        let jetstream = self.intake.bus.jetstream();
+        let found = match jetstream.get_stream_no_info(subject::REQUESTS_STREAM).await {
+            Ok(bucket) => bucket.direct_get_last_for_subject(subject::request(&self.job.id)).await,
+            Err(error) => {
+                tracing::warn!(job = %self.job.id, %error, "its request can't be looked up");
+                return false;
+            }
+        };
+        match found {
+            Ok(message) if message.payload.is_empty() => true,
+            Ok(message) => {
+                serde_json::from_slice::<Standing>(&message.payload).is_ok_and(|standing| standing.cancelled)
+            }
+            Err(error) => {
+                tracing::warn!(job = %self.job.id, %error, "its request was not found");
+                false
             }
         }
     }
@@ -161,6 +191,7 @@ impl Run<'_> {
         let mut progress = progress();
         let mut phase = self.intake.phase.clone();
         let mut link = self.intake.bus.link();
+        let needs_listener = self.job.background.is_none();
         tokio::pin!(silence, late);
         loop {
             tokio::select! {
@@ -182,7 +213,7 @@ impl Run<'_> {
                 },
                 // Without a connection silence says nothing about the relay.
                 Ok(()) = link.changed() => silence.as_mut().reset(Instant::now() + alive_timeout),
-                () = &mut silence, if *link.borrow() => return End::Abandoned("its relay is silent"),
+                () = &mut silence, if needs_listener && *link.borrow() => return End::Abandoned("its relay is silent"),
                 () = &mut late => return End::Late,
                 _ = progress.tick() => acknowledge(self.message, AckKind::Progress).await,
                 () = reached(&mut phase, Phase::HandBack) => return End::HandedBack("the model is being unloaded"),
@@ -249,7 +280,7 @@ pub(super) async fn refuse(intake: &Intake, message: &Message, attempt: u32, ref
     tracing::error!(job = ?id, subject = %message.subject, %refusal, "refused a message");
     if let Some(id) = id {
         let text = format!("The job could not be read by the worker: {refusal}.");
-        let mut log = EventLog::new(intake.bus.clone(), id.clone(), attempt);
+        let mut log = EventLog::of_unreadable(intake.bus.clone(), id.clone(), attempt);
         let error = ApiError::new(ErrorCode::InternalError, text);
         if let Err(error) = conclude(message, &mut log, EventKind::Error(error.into())).await {
             tracing::warn!(job = %id, %error, "its relay was not told");
@@ -258,10 +289,6 @@ pub(super) async fn refuse(intake: &Intake, message: &Message, attempt: u32, ref
     if let Err(error) = message.double_ack_with(AckKind::Term).await {
         tracing::warn!(%error, "a refused message stays in the queue");
     }
-}
-
-fn done(usage: Usage) -> EventKind {
-    EventKind::Done { usage, timings: Timings::default() }
 }
 
 fn late() -> ApiError {

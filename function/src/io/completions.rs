@@ -1,0 +1,43 @@
+//! `POST /v1/completions`.
+
+use emberline_shared::completions::{CompletionAnswer, CompletionRequest};
+use emberline_shared::error::ApiError;
+
+use super::answer;
+use super::context::{Answer, Body, Context};
+use super::generation::{self, Generation, Wish};
+use crate::relay::Acceptance;
+use crate::reply;
+use crate::sse::CompletionFrames;
+
+pub(super) async fn serve(context: &Context, body: &mut Body) -> Result<Answer, ApiError> {
+    let body = context.read_body(body).await?;
+    let request = CompletionRequest::parse(&body)?;
+    let each = request.generations.first().map_or(1, |generation| generation.n);
+    let wish = Wish {
+        body: &body,
+        model: request.model,
+        seed: request.seed,
+        requests: request.generations,
+        outline: None,
+    };
+    let Generation { jobs, limits, envelope, acceptances } = generation::begin(context, wish).await?;
+    let answer = CompletionAnswer { envelope };
+    let echoes = echoes(acceptances, each);
+    if !request.stream {
+        let (mut choices, usage) = answer::whole(jobs, limits).await?;
+        for (choice, echo) in choices.iter_mut().zip(&echoes) {
+            choice.text.insert_str(0, echo);
+        }
+        return Ok(Answer::Whole(reply::json(200, answer.whole(&choices, limits.logprobs, &usage))));
+    }
+    let frames = CompletionFrames::new(answer, request.include_usage, limits, echoes);
+    answer::stream(jobs, frames, &context.headers())
+}
+
+/// What each choice begins with: its prompt, if that is asked for.
+fn echoes(acceptances: Vec<Acceptance>, each: u32) -> Vec<String> {
+    let each = usize::try_from(each).unwrap_or(usize::MAX);
+    let prompts = acceptances.into_iter().map(|acceptance| acceptance.prompt_text.unwrap_or_default());
+    prompts.flat_map(|prompt| std::iter::repeat_n(prompt, each)).collect()
+}

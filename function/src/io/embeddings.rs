@@ -1,0 +1,12 @@
+//! `POST /v1/embeddings`, which no model answers yet.
+
+use emberline_shared::embeddings;
+use emberline_shared::error::ApiError;
+
+use super::context::{Answer, Body, Context};
+
+pub(super) async fn serve(context: &Context, body: &mut Body) -> Result<Answer, ApiError> {
+    let model = embeddings::parse_model(&context.read_body(body).await?)?;
+    context.config.names.admit(&model, &context.served().await?.names())?;
+    Err(embeddings::not_an_embedding_model(&model))
+}

@@ -1,0 +1,155 @@
+//! `/v1/responses`: making them, and asking for those that are kept.
+
+use std::time::Duration;
+
+use emberline_shared::control::Control;
+use emberline_shared::error::{ApiError, ErrorCode};
+use emberline_shared::record::Record;
+use emberline_shared::responses::ResponsesRequest;
+use serde_json::json;
+
+use super::clock::{unix_ms, within};
+use super::context::{Answer, Body, Context};
+use super::generation::{self, Queued, Wish};
+use super::jobs::Jobs;
+use super::{answer, kept as store, log};
+use crate::kept;
+use crate::relay::{Output, Relay};
+use crate::reply;
+use crate::responses::{Query, Story, Telling, job_of, not_found, response_id};
+
+/// How long a worker may take to say that it has stopped.
+const CANCEL_TIME: Duration = Duration::from_secs(3);
+/// How long after its deadline a job that has not ended is given up, in milliseconds.
+const OVERDUE_MS: u64 = 60_000;
+
+/// `POST /v1/responses`
+pub(super) async fn create(context: &Context, body: &mut Body) -> Result<Answer, ApiError> {
+    let body = context.read_body(body).await?;
+    let request = ResponsesRequest::parse(&body)?;
+    let outline = request.outline;
+    let wish = Wish {
+        body: &body,
+        model: request.model,
+        seed: request.seed,
+        requests: vec![request.generation],
+        outline: Some(outline.clone()),
+    };
+    let Queued { jobs, first, limits, model, repeated } = generation::queue(context, wish).await?;
+    let is_background = outline.background;
+    let mut story = Story::new(first.id, first.created, model, outline);
+    if is_background && !request.stream {
+        jobs.cancel().await;
+        return match repeated {
+            Some(record) => Ok(Answer::json(&read(context, &record).await?.body())),
+            None => Ok(Answer::json(&story.body())),
+        };
+    }
+    // Whoever made a background response is to know its id at once; its status can tell of errors.
+    if is_background {
+        return answer::stream(jobs, Telling::new(story, None, limits), &context.headers());
+    }
+    let (jobs, acceptances) = jobs.accepted().await?;
+    acceptances.into_iter().for_each(|acceptance| story.push(Output::Accepted(acceptance)));
+    if request.stream {
+        return answer::stream(jobs, Telling::new(story, None, limits), &context.headers());
+    }
+    whole(jobs, story).await
+}
+
+/// `GET /v1/responses/{id}`
+pub(super) async fn retrieve(context: &Context, id: &str) -> Result<Answer, ApiError> {
+    let query = Query::parse(context.head.uri.query())?;
+    let record = find(context, id).await?;
+    if !query.stream {
+        return Ok(Answer::json(&read(context, &record).await?.body()));
+    }
+    let (jobs, limits) = generation::join(context, &record, false).await?;
+    let story = Story::of(record).ok_or_else(|| not_found(id))?;
+    answer::stream(jobs, Telling::new(story, query.starting_after, limits), &context.headers())
+}
+
+/// `POST /v1/responses/{id}/cancel`
+pub(super) async fn cancel(context: &Context, id: &str) -> Result<Answer, ApiError> {
+    let record = find(context, id).await?;
+    Ok(Answer::json(&stop(context, record).await?.body()))
+}
+
+/// `DELETE /v1/responses/{id}`
+pub(super) async fn delete(context: &Context, id: &str) -> Result<Answer, ApiError> {
+    let record = find(context, id).await?;
+    let job = record.job.clone();
+    stop(context, record).await?;
+    store::delete(&context.config.nats, &job).await?;
+    Ok(Answer::json(&json!({ "id": response_id(&job.id), "object": "response", "deleted": true })))
+}
+
+/// The record of a response that the caller's key has made.
+async fn find(context: &Context, id: &str) -> Result<Record, ApiError> {
+    let job = job_of(id).ok_or_else(|| not_found(id))?;
+    let record = store::record(&context.config.nats, &job).await?;
+    let is_theirs = |record: &Record| record.key == context.caller.key && record.outline.is_some();
+    record.filter(is_theirs).ok_or_else(|| not_found(id))
+}
+
+/// The response as its log tells it now.
+async fn read(context: &Context, record: &Record) -> Result<Story, ApiError> {
+    let events = store::event_log(&context.config.nats, &record.job).await?;
+    let id = response_id(&record.job.id);
+    let outputs = Relay::new(kept::limits(record)).rebuild(&events).map_err(|fault| {
+        log(&id, &fault);
+        ApiError::from(&fault)
+    })?;
+    // A log whose beginning is gone tells nothing.
+    if outputs.is_empty() && !events.is_empty() {
+        return Err(not_found(&id));
+    }
+    let mut story = Story::of(record.clone()).ok_or_else(|| not_found(&id))?;
+    outputs.into_iter().for_each(|output| story.push(output));
+    if record.standing.cancelled {
+        story.cancel();
+    }
+    if !story.is_over() && unix_ms() > record.job.deadline.saturating_add(OVERDUE_MS) {
+        story.fail(ApiError::new(ErrorCode::Timeout, "The response was not complete in time."));
+    }
+    Ok(story)
+}
+
+/// Ends a response that is not over.
+async fn stop(context: &Context, mut record: Record) -> Result<Story, ApiError> {
+    let story = read(context, &record).await?;
+    if story.is_over() {
+        return Ok(story);
+    }
+    // A worker that takes the job from now on sees this; one that has it hears the control message.
+    record.standing.cancelled = true;
+    store::replace(&context.config.nats, &record).await?;
+    let (mut jobs, _) = generation::join(context, &record, false).await?;
+    jobs.send_control(Control::Cancel);
+    let mut story = Story::of(record).ok_or_else(reply::internal_error)?;
+    let ended = within(CANCEL_TIME, async {
+        while !story.is_over()
+            && let Ok(output) = jobs.next().await
+        {
+            story.push(output);
+        }
+    });
+    ended.await;
+    jobs.cancel().await;
+    story.cancel();
+    Ok(story)
+}
+
+/// Waits for the whole response.
+async fn whole(mut jobs: Jobs, mut story: Story) -> Result<Answer, ApiError> {
+    while !story.is_over() {
+        match jobs.next().await {
+            Ok(Output::Failed(error)) | Err(error) => {
+                jobs.cancel().await;
+                return Err(error);
+            }
+            Ok(output) => story.push(output),
+        }
+    }
+    Ok(Answer::json(&story.body()))
+}

@@ -1,0 +1,258 @@
+//! Requests whose answer can be asked for again: how they are kept in NATS, and what a repeat of
+//! one has to have in common with it.
+
+use bytes::Bytes;
+use emberline_shared::PROTOCOL_VERSION;
+use emberline_shared::error::{ApiError, ErrorCode};
+use emberline_shared::job::Job;
+use emberline_shared::record::{Record, body_sha256};
+use emberline_shared::subject::{JobId, request};
+use http::{HeaderMap, HeaderName};
+use serde::Deserialize;
+use watermelon_proto::headers::{
+    HeaderMap as NatsHeaders, HeaderName as NatsHeaderName, HeaderValue as NatsHeaderValue,
+};
+use watermelon_proto::{MessageBase, Subject};
+
+use crate::relay::Limits;
+use crate::reply::internal_error;
+
+/// Names a request, so that a repeat is known as one.
+pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+/// Longest idempotency key.
+const MAX_KEY: usize = 255;
+/// Room for a record's headers within `max_payload`, which counts them, too.
+const HEADERS: usize = 256;
+/// How long a request is remembered to be forgotten that was never queued, in seconds.
+const FORGOTTEN_S: u64 = 1;
+
+/// The idempotency key of a request, if it has one.
+pub fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
+    let mut values = headers.get_all(IDEMPOTENCY_KEY).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    let printable = |text: &&str| text.bytes().all(|b| (b' '..=b'~').contains(&b));
+    match value.to_str().ok().filter(printable) {
+        Some(key) if (1..=MAX_KEY).contains(&key.len()) && values.next().is_none() => Ok(Some(key)),
+        _ => {
+            let message = format!(
+                "The header 'Idempotency-Key' must be 1 to {MAX_KEY} printable ASCII characters. A UUID will do."
+            );
+            Err(ApiError::field(ErrorCode::InvalidValue, IDEMPOTENCY_KEY.as_str(), message))
+        }
+    }
+}
+
+/// Refuses a repeat whose body is not that of the request.
+pub fn check_repeat(record: &Record, body: &[u8]) -> Result<(), ApiError> {
+    if record.body_sha256 == body_sha256(body) {
+        return Ok(());
+    }
+    let message =
+        "This 'Idempotency-Key' came with another body before. Use another key for another request.";
+    Err(reused(message))
+}
+
+/// The error for a repeat of a request whose answer was deleted.
+pub fn deleted() -> ApiError {
+    reused("The answer to the request with this 'Idempotency-Key' was deleted. Use another key.")
+}
+
+fn reused(message: &str) -> ApiError {
+    ApiError::field(ErrorCode::IdempotencyKeyReused, IDEMPOTENCY_KEY.as_str(), message)
+}
+
+/// What each job may produce at most.
+pub fn limits(record: &Record) -> Limits {
+    let request = &record.job.request;
+    Limits { choices: request.n, tokens: record.max_tokens, logprobs: request.logprobs }
+}
+
+/// What so many jobs may produce together.
+pub fn joined_limits(each: Limits, jobs: usize) -> Limits {
+    let jobs = u32::try_from(jobs).unwrap_or(u32::MAX);
+    Limits { choices: each.choices.saturating_mul(jobs), ..each }
+}
+
+/// The message that keeps `record`: as a new one, or in place of the one that is there.
+pub fn message(
+    record: &Record,
+    is_new: bool,
+    now_ms: u64,
+    max_payload: usize,
+) -> Result<MessageBase, ApiError> {
+    let payload = serde_json::to_vec(record).map_err(|_| internal_error())?;
+    if payload.len().saturating_add(HEADERS) > max_payload {
+        let message = "The request is larger than the message bus takes. Send a shorter one.";
+        return Err(ApiError::new(ErrorCode::RequestTooLarge, message));
+    }
+    let ttl_s = record.job.kept_for_s(now_ms).ok_or_else(internal_error)?;
+    let mut message = bucket_message(&record.job.id, ttl_s, payload)?;
+    if is_new {
+        insert(&mut message.headers, "Nats-Expected-Last-Subject-Sequence", "0")?;
+    }
+    Ok(message)
+}
+
+/// The message that puts nothing in a record's place, for as long as the record would be kept.
+pub fn deletion(job: &Job, now_ms: u64) -> Result<MessageBase, ApiError> {
+    bucket_message(&job.id, job.kept_for_s(now_ms).ok_or_else(internal_error)?, Vec::new())
+}
+
+/// The same for a request that was not queued after all: soon it may come again.
+pub fn withdrawal(job: &Job) -> Result<MessageBase, ApiError> {
+    bucket_message(&job.id, FORGOTTEN_S, Vec::new())
+}
+
+fn bucket_message(job: &JobId, ttl_s: u64, payload: Vec<u8>) -> Result<MessageBase, ApiError> {
+    let subject = Subject::try_from(request(job)).map_err(|_| internal_error())?;
+    let mut headers = NatsHeaders::new();
+    insert(&mut headers, "Nats-TTL", &ttl_s.to_string())?;
+    if payload.is_empty() {
+        insert(&mut headers, "KV-Operation", "DEL")?;
+    }
+    Ok(MessageBase { subject, reply_subject: None, headers, payload: Bytes::from(payload) })
+}
+
+fn insert(headers: &mut NatsHeaders, name: &'static str, value: &str) -> Result<(), ApiError> {
+    let value = NatsHeaderValue::from_bytes(value.as_bytes()).map_err(|_| internal_error())?;
+    headers.insert(NatsHeaderName::from_static(name), value);
+    Ok(())
+}
+
+/// A record that can't be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs)] // the messages are the documentation
+pub enum Unreadable {
+    #[error("a request's record can't be read: {0}")]
+    Malformed(String),
+    #[error("a request's record has version {0}; update the function, which reads up to {PROTOCOL_VERSION}")]
+    Version(u32),
+}
+
+/// Reads a record.
+pub fn read(payload: &[u8]) -> Result<Record, Unreadable> {
+    #[derive(Deserialize)]
+    struct Version {
+        v: u32,
+    }
+    // The version first: a newer record may look different.
+    let malformed = |error: serde_json::Error| Unreadable::Malformed(error.to_string());
+    let Version { v } = serde_json::from_slice(payload).map_err(malformed)?;
+    if v > PROTOCOL_VERSION {
+        return Err(Unreadable::Version(v));
+    }
+    serde_json::from_slice(payload).map_err(malformed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nats::codec::encode;
+    use emberline_shared::job::GenerationRequest;
+    use emberline_shared::key::KeyId;
+    use emberline_shared::record::Standing;
+    use emberline_shared::responses::Outline;
+    use proptest::prelude::*;
+    use watermelon_proto::proto::ClientOp;
+
+    fn record() -> Record {
+        let job = Job {
+            v: PROTOCOL_VERSION,
+            id: JobId::from_random(7),
+            model: "m".into(),
+            created: 10_000,
+            deadline: 70_000,
+            request: GenerationRequest { n: 2, ..GenerationRequest::default() },
+            seed: 1,
+            background: Some(600),
+            account: None,
+        };
+        Record {
+            v: PROTOCOL_VERSION,
+            key: KeyId::of_key(b"k"),
+            body_sha256: body_sha256(b"{}"),
+            model: "alias".into(),
+            job,
+            others: Vec::new(),
+            max_tokens: 9,
+            outline: Some(Outline::default()),
+            standing: Standing::default(),
+        }
+    }
+
+    fn text(message: MessageBase) -> String {
+        String::from_utf8(encode(&ClientOp::Publish { message }).to_vec()).unwrap()
+    }
+
+    #[test]
+    fn a_record_comes_back_as_it_was() {
+        let message = message(&record(), true, 10_000, 1 << 20).unwrap();
+        assert_eq!(message.subject.as_str(), format!("$KV.requests.{}", record().job.id));
+        assert_eq!(read(&message.payload), Ok(record()));
+        assert_eq!(limits(&record()), Limits { choices: 2, tokens: 9, logprobs: None });
+    }
+
+    #[test]
+    fn it_is_kept_past_its_deadline_and_no_longer_when_it_changes() {
+        let first = text(message(&record(), true, 10_000, 1 << 20).unwrap());
+        assert!(first.contains("Nats-TTL: 660\r\n"), "{first}");
+        assert!(first.contains("Nats-Expected-Last-Subject-Sequence: 0\r\n"));
+        let changed = text(message(&record(), false, 60_500, 1 << 20).unwrap());
+        assert!(changed.contains("Nats-TTL: 610\r\n") && !changed.contains("Expected"), "{changed}");
+        let deleted = text(deletion(&record().job, 60_500).unwrap());
+        assert!(deleted.contains("Nats-TTL: 610\r\n") && deleted.contains("KV-Operation: DEL\r\n"));
+        assert!(text(withdrawal(&record().job).unwrap()).contains("Nats-TTL: 1\r\n"));
+        let ordinary = Job { background: None, ..record().job };
+        assert_eq!(
+            message(&Record { job: ordinary, ..record() }, true, 0, 1 << 20).unwrap_err(),
+            internal_error()
+        );
+    }
+
+    #[test]
+    fn the_servers_limit_holds() {
+        let size = serde_json::to_vec(&record()).unwrap().len() + HEADERS;
+        let whole = message(&record(), true, 0, size).unwrap();
+        assert!(encode(&ClientOp::Publish { message: whole.clone() }).len() - whole.payload.len() < HEADERS);
+        assert_eq!(message(&record(), true, 0, size - 1).unwrap_err().code, ErrorCode::RequestTooLarge);
+    }
+
+    #[test]
+    fn only_the_same_body_is_a_repeat() {
+        assert_eq!(check_repeat(&record(), b"{}"), Ok(()));
+        let error = check_repeat(&record(), b"{ }").unwrap_err();
+        assert_eq!((error.code.status(), error.param.as_deref()), (409, Some("idempotency-key")));
+    }
+
+    #[test]
+    fn an_idempotency_key_is_printable() {
+        let of = |values: &[&[u8]]| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(IDEMPOTENCY_KEY, http::HeaderValue::from_bytes(value).unwrap());
+            }
+            idempotency_key(&headers).map(|key| key.map(str::to_owned))
+        };
+        assert_eq!(of(&[]), Ok(None));
+        let longest = "x".repeat(255);
+        for good in ["a", "0 ~", &longest] {
+            assert_eq!(of(&[good.as_bytes()]), Ok(Some(good.to_owned())));
+        }
+        let too_long = "x".repeat(256);
+        for bad in [&[&b""[..]][..], &[b"a\tb"], &["é".as_bytes()], &[too_long.as_bytes()], &[b"a", b"a"]] {
+            assert_eq!(of(bad).unwrap_err().code, ErrorCode::InvalidValue, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_newer_record_is_refused_as_such() {
+        assert_eq!(read(br#"{"v":99,"job":"?"}"#), Err(Unreadable::Version(99)));
+    }
+
+    proptest! {
+        #[test]
+        fn no_record_makes_the_reader_panic(payload in proptest::collection::vec(any::<u8>(), 0..200)) {
+            prop_assert!(read(&payload).is_err());
+        }
+    }
+}

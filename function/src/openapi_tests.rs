@@ -1,0 +1,89 @@
+use emberline_shared::answer::{Choice, Envelope};
+use emberline_shared::chat::ChatAnswer;
+use emberline_shared::event::Usage;
+use emberline_shared::job::ToolChoice;
+use emberline_shared::subject::JobId;
+use http::Method;
+
+use super::*;
+use crate::route::Route;
+
+fn read() -> Value {
+    serde_json::from_str(document()).unwrap()
+}
+
+/// Every reference in the document.
+fn references(value: &Value, found: &mut Vec<String>) {
+    match value {
+        Value::Object(object) => {
+            found.extend(object.get("$ref").and_then(Value::as_str).map(str::to_owned));
+            object.values().for_each(|value| references(value, found));
+        }
+        Value::Array(items) => items.iter().for_each(|item| references(item, found)),
+        _ => {}
+    }
+}
+
+#[test]
+fn nothing_is_referred_to_that_is_not_there() {
+    let document = read();
+    let mut found = Vec::new();
+    references(&document, &mut found);
+    assert!(found.len() > 50);
+    for reference in found {
+        assert!(document.pointer(&reference[1..]).is_some(), "{reference}");
+    }
+}
+
+#[test]
+fn every_operation_has_its_route_and_asks_for_a_key_where_that_does() {
+    for operation in OPERATIONS {
+        let method = Method::from_bytes(operation.method.to_uppercase().as_bytes()).unwrap();
+        let route = Route::find(&method, &operation.path.replace("{id}", "x")).unwrap();
+        assert_eq!(route.needs_key(), operation.needs_key, "{}", operation.path);
+    }
+}
+
+#[test]
+fn every_example_is_read() {
+    let example = |path: &str| {
+        let operation = OPERATIONS.iter().find(|operation| operation.path == path).unwrap();
+        operation.request.as_ref().unwrap().example.as_bytes()
+    };
+    ChatRequest::parse(example("/v1/chat/completions")).unwrap();
+    CompletionRequest::parse(example("/v1/completions")).unwrap();
+    TokenRequest::parse_tokenize(example("/tokenize")).unwrap();
+    TokenRequest::parse_detokenize(example("/detokenize")).unwrap();
+    embeddings::parse_model(example("/v1/embeddings")).unwrap();
+    let requests = OPERATIONS.iter().filter(|operation| operation.request.is_some());
+    assert_eq!(requests.count(), 5, "an example of another endpoint is not tried here");
+}
+
+#[test]
+fn no_request_is_called_as_an_answer_is() {
+    let mut components = Components::default();
+    for operation in OPERATIONS {
+        operation.describe(&mut components);
+    }
+    components.answer::<ErrorBody>();
+    let (requests, answers) = components.names();
+    let shared: Vec<_> = requests.iter().filter(|name| answers.contains(name)).collect();
+    assert!(shared.is_empty(), "{shared:?}");
+}
+
+#[test]
+fn an_answer_has_exactly_what_is_documented() {
+    let envelope =
+        Envelope { job: JobId::from_random(1), created: 1, model: "m".into(), fingerprint: "f".into() };
+    let answer = ChatAnswer { envelope, metadata: None, tool_format: None, tool_choice: ToolChoice::Auto };
+    let body: Value =
+        serde_json::from_str(&answer.completion(&[Choice::default()], &Usage::default())).unwrap();
+    let document = read();
+    let schema = &document["components"]["schemas"]["ChatCompletion"];
+    let properties = schema["properties"].as_object().unwrap();
+    let required: Vec<_> = schema["required"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    for name in body.as_object().unwrap().keys() {
+        assert!(properties.contains_key(name) && required.contains(&name.as_str()), "{name}");
+    }
+    assert_eq!(required.len(), body.as_object().unwrap().len());
+}

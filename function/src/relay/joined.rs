@@ -1,0 +1,90 @@
+//! The answers of several jobs as one answer.
+
+use emberline_shared::event::Usage;
+
+use super::{Acceptance, Output};
+
+/// Numbers the choices of several jobs through, and adds up what they used. They are accepted when
+/// the last of them is, with what is known of the first.
+#[derive(Debug)]
+pub struct Joined {
+    choices_each: u32,
+    acceptances: Vec<Option<Acceptance>>,
+    unfinished: usize,
+    usage: Usage,
+}
+
+impl Joined {
+    /// So many jobs, each with so many choices.
+    pub fn new(jobs: usize, choices_each: u32) -> Self {
+        let acceptances = (0..jobs).map(|_| None).collect();
+        Self { choices_each, acceptances, unfinished: jobs, usage: Usage::default() }
+    }
+
+    /// What is to be told when job number `job` has told `output`.
+    pub fn push(&mut self, job: usize, output: Output) -> Option<Output> {
+        let first = u32::try_from(job).unwrap_or(u32::MAX).saturating_mul(self.choices_each);
+        match output {
+            Output::Accepted(acceptance) => {
+                if let Some(known) = self.acceptances.get_mut(job) {
+                    *known = Some(acceptance);
+                }
+                let first = self.acceptances()?.into_iter().next();
+                first.map(Output::Accepted)
+            }
+            Output::Text { choice, text, logprobs } => {
+                Some(Output::Text { choice: first.saturating_add(choice), text, logprobs })
+            }
+            Output::Finish { choice, reason } => {
+                Some(Output::Finish { choice: first.saturating_add(choice), reason })
+            }
+            Output::Done(usage) => {
+                self.unfinished = self.unfinished.saturating_sub(1);
+                let sum = &mut self.usage;
+                sum.prompt_tokens = sum.prompt_tokens.saturating_add(usage.prompt_tokens);
+                sum.cached_tokens = sum.cached_tokens.saturating_add(usage.cached_tokens);
+                sum.completion_tokens = sum.completion_tokens.saturating_add(usage.completion_tokens);
+                (self.unfinished == 0).then_some(Output::Done(*sum))
+            }
+            Output::Failed(error) => Some(Output::Failed(error)),
+        }
+    }
+
+    /// What is known of all jobs, once each of them has been accepted.
+    pub fn acceptances(&self) -> Option<Vec<Acceptance>> {
+        self.acceptances.iter().cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use emberline_shared::event::FinishReason;
+
+    use super::*;
+
+    fn accepted(prompt: &str) -> Output {
+        Output::Accepted(Acceptance { prompt_text: Some(prompt.into()), ..Acceptance::default() })
+    }
+
+    #[test]
+    fn choices_are_numbered_through_and_usage_is_added_up() {
+        let mut joined = Joined::new(2, 3);
+        assert_eq!(joined.push(1, accepted("b")), None);
+        assert_eq!(joined.acceptances(), None);
+        assert_eq!(joined.push(0, accepted("a")), Some(accepted("a")));
+        let prompts: Option<Vec<_>> =
+            joined.acceptances().unwrap().into_iter().map(|acceptance| acceptance.prompt_text).collect();
+        assert_eq!(prompts.unwrap(), ["a", "b"]);
+
+        let text = |choice| Output::Text { choice, text: "x".into(), logprobs: None };
+        assert_eq!(joined.push(0, text(2)), Some(text(2)));
+        assert_eq!(joined.push(1, text(2)), Some(text(5)));
+        let finish = |choice| Output::Finish { choice, reason: FinishReason::Stop };
+        assert_eq!(joined.push(1, finish(0)), Some(finish(3)));
+
+        let usage = Usage { prompt_tokens: 4, cached_tokens: 1, completion_tokens: 2 };
+        assert_eq!(joined.push(1, Output::Done(usage)), None);
+        let sum = Usage { prompt_tokens: 8, cached_tokens: 2, completion_tokens: 4 };
+        assert_eq!(joined.push(0, Output::Done(usage)), Some(Output::Done(sum)));
+    }
+}

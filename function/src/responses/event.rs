@@ -1,0 +1,64 @@
+//! One event of a response's stream.
+
+use bytes::Bytes;
+use serde_json::{Map, Value};
+
+/// An event with its sequence number.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Event {
+    pub(super) number: u64,
+    kind: &'static str,
+    fields: Map<String, Value>,
+    /// Text that it adds; its last byte has the event's number.
+    pub(super) delta: Option<String>,
+}
+
+impl Event {
+    /// One that adds no text.
+    pub(super) fn new(number: u64, kind: &'static str, fields: Value) -> Self {
+        let fields = if let Value::Object(fields) = fields { fields } else { Map::new() };
+        Self { number, kind, fields, delta: None }
+    }
+
+    /// One that adds text, which is not empty.
+    pub(super) fn with_delta(
+        number: u64,
+        kind: &'static str,
+        fields: Map<String, Value>,
+        delta: String,
+    ) -> Self {
+        Self { number, kind, fields, delta: Some(delta) }
+    }
+
+    /// What of this event somebody has not heard who has heard everything up to the number `told`.
+    pub fn after(mut self, told: u64) -> Option<Self> {
+        if self.number <= told {
+            return None;
+        }
+        let Some(delta) = &mut self.delta else { return Some(self) };
+        let unheard = usize::try_from(self.number.saturating_sub(told)).unwrap_or(usize::MAX);
+        let mut start = delta.len().saturating_sub(unheard);
+        // No event ends within a character: a client that claims so hears the whole of it.
+        while !delta.is_char_boundary(start) {
+            start = start.saturating_sub(1);
+        }
+        *delta = delta.split_off(start);
+        Some(self)
+    }
+
+    /// The event as JSON.
+    pub fn body(&self) -> Value {
+        let mut body = self.fields.clone();
+        body.insert("type".to_owned(), self.kind.into());
+        body.insert("sequence_number".to_owned(), self.number.into());
+        if let Some(delta) = &self.delta {
+            body.insert("delta".to_owned(), delta.as_str().into());
+        }
+        Value::Object(body)
+    }
+
+    /// The event as a frame of a stream. JSON has no line ends: they are escaped within strings.
+    pub fn frame(&self) -> Bytes {
+        format!("event: {}\ndata: {}\n\n", self.kind, self.body()).into()
+    }
+}

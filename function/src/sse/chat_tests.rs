@@ -1,0 +1,134 @@
+use emberline_shared::answer::Envelope;
+use emberline_shared::event::{TokenLogprob, Usage};
+use emberline_shared::job::ToolChoice;
+use emberline_shared::subject::JobId;
+use emberline_shared::tools::{ToolFormat, call_id};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::super::tests::payload;
+use super::*;
+
+fn answer(tool_format: Option<ToolFormat>) -> ChatAnswer {
+    let job = JobId::from_random(1);
+    ChatAnswer {
+        envelope: Envelope { job, created: 2, model: "m".into(), fingerprint: "fp".into() },
+        metadata: None,
+        tool_format,
+        tool_choice: ToolChoice::Auto,
+    }
+}
+
+fn frames(tool_format: Option<ToolFormat>, logprobs: Option<u32>) -> ChatFrames {
+    ChatFrames::new(answer(tool_format), false, Limits { choices: 2, tokens: 100, logprobs })
+}
+
+fn text(choice: u32, text: &str) -> Output {
+    Output::Text { choice, text: text.into(), logprobs: None }
+}
+
+fn choices(frames: &[Bytes]) -> Vec<Value> {
+    frames.iter().map(|frame| payload(frame)["choices"][0].clone()).collect()
+}
+
+#[test]
+fn a_stream_has_the_documented_shape() {
+    let mut frames = frames(None, None);
+    let opening = choices(&frames.begin());
+    assert_eq!(opening.len(), 2);
+    assert_eq!(
+        (&opening[1]["index"], &opening[1]["delta"]),
+        (&json!(1), &json!({"role": "assistant", "content": ""}))
+    );
+    let more = choices(&frames.tell(text(0, "x\ny")));
+    assert_eq!(
+        more,
+        [json!({"index": 0, "delta": {"content": "x\ny"}, "logprobs": null, "finish_reason": null})]
+    );
+    let last = choices(&frames.tell(Output::Finish { choice: 0, reason: FinishReason::Length }));
+    assert_eq!((&last[0]["delta"], &last[0]["finish_reason"]), (&json!({}), &json!("length")));
+    assert_eq!(frames.tell(Output::Done(Usage::default())), [DONE]);
+    assert!(frames.tell(text(2, "of no choice")).is_empty());
+}
+
+#[test]
+fn usage_comes_in_a_chunk_of_its_own() {
+    let mut frames = ChatFrames::new(answer(None), true, Limits { choices: 1, tokens: 9, logprobs: None });
+    assert_eq!(payload(&frames.tell(text(0, "x"))[0])["usage"], Value::Null);
+    let usage = Usage { prompt_tokens: 1, cached_tokens: 0, completion_tokens: 2 };
+    let end = frames.tell(Output::Done(usage));
+    let usage = payload(&end[0]);
+    assert_eq!((&usage["choices"], &usage["usage"]["total_tokens"]), (&json!([]), &json!(3)));
+    assert_eq!(end[1..], [DONE]);
+}
+
+fn token(text: &str) -> TokenLogprobs {
+    let token = TokenLogprob { bytes: text.as_bytes().to_vec(), logprob: -0.5 };
+    TokenLogprobs { token, top: Vec::new() }
+}
+
+#[test]
+fn log_probabilities_come_with_their_text() {
+    let mut frames = frames(None, Some(0));
+    let output = Output::Text { choice: 1, text: String::new(), logprobs: Some(vec![token("x")]) };
+    let choice = &choices(&frames.tell(output))[0];
+    assert_eq!((&choice["index"], &choice["delta"]), (&json!(1), &json!({"content": ""})));
+    let token = json!({"token": "x", "logprob": -0.5, "bytes": [120], "top_logprobs": []});
+    assert_eq!(choice["logprobs"], json!({"content": [token], "refusal": null}));
+}
+
+const CALL: &str = "Hm.\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": \"é\"}}\n</tool_call>";
+
+#[test]
+fn a_call_comes_by_name_and_pieces_of_arguments() {
+    let mut frames = frames(Some(ToolFormat::Hermes), None);
+    let mut deltas = choices(&frames.tell(text(1, CALL)));
+    deltas.extend(choices(&frames.tell(Output::Finish { choice: 1, reason: FinishReason::Stop })));
+    let (last, deltas) = deltas.split_last().unwrap();
+    assert_eq!((&last["delta"], &last["finish_reason"]), (&json!({}), &json!("tool_calls")));
+    let deltas: Vec<_> = deltas.iter().map(|choice| choice["delta"].clone()).collect();
+    let id = call_id(&JobId::from_random(1), 1, 0);
+    assert_eq!(deltas[0], json!({"content": "Hm."}));
+    let function = json!({"name": "f", "arguments": ""});
+    assert_eq!(
+        deltas[1]["tool_calls"],
+        json!([{"index": 0, "id": id, "type": "function", "function": function}])
+    );
+    let arguments: String = deltas[2..]
+        .iter()
+        .map(|delta| delta["tool_calls"][0]["function"]["arguments"].as_str().unwrap())
+        .collect();
+    assert_eq!(arguments, "{\"a\": \"é\"}");
+}
+
+proptest! {
+    #[test]
+    fn no_text_breaks_a_frame(written in ".*|[\\n\\r\u{2028}]{0,5}") {
+        let choice = &choices(&frames(None, None).tell(text(0, &written)))[0];
+        prop_assert_eq!(&choice["delta"]["content"], &json!(written));
+    }
+
+    /// However the worker cuts its text.
+    #[test]
+    fn every_token_has_its_log_probability_once_and_the_stream_is_the_whole(cuts in proptest::collection::vec(1_usize..5, 0..60)) {
+        let mut frames = frames(Some(ToolFormat::Hermes), Some(0));
+        let mut rest: Vec<char> = CALL.chars().collect();
+        let (mut told, mut tokens) = (Vec::new(), Vec::new());
+        for cut in cuts.into_iter().chain([usize::MAX]) {
+            let part: String = rest.drain(..cut.min(rest.len())).collect();
+            tokens.push(part.clone());
+            let logprobs = Some(vec![token(&part)]);
+            told.extend(choices(&frames.tell(Output::Text { choice: 0, text: part, logprobs })));
+        }
+        told.extend(choices(&frames.tell(Output::Finish { choice: 0, reason: FinishReason::Stop })));
+        let heard: Vec<String> = told.iter()
+            .flat_map(|choice| choice["logprobs"]["content"].as_array().cloned().unwrap_or_default())
+            .map(|token| token["token"].as_str().unwrap().to_owned())
+            .collect();
+        prop_assert_eq!(heard, tokens);
+        let join = |path: &str| told.iter().filter_map(|choice| choice.pointer(path)?.as_str()).collect::<String>();
+        prop_assert_eq!(join("/delta/content"), "Hm.");
+        prop_assert_eq!(join("/delta/tool_calls/0/function/arguments"), "{\"a\": \"é\"}");
+        prop_assert_eq!(&told.last().unwrap()["finish_reason"], "tool_calls");
+    }
+}

@@ -1,0 +1,127 @@
+//! Text to tokens and back: requests that a worker answers at once, without a queue.
+//!
+//! A request goes to [`crate::subject::tokens`] of a model, where one of the workers that serve it
+//! takes it; the answer comes to the request's reply subject. nats-server says at once when nobody
+//! is there.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::error::{ApiError, ErrorCode};
+use crate::event::ErrorEvent;
+use crate::job::{Message, Tool};
+
+/// What is to be turned into what.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TokensRequest {
+    /// Text into tokens.
+    Tokenize(Tokenize),
+    /// Tokens into text.
+    Detokenize {
+        /// Token ids.
+        tokens: Vec<u32>,
+    },
+}
+
+/// Text that is to be turned into tokens.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Tokenize {
+    /// The text.
+    pub input: TokensInput,
+    /// The token that begins a prompt is put before it, if the model wants one.
+    pub add_special_tokens: bool,
+    /// The answer has the tokens as the vocabulary writes them.
+    pub return_token_strs: bool,
+}
+
+/// Where the text comes from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TokensInput {
+    /// Text as it is; special tokens are recognised.
+    Text(String),
+    /// A conversation, written as the model's chat template writes it.
+    Chat {
+        /// The conversation.
+        messages: Vec<Message>,
+        /// Functions that the model may call.
+        #[serde(default)]
+        tools: Vec<Tool>,
+        /// Variables of the chat template.
+        #[serde(default)]
+        template_variables: Map<String, Value>,
+        /// The prompt ends where the assistant's answer begins.
+        add_generation_prompt: bool,
+    },
+}
+
+/// The answer to a [`TokensRequest`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TokensReply {
+    /// To [`TokensRequest::Tokenize`].
+    Tokenized {
+        /// Token ids.
+        tokens: Vec<u32>,
+        /// The same as the vocabulary writes them, if they were asked for.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        token_strs: Option<Vec<String>>,
+        /// What the model's context holds.
+        max_model_len: u32,
+    },
+    /// To [`TokensRequest::Detokenize`].
+    Detokenized {
+        /// The text, special tokens included.
+        text: String,
+    },
+    /// To either.
+    Error(ErrorEvent),
+}
+
+impl TokensReply {
+    /// The answer as a message of at most `max_payload` bytes: the error that it is too large, if it
+    /// is.
+    pub fn encode(&self, max_payload: usize) -> Vec<u8> {
+        let json = serde_json::to_vec(self).unwrap_or_default();
+        if !json.is_empty() && json.len() <= max_payload {
+            return json;
+        }
+        let message = "The tokens do not fit into one message. Ask for parts of the text.";
+        let error = Self::Error(ApiError::new(ErrorCode::RequestTooLarge, message).into());
+        serde_json::to_vec(&error).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_is_too_large_says_so() {
+        let reply = TokensReply::Tokenized { tokens: vec![1; 100], token_strs: None, max_model_len: 8 };
+        let whole = reply.encode(4096);
+        assert_eq!(serde_json::from_slice::<TokensReply>(&whole).unwrap(), reply);
+        assert_eq!(reply.encode(whole.len()), whole);
+        let refused = reply.encode(whole.len() - 1);
+        let Ok(TokensReply::Error(error)) = serde_json::from_slice(&refused) else { panic!("no error") };
+        assert_eq!((error.status, error.code), (413, ErrorCode::RequestTooLarge));
+    }
+
+    #[test]
+    fn requests_survive_the_way() {
+        let chat = TokensInput::Chat {
+            messages: Vec::new(),
+            tools: Vec::new(),
+            template_variables: Map::new(),
+            add_generation_prompt: true,
+        };
+        for input in [TokensInput::Text("x".to_owned()), chat] {
+            let request = Tokenize { input, add_special_tokens: true, return_token_strs: false };
+            for request in [TokensRequest::Tokenize(request), TokensRequest::Detokenize { tokens: vec![7] }] {
+                let json = serde_json::to_vec(&request).unwrap();
+                assert_eq!(serde_json::from_slice::<TokensRequest>(&json).unwrap(), request);
+            }
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! Dates and times that every reader takes.
+//!
+//! llguidance's formats allow 29 February in any year, the year 0 and leap seconds anywhere; many
+//! readers refuse these. A pattern beside the format leaves them out.
+
+use std::sync::LazyLock;
+
+use serde_json::{Map, Value};
+
+/// The beginning of a date; the format says the rest.
+static DATE: LazyLock<String> = LazyLock::new(|| {
+    let year = "[1-9][0-9]{3}";
+    let leap = "(?:[1-9][0-9](?:0[48]|[2468][048]|[13579][26])|(?:[2468][048]|[13579][26])00)";
+    format!("(?:{year}-(?:0[13-9]|1[0-2])-[0-9]{{2}}|{year}-02-(?:[01][0-9]|2[0-8])|{leap}-02-29)")
+});
+const TIME: &str = "[0-9]{2}:[0-9]{2}:[0-5][0-9]";
+
+/// Adds the pattern to a schema that has such a format and no pattern of its own.
+pub(super) fn narrow(schema: &mut Map<String, Value>) {
+    let pattern = match schema.get("format").and_then(Value::as_str) {
+        Some("date") => format!("^{}$", *DATE),
+        Some("date-time") => format!("^{}[tT]{TIME}", *DATE),
+        Some("time") => format!("^{TIME}"),
+        _ => return,
+    };
+    schema.entry("pattern").or_insert(pattern.into());
+}
