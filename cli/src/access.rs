@@ -1,4 +1,4 @@
-//! Looking into a running stack by way of its NATS, as the user `worker`.
+//! Looking into a running stack by way of its NATS, as the user `worker`, or `admin` for keys and usage.
 
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use futures::StreamExt;
 
 use crate::cache::Cache;
 use crate::up::state::{self, StateError};
+use crate::when;
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -25,11 +26,23 @@ pub(crate) struct AccessArgs {
     pub(crate) nats_password: Option<String>,
 }
 
+/// Which stack's keys to keep, when it is not the one that runs with this cache folder.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct AdminArgs {
+    /// Address of nats-server [default: that of the running stack]
+    #[arg(long, value_name = "ADDRESS", global = true)]
+    nats: Option<String>,
+    /// Password of the user `admin`
+    #[arg(long, env = "EMBERLINE_ADMIN_PASSWORD", hide_env_values = true, global = true)]
+    admin_password: Option<String>,
+}
+
 /// Where nats-server is and how to be let in.
 #[derive(Debug, Clone)]
 pub(crate) struct NatsAccess {
     pub(crate) address: String,
-    pub(crate) password: String,
+    user: &'static str,
+    password: String,
 }
 
 /// A stack can't be looked into.
@@ -37,6 +50,8 @@ pub(crate) struct NatsAccess {
 pub(crate) enum AccessError {
     #[error("no stack runs with this cache folder; start one with `make up`, or name one with --nats")]
     NoStack,
+    #[error("--nats needs the password of the user `admin`: set EMBERLINE_ADMIN_PASSWORD")]
+    NoPassword,
     #[error(transparent)]
     State(#[from] StateError),
     #[error("nats-server at {address}: {reason}")]
@@ -55,21 +70,38 @@ impl AccessArgs {
     /// The stack that was named, or the running one.
     pub(crate) fn resolve(&self, cache: &Cache) -> Result<NatsAccess, AccessError> {
         if let (Some(address), Some(password)) = (self.nats.clone(), self.nats_password.clone()) {
-            return Ok(NatsAccess { address, password });
+            return Ok(NatsAccess::worker(address, password));
         }
         let state = state::running(cache)?.ok_or(AccessError::NoStack)?;
-        Ok(NatsAccess { address: state.nats, password: state.worker_password })
+        Ok(NatsAccess::worker(state.nats, state.worker_password))
+    }
+}
+
+impl AdminArgs {
+    /// The stack that was named, or the running one.
+    pub(crate) fn resolve(&self, cache: &Cache) -> Result<NatsAccess, AccessError> {
+        if let Some(address) = self.nats.clone() {
+            let password = self.admin_password.clone().ok_or(AccessError::NoPassword)?;
+            return Ok(NatsAccess { address, user: "admin", password });
+        }
+        let state = state::running(cache)?.ok_or(AccessError::NoStack)?;
+        Ok(NatsAccess { address: state.nats, user: "admin", password: state.admin_password })
     }
 }
 
 impl NatsAccess {
+    /// Access with a worker's rights.
+    pub(crate) fn worker(address: String, password: String) -> Self {
+        Self { address, user: "worker", password }
+    }
+
     /// Connects and checks that the server can carry Emberline.
     pub(crate) async fn connect(&self) -> Result<Client, AccessError> {
         let address = self.address.clone();
-        let client = ConnectOptions::with_user_and_password("worker".to_owned(), self.password.clone())
+        let client = ConnectOptions::with_user_and_password(self.user.to_owned(), self.password.clone())
             .name("emberline")
             // deploy/nats.conf lets each user listen on its own inboxes only.
-            .custom_inbox_prefix("_INBOX_worker")
+            .custom_inbox_prefix(format!("_INBOX_{}", self.user))
             .connection_timeout(PATIENCE)
             .request_timeout(Some(PATIENCE))
             .connect(address.as_str())
@@ -113,6 +145,67 @@ pub(crate) async fn heartbeats(client: &Client) -> Result<Vec<Heartbeat>, Access
     }
     found.sort_by(|a: &Heartbeat, b| a.worker.cmp(&b.worker));
     Ok(found)
+}
+
+/// A message of a stream.
+#[derive(Debug)]
+pub(crate) struct Stored {
+    pub(crate) subject: String,
+    pub(crate) sequence: u64,
+    pub(crate) payload: Vec<u8>,
+}
+
+/// Messages that a direct get asks for at once.
+const BATCH: u32 = 1000;
+
+/// Hands over every message of a stream on subjects that `filter` covers, in order, those stored
+/// before `since` (unix milliseconds) left out. A stream that is not there has none.
+pub(crate) async fn each_stored(
+    client: &Client,
+    stream: &'static str,
+    filter: &str,
+    since: Option<u64>,
+    mut take: impl FnMut(Stored),
+) -> Result<(), AccessError> {
+    let failed = |reason: String| AccessError::LookUp { stream, reason };
+    let mut query = serde_json::json!({"next_by_subj": filter, "batch": BATCH});
+    match since {
+        Some(since) => query["start_time"] = when::rfc3339(since).into(),
+        None => query["seq"] = 1.into(),
+    }
+    loop {
+        let inbox = client.new_inbox();
+        let mut answers = client.subscribe(inbox.clone()).await.map_err(|e| failed(e.to_string()))?;
+        let asked = client.publish_with_reply(direct_get(stream), inbox, query.to_string().into()).await;
+        asked.map_err(|e| failed(e.to_string()))?;
+        let next = loop {
+            let answer = tokio::time::timeout(PATIENCE, answers.next()).await;
+            let message =
+                answer.map_err(|e| failed(e.to_string()))?.ok_or_else(|| failed("it hung up".into()))?;
+            let header =
+                |name: &str| message.headers.as_ref()?.get(name).map(|value| value.as_str().to_owned());
+            let number = |name: &str| header(name)?.parse::<u64>().ok();
+            match message.status {
+                None => {
+                    let told = header("Nats-Subject").zip(number("Nats-Sequence"));
+                    let (subject, sequence) = told.ok_or_else(|| failed("a message has no place".into()))?;
+                    if !is_removal(message.headers.as_ref()) {
+                        take(Stored { subject, sequence, payload: message.payload.into() });
+                    }
+                }
+                // The end of a batch.
+                Some(status) if status.as_u16() == 204 => {
+                    let pending = number("Nats-Num-Pending").unwrap_or(0);
+                    break number("Nats-Last-Sequence").filter(|_| pending > 0);
+                }
+                // Nothing is stored, or no such stream is there.
+                Some(StatusCode::NOT_FOUND | StatusCode::NO_RESPONDERS) => break None,
+                Some(status) => return Err(failed(format!("status {status}"))),
+            }
+        };
+        let Some(last) = next else { return Ok(()) };
+        query = serde_json::json!({"next_by_subj": filter, "batch": BATCH, "seq": last.saturating_add(1)});
+    }
 }
 
 /// Where the worker spent its time on a job that has ended.

@@ -17,6 +17,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use crate::secret::new_api_key;
+
 /// The cache folder.
 #[derive(Debug, Clone)]
 pub(crate) struct Cache {
@@ -78,10 +80,9 @@ impl Cache {
             Some(key) => Ok(key),
             None => {
                 self.folder("")?;
-                let key = new_api_key();
                 let path = self.root.join("api-key");
-                write_private(&path, &key).map_err(|source| CacheError::Io { path, source })?;
-                Ok(key)
+                let made = new_api_key().and_then(|key| write_private(&path, &key).map(|()| key));
+                made.map_err(|source| CacheError::Io { path, source })
             }
         }
     }
@@ -113,34 +114,6 @@ pub(crate) fn write_private(path: &Path, text: &str) -> io::Result<()> {
         let _ = fs::remove_file(&draft);
     }
     written
-}
-
-/// `sk-emb-` and 32 random bytes in base 62.
-fn new_api_key() -> String {
-    let mut secret = [0; 32];
-    rand::fill(&mut secret);
-    format!("sk-emb-{}", base62(secret))
-}
-
-/// A number of 256 bits, most significant byte first, in 43 digits, letters after figures.
-fn base62(mut number: [u8; 32]) -> String {
-    const BASE: u16 = 62;
-    // 62^43 is the first power above 2^256.
-    let mut digits = [0_u8; 43];
-    for digit in digits.iter_mut().rev() {
-        let mut rest = 0;
-        for byte in &mut number {
-            let part = rest << 8 | u16::from(*byte);
-            *byte = (part / BASE) as u8;
-            rest = part % BASE;
-        }
-        *digit = match rest as u8 {
-            figure @ 0..10 => b'0' + figure,
-            capital @ 10..36 => b'A' + capital - 10,
-            small => b'a' + small - 36,
-        };
-    }
-    digits.map(char::from).iter().collect()
 }
 
 /// `N` random bytes in hexadecimal, from the operating system's generator by way of the thread's.
@@ -193,22 +166,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("api-key"), "ember-0123\n").unwrap();
         assert_eq!(Cache::at(dir.path()).api_key().unwrap(), "ember-0123");
-    }
-
-    #[test]
-    fn base_62_is_positional() {
-        let number = |low: u16| {
-            let mut bytes = [0; 32];
-            bytes[30..].copy_from_slice(&low.to_be_bytes());
-            base62(bytes)
-        };
-        for (low, end) in
-            [(0, "000"), (9, "009"), (10, "00A"), (61, "00z"), (62, "010"), (62 * 62 + 36, "10a")]
-        {
-            assert_eq!(number(low), format!("{}{end}", "0".repeat(40)));
-        }
-        // Computed with Python's integers.
-        assert_eq!(base62([255; 32]), "yhjskwdA6OZ1AL1YmHWZWm8LLG7HjnuCA2j5rOw8Xp1");
     }
 
     #[test]

@@ -2,16 +2,21 @@
 //!
 //! [`up`] starts nats-server, the workers and the function and looks after them; [`pull`] gets
 //! models and the server from the [`catalogue`] into the [`cache`]; [`bench`] and [`status`] ask a
-//! running stack, which they find by the file that [`up::state`] keeps. Open [`up`] first.
+//! running stack, which they find by the file that [`up::state`] keeps; [`keys`] says who may use it
+//! and [`usage`] how much they did. Open [`up`] first.
 
 mod access;
 mod bench;
 mod cache;
 mod catalogue;
 mod console;
+mod keys;
 mod pull;
+mod secret;
 mod status;
 mod up;
+mod usage;
+mod when;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -42,6 +47,10 @@ enum Command {
     Bench(Box<bench::BenchArgs>),
     /// Show the workers of a running stack.
     Status(access::AccessArgs),
+    /// Make, list, replace and take back API keys.
+    Keys(Box<keys::KeysArgs>),
+    /// Show what keys and models have used.
+    Usage(usage::UsageArgs),
     /// Run a program that ends when this process's parent does.
     #[command(hide = true)]
     Tether(up::tether::TetherArgs),
@@ -76,6 +85,8 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Pull(args) => pull(&args),
         Command::Bench(args) => bench::run(&args, &Cache::from_env()?),
         Command::Status(args) => status::run(&args, &Cache::from_env()?),
+        Command::Keys(args) => keys::run(&args, &Cache::from_env()?),
+        Command::Usage(args) => usage::run(&args, &Cache::from_env()?),
         Command::Tether(args) => Err(up::tether::run(&args)).context("emberline tether"),
     }
 }

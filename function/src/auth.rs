@@ -1,22 +1,29 @@
-//! Who may use the API: keys by `Authorization: Bearer` or `X-API-Key`, known by their hashes.
+//! Who may use the API: keys by `Authorization: Bearer` or `X-API-Key`, known by their hashes. The
+//! configuration lists a few for a first start; the others have a record in the `keys` bucket.
 
+use emberline_shared::PROTOCOL_VERSION;
 use emberline_shared::error::{ApiError, ErrorCode};
-use emberline_shared::key::{KeyId, KeyLimits};
+use emberline_shared::key::{self, KeyId, KeyLimits, KeyRecord, KeyState};
+use emberline_shared::models::ModelNames;
+use emberline_shared::subject;
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
-use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
 
 /// SHA-256 hashes of the accepted keys.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KeyHashes(Vec<[u8; 32]>);
 
+/// The key that a request brings, by its hash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Credential([u8; 32]);
+
 /// Who asks, and what they may use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
     /// The key that they brought.
     pub key: KeyId,
-    /// Models that they may use, by the models' own names; `None` for all.
+    /// Models that they may use, by the models' own names or by aliases; `None` for all.
     pub models: Option<Vec<String>>,
     /// How much they may use.
     pub limits: KeyLimits,
@@ -35,10 +42,9 @@ impl KeyHashes {
         hashes.collect::<Result<_, _>>().map(Self)
     }
 
-    /// Whether `key` is one of the accepted keys, in a time that does not depend on which.
-    fn accept(&self, key: &[u8]) -> bool {
-        let hash: [u8; 32] = Sha256::digest(key).into();
-        let compare = |found: Choice, known: &[u8; 32]| found | known.ct_eq(&hash);
+    /// Whether this key is one of the accepted ones, in a time that does not depend on which.
+    fn accept(&self, key: &Credential) -> bool {
+        let compare = |found: Choice, known: &[u8; 32]| found | known.ct_eq(&key.0);
         self.0.iter().fold(Choice::from(0), compare).into()
     }
 }
@@ -51,18 +57,84 @@ fn decode_hex(text: &str) -> Option<[u8; 32]> {
     if rest.is_empty() { bytes.try_into().ok() } else { None }
 }
 
-/// Lets a request pass that brings an accepted key.
-pub fn authenticate(headers: &HeaderMap, keys: &KeyHashes) -> Result<Caller, ApiError> {
-    let Some(key) = key_of(headers) else {
-        let message =
-            "No API key. Send it as 'Authorization: Bearer YOUR_API_KEY' or 'X-API-Key: YOUR_API_KEY'.";
-        return Err(ApiError::new(ErrorCode::MissingAuthHeader, message));
-    };
-    if keys.accept(key) {
-        return Ok(Caller { key: KeyId::of_key(key), models: None, limits: KeyLimits::default() });
+impl Credential {
+    /// The key in a request's headers.
+    pub fn find(headers: &HeaderMap) -> Result<Self, ApiError> {
+        key_of(headers).map(|key| Self(key::hash(key))).ok_or_else(|| {
+            let message =
+                "No API key. Send it as 'Authorization: Bearer YOUR_API_KEY' or 'X-API-Key: YOUR_API_KEY'.";
+            ApiError::new(ErrorCode::MissingAuthHeader, message)
+        })
     }
-    Err(ApiError::new(ErrorCode::InvalidApiKey, "This API key is not valid. Check it for typing errors."))
+
+    /// Where the key's record is, if it has one.
+    pub fn subject(&self) -> String {
+        subject::key(&self.0)
+    }
+
+    fn id(&self) -> KeyId {
+        KeyId::of_hash(&self.0)
+    }
 }
+
+impl Caller {
+    /// The holder of a key that the configuration lists.
+    pub fn configured(key: &Credential, keys: &KeyHashes, default_limits: KeyLimits) -> Option<Self> {
+        keys.accept(key).then(|| Self { key: key.id(), models: None, limits: default_limits })
+    }
+
+    /// The holder of a key with this record; `None` is a key that nobody knows.
+    pub fn recorded(
+        record: Option<KeyRecord>,
+        default_limits: KeyLimits,
+        now_ms: u64,
+    ) -> Result<Self, ApiError> {
+        let refuse = |message| Err(ApiError::new(ErrorCode::InvalidApiKey, message));
+        let Some(record) = record else {
+            return refuse("This API key is not valid. Check it for typing errors.");
+        };
+        match record.state(now_ms) {
+            KeyState::Revoked => refuse("This API key was revoked. Ask its issuer for another."),
+            KeyState::Expired => refuse("This API key has expired. Ask its issuer for another."),
+            KeyState::Active => {
+                let limits = if record.limits.is_unlimited() { default_limits } else { record.limits };
+                Ok(Self { key: record.id, models: record.models, limits })
+            }
+        }
+    }
+
+    /// Whether they may use a model under the name `requested`.
+    pub fn may_use(&self, requested: &str, names: &ModelNames) -> bool {
+        let model = names.resolve(requested);
+        let allowed = |models: &Vec<String>| models.iter().any(|name| name == requested || name == model);
+        self.models.as_ref().is_none_or(allowed)
+    }
+
+    /// Refuses a model that they may not use.
+    pub fn check_model(&self, requested: &str, names: &ModelNames) -> Result<(), ApiError> {
+        if self.may_use(requested, names) {
+            return Ok(());
+        }
+        let models = self.models.as_deref().unwrap_or_default().join(", ");
+        let message = format!("This API key may not use the model '{requested}'. Its models: {models}.");
+        Err(ApiError::field(ErrorCode::ModelNotAllowed, "model", message))
+    }
+}
+
+/// Reads a key's record.
+pub fn read_record(payload: &[u8]) -> Result<KeyRecord, UnreadableRecord> {
+    let record: KeyRecord =
+        serde_json::from_slice(payload).map_err(|error| UnreadableRecord(error.to_string()))?;
+    if record.v > PROTOCOL_VERSION {
+        return Err(UnreadableRecord(format!("it has version {}", record.v)));
+    }
+    Ok(record)
+}
+
+/// A key's record that this function can't read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a key's record can't be read: {0}")]
+pub struct UnreadableRecord(String);
 
 fn key_of(headers: &HeaderMap) -> Option<&[u8]> {
     let bearer = headers.get(AUTHORIZATION).and_then(|value| {
@@ -85,7 +157,66 @@ mod tests {
         let keys = KeyHashes::parse(&format!("{},{}", "00".repeat(32), ABC.to_uppercase())).unwrap();
         let mut headers = HeaderMap::new();
         headers.insert(header, value.parse().unwrap());
-        authenticate(&headers, &keys).map(drop).map_err(|e| e.code)
+        let key = Credential::find(&headers).map_err(|e| e.code)?;
+        let caller = Caller::configured(&key, &keys, KeyLimits::default());
+        caller.map(drop).ok_or(ErrorCode::InvalidApiKey)
+    }
+
+    fn record() -> KeyRecord {
+        KeyRecord {
+            v: PROTOCOL_VERSION,
+            id: KeyId::of_key(b"abc"),
+            name: "n".into(),
+            created: 1,
+            last_four: "wxyz".into(),
+            expires: Some(1000),
+            revoked: None,
+            models: Some(vec!["a".into(), "nick".into()]),
+            limits: KeyLimits::default(),
+        }
+    }
+
+    #[test]
+    fn a_record_decides_who_asks_and_why_not() {
+        let default_limits = KeyLimits { jobs_at_once: Some(1), ..KeyLimits::default() };
+        let caller = |record, now| Caller::recorded(record, default_limits, now);
+        assert_eq!(caller(Some(record()), 999).unwrap().limits, default_limits);
+        let own = KeyLimits { requests_per_day: Some(5), ..KeyLimits::default() };
+        let limited = KeyRecord { limits: own, ..record() };
+        assert_eq!(caller(Some(limited), 999).unwrap().limits, own);
+        for (record, now, word) in [
+            (None, 0, "typing"),
+            (Some(record()), 1000, "expired"),
+            (Some(KeyRecord { revoked: Some(1), ..record() }), 0, "revoked"),
+        ] {
+            let error = caller(record, now).unwrap_err();
+            assert_eq!(error.code, ErrorCode::InvalidApiKey);
+            assert!(error.message.contains(word), "{}", error.message);
+        }
+    }
+
+    #[test]
+    fn a_model_may_be_allowed_by_its_name_or_by_an_alias() {
+        let names = ModelNames::parse("a,b,c", "also-a=a,nick=b").unwrap();
+        let caller = Caller::recorded(Some(record()), KeyLimits::default(), 0).unwrap();
+        let allowed = ["a", "also-a", "nick"].map(|name| caller.may_use(name, &names));
+        let others = ["b", "c", "unknown"].map(|name| caller.check_model(name, &names));
+        assert_eq!(allowed, [true; 3]);
+        for refused in others {
+            let error = refused.unwrap_err();
+            assert_eq!((error.code.status(), error.param.as_deref()), (403, Some("model")));
+            assert!(error.message.contains("a, nick"), "{}", error.message);
+        }
+        let all = Caller { models: None, ..caller };
+        assert!(all.may_use("unknown", &names));
+    }
+
+    #[test]
+    fn a_record_of_a_newer_writer_is_not_guessed_at() {
+        let read = |record: &KeyRecord| read_record(&serde_json::to_vec(record).unwrap());
+        assert_eq!(read(&record()), Ok(record()));
+        assert!(read(&KeyRecord { v: PROTOCOL_VERSION + 1, ..record() }).is_err());
+        assert!(read_record(b"{}").is_err());
     }
 
     #[test]
@@ -110,7 +241,9 @@ mod tests {
     fn without_hashes_no_key_is_valid() {
         let mut headers = HeaderMap::new();
         headers.insert("x-api-key", "abc".parse().unwrap());
-        assert!(authenticate(&headers, &KeyHashes::default()).is_err());
+        let key = Credential::find(&headers).unwrap();
+        assert_eq!(key.subject(), format!("$KV.keys.{ABC}"));
+        assert_eq!(Caller::configured(&key, &KeyHashes::default(), KeyLimits::default()), None);
     }
 
     #[test]

@@ -4,18 +4,20 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::num::{NonZeroU16, NonZeroU64};
 
+use emberline_shared::key::{InvalidLimit, KeyLimits};
 use emberline_shared::models::{InvalidAlias, ModelNames};
 
 use crate::auth::{InvalidKeyHash, KeyHashes};
 use crate::cors::{InvalidOrigin, Origins};
 
 /// Every variable that the function reads; `spin.toml` declares them with their defaults.
-pub const VARIABLES: [&str; 11] = [
+pub const VARIABLES: [&str; 12] = [
     "nats_host",
     "nats_port",
     "nats_user",
     "nats_password",
     "api_key_hashes",
+    "default_limits",
     "models",
     "model_aliases",
     "max_body_bytes",
@@ -34,7 +36,7 @@ const MAX_TIMEOUT_S: u64 = 24 * 60 * 60;
 const MAX_RETENTION_S: u64 = 24 * 60 * 60;
 
 /// Where NATS is and who we are there. Two equal endpoints can share connections.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Endpoint {
     /// Raw sockets take no names, hence no host name here.
     pub address: SocketAddr,
@@ -51,6 +53,8 @@ pub struct Config {
     pub nats: Endpoint,
     /// Keys that may use the API.
     pub keys: KeyHashes,
+    /// Limits of keys that have none of their own.
+    pub default_limits: KeyLimits,
     /// Configured models and aliases.
     pub names: ModelNames,
     /// Largest request body.
@@ -75,6 +79,8 @@ pub enum ConfigError {
     Port(String),
     #[error("api_key_hashes: {0}")]
     Keys(#[from] InvalidKeyHash),
+    #[error("default_limits: {0}")]
+    Limits(#[from] InvalidLimit),
     #[error("model_aliases: {0}")]
     Aliases(#[from] InvalidAlias),
     #[error("{CORS_VARIABLE}: {0}")]
@@ -84,6 +90,11 @@ pub enum ConfigError {
 }
 
 impl Config {
+    /// How long a job may live, in milliseconds.
+    pub fn job_life_ms(&self) -> u64 {
+        self.request_timeout_s.saturating_mul(1000)
+    }
+
     /// Reads the values of [`VARIABLES`].
     pub fn parse(values: &BTreeMap<&'static str, String>) -> Result<Self, ConfigError> {
         let get =
@@ -109,6 +120,7 @@ impl Config {
                     .ok_or(ConfigError::Missing("nats_password"))?,
             },
             keys: KeyHashes::parse(get("api_key_hashes")?)?,
+            default_limits: KeyLimits::parse(get("default_limits")?)?,
             names: ModelNames::parse(get("models")?, get("model_aliases")?)?,
             max_body_bytes: number("max_body_bytes", u64::from(u32::MAX))?,
             request_timeout_s: number("request_timeout_s", MAX_TIMEOUT_S)?,
@@ -138,6 +150,7 @@ mod tests {
             ("nats_user", "function"),
             ("nats_password", ""),
             ("api_key_hashes", ""),
+            ("default_limits", "requests_per_minute=60"),
             ("models", "a"),
             ("model_aliases", "b=a"),
             ("max_body_bytes", "4194304"),
@@ -181,6 +194,7 @@ mod tests {
             ("nats_port", "0"),
             ("nats_port", "65536"),
             ("api_key_hashes", "abc"),
+            ("default_limits", "requests=1"),
             ("model_aliases", "x"),
             ("max_body_bytes", "0"),
             ("max_body_bytes", "4 MiB"),

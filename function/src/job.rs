@@ -4,7 +4,7 @@ use bytes::Bytes;
 use emberline_shared::PROTOCOL_VERSION;
 use emberline_shared::error::{ApiError, ErrorCode};
 use emberline_shared::heartbeat::ServedModel;
-use emberline_shared::job::{Account, GenerationRequest, Job};
+use emberline_shared::job::{Account, GenerationRequest, Job, Message, RawPrompt};
 use emberline_shared::subject::{JOBS_STREAM, JobId, jobs};
 use watermelon_proto::headers::{HeaderMap, HeaderName, HeaderValue};
 use watermelon_proto::{MessageBase, Subject};
@@ -54,9 +54,41 @@ pub fn limits(request: &GenerationRequest, model: &ServedModel) -> Limits {
     Limits { choices: request.n, tokens, logprobs: request.logprobs }
 }
 
-/// How many tokens an answer can have, over all choices.
-pub fn most_tokens(limits: Limits) -> u64 {
-    u64::from(limits.tokens).saturating_mul(u64::from(limits.choices))
+/// Tokens that are reserved for each answer of a request that does not say how long it may be.
+pub const RESERVED_ANSWER: u32 = 1024;
+/// Bytes of text that make a token, about.
+const BYTES_PER_TOKEN: usize = 4;
+/// Tokens that a chat template adds to a message, about.
+const MESSAGE_TOKENS: usize = 4;
+
+/// How many tokens are counted in advance for `wanted`: an estimate of its prompt, and as many as
+/// its answers may have. The worker knows the real number in the end.
+pub fn reserved_tokens(wanted: &GenerationRequest, context_length: u32) -> u64 {
+    let answer = wanted.max_tokens.unwrap_or(RESERVED_ANSWER).min(context_length);
+    let prompt = u64::try_from(prompt_tokens(wanted)).unwrap_or(u64::MAX).min(context_length.into());
+    u64::from(wanted.n).saturating_mul(answer.into()).saturating_add(prompt)
+}
+
+fn prompt_tokens(wanted: &GenerationRequest) -> usize {
+    let tokens = |bytes: usize| bytes.div_ceil(BYTES_PER_TOKEN);
+    let raw = wanted.prompt.as_ref().map_or(0, |prompt| match prompt {
+        RawPrompt::Text(text) => tokens(text.len()),
+        RawPrompt::Tokens(ids) => ids.len(),
+    });
+    let calls = |message: &Message| {
+        let bytes =
+            message.tool_calls.iter().map(|call| call.name.len().saturating_add(call.arguments.len()));
+        bytes.fold(0, usize::saturating_add)
+    };
+    let messages = wanted.messages.iter().map(|message| {
+        tokens(message.content.len().saturating_add(calls(message))).saturating_add(MESSAGE_TOKENS)
+    });
+    let tools = wanted.tools.iter().map(|tool| {
+        let parameters = serde_json::to_string(&tool.parameters).unwrap_or_default();
+        let words = tool.description.as_ref().map_or(0, String::len).saturating_add(tool.name.len());
+        tokens(parameters.len().saturating_add(words))
+    });
+    messages.chain(tools).fold(raw, usize::saturating_add)
 }
 
 /// The message that queues `job`, if the server takes one of its size.
@@ -78,6 +110,7 @@ pub fn message(job: &Job, max_payload: usize) -> Result<MessageBase, ApiError> {
 mod tests {
     use super::*;
     use crate::nats::codec::encode;
+    use emberline_shared::job::Role;
     use emberline_shared::key::KeyId;
     use watermelon_proto::proto::ClientOp;
 
@@ -114,6 +147,23 @@ mod tests {
         assert_eq!(limits(&request(Some(700)), &model).tokens, 100);
         let all = GenerationRequest { n: 16, logprobs: Some(3), ..request(None) };
         assert_eq!(limits(&all, &model), Limits { choices: 16, tokens: 100, logprobs: Some(3) });
+    }
+
+    #[test]
+    fn what_a_request_may_take_is_reserved() {
+        let messages = vec![Message::new(Role::User, "hi")];
+        let reserved = |max_tokens, n| {
+            reserved_tokens(&GenerationRequest { messages: messages.clone(), n, ..request(max_tokens) }, 4000)
+        };
+        assert_eq!(reserved(Some(7), 1), 1 + 4 + 7);
+        assert_eq!(reserved(Some(7), 3), 1 + 4 + 21);
+        assert_eq!(reserved(None, 1), 1 + 4 + 1024);
+        assert_eq!(reserved(Some(100_000), 1), 1 + 4 + 4000);
+        let raw =
+            |prompt| GenerationRequest { prompt: Some(prompt), max_tokens: Some(1), ..Default::default() };
+        assert_eq!(reserved_tokens(&raw(RawPrompt::Tokens(vec![0; 9])), 100), 10);
+        assert_eq!(reserved_tokens(&raw(RawPrompt::Text("x".repeat(9))), 100), 4);
+        assert_eq!(reserved_tokens(&raw(RawPrompt::Text("x".repeat(9000))), 100), 101);
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! Emberline's HTTP front: a WebAssembly function for Spin (WASIp3).
 //!
 //! A request passes through these modules, in this order: [`cors`], [`route`], [`config`],
-//! [`auth`], [`body`], [`models`] (who serves it?), [`job`] (what is queued), [`kept`] (if its
-//! answer can be asked for again), [`relay`] (what comes back) and [`sse`], [`responses`] or
-//! [`reply`] (how the client is told). [`nats`] is the protocol to the
+//! [`auth`], [`body`], [`models`] (who serves it?), [`limits`] (is there room?), [`job`] (what is
+//! queued), [`kept`] (if its answer can be asked for again), [`relay`] (what comes back) and
+//! [`sse`], [`responses`] or [`reply`] (how the client is told). [`openapi`] describes
+//! it all. [`nats`] is the protocol to the
 //! message bus. All of them are free of I/O and are tested natively; `io`, which exists for
 //! wasm only, connects them to sockets, clocks and bodies. Open `io/service.rs` first.
 //!
@@ -33,10 +34,12 @@
 
 pub mod auth;
 pub mod body;
+pub mod cache;
 pub mod config;
 pub mod cors;
 pub mod job;
 pub mod kept;
+pub mod limits;
 pub mod models;
 pub mod nats;
 pub mod openapi;

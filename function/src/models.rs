@@ -7,6 +7,8 @@ use emberline_shared::error::{ApiError, ErrorCode};
 use emberline_shared::heartbeat::{Heartbeat, ServedModel};
 use emberline_shared::models::{Model, ModelList, ModelNames, Readiness};
 
+use crate::auth::Caller;
+
 /// Models of all workers that take jobs, by name.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Served(BTreeMap<String, ServedModel>);
@@ -61,12 +63,14 @@ impl Served {
         Ok(Readiness { status: "ready", models: self.names() })
     }
 
-    /// Body of `GET /v1/models`: models, then the aliases that lead to one of them.
-    pub fn list(&self, names: &ModelNames) -> ModelList {
-        let models = self.0.values().map(|model| entry(&model.name, model));
+    /// Body of `GET /v1/models`: models, then the aliases that lead to one of them; only what
+    /// `caller` may use.
+    pub fn list(&self, names: &ModelNames, caller: &Caller) -> ModelList {
+        let models = self.0.values().map(|model| (model.name.as_str(), model));
         let aliases = names.aliases().filter(|(alias, _)| !self.0.contains_key(*alias));
-        let aliases = aliases.filter_map(|(alias, model)| Some(entry(alias, self.0.get(model)?)));
-        ModelList { object: "list", data: models.chain(aliases).collect() }
+        let aliases = aliases.filter_map(|(alias, model)| Some((alias, self.0.get(model)?)));
+        let allowed = models.chain(aliases).filter(|(id, _)| caller.may_use(id, names));
+        ModelList { object: "list", data: allowed.map(|(id, model)| entry(id, model)).collect() }
     }
 
     /// Body of `GET /v1/models/{id}`.
@@ -93,6 +97,7 @@ fn entry(id: &str, model: &ServedModel) -> Model {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use emberline_shared::key::{KeyId, KeyLimits};
     use serde_json::json;
 
     fn heartbeat(worker: &str, draining: bool, models: &[(&str, u32)]) -> Vec<u8> {
@@ -152,7 +157,11 @@ mod tests {
     fn aliases_are_listed_with_the_model_they_lead_to() {
         let names = ModelNames::parse("", "primary=a,other=b").unwrap();
         let served = read(&[heartbeat("1", false, &[("a", 512)])]);
-        let list = served.list(&names);
+        let everybody = Caller { key: KeyId::of_key(b""), models: None, limits: KeyLimits::default() };
+        let list = served.list(&names, &everybody);
+        let guest = Caller { models: Some(vec!["primary".into()]), ..everybody };
+        let few: Vec<_> = served.list(&names, &guest).data.into_iter().map(|model| model.id).collect();
+        assert_eq!(few, ["primary"]);
         let ids: Vec<_> = list.data.iter().map(|model| model.id.as_str()).collect();
         assert_eq!(ids, ["a", "primary"]);
         let entry = served.find("primary", &names).unwrap();

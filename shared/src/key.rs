@@ -3,7 +3,15 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+
+use crate::subject::{KEYS_STREAM, KEYS_SUBJECTS};
+
+/// What a key is known by.
+pub fn hash(key: &[u8]) -> [u8; 32] {
+    Sha256::digest(key).into()
+}
 
 /// A key's public name: the first 16 hexadecimal digits of its SHA-256. Safe in subjects.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -23,7 +31,7 @@ impl KeyId {
 
     /// The id of a key.
     pub fn of_key(key: &[u8]) -> Self {
-        Self::of_hash(&Sha256::digest(key).into())
+        Self::of_hash(&hash(key))
     }
 
     /// The id as text.
@@ -53,6 +61,79 @@ impl fmt::Display for KeyId {
     }
 }
 
+/// A key's entry in the `keys` bucket, under its full SHA-256. The key itself is nowhere.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyRecord {
+    /// [`crate::PROTOCOL_VERSION`] of the writer.
+    pub v: u32,
+    /// The key's id.
+    pub id: KeyId,
+    /// What people call it.
+    pub name: String,
+    /// When it was made, unix milliseconds.
+    pub created: u64,
+    /// The key's last four characters, by which its owner knows it again.
+    pub last_four: String,
+    /// From when on it is refused, unix milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<u64>,
+    /// When it was revoked, unix milliseconds; it is refused whatever the reader's clock says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked: Option<u64>,
+    /// Models that it may use, by their own names or by aliases; `None` for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub models: Option<Vec<String>>,
+    /// How much it may use.
+    #[serde(default)]
+    pub limits: KeyLimits,
+}
+
+/// How a key is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyState {
+    /// It may be used.
+    Active,
+    /// Its time is over.
+    Expired,
+    /// It was taken back.
+    Revoked,
+}
+
+impl KeyRecord {
+    /// How the key is at a time in unix milliseconds.
+    pub fn state(&self, now_ms: u64) -> KeyState {
+        if self.revoked.is_some() {
+            KeyState::Revoked
+        } else if self.expires.is_some_and(|expires| expires <= now_ms) {
+            KeyState::Expired
+        } else {
+            KeyState::Active
+        }
+    }
+}
+
+/// The `keys` bucket as JetStream's API takes it: a stream of this shape is a key-value bucket
+/// (NATS ADR-8).
+pub fn bucket() -> Value {
+    json!({
+        "name": KEYS_STREAM,
+        "subjects": [KEYS_SUBJECTS],
+        "retention": "limits",
+        "storage": "file",
+        "discard": "new",
+        "max_consumers": -1,
+        "max_msgs": -1,
+        "max_msgs_per_subject": 1,
+        "max_bytes": 64 << 20,
+        "max_age": 0,
+        "duplicate_window": 120_000_000_000_u64,
+        "allow_rollup_hdrs": true,
+        "deny_delete": true,
+        "allow_direct": true,
+        "num_replicas": 1,
+    })
+}
+
 /// What a key may use; `None` is without limit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -75,4 +156,98 @@ pub struct KeyLimits {
     /// Jobs that wait or run at the same time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub jobs_at_once: Option<u64>,
+}
+
+impl KeyLimits {
+    /// Whether nothing is limited.
+    pub fn is_unlimited(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Reads `requests_per_minute=60,jobs_at_once=4`; nothing is no limit.
+    pub fn parse(list: &str) -> Result<Self, InvalidLimit> {
+        let mut limits = Self::default();
+        for entry in list.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
+            let invalid = || InvalidLimit(entry.to_owned());
+            let (name, value) = entry.split_once('=').ok_or_else(invalid)?;
+            let limit = match name.trim() {
+                "requests_per_minute" => &mut limits.requests_per_minute,
+                "requests_per_hour" => &mut limits.requests_per_hour,
+                "requests_per_day" => &mut limits.requests_per_day,
+                "tokens_per_minute" => &mut limits.tokens_per_minute,
+                "tokens_per_day" => &mut limits.tokens_per_day,
+                "jobs_at_once" => &mut limits.jobs_at_once,
+                _ => return Err(invalid()),
+            };
+            let value = value.trim().parse().map_err(|_| invalid())?;
+            *limit = Some(value).filter(|value| (1..=MAX_LIMIT).contains(value));
+            if limit.is_none() {
+                return Err(invalid());
+            }
+        }
+        Ok(limits)
+    }
+}
+
+/// The highest limit; more than anything computes in a day, and far from where sums overflow.
+pub const MAX_LIMIT: u64 = 1_000_000_000_000;
+
+/// Text that names no limit.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "'{0}' is not NAME=NUMBER with a number from 1 to {MAX_LIMIT} and one of the names requests_per_minute, requests_per_hour, requests_per_day, tokens_per_minute, tokens_per_day, jobs_at_once"
+)]
+pub struct InvalidLimit(String);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record() -> KeyRecord {
+        KeyRecord {
+            v: 2,
+            id: KeyId::of_key(b"abc"),
+            name: "n".into(),
+            created: 5,
+            last_four: "wxyz".into(),
+            expires: Some(100),
+            revoked: None,
+            models: None,
+            limits: KeyLimits { jobs_at_once: Some(3), ..KeyLimits::default() },
+        }
+    }
+
+    #[test]
+    fn a_key_is_known_by_its_hash() {
+        assert_eq!(record().id.as_str(), "ba7816bf8f01cfea");
+        assert!(crate::subject::key(&hash(b"abc")).starts_with("$KV.keys.ba7816bf8f01cfea"));
+        assert!(KeyId::try_from("BA7816BF8F01CFEA".to_owned()).is_err());
+    }
+
+    #[test]
+    fn a_key_ends_at_its_time_or_when_it_is_taken_back() {
+        let record = record();
+        assert_eq!((record.state(99), record.state(100)), (KeyState::Active, KeyState::Expired));
+        let revoked = KeyRecord { revoked: Some(u64::MAX), ..record };
+        assert_eq!(revoked.state(0), KeyState::Revoked);
+    }
+
+    #[test]
+    fn a_record_is_short_and_a_shorter_one_is_read() {
+        let json = serde_json::to_string(&record()).unwrap();
+        assert!(!json.contains("revoked") && json.ends_with(r#""limits":{"jobs_at_once":3}}"#), "{json}");
+        assert_eq!(serde_json::from_str::<KeyRecord>(&json).unwrap(), record());
+        let least = r#"{"v":1,"id":"ba7816bf8f01cfea","name":"","created":0,"last_four":""}"#;
+        assert!(serde_json::from_str::<KeyRecord>(least).unwrap().limits.is_unlimited());
+    }
+
+    #[test]
+    fn limits_are_read_and_a_wrong_one_is_named() {
+        let limits = KeyLimits::parse(" requests_per_minute = 60, tokens_per_day=5,").unwrap();
+        assert_eq!((limits.requests_per_minute, limits.tokens_per_day), (Some(60), Some(5)));
+        assert!(KeyLimits::parse("").unwrap().is_unlimited());
+        for bad in ["requests=1", "jobs_at_once", "jobs_at_once=0", "jobs_at_once=-1", "tokens_per_day=1e3"] {
+            assert!(KeyLimits::parse(bad).unwrap_err().to_string().contains(bad), "{bad}");
+        }
+    }
 }

@@ -18,6 +18,7 @@ pub mod event;
 pub mod heartbeat;
 pub mod job;
 pub mod key;
+pub mod limits;
 pub mod measurement;
 pub mod models;
 pub mod parameters;
@@ -28,6 +29,7 @@ pub mod subject;
 pub mod tokenize;
 pub mod tokens;
 pub mod tools;
+pub mod usage;
 
 /// Version of the job, event, control and heartbeat messages. A reader refuses a higher one.
 pub const PROTOCOL_VERSION: u32 = 2;

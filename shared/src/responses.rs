@@ -13,7 +13,7 @@ use self::body::ResponsesBody;
 use crate::chat::template_variables;
 use crate::error::{ApiError, ErrorCode};
 use crate::job::{GenerationRequest, Message, Role, SamplingOptions};
-use crate::schema::BodySchema;
+use crate::schema::{BodySchema, Components};
 
 /// A request for a response, validated.
 #[derive(Debug, Clone, PartialEq)]
@@ -47,9 +47,9 @@ impl ResponsesRequest {
         Self::read(BODY.read(body)?)
     }
 
-    /// The schema of request bodies.
-    pub fn schema() -> &'static Value {
-        BODY.schema()
+    /// The schema of its body.
+    pub fn schema(components: &mut Components) -> Value {
+        BODY.describe(components)
     }
 
     fn read(body: ResponsesBody) -> Result<Self, ApiError> {

@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::key::KeyId;
+
 /// Every model's subject for turning text into tokens and back.
 pub const TOKENS_SUBJECTS: &str = "emberline.tokens.*";
 /// The queue group in which workers take these requests.
@@ -32,6 +34,14 @@ pub const WORKERS_BUCKET: &str = "workers";
 pub const WORKERS_STREAM: &str = "KV_workers";
 /// Every heartbeat's subject in [`WORKERS_STREAM`].
 pub const WORKERS_SUBJECTS: &str = "$KV.workers.>";
+/// The stream behind the key-value bucket of API keys.
+pub const KEYS_STREAM: &str = "KV_keys";
+/// Every key's subject in [`KEYS_STREAM`].
+pub const KEYS_SUBJECTS: &str = "$KV.keys.*";
+/// Stream of the jobs' usage.
+pub const USAGE_STREAM: &str = "USAGE";
+/// Every key's subject in [`USAGE_STREAM`].
+pub const USAGE_SUBJECTS: &str = "emberline.usage.*";
 
 /// The oldest nats-server this protocol runs on.
 pub const MIN_NATS_VERSION: (u32, u32) = (2, 12);
@@ -90,6 +100,17 @@ pub fn control(job: &JobId) -> String {
     format!("emberline.control.{job}")
 }
 
+/// Where the record of the key with this SHA-256 is.
+pub fn key(hash: &[u8; 32]) -> String {
+    let digits: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("$KV.keys.{digits}")
+}
+
+/// Where a key's usage is told.
+pub fn usage(key: &KeyId) -> String {
+    format!("emberline.usage.{key}")
+}
+
 /// The subject on which any worker that serves `model` turns text into its tokens and back.
 pub fn tokens(model: &str) -> String {
     format!("emberline.tokens.{}", model_token(model))
@@ -113,6 +134,12 @@ impl JobId {
 
     /// The id as text.
     pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl AsRef<str> for JobId {
+    fn as_ref(&self) -> &str {
         &self.0
     }
 }

@@ -5,7 +5,9 @@
 //! model and nats-server in the cache folder. EMBERLINE_TEST_HOST=spin runs them under Spin,
 //! EMBERLINE_TEST_LOGS=1 shows the processes' logs.
 
+pub mod emberline;
 pub mod golden;
 pub mod nats;
+pub mod proxy;
 pub mod sse;
 pub mod stack;

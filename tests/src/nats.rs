@@ -18,6 +18,7 @@ pub const CONFIG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/nats.co
 
 const FUNCTION_PASSWORD: &str = "function-test";
 const WORKER_PASSWORD: &str = "worker-test";
+const ADMIN_PASSWORD: &str = "admin-test";
 /// Starting takes milliseconds; a machine that is busy compiling may need more.
 const START: Duration = Duration::from_secs(30);
 
@@ -64,6 +65,16 @@ impl NatsServer {
     /// The password of the user `worker`.
     pub fn worker_password(&self) -> &str {
         WORKER_PASSWORD
+    }
+
+    /// The password of the user `admin`.
+    pub fn admin_password(&self) -> &str {
+        ADMIN_PASSWORD
+    }
+
+    /// A connection with the rights of whoever keeps the keys.
+    pub async fn admin_client(&self) -> Result<Client> {
+        self.client("admin", ADMIN_PASSWORD).await
     }
 
     /// A connection with the rights of the function.
@@ -157,6 +168,7 @@ fn spawn(config: &Path, directory: &Path, port: &str) -> Result<Process> {
         .arg(directory.join("nats.log"))
         .env("EMBERLINE_FUNCTION_PASSWORD", FUNCTION_PASSWORD)
         .env("EMBERLINE_WORKER_PASSWORD", WORKER_PASSWORD)
+        .env("EMBERLINE_ADMIN_PASSWORD", ADMIN_PASSWORD)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())

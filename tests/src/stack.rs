@@ -68,6 +68,8 @@ pub struct Stack {
     pub nats: NatsServer,
     worker: Option<Child>,
     host: Option<Group>,
+    /// More of them.
+    others: Vec<Group>,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -84,9 +86,17 @@ impl Stack {
         let worker = start_worker(&nats, &options)?;
         let (host, url) = start_host(&nats, &options).await?;
         let http = reqwest::Client::new();
-        let stack = Self { url, http, nats, worker, host: Some(host), _turn: turn };
+        let (host, others) = (Some(host), Vec::new());
+        let stack = Self { url, http, nats, worker, host, others, _turn: turn };
         stack.wait_ready(options.engine != Engine::None).await?;
         Ok(stack)
+    }
+
+    /// Starts one more host of the function; its base URL.
+    pub async fn add_function(&mut self, options: &Options) -> Result<String> {
+        let (host, url) = start_host(&self.nats, options).await?;
+        self.others.push(host);
+        Ok(url)
     }
 
     async fn wait_ready(&self, with_worker: bool) -> Result<()> {

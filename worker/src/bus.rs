@@ -19,6 +19,7 @@ use async_nats::jetstream::{self, ErrorCode as NatsCode};
 use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event as LinkEvent};
 use emberline_shared::heartbeat::HEARTBEAT_TTL_S;
 use emberline_shared::subject::{self, JOBS_STREAM};
+use emberline_shared::{key, limits};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
@@ -41,6 +42,7 @@ const REQUESTS_MAX_BYTES: i64 = 256 << 20;
 /// Nothing is kept longer: above the longest deadline (a day) and the longest time that an answer
 /// is kept after it (another one). Each message says itself how long it is to be kept.
 const KEPT_MAX_AGE: Duration = Duration::from_secs(49 * 3600);
+const MINUTE: Duration = Duration::from_secs(60);
 
 /// Why the bus can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -167,6 +169,10 @@ impl Bus {
             (subject::KEPT_STREAM, kept_stream()),
             (subject::REQUESTS_STREAM, requests_bucket()),
             (subject::WORKERS_STREAM, workers_bucket()),
+            (subject::KEYS_STREAM, keys_bucket()),
+            (limits::LIMITS_STREAM, limits_stream()),
+            (limits::LONG_LIMITS_STREAM, long_limits_stream()),
+            (subject::USAGE_STREAM, usage_stream()),
         ] {
             self.ensure_stream(stream, config).await?;
         }
@@ -371,6 +377,69 @@ fn workers_bucket() -> StreamConfig {
     }
 }
 
+/// As the function and `emberline keys` know it.
+fn keys_bucket() -> StreamConfig {
+    // Every field that the configuration reads is there.
+    serde_json::from_value(key::bucket()).unwrap_or_default()
+}
+
+/// Counters of minutes, which may be lost: they live for as long as a correction may come late.
+fn limits_stream() -> StreamConfig {
+    StreamConfig {
+        name: limits::LIMITS_STREAM.to_owned(),
+        subjects: limits::LIMITS_SUBJECTS.map(str::to_owned).to_vec(),
+        storage: StorageType::Memory,
+        max_bytes: 64 << 20,
+        max_age: 5 * MINUTE,
+        duplicate_window: 5 * MINUTE,
+        ..counters()
+    }
+}
+
+/// Counters of hours, of days and of running jobs: two days, the current one and the one before.
+fn long_limits_stream() -> StreamConfig {
+    StreamConfig {
+        name: limits::LONG_LIMITS_STREAM.to_owned(),
+        subjects: limits::LONG_LIMITS_SUBJECTS.map(str::to_owned).to_vec(),
+        storage: StorageType::File,
+        max_bytes: 256 << 20,
+        max_age: 49 * 60 * MINUTE,
+        duplicate_window: 60 * MINUTE,
+        ..counters()
+    }
+}
+
+/// A message with an increment becomes the sum.
+fn counters() -> StreamConfig {
+    StreamConfig {
+        allow_message_counter: true,
+        allow_direct: true,
+        retention: RetentionPolicy::Limits,
+        discard: DiscardPolicy::Old,
+        max_messages_per_subject: 1,
+        num_replicas: 1,
+        ..Default::default()
+    }
+}
+
+/// Thirteen months of jobs, so that a month can be compared with that of the year before.
+fn usage_stream() -> StreamConfig {
+    StreamConfig {
+        name: subject::USAGE_STREAM.to_owned(),
+        subjects: vec![subject::USAGE_SUBJECTS.to_owned()],
+        retention: RetentionPolicy::Limits,
+        storage: StorageType::File,
+        discard: DiscardPolicy::Old,
+        max_bytes: 1 << 30,
+        max_age: 400 * 24 * 60 * MINUTE,
+        // A job that is delivered again ends within its own time.
+        duplicate_window: 60 * MINUTE,
+        allow_direct: true,
+        num_replicas: 1,
+        ..Default::default()
+    }
+}
+
 /// Compares what the protocol rests on; limits and replicas are the operator's.
 fn check_stream(name: &str, found: &StreamConfig, wanted: &StreamConfig) -> Result<(), BusError> {
     let field = |field, value: fn(&StreamConfig) -> String| (field, value(found), value(wanted));
@@ -379,9 +448,13 @@ fn check_stream(name: &str, found: &StreamConfig, wanted: &StreamConfig) -> Resu
         field("retention", |stream| format!("{:?}", stream.retention)),
         field("discard", |stream| format!("{:?}", stream.discard)),
         field("allow_direct", |stream| stream.allow_direct.to_string()),
+        field("allow_msg_counter", |stream| stream.allow_message_counter.to_string()),
     ];
     if wanted.allow_message_ttl {
         fields.push(field("allow_msg_ttl", |stream| stream.allow_message_ttl.to_string()));
+    }
+    if name == subject::KEYS_STREAM {
+        fields.push(field("max_age", |stream| format!("{:?}", stream.max_age)));
     }
     if [subject::WORKERS_STREAM, subject::REQUESTS_STREAM].contains(&name) {
         // One entry a worker or a request, and none of a worker that is dead.
@@ -428,6 +501,21 @@ mod tests {
         let log = StreamConfig { retention: RetentionPolicy::Limits, ..wanted.clone() };
         let error = check_stream("JOBS", &log, &wanted).unwrap_err().to_string();
         assert!(error.contains("retention Limits") && error.contains("WorkQueue"), "{error}");
+    }
+
+    #[test]
+    fn keys_stay_and_counters_count() {
+        let keys = keys_bucket();
+        assert_eq!(
+            (keys.name.as_str(), keys.subjects.as_slice()),
+            ("KV_keys", &["$KV.keys.*".to_owned()][..])
+        );
+        assert!(keys.allow_direct && keys.max_age.is_zero() && keys.max_messages_per_subject == 1);
+        let forgetful = StreamConfig { max_age: Duration::from_secs(1), ..keys.clone() };
+        assert!(check_stream(subject::KEYS_STREAM, &forgetful, &keys).is_err());
+        let plain = StreamConfig { allow_message_counter: false, ..limits_stream() };
+        let error = check_stream("LIMITS", &plain, &limits_stream()).unwrap_err().to_string();
+        assert!(error.contains("allow_msg_counter false, but true"), "{error}");
     }
 
     #[test]

@@ -2,8 +2,10 @@
 //!
 //! [`Intake::run`] keeps one pull subscription on the model's consumer and asks for as many
 //! messages as it has slots for and has not asked for yet. Each message becomes a task (`job`)
-//! that holds a slot (`slots`), writes the job's events (`event_log`) and acknowledges at the end.
+//! that holds a slot (`slots`), writes the job's events (`event_log`), charges it to its key
+//! (`account`) and acknowledges at the end.
 
+mod account;
 pub mod event_log;
 pub mod job;
 pub mod slots;

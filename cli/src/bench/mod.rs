@@ -107,7 +107,7 @@ fn running_target(args: &BenchArgs, cache: &Cache) -> anyhow::Result<Option<Targ
 
 impl From<&State> for Target {
     fn from(state: &State) -> Self {
-        let nats = NatsAccess { address: state.nats.clone(), password: state.worker_password.clone() };
+        let nats = NatsAccess::worker(state.nats.clone(), state.worker_password.clone());
         Self { url: state.url.clone(), api_key: state.api_key.clone(), nats }
     }
 }

@@ -149,6 +149,7 @@ pub(crate) async fn with_stack<T>(
         api_key: plan.api_key.clone(),
         nats: plan.nats_address().to_string(),
         worker_password: plan.passwords.worker.clone(),
+        admin_password: plan.passwords.admin.clone(),
     };
     let outcome = tokio::select! {
         () = stop_signals.recv() => Ok(None),
@@ -242,7 +243,7 @@ fn api_key(text: &str) -> Result<String, &'static str> {
 
 /// `smollm2-135m-instruct on CPU (flex)`, as the heartbeats tell.
 async fn describe_workers(state: &State) -> String {
-    let access = access::NatsAccess { address: state.nats.clone(), password: state.worker_password.clone() };
+    let access = access::NatsAccess::worker(state.nats.clone(), state.worker_password.clone());
     let heartbeats = match access.connect().await {
         Ok(client) => access::heartbeats(&client).await.unwrap_or_default(),
         Err(_) => Vec::new(),

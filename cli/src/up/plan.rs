@@ -92,13 +92,14 @@ pub(crate) struct Plan {
 pub(crate) struct Passwords {
     pub(crate) function: String,
     pub(crate) worker: String,
+    pub(crate) admin: String,
 }
 
 impl Passwords {
     pub(crate) fn random() -> Self {
         // nats-server reads a variable's text as a value: a letter in front keeps it from being a number.
         let password = || format!("p{}", random_hex::<20>());
-        Self { function: password(), worker: password() }
+        Self { function: password(), worker: password(), admin: password() }
     }
 }
 
@@ -130,6 +131,7 @@ impl Plan {
             &[
                 ("EMBERLINE_FUNCTION_PASSWORD", &self.passwords.function),
                 ("EMBERLINE_WORKER_PASSWORD", &self.passwords.worker),
+                ("EMBERLINE_ADMIN_PASSWORD", &self.passwords.admin),
             ],
         )
     }

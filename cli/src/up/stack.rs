@@ -138,10 +138,7 @@ impl<'a> Stack<'a> {
     }
 
     pub(crate) fn nats_access(&self) -> NatsAccess {
-        NatsAccess {
-            address: self.plan.nats_address().to_string(),
-            password: self.plan.passwords.worker.clone(),
-        }
+        NatsAccess::worker(self.plan.nats_address().to_string(), self.plan.passwords.worker.clone())
     }
 
     async fn stop_one(&self, process: &Process, grace: Duration) {

@@ -18,6 +18,7 @@ pub(crate) struct State {
     /// nats-server's address.
     pub(crate) nats: String,
     pub(crate) worker_password: String,
+    pub(crate) admin_password: String,
 }
 
 /// The right to run a stack with this cache folder; its end takes [`State`] away.
@@ -108,6 +109,7 @@ mod tests {
             api_key: "k".into(),
             nats: "127.0.0.1:2".into(),
             worker_password: "p".into(),
+            admin_password: "q".into(),
         }
     }
 

@@ -1,30 +1,39 @@
-//! What the requests of an instance share: idle connections and the newest heartbeats.
+//! What the requests of an instance share: idle connections, the newest heartbeats, and the
+//! records of keys that were used a moment ago.
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::thread::LocalKey;
 
-use emberline_shared::subject::{WORKERS_STREAM, WORKERS_SUBJECTS};
+use emberline_shared::key::KeyRecord;
+use emberline_shared::subject::{KEYS_STREAM, WORKERS_STREAM, WORKERS_SUBJECTS};
+use watermelon_proto::headers::HeaderMap;
 
 use super::clock::monotonic_ns;
-use super::connection::{BusError, Connection};
+use super::connection::{BusError, Connection, direct_get_subject, subject};
 use super::log;
+use crate::auth::{Credential, read_record};
+use crate::cache::Cache;
 use crate::config::Endpoint;
 use crate::models::Served;
 use crate::nats::jetstream;
 use crate::nats::pool::Pool;
+use crate::nats::round::{Answer, Reply, Request};
 
 /// How long heartbeats are believed without asking again, in nanoseconds.
 const SERVED_TTL_NS: u64 = 1_000_000_000;
+/// The same for a key's record. A revoked key is refused everywhere within 2 s.
+const KEY_TTL_NS: u64 = 1_500_000_000;
+/// Most keys, known and unknown ones, that an instance remembers.
+const MAX_KEYS: usize = 1024;
 
-struct CachedServed {
-    endpoint: Endpoint,
-    read_ns: u64,
-    served: Rc<Served>,
-}
+type Remembered<K, V> = RefCell<Cache<K, V>>;
 
 thread_local! {
     static POOL: RefCell<Pool<Endpoint, Connection>> = const { RefCell::new(Pool::new()) };
-    static SERVED: RefCell<Option<CachedServed>> = const { RefCell::new(None) };
+    static SERVED: Remembered<Endpoint, Rc<Served>> = RefCell::new(Cache::new(1, SERVED_TTL_NS));
+    static KEYS: Remembered<(Endpoint, Credential), Option<KeyRecord>> =
+        RefCell::new(Cache::new(MAX_KEYS, KEY_TTL_NS));
 }
 
 /// An idle connection, if there is one.
@@ -43,48 +52,115 @@ pub(super) fn give_back(endpoint: &Endpoint, mut connection: Connection) {
     }
 }
 
-/// What is served now. Also leaves a living connection in the pool, unless it comes from the cache.
-pub(super) async fn served(endpoint: &Endpoint) -> Result<Rc<Served>, BusError> {
-    if let Some(served) = cached(endpoint) {
-        return Ok(served);
-    }
-    let read_ns = monotonic_ns();
-    let served = Rc::new(read_served(endpoint).await?);
-    SERVED.with(|cache| {
-        if let Ok(mut cache) = cache.try_borrow_mut() {
-            *cache = Some(CachedServed { endpoint: endpoint.clone(), read_ns, served: Rc::clone(&served) });
-        }
-    });
-    Ok(served)
-}
-
-fn cached(endpoint: &Endpoint) -> Option<Rc<Served>> {
-    SERVED.with(|cache| {
-        let cache = cache.try_borrow().ok()?;
-        let cached = cache.as_ref().filter(|cached| cached.endpoint == *endpoint)?;
-        let age = monotonic_ns().saturating_sub(cached.read_ns);
-        (age < SERVED_TTL_NS).then(|| Rc::clone(&cached.served))
-    })
-}
-
-async fn read_served(endpoint: &Endpoint) -> Result<Served, BusError> {
-    let request = || jetstream::last_by_subject(WORKERS_SUBJECTS);
+/// Sends all requests at once and waits for their answers, which come in the requests' order.
+pub(super) async fn round(endpoint: &Endpoint, requests: &[Request]) -> Result<Vec<Answer>, BusError> {
     let reused = match idle(endpoint) {
-        // One that died while it waited is no reason to fail.
-        Some(mut connection) => {
-            connection.direct_get(WORKERS_STREAM, request()).await.ok().map(|batch| (connection, batch))
-        }
+        Some(mut connection) => match connection.round(requests).await {
+            // One that died while it waited is no reason to fail.
+            Err(BusError::Closed) => None,
+            answers => Some((connection, answers?)),
+        },
         None => None,
     };
-    let (connection, batch) = match reused {
-        Some(read) => read,
+    let (connection, answers) = match reused {
+        Some(answered) => answered,
         None => {
             let mut connection = Connection::open(endpoint).await?;
-            let batch = connection.direct_get(WORKERS_STREAM, request()).await?;
-            (connection, batch)
+            let answers = connection.round(requests).await?;
+            (connection, answers)
         }
     };
     give_back(endpoint, connection);
-    let heartbeats = batch.into_payloads();
-    Ok(Served::read(heartbeats.iter().map(|h| &h[..]), |reason| log("heartbeats", reason)))
+    Ok(answers)
+}
+
+/// Sends all requests and waits for no answer.
+pub(super) async fn send(endpoint: &Endpoint, requests: &[Request]) -> Result<(), BusError> {
+    let mut connection = match idle(endpoint) {
+        Some(connection) => connection,
+        None => Connection::open(endpoint).await?,
+    };
+    connection.send(requests).await?;
+    give_back(endpoint, connection);
+    Ok(())
+}
+
+/// Asks a stream for the last messages on subjects that `filters` cover.
+pub(super) fn last_of<S: AsRef<str>>(
+    stream: &str,
+    filters: impl IntoIterator<Item = S>,
+) -> Result<Request, BusError> {
+    let payload = jetstream::last_by_subject(filters);
+    let subject = direct_get_subject(stream)?;
+    Ok(Request { subject, headers: HeaderMap::new(), payload, reply: Reply::Batch })
+}
+
+/// What is served now. Also leaves a living connection in the pool, unless it comes from the cache.
+pub(super) async fn served(endpoint: &Endpoint) -> Result<Rc<Served>, BusError> {
+    if let Some(served) = recall(&SERVED, endpoint) {
+        return Ok(served);
+    }
+    let asked_ns = monotonic_ns();
+    let answers = round(endpoint, &[last_of(WORKERS_STREAM, [WORKERS_SUBJECTS])?]).await?;
+    Ok(remember_served(endpoint, asked_ns, answers.into_iter().next()))
+}
+
+fn remember_served(endpoint: &Endpoint, asked_ns: u64, answer: Option<Answer>) -> Rc<Served> {
+    let heartbeats = match answer {
+        Some(Answer::Batch(batch)) => batch.into_payloads(),
+        _ => Vec::new(),
+    };
+    let served = Served::read(heartbeats.iter().map(|h| &h[..]), |reason| log("heartbeats", reason));
+    let served = Rc::new(served);
+    remember(&SERVED, endpoint.clone(), asked_ns, Rc::clone(&served));
+    served
+}
+
+/// A key's record, if it has one. The heartbeats, which most endpoints need next, come along.
+pub(super) async fn key(endpoint: &Endpoint, key: Credential) -> Result<Option<KeyRecord>, BusError> {
+    let cache_key = (endpoint.clone(), key);
+    if let Some(record) = recall(&KEYS, &cache_key) {
+        return Ok(record);
+    }
+    let asked_ns = monotonic_ns();
+    let mut requests = vec![Request {
+        subject: subject(format!("$JS.API.DIRECT.GET.{KEYS_STREAM}.{}", key.subject()))?,
+        headers: HeaderMap::new(),
+        payload: bytes::Bytes::new(),
+        reply: Reply::Message,
+    }];
+    if recall(&SERVED, endpoint).is_none() {
+        requests.push(last_of(WORKERS_STREAM, [WORKERS_SUBJECTS])?);
+    }
+    let mut answers = round(endpoint, &requests).await?.into_iter();
+    let stored = match answers.next() {
+        Some(Answer::Message(message)) => jetstream::read_stored(*message)?,
+        _ => None,
+    };
+    if let Some(heartbeats) = answers.next() {
+        remember_served(endpoint, asked_ns, Some(heartbeats));
+    }
+    let record = stored.map(|payload| read_record(&payload)).transpose()?;
+    remember(&KEYS, cache_key, asked_ns, record.clone());
+    Ok(record)
+}
+
+fn recall<K: Eq + std::hash::Hash, V: Clone>(
+    cache: &'static LocalKey<Remembered<K, V>>,
+    key: &K,
+) -> Option<V> {
+    cache.with(|cache| cache.try_borrow().ok()?.get(key, monotonic_ns()))
+}
+
+fn remember<K: Eq + std::hash::Hash, V: Clone>(
+    cache: &'static LocalKey<Remembered<K, V>>,
+    key: K,
+    asked_ns: u64,
+    value: V,
+) {
+    cache.with(|cache| {
+        if let Ok(mut cache) = cache.try_borrow_mut() {
+            cache.put(key, asked_ns, value);
+        }
+    });
 }

@@ -10,10 +10,12 @@ use watermelon_proto::{MessageBase, ServerMessage, StatusCode, Subject, Subscrip
 
 use super::clock::{random_u128, within};
 use super::socket::Socket;
+use crate::auth::UnreadableRecord;
 use crate::config::Endpoint;
 use crate::nats::codec::{CodecError, Decoder, encode};
 use crate::nats::handshake::{self, Unsuitable};
-use crate::nats::jetstream::{self, Batch, BatchError, Progress};
+use crate::nats::jetstream::{self, Batch, BatchError, PublishError};
+use crate::nats::round::{Answer, Reply, Request, Round};
 
 /// Longest time to connect and be let in.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -40,6 +42,10 @@ pub(super) enum BusError {
     Unsuitable(#[from] Unsuitable),
     #[error(transparent)]
     Batch(#[from] BatchError),
+    #[error(transparent)]
+    Publish(#[from] PublishError),
+    #[error(transparent)]
+    Record(#[from] UnreadableRecord),
     #[error("'{0}' is not a subject")]
     Subject(String),
     #[error("nobody listens on '{0}'")]
@@ -47,8 +53,11 @@ pub(super) enum BusError {
 }
 
 impl From<&BusError> for ApiError {
-    fn from(_: &BusError) -> Self {
-        jetstream::bus_unavailable()
+    fn from(error: &BusError) -> Self {
+        match error {
+            BusError::Publish(error) => Self::from(error),
+            _ => jetstream::bus_unavailable(),
+        }
     }
 }
 
@@ -225,24 +234,47 @@ impl Connection {
         within(limit, reply).await.unwrap_or(Err(BusError::Timeout("asking a worker")))
     }
 
+    /// Sends all requests at once and waits for their answers, which come in the requests' order.
+    pub(super) async fn round(&mut self, requests: &[Request]) -> Result<Vec<Answer>, BusError> {
+        let mut round = Round::default();
+        for request in requests {
+            let inbox = self.new_inbox()?;
+            let message = round.ask(request.clone(), inbox);
+            self.publish(message);
+        }
+        let answers = async {
+            while !round.is_complete() {
+                round.push(poll_fn(|cx| self.poll_message(cx)).await?)?;
+            }
+            Ok(round.into_answers())
+        };
+        within(REPLY_TIMEOUT, answers).await.unwrap_or(Err(BusError::Timeout("an answer")))
+    }
+
+    /// Sends all requests and waits for no answer.
+    pub(super) async fn send(&mut self, requests: &[Request]) -> Result<(), BusError> {
+        for Request { subject, headers, payload, .. } in requests.iter().cloned() {
+            self.publish(MessageBase { subject, reply_subject: None, headers, payload });
+        }
+        within(REPLY_TIMEOUT, self.flush()).await.unwrap_or(Err(BusError::Timeout("sending")))
+    }
+
     /// Reads stored messages by one direct get.
     pub(super) async fn direct_get(
         &mut self,
         stream: &str,
         request: bytes::Bytes,
     ) -> Result<Batch, BusError> {
-        let inbox = self.new_inbox()?;
-        self.request(direct_get_subject(stream)?, Some(inbox.clone()), request);
-        let replies = async {
-            let mut batch = Batch::default();
-            loop {
-                let message = poll_fn(|cx| self.poll_message(cx)).await?;
-                if message.base.subject == inbox && batch.push(message)? != Progress::Pending {
-                    return Ok(batch);
-                }
-            }
+        let request = Request {
+            subject: direct_get_subject(stream)?,
+            headers: HeaderMap::new(),
+            payload: request,
+            reply: Reply::Batch,
         };
-        within(REPLY_TIMEOUT, replies).await.unwrap_or(Err(BusError::Timeout("direct get")))
+        match self.round(&[request]).await?.pop() {
+            Some(Answer::Batch(batch)) => Ok(batch),
+            _ => Ok(Batch::default()),
+        }
     }
 
     /// Makes the connection ready to wait for another request. Not possible in the middle of

@@ -1,22 +1,24 @@
 //! What the handlers of one request share.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use emberline_shared::error::{ApiError, ErrorCode};
-use emberline_shared::job::Account;
+use emberline_shared::heartbeat::ServedModel;
 use http::HeaderMap;
 use http_body_util::BodyExt;
 use spin_sdk::wasip3::http::types::Response;
 use spin_sdk::wasip3::http_compat::IncomingRequestBody;
 
-use super::clock::within;
+use super::clock::{unix_ms, within};
 use super::connection::BusError;
 use super::{bus, log};
-use crate::auth::Caller;
+use crate::auth::{Caller, Credential};
 use crate::body::{LimitedBody, check_length, check_type};
 use crate::config::Config;
+use crate::limits::Increments;
 use crate::models::Served;
 use crate::reply;
 
@@ -48,11 +50,34 @@ pub(super) struct Context {
     pub(super) caller: Caller,
     /// Headers that every answer to this request carries.
     headers: RefCell<HeaderMap>,
+    /// They say how the key stands.
+    pub(super) limits_told: Cell<bool>,
+    /// What has been counted for it and may have to be given back.
+    pub(super) counted: RefCell<Increments>,
+}
+
+/// Finds out who sent a request.
+pub(super) async fn identify(headers: &HeaderMap, config: &Config) -> Result<Caller, ApiError> {
+    let key = Credential::find(headers)?;
+    if let Some(caller) = Caller::configured(&key, &config.keys, config.default_limits) {
+        return Ok(caller);
+    }
+    let record = bus::key(&config.nats, key).await.map_err(|error| {
+        log("keys", &error);
+        ApiError::from(&error)
+    })?;
+    Caller::recorded(record, config.default_limits, unix_ms())
 }
 
 impl Context {
     pub(super) fn new(head: Parts, config: Config, caller: Caller, headers: HeaderMap) -> Self {
-        Self { head, config, caller, headers: RefCell::new(headers) }
+        let (headers, limits_told) = (RefCell::new(headers), Cell::new(false));
+        Self { head, config, caller, headers, limits_told, counted: RefCell::default() }
+    }
+
+    /// Adds headers that every answer to this request is to carry.
+    pub(super) fn tell(&self, headers: HeaderMap) {
+        self.headers.borrow_mut().extend(headers);
     }
 
     /// Headers that every answer to this request carries.
@@ -60,16 +85,17 @@ impl Context {
         self.headers.borrow().clone()
     }
 
-    /// Counts a request that will compute at most so many tokens; refuses one for which the key's
-    /// limits leave no room.
-    #[allow(clippy::unused_async)]
-    pub(super) async fn admit(&self, tokens: u64) -> Result<Account, ApiError> {
-        let key = self.caller.key.clone();
-        Ok(Account { key, reserved_tokens: tokens, token_counters: Vec::new(), job_counter: None })
+    /// The model that a request means, if its key may use it and a worker serves it.
+    pub(super) async fn model(&self, requested: &str) -> Result<ServedModel, ApiError> {
+        let names = &self.config.names;
+        self.caller.check_model(requested, names)?;
+        let served = self.served().await?;
+        let model = names.admit(requested, &served.names())?;
+        served.get(&model).cloned().ok_or_else(reply::internal_error)
     }
 
     /// What is served now.
-    pub(super) async fn served(&self) -> Result<std::rc::Rc<Served>, ApiError> {
+    pub(super) async fn served(&self) -> Result<Rc<Served>, ApiError> {
         bus::served(&self.config.nats).await.map_err(|error: BusError| {
             log("heartbeats", &error);
             ApiError::from(&error)

@@ -7,6 +7,6 @@ use super::context::{Answer, Body, Context};
 
 pub(super) async fn serve(context: &Context, body: &mut Body) -> Result<Answer, ApiError> {
     let model = embeddings::parse_model(&context.read_body(body).await?)?;
-    context.config.names.admit(&model, &context.served().await?.names())?;
+    context.model(&model).await?;
     Err(embeddings::not_an_embedding_model(&model))
 }

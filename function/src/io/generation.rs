@@ -90,18 +90,12 @@ pub(super) async fn queue(context: &Context, wish: Wish<'_>) -> Result<Queued, A
     let (jobs, limits) = make(context, &wish, id).await?;
     let first = jobs.first().cloned().ok_or_else(reply::internal_error)?;
     if first.background.is_some() {
-        let record = Record {
-            v: PROTOCOL_VERSION,
-            key: context.caller.key.clone(),
-            body_sha256: body_sha256(wish.body),
-            model: wish.model.clone(),
-            job: first.clone(),
-            others: jobs.iter().skip(1).cloned().collect(),
-            max_tokens: limits.tokens,
-            outline: wish.outline.clone(),
-            standing: Standing::default(),
-        };
-        if !store::create(endpoint, &record).await? {
+        let kept = keep(context, &wish, &jobs, limits).await;
+        if !matches!(kept, Ok(true)) {
+            // None of these jobs was queued, though those of another request may have their ids.
+            context.give_back(&[]).await;
+        }
+        if !kept? {
             // Another request was faster, or this one's answer was deleted.
             let record = store::record(endpoint, &first.id).await?.ok_or_else(kept::deleted)?;
             return repeat(context, wish, record).await;
@@ -114,6 +108,7 @@ pub(super) async fn queue(context: &Context, wish: Wish<'_>) -> Result<Queued, A
             Ok(Queued { jobs: running, first, limits, model: wish.model, repeated: None })
         }
         Err(error) => {
+            context.give_back(&jobs).await;
             if first.background.is_some() {
                 store::withdraw(endpoint, &first).await;
             }
@@ -122,19 +117,35 @@ pub(super) async fn queue(context: &Context, wish: Wish<'_>) -> Result<Queued, A
     }
 }
 
+/// Keeps the record of a new request; whether there was none before.
+async fn keep(context: &Context, wish: &Wish<'_>, jobs: &[Job], limits: Limits) -> Result<bool, ApiError> {
+    let (first, others) = jobs.split_first().ok_or_else(reply::internal_error)?;
+    let record = Record {
+        v: PROTOCOL_VERSION,
+        key: context.caller.key.clone(),
+        body_sha256: body_sha256(wish.body),
+        model: wish.model.clone(),
+        job: first.clone(),
+        others: others.to_vec(),
+        max_tokens: limits.tokens,
+        outline: wish.outline.clone(),
+        standing: Standing::default(),
+    };
+    store::create(&context.config.nats, &record).await
+}
+
 /// The jobs of a new request, whose first one's id is `id` if that is given, and the limits of each.
 async fn make(context: &Context, wish: &Wish<'_>, id: Option<u128>) -> Result<(Vec<Job>, Limits), ApiError> {
     let config = &context.config;
-    let served = context.served().await?;
-    let name = config.names.admit(&wish.model, &served.names())?;
-    let served = served.get(&name).ok_or_else(reply::internal_error)?;
-    let limits = job::limits(wish.requests.first().ok_or_else(reply::internal_error)?, served);
+    let served = context.model(&wish.model).await?;
+    let limits = job::limits(wish.requests.first().ok_or_else(reply::internal_error)?, &served);
     let is_background = wish.outline.as_ref().is_some_and(|outline| outline.background);
     let background = (is_background || id.is_some()).then_some(config.background_retention_s);
     let now_ms = unix_ms();
+    let reserved = wish.requests.iter().map(|request| job::reserved_tokens(request, served.context_length));
+    let accounts = context.admit(&reserved.collect::<Vec<_>>()).await?;
     let mut jobs = Vec::with_capacity(wish.requests.len());
-    for (request, number) in wish.requests.iter().zip(0_u128..) {
-        let account = context.admit(job::most_tokens(limits)).await?;
+    for ((request, account), number) in wish.requests.iter().zip(accounts).zip(0_u128..) {
         let occasion = Occasion {
             now_ms,
             timeout_s: config.request_timeout_s,
@@ -143,7 +154,7 @@ async fn make(context: &Context, wish: &Wish<'_>, id: Option<u128>) -> Result<(V
             account,
             background,
         };
-        jobs.push(job::new_job(request.clone(), wish.seed, &name, occasion));
+        jobs.push(job::new_job(request.clone(), wish.seed, &served.name, occasion));
     }
     Ok((jobs, limits))
 }
@@ -176,6 +187,8 @@ async fn publish(
 
 async fn repeat(context: &Context, wish: Wish<'_>, record: Record) -> Result<Queued, ApiError> {
     kept::check_repeat(&record, wish.body)?;
+    // A repeat counts for nothing.
+    context.tell_limits().await;
     let (jobs, limits) = join(context, &record, true).await?;
     let first = record.job.clone();
     Ok(Queued { jobs, first, limits, model: wish.model, repeated: Some(Box::new(record)) })

@@ -21,7 +21,7 @@ use crate::reply::internal_error;
 /// The record of a job's request, if it has one and that was not deleted.
 pub(super) async fn record(endpoint: &Endpoint, job: &JobId) -> Result<Option<Record>, ApiError> {
     let asked = ask(endpoint, async |connection| {
-        let last = jetstream::last_by_subject(&request(job));
+        let last = jetstream::last_by_subject([request(job)]);
         Ok(connection.direct_get(REQUESTS_STREAM, last).await?.into_payloads())
     });
     let payloads = asked.await.map_err(|error| unavailable(job, &error))?;

@@ -2,10 +2,10 @@
 //!
 //! [`service`] receives a request, finds out who sent it ([`context`]) and calls the endpoint
 //! ([`chat`], [`responses`] and their like), which calls the rest: [`generation`] makes jobs of it
-//! or finds those that it repeats, [`kept`] keeps what can be asked for again, [`bus`] hands out
-//! NATS connections and knows what is served, [`exchange`] carries one job from its publication to
-//! its last event and [`jobs`] several, [`answer`] writes what comes to the client. [`stream`], [`socket`] and [`connection`] are
-//! the layers below.
+//! or finds those that it repeats, [`limits`] counts them, [`kept`] keeps what can be asked for
+//! again, [`bus`] hands out NATS connections and knows what is served, [`exchange`] carries one job
+//! from its publication to its last event and [`jobs`] several, [`answer`] writes what comes to the
+//! client. [`stream`], [`socket`] and [`connection`] are the layers below.
 //!
 //! Nothing here waits for another request of the same instance: component-model tasks can't
 //! wake each other. What requests share ([`bus`]'s connections and cache) is plain data.
@@ -22,6 +22,7 @@ mod exchange;
 mod generation;
 mod jobs;
 mod kept;
+mod limits;
 mod responses;
 mod service;
 mod socket;

@@ -66,6 +66,7 @@ pub(super) async fn retrieve(context: &Context, id: &str) -> Result<Answer, ApiE
     }
     let (jobs, limits) = generation::join(context, &record, false).await?;
     let story = Story::of(record).ok_or_else(|| not_found(id))?;
+    context.tell_limits().await;
     answer::stream(jobs, Telling::new(story, query.starting_after, limits), &context.headers())
 }
 

@@ -12,9 +12,8 @@ use spin_sdk::http::{IntoResponse, Request};
 use spin_sdk::wasip3::http::types::{ErrorCode as HttpError, Response};
 
 use super::clock::{random_u128, within};
-use super::context::{Answer, Body, Context, Parts};
+use super::context::{Answer, Body, Context, Parts, identify};
 use super::{chat, completions, embeddings, log, responses, tokens};
-use crate::auth::authenticate;
 use crate::config::{CORS_VARIABLE, Config, VARIABLES};
 use crate::cors::Origins;
 use crate::route::{Route, RouteError};
@@ -61,7 +60,7 @@ async fn answer(head: Parts, body: &mut Body, plain: HeaderMap) -> (Result<Answe
     let identified = async {
         let config = read_config().await?;
         let caller = match route.needs_key() {
-            true => Some(authenticate(&head.headers, &config.keys)?),
+            true => Some(identify(&head.headers, &config).await?),
             false => None,
         };
         Ok((config, caller))
@@ -72,6 +71,10 @@ async fn answer(head: Parts, body: &mut Body, plain: HeaderMap) -> (Result<Answe
         Ok((config, Some(caller))) => {
             let context = Context::new(head, config, caller, plain);
             let answer = dispatch(&route, &context, body).await;
+            // A stream's headers are on their way.
+            if !matches!(answer, Ok(Answer::Streamed(_))) {
+                context.tell_limits().await;
+            }
             (answer, context.headers())
         }
     }
@@ -119,8 +122,11 @@ async fn dispatch(route: &Route, context: &Context, body: &mut Body) -> Result<A
         Route::Embeddings => embeddings::serve(context, body).await,
         Route::Tokenize => tokens::tokenize(context, body).await,
         Route::Detokenize => tokens::detokenize(context, body).await,
-        Route::Models => Ok(Answer::json(&context.served().await?.list(names))),
-        Route::Model(model) => Ok(Answer::json(&context.served().await?.find(model, names)?)),
+        Route::Models => Ok(Answer::json(&context.served().await?.list(names, &context.caller))),
+        Route::Model(model) => {
+            context.caller.check_model(model, names)?;
+            Ok(Answer::json(&context.served().await?.find(model, names)?))
+        }
         Route::Health | Route::Ready | Route::OpenApi => Err(reply::internal_error()),
     }
 }

@@ -27,7 +27,7 @@ pub(super) async fn detokenize(context: &Context, body: &mut Body) -> Result<Ans
 
 async fn ask(context: &Context, TokenRequest { model, request }: TokenRequest) -> Result<Answer, ApiError> {
     let config = &context.config;
-    let name = config.names.admit(&model, &context.served().await?.names())?;
+    let name = context.model(&model).await?.name;
     let question = serde_json::to_vec(&request).map_err(|_| reply::internal_error())?;
     let message = ask_worker(&config.nats, &name, question.into()).await.map_err(|error| {
         log("tokens", &error);

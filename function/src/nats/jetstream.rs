@@ -6,6 +6,7 @@
 use bytes::Bytes;
 use emberline_shared::error::{ApiError, ErrorCode};
 use serde::Deserialize;
+use serde_json::Value;
 use watermelon_proto::headers::HeaderName;
 use watermelon_proto::{ServerMessage, StatusCode};
 
@@ -23,7 +24,7 @@ const END_OF_BATCH: u16 = 204;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PublishError {
     /// Nothing listens on the subject.
-    #[error("no stream takes jobs; a worker creates it when it starts")]
+    #[error("no stream takes it; a worker creates the streams when it starts")]
     NoStream,
     /// The stream is at one of its limits.
     #[error("the queue is full: {0}")]
@@ -72,6 +73,8 @@ pub fn bus_unavailable() -> ApiError {
 struct PublishReply {
     error: Option<ReplyError>,
     seq: Option<u64>,
+    /// The sum of a counter.
+    val: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -83,6 +86,25 @@ struct ReplyError {
 
 /// Reads the reply to a publish. A duplicate is as good as stored.
 pub fn read_ack(message: &ServerMessage) -> Result<(), PublishError> {
+    read_reply(message).map(drop)
+}
+
+/// Reads the reply to an increment: the counter's sum.
+pub fn read_sum(message: &ServerMessage) -> Result<i64, PublishError> {
+    let sum = read_reply(message)?.val.ok_or(PublishError::Malformed)?;
+    sum.parse().map_err(|_| PublishError::Malformed)
+}
+
+/// The sum in a counter's stored message.
+pub fn stored_sum(payload: &[u8]) -> Option<i64> {
+    #[derive(Deserialize)]
+    struct Stored {
+        val: String,
+    }
+    serde_json::from_slice::<Stored>(payload).ok()?.val.parse().ok()
+}
+
+fn read_reply(message: &ServerMessage) -> Result<PublishReply, PublishError> {
     if message.status_code == Some(StatusCode::NO_RESPONDERS) {
         return Err(PublishError::NoStream);
     }
@@ -94,14 +116,29 @@ pub fn read_ack(message: &ServerMessage) -> Result<(), PublishError> {
         }
         Some(error) if error.err_code == WRONG_LAST_SEQUENCE => Err(PublishError::Exists),
         Some(error) => Err(PublishError::Refused { code: error.err_code, description: error.description }),
-        None if reply.seq.is_some() => Ok(()),
+        None if reply.seq.is_some() => Ok(reply),
         None => Err(PublishError::Malformed),
     }
 }
 
-/// Asks for the last message on each subject that `filter` covers.
-pub fn last_by_subject(filter: &str) -> Bytes {
-    serde_json::json!({ "multi_last": [filter] }).to_string().into()
+/// Reads the reply to a direct get of one message: what is stored, or nothing.
+pub fn read_stored(message: ServerMessage) -> Result<Option<Bytes>, BatchError> {
+    match message.status_code {
+        None => Ok(Some(message.base.payload).filter(|payload| !payload.is_empty())),
+        Some(StatusCode::NOT_FOUND) => Ok(None),
+        Some(status) => Err(refused(status, &message)),
+    }
+}
+
+fn refused(status: StatusCode, message: &ServerMessage) -> BatchError {
+    let words = message.status_description.as_ref().map(|words| words.to_string()).unwrap_or_default();
+    BatchError::Status(status.into(), words)
+}
+
+/// Asks for the last message on each subject that one of `filters` covers.
+pub fn last_by_subject<S: AsRef<str>>(filters: impl IntoIterator<Item = S>) -> Bytes {
+    let filters: Vec<Value> = filters.into_iter().map(|filter| filter.as_ref().into()).collect();
+    serde_json::json!({ "multi_last": filters }).to_string().into()
 }
 
 /// Asks for the messages on `subject` from stream sequence `from` on.
@@ -122,7 +159,7 @@ pub enum BatchError {
 /// The messages of a direct get, while they come in.
 #[derive(Debug, Default)]
 pub struct Batch {
-    payloads: Vec<Bytes>,
+    stored: Vec<(Option<String>, Bytes)>,
     bytes: usize,
     more: Option<u64>,
 }
@@ -152,10 +189,7 @@ impl Batch {
                     .map(|last| last.saturating_add(1));
                 Ok(self.more.map_or(Progress::Complete, Progress::More))
             }
-            Some(status) => {
-                let words = message.status_description.map(|words| words.to_string()).unwrap_or_default();
-                Err(BatchError::Status(status.into(), words))
-            }
+            Some(status) => Err(refused(status, &message)),
         }
     }
 
@@ -166,7 +200,9 @@ impl Batch {
         }
         // A deleted or expired key leaves a marker, without a value.
         if !message.base.payload.is_empty() {
-            self.payloads.push(message.base.payload);
+            let subject = message.base.headers.get(&HeaderName::from_static("Nats-Subject"));
+            let subject = subject.and_then(|subject| subject.to_str().ok()).map(str::to_owned);
+            self.stored.push((subject, message.base.payload));
         }
         Ok(Progress::Pending)
     }
@@ -178,7 +214,12 @@ impl Batch {
 
     /// What the messages hold, in the stream's order; deleted ones left out.
     pub fn into_payloads(self) -> Vec<Bytes> {
-        self.payloads
+        self.stored.into_iter().map(|(_, payload)| payload).collect()
+    }
+
+    /// The same with the subjects of those that tell them.
+    pub fn into_entries(self) -> impl Iterator<Item = (String, Bytes)> {
+        self.stored.into_iter().filter_map(|(subject, payload)| Some((subject?, payload)))
     }
 }
 
@@ -231,6 +272,24 @@ mod tests {
     }
 
     #[test]
+    fn a_counters_sum_is_read_from_its_acknowledgement_and_from_what_is_stored() {
+        let sum = |payload| read_sum(&message("", payload));
+        assert_eq!(sum(r#"{"stream":"LIMITS","seq":3,"val":"-16"}"#), Ok(-16));
+        assert_eq!(sum(r#"{"stream":"LIMITS","seq":3,"duplicate": true}"#), Err(PublishError::Malformed));
+        assert_eq!(sum(r#"{"stream":"LIMITS","seq":3,"val":"1e9"}"#), Err(PublishError::Malformed));
+        assert_eq!((stored_sum(br#"{"val":"7"}"#), stored_sum(b"{}")), (Some(7), None));
+        let stored = message("NATS/1.0\r\nNats-Subject: a.b\r\n\r\n", r#"{"val":"7"}"#);
+        let mut batch = Batch::default();
+        batch.push(stored.clone()).unwrap();
+        let entries: Vec<_> = batch.into_entries().collect();
+        assert_eq!(entries, [("a.b".to_owned(), Bytes::from_static(br#"{"val":"7"}"#))]);
+        assert!(read_stored(stored).unwrap().is_some());
+        assert_eq!(read_stored(message("NATS/1.0 404 Message Not Found\r\n\r\n", "")), Ok(None));
+        assert_eq!(read_stored(message("NATS/1.0\r\nKV-Operation: DEL\r\n\r\n", "")), Ok(None));
+        assert!(read_stored(message("NATS/1.0 503\r\n\r\n", "")).is_err());
+    }
+
+    #[test]
     fn a_message_that_is_not_the_first_is_told_from_a_refusal() {
         let reply = r#"{"error":{"code":400,"err_code":10071,"description":"wrong last sequence: 1"},"stream":"KV_requests","seq":0}"#;
         assert_eq!(read_ack(&message("", reply)), Err(PublishError::Exists));
@@ -264,7 +323,7 @@ mod tests {
 
     #[test]
     fn requests_are_as_the_server_wants_them() {
-        assert_eq!(last_by_subject("$KV.workers.>"), r#"{"multi_last":["$KV.workers.>"]}"#);
+        assert_eq!(last_by_subject(["$KV.workers.>"]), r#"{"multi_last":["$KV.workers.>"]}"#);
         let next: serde_json::Value = serde_json::from_slice(&next_by_subject("a.b", 8)).unwrap();
         assert_eq!(next, serde_json::json!({"next_by_subj": "a.b", "seq": 8, "batch": 1000}));
     }

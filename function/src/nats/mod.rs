@@ -2,9 +2,11 @@
 //! the pool in which idle connections wait.
 //!
 //! [`codec`] is the protocol, [`handshake`] what a connection begins with, [`jetstream`] what
-//! the server answers to a publish and to a direct get. The sockets are in `crate::io`.
+//! the server answers to a publish and to a direct get, [`round`] several requests at once. The
+//! sockets are in `crate::io`.
 
 pub mod codec;
 pub mod handshake;
 pub mod jetstream;
 pub mod pool;
+pub mod round;

@@ -28,6 +28,11 @@ const ESCAPES: &str = "nrbtf\\\"";
 /// Numbers beyond it are not exact in every reader (RFC 7493, section 2.2).
 const LARGEST: i64 = (1 << 53) - 1;
 
+/// An object's properties at most: the time to compile them grows with their number's square.
+const MOST_PROPERTIES: usize = 1000;
+/// Patterns of properties at most: each is compared with each other.
+const MOST_PATTERNS: usize = 20;
+
 /// Where the schema of any value is among the definitions.
 const ANY: &str = "any JSON value";
 
@@ -157,6 +162,7 @@ fn check(
             word => return Err(unsupported(word, &path)),
         }
     }
+    check_size(schema, path)?;
     check_least_properties(schema, path)?;
     *combines |= combines_conditions(schema);
     if strict { check_strict(schema, path) } else { Ok(()) }
@@ -213,6 +219,23 @@ fn check_reference(value: &Value, path: &str) -> Result<(), ApiError> {
             Err(invalid(path, &what, "Put the definition under '$defs' and refer to it as \"#/$defs/name\"."))
         }
     }
+}
+
+fn check_size(schema: &Map<String, Value>, path: &str) -> Result<(), ApiError> {
+    for (keyword, most) in
+        [("properties", MOST_PROPERTIES), ("required", MOST_PROPERTIES), ("patternProperties", MOST_PATTERNS)]
+    {
+        let count = match schema.get(keyword) {
+            Some(Value::Array(names)) => names.len(),
+            Some(Value::Object(members)) => members.len(),
+            _ => 0,
+        };
+        if count > most {
+            let what = format!("has {count} entries, of {most} that are allowed");
+            return Err(invalid(&format!("{path}.{keyword}"), &what, "Use fewer."));
+        }
+    }
+    Ok(())
 }
 
 /// Of properties that the schema does not name, the same could come twice and count once.

@@ -53,6 +53,7 @@ fn what_is_no_schema_is_refused_where_it_is() {
         (json!({ "minimum": 1e300 }), "s.minimum"),
         (json!({ "const": "\u{1}" }), "s.const"),
         (json!({ "minProperties": 2 }), "s.minProperties"),
+        (json!({ "required": vec!["a"; MOST_PROPERTIES + 1] }), "s.required"),
     ] {
         assert_eq!(refusal(schema, false), (ErrorCode::InvalidValue, path.to_owned()));
     }

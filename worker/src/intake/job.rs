@@ -11,12 +11,14 @@ use emberline_shared::event::{EventKind, Usage};
 use emberline_shared::job::Job;
 use emberline_shared::record::Standing;
 use emberline_shared::subject::{self, JobId};
+use emberline_shared::usage::Outcome;
 use futures::StreamExt;
 use serde::Deserialize;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
-use super::event_log::{EventLog, NotStored};
+use super::account::{Charge, Tally};
+use super::event_log::EventLog;
 use super::slots::Slot;
 use super::{Intake, Phase, reached};
 use crate::bus::ACK_WAIT;
@@ -122,8 +124,9 @@ impl Run<'_> {
         // A cancel from before anybody listened.
         if self.job.background.is_some() && self.is_cancelled().await {
             drop(slot);
+            let tally = Tally::stopped(Usage::default(), Outcome::Cancelled);
             let last = log.cancel(self.job.request.n, Usage::default());
-            return self.settle(&mut log, last).await;
+            return self.settle(&mut log, last, tally).await;
         }
         tracing::info!(job = %id, attempt = self.attempt, "started");
         let deadline = until(self.job.deadline);
@@ -132,19 +135,22 @@ impl Run<'_> {
         match self.follow(&mut log, events, control, deadline).await {
             End::Finished(last) => {
                 drop(slot);
-                self.settle(&mut log, last).await;
+                let tally = Tally::of(&last);
+                self.settle(&mut log, last, tally).await;
             }
             End::Abandoned(why) => {
                 let usage = engine.cancel(&id).await.unwrap_or_default();
                 drop(slot);
                 tracing::info!(job = %id, why, tokens = usage.completion_tokens, "abandoned");
+                let tally = Tally::stopped(usage, Outcome::Cancelled);
                 let last = log.cancel(self.job.request.n, usage);
-                self.settle(&mut log, last).await;
+                self.settle(&mut log, last, tally).await;
             }
             End::Late => {
-                engine.cancel(&id).await;
+                let usage = engine.cancel(&id).await.unwrap_or_default();
                 drop(slot);
-                self.fail(log, late()).await;
+                let tally = Tally::stopped(usage, Outcome::Failed(ErrorCode::Timeout));
+                self.settle(&mut log, EventKind::Error(late().into()), tally).await;
             }
             End::HandedBack(why) => {
                 // Another worker need not wait for the end of this one's step.
@@ -222,7 +228,9 @@ impl Run<'_> {
     }
 
     async fn fail(&self, mut log: EventLog, error: ApiError) {
-        self.settle(&mut log, EventKind::Error(error.into())).await;
+        let last = EventKind::Error(error.into());
+        let tally = Tally::of(&last);
+        self.settle(&mut log, last, tally).await;
     }
 
     async fn hand_back(&self, why: &str) {
@@ -230,32 +238,33 @@ impl Run<'_> {
         acknowledge(self.message, AckKind::Nak(None)).await;
     }
 
-    /// Stores the rest of the log, and only then takes the job off the queue.
-    async fn settle(&self, log: &mut EventLog, last: EventKind) {
-        let id = &self.job.id;
-        let outcome = match &last {
-            EventKind::Error(error) => format!("{:?}", error.code),
-            _ => "done".to_owned(),
-        };
-        if let Err(error) = conclude(self.message, log, last).await {
+    /// Charges the job, stores the rest of the log, and only then takes the job off the queue.
+    async fn settle(&self, log: &mut EventLog, last: EventKind, tally: Tally) {
+        let (id, outcome) = (&self.job.id, tally.outcome);
+        let mut charge = Charge::new(self.intake.bus.clone(), &self.job, &tally);
+        charge.send().await;
+        if let Err(error) = in_hand(self.message, log.finish(last)).await {
             tracing::error!(job = %id, %error, "the log can't be completed");
             return self.hand_back("its log has gaps").await;
         }
+        if let Err(error) = in_hand(self.message, charge.confirm()).await {
+            // The client has its answer; computing it once more would cost more than it brings.
+            tracing::error!(job = %id, %error, "its key is not charged in full");
+        }
         match self.message.double_ack().await {
-            Ok(()) => tracing::info!(job = %id, outcome, "ended"),
-            Err(error) => tracing::warn!(job = %id, outcome, %error, "ended, but not acknowledged"),
+            Ok(()) => tracing::info!(job = %id, ?outcome, "ended"),
+            Err(error) => tracing::warn!(job = %id, ?outcome, %error, "ended, but not acknowledged"),
         }
     }
 }
 
-/// Ends a log; nats-server hears meanwhile that the job is in hand.
-async fn conclude(message: &Message, log: &mut EventLog, last: EventKind) -> Result<(), NotStored> {
+/// Does what a job ends with; nats-server hears meanwhile that the job is in hand.
+async fn in_hand<T>(message: &Message, work: impl Future<Output = T>) -> T {
     let mut progress = progress();
-    let stored = log.finish(last);
-    tokio::pin!(stored);
+    tokio::pin!(work);
     loop {
         tokio::select! {
-            stored = &mut stored => return stored,
+            done = &mut work => return done,
             _ = progress.tick() => acknowledge(message, AckKind::Progress).await,
         }
     }
@@ -282,7 +291,7 @@ pub(super) async fn refuse(intake: &Intake, message: &Message, attempt: u32, ref
         let text = format!("The job could not be read by the worker: {refusal}.");
         let mut log = EventLog::of_unreadable(intake.bus.clone(), id.clone(), attempt);
         let error = ApiError::new(ErrorCode::InternalError, text);
-        if let Err(error) = conclude(message, &mut log, EventKind::Error(error.into())).await {
+        if let Err(error) = in_hand(message, log.finish(EventKind::Error(error.into()))).await {
             tracing::warn!(job = %id, %error, "its relay was not told");
         }
     }

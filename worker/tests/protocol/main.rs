@@ -4,6 +4,7 @@
 // What fails in here fails the test.
 #![allow(clippy::unwrap_used)]
 
+mod charges;
 mod jobs;
 mod lifecycle;
 mod log;

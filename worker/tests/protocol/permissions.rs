@@ -27,7 +27,7 @@ async fn client(nats: &NatsServer, user: &str, password: &str) -> (Client, mpsc:
 }
 
 #[tokio::test]
-async fn each_user_is_refused_what_only_the_other_may_do() {
+async fn each_user_is_refused_what_only_another_may_do() {
     let nats = NatsServer::start().await.unwrap();
     let _worker = Worker::start(&nats, &[]);
     Relay::new(&nats).await.wait_for_load(&[0]).await;
@@ -46,6 +46,10 @@ async fn each_user_is_refused_what_only_the_other_may_do() {
         "$JS.API.CONSUMER.MSG.NEXT.JOBS.worker-m",
         "$JS.API.DIRECT.GET.JOBS",
         "$JS.ACK.JOBS.worker-m.1.1.1.1.1",
+        "$KV.keys.x",
+        "$JS.API.DIRECT.GET.KV_keys",
+        "emberline.usage.x",
+        "$JS.API.DIRECT.GET.USAGE",
         "elsewhere",
     ];
     refused(
@@ -65,9 +69,26 @@ async fn each_user_is_refused_what_only_the_other_may_do() {
         "$JS.API.STREAM.CREATE.OTHER",
         "$JS.API.CONSUMER.CREATE.EVENTS.c",
         "$JS.API.CONSUMER.DELETE.JOBS.worker-m",
+        "$KV.keys.x",
+        "$JS.API.DIRECT.GET.KV_keys",
         "elsewhere",
     ];
     refused(worker, &worker_may_not, &["emberline.jobs.*", "_INBOX_function.>", "$KV.workers.*", ">"]).await;
+
+    let admin = client(&nats, "admin", nats.admin_password()).await;
+    let admin_may_not = [
+        jobs.as_str(),
+        control.as_str(),
+        events.as_str(),
+        "emberline.limits.x",
+        "emberline.usage.x",
+        "$KV.workers.x",
+        "$JS.API.STREAM.CREATE.JOBS",
+        "$JS.API.STREAM.DELETE.KV_keys",
+        "$JS.API.STREAM.PURGE.USAGE",
+        "elsewhere",
+    ];
+    refused(admin, &admin_may_not, &["emberline.events.*", "_INBOX_function.>", "$KV.keys.*", ">"]).await;
 }
 
 async fn refused(

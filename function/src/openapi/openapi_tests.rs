@@ -1,8 +1,12 @@
 use emberline_shared::answer::{Choice, Envelope};
-use emberline_shared::chat::ChatAnswer;
+use emberline_shared::chat::{ChatAnswer, ChatRequest};
+use emberline_shared::completions::CompletionRequest;
+use emberline_shared::embeddings;
 use emberline_shared::event::Usage;
 use emberline_shared::job::ToolChoice;
+use emberline_shared::responses::ResponsesRequest;
 use emberline_shared::subject::JobId;
+use emberline_shared::tokenize::TokenRequest;
 use http::Method;
 
 use super::*;
@@ -52,11 +56,12 @@ fn every_example_is_read() {
     };
     ChatRequest::parse(example("/v1/chat/completions")).unwrap();
     CompletionRequest::parse(example("/v1/completions")).unwrap();
+    ResponsesRequest::parse(example("/v1/responses")).unwrap();
     TokenRequest::parse_tokenize(example("/tokenize")).unwrap();
     TokenRequest::parse_detokenize(example("/detokenize")).unwrap();
     embeddings::parse_model(example("/v1/embeddings")).unwrap();
     let requests = OPERATIONS.iter().filter(|operation| operation.request.is_some());
-    assert_eq!(requests.count(), 5, "an example of another endpoint is not tried here");
+    assert_eq!(requests.count(), 6, "an example of another endpoint is not tried here");
 }
 
 #[test]

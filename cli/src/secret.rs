@@ -1,0 +1,55 @@
+//! Secrets: new API keys.
+
+use std::io;
+
+use rand::TryRng;
+use rand::rngs::SysRng;
+
+/// A new API key: `sk-emb-` and 32 bytes of the system's randomness in base 62.
+pub(crate) fn new_api_key() -> io::Result<String> {
+    let mut secret = [0; 32];
+    SysRng.try_fill_bytes(&mut secret).map_err(io::Error::other)?;
+    Ok(format!("sk-emb-{}", base62(secret)))
+}
+
+/// A number of 256 bits, most significant byte first, in 43 digits, letters after figures.
+fn base62(mut number: [u8; 32]) -> String {
+    const BASE: u16 = 62;
+    // 62^43 is the first power above 2^256.
+    let mut digits = [0_u8; 43];
+    for digit in digits.iter_mut().rev() {
+        let mut rest = 0;
+        for byte in &mut number {
+            let part = rest << 8 | u16::from(*byte);
+            *byte = (part / BASE) as u8;
+            rest = part % BASE;
+        }
+        *digit = match rest as u8 {
+            figure @ 0..10 => b'0' + figure,
+            capital @ 10..36 => b'A' + capital - 10,
+            small => b'a' + small - 36,
+        };
+    }
+    digits.map(char::from).iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base_62_is_positional() {
+        let number = |low: u16| {
+            let mut bytes = [0; 32];
+            bytes[30..].copy_from_slice(&low.to_be_bytes());
+            base62(bytes)
+        };
+        for (low, end) in
+            [(0, "000"), (9, "009"), (10, "00A"), (61, "00z"), (62, "010"), (62 * 62 + 36, "10a")]
+        {
+            assert_eq!(number(low), format!("{}{end}", "0".repeat(40)));
+        }
+        // Computed with Python's integers.
+        assert_eq!(base62([255; 32]), "yhjskwdA6OZ1AL1YmHWZWm8LLG7HjnuCA2j5rOw8Xp1");
+    }
+}

@@ -1,0 +1,189 @@
+//! `emberline usage`: what keys and models have used, as the workers told at the end of each job.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+
+use clap::{Args, ValueEnum};
+use emberline_shared::key::KeyId;
+use emberline_shared::subject::{USAGE_STREAM, USAGE_SUBJECTS};
+use emberline_shared::usage::{Outcome, UsageEvent};
+
+use crate::access::{AdminArgs, each_stored};
+use crate::cache::Cache;
+use crate::keys::Keys;
+use crate::status::table;
+use crate::up::runtime;
+use crate::when::{self, When, now_ms, parse_when};
+
+#[derive(Debug, Args)]
+pub(crate) struct UsageArgs {
+    /// What to sum up by
+    #[arg(long, value_enum, default_value_t = By::Key)]
+    by: By,
+    /// Only jobs that ended since then: a time like 30d, or a date like 2026-11-01 (UTC)
+    #[arg(long, value_parser = parse_when, value_name = "WHEN")]
+    since: Option<When>,
+    /// Print CSV
+    #[arg(long)]
+    csv: bool,
+    #[command(flatten)]
+    access: AdminArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum By {
+    Key,
+    Model,
+    Day,
+}
+
+/// What a group of jobs has used.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Sum {
+    jobs: u64,
+    cancelled: u64,
+    failed: u64,
+    prompt_tokens: u64,
+    cached_tokens: u64,
+    completion_tokens: u64,
+}
+
+impl Sum {
+    fn add(&mut self, event: &UsageEvent) {
+        self.jobs += 1;
+        match event.outcome {
+            Outcome::Done => {}
+            Outcome::Cancelled => self.cancelled += 1,
+            Outcome::Failed(_) => self.failed += 1,
+        }
+        self.prompt_tokens += u64::from(event.usage.prompt_tokens);
+        self.cached_tokens += u64::from(event.usage.cached_tokens);
+        self.completion_tokens += u64::from(event.usage.completion_tokens);
+    }
+}
+
+/// Names of keys by their ids.
+type Names = HashMap<KeyId, String>;
+
+pub(crate) fn run(args: &UsageArgs, cache: &Cache) -> anyhow::Result<()> {
+    let access = args.access.resolve(cache)?;
+    let since = args.since.map(|since| since.ago(now_ms()));
+    let (names, sums, unreadable) = runtime()?.block_on(async {
+        let keys = Keys::open(&access).await?;
+        let names: Names =
+            keys.list().await?.into_iter().map(|entry| (entry.record.id, entry.record.name)).collect();
+        let client = access.connect().await?;
+        let (mut sums, mut unreadable) = (BTreeMap::<String, Sum>::new(), 0_u64);
+        each_stored(&client, USAGE_STREAM, USAGE_SUBJECTS, since, |stored| {
+            match serde_json::from_slice::<UsageEvent>(&stored.payload) {
+                Ok(event) => sums.entry(group(args.by, &event)).or_default().add(&event),
+                Err(_) => unreadable += 1,
+            }
+        })
+        .await?;
+        anyhow::Ok((names, sums, unreadable))
+    })?;
+    if unreadable > 0 {
+        eprintln!("{unreadable} jobs can't be read and are left out; upgrade emberline");
+    }
+    let (head, rows) = (head(args.by), rows(args.by, &sums, &names));
+    if args.csv {
+        write_csv(&head, &rows)
+    } else if rows.is_empty() {
+        println!("nothing was used");
+        Ok(())
+    } else {
+        println!("{}", table(&head, rows.into_iter()));
+        Ok(())
+    }
+}
+
+fn group(by: By, event: &UsageEvent) -> String {
+    match by {
+        By::Key => event.key.to_string(),
+        By::Model => event.model.clone(),
+        By::Day => when::day(event.finished),
+    }
+}
+
+fn head(by: By) -> Vec<String> {
+    let group: &[&str] = match by {
+        By::Key => &["key", "name"],
+        By::Model => &["model"],
+        By::Day => &["day"],
+    };
+    let sums = ["jobs", "cancelled", "failed", "prompt_tokens", "cached_tokens", "completion_tokens"];
+    group.iter().chain(&sums).map(|&name| name.to_owned()).collect()
+}
+
+fn rows(by: By, sums: &BTreeMap<String, Sum>, names: &Names) -> Vec<Vec<String>> {
+    let name = |group: &String| {
+        let id = KeyId::try_from(group.clone()).ok()?;
+        Some(names.get(&id).cloned().unwrap_or_default())
+    };
+    let row = |(group, sum): (&String, &Sum)| {
+        let numbers = [
+            sum.jobs,
+            sum.cancelled,
+            sum.failed,
+            sum.prompt_tokens,
+            sum.cached_tokens,
+            sum.completion_tokens,
+        ];
+        let name = Some(group).filter(|_| by == By::Key).map(|group| name(group).unwrap_or_default());
+        let group = [group.clone()].into_iter().chain(name);
+        group.chain(numbers.map(|number| number.to_string())).collect()
+    };
+    sums.iter().map(row).collect()
+}
+
+fn write_csv(head: &[String], rows: &[Vec<String>]) -> anyhow::Result<()> {
+    let mut writer = csv::Writer::from_writer(io::stdout());
+    writer.write_record(head)?;
+    for row in rows {
+        writer.write_record(row)?;
+    }
+    Ok(writer.flush()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use emberline_shared::error::ErrorCode;
+    use emberline_shared::event::{Timings, Usage};
+    use emberline_shared::subject::JobId;
+
+    fn event(key: &[u8], outcome: Outcome) -> UsageEvent {
+        UsageEvent {
+            v: 2,
+            job: JobId::from_random(1),
+            key: KeyId::of_key(key),
+            model: "m".into(),
+            usage: Usage { prompt_tokens: 10, cached_tokens: 4, completion_tokens: 3 },
+            timings: Timings::default(),
+            created: 0,
+            finished: 86_400_000,
+            outcome,
+        }
+    }
+
+    #[test]
+    fn jobs_are_summed_up_by_group() {
+        let failed = Outcome::Failed(ErrorCode::Timeout);
+        let events = [event(b"abc", Outcome::Done), event(b"abc", Outcome::Cancelled), event(b"x", failed)];
+        let table = |by| {
+            let mut sums = BTreeMap::<String, Sum>::new();
+            events.iter().for_each(|event| sums.entry(group(by, event)).or_default().add(event));
+            let names = Names::from([(KeyId::of_key(b"abc"), "Ada".to_owned())]);
+            let rows = rows(by, &sums, &names);
+            assert!(rows.iter().all(|row| row.len() == head(by).len()));
+            rows
+        };
+        assert_eq!(table(By::Model), [["m", "3", "1", "1", "30", "12", "9"].map(String::from)]);
+        assert_eq!(table(By::Day), [["1970-01-02", "3", "1", "1", "30", "12", "9"].map(String::from)]);
+        let keys = table(By::Key);
+        assert_eq!(keys.len(), 2);
+        let ada = keys.iter().find(|row| row[1] == "Ada").unwrap();
+        assert_eq!(ada[2..], ["2", "1", "0", "20", "8", "6"]);
+    }
+}

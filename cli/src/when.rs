@@ -1,0 +1,116 @@
+//! Times as people write and read them: `30d` or `2027-01-31`, always UTC.
+
+use std::time::{Duration, SystemTime};
+
+use time::format_description::well_known::Iso8601;
+use time::{Date, OffsetDateTime, Time};
+
+/// Unix milliseconds.
+pub(crate) fn now_ms() -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    milliseconds(now)
+}
+
+pub(crate) fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A point in time: so far from now, or the start of a day.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum When {
+    /// This far from now.
+    Off(Duration),
+    /// Unix milliseconds.
+    At(u64),
+}
+
+impl When {
+    /// Unix milliseconds, for a time to come.
+    pub(crate) fn ahead(self, now_ms: u64) -> u64 {
+        match self {
+            Self::Off(duration) => now_ms.saturating_add(milliseconds(duration)),
+            Self::At(ms) => ms,
+        }
+    }
+
+    /// The same for one that has been.
+    pub(crate) fn ago(self, now_ms: u64) -> u64 {
+        match self {
+            Self::Off(duration) => now_ms.saturating_sub(milliseconds(duration)),
+            Self::At(ms) => ms,
+        }
+    }
+}
+
+/// Reads `90s`, `15m`, `12h`, `30d`, `2w`, or a date.
+pub(crate) fn parse_when(text: &str) -> Result<When, String> {
+    if let Ok(duration) = parse_duration(text) {
+        return Ok(When::Off(duration));
+    }
+    let date = Date::parse(text, &Iso8601::DATE);
+    let date = date.map_err(|_| "give a time like 12h or 30d, or a date like 2027-01-31".to_owned())?;
+    let start = date.with_time(Time::MIDNIGHT).assume_utc().unix_timestamp();
+    Ok(When::At(u64::try_from(start).unwrap_or(0).saturating_mul(1000)))
+}
+
+/// Reads `90s`, `15m`, `12h`, `30d` or `2w`.
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
+    let wrong = || "give a time like 90s, 15m, 12h, 30d or 2w".to_owned();
+    let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(wrong)?;
+    let seconds: u64 = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 60 * 60,
+        "d" => 24 * 60 * 60,
+        "w" => 7 * 24 * 60 * 60,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    number.checked_mul(seconds).map(Duration::from_secs).ok_or_else(wrong)
+}
+
+fn at(ms: u64) -> OffsetDateTime {
+    let nanoseconds = i128::from(ms) * 1_000_000;
+    OffsetDateTime::from_unix_timestamp_nanos(nanoseconds).unwrap_or(OffsetDateTime::UNIX_EPOCH)
+}
+
+/// `2026-11-23`.
+pub(crate) fn day(ms: u64) -> String {
+    at(ms).date().to_string()
+}
+
+/// `2026-11-23 08:41`.
+pub(crate) fn minute(ms: u64) -> String {
+    let at = at(ms);
+    format!("{} {:02}:{:02}", at.date(), at.hour(), at.minute())
+}
+
+/// As nats-server reads it.
+pub(crate) fn rfc3339(ms: u64) -> String {
+    let at = at(ms);
+    let milliseconds = at.millisecond();
+    format!("{}T{:02}:{:02}:{:02}.{milliseconds:03}Z", at.date(), at.hour(), at.minute(), at.second())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read() {
+        assert_eq!(parse_when("30d"), Ok(When::Off(Duration::from_secs(30 * 86_400))));
+        assert_eq!(parse_when("1970-01-02"), Ok(When::At(86_400_000)));
+        assert_eq!(parse_when("2w").map(|when| when.ahead(5)), Ok(5 + 14 * 86_400_000));
+        assert_eq!(parse_when("1h").map(|when| when.ago(3_600_001)), Ok(1));
+        for wrong in ["", "d", "-1d", "30", "1.5h", "99999999999999999999d", "2027-13-01", "tomorrow", "é"] {
+            assert!(parse_when(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn times_are_written() {
+        let ms = 1_795_423_300_042;
+        assert_eq!((day(ms).as_str(), minute(ms).as_str()), ("2026-11-23", "2026-11-23 08:41"));
+        assert_eq!(rfc3339(ms), "2026-11-23T08:41:40.042Z");
+    }
+}

@@ -1,0 +1,63 @@
+//! What was read a moment ago: a bounded map whose entries are soon too old.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+
+/// Values by key, each believed for a while.
+#[derive(Debug)]
+pub struct Cache<K, V> {
+    max_entries: usize,
+    max_age_ns: u64,
+    /// When each was asked for.
+    entries: HashMap<K, (u64, V)>,
+}
+
+impl<K: Eq + Hash, V: Clone> Cache<K, V> {
+    /// An empty cache of values that are believed for `max_age_ns`.
+    pub fn new(max_entries: usize, max_age_ns: u64) -> Self {
+        Self { max_entries, max_age_ns, entries: HashMap::new() }
+    }
+
+    /// What was known of `key` at most the maximal age ago.
+    pub fn get(&self, key: &K, now_ns: u64) -> Option<V> {
+        let (since, value) = self.entries.get(key)?;
+        (now_ns.saturating_sub(*since) < self.max_age_ns).then(|| value.clone())
+    }
+
+    /// Keeps what was asked for at `asked_ns`: it may have changed since.
+    pub fn put(&mut self, key: K, asked_ns: u64, value: V) {
+        if self.entries.len() >= self.max_entries {
+            let max_age = self.max_age_ns;
+            self.entries.retain(|_, (since, _)| asked_ns.saturating_sub(*since) < max_age);
+        }
+        if self.entries.len() >= self.max_entries {
+            self.entries.clear();
+        }
+        self.entries.insert(key, (asked_ns, value));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_believed_for_a_while() {
+        let mut cache = Cache::new(10, 100);
+        cache.put("a", 50, 1);
+        assert_eq!((cache.get(&"a", 149), cache.get(&"a", 150), cache.get(&"b", 50)), (Some(1), None, None));
+        cache.put("a", 150, 2);
+        assert_eq!(cache.get(&"a", 200), Some(2));
+    }
+
+    #[test]
+    fn it_is_bounded() {
+        let mut cache = Cache::new(10, 100);
+        (0..1000_u64).for_each(|n| cache.put(n, n, ()));
+        assert!(cache.entries.len() <= 10);
+        assert!(cache.get(&999, 999).is_some());
+        let mut crowded = Cache::new(10, 100);
+        (0..1000_u64).for_each(|n| crowded.put(n, 0, ()));
+        assert!(crowded.entries.len() <= 10 && crowded.get(&999, 0).is_some());
+    }
+}

@@ -1,0 +1,343 @@
+//! Whether a key's limits leave room for a request, and what its answer's headers say of them.
+//!
+//! [`Gauge`] says which counters to read and to raise; [`Standing`] is what came of it. The
+//! counters themselves are in NATS: raising one returns its sum, so that of any number of requests
+//! at once, wherever they are served, exactly as many pass as there is room for.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+
+use emberline_shared::error::{ApiError, ErrorCode};
+use emberline_shared::key::{KeyId, KeyLimits};
+use emberline_shared::limits::{Bucket, Counter, Unit};
+use http::header::RETRY_AFTER;
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+/// Slices that the longest life of a job is cut into.
+const SLICES: u64 = 8;
+/// Shortest slice, in milliseconds.
+const MIN_SLICE_MS: u64 = 1000;
+/// When to try again while the key's other jobs run; nobody knows when one ends.
+const JOBS_WAIT_MS: u64 = 1000;
+
+/// Amounts by which counters are raised.
+pub type Increments = Vec<(Bucket, i64)>;
+/// The sums of counters; one that is not there is zero.
+pub type Sums = BTreeMap<Bucket, i64>;
+
+/// A key's counters at one moment.
+#[derive(Debug, Clone)]
+pub struct Gauge<'a> {
+    /// The key.
+    pub key: &'a KeyId,
+    /// Its limits.
+    pub limits: &'a KeyLimits,
+    /// Unix milliseconds.
+    pub now_ms: u64,
+    /// How long a job may live, in milliseconds.
+    pub job_life_ms: u64,
+}
+
+impl Gauge<'_> {
+    fn bucket(&self, counter: Counter, number: u64) -> Bucket {
+        Bucket { key: self.key.clone(), counter, number }
+    }
+
+    /// What the key limits: counter, limit, unit, length in milliseconds.
+    fn windows(&self) -> impl Iterator<Item = (Counter, u64, Unit, u64)> {
+        let limits = self.limits;
+        Counter::WINDOWS.into_iter().filter_map(move |counter| {
+            let (unit, length) = counter.window()?;
+            Some((counter, counter.limit(limits)?, unit, length))
+        })
+    }
+
+    /// What a request raises whose jobs may take so many tokens.
+    pub fn increments(&self, tokens: u64, jobs: usize) -> Increments {
+        let jobs = i64::try_from(jobs).unwrap_or(i64::MAX);
+        let tokens = i64::try_from(tokens).unwrap_or(i64::MAX);
+        let windows = self.windows().map(|(counter, _, unit, length)| {
+            let amount = if unit == Unit::Tokens { tokens } else { 1 };
+            (self.bucket(counter, self.now_ms.checked_div(length).unwrap_or(0)), amount)
+        });
+        let deadline = self.now_ms.saturating_add(self.job_life_ms);
+        let job = self.limits.jobs_at_once.map(|_| (self.slice_of(deadline), jobs));
+        windows.chain(job).collect()
+    }
+
+    /// Everything that [`Gauge::standing`] has to know.
+    pub fn buckets(&self) -> BTreeSet<Bucket> {
+        let windows = self.windows().flat_map(|(counter, _, _, length)| {
+            let number = self.now_ms.checked_div(length).unwrap_or(0);
+            [number.saturating_sub(1), number].map(|number| self.bucket(counter, number))
+        });
+        windows.chain(self.limits.jobs_at_once.into_iter().flat_map(|_| self.slices())).collect()
+    }
+
+    fn slice_ms(&self) -> u64 {
+        self.job_life_ms.div_ceil(SLICES).max(MIN_SLICE_MS)
+    }
+
+    fn slice_of(&self, deadline: u64) -> Bucket {
+        let slice = self.slice_ms();
+        // The first end of a slice that is not before the deadline.
+        self.bucket(Counter::Jobs, deadline.div_ceil(slice).saturating_mul(slice))
+    }
+
+    /// The slices in which a job that may still run has its deadline.
+    fn slices(&self) -> impl Iterator<Item = Bucket> {
+        let last = SLICES.saturating_add(1);
+        let slice = self.slice_ms();
+        (0..=last).map(move |n| self.slice_of(self.now_ms.saturating_add(n.saturating_mul(slice))))
+    }
+
+    /// How the key stands.
+    pub fn standing(&self, sums: &Sums) -> Standing {
+        let sum = |bucket: &Bucket| sums.get(bucket).copied().unwrap_or(0);
+        let window = |(counter, limit, unit, length): (Counter, u64, Unit, u64)| {
+            let number = self.now_ms.checked_div(length).unwrap_or(0);
+            Window {
+                counter,
+                unit,
+                limit,
+                length,
+                elapsed: self.now_ms.checked_rem(length).unwrap_or(0),
+                previous: count(sum(&self.bucket(counter, number.saturating_sub(1)))),
+                current: count(sum(&self.bucket(counter, number))),
+            }
+        };
+        let jobs = self.limits.jobs_at_once.map(|limit| {
+            let running = self.slices().map(|slice| count(sum(&slice)));
+            (limit, running.fold(0, u64::saturating_add))
+        });
+        Standing { now_ms: self.now_ms, windows: self.windows().map(window).collect(), jobs }
+    }
+}
+
+/// More may be taken back than is there, when the counters of a minute were lost with nats-server.
+fn count(sum: i64) -> u64 {
+    u64::try_from(sum).unwrap_or(0)
+}
+
+/// A window of time that is limited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Window {
+    counter: Counter,
+    unit: Unit,
+    limit: u64,
+    /// All in milliseconds.
+    length: u64,
+    elapsed: u64,
+    previous: u64,
+    current: u64,
+}
+
+impl Window {
+    /// Estimate of what was used in the last `length`.
+    fn used(&self) -> u64 {
+        let rest = self.length.saturating_sub(self.elapsed);
+        scaled(self.previous, rest, self.length).saturating_add(self.current)
+    }
+
+    fn remaining(&self) -> u64 {
+        self.limit.saturating_sub(self.used())
+    }
+
+    /// Milliseconds until no more than `wanted` counts as used, if nothing is added.
+    fn wait_for(&self, wanted: u64) -> u64 {
+        if self.used() <= wanted {
+            return 0;
+        }
+        match wanted.checked_sub(self.current) {
+            // What is left of the bucket before fades.
+            Some(rest) => faded(self.previous, rest, self.length).saturating_sub(self.elapsed),
+            // So must a part of this one, when it is the bucket before.
+            None => {
+                let next = self.length.saturating_sub(self.elapsed);
+                next.saturating_add(faded(self.current, wanted, self.length))
+            }
+        }
+    }
+
+    fn words(&self) -> (&'static str, &'static str) {
+        match self.counter {
+            Counter::RequestsMinute => ("requests", "minute"),
+            Counter::RequestsHour => ("requests", "hour"),
+            Counter::RequestsDay => ("requests", "day"),
+            Counter::TokensMinute => ("tokens", "minute"),
+            Counter::TokensDay => ("tokens", "day"),
+            Counter::Jobs => ("jobs", "moment"),
+        }
+    }
+}
+
+/// `amount` times `part` by `whole`, rounded down.
+fn scaled(amount: u64, part: u64, whole: u64) -> u64 {
+    let product = u128::from(amount).saturating_mul(part.into());
+    u64::try_from(product.checked_div(whole.into()).unwrap_or(0)).unwrap_or(u64::MAX)
+}
+
+/// How much of a bucket's successor has passed when only `rest` of its `amount` still counts.
+fn faded(amount: u64, rest: u64, length: u64) -> u64 {
+    let most = u128::from(rest).saturating_add(1).saturating_mul(length.into()).saturating_sub(1);
+    let covered = most.checked_div(amount.into()).unwrap_or(0);
+    length.saturating_sub(u64::try_from(covered).unwrap_or(u64::MAX))
+}
+
+/// How a key stands against its limits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    now_ms: u64,
+    windows: Vec<Window>,
+    /// Limit and number of jobs.
+    jobs: Option<(u64, u64)>,
+}
+
+/// A request that is one too many.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    message: String,
+    wait_ms: u64,
+    /// No waiting will help.
+    never: bool,
+}
+
+impl Standing {
+    /// Whether a request of so many tokens, which is counted already, is within all limits.
+    pub fn judge(&self, tokens: u64) -> Result<(), Refusal> {
+        let windows = self.windows.iter().filter(|window| window.used() > window.limit);
+        let windows = windows.map(|window| refusal(window, tokens));
+        let jobs = self.jobs.filter(|(limit, running)| running > limit).map(|(limit, running)| Refusal {
+            message: format!(
+                "This key may have {limit} jobs at once, and with this request {running} would wait or run. \
+                 Wait until others have ended."
+            ),
+            wait_ms: JOBS_WAIT_MS,
+            never: false,
+        });
+        // What keeps it waiting longest.
+        match windows.chain(jobs).max_by_key(|refusal| (refusal.never, refusal.wait_ms)) {
+            Some(refusal) => Err(refusal),
+            None => Ok(()),
+        }
+    }
+
+    /// The same without a job of so many tokens that was counted and is taken back.
+    pub fn without(mut self, tokens: u64) -> Self {
+        for window in &mut self.windows {
+            let cost = if window.unit == Unit::Tokens { tokens } else { 1 };
+            window.current = window.current.saturating_sub(cost);
+        }
+        self
+    }
+
+    /// What is said of it in an answer's headers: of requests and of tokens that window which
+    /// leaves least, in OpenAI's words, and of the first of these in the other common ones.
+    pub fn headers(&self) -> HeaderMap {
+        let least = |unit| {
+            let windows = self.windows.iter().filter(move |window| window.unit == unit);
+            windows.min_by_key(|window| (window.remaining(), Reverse(window.wait_for(0))))
+        };
+        let (requests, tokens) = (least(Unit::Requests), least(Unit::Tokens));
+        let mut headers = HeaderMap::new();
+        for (window, [limit, remaining, reset]) in [(requests, REQUESTS), (tokens, TOKENS)] {
+            let Some(window) = window else { continue };
+            headers.insert(limit, window.limit.into());
+            headers.insert(remaining, window.remaining().into());
+            if let Ok(duration) = HeaderValue::from_str(&duration(window.wait_for(0))) {
+                headers.insert(reset, duration);
+            }
+        }
+        if let Some(window) = requests.or(tokens) {
+            let reset_ms = self.now_ms.saturating_add(window.wait_for(0));
+            headers.insert(LIMIT, window.limit.into());
+            headers.insert(REMAINING, window.remaining().into());
+            headers.insert(RESET, reset_ms.div_ceil(1000).into());
+            headers.insert(WINDOW, window.length.div_euclid(1000).into());
+        }
+        headers
+    }
+}
+
+const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
+const REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
+const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
+const WINDOW: HeaderName = HeaderName::from_static("x-ratelimit-window");
+const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+const REQUESTS: [HeaderName; 3] = [
+    HeaderName::from_static("x-ratelimit-limit-requests"),
+    HeaderName::from_static("x-ratelimit-remaining-requests"),
+    HeaderName::from_static("x-ratelimit-reset-requests"),
+];
+const TOKENS: [HeaderName; 3] = [
+    HeaderName::from_static("x-ratelimit-limit-tokens"),
+    HeaderName::from_static("x-ratelimit-remaining-tokens"),
+    HeaderName::from_static("x-ratelimit-reset-tokens"),
+];
+
+fn refusal(window: &Window, tokens: u64) -> Refusal {
+    let cost = if window.unit == Unit::Tokens { tokens } else { 1 };
+    let before = Window { current: window.current.saturating_sub(cost), ..*window };
+    let (what, span) = window.words();
+    let Window { limit, .. } = *window;
+    let Some(room) = limit.checked_sub(cost) else {
+        let message = format!(
+            "This request may take {cost} tokens, prompt and answer together, and the key {limit} a {span}. \
+             Set a smaller 'max_tokens' or shorten the prompt."
+        );
+        return Refusal { message, wait_ms: before.wait_for(0), never: true };
+    };
+    let wait_ms = before.wait_for(room);
+    let wait = duration(wait_ms);
+    let message = match window.unit {
+        Unit::Requests => format!("This key may send {limit} {what} a {span}. Try again in {wait}."),
+        Unit::Tokens => format!(
+            "This key may use {limit} {what} a {span}; {} are left and this request may take {cost}. \
+             Try again in {wait}, or set a smaller 'max_tokens'.",
+            before.remaining()
+        ),
+    };
+    Refusal { message, wait_ms, never: false }
+}
+
+impl Refusal {
+    /// When to come again.
+    pub fn headers(&self) -> HeaderMap {
+        let wait_ms = self.wait_ms.max(1);
+        let mut headers = HeaderMap::new();
+        headers.insert(RETRY_AFTER, wait_ms.div_ceil(1000).into());
+        headers.insert(RETRY_AFTER_MS, wait_ms.into());
+        if self.never {
+            headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+        }
+        headers
+    }
+}
+
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> Self {
+        Self::new(ErrorCode::RateLimitExceeded, refusal.message)
+    }
+}
+
+/// `6m0s`, `8.64s`, `12ms`: as Go writes durations, and OpenAI's headers.
+fn duration(ms: u64) -> String {
+    if (1..1000).contains(&ms) {
+        return format!("{ms}ms");
+    }
+    let (seconds, ms) = (ms.div_euclid(1000), ms.rem_euclid(1000));
+    let (minutes, seconds) = (seconds.div_euclid(60), seconds.rem_euclid(60));
+    let (hours, minutes) = (minutes.div_euclid(60), minutes.rem_euclid(60));
+    let fraction = if ms == 0 { String::new() } else { format!(".{ms:03}") };
+    let fraction = fraction.trim_end_matches('0');
+    match (hours, minutes) {
+        (0, 0) => format!("{seconds}{fraction}s"),
+        (0, _) => format!("{minutes}m{seconds}{fraction}s"),
+        _ => format!("{hours}h{minutes}m{seconds}{fraction}s"),
+    }
+}
+
+#[cfg(test)]
+#[path = "limits_tests.rs"]
+mod tests;

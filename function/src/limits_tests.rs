@@ -1,0 +1,201 @@
+use super::*;
+use proptest::prelude::*;
+
+const MINUTE: u64 = 60_000;
+/// The start of a minute.
+const NOW: u64 = 28_000_000 * MINUTE;
+
+fn key() -> KeyId {
+    KeyId::of_key(b"abc")
+}
+
+fn limits(text: &str) -> KeyLimits {
+    KeyLimits::parse(text).unwrap()
+}
+
+fn window(limit: u64, previous: u64, current: u64, elapsed: u64) -> Window {
+    Window {
+        counter: Counter::RequestsMinute,
+        unit: Unit::Requests,
+        limit,
+        length: MINUTE,
+        elapsed,
+        previous,
+        current,
+    }
+}
+
+/// A function instance's side of an admission, against counters that add like NATS's.
+fn admit(sums: &mut Sums, limits: &KeyLimits, now_ms: u64, tokens: u64) -> Result<HeaderMap, Refusal> {
+    let key = key();
+    let gauge = Gauge { key: &key, limits, now_ms, job_life_ms: 600_000 };
+    let increments = gauge.increments(tokens, 1);
+    for (bucket, amount) in &increments {
+        *sums.entry(bucket.clone()).or_default() += amount;
+    }
+    let standing = gauge.standing(sums);
+    if let Err(refusal) = standing.judge(tokens) {
+        for (bucket, amount) in increments {
+            *sums.get_mut(&bucket).unwrap() -= amount;
+        }
+        return Err(refusal);
+    }
+    Ok(standing.headers())
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {
+    headers.get(name).map_or("", |value| value.to_str().unwrap())
+}
+
+#[test]
+fn exactly_as_many_pass_as_there_is_room_for() {
+    let (mut sums, limits) = (Sums::new(), limits("requests_per_minute=60,jobs_at_once=1000"));
+    let passed = (0..500).filter(|_| admit(&mut sums, &limits, NOW, 0).is_ok()).count();
+    assert_eq!(passed, 60);
+    // Half a minute into the next one, half of them count.
+    let passed = (0..500).filter(|_| admit(&mut sums, &limits, NOW + 3 * MINUTE / 2, 0).is_ok()).count();
+    assert_eq!(passed, 30);
+    let passed = (0..500).filter(|_| admit(&mut sums, &limits, NOW + 3 * MINUTE, 0).is_ok()).count();
+    assert_eq!(passed, 60);
+}
+
+#[test]
+fn the_headers_speak_both_dialects() {
+    let (mut sums, limits) = (Sums::new(), limits("requests_per_minute=10,tokens_per_minute=1000"));
+    let headers = admit(&mut sums, &limits, NOW + 15_000, 100).unwrap();
+    assert_eq!(text(&headers, "x-ratelimit-limit-requests"), "10");
+    assert_eq!(text(&headers, "x-ratelimit-remaining-requests"), "9");
+    assert_eq!(text(&headers, "x-ratelimit-reset-requests"), "45.001s");
+    assert_eq!(text(&headers, "x-ratelimit-limit-tokens"), "1000");
+    assert_eq!(text(&headers, "x-ratelimit-remaining-tokens"), "900");
+    assert_eq!(text(&headers, "x-ratelimit-limit"), "10");
+    assert_eq!(text(&headers, "x-ratelimit-remaining"), "9");
+    assert_eq!(text(&headers, "x-ratelimit-reset"), (NOW / 1000 + 61).to_string());
+    assert_eq!(text(&headers, "x-ratelimit-window"), "60");
+}
+
+#[test]
+fn the_window_that_leaves_least_is_told() {
+    let (mut sums, limits) = (Sums::new(), limits("requests_per_minute=10,requests_per_day=2"));
+    let headers = admit(&mut sums, &limits, NOW, 0).unwrap();
+    assert_eq!(text(&headers, "x-ratelimit-limit-requests"), "2");
+    assert_eq!(text(&headers, "x-ratelimit-window"), "86400");
+    let none = admit(&mut Sums::new(), &KeyLimits::default(), NOW, 5).unwrap();
+    assert!(none.is_empty());
+}
+
+#[test]
+fn a_refusal_says_when_to_come_again() {
+    let (mut sums, limits) = (Sums::new(), limits("requests_per_minute=2"));
+    admit(&mut sums, &limits, NOW, 0).unwrap();
+    admit(&mut sums, &limits, NOW, 0).unwrap();
+    let refusal = admit(&mut sums, &limits, NOW + 59_000, 0).unwrap_err();
+    assert_eq!(text(&refusal.headers(), "retry-after"), "2");
+    assert_eq!(text(&refusal.headers(), "retry-after-ms"), "1001");
+    assert!(admit(&mut sums.clone(), &limits, NOW + 60_000, 0).is_err());
+    assert!(admit(&mut sums, &limits, NOW + 60_001, 0).is_ok());
+    let error = ApiError::from(refusal);
+    assert_eq!(error.code.status(), 429);
+    assert!(error.message.contains("2 requests a minute"), "{}", error.message);
+}
+
+#[test]
+fn what_can_never_pass_is_told_not_to_come_again() {
+    let limits = limits("tokens_per_minute=100");
+    let refusal = admit(&mut Sums::new(), &limits, NOW, 101).unwrap_err();
+    assert_eq!(text(&refusal.headers(), "x-should-retry"), "false");
+    assert!(refusal.message.contains("max_tokens"), "{}", refusal.message);
+    assert!(admit(&mut Sums::new(), &limits, NOW, 100).is_ok());
+}
+
+#[test]
+fn jobs_are_counted_until_they_end_or_their_deadline_has_passed() {
+    let (mut sums, limits) = (Sums::new(), limits("jobs_at_once=2"));
+    let first = NOW + 1;
+    admit(&mut sums, &limits, first, 0).unwrap();
+    admit(&mut sums, &limits, NOW + 300_000, 0).unwrap();
+    for now in [300_001, 500_000, 600_000] {
+        assert!(admit(&mut sums, &limits, NOW + now, 0).is_err(), "{now}");
+    }
+    // The first one's slice of 75 s ends after its deadline, and with it what was never taken back.
+    assert!(admit(&mut sums, &limits, NOW + 675_001, 0).is_ok());
+    assert!(admit(&mut sums, &limits, NOW + 675_002, 0).is_err());
+    // A worker that ends a job makes room.
+    let (bucket, _) = sums.iter().find(|(_, sum)| **sum == 1).map(|(b, s)| (b.clone(), *s)).unwrap();
+    *sums.get_mut(&bucket).unwrap() -= 1;
+    let standing = Gauge { key: &key(), limits: &limits, now_ms: NOW + 1, job_life_ms: 600_000 };
+    assert!(standing.standing(&sums).jobs.unwrap().1 < 2);
+}
+
+#[test]
+fn counters_that_were_lost_count_for_nothing() {
+    let (key, limits) = (key(), limits("tokens_per_minute=10,jobs_at_once=1"));
+    let gauge = Gauge { key: &key, limits: &limits, now_ms: NOW, job_life_ms: 1000 };
+    let sums = gauge.buckets().into_iter().map(|bucket| (bucket, -5)).collect();
+    assert!(gauge.standing(&sums).judge(0).is_ok());
+    assert_eq!(text(&gauge.standing(&sums).headers(), "x-ratelimit-remaining-tokens"), "10");
+}
+
+#[test]
+fn durations_are_written_as_in_openais_headers() {
+    for (ms, written) in [
+        (0, "0s"),
+        (12, "12ms"),
+        (1000, "1s"),
+        (8640, "8.64s"),
+        (360_000, "6m0s"),
+        (86_399_001, "23h59m59.001s"),
+    ] {
+        assert_eq!(duration(ms), written);
+    }
+}
+
+proptest! {
+    #[test]
+    fn the_wait_is_the_shortest_that_is_enough(
+        previous in 0..200_u64, current in 0..200_u64, elapsed in 0..MINUTE, wanted in 0..200_u64
+    ) {
+        // What the window is after so long, if nothing is added.
+        let after = |wait: u64| {
+            let at = elapsed + wait;
+            match at / MINUTE {
+                0 => window(100, previous, current, at).used(),
+                1 => window(100, current, 0, at % MINUTE).used(),
+                _ => 0,
+            }
+        };
+        let wait = window(100, previous, current, elapsed).wait_for(wanted);
+        prop_assert!(after(wait) <= wanted, "{wait}: {}", after(wait));
+        prop_assert!(wait == 0 || after(wait - 1) > wanted, "{wait}");
+    }
+
+    #[test]
+    fn no_numbers_panic(limit in 1..u64::MAX, sums in proptest::collection::vec(any::<i64>(), 24), now: u64, tokens: u64) {
+        let (key, limits) = (key(), KeyLimits {
+            requests_per_minute: Some(limit),
+            tokens_per_minute: Some(limit),
+            tokens_per_day: Some(limit),
+            jobs_at_once: Some(limit),
+            ..KeyLimits::default()
+        });
+        let gauge = Gauge { key: &key, limits: &limits, now_ms: now, job_life_ms: limit };
+        let sums = gauge.buckets().into_iter().chain(gauge.increments(tokens, 1).into_iter().map(|(b, _)| b)).zip(sums).collect();
+        let standing = gauge.standing(&sums);
+        let _ = standing.judge(tokens).map_err(|refusal| refusal.headers());
+        let _ = standing.without(tokens).headers();
+    }
+
+    #[test]
+    fn a_job_is_counted_as_long_as_it_may_run(now in NOW..NOW + 10 * MINUTE, life in 1..86_400_000_u64, later in 0..86_400_000_u64) {
+        let (key, limits) = (key(), limits("jobs_at_once=1"));
+        let at = |now_ms| Gauge { key: &key, limits: &limits, now_ms, job_life_ms: life };
+        let sums: Sums = at(now).increments(0, 1).into_iter().collect();
+        let running = at(now + later).standing(&sums).jobs.unwrap().1;
+        let slice = life.div_ceil(8).max(1000);
+        if later <= life {
+            prop_assert_eq!(running, 1);
+        } else if later > life + slice {
+            prop_assert_eq!(running, 0);
+        }
+    }
+}

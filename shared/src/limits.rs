@@ -1,0 +1,239 @@
+//! What is counted for each key, and where: the subjects of the message counters in NATS.
+//!
+//! A window of time is counted in buckets as long as the window; an estimate of any window takes
+//! the current bucket and the part of the one before that the window still covers. Running jobs
+//! are counted in slices of their deadlines: the jobs of a slice that is over can't run any more,
+//! so whatever was never taken back goes with it.
+//!
+//! The function adds in advance; the worker that ends a job corrects, with the message ids that
+//! [`Counter::correction_id`] makes, so that each correction counts once.
+
+use crate::job::Account;
+use crate::key::{KeyId, KeyLimits};
+use crate::subject::JobId;
+
+/// Stream of the counters of minutes; in memory.
+pub const LIMITS_STREAM: &str = "LIMITS";
+/// Stream of the counters that are needed for longer; on disk.
+pub const LONG_LIMITS_STREAM: &str = "LIMITS_LONG";
+/// Subjects of [`LIMITS_STREAM`].
+pub const LIMITS_SUBJECTS: [&str; 2] =
+    ["emberline.limits.*.requests_minute.*", "emberline.limits.*.tokens_minute.*"];
+/// Subjects of [`LONG_LIMITS_STREAM`].
+pub const LONG_LIMITS_SUBJECTS: [&str; 4] = [
+    "emberline.limits.*.requests_hour.*",
+    "emberline.limits.*.requests_day.*",
+    "emberline.limits.*.tokens_day.*",
+    "emberline.limits.*.jobs.*",
+];
+/// Makes a message a counter's increment.
+pub const INCREMENT_HEADER: &str = "Nats-Incr";
+
+const MINUTE_MS: u64 = 60_000;
+const HOUR_MS: u64 = 60 * MINUTE_MS;
+const DAY_MS: u64 = 24 * HOUR_MS;
+
+/// What is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[allow(missing_docs)] // the names are the documentation
+pub enum Counter {
+    RequestsMinute,
+    RequestsHour,
+    RequestsDay,
+    TokensMinute,
+    TokensDay,
+    /// Jobs that wait or run, by the slice of their deadline.
+    Jobs,
+}
+
+/// What a window is a limit of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)] // the names are the documentation
+pub enum Unit {
+    Requests,
+    Tokens,
+}
+
+/// A counter of one key and one bucket: a subject.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Bucket {
+    /// Whose.
+    pub key: KeyId,
+    /// Of what.
+    pub counter: Counter,
+    /// For windows the bucket's number since 1970, for jobs the end of their slice in unix
+    /// milliseconds.
+    pub number: u64,
+}
+
+impl Counter {
+    /// All that are windows of time.
+    pub const WINDOWS: [Self; 5] =
+        [Self::RequestsMinute, Self::RequestsHour, Self::RequestsDay, Self::TokensMinute, Self::TokensDay];
+
+    /// The streams that hold counters.
+    pub const STREAMS: [&str; 2] = [LIMITS_STREAM, LONG_LIMITS_STREAM];
+
+    /// Whether it counts tokens.
+    pub fn is_of_tokens(self) -> bool {
+        self.window().is_some_and(|(unit, _)| unit == Unit::Tokens)
+    }
+
+    /// Whether the worker that ends a job corrects it.
+    pub fn is_corrected(self) -> bool {
+        self.is_of_tokens() || self == Self::Jobs
+    }
+
+    /// Its name in subjects.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::RequestsMinute => "requests_minute",
+            Self::RequestsHour => "requests_hour",
+            Self::RequestsDay => "requests_day",
+            Self::TokensMinute => "tokens_minute",
+            Self::TokensDay => "tokens_day",
+            Self::Jobs => "jobs",
+        }
+    }
+
+    /// The stream that holds it.
+    pub fn stream(self) -> &'static str {
+        match self {
+            Self::RequestsMinute | Self::TokensMinute => LIMITS_STREAM,
+            Self::RequestsHour | Self::RequestsDay | Self::TokensDay | Self::Jobs => LONG_LIMITS_STREAM,
+        }
+    }
+
+    /// What it counts and the window's length in milliseconds; nothing for jobs.
+    pub fn window(self) -> Option<(Unit, u64)> {
+        match self {
+            Self::RequestsMinute => Some((Unit::Requests, MINUTE_MS)),
+            Self::RequestsHour => Some((Unit::Requests, HOUR_MS)),
+            Self::RequestsDay => Some((Unit::Requests, DAY_MS)),
+            Self::TokensMinute => Some((Unit::Tokens, MINUTE_MS)),
+            Self::TokensDay => Some((Unit::Tokens, DAY_MS)),
+            Self::Jobs => None,
+        }
+    }
+
+    /// A key's limit of it.
+    pub fn limit(self, limits: &KeyLimits) -> Option<u64> {
+        match self {
+            Self::RequestsMinute => limits.requests_per_minute,
+            Self::RequestsHour => limits.requests_per_hour,
+            Self::RequestsDay => limits.requests_per_day,
+            Self::TokensMinute => limits.tokens_per_minute,
+            Self::TokensDay => limits.tokens_per_day,
+            Self::Jobs => limits.jobs_at_once,
+        }
+    }
+
+    /// The message id of the one correction that `job` makes of it, whoever makes it.
+    pub fn correction_id(self, job: &JobId) -> String {
+        format!("{job}-{}", self.name())
+    }
+}
+
+impl Bucket {
+    /// Its subject.
+    pub fn subject(&self) -> String {
+        format!("emberline.limits.{}.{}.{}", self.key, self.counter.name(), self.number)
+    }
+
+    /// The bucket with this subject.
+    pub fn of_subject(subject: &str) -> Option<Self> {
+        let mut tokens = subject.strip_prefix("emberline.limits.")?.split('.');
+        let key = KeyId::try_from(tokens.next()?.to_owned()).ok()?;
+        let name = tokens.next()?;
+        let mut counters = Counter::WINDOWS.into_iter().chain([Counter::Jobs]);
+        let counter = counters.find(|counter| counter.name() == name)?;
+        let number = tokens.next()?;
+        let plain = number.bytes().all(|digit| digit.is_ascii_digit());
+        let number = number.parse().ok().filter(|_| plain)?;
+        if tokens.next().is_some() { None } else { Some(Self { key, counter, number }) }
+    }
+
+    /// Where `difference` more than was counted in advance is to be added at a time in unix
+    /// milliseconds. What was too much is taken from where it was added; what is missing counts now.
+    pub fn corrected(&self, difference: i64, now_ms: u64) -> Self {
+        let now = self.counter.window().map(|(_, length)| now_ms / length);
+        let number = now.filter(|_| difference > 0).unwrap_or(self.number).max(self.number);
+        Self { number, ..self.clone() }
+    }
+}
+
+impl Account {
+    /// What is to be added to which counters when the job has ended and used so many tokens, at a
+    /// time in unix milliseconds.
+    pub fn settlement(&self, used_tokens: u64, now_ms: u64) -> Vec<(Bucket, i64)> {
+        let signed = |tokens: u64| i64::try_from(tokens).unwrap_or(i64::MAX);
+        let difference = signed(used_tokens) - signed(self.reserved_tokens);
+        let jobs = self.job_counter.iter().map(|counter| (counter, -1));
+        let tokens = self.token_counters.iter().map(|counter| (counter, difference));
+        let amounts = jobs.chain(tokens).filter(|(_, amount)| *amount != 0);
+        // Whatever else a job says is not a counter.
+        amounts
+            .filter_map(|(counter, amount)| {
+                Some((Bucket::of_subject(counter)?.corrected(amount, now_ms), amount))
+            })
+            .collect()
+    }
+
+    /// The same for a job that was never queued.
+    pub fn withdrawal(&self) -> Vec<(Bucket, i64)> {
+        self.settlement(0, 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn bucket(counter: Counter, number: u64) -> Bucket {
+        Bucket { key: KeyId::of_key(b"abc"), counter, number }
+    }
+
+    #[test]
+    fn every_counter_is_in_the_stream_that_takes_its_subject() {
+        for counter in Counter::WINDOWS.into_iter().chain([Counter::Jobs]) {
+            let subject = bucket(counter, 7).subject();
+            let takes = |patterns: &[&str]| {
+                let tokens: Vec<&str> = subject.split('.').collect();
+                let equal = |pattern: &&str| {
+                    pattern.split('.').zip(&tokens).all(|(wanted, token)| wanted == "*" || wanted == *token)
+                };
+                patterns.iter().any(equal)
+            };
+            assert_eq!(takes(&LIMITS_SUBJECTS), counter.stream() == LIMITS_STREAM, "{subject}");
+            assert_eq!(takes(&LONG_LIMITS_SUBJECTS), counter.stream() == LONG_LIMITS_STREAM, "{subject}");
+        }
+    }
+
+    #[test]
+    fn too_much_is_taken_from_its_bucket_and_what_is_missing_counts_now() {
+        let minute = bucket(Counter::TokensMinute, 10);
+        assert_eq!(minute.corrected(-5, 720_000), minute);
+        assert_eq!(minute.corrected(5, 720_000), bucket(Counter::TokensMinute, 12));
+        assert_eq!(minute.corrected(5, 0), minute, "a slow clock brings nothing back to life");
+        let jobs = bucket(Counter::Jobs, 99);
+        assert_eq!(jobs.corrected(1, 720_000), jobs);
+    }
+
+    proptest! {
+        #[test]
+        fn a_subject_tells_its_bucket(counter in 0..5_usize, number: u64) {
+            let bucket = bucket(Counter::WINDOWS[counter], number);
+            prop_assert_eq!(Bucket::of_subject(&bucket.subject()), Some(bucket));
+        }
+
+        #[test]
+        fn nothing_else_is_a_counter(subject in "(emberline\\.limits\\.)?[a-f0-9]{15,17}\\.(jobs|tokens_day|x)\\.[+0-9]{0,3}(\\.x)?") {
+            if let Some(bucket) = Bucket::of_subject(&subject) {
+                let number = subject.rsplit('.').next().unwrap();
+                prop_assert_eq!(bucket.number, number.parse::<u64>().unwrap());
+                prop_assert!(subject.starts_with("emberline.limits.") && !number.starts_with('+'));
+            }
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! What a job's key is charged: corrected counters and usage, once each.
+
+use std::collections::BTreeMap;
+
+use async_nats::Client;
+use async_nats::jetstream::{self, message::PublishMessage};
+use emberline_shared::control::Control;
+use emberline_shared::error::ErrorCode;
+use emberline_shared::event::EventKind;
+use emberline_shared::job::{Account, Job};
+use emberline_shared::key::KeyId;
+use emberline_shared::limits::{Bucket, Counter, INCREMENT_HEADER};
+use emberline_shared::subject::{self, JobId, USAGE_STREAM, USAGE_SUBJECTS};
+use emberline_shared::usage::{Outcome, UsageEvent};
+use emberline_tests::nats::NatsServer;
+use futures::StreamExt;
+
+use crate::support::{Relay, Worker, job, wait_for_empty_queue, within};
+
+/// The key's counters, and what has been told of its usage.
+struct Ledger {
+    key: KeyId,
+    function: jetstream::Context,
+    admin: Client,
+    tokens: Bucket,
+    jobs: Bucket,
+}
+
+impl Ledger {
+    async fn new(nats: &NatsServer, relay: &Relay) -> Self {
+        let key = KeyId::of_key(b"key");
+        let bucket = |counter, number| Bucket { key: key.clone(), counter, number };
+        Self {
+            // A bucket to come, so that all corrections are made in it, and none in that of now.
+            tokens: bucket(Counter::TokensDay, job(0, 1).created / 86_400_000 + 2),
+            jobs: bucket(Counter::Jobs, 99),
+            function: jetstream::new(relay.client.clone()),
+            admin: nats.admin_client().await.unwrap(),
+            key,
+        }
+    }
+
+    async fn add(&self, bucket: &Bucket, amount: i64) -> i64 {
+        let message = PublishMessage::build().header(INCREMENT_HEADER, amount.to_string());
+        let sum = self.function.send_publish(bucket.subject(), message).await.unwrap().await.unwrap();
+        sum.value.unwrap().parse().unwrap()
+    }
+
+    /// Counts a job as the function does.
+    async fn admitted(&self, job: Job, reserved: u64) -> Job {
+        self.add(&self.tokens, i64::try_from(reserved).unwrap()).await;
+        self.add(&self.jobs, 1).await;
+        let account = Account {
+            key: self.key.clone(),
+            reserved_tokens: reserved,
+            token_counters: vec![self.tokens.subject()],
+            job_counter: Some(self.jobs.subject()),
+        };
+        Job { account: Some(account), ..job }
+    }
+
+    /// Tokens and jobs that are counted now.
+    async fn sums(&self) -> (i64, i64) {
+        (self.add(&self.tokens, 0).await, self.add(&self.jobs, 0).await)
+    }
+
+    /// Everything told of the key's jobs.
+    async fn usage(&self) -> Vec<UsageEvent> {
+        let inbox = self.admin.new_inbox();
+        let mut answers = self.admin.subscribe(inbox.clone()).await.unwrap();
+        let subject = format!("$JS.API.DIRECT.GET.{USAGE_STREAM}");
+        let request = serde_json::json!({"next_by_subj": USAGE_SUBJECTS, "seq": 1, "batch": 100});
+        self.admin.publish_with_reply(subject, inbox, request.to_string().into()).await.unwrap();
+        let mut events = Vec::new();
+        while let Some(message) = within("the usage", answers.next()).await {
+            if message.status.is_some() {
+                break;
+            }
+            events.push(serde_json::from_slice(&message.payload).unwrap());
+        }
+        events
+    }
+}
+
+#[tokio::test]
+async fn a_job_is_charged_what_it_used_however_it_ends() {
+    let nats = NatsServer::start().await.unwrap();
+    let _worker = Worker::start(&nats, &[]);
+    let relay = Relay::new(&nats).await;
+    relay.wait_for_load(&[0]).await;
+    let ledger = Ledger::new(&nats, &relay).await;
+
+    // Complete: less than reserved, and more.
+    let short = ledger.admitted(job(1, 8), 500).await;
+    relay.send(&short).await.rest().await;
+    assert_eq!(ledger.sums().await, (2 + 8, 0), "told before the client hears of the end");
+    let long = ledger.admitted(job(2, 20), 3).await;
+    relay.send(&long).await.rest().await;
+    assert_eq!(ledger.sums().await, (10 + 2 + 20, 0));
+
+    // Cancelled.
+    let cancelled = ledger.admitted(job(3, 30_000), 40_000).await;
+    let mut events = relay.send(&cancelled).await;
+    events.next_tokens(1).await;
+    relay.control(&cancelled.id, Control::Cancel).await;
+    let EventKind::Done { usage, .. } = events.rest().await.pop().unwrap().kind else { panic!("not done") };
+    let used = i64::from(usage.prompt_tokens + usage.completion_tokens);
+    assert_eq!(ledger.sums().await, (32 + used, 0));
+
+    // Late, refused by the engine, and late before it began.
+    let mut slow = ledger.admitted(job(4, 30_000), 100).await;
+    slow.deadline = slow.created + 1000;
+    let too_long = ledger.admitted(job(5, u32::MAX), 100).await;
+    let mut late = ledger.admitted(job(6, 1), 100).await;
+    late.deadline = 1;
+    for job in [&slow, &too_long, &late] {
+        relay.send(job).await.rest().await;
+    }
+    wait_for_empty_queue(&nats).await;
+
+    let told: BTreeMap<JobId, UsageEvent> =
+        ledger.usage().await.into_iter().map(|event| (event.job.clone(), event)).collect();
+    let outcomes: Vec<Outcome> = told.values().map(|event| event.outcome).collect();
+    let failed = Outcome::Failed;
+    assert_eq!(
+        outcomes,
+        [
+            Outcome::Done,
+            Outcome::Done,
+            Outcome::Cancelled,
+            failed(ErrorCode::Timeout),
+            failed(ErrorCode::ContextLengthExceeded),
+            failed(ErrorCode::Timeout)
+        ]
+    );
+    let first = &told[&short.id];
+    assert_eq!((first.usage.prompt_tokens, first.usage.completion_tokens), (2, 8));
+    assert_eq!(
+        (&first.key, first.model.as_str(), first.created),
+        (&ledger.key, "simulated-echo", short.created)
+    );
+    assert!(first.finished >= first.created && first.timings.first_token_ms > 0.0);
+    let slow = told[&slow.id].usage;
+    assert!(slow.completion_tokens > 0, "what was computed in vain counts, too");
+    let sum = |event: &UsageEvent| i64::from(event.usage.prompt_tokens + event.usage.completion_tokens);
+    assert_eq!(ledger.sums().await, (told.values().map(sum).sum(), 0));
+}
+
+#[tokio::test]
+async fn a_worker_killed_with_five_jobs_leaves_no_job_counted_and_none_charged_twice() {
+    let nats = NatsServer::start().await.unwrap();
+    let first = Worker::start(&nats, &[]);
+    let relay = Relay::new(&nats).await;
+    relay.wait_for_load(&[0]).await;
+    let ledger = Ledger::new(&nats, &relay).await;
+    let (mut jobs, mut logs) = (Vec::new(), Vec::new());
+    for id in 1..=5 {
+        let job = ledger.admitted(job(id, 30_000), 100).await;
+        let mut events = relay.send(&job).await;
+        events.next_tokens(1).await;
+        jobs.push(job);
+        logs.push(events);
+    }
+    assert_eq!(ledger.sums().await, (500, 5));
+    drop(first); // SIGKILL
+    assert_eq!(ledger.sums().await, (500, 5));
+    let _second = Worker::start(&nats, &[]);
+    for (job, events) in jobs.iter().zip(&mut logs) {
+        events.next_tokens(2).await;
+        relay.control(&job.id, Control::Cancel).await;
+        events.rest().await;
+    }
+    wait_for_empty_queue(&nats).await;
+    let told = ledger.usage().await;
+    let mut ids: Vec<&JobId> = told.iter().map(|event| &event.job).collect();
+    ids.sort_unstable();
+    assert_eq!(ids, jobs.iter().map(|job| &job.id).collect::<Vec<_>>());
+    let used: u32 = told.iter().map(|event| event.usage.prompt_tokens + event.usage.completion_tokens).sum();
+    assert_eq!(ledger.sums().await, (i64::from(used), 0));
+}
+
+#[tokio::test]
+async fn a_job_that_was_charged_already_is_not_charged_again() {
+    let nats = NatsServer::start().await.unwrap();
+    let _worker = Worker::start(&nats, &["--simulated-tokens-per-s", "0"]);
+    let relay = Relay::new(&nats).await;
+    relay.wait_for_load(&[0]).await;
+    let ledger = Ledger::new(&nats, &relay).await;
+    let job = ledger.admitted(job(1, 8), 100).await;
+    relay.send(&job).await.rest().await;
+    wait_for_empty_queue(&nats).await;
+    // Queued once more, as if the worker had died just before its acknowledgement.
+    let other_id = JobId::from_random(77);
+    let payload = serde_json::to_vec(&job).unwrap();
+    relay.send_raw(&other_id, &subject::jobs(&job.model), payload).await;
+    wait_for_empty_queue(&nats).await;
+    assert_eq!(ledger.sums().await, (10, 0));
+    assert_eq!(ledger.usage().await.len(), 1);
+}
