@@ -76,6 +76,8 @@ pub(crate) fn run(args: &UsageArgs, cache: &Cache) -> anyhow::Result<()> {
         let (mut sums, mut unreadable) = (BTreeMap::<String, Sum>::new(), 0_u64);
         each_stored(&client, USAGE_STREAM, USAGE_SUBJECTS, since, |stored| {
             match serde_json::from_slice::<UsageEvent>(&stored.payload) {
+                // What was stored in time may have ended a moment before.
+                Ok(event) if since.is_some_and(|since| event.finished < since) => {}
                 Ok(event) => sums.entry(group(args.by, &event)).or_default().add(&event),
                 Err(_) => unreadable += 1,
             }

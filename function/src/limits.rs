@@ -278,7 +278,11 @@ const TOKENS: [HeaderName; 3] = [
 
 fn refusal(window: &Window, tokens: u64) -> Refusal {
     let cost = if window.unit == Unit::Tokens { tokens } else { 1 };
-    let before = Window { current: window.current.saturating_sub(cost), ..*window };
+    let before = window.current.saturating_sub(cost);
+    // Other requests may have been counted that are refused like this one: of requests no more than
+    // the limit are ever let in, of tokens more may have been used than were reserved.
+    let current = if window.unit == Unit::Requests { before.min(window.limit) } else { before };
+    let before = Window { current, ..*window };
     let (what, span) = window.words();
     let Window { limit, .. } = *window;
     let Some(room) = limit.checked_sub(cost) else {

@@ -100,6 +100,14 @@ fn a_refusal_says_when_to_come_again() {
 }
 
 #[test]
+fn requests_that_are_refused_at_the_same_time_make_the_wait_no_longer() {
+    let alone = window(60, 0, 61, 40_000);
+    let crowded = window(60, 0, 500, 40_000);
+    assert_eq!(refusal(&crowded, 0), refusal(&alone, 0));
+    assert_eq!(refusal(&crowded, 0).wait_ms, 20_001);
+}
+
+#[test]
 fn what_can_never_pass_is_told_not_to_come_again() {
     let limits = limits("tokens_per_minute=100");
     let refusal = admit(&mut Sums::new(), &limits, NOW, 101).unwrap_err();

@@ -349,6 +349,21 @@ fn what_no_worker_should_write_is_a_fault() {
 }
 
 #[test]
+fn a_job_may_be_cancelled_at_any_time() {
+    let cancelled = |attempt, index| {
+        event(attempt, index, EventKind::Finish { choice: 0, reason: FinishReason::Cancelled })
+    };
+    let mut queued = Relay::new(LIMITS);
+    let told = feed(&mut queued, &[cancelled(1, 0), done(1, 1)]);
+    let told_of = Output::Finish { choice: 0, reason: FinishReason::Cancelled };
+    assert!(matches!(&told[..], [first, Output::Done(_)] if *first == told_of), "{told:?}");
+    let mut finished = Relay::new(LIMITS);
+    feed(&mut finished, &[accepted(1), tokens(1, 1, 0, 1, "a"), finish(1, 2)]);
+    let log = [accepted(1), tokens(1, 1, 0, 1, "a"), finish(1, 2), cancelled(2, 0), done(2, 1)];
+    assert!(matches!(finished.rebuild(&log).unwrap()[..], [Output::Done(_)]));
+}
+
+#[test]
 fn another_text_from_a_second_worker_is_a_fault() {
     let mut relay = Relay::new(LIMITS);
     let first = [accepted(1), tokens(1, 1, 0, 2, "ab")];

@@ -13,7 +13,9 @@ mod telling;
 use emberline_shared::error::{ApiError, ErrorCode};
 use emberline_shared::event::{FinishReason, Usage};
 use emberline_shared::record::Record;
-use emberline_shared::responses::Outline;
+use emberline_shared::responses::{
+    Failure, IncompleteDetails, ItemStatus, Outline, OutputItem, OutputText, Response, ResponseUsage, Status,
+};
 use emberline_shared::subject::JobId;
 use emberline_shared::tools::{Piece, ToolCallReader, call_id};
 use serde_json::{Map, Value, json};
@@ -22,40 +24,6 @@ use crate::relay::Output;
 pub use event::Event;
 pub use query::Query;
 pub use telling::Telling;
-
-/// How a response stands.
-#[derive(Debug, Clone, PartialEq)]
-enum Status {
-    Queued,
-    InProgress,
-    Completed,
-    /// The tokens are used up.
-    Incomplete,
-    Cancelled,
-    Failed(ApiError),
-}
-
-/// How a part of the output stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum ItemStatus {
-    InProgress,
-    Completed,
-    Incomplete,
-}
-
-#[derive(Debug, Clone, PartialEq)]
-enum Content {
-    Message { text: String },
-    Call { call_id: String, name: String, arguments: String },
-}
-
-/// A part of the output.
-#[derive(Debug, Clone, PartialEq)]
-struct Item {
-    id: String,
-    status: ItemStatus,
-    content: Content,
-}
 
 /// A response as far as it is told.
 #[derive(Debug)]
@@ -66,10 +34,11 @@ pub struct Story {
     model: String,
     outline: Outline,
     status: Status,
+    error: Option<ApiError>,
     finish: Option<FinishReason>,
     usage: Option<Usage>,
     reader: Option<ToolCallReader>,
-    items: Vec<Item>,
+    output: Vec<OutputItem>,
     /// The number of the next event, if that is one without a delta.
     next: u64,
     events: Vec<Event>,
@@ -85,10 +54,11 @@ impl Story {
             model,
             outline,
             status,
+            error: None,
             finish: None,
             usage: None,
             reader: None,
-            items: Vec::new(),
+            output: Vec::new(),
             next: 0,
             events: Vec::new(),
         };
@@ -142,13 +112,14 @@ impl Story {
 
     /// Says that it failed.
     pub fn fail(&mut self, error: ApiError) {
-        self.break_off(Status::Failed(error));
+        self.break_off(Status::Failed);
+        self.error = Some(error);
         self.tell_response("response.failed");
     }
 
     fn break_off(&mut self, status: Status) {
-        if let Some(item) = self.items.last_mut().filter(|item| item.status == ItemStatus::InProgress) {
-            item.status = ItemStatus::Incomplete;
+        if let Some(open) = self.open_status() {
+            *open = ItemStatus::Incomplete;
         }
         self.status = status;
     }
@@ -167,7 +138,7 @@ impl Story {
         };
         let rest = self.reader.as_mut().map(ToolCallReader::finish).unwrap_or_default();
         rest.into_iter().for_each(|piece| self.piece(piece, status));
-        if self.items.is_empty() {
+        if self.output.is_empty() {
             self.open_message();
         }
         self.close(status);
@@ -192,8 +163,9 @@ impl Story {
             Piece::Content(text) => self.content(text),
             Piece::CallStart { index, name } => {
                 self.close(ItemStatus::Completed);
-                let call_id = call_id(&self.job, 0, index);
-                self.open("fc", Content::Call { call_id, name, arguments: String::new() });
+                let (id, status) = (self.next_id("fc"), ItemStatus::InProgress);
+                let (call_id, arguments) = (call_id(&self.job, 0, index), String::new());
+                self.open(OutputItem::FunctionCall { id, status, call_id, name, arguments });
             }
             Piece::Arguments { text, .. } => self.arguments(text),
             Piece::CallEnd { .. } => self.close(ended),
@@ -204,12 +176,16 @@ impl Story {
         if text.is_empty() {
             return;
         }
-        if !matches!(self.open_item(), Some(Item { content: Content::Message { .. }, .. })) {
+        let is_open = self.open_status().is_some();
+        if !is_open || !matches!(self.output.last(), Some(OutputItem::Message { .. })) {
             self.close(ItemStatus::Completed);
             self.open_message();
         }
-        if let Some(Item { content: Content::Message { text: told }, .. }) = self.items.last_mut() {
-            told.push_str(&text);
+        if let Some(OutputItem::Message { content, .. }) = self.output.last_mut() {
+            match content.last_mut() {
+                Some(told) => told.text.push_str(&text),
+                None => content.push(OutputText::new(text.as_str())),
+            }
         }
         let mut fields = self.place(true);
         fields.insert("logprobs".to_owned(), json!([]));
@@ -217,9 +193,7 @@ impl Story {
     }
 
     fn arguments(&mut self, text: String) {
-        let Some(Item { content: Content::Call { arguments, .. }, .. }) = self.items.last_mut() else {
-            return;
-        };
+        let Some(OutputItem::FunctionCall { arguments, .. }) = self.output.last_mut() else { return };
         if !text.is_empty() {
             arguments.push_str(&text);
             let fields = self.place(false);
@@ -228,44 +202,54 @@ impl Story {
     }
 
     fn open_message(&mut self) {
-        self.open("msg", Content::Message { text: String::new() });
+        let (id, status) = (self.next_id("msg"), ItemStatus::InProgress);
+        self.open(OutputItem::Message { id, status, role: "assistant", content: Vec::new() });
         let mut fields = self.place(true);
-        fields.insert("part".to_owned(), text_part(""));
+        fields.insert("part".to_owned(), json!(OutputText::new("")));
         self.tell("response.content_part.added", fields);
     }
 
-    fn open(&mut self, prefix: &str, content: Content) {
-        let id = format!("{prefix}_{}{:02x}", self.job, self.items.len());
-        self.items.push(Item { id, status: ItemStatus::InProgress, content });
+    fn open(&mut self, item: OutputItem) {
+        self.output.push(item);
         self.tell_item("response.output_item.added");
     }
 
-    fn open_item(&self) -> Option<&Item> {
-        self.items.last().filter(|item| item.status == ItemStatus::InProgress)
+    fn next_id(&self, prefix: &str) -> String {
+        format!("{prefix}_{}{:02x}", self.job, self.output.len())
     }
 
-    /// Ends the part that is being told, if there is one.
-    fn close(&mut self, status: ItemStatus) {
-        let Some(item) = self.items.last_mut().filter(|item| item.status == ItemStatus::InProgress) else {
-            return;
-        };
-        item.status = status;
-        match item.content.clone() {
-            Content::Message { text } => {
+    /// The status of the item that is being told, if there is one.
+    fn open_status(&mut self) -> Option<&mut ItemStatus> {
+        let (OutputItem::Message { status, .. } | OutputItem::FunctionCall { status, .. }) =
+            self.output.last_mut()?;
+        (*status == ItemStatus::InProgress).then_some(status)
+    }
+
+    /// Ends the item that is being told, if there is one.
+    fn close(&mut self, ended: ItemStatus) {
+        let Some(status) = self.open_status() else { return };
+        *status = ended;
+        match self.output.last_mut() {
+            Some(OutputItem::Message { content, .. }) => {
+                if content.is_empty() {
+                    content.push(OutputText::new(""));
+                }
+                let told = content.first().cloned().unwrap_or_else(|| OutputText::new(""));
                 let mut fields = self.place(true);
                 let mut part = fields.clone();
-                part.insert("part".to_owned(), text_part(&text));
-                fields.insert("text".to_owned(), text.into());
+                part.insert("part".to_owned(), json!(told));
+                fields.insert("text".to_owned(), told.text.into());
                 fields.insert("logprobs".to_owned(), json!([]));
                 self.tell("response.output_text.done", fields);
                 self.tell("response.content_part.done", part);
             }
-            Content::Call { name, arguments, .. } => {
+            Some(OutputItem::FunctionCall { name, arguments, .. }) => {
+                let told = json!({ "name": name, "arguments": arguments });
                 let mut fields = self.place(false);
-                fields.insert("name".to_owned(), name.into());
-                fields.insert("arguments".to_owned(), arguments.into());
+                fields.extend(told.as_object().cloned().unwrap_or_default());
                 self.tell("response.function_call_arguments.done", fields);
             }
+            None => {}
         }
         self.tell_item("response.output_item.done");
     }
@@ -273,10 +257,11 @@ impl Story {
     /// Says which item an event is about, and which part of it if it has parts.
     fn place(&self, has_parts: bool) -> Map<String, Value> {
         let mut place = Map::new();
-        if let Some(item) = self.items.last() {
-            place.insert("item_id".to_owned(), item.id.as_str().into());
+        if let Some(OutputItem::Message { id, .. } | OutputItem::FunctionCall { id, .. }) = self.output.last()
+        {
+            place.insert("item_id".to_owned(), id.as_str().into());
         }
-        place.insert("output_index".to_owned(), self.items.len().saturating_sub(1).into());
+        place.insert("output_index".to_owned(), self.output.len().saturating_sub(1).into());
         if has_parts {
             place.insert("content_index".to_owned(), 0.into());
         }
@@ -284,14 +269,13 @@ impl Story {
     }
 
     fn tell_item(&mut self, kind: &'static str) {
-        let Some(item) = self.items.last() else { return };
-        let index = self.items.len().saturating_sub(1);
-        let fields = json!({ "output_index": index, "item": item.body() });
+        let index = self.output.len().saturating_sub(1);
+        let fields = json!({ "output_index": index, "item": self.output.last() });
         self.tell(kind, fields);
     }
 
     fn tell_response(&mut self, kind: &'static str) {
-        let fields = json!({ "response": self.body() });
+        let fields = json!({ "response": self.response() });
         self.tell(kind, fields);
     }
 
@@ -305,82 +289,24 @@ impl Story {
         self.events.push(Event::with_delta(self.next.saturating_sub(1), kind, fields, delta));
     }
 
-    /// The response, as OpenAI's API has it.
-    pub fn body(&self) -> Value {
-        let (status, incomplete, error) = match &self.status {
-            Status::Queued => ("queued", Value::Null, Value::Null),
-            Status::InProgress => ("in_progress", Value::Null, Value::Null),
-            Status::Completed => ("completed", Value::Null, Value::Null),
-            Status::Incomplete => ("incomplete", json!({ "reason": "max_output_tokens" }), Value::Null),
-            Status::Cancelled => ("cancelled", Value::Null, Value::Null),
-            Status::Failed(error) => ("failed", Value::Null, error_body(error)),
-        };
-        let head = json!({
-            "id": response_id(&self.job),
-            "object": "response",
-            "created_at": self.created,
-            "status": status,
-            "background": self.outline.background,
-            "error": error,
-            "incomplete_details": incomplete,
-            "model": self.model,
-            "output": self.items.iter().map(Item::body).collect::<Vec<_>>(),
-            "usage": self.usage.as_ref().map(usage_body),
-            // What is kept of a background response can be had until it expires.
-            "store": self.outline.background,
-        });
-        let mut body = self.outline.echo.clone();
-        if let Value::Object(mut head) = head {
-            body.append(&mut head);
-        }
-        Value::Object(body)
-    }
-}
-
-impl Item {
-    fn body(&self) -> Value {
-        let status = match self.status {
-            ItemStatus::InProgress => "in_progress",
-            ItemStatus::Completed => "completed",
-            ItemStatus::Incomplete => "incomplete",
-        };
-        match &self.content {
-            Content::Message { text } => {
-                let is_new = self.status == ItemStatus::InProgress && text.is_empty();
-                let content = if is_new { json!([]) } else { json!([text_part(text)]) };
-                json!({ "id": self.id, "type": "message", "status": status, "role": "assistant", "content": content })
-            }
-            Content::Call { call_id, name, arguments } => json!({
-                "id": self.id, "type": "function_call", "status": status,
-                "call_id": call_id, "name": name, "arguments": arguments,
-            }),
+    /// The response as it stands.
+    pub fn response(&self) -> Response<'_> {
+        let is_incomplete = self.status == Status::Incomplete;
+        Response {
+            id: response_id(&self.job),
+            object: "response",
+            created_at: self.created,
+            status: self.status,
+            background: self.outline.background,
+            error: self.error.as_ref().map(Failure::from),
+            incomplete_details: is_incomplete.then_some(IncompleteDetails::MAX_OUTPUT_TOKENS),
+            model: &self.model,
+            output: &self.output,
+            usage: self.usage.as_ref().map(ResponseUsage::from),
+            store: self.outline.background,
+            echo: &self.outline.echo,
         }
     }
-}
-
-fn text_part(text: &str) -> Value {
-    json!({ "type": "output_text", "text": text, "annotations": [], "logprobs": [] })
-}
-
-fn usage_body(usage: &Usage) -> Value {
-    let total = u64::from(usage.prompt_tokens).saturating_add(usage.completion_tokens.into());
-    json!({
-        "input_tokens": usage.prompt_tokens,
-        "input_tokens_details": { "cached_tokens": usage.cached_tokens, "cache_write_tokens": 0 },
-        "output_tokens": usage.completion_tokens,
-        "output_tokens_details": { "reasoning_tokens": 0 },
-        "total_tokens": total,
-    })
-}
-
-/// OpenAI has few codes for a response that failed; the message says more.
-fn error_body(error: &ApiError) -> Value {
-    let code = match error.code.status() {
-        429 => "rate_limit_exceeded",
-        400..=499 => "invalid_prompt",
-        _ => "server_error",
-    };
-    json!({ "code": code, "message": error.message })
 }
 
 const ID_PREFIX: &str = "resp_";

@@ -1,10 +1,11 @@
-//! Keys, from the list of hashes to a request's headers: only a key whose hash is listed opens the
-//! door.
+//! Keys, from the list of hashes and a bucket's record to a request's headers: only a key that is
+//! known opens the door.
 
 #![no_main]
 
 use arbitrary::Arbitrary;
-use emberline_function::auth::{KeyHashes, authenticate};
+use emberline_function::auth::{Caller, Credential, KeyHashes, read_record};
+use emberline_shared::key::{KeyLimits, KeyState};
 use http::{HeaderMap, HeaderValue};
 use libfuzzer_sys::fuzz_target;
 
@@ -16,6 +17,9 @@ struct Input<'a> {
     list: &'a str,
     bearer: Option<&'a [u8]>,
     plain: Option<&'a [u8]>,
+    now_ms: u64,
+    limits: &'a str,
+    record: &'a [u8],
 }
 
 fuzz_target!(|input: Input<'_>| {
@@ -25,12 +29,19 @@ fuzz_target!(|input: Input<'_>| {
             headers.insert(name, value);
         }
     }
-    if let Ok(keys) = KeyHashes::parse(input.list) {
-        let _ = authenticate(&headers, &keys);
-    }
-    let keys = KeyHashes::parse(ABC).expect("a hash");
-    if authenticate(&headers, &keys).is_ok() {
+    let limits = KeyLimits::parse(input.limits).unwrap_or_default();
+    if let Ok(key) = Credential::find(&headers) {
+        if let Ok(keys) = KeyHashes::parse(input.list) {
+            let _ = Caller::configured(&key, &keys, limits);
+        }
+        let known = KeyHashes::parse(ABC).expect("a hash");
         let brought = |value: Option<&[u8]>| value.is_some_and(|value| value.trim_ascii().ends_with(b"abc"));
-        assert!(brought(input.bearer) || brought(input.plain), "{headers:?}");
+        if Caller::configured(&key, &known, limits).is_some() {
+            assert!(brought(input.bearer) || brought(input.plain), "{headers:?}");
+        }
+    }
+    if let Ok(record) = read_record(input.record) {
+        let active = record.state(input.now_ms) == KeyState::Active;
+        assert_eq!(Caller::recorded(Some(record), limits, input.now_ms).is_ok(), active);
     }
 });

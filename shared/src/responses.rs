@@ -1,14 +1,20 @@
-//! OpenAI's responses: reading requests. A response itself is told by the function.
+//! OpenAI's responses: reading requests, and what a response is. It is told by the function.
 //!
 //! What is said of parameters in [`crate::chat`] holds here, too.
 
+mod answer;
 mod body;
 mod input;
 mod tool;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 
+pub use self::answer::{
+    DeletedResponse, Echo, Failure, IncompleteDetails, ItemStatus, OutputItem, OutputText, Response,
+    ResponseEvent, ResponseUsage, Status,
+};
+use self::answer::{ReasoningEcho, TextEcho};
 use self::body::ResponsesBody;
 use crate::chat::template_variables;
 use crate::error::{ApiError, ErrorCode};
@@ -35,8 +41,8 @@ pub struct ResponsesRequest {
 pub struct Outline {
     /// It runs to its end though nobody listens.
     pub background: bool,
-    /// Parameters that are returned, every default filled in.
-    pub echo: Map<String, Value>,
+    /// What it returns of its request.
+    pub echo: Echo,
 }
 
 static BODY: BodySchema<ResponsesBody> = BodySchema::new();
@@ -96,42 +102,37 @@ fn check_delivery(body: &ResponsesBody, stream: bool, background: bool) -> Resul
 }
 
 /// The parameters as a response returns them.
-fn echo(body: &ResponsesBody, sampling: &SamplingOptions) -> Map<String, Value> {
-    let tools = body.tools.iter().flatten().map(tool::Tool::echo).collect::<Vec<_>>();
+fn echo(body: &ResponsesBody, sampling: &SamplingOptions) -> Echo {
     let text = body.text.as_ref();
-    let echo = json!({
-        "conversation": null,
-        "instructions": body.instructions,
-        "max_output_tokens": body.max_output_tokens,
-        "max_tool_calls": null,
-        "metadata": body.metadata.clone().unwrap_or_default(),
-        "parallel_tool_calls": body.parallel_tool_calls.unwrap_or(true),
-        "previous_response_id": null,
-        "prompt_cache_key": body.nothing.prompt_cache_key,
-        "reasoning": {
-            "effort": body.reasoning.as_ref().and_then(|reasoning| reasoning.effort.as_deref()),
-            "summary": null,
+    Echo {
+        instructions: body.instructions.clone(),
+        max_output_tokens: body.max_output_tokens,
+        metadata: body.metadata.clone().unwrap_or_default(),
+        parallel_tool_calls: body.parallel_tool_calls.unwrap_or(true),
+        prompt_cache_key: body.nothing.prompt_cache_key.clone(),
+        reasoning: ReasoningEcho {
+            effort: body.reasoning.as_ref().and_then(|reasoning| reasoning.effort.clone()),
+            summary: (),
         },
-        "safety_identifier": body.nothing.safety_identifier,
-        "service_tier": "default",
-        "temperature": decimal(sampling.temperature),
-        "text": {
-            "format": text.and_then(|text| text.format.as_ref()).map_or(json!({"type": "text"}), body::Format::echo),
-            "verbosity": text.and_then(|text| text.verbosity).map_or("medium", |v| v.as_str()),
+        safety_identifier: body.nothing.safety_identifier.clone(),
+        service_tier: "default".to_owned(),
+        temperature: decimal(sampling.temperature),
+        text: TextEcho {
+            format: text.and_then(|text| text.format.as_ref()).unwrap_or(&body::Format::Text).echo(),
+            verbosity: text.and_then(|text| text.verbosity).map_or("medium", |v| v.as_str()).to_owned(),
         },
-        "tool_choice": body.tool_choice.as_ref().map_or(json!("auto"), tool::Choice::echo),
-        "tools": tools,
-        "top_logprobs": 0,
-        "top_p": decimal(sampling.top_p),
-        "truncation": "disabled",
-        "user": body.nothing.user,
-    });
-    if let Value::Object(echo) = echo { echo } else { Map::new() }
+        tool_choice: body.tool_choice.as_ref().map_or("auto".into(), tool::Choice::echo),
+        tools: body.tools.iter().flatten().map(tool::Tool::echo).collect(),
+        top_p: decimal(sampling.top_p),
+        truncation: "disabled".to_owned(),
+        user: body.nothing.user.clone(),
+        ..Echo::default()
+    }
 }
 
 /// The number as it was written: 0.7, and not its neighbour among the floats of twice the width.
-fn decimal(number: f32) -> Value {
-    number.to_string().parse::<f64>().map_or(Value::Null, Value::from)
+fn decimal(number: f32) -> f64 {
+    number.to_string().parse().unwrap_or(f64::from(number))
 }
 
 #[cfg(test)]

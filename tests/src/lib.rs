@@ -5,6 +5,7 @@
 //! model and nats-server in the cache folder. EMBERLINE_TEST_HOST=spin runs them under Spin,
 //! EMBERLINE_TEST_LOGS=1 shows the processes' logs.
 
+pub mod both;
 pub mod emberline;
 pub mod golden;
 pub mod nats;

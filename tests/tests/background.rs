@@ -106,6 +106,10 @@ async fn a_stream_goes_on_exactly_where_a_killed_function_left_it() -> Result<()
     assert_eq!(again.output_text(), text);
     assert_eq!(again.chunks.last(), pieces.chunks.last());
     assert_eq!(get(&stack, &id).await?, *end);
+
+    let too_long = json!({"model": MODEL, "input": "word ".repeat(20_000), "background": true});
+    let failed = wait_until_over(&stack, &begin(&stack, &too_long).await?).await?;
+    assert_eq!((&failed["status"], &failed["error"]["code"]), (&json!("failed"), &json!("invalid_prompt")));
     Ok(())
 }
 

@@ -105,7 +105,7 @@ async fn openai_for_python_maps_errors_retries_and_gives_up() -> Result<()> {
         "unknown": [400, "unknown_parameter", "no_such_parameter"],
         "unsupported": [400, "unsupported_parameter", "modalities"],
         "model": [404, "model_not_found", "model"],
-        "absent": [503, "no_worker", null],
+        "absent": [503, "no_worker", "model"],
         "stream": [400, "invalid_value", "temperature"],
     });
     assert_eq!(seen["errors"], errors);
@@ -123,7 +123,7 @@ async fn openai_for_javascript_works() -> Result<()> {
         "unknown": [400, "unknown_parameter", "no_such_parameter"],
         "model": [404, "model_not_found", "model"],
         "key": [401, "invalid_api_key", null],
-        "absent": [503, "no_worker", null],
+        "absent": [503, "no_worker", "model"],
     });
     assert_eq!(seen["errors"], errors);
     Ok(())

@@ -16,7 +16,7 @@ use async_nats::jetstream::stream::{
     Config as StreamConfig, ConsumerCreateStrictErrorKind, DiscardPolicy, RetentionPolicy, StorageType,
 };
 use async_nats::jetstream::{self, ErrorCode as NatsCode};
-use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event as LinkEvent};
+use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event as LinkEvent, Subscriber};
 use emberline_shared::heartbeat::HEARTBEAT_TTL_S;
 use emberline_shared::subject::{self, JOBS_STREAM};
 use emberline_shared::{key, limits};
@@ -120,6 +120,17 @@ impl Bus {
     /// The plain connection.
     pub fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// Takes a share of the messages on `subject`, as one of `queue`.
+    pub async fn queue_subscribe(&self, subject: String, queue: &str) -> Result<Subscriber, BusError> {
+        let what = format!("the subscription to {subject}");
+        let subscribed = self.client.queue_subscribe(subject, queue.to_owned()).await;
+        subscribed.map_err(|error| BusError::Create {
+            what,
+            user: self.user.to_string(),
+            reason: error.to_string(),
+        })
     }
 
     /// The JetStream context.

@@ -5,7 +5,8 @@
 //! computes step by step; what comes out is published as the job's event log. The engine's parts:
 //! `gguf` and `hf` read a model's files, `tokenizer` and `template` turn messages into token ids,
 //! `model` is the network over the operations of emberline-kernels, `sampling` picks tokens that
-//! `constraint` allows, `text` assembles them into what may be sent. Open [`engine`] first.
+//! `constraint` allows, `text` assembles them into what may be sent. `tokens` turns text into tokens
+//! for whoever asks. Open [`engine`] first.
 
 pub mod bench;
 pub mod bus;
@@ -24,3 +25,4 @@ pub mod serve;
 pub mod template;
 pub mod text;
 pub mod tokenizer;
+pub mod tokens;

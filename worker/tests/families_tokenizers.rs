@@ -3,14 +3,14 @@
 
 #![allow(clippy::unwrap_used)] // also in the functions that tests call
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-use emberline_shared::job::Message;
+use emberline_shared::job::{Message, Tool};
 use emberline_worker::gguf::GgufFile;
-use emberline_worker::template::{ChatTemplate, PromptContext, TemplateError};
+use emberline_worker::template::{ChatTemplate, Conversation, TemplateError};
 use emberline_worker::tokenizer::ModelTokenizer;
 use proptest::prelude::*;
 use serde::Deserialize;
@@ -40,7 +40,8 @@ struct ChatCases {
 #[derive(Deserialize)]
 struct ChatCase {
     messages: Vec<Message>,
-    variables: BTreeMap<String, serde_json::Value>,
+    tools: Vec<Tool>,
+    variables: serde_json::Map<String, serde_json::Value>,
     prompt: Option<String>,
     #[serde(default)]
     ids: Vec<u32>,
@@ -121,8 +122,12 @@ fn chats_make_the_prompts_of_the_reference() {
         let wanted: ChatCases = json(&folder.join("chat_cases.json"));
         for case in wanted.cases {
             let name = format!("{}: {:?} {:?}", folder.display(), case.messages, case.variables);
-            let about = PromptContext { now: wanted.now, variables: case.variables };
-            match (template.render(&case.messages, &about), case.prompt) {
+            let conversation = Conversation {
+                tools: &case.tools,
+                variables: case.variables,
+                ..Conversation::new(&case.messages, wanted.now)
+            };
+            match (template.render(&conversation), case.prompt) {
                 (Ok(prompt), Some(wanted)) => {
                     assert_eq!(prompt, wanted, "{name}");
                     assert_eq!(tokenizer.encode(&prompt).unwrap(), case.ids, "{name}");

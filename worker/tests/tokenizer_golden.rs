@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use emberline_tests::golden;
 use emberline_tests::stack::model_path;
 use emberline_worker::gguf::{GgmlType, GgufFile};
-use emberline_worker::template::{ChatTemplate, PromptContext};
+use emberline_worker::template::{ChatTemplate, Conversation};
 use emberline_worker::tokenizer::ModelTokenizer;
 
 fn model() -> GgufFile {
@@ -18,7 +18,7 @@ fn model() -> GgufFile {
 fn prompts_are_rendered_as_in_the_golden_file() {
     let template = ChatTemplate::from_gguf(&model()).unwrap();
     for case in golden::cases().unwrap() {
-        assert_eq!(template.render(&case.messages, &PromptContext::default()).unwrap(), case.prompt);
+        assert_eq!(template.render(&Conversation::new(&case.messages, 0)).unwrap(), case.prompt);
     }
 }
 

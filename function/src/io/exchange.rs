@@ -178,7 +178,7 @@ impl Exchange {
             }
             Some(Err(error)) => Ok(Err(error)),
             None => {
-                exchange.cancel().await;
+                exchange.stop().await;
                 Ok(Err(BusError::Timeout("publishing a job")))
             }
         }
@@ -375,10 +375,12 @@ impl Exchange {
 
     /// Ends the exchange of a job whose answer nobody waits for here: the worker frees its slot,
     /// unless the job goes on though nobody listens.
-    pub(super) async fn cancel(mut self) {
-        if self.goes_on {
-            return self.release();
-        }
+    pub(super) async fn cancel(self) {
+        if self.goes_on { self.release() } else { self.stop().await }
+    }
+
+    /// Ends the exchange and the job.
+    pub(super) async fn stop(mut self) {
         self.send_control(Control::Cancel);
         let sent = within(CANCEL_TIMEOUT, self.connection.flush()).await;
         if !matches!(sent, Some(Ok(()))) {

@@ -179,7 +179,7 @@ async fn publish(
     match failure {
         None => Ok(jobs),
         Some(error) => {
-            jobs.cancel().await;
+            jobs.stop().await;
             Err(error)
         }
     }

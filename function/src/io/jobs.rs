@@ -114,6 +114,11 @@ impl Jobs {
         self.exchanges.iter_mut().flatten().for_each(|exchange| exchange.send_control(control));
     }
 
+    /// Ends all of them.
+    pub(super) async fn stop(self) {
+        join_all(self.exchanges.into_iter().flatten().map(Exchange::stop)).await;
+    }
+
     /// Ends jobs whose answer nobody waits for here: their workers free their slots.
     pub(super) async fn cancel(self) {
         join_all(self.exchanges.into_iter().flatten().map(Exchange::cancel)).await;

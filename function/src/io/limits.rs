@@ -59,6 +59,7 @@ impl Context {
     /// `jobs` be queued in spite of all, the worker corrects for them, too; whoever comes first does.
     pub(super) async fn give_back(&self, jobs: &[Job]) {
         let counted = self.counted.take();
+        self.limits_told.set(false);
         let is_of_jobs = |bucket: &Bucket| !jobs.is_empty() && bucket.counter.is_corrected();
         let plain: Increments = counted.iter().filter(|(bucket, _)| !is_of_jobs(bucket)).cloned().collect();
         let requests = plain.iter().map(|(bucket, amount)| increment(bucket, amount.saturating_neg(), None));

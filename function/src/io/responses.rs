@@ -5,8 +5,7 @@ use std::time::Duration;
 use emberline_shared::control::Control;
 use emberline_shared::error::{ApiError, ErrorCode};
 use emberline_shared::record::Record;
-use emberline_shared::responses::ResponsesRequest;
-use serde_json::json;
+use emberline_shared::responses::{DeletedResponse, ResponsesRequest};
 
 use super::clock::{unix_ms, within};
 use super::context::{Answer, Body, Context};
@@ -41,8 +40,8 @@ pub(super) async fn create(context: &Context, body: &mut Body) -> Result<Answer,
     if is_background && !request.stream {
         jobs.cancel().await;
         return match repeated {
-            Some(record) => Ok(Answer::json(&read(context, &record).await?.body())),
-            None => Ok(Answer::json(&story.body())),
+            Some(record) => Ok(told(&read(context, &record).await?)),
+            None => Ok(told(&story)),
         };
     }
     // Whoever made a background response is to know its id at once; its status can tell of errors.
@@ -62,7 +61,7 @@ pub(super) async fn retrieve(context: &Context, id: &str) -> Result<Answer, ApiE
     let query = Query::parse(context.head.uri.query())?;
     let record = find(context, id).await?;
     if !query.stream {
-        return Ok(Answer::json(&read(context, &record).await?.body()));
+        return Ok(told(&read(context, &record).await?));
     }
     let (jobs, limits) = generation::join(context, &record, false).await?;
     let story = Story::of(record).ok_or_else(|| not_found(id))?;
@@ -73,7 +72,7 @@ pub(super) async fn retrieve(context: &Context, id: &str) -> Result<Answer, ApiE
 /// `POST /v1/responses/{id}/cancel`
 pub(super) async fn cancel(context: &Context, id: &str) -> Result<Answer, ApiError> {
     let record = find(context, id).await?;
-    Ok(Answer::json(&stop(context, record).await?.body()))
+    Ok(told(&stop(context, record).await?))
 }
 
 /// `DELETE /v1/responses/{id}`
@@ -82,7 +81,8 @@ pub(super) async fn delete(context: &Context, id: &str) -> Result<Answer, ApiErr
     let job = record.job.clone();
     stop(context, record).await?;
     store::delete(&context.config.nats, &job).await?;
-    Ok(Answer::json(&json!({ "id": response_id(&job.id), "object": "response", "deleted": true })))
+    let deleted = DeletedResponse { id: response_id(&job.id), object: "response", deleted: true };
+    Ok(Answer::json(&deleted))
 }
 
 /// The record of a response that the caller's key has made.
@@ -152,5 +152,9 @@ async fn whole(mut jobs: Jobs, mut story: Story) -> Result<Answer, ApiError> {
             Ok(output) => story.push(output),
         }
     }
-    Ok(Answer::json(&story.body()))
+    Ok(told(&story))
+}
+
+fn told(story: &Story) -> Answer {
+    Answer::json(&story.response())
 }

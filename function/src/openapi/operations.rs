@@ -4,7 +4,7 @@ use emberline_shared::chat::{ChatCompletion, ChatCompletionChunk, ChatRequest};
 use emberline_shared::completions::{Completion, CompletionRequest};
 use emberline_shared::embeddings;
 use emberline_shared::models::{Health, Model, ModelList, Readiness};
-use emberline_shared::responses::ResponsesRequest;
+use emberline_shared::responses::{DeletedResponse, Response, ResponseEvent, ResponsesRequest};
 use emberline_shared::schema::Components;
 use emberline_shared::tokenize::{DetokenizeAnswer, TokenRequest, TokenizeAnswer};
 use serde_json::{Value, json};
@@ -80,38 +80,12 @@ const WITH_REPEATS: &[u16] = &[400, 403, 404, 409, 413, 415, 429, 502, 503, 504]
 /// What may go wrong with a response that is kept.
 const ABOUT_RESPONSES: &[u16] = &[400, 404, 409, 429, 502, 503, 504];
 
-/// A response. It returns all parameters of its request besides.
-fn response(_: &mut Components) -> Value {
-    json!({
-        "type": "object",
-        "properties": {
-            "id": {"type": "string"},
-            "object": {"const": "response"},
-            "created_at": {"type": "integer"},
-            "status": {"enum": ["queued", "in_progress", "completed", "incomplete", "cancelled", "failed"]},
-            "background": {"type": "boolean"},
-            "error": {"type": ["object", "null"], "properties": {
-                "code": {"type": "string"}, "message": {"type": "string"},
-            }},
-            "incomplete_details": {"type": ["object", "null"]},
-            "model": {"type": "string"},
-            "output": {"type": "array", "items": {"type": "object", "properties": {
-                "id": {"type": "string"},
-                "type": {"enum": ["message", "function_call"]},
-                "status": {"enum": ["in_progress", "completed", "incomplete"]},
-            }, "required": ["id", "type", "status"]}},
-            "usage": {"type": ["object", "null"]},
-        },
-        "required": ["id", "object", "created_at", "status", "model", "output"],
-    })
+fn response(components: &mut Components) -> Value {
+    components.answer::<Response<'static>>()
 }
 
-fn response_event(_: &mut Components) -> Value {
-    json!({
-        "type": "object",
-        "properties": {"type": {"type": "string"}, "sequence_number": {"type": "integer"}},
-        "required": ["type", "sequence_number"],
-    })
+fn response_event(components: &mut Components) -> Value {
+    components.answer::<ResponseEvent>()
 }
 
 pub(super) const OPERATIONS: &[Operation] = &[
@@ -180,17 +154,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
         parameters: &[Parameter::Id],
         needs_key: true,
         request: None,
-        answer: Some(|_| {
-            json!({
-                "type": "object",
-                "properties": {
-                    "id": {"type": "string"},
-                    "object": {"const": "response"},
-                    "deleted": {"const": true},
-                },
-                "required": ["id", "object", "deleted"],
-            })
-        }),
+        answer: Some(|components| components.answer::<DeletedResponse>()),
         event: None,
         errors: ABOUT_RESPONSES,
     },

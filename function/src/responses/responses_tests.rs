@@ -7,8 +7,8 @@ use crate::relay::Acceptance;
 const USAGE: Usage = Usage { prompt_tokens: 5, cached_tokens: 2, completion_tokens: 7 };
 
 fn story(background: bool) -> Story {
-    let echo = Map::from_iter([("temperature".to_owned(), json!(1.0))]);
-    Story::new(JobId::from_random(1), 5_999, "alias".into(), Outline { background, echo })
+    let outline = Outline { background, ..Outline::default() };
+    Story::new(JobId::from_random(1), 5_999, "alias".into(), outline)
 }
 
 fn accepted(tool_format: Option<ToolFormat>) -> Output {
@@ -31,7 +31,7 @@ fn told(format: Option<ToolFormat>, pieces: &[&str], reason: FinishReason) -> (V
     story.push(finish(reason));
     story.push(Output::Done(USAGE));
     assert!(story.is_over());
-    (story.take_events(), story.body())
+    (story.take_events(), json!(story.response()))
 }
 
 fn kinds(events: &[Event]) -> Vec<String> {
@@ -90,7 +90,7 @@ fn a_text_is_told_as_openai_tells_it() {
         }])
     );
     assert_eq!((&body["id"], &body["created_at"]), (&json!(format!("resp_{id}")), &json!(5)));
-    assert_eq!((&body["status"], &body["temperature"]), (&json!("completed"), &json!(1.0)));
+    assert_eq!((&body["status"], &body["temperature"]), (&json!("completed"), &json!(0.0)));
     assert_eq!(body["usage"]["total_tokens"], 12);
     assert_eq!(job_of(body["id"].as_str().unwrap()), Some(id));
 }
@@ -133,11 +133,11 @@ fn what_breaks_off_is_incomplete() {
 #[test]
 fn a_failure_has_a_code_of_openai() {
     let mut story = story(false);
-    assert_eq!(story.body()["status"], "in_progress");
+    assert_eq!(json!(story.response())["status"], "in_progress");
     story.push(accepted(None));
     story.push(text("a"));
     story.push(Output::Failed(ApiError::new(ErrorCode::WorkerFailed, "why")));
-    let body = story.body();
+    let body = json!(story.response());
     assert_eq!(body["error"], json!({"code": "server_error", "message": "why"}));
     assert_eq!((&body["status"], &body["output"][0]["status"]), (&json!("failed"), &json!("incomplete")));
     assert_eq!(story.take_events().last().unwrap().body()["type"], "response.failed");
@@ -157,11 +157,11 @@ fn an_interruption_takes_no_number() {
 fn a_cancelled_response_says_so_before_its_log_does() {
     let mut queued = story(true);
     queued.cancel();
-    assert_eq!(queued.body()["status"], "cancelled");
+    assert_eq!(json!(queued.response())["status"], "cancelled");
     let mut done = story(true);
     [accepted(None), finish(FinishReason::Stop), Output::Done(USAGE)].into_iter().for_each(|o| done.push(o));
     done.cancel();
-    assert_eq!(done.body()["status"], "completed");
+    assert_eq!(json!(done.response())["status"], "completed");
 }
 
 #[test]

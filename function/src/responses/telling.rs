@@ -50,8 +50,9 @@ impl Narrator for Telling {
     }
 
     fn max_backlog(&self) -> usize {
-        let outline = self.story.body().to_string().len().saturating_mul(REPETITIONS);
-        sse::max_backlog(self.limits).saturating_mul(2).saturating_add(outline)
+        let outline = serde_json::to_string(&self.story.response()).map_or(0, |response| response.len());
+        let repeated = outline.saturating_mul(REPETITIONS);
+        sse::max_backlog(self.limits).saturating_mul(2).saturating_add(repeated)
     }
 }
 

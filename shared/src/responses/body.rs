@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::input::Input;
 use super::tool::{Choice, Tool};
@@ -175,7 +175,10 @@ impl Format {
         }
     }
 
-    pub(super) fn echo(&self) -> Value {
-        json!(self)
+    pub(super) fn echo(&self) -> Map<String, Value> {
+        match serde_json::to_value(self) {
+            Ok(Value::Object(echo)) => echo,
+            _ => Map::new(),
+        }
     }
 }

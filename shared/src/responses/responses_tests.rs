@@ -1,3 +1,5 @@
+use serde_json::json;
+
 use crate::job::{Constraint, ToolChoice};
 use crate::schema::assert_enforceable;
 
@@ -75,7 +77,7 @@ fn all_parameters_reach_the_job_and_come_back() {
     assert_eq!(job.tool_choice, ToolChoice::Named("f".into()));
     assert_eq!(job.constraint, Some(Constraint::JsonSchema { schema: schema.clone(), strict: true }));
     assert_eq!(job.template_variables["reasoning_effort"], "low");
-    let echo = Value::Object(request.outline.echo);
+    let echo = json!(request.outline.echo);
     for (name, value) in [
         ("temperature", json!(0.7)),
         ("top_p", json!(0.9)),

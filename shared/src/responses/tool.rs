@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use super::answer::ToolEcho;
 use crate::chat::ToolChoiceMode;
 use crate::error::{ApiError, ErrorCode};
 use crate::job::{self, ToolChoice};
@@ -61,15 +62,15 @@ pub(super) enum Named {
 }
 
 impl Tool {
-    pub(super) fn echo(&self) -> Value {
+    pub(super) fn echo(&self) -> ToolEcho {
         let Self::Function { name, description, parameters, strict } = self;
-        json!({
-            "type": "function",
-            "name": name,
-            "description": description,
-            "parameters": parameters.clone().unwrap_or_default(),
-            "strict": strict.unwrap_or(false),
-        })
+        ToolEcho {
+            r#type: "function".to_owned(),
+            name: name.clone(),
+            description: description.clone(),
+            parameters: parameters.clone().unwrap_or_default(),
+            strict: strict.unwrap_or(false),
+        }
     }
 }
 

@@ -10,6 +10,7 @@ mod pick;
 mod prompt;
 mod publish;
 mod request;
+mod tokens;
 mod warm_up;
 
 use std::collections::{BTreeMap, HashMap};
@@ -102,7 +103,7 @@ impl Engine for BurnEngine {
         let number = self.next_number;
         self.next_number += 1;
         let request = Request::new(&prepared, events.clone(), self.prompts.tokenizer.end_of_generation());
-        let Prepared { job, taken, prompt, .. } = prepared;
+        let Prepared { job, taken, prompt, tool_format, prompt_text, .. } = prepared;
         let choices = u32::try_from(request.choices.len()).unwrap_or(u32::MAX);
         let cached_tokens = u32::try_from(self.scheduler.cached(&prompt)).unwrap_or(u32::MAX);
         let opening = Opening {
@@ -112,8 +113,8 @@ impl Engine for BurnEngine {
                 prompt_tokens: request.prompt_tokens,
                 cached_tokens,
                 fingerprint: self.facts.fingerprint.clone(),
-                tool_format: None,
-                prompt_text: None,
+                tool_format,
+                prompt_text,
             },
             prompt_tokens: request.prompt_tokens,
             choices,

@@ -278,6 +278,7 @@ fn without_a_limit_the_answer_may_fill_the_context() {
     match reason {
         FinishReason::Length => assert_eq!(total as usize, CONTEXT),
         FinishReason::Stop => assert!((total as usize) < CONTEXT),
+        FinishReason::Cancelled => panic!("nobody cancelled it"),
     }
 }
 

@@ -25,6 +25,8 @@ use emberline_shared::event::{EventKind, Usage};
 use emberline_shared::heartbeat::ServedModel;
 use emberline_shared::job::Job;
 use emberline_shared::subject::JobId;
+use emberline_shared::tokens::{TokensReply, TokensRequest};
+use emberline_shared::tools::ToolFormat;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::constraint::Grammar;
@@ -45,15 +47,22 @@ pub struct Prepared {
     pub prompt: Vec<u32>,
     /// Most tokens of an answer; together with the prompt they fit the context.
     pub limit: u32,
+    /// How the answer's calls are written; `None` if it may have none.
+    pub tool_format: Option<ToolFormat>,
+    /// The prompt's text, if the job asks for it.
+    pub prompt_text: Option<String>,
     /// What its answers obey; `None` if they may be anything.
     pub grammar: Option<Grammar>,
 }
 
-/// Makes prompts of jobs.
+/// Makes prompts of jobs, and whatever else is done with text and tokens alone.
 pub trait Frontend: Debug + Send + Sync {
     /// Makes a job's prompt and checks that the job can be served, before anything is computed for
     /// it. Takes as long as the prompt is long.
     fn prepare(&self, job: Job, taken: Instant) -> Result<Prepared, ApiError>;
+
+    /// Turns text into tokens or back. Takes as long as the text is long.
+    fn convert(&self, request: TokensRequest) -> Result<TokensReply, ApiError>;
 }
 
 /// The device or a part of the engine is gone; nothing more can be computed.

@@ -1,27 +1,35 @@
 //! Refusals that more than one engine has to give.
 
 use emberline_shared::error::{ApiError, ErrorCode};
+use emberline_shared::job::GenerationRequest;
 
 /// More tokens are wanted at least than there is room for.
-pub(super) fn no_room_for(min_tokens: u32, limit: u32) -> ApiError {
+pub(super) fn no_room_for(min_tokens: u32, limit: u32, request: &GenerationRequest) -> ApiError {
+    let field = prompt_field(request);
     let message = format!(
         "'min_tokens' is {min_tokens}, but the context has room for an answer of {limit} tokens. \
-         Lower it or shorten the messages."
+         Lower it or shorten the {field}."
     );
     ApiError::field(ErrorCode::ContextLengthExceeded, "min_tokens", message)
 }
 
+/// The field that the prompt is made of.
+pub(super) fn prompt_field(request: &GenerationRequest) -> &'static str {
+    if request.prompt.is_some() { "prompt" } else { "messages" }
+}
+
 /// A prompt of `prompt` tokens, a count in words, does not fit.
-pub(super) fn too_long(prompt: &str, wanted: Option<u32>, context: u32) -> ApiError {
-    let wanted = match wanted {
+pub(super) fn too_long(prompt: &str, request: &GenerationRequest, context: u32) -> ApiError {
+    let field = prompt_field(request);
+    let wanted = match request.max_tokens {
         Some(wanted) => format!("{wanted} for the answer"),
         None => "at least 1 for the answer".to_owned(),
     };
     let message = format!(
-        "The model's context holds {context} tokens, but the request needs {prompt} for the messages and {wanted}. \
-         Shorten the messages or lower 'max_tokens'."
+        "The model's context holds {context} tokens, but the request needs {prompt} for the {field} and {wanted}. \
+         Shorten the {field} or lower 'max_tokens'."
     );
-    ApiError::field(ErrorCode::ContextLengthExceeded, "messages", message)
+    ApiError::field(ErrorCode::ContextLengthExceeded, field, message)
 }
 
 /// The job's deadline has passed.

@@ -5,8 +5,9 @@
 //! ends with `length`; one that doesn't gets [`DEFAULT_TOKENS`], or `min_tokens` if that is more, and
 //! ends with `stop`, or with `ignore_eos` what the context leaves. Stop strings and the context's
 //! limit work as in a real engine. Each word is certain, so temperature, `top_p`, `top_k`, `min_p`
-//! and seed have nothing to choose from, and log-probabilities are 0; options that need logits or
-//! token ids, tools and response formats are refused. Each choice begins a word later than the one before it.
+//! and seed have nothing to choose from, and log-probabilities are 0; options that need logits,
+//! token ids or a chat template, tools and response formats are refused. Each choice begins a word
+//! later than the one before it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,9 +17,10 @@ use emberline_shared::event::{
     EventKind, FinishReason, IMPOSSIBLE, Timings, TokenLogprob, TokenLogprobs, Usage,
 };
 use emberline_shared::heartbeat::ServedModel;
-use emberline_shared::job::{GenerationRequest, Job};
+use emberline_shared::job::{GenerationRequest, Job, RawPrompt};
 use emberline_shared::parameters::MAX_CHOICES;
 use emberline_shared::subject::JobId;
+use emberline_shared::tokens::{TokensReply, TokensRequest};
 
 use super::refusal::{no_room_for, too_long};
 use super::{Engine, EngineError, EventSink, Frontend, Prepared};
@@ -106,13 +108,14 @@ impl Engine for SimulatedEngine {
     }
 
     fn submit(&mut self, prepared: Prepared, events: EventSink) {
+        let prompt_text = prepared.prompt_text.clone();
         let sequence = Sequence::new(prepared, events, self.pace);
         sequence.say(EventKind::Accepted {
             prompt_tokens: sequence.prompt_tokens,
             cached_tokens: 0,
             fingerprint: format!("{}-{}", self.model.name, env!("CARGO_PKG_VERSION")),
             tool_format: None,
-            prompt_text: None,
+            prompt_text,
         });
         self.running.push(sequence);
     }
@@ -145,7 +148,11 @@ impl Frontend for Words {
     fn prepare(&self, job: Job, taken: Instant) -> Result<Prepared, ApiError> {
         let sampling = &job.request.sampling;
         refuse_unsupported(&job.request)?;
-        let words = job.request.messages.iter().map(|m| m.content.split_whitespace().count()).sum::<usize>();
+        let words = match &job.request.prompt {
+            Some(RawPrompt::Text(text)) => text.split_whitespace().count(),
+            Some(RawPrompt::Tokens(ids)) => ids.len(),
+            None => job.request.messages.iter().map(|m| m.content.split_whitespace().count()).sum(),
+        };
         let prompt_tokens = u32::try_from(words).unwrap_or(u32::MAX);
         let room = CONTEXT_LENGTH.saturating_sub(prompt_tokens);
         let limit = match job.request.max_tokens {
@@ -154,13 +161,23 @@ impl Frontend for Words {
             None => DEFAULT_TOKENS.max(sampling.min_tokens).min(room),
         };
         if limit == 0 || limit > room {
-            return Err(too_long(&prompt_tokens.to_string(), job.request.max_tokens, CONTEXT_LENGTH));
+            return Err(too_long(&prompt_tokens.to_string(), &job.request, CONTEXT_LENGTH));
         }
         if sampling.min_tokens > limit {
-            return Err(no_room_for(sampling.min_tokens, limit));
+            return Err(no_room_for(sampling.min_tokens, limit, &job.request));
         }
         // Its words have no ids; nothing is computed from them.
-        Ok(Prepared { prompt: vec![0; words], job, taken, limit, grammar: None })
+        let prompt_text = match &job.request.prompt {
+            Some(RawPrompt::Text(text)) if job.request.echo => Some(text.clone()),
+            _ => None,
+        };
+        let prompt = vec![0; words];
+        Ok(Prepared { job, taken, prompt, limit, tool_format: None, prompt_text, grammar: None })
+    }
+
+    fn convert(&self, _: TokensRequest) -> Result<TokensReply, ApiError> {
+        let message = "The simulated engine has no tokenizer. Ask another model.";
+        Err(ApiError::field(ErrorCode::UnsupportedParameter, "model", message))
     }
 }
 
@@ -269,9 +286,12 @@ fn certainty(word: &str, top: u32) -> TokenLogprobs {
 /// Refuses what would have to change the words.
 fn refuse_unsupported(request: &GenerationRequest) -> Result<(), ApiError> {
     let options = &request.sampling;
+    let has_ids = matches!(request.prompt, Some(RawPrompt::Tokens(_)));
     let unsupported = [
         ("response_format", request.constraint.is_some()),
         ("tools", !request.tools.is_empty()),
+        ("chat_template_kwargs", !request.template_variables.is_empty()),
+        ("echo", has_ids && request.echo),
         ("logit_bias", !options.logit_bias.is_empty()),
         ("presence_penalty", options.presence_penalty != 0.0),
         ("frequency_penalty", options.frequency_penalty != 0.0),

@@ -84,6 +84,11 @@ pub fn spawn(engine: Box<dyn Engine>) -> std::io::Result<(EngineInfo, EngineHand
 }
 
 impl EngineHandle {
+    /// What prepares the engine's jobs.
+    pub fn frontend(&self) -> &Arc<dyn Frontend> {
+        &self.frontend
+    }
+
     /// Submits a job; call it within a tokio runtime. Its events end after `Done` or `Error`; if they
     /// end before, the engine is gone. Dropping the receiver cancels the job.
     pub fn submit(&self, job: Job) -> UnboundedReceiver<EventKind> {

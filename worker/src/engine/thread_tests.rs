@@ -1,4 +1,5 @@
 use emberline_shared::job::{GenerationRequest, SamplingOptions};
+use emberline_shared::tokens::{TokensReply, TokensRequest};
 
 use super::*;
 use crate::engine::simulated::SimulatedEngine;
@@ -80,7 +81,12 @@ impl Frontend for Fussy {
             Some(1000) => std::thread::sleep(std::time::Duration::from_millis(300)),
             _ => {}
         }
-        Ok(Prepared { job, taken, prompt: vec![0], limit: 1, grammar: None })
+        let (tool_format, prompt_text, grammar) = (None, None, None);
+        Ok(Prepared { job, taken, prompt: vec![0], limit: 1, tool_format, prompt_text, grammar })
+    }
+
+    fn convert(&self, _: TokensRequest) -> Result<TokensReply, ApiError> {
+        unreachable!("nobody asks")
     }
 }
 

@@ -52,7 +52,9 @@ fn a_job_in_its_own_queue_is_taken() {
 
 #[test]
 fn a_newer_job_is_refused_as_such_even_if_it_looks_different() {
-    assert_eq!(parse(br#"{"v":2,"identity":"?"}"#, "s"), Err(Refusal::Version(2)));
+    let newer = PROTOCOL_VERSION + 1;
+    let job = format!(r#"{{"v":{newer},"identity":"?"}}"#);
+    assert_eq!(parse(job.as_bytes(), "s"), Err(Refusal::Version(newer)));
     assert!(matches!(parse(br#"{"v":1,"identity":"?"}"#, "s"), Err(Refusal::NotAJob(_))));
 }
 

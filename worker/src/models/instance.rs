@@ -15,6 +15,7 @@ use crate::engine::Engine;
 use crate::engine::thread::{self, EngineHandle, EngineThread};
 use crate::intake::slots::Slots;
 use crate::intake::{Intake, Phase, Running, reached};
+use crate::tokens;
 
 /// How long handing jobs back may take.
 const HAND_BACK: Duration = Duration::from_secs(5);
@@ -89,6 +90,7 @@ impl Instance {
         if *self.phase.borrow() >= Phase::Draining {
             return unload(move || drop(engine)).await;
         }
+        let requests = tokens::listen(&self.shared.bus, &self.options.name).await?;
         let (info, handle, engine_thread) = thread::spawn(engine).map_err(Failure::Thread)?;
         let slots = Slots::new(info.capacity, Arc::clone(&self.shared.load));
         let intake = Arc::new(Intake {
@@ -101,6 +103,12 @@ impl Instance {
         });
         let name = &self.options.name;
         tracing::info!(model = %name, engine = info.name, device = %info.device, slots = info.capacity, "serving");
+        tokio::spawn(tokens::serve(
+            self.shared.bus.clone(),
+            requests,
+            Arc::clone(handle.frontend()),
+            self.phase.subscribe(),
+        ));
         let intake = tokio::spawn(intake.run(name.clone()));
         self.report(Report::Serving(Loaded { served: info.models, device: info.device, slots }));
         let ended = self.see_off(intake, &handle).await;

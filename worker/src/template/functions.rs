@@ -20,6 +20,11 @@ pub(super) fn raise_exception(message: String) -> Result<Value, Error> {
     Err(error.with_source(Refusal(message)))
 }
 
+/// Whether a loop takes the value: unlike minijinja's own, None is none such.
+pub(super) fn is_iterable(value: &Value) -> bool {
+    !value.is_none() && value.try_iter().is_ok()
+}
+
 /// A time (unix milliseconds) in UTC, written as C's `strftime` does.
 pub(super) fn strftime(milliseconds: u64, format: &str) -> Result<String, Error> {
     let invalid =
@@ -49,14 +54,25 @@ pub(super) fn to_json(value: &Value, indent: Option<usize>, options: Kwargs) -> 
         Some(_) => return Err(Error::new(ErrorKind::InvalidOperation, "tojson takes two separators")),
     };
     let style = PythonStyle { between, after_key, indent, ascii, depth: 0, is_empty: true };
-    let mut json = Vec::new();
-    let mut serializer = Serializer::with_formatter(&mut json, style);
-    let written =
-        if sort { sorted(value).serialize(&mut serializer) } else { value.serialize(&mut serializer) };
-    written.map_err(|error| {
+    let value = if sort { &sorted(value) } else { value };
+    let json = write(value, style).map_err(|error| {
         Error::new(ErrorKind::InvalidOperation, "can't write this value as JSON").with_source(error)
     })?;
-    Ok(Value::from(String::from_utf8_lossy(&json).into_owned()))
+    Ok(Value::from(json))
+}
+
+/// The same without options.
+pub(super) fn python_json(value: &serde_json::Value) -> String {
+    let (between, after_key) = (", ".to_owned(), ": ".to_owned());
+    let style = PythonStyle { between, after_key, indent: None, ascii: false, depth: 0, is_empty: true };
+    // Values of this type can always be written.
+    write(value, style).unwrap_or_default()
+}
+
+fn write(value: &impl Serialize, style: PythonStyle) -> serde_json::Result<String> {
+    let mut json = Vec::new();
+    value.serialize(&mut Serializer::with_formatter(&mut json, style))?;
+    Ok(String::from_utf8_lossy(&json).into_owned())
 }
 
 /// The value with the keys of all its maps in order.

@@ -1,21 +1,34 @@
 //! A model's chat template: a conversation to the prompt that the model was trained on.
 //!
 //! Templates are Jinja as Hugging Face's `apply_chat_template` renders it: blocks trimmed, loop
-//! controls, Python's string methods and the functions that templates use (`functions`).
+//! controls, Python's string methods and the functions that templates use (`functions`). They are
+//! given what it gives them (`conversation`). Templates can do more or less: what one writes of
+//! functions, names and system messages is found by trying (`abilities`), and what it would leave
+//! out is put into messages that it does write (`plain`).
 
+mod abilities;
+mod conversation;
 mod functions;
+mod plain;
 mod source;
+mod variables;
 
-use std::collections::BTreeMap;
+use std::collections::HashSet;
 use std::error::Error as _;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use emberline_shared::job::Message;
+use emberline_shared::job::{Message, Role, Tool};
+use emberline_shared::tools::ToolFormat;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
 use minijinja::{Environment, Error, ErrorKind, Value, context};
 use minijinja_contrib::pycompat::unknown_method_callback;
+use serde_json::Map;
+
+use abilities::Abilities;
+pub use conversation::Conversation;
+use conversation::{NoContent, Turn, described};
 
 use crate::gguf::{GgufError, GgufFile};
 use crate::hf::HfFileError;
@@ -69,27 +82,31 @@ pub enum TemplateError {
     },
 }
 
-/// What a prompt depends on beside its messages.
-#[derive(Debug, Clone, Default)]
-pub struct PromptContext {
-    /// The time that templates see, unix milliseconds: that of the job, so that every worker that
-    /// takes it up renders the same prompt.
-    pub now: u64,
-    /// The template's own variables, such as `enable_thinking`.
-    pub variables: BTreeMap<String, serde_json::Value>,
-}
+/// Variables that no request sets: templates are given them in any case.
+const GIVEN: [&str; 4] = ["messages", "tools", "add_generation_prompt", "strftime_now"];
 
-impl PromptContext {
-    /// A prompt at a time, without variables.
-    pub fn at(now: u64) -> Self {
-        Self { now, variables: BTreeMap::new() }
-    }
-}
-
-/// A compiled chat template.
+/// A compiled chat template, and what it can write.
 #[derive(Debug)]
 pub struct ChatTemplate {
+    compiled: Compiled,
+    abilities: Abilities,
+    variables: HashSet<String>,
+}
+
+#[derive(Debug)]
+struct Compiled {
     environment: Environment<'static>,
+}
+
+/// What a template is given.
+#[derive(Debug, Clone, Copy)]
+struct Script<'a> {
+    messages: &'a [Message],
+    no_content: NoContent,
+    tools: &'a [Tool],
+    variables: Option<&'a Map<String, serde_json::Value>>,
+    now: u64,
+    add_generation_prompt: bool,
 }
 
 impl ChatTemplate {
@@ -107,6 +124,7 @@ impl ChatTemplate {
         environment.set_fuel(Some(FUEL));
         environment.add_function("raise_exception", functions::raise_exception);
         environment.add_filter("tojson", functions::to_json);
+        environment.add_test("iterable", functions::is_iterable);
         // Templates add these to strings even where the model has none.
         for role in ["bos_token", "eos_token"] {
             environment.add_global(role, "");
@@ -114,12 +132,20 @@ impl ChatTemplate {
         for (role, token) in tokens {
             environment.add_global(role.to_owned(), token.to_owned());
         }
-        // Hugging Face passes these even when there are none; templates ask whether they are none.
-        environment.add_global("tools", ());
+        // Hugging Face passes them even when there are none; templates ask whether they are none.
         environment.add_global("documents", ());
         let source = source::without_generation_marks(source);
         environment.add_template_owned(NAME, source).map_err(TemplateError::Invalid)?;
-        Ok(Self { environment })
+        let mut variables =
+            variables::read_by(&environment.get_template(NAME).map_err(TemplateError::Invalid)?);
+        let documents = variables.take("documents");
+        variables.retain(|name| {
+            !GIVEN.contains(&name.as_str()) && !environment.globals().any(|(global, _)| global == name)
+        });
+        variables.extend(documents);
+        let compiled = Compiled { environment };
+        let abilities = Abilities::find(&compiled);
+        Ok(Self { compiled, abilities, variables })
     }
 
     /// The template in a GGUF file's metadata.
@@ -132,15 +158,95 @@ impl ChatTemplate {
         source::from_hf_dir(folder)
     }
 
-    /// The prompt for a conversation, up to where the assistant's answer begins.
-    pub fn render(&self, messages: &[Message], about: &PromptContext) -> Result<String, TemplateError> {
+    /// Whether a request may set this variable: the template reads it.
+    pub fn reads(&self, variable: &str) -> bool {
+        self.variables.contains(variable)
+    }
+
+    /// How the model writes its calls; in the way of Hermes models where the template is silent.
+    pub fn tool_format(&self) -> ToolFormat {
+        self.abilities.tools.unwrap_or(ToolFormat::Hermes)
+    }
+
+    /// Whether the template itself tells the model of functions.
+    pub fn writes_tools(&self) -> bool {
+        self.abilities.tools.is_some()
+    }
+
+    /// The prompt for a conversation.
+    pub fn render(&self, conversation: &Conversation<'_>) -> Result<String, TemplateError> {
+        let messages = self.adapted(conversation);
+        let mut tools = if self.writes_tools() { conversation.offered().to_vec() } else { Vec::new() };
+        if self.abilities.needs_descriptions {
+            tools.iter_mut().for_each(|tool| _ = tool.description.get_or_insert_default());
+        }
+        self.compiled.write(&Script {
+            messages: &messages,
+            no_content: self.abilities.no_content,
+            tools: &tools,
+            variables: Some(&conversation.variables),
+            now: conversation.now,
+            add_generation_prompt: conversation.add_generation_prompt,
+        })
+    }
+
+    /// The messages, changed where the template would leave something out.
+    fn adapted(&self, conversation: &Conversation<'_>) -> Vec<Message> {
+        let abilities = &self.abilities;
+        let mut messages = conversation.messages.to_vec();
+        let is_unnamed =
+            |message: &&mut Message| message.role != Role::Tool && !abilities.names.contains(&message.role);
+        messages.iter_mut().filter(is_unnamed).for_each(plain::write_name);
+        plain::name_results(&mut messages);
+        if !conversation.offered().is_empty() && abilities.tools.is_none() {
+            plain::list_functions(&mut messages, conversation);
+        }
+        if !abilities.calls {
+            plain::write_calls(&mut messages);
+        } else if !abilities.parallel_calls {
+            messages = plain::part_calls(messages);
+        }
+        if abilities.tools == Some(ToolFormat::Mistral) {
+            plain::shorten_ids(&mut messages);
+        }
+        if !abilities.results {
+            messages = plain::tell_results(messages);
+        }
+        if !abilities.system {
+            messages = plain::fold_system(messages);
+        }
+        messages
+    }
+}
+
+impl<'a> Script<'a> {
+    /// Messages and nothing else.
+    fn of(messages: &'a [Message]) -> Self {
+        Self {
+            messages,
+            no_content: NoContent::Empty,
+            tools: &[],
+            variables: None,
+            now: 0,
+            add_generation_prompt: true,
+        }
+    }
+}
+
+impl Compiled {
+    fn write(&self, script: &Script<'_>) -> Result<String, TemplateError> {
         let template = self.environment.get_template(NAME).map_err(TemplateError::Invalid)?;
-        let now = about.now;
+        let now = script.now;
+        let turns: Vec<Turn<'_>> =
+            script.messages.iter().map(|message| Turn::new(message, script.no_content)).collect();
+        let tools: Option<Vec<_>> =
+            (!script.tools.is_empty()).then(|| script.tools.iter().map(described).collect());
         let context = context! {
-            messages => Serde(messages),
-            add_generation_prompt => true,
+            messages => Serde(&turns),
+            tools => Serde(&tools),
+            add_generation_prompt => script.add_generation_prompt,
             strftime_now => Value::from_function(move |format: &str| functions::strftime(now, format)),
-            ..Value::from(Serde(&about.variables))
+            ..Value::from(Serde(&script.variables.unwrap_or(&Map::new())))
         };
         template.render(context).map_err(|error| match refusal(&error) {
             Some(Refusal(message)) => TemplateError::Refused(message.clone()),
@@ -176,3 +282,7 @@ fn describe(error: &Error) -> String {
 #[cfg(test)]
 #[path = "template_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "tools_tests.rs"]
+mod tools_tests;

@@ -20,11 +20,11 @@ fn template(source: &str) -> Result<ChatTemplate, TemplateError> {
 const NOW: u64 = 1_770_127_506_789;
 
 fn render(source: &str) -> String {
-    template(source).unwrap().render(&conversation(), &PromptContext::at(NOW)).unwrap()
+    template(source).unwrap().render(&Conversation::new(&conversation(), NOW)).unwrap()
 }
 
 fn render_error(source: &str) -> TemplateError {
-    template(source).unwrap().render(&conversation(), &PromptContext::at(NOW)).unwrap_err()
+    template(source).unwrap().render(&Conversation::new(&conversation(), NOW)).unwrap_err()
 }
 
 #[test]
@@ -61,6 +61,13 @@ fn tools_and_documents_are_none() {
     assert_eq!(
         render("{% if tools is not none or documents is not none %}some{% else %}none{% endif %}"),
         "none"
+    );
+    // As in Python.
+    assert_eq!(
+        render(
+            "{{ tools is iterable }} {{ messages is iterable }} {{ 'a' is iterable }} {{ {} is iterable }}"
+        ),
+        "False True True True"
     );
 }
 
@@ -122,9 +129,10 @@ fn variables_are_the_templates_own() {
     let source =
         "{{ enable_thinking if enable_thinking is defined }}{{ tools is none }}{{ messages | length }}";
     let variables = [("enable_thinking", serde_json::json!(false)), ("messages", serde_json::json!([]))];
-    let about =
-        PromptContext { now: NOW, variables: variables.map(|(key, value)| (key.to_owned(), value)).into() };
-    assert_eq!(template(source).unwrap().render(&conversation(), &about).unwrap(), "FalseTrue3");
+    let variables = variables.map(|(key, value)| (key.to_owned(), value)).into_iter().collect();
+    let messages = conversation();
+    let about = Conversation { variables, ..Conversation::new(&messages, NOW) };
+    assert_eq!(template(source).unwrap().render(&about).unwrap(), "FalseTrue3");
     assert_eq!(render(source), "True3");
 }
 
@@ -172,18 +180,24 @@ fn work_and_memory_are_bounded() {
 #[test]
 fn the_largest_request_is_rendered() {
     let source = "{% for m in messages %}{{ bos_token + m.role + '\\n' + m.content | trim + eos_token + '\\n' }}{% endfor %}";
-    let (template, about) = (template(source).unwrap(), PromptContext::default());
+    let template = template(source).unwrap();
     let long = Message::new(Role::User, "x".repeat(4 << 20));
-    assert_eq!(template.render(&[long], &about).unwrap().len(), (4 << 20) + "<s>user\n</s>\n".len());
+    assert_eq!(
+        template.render(&Conversation::new(&[long], 0)).unwrap().len(),
+        (4 << 20) + "<s>user\n</s>\n".len()
+    );
     let many = vec![Message::new(Role::User, ""); 100_000];
-    assert_eq!(template.render(&many, &about).unwrap().len(), 100_000 * "<s>user\n</s>\n".len());
+    assert_eq!(
+        template.render(&Conversation::new(&many, 0)).unwrap().len(),
+        100_000 * "<s>user\n</s>\n".len()
+    );
 }
 
 #[test]
 fn from_gguf_takes_the_template_and_its_tokens() {
     let (_folder, file) = GgufBuilder::new().with_byte_tokenizer().open();
     let prompt = ChatTemplate::from_gguf(&file).unwrap();
-    let prompt = prompt.render(&conversation()[..1], &PromptContext::default()).unwrap();
+    let prompt = prompt.render(&Conversation::new(&conversation()[..1], 0)).unwrap();
     assert_eq!(prompt, "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>assistant\n");
 
     let (_folder, file) = GgufBuilder::new().open();
@@ -212,7 +226,7 @@ fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
 fn from_a_folder_a_file_of_its_own_goes_first() {
     let from = |files: &[(&str, &str)]| {
         let template = ChatTemplate::from_hf_dir(folder(files).path())?;
-        template.render(&conversation(), &PromptContext::default())
+        template.render(&Conversation::new(&conversation(), 0))
     };
     let config = (
         "tokenizer_config.json",

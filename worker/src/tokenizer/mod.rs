@@ -116,6 +116,27 @@ impl ModelTokenizer {
         }
     }
 
+    /// The text of tokens, special ones included.
+    pub fn decode(&self, ids: &[u32]) -> String {
+        let mut text = Vec::new();
+        let mut begun = false;
+        for &id in ids {
+            match self.token_bytes(id) {
+                [] => text.extend(self.inner.id_to_token(id).unwrap_or_default().as_bytes()),
+                bytes => {
+                    text.extend(if begun { bytes } else { self.first_token_bytes(id) });
+                    begun = true;
+                }
+            }
+        }
+        String::from_utf8_lossy(&text).into_owned()
+    }
+
+    /// A token as the vocabulary writes it.
+    pub fn written(&self, id: u32) -> String {
+        self.inner.id_to_token(id).unwrap_or_default()
+    }
+
     /// The tokens that end an answer, in no order.
     pub fn end_of_generation(&self) -> impl Iterator<Item = u32> {
         self.end_of_generation.iter().copied()

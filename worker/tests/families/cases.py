@@ -66,6 +66,52 @@ CONVERSATIONS = [
     [{"role": "system", "content": "/no_think nobody asks"}],
 ]
 
+TOOLS = [
+    {
+        "name": "get_weather",
+        "description": "The weather of a place",
+        "parameters": {
+            "type": "object",
+            "properties": {"place": {"type": "string"}, "days": {"type": "integer"}},
+            "required": ["place"],
+        },
+    },
+    {"name": "now", "parameters": {"type": "object", "properties": {}}},
+]
+ARGUMENTS = {"place": "Köln \"am Rhein\"", "days": 2, "more": [1.5, None, True, {}]}
+
+
+def calls(*names):
+    arguments = {"get_weather": ARGUMENTS, "now": {}}
+    return [
+        {"id": f"call0000{number}", "name": name, "arguments": json.dumps(arguments[name])}
+        for number, name in enumerate(names)
+    ]
+
+
+def result(number, content):
+    return {"role": "tool", "content": content, "tool_call_id": f"call0000{number}"}
+
+
+# As a job has them: see `as_transformers_takes`.
+CONVERSATIONS_WITH_TOOLS = [
+    [{"role": "user", "content": "What is the weather in Köln?"}],
+    [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "What is the weather in Köln?"},
+        {"role": "assistant", "content": "", "tool_calls": calls("get_weather")},
+        result(0, '{"sky": "<blue>"}'),
+    ],
+    [
+        {"role": "user", "content": "Weather and time?"},
+        {"role": "assistant", "content": "Let me see.", "tool_calls": calls("get_weather", "now")},
+        result(0, "rain"),
+        result(1, "12:00"),
+        {"role": "assistant", "content": "It rains at noon."},
+        {"role": "user", "content": "Thanks"},
+    ],
+]
+
 
 class Clock(datetime):
     @classmethod
@@ -162,14 +208,20 @@ def named_ends(tokenizer):
 
 
 def write_chat_cases(folder, tokenizer):
+    conversations = [(messages, []) for messages in CONVERSATIONS]
+    if "tools" in tokenizer.get_chat_template():
+        conversations += [(messages, tools) for messages in CONVERSATIONS_WITH_TOOLS for tools in (TOOLS, [])]
     cases = []
-    for messages in CONVERSATIONS:
+    for messages, tools in conversations:
         for variables in ({}, {"enable_thinking": False}, {"date_string": "1 Jan 2000"}):
-            case = {"messages": messages, "variables": variables}
+            case = {"messages": messages, "tools": tools, "variables": variables}
             try:
-                prompt = tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=True, **variables
-                )
+                try:
+                    prompt = render(tokenizer, messages, tools, variables)
+                except jinja2.exceptions.TemplateError:
+                    if messages not in CONVERSATIONS_WITH_TOOLS:
+                        raise
+                    prompt = render(tokenizer, parted(messages), tools, variables)
                 case |= {"prompt": prompt, "ids": tokenizer.encode(prompt, add_special_tokens=False)}
             except jinja2.exceptions.TemplateError as error:
                 case["refused"] = error.message
@@ -180,6 +232,51 @@ def write_chat_cases(folder, tokenizer):
                 cases.append(case)
     value = {"now": int(NOW.timestamp() * 1000), "cases": cases}
     network.write_json(folder / "chat_cases.json", value)
+
+
+def render(tokenizer, messages, tools, variables):
+    return tokenizer.apply_chat_template(
+        as_transformers_takes(messages),
+        tools=[{"type": "function", "function": tool} for tool in tools] or None,
+        tokenize=False,
+        add_generation_prompt=True,
+        **variables,
+    )
+
+
+def parted(messages):
+    """Each call in a message of its own, its result behind it."""
+    results = {message["tool_call_id"]: message for message in messages if message["role"] == "tool"}
+    turns = []
+    for message in messages:
+        if message["role"] != "tool":
+            calls = message.get("tool_calls", [])
+            for call in calls:
+                turns += [message | {"tool_calls": [call]}, results[call["id"]]]
+            turns += [] if calls else [message]
+    return turns
+
+
+def as_transformers_takes(messages):
+    """Calls with arguments as objects, and results with the names of their functions."""
+    names, turns = {}, []
+    for message in messages:
+        turn = dict(message)
+        for call in message.get("tool_calls", []):
+            names[call["id"]] = call["name"]
+        if "tool_calls" in turn:
+            turn["tool_calls"] = [
+                {
+                    "id": call["id"],
+                    "type": "function",
+                    "function": {"name": call["name"], "arguments": json.loads(call["arguments"])},
+                }
+                for call in message["tool_calls"]
+            ]
+        if turn["role"] == "tool":
+            turn["name"] = names[turn["tool_call_id"]]
+        turns.append(turn)
+    return turns
 
 
 def write_gguf_cases(folder, target, pieces, prefix, adds_bos):

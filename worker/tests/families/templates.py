@@ -26,7 +26,8 @@ BRACKETS = """\
 {% endfor %}
 """
 
-# Headers between marks; a date that the caller may set.
+# Headers between marks; a date that the caller may set. Calls are the assistant's whole answer, one
+# at a time.
 HEADERS = """\
 {%- macro block(role, text) -%}
     {{- '<|start_header_id|>' ~ role ~ '<|end_header_id|>\\n\\n' ~ (text | trim) ~ '<|eot_id|>' -}}
@@ -34,29 +35,63 @@ HEADERS = """\
 {{- bos_token -}}
 {%- set today = date_string if date_string is defined else strftime_now('%d %b %Y') -%}
 {%- set opening = messages | selectattr('role', 'equalto', 'system') | map(attribute='content') | list -%}
-{{- block('system', 'Today Date: ' + today + '\\n\\n' + (opening | join('\\n'))) -}}
-{%- for m in messages if m.role != 'system' and 'tool_calls' not in m -%}
-    {{- block(m.role, m.content) -}}
+{%- set state = namespace(functions='') -%}
+{%- if tools is iterable and tools | length > 0 -%}
+    {%- for tool in tools -%}
+        {%- set state.functions = state.functions ~ '\\n' ~ tool | tojson(indent=4) -%}
+    {%- endfor -%}
+{%- endif -%}
+{{- block('system', 'Today Date: ' + today + '\\n\\n' + (opening | join('\\n')) + state.functions) -}}
+{%- for m in messages if m.role != 'system' -%}
+    {%- if m.role == 'tool' -%}
+        {{- block('ipython', m.content | tojson if m.content is iterable else m.content) -}}
+    {%- elif 'tool_calls' in m -%}
+        {%- if m.tool_calls | length > 1 %}{{ raise_exception('One call at a time') }}{% endif -%}
+        {%- set call = m.tool_calls[0].function -%}
+        {{- block('assistant', '{"name": "' + call.name + '", "parameters": ' + call.arguments | tojson + '}') -}}
+    {%- else -%}
+        {{- block(m.role, m.content) -}}
+    {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
     {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}
 {%- endif -%}
 """
 
-# [INST]…[/INST] with the system message before the last question.
+# [INST]…[/INST] with the system message before the last question, and before that the functions. Calls
+# are a list after a mark, and have ids of nine characters.
 INSTRUCTIONS = """\
 {%- set rest = messages | rejectattr("role", "equalto", "system") | list %}
 {%- set system = (messages | first).content if rest | length != messages | length else "" %}
 {%- if rest | length == 0 %}
     {{- raise_exception("There is nothing to answer.") }}
 {%- endif %}
+{%- set asked = rest | selectattr("role", "equalto", "user") | list | length %}
+{%- set ns = namespace(asked=0) %}
+{%- macro checked(id) %}
+    {%- if not id is defined or id | length != 9 %}{{ raise_exception("An id has nine characters") }}{% endif %}
+    {{- id | tojson }}
+{%- endmacro %}
 {{- bos_token }}
 {%- for message in rest %}
     {%- set before = system ~ "\\n\\n" if loop.last and system else "" %}
-    {%- if message["role"] == "assistant" %}
-        {{- " %s%s" | format(message["content"], eos_token) }}
-    {%- else %}
+    {%- if message["role"] == "user" %}
+        {%- set ns.asked = ns.asked + 1 %}
+        {%- if tools is not none and ns.asked == asked %}
+            {{- "[AVAILABLE_TOOLS]" ~ tools | tojson ~ "[/AVAILABLE_TOOLS]" }}
+        {%- endif %}
         {{- "[INST] " ~ before ~ message["content"] ~ "[/INST]" }}
+    {%- elif message["role"] == "tool" %}
+        {{- "[TOOL_RESULTS]" ~ {"content": message.content, "name": message.name} | tojson }}
+        {{- checked(message.tool_call_id) ~ "[/TOOL_RESULTS]" }}
+    {%- elif message.tool_calls is defined %}
+        {{- "[TOOL_CALLS][" }}
+        {%- for call in message.tool_calls %}
+            {{- (call.function | tojson)[:-1] ~ ', "id": ' ~ checked(call.id) ~ "}" ~ (", " if not loop.last else "]") }}
+        {%- endfor %}
+        {{- eos_token }}
+    {%- else %}
+        {{- " %s%s" | format(message["content"], eos_token) }}
     {%- endif %}
 {%- endfor %}
 """
@@ -78,7 +113,8 @@ You are a tiny model.<|im_end|>
 
 TOOLS = "{{ raise_exception('this is the template for tools') }}"
 
-# ChatML with thoughts, which are kept in the newest answers only and may be switched off.
+# ChatML with thoughts, which are kept in the newest answers only and may be switched off, and with
+# functions, whose calls and results stand between tags.
 THINKING = """\
 {%- set ns = namespace(asked=-1) %}
 {%- for turn in messages[::-1] %}
@@ -86,7 +122,18 @@ THINKING = """\
         {%- set ns.asked = loop.revindex0 %}
     {%- endif %}
 {%- endfor %}
+{%- if tools %}
+    {{- '<|im_start|>system\\n' }}
+    {%- for tool in tools %}{{ tool | tojson ~ '\\n' }}{% endfor %}
+    {{- 'Call as in <tool_call>{"name": "f", "arguments": {}}</tool_call><|im_end|>\\n' }}
+{%- endif %}
 {%- for turn in messages %}
+    {%- if turn.role == 'tool' %}
+        {%- if loop.previtem.role != 'tool' %}{{ '<|im_start|>user' }}{% endif %}
+        {{- '\\n<tool_response>\\n' ~ turn.content ~ '\\n</tool_response>' }}
+        {%- if loop.last or loop.nextitem.role != 'tool' %}{{ '<|im_end|>\\n' }}{% endif %}
+        {%- continue %}
+    {%- endif %}
     {{- '<|im_start|>' + turn.role + '\\n' }}
     {%- set parts = turn.content.split('</think>') %}
     {%- if turn.role != 'assistant' or parts | length == 1 %}
@@ -97,6 +144,10 @@ THINKING = """\
         {%- endif %}
         {{- parts[-1].lstrip('\\n') }}
     {%- endif %}
+    {%- for call in turn.tool_calls or [] %}
+        {{- '\\n' if turn.content or not loop.first }}
+        {{- '<tool_call>\\n{"name": "' ~ call.function.name ~ '", "arguments": ' ~ call.function.arguments | tojson ~ '}\\n</tool_call>' }}
+    {%- endfor %}
     {{- '<|im_end|>\\n' }}
 {%- endfor %}
 {%- if add_generation_prompt %}

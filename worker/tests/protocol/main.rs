@@ -4,6 +4,7 @@
 // What fails in here fails the test.
 #![allow(clippy::unwrap_used)]
 
+mod background;
 mod charges;
 mod jobs;
 mod lifecycle;
@@ -12,3 +13,4 @@ mod models;
 mod permissions;
 mod support;
 mod swaps;
+mod tokens;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use async_nats::{Client, ConnectOptions, Event};
 use emberline_shared::subject::{self, JobId};
+use emberline_shared::tokens::TokensRequest;
 use emberline_tests::nats::NatsServer;
 use tokio::sync::mpsc;
 
@@ -35,8 +36,10 @@ async fn each_user_is_refused_what_only_another_may_do() {
     let (events, control, jobs) = (subject::events(&id), subject::control(&id), subject::jobs("m"));
 
     let function = client(&nats, "function", nats.function_password()).await;
+    let kept = subject::kept_events(&id);
     let function_may_not = [
         events.as_str(),
+        kept.as_str(),
         "$KV.workers.x",
         "$JS.API.STREAM.CREATE.JOBS",
         "$JS.API.STREAM.INFO.JOBS",
@@ -55,19 +58,23 @@ async fn each_user_is_refused_what_only_another_may_do() {
     refused(
         function,
         &function_may_not,
-        &["emberline.jobs.*", "emberline.control.*", "_INBOX_worker.>", ">"],
+        &["emberline.jobs.*", "emberline.control.*", "emberline.tokens.*", "_INBOX_worker.>", ">"],
     )
     .await;
 
     let worker = client(&nats, "worker", nats.worker_password()).await;
     let worker_may_not = [
         jobs.as_str(),
+        "$KV.requests.x",
         control.as_str(),
+        "emberline.tokens.m",
+        "_INBOX_function.unasked",
         "$JS.API.STREAM.DELETE.JOBS",
         "$JS.API.STREAM.PURGE.JOBS",
         "$JS.API.STREAM.UPDATE.JOBS",
         "$JS.API.STREAM.CREATE.OTHER",
         "$JS.API.CONSUMER.CREATE.EVENTS.c",
+        "$JS.API.CONSUMER.CREATE.KEPT.c",
         "$JS.API.CONSUMER.DELETE.JOBS.worker-m",
         "$KV.keys.x",
         "$JS.API.DIRECT.GET.KV_keys",
@@ -127,6 +134,7 @@ async fn what_each_part_does_is_within_its_rights() {
     let relay = Relay::new(&nats).await;
     relay.wait_for_load(&[0]).await;
     relay.send(&crate::support::job(1, 3)).await.rest().await;
+    crate::tokens::ask(&relay, crate::support::MODEL, &TokensRequest::Detokenize { tokens: vec![1] }).await;
     worker.signal("TERM");
     assert!(worker.exit().await.success());
     assert!(!worker.log().to_lowercase().contains("violation"), "{}", worker.log());

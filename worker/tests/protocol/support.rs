@@ -194,16 +194,20 @@ impl Relay {
     /// Queues a job and listens to its events, but never says so.
     pub(crate) async fn send_silently(&self, job: &Job) -> Events {
         let payload = serde_json::to_vec(job).unwrap();
-        self.send_raw(&job.id, &subject::jobs(&job.model), payload).await
+        self.queue(&job.id, job.log().1, subject::jobs(&job.model), payload).await
     }
 
     /// Queues any bytes as the job `id`.
     pub(crate) async fn send_raw(&self, id: &JobId, subject: &str, payload: Vec<u8>) -> Events {
-        let subscriber = self.client.subscribe(subject::events(id)).await.unwrap();
+        self.queue(id, subject::events(id), subject.to_owned(), payload).await
+    }
+
+    async fn queue(&self, id: &JobId, log: String, subject: String, payload: Vec<u8>) -> Events {
+        let subscriber = self.client.subscribe(log).await.unwrap();
         let message = PublishMessage::build().payload(payload.into()).message_id(id.as_str());
         let jetstream = jetstream::new(self.client.clone());
         within("the job's acknowledgement", async {
-            jetstream.send_publish(subject.to_owned(), message).await.unwrap().await.unwrap();
+            jetstream.send_publish(subject, message).await.unwrap().await.unwrap();
         })
         .await;
         Events { subscriber, alive: JoinSet::new() }

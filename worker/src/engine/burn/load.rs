@@ -123,6 +123,8 @@ pub fn load(options: &LoadOptions) -> Result<BurnEngine, LoadError> {
         memory = %network.memory(prefill_budget + slots, slots),
         cache_tokens = blocks * BLOCK_SIZE,
         context_length,
+        calls = ?template.tool_format(),
+        template_writes_tools = template.writes_tools(),
         seconds = began.elapsed().as_secs_f32(),
         "model loaded"
     );

@@ -1,17 +1,20 @@
-//! From a job's messages to token ids.
+//! From a job's messages, or its raw prompt, to token ids.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use emberline_shared::error::{ApiError, ErrorCode};
-use emberline_shared::job::{GenerationRequest, Job, SamplingOptions};
-use emberline_shared::tools::ToolFormat;
+use emberline_shared::job::{GenerationRequest, Job, RawPrompt, SamplingOptions};
+use emberline_shared::tokens::{TokensReply, TokensRequest};
 
 use crate::constraint::Grammars;
-use crate::engine::refusal::{no_room_for, too_long};
+use crate::engine::refusal::{no_room_for, prompt_field, too_long};
 use crate::engine::{Frontend, Prepared};
-use crate::template::{ChatTemplate, PromptContext, TemplateError};
+use crate::template::{ChatTemplate, Conversation, TemplateError};
 use crate::tokenizer::ModelTokenizer;
+
+/// Variables of templates that are parameters of their own.
+const OWN_PARAMETERS: [&str; 2] = ["reasoning_effort", "verbosity"];
 
 /// A model's template and tokenizer, and what fits its context.
 #[derive(Debug)]
@@ -26,27 +29,57 @@ impl Frontend for PromptBuilder {
     fn prepare(&self, job: Job, taken: Instant) -> Result<Prepared, ApiError> {
         let request = &job.request;
         check_tokens(&request.sampling, self.tokenizer.vocab_size())?;
-        let prompt = self.prompt(request, &PromptContext::at(job.created))?;
+        let conversation = Conversation::of(request, job.created);
+        let may_call = request.prompt.is_none() && !conversation.offered().is_empty();
+        let (prompt, text) = self.prompt(request, &conversation)?;
         let limit = self.limit(&prompt, request)?;
-        let grammar = self.grammars.compile(request, self.tool_format())?;
-        Ok(Prepared { job, taken, prompt, limit, grammar })
+        let format = self.template.tool_format();
+        let grammar = self.grammars.compile(request, format)?;
+        let prompt_text = text.filter(|_| request.echo);
+        let tool_format = may_call.then_some(format);
+        Ok(Prepared { job, taken, prompt, limit, tool_format, prompt_text, grammar })
+    }
+
+    fn convert(&self, request: TokensRequest) -> Result<TokensReply, ApiError> {
+        match request {
+            TokensRequest::Tokenize(request) => self.tokenize(request),
+            TokensRequest::Detokenize { tokens } => self.detokenize(&tokens),
+        }
     }
 }
 
 impl PromptBuilder {
-    /// How the model writes calls.
-    #[allow(clippy::unused_self)] // what the template says will decide
-    fn tool_format(&self) -> ToolFormat {
-        ToolFormat::Hermes
+    /// A prompt's token ids, and its text where that is known or asked for.
+    fn prompt(
+        &self,
+        request: &GenerationRequest,
+        conversation: &Conversation<'_>,
+    ) -> Result<(Vec<u32>, Option<String>), ApiError> {
+        let text = match &request.prompt {
+            None => self.render(conversation)?,
+            Some(RawPrompt::Text(text)) => text.clone(),
+            Some(RawPrompt::Tokens(tokens)) => {
+                self.check_ids(tokens, "prompt")?;
+                let text = request.echo.then(|| self.tokenizer.decode(tokens));
+                return not_empty(tokens.clone(), request).map(|tokens| (tokens, text));
+            }
+        };
+        if text.is_empty() {
+            return not_empty(Vec::new(), request).map(|tokens| (tokens, None));
+        }
+        // Encoding takes a second a megabyte: too long for what can't fit anyway.
+        let least = self.tokenizer.least_tokens(&text);
+        if least >= self.context_length as usize {
+            return Err(too_long(&format!("at least {least}"), request, self.context_length));
+        }
+        let tokens = self.tokenizer.encode_prompt(&text).map_err(|error| internal(&error))?;
+        not_empty(tokens, request).map(|tokens| (tokens, Some(text)))
     }
 
-    /// The token ids of a conversation.
-    fn prompt(&self, request: &GenerationRequest, about: &PromptContext) -> Result<Vec<u32>, ApiError> {
-        let internal = |error: &dyn std::error::Error| {
-            tracing::error!(%error, "a prompt can't be built");
-            ApiError::new(ErrorCode::InternalError, "The prompt could not be built.")
-        };
-        let text = self.template.render(&request.messages, about).map_err(|error| match error {
+    /// What the chat template writes.
+    pub(super) fn render(&self, conversation: &Conversation<'_>) -> Result<String, ApiError> {
+        self.check_variables(conversation)?;
+        self.template.render(conversation).map_err(|error| match error {
             TemplateError::TooLong => ApiError::field(ErrorCode::InvalidValue, "messages", error.to_string()),
             TemplateError::Refused(reason) => {
                 let message = format!(
@@ -55,18 +88,26 @@ impl PromptBuilder {
                 ApiError::field(ErrorCode::InvalidValue, "messages", message)
             }
             other => internal(&other),
-        })?;
-        // Encoding takes a second a megabyte: too long for what can't fit anyway.
-        let least = self.tokenizer.least_tokens(&text);
-        if least >= self.context_length as usize {
-            return Err(too_long(&format!("at least {least}"), request.max_tokens, self.context_length));
-        }
-        let tokens = self.tokenizer.encode_prompt(&text).map_err(|error| internal(&error))?;
-        if tokens.is_empty() {
-            let message = "The messages make an empty prompt. Add text.";
-            return Err(ApiError::field(ErrorCode::InvalidValue, "messages", message));
-        }
-        Ok(tokens)
+        })
+    }
+
+    /// Refuses variables that the template does nothing with.
+    fn check_variables(&self, conversation: &Conversation<'_>) -> Result<(), ApiError> {
+        let Some(name) = conversation.variables.keys().find(|name| !self.template.reads(name)) else {
+            return Ok(());
+        };
+        let field = match OWN_PARAMETERS.contains(&name.as_str()) {
+            true => name.clone(),
+            false => format!("chat_template_kwargs.{name}"),
+        };
+        let message = format!("'{field}' is not known to this model's chat template. Leave it out.");
+        Err(ApiError::field(ErrorCode::UnsupportedParameter, field, message))
+    }
+
+    /// Refuses ids that are not the model's.
+    pub(super) fn check_ids(&self, ids: &[u32], field: &str) -> Result<(), ApiError> {
+        let ids = ids.iter().enumerate().map(|(index, &id)| (id, format!("{field}[{index}]")));
+        check_vocabulary(ids, self.tokenizer.vocab_size())
     }
 
     /// Most tokens of the answer, for which there is room.
@@ -75,21 +116,41 @@ impl PromptBuilder {
         let room = self.context_length.saturating_sub(prompt_tokens);
         let limit = request.max_tokens.unwrap_or(room);
         if room == 0 || limit > room {
-            return Err(too_long(&prompt_tokens.to_string(), request.max_tokens, self.context_length));
+            return Err(too_long(&prompt_tokens.to_string(), request, self.context_length));
         }
         match request.sampling.min_tokens {
-            least if least > limit => Err(no_room_for(least, limit)),
+            least if least > limit => Err(no_room_for(least, limit, request)),
             _ => Ok(limit),
         }
     }
 }
 
-/// Refuses ids that are not the model's.
+pub(super) fn internal(error: &dyn std::error::Error) -> ApiError {
+    tracing::error!(%error, "a prompt can't be built");
+    ApiError::new(ErrorCode::InternalError, "The prompt could not be built.")
+}
+
+fn not_empty(tokens: Vec<u32>, request: &GenerationRequest) -> Result<Vec<u32>, ApiError> {
+    if !tokens.is_empty() {
+        return Ok(tokens);
+    }
+    let (field, message) = match prompt_field(request) {
+        "prompt" => ("prompt", "'prompt' is empty. Give some text or tokens."),
+        field => (field, "The messages make an empty prompt. Add text."),
+    };
+    Err(ApiError::field(ErrorCode::InvalidValue, field, message))
+}
+
+/// Refuses options with ids that are not the model's.
 fn check_tokens(options: &SamplingOptions, vocabulary: usize) -> Result<(), ApiError> {
     let biased = options.logit_bias.iter().map(|&(id, _)| (id, format!("logit_bias.{id}")));
     let stops = options.stop_token_ids.iter().enumerate();
     let stops = stops.map(|(index, &id)| (id, format!("stop_token_ids[{index}]")));
-    match biased.chain(stops).find(|&(id, _)| id as usize >= vocabulary) {
+    check_vocabulary(biased.chain(stops), vocabulary)
+}
+
+fn check_vocabulary(mut ids: impl Iterator<Item = (u32, String)>, vocabulary: usize) -> Result<(), ApiError> {
+    match ids.find(|&(id, _)| id as usize >= vocabulary) {
         None => Ok(()),
         Some((id, path)) => {
             let message = format!(
@@ -100,3 +161,7 @@ fn check_tokens(options: &SamplingOptions, vocabulary: usize) -> Result<(), ApiE
         }
     }
 }
+
+#[cfg(test)]
+#[path = "prompt_tests.rs"]
+mod tests;

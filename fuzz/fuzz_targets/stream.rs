@@ -1,0 +1,149 @@
+//! Answers as streams: however tokens and the network cut a text, its reader has the same content,
+//! calls and end.
+
+#![no_main]
+
+use arbitrary::Arbitrary;
+use emberline_function::relay::{Acceptance, Limits, Output};
+use emberline_function::responses::{Story, Telling};
+use emberline_function::sse::{ChatFrames, KEEP_ALIVE, Narrator};
+use emberline_shared::answer::Envelope;
+use emberline_shared::chat::ChatAnswer;
+use emberline_shared::event::{FinishReason, TokenLogprob, TokenLogprobs, Usage};
+use emberline_shared::job::ToolChoice;
+use emberline_shared::responses::Outline;
+use emberline_shared::subject::JobId;
+use emberline_shared::tools::ToolFormat;
+use libfuzzer_sys::fuzz_target;
+
+#[path = "../../tests/src/sse/transcript.rs"]
+#[allow(dead_code)] // the tests use all of it
+mod transcript;
+
+use transcript::Transcript;
+
+#[derive(Debug, Arbitrary)]
+struct Input<'a> {
+    format: u8,
+    with_logprobs: bool,
+    /// Bytes that arrive at once, less one.
+    piece: u8,
+    /// The number up to which a reader of a response has heard it.
+    heard: u16,
+    texts: Vec<&'a str>,
+    /// What some other server sends.
+    foreign: &'a [u8],
+}
+
+impl Input<'_> {
+    fn format(&self) -> Option<ToolFormat> {
+        match self.format % 4 {
+            0 => None,
+            1 => Some(ToolFormat::Hermes),
+            2 => Some(ToolFormat::Llama),
+            _ => Some(ToolFormat::Mistral),
+        }
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { choices: 1, tokens: 64, logprobs: self.with_logprobs.then_some(0) }
+    }
+
+    /// What a relay tells of these texts.
+    fn outputs(&self, texts: &[&str]) -> Vec<Output> {
+        let mut outputs =
+            vec![Output::Accepted(Acceptance { tool_format: self.format(), ..Acceptance::default() })];
+        for text in texts {
+            let token = TokenLogprob { bytes: text.as_bytes().to_vec(), logprob: -0.5 };
+            let logprobs = self.with_logprobs.then(|| vec![TokenLogprobs { token, top: Vec::new() }]);
+            outputs.push(Output::Text { choice: 0, text: (*text).to_owned(), logprobs });
+        }
+        outputs.push(Output::Finish { choice: 0, reason: FinishReason::Stop });
+        outputs.push(Output::Done(Usage::default()));
+        outputs
+    }
+
+    /// What reaches a client.
+    fn read(&self, narrator: &mut dyn Narrator, outputs: Vec<Output>) -> Transcript {
+        let mut sent = narrator.begin().concat();
+        for output in outputs {
+            sent.extend(narrator.tell(output).concat());
+            sent.extend_from_slice(&KEEP_ALIVE);
+        }
+        let mut read = Transcript::default();
+        for piece in sent.chunks(usize::from(self.piece) + 1) {
+            // After the end nothing keeps the line open.
+            if !read.done {
+                read.push(piece).expect("frames are read");
+            }
+        }
+        read
+    }
+}
+
+fuzz_target!(|input: Input<'_>| {
+    let text = input.texts.concat();
+    let (cut, whole) = (chat(&input, &input.texts), chat(&input, &[&text]));
+    assert_eq!(cut, whole);
+    if input.format().is_none() {
+        assert_eq!(cut.content, text);
+    }
+    response(&input, &text);
+    let mut foreign = Transcript::default();
+    let _ = foreign.push(input.foreign).and_then(|()| foreign.end());
+});
+
+/// What a client makes of a chat completion.
+#[derive(Debug, Default, PartialEq)]
+struct Message {
+    content: String,
+    /// Name and arguments.
+    calls: Vec<(String, String)>,
+    finish_reason: Option<String>,
+}
+
+fn chat(input: &Input<'_>, texts: &[&str]) -> Message {
+    let envelope =
+        Envelope { job: JobId::from_random(1), created: 2, model: "m".into(), fingerprint: "f".into() };
+    let tool_choice = ToolChoice::Auto;
+    let answer = ChatAnswer { envelope, metadata: None, tool_format: input.format(), tool_choice };
+    let stream = input.read(&mut ChatFrames::new(answer, true, input.limits()), input.outputs(texts));
+    assert!(stream.done);
+    let mut message = Message { content: stream.text(), ..Message::default() };
+    message.finish_reason = stream.finish_reason().map(str::to_owned);
+    for choice in stream.choice(0) {
+        for call in choice["delta"]["tool_calls"].as_array().into_iter().flatten() {
+            let index = call["index"].as_u64().expect("an index") as usize;
+            let said = |name: &str| call["function"][name].as_str().unwrap_or_default();
+            if index == message.calls.len() {
+                message.calls.push((said("name").to_owned(), String::new()));
+            }
+            message.calls[index].1.push_str(said("arguments"));
+        }
+    }
+    if input.with_logprobs {
+        assert_eq!(stream.logprobs_of(0).len(), texts.len());
+    }
+    message
+}
+
+/// The events of a response, and those after one of them that was heard before.
+fn response(input: &Input<'_>, text: &str) {
+    let tell = |texts: &[&str], heard| {
+        let story = Story::new(JobId::from_random(1), 2, "m".into(), Outline::default());
+        input.read(&mut Telling::new(story, heard, input.limits()), input.outputs(texts))
+    };
+    let (cut, whole) = (tell(&input.texts, None), tell(&[text], None));
+    assert_eq!(cut.chunks.last(), whole.chunks.last());
+    assert_eq!(delta_bytes(&cut, 0), delta_bytes(&whole, 0));
+    let heard = u64::from(input.heard);
+    let rest = tell(&input.texts, Some(heard));
+    assert!(rest.chunks.iter().all(|event| event["sequence_number"].as_u64() > Some(heard)));
+    assert_eq!(delta_bytes(&rest, heard + 1), delta_bytes(&tell(&[text], Some(heard)), heard + 1));
+}
+
+/// All deltas, joined.
+fn delta_bytes(stream: &Transcript, from: u64) -> String {
+    let unheard = stream.chunks.iter().filter(|event| event["sequence_number"].as_u64() >= Some(from));
+    unheard.filter_map(|event| event["delta"].as_str()).collect()
+}

@@ -1,0 +1,170 @@
+//! Each parameter of a chat request that has no file of its own: honoured, accepted because it asks
+//! for nothing, or refused by its name. `choices`, `sampling`, `tools` and `response_format` have
+//! the others.
+
+use anyhow::{Context as _, Result};
+use emberline_tests::both::{both, refusal, with};
+use emberline_tests::stack::{MODEL, Stack};
+use serde_json::{Value, json};
+
+const CHAT: &str = "/v1/chat/completions";
+
+fn question() -> Value {
+    json!({
+        "model": MODEL, "temperature": 0, "max_tokens": 12,
+        "messages": [
+            {"role": "system", "content": "You are a helpful assistant."},
+            {"role": "user", "content": "What is the capital of France?"},
+        ],
+    })
+}
+
+fn text(answer: &Value) -> Result<&str> {
+    answer["choices"][0]["message"]["content"].as_str().context("content")
+}
+
+#[tokio::test]
+async fn what_asks_for_nothing_changes_nothing() -> Result<()> {
+    let stack = Stack::start().await?;
+    let plain = both(&stack, &question()).await?;
+    for nothing in [
+        json!({"store": false}),
+        json!({"service_tier": "auto"}),
+        json!({"service_tier": "default"}),
+        json!({"user": "ann", "safety_identifier": "s", "prompt_cache_key": "k", "prompt_cache_retention": "24h"}),
+        json!({"modalities": ["text"]}),
+        json!({"response_format": {"type": "text"}}),
+        json!({"tools": []}),
+        json!({"tools": [], "tool_choice": "none", "parallel_tool_calls": true}),
+        json!({"n": 1, "presence_penalty": 0, "frequency_penalty": 0, "logit_bias": {}, "stop": [], "min_tokens": 0}),
+        json!({"chat_template_kwargs": {}}),
+        // Absent, in OpenAI's API.
+        json!({"n": null, "stop": null, "seed": null, "logprobs": null, "tools": null, "metadata": null, "store": null}),
+        json!({"max_completion_tokens": 12}),
+        json!({"max_completion_tokens": 12, "max_tokens": null}),
+    ] {
+        let answer = both(&stack, &with(&question(), &nothing)).await.with_context(|| nothing.to_string())?;
+        assert_eq!(answer["choices"], plain["choices"], "{nothing}");
+        assert_eq!(answer["service_tier"], "default");
+        assert_eq!(answer["system_fingerprint"], plain["system_fingerprint"]);
+    }
+    let mut streamed = question();
+    streamed["stream_options"] = json!({"include_obfuscation": false});
+    let stream = stack.stream(&streamed).await?;
+    assert_eq!(stream.text(), text(&plain)?);
+    assert!(stream.chunks.iter().all(|chunk| chunk.get("usage").is_none_or(Value::is_null)));
+    assert!(stream.chunks.iter().all(|chunk| chunk.get("obfuscation").is_none()));
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_not_supported_is_refused_by_name() -> Result<()> {
+    let stack = Stack::start().await?;
+    let user = |part: Value| json!({"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}, part]}]});
+    let unsupported = [
+        (json!({"store": true}), "store"),
+        (json!({"service_tier": "flex"}), "service_tier"),
+        (json!({"service_tier": "priority"}), "service_tier"),
+        (json!({"modalities": ["text", "audio"]}), "modalities[1]"),
+        (json!({"audio": {"voice": "alloy", "format": "wav"}}), "audio"),
+        (json!({"prediction": {"type": "content", "content": "x"}}), "prediction"),
+        (json!({"web_search_options": {}}), "web_search_options"),
+        (json!({"moderation": {}}), "moderation"),
+        (json!({"functions": [{"name": "f"}]}), "functions"),
+        (json!({"function_call": "auto"}), "function_call"),
+        (user(json!({"type": "image_url", "image_url": {"url": "data:,"}})), "messages[0].content[1].type"),
+        (user(json!({"type": "input_audio", "input_audio": {}})), "messages[0].content[1].type"),
+        (user(json!({"type": "file", "file": {}})), "messages[0].content[1].type"),
+        (json!({"messages": [{"role": "function", "name": "f", "content": "x"}]}), "messages[0].role"),
+        // This model's template knows neither.
+        (json!({"reasoning_effort": "low"}), "reasoning_effort"),
+        (json!({"verbosity": "low"}), "verbosity"),
+        (json!({"chat_template_kwargs": {"enable_thinking": false}}), "chat_template_kwargs.enable_thinking"),
+        (
+            json!({"stream": true, "stream_options": {"include_obfuscation": true}}),
+            "stream_options.include_obfuscation",
+        ),
+    ];
+    for (more, param) in unsupported {
+        let body = with(&question(), &more);
+        let wanted = (400, "unsupported_parameter".to_owned(), Some(param.to_owned()));
+        assert_eq!(refusal(&stack, CHAT, &body).await?, wanted, "{more}");
+        let streamed = with(&body, &json!({"stream": true}));
+        assert_eq!(refusal(&stack, CHAT, &streamed).await?, wanted, "{more}, streamed");
+    }
+    // Names that nobody knows, wherever they are.
+    for (more, param) in [
+        (json!({"beam_width": 4}), "beam_width"),
+        (json!({"stream": true, "stream_options": {"every": 1}}), "stream_options.every"),
+        (user(json!({"type": "text", "text": "Hi", "size": 3})), "messages[0].content[1].size"),
+    ] {
+        let wanted = (400, "unknown_parameter".to_owned(), Some(param.to_owned()));
+        assert_eq!(refusal(&stack, CHAT, &with(&question(), &more)).await?, wanted, "{more}");
+    }
+    // The server goes on serving.
+    both(&stack, &question()).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_conversation_is_the_same_in_each_of_its_forms() -> Result<()> {
+    let stack = Stack::start().await?;
+    let ask = |messages: Value| with(&question(), &json!({"messages": messages}));
+    let part = |text: &str| json!({"type": "text", "text": text});
+    let (system, user) = ("You are a helpful assistant.", "What is the capital of France?");
+    let plain = both(&stack, &question()).await?;
+    for messages in [
+        json!([{"role": "developer", "content": system}, {"role": "user", "content": user}]),
+        json!([{"role": "system", "content": [part(system)]}, {"role": "user", "content": [part("What is the "), part("capital of France?")]}]),
+    ] {
+        assert_eq!(both(&stack, &ask(messages.clone())).await?["choices"], plain["choices"], "{messages}");
+    }
+    let before =
+        |answer: Value| json!([{"role": "user", "content": "Hi"}, answer, {"role": "user", "content": user}]);
+    let said = both(&stack, &ask(before(json!({"role": "assistant", "content": "No, thanks."})))).await?;
+    for answer in [
+        json!({"role": "assistant", "content": [part("No, "), part("thanks.")]}),
+        json!({"role": "assistant", "content": [{"type": "refusal", "refusal": "No, thanks."}]}),
+        json!({"role": "assistant", "content": "No, thanks.", "refusal": null, "annotations": [], "tool_calls": null}),
+    ] {
+        assert_eq!(both(&stack, &ask(before(answer.clone()))).await?["choices"], said["choices"], "{answer}");
+    }
+    // A name is part of the prompt.
+    let named = both(&stack, &ask(json!([{"role": "user", "name": "Ann", "content": user}]))).await?;
+    let nameless = both(&stack, &ask(json!([{"role": "user", "content": user}]))).await?;
+    let count = |answer: &Value| answer["usage"]["prompt_tokens"].as_u64().context("prompt_tokens");
+    assert!(count(&named)? > count(&nameless)?, "{}", named["usage"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn metadata_comes_back_and_usage_has_its_details() -> Result<()> {
+    let stack = Stack::start().await?;
+    let metadata = json!({"purpose": "test", "ü": "é"});
+    let body = with(&question(), &json!({"metadata": metadata}));
+    both(&stack, &body).await?;
+    let answer = both(&stack, &body).await?;
+    assert_eq!(answer["metadata"], metadata);
+    let usage = &answer["usage"];
+    assert_eq!(usage["completion_tokens_details"]["reasoning_tokens"], 0);
+    let (prompt, cached) = (&usage["prompt_tokens"], &usage["prompt_tokens_details"]["cached_tokens"]);
+    assert!(cached.as_u64() > Some(0) && cached.as_u64() < prompt.as_u64(), "{usage}");
+    let fingerprint = answer["system_fingerprint"].as_str().context("system_fingerprint")?;
+    assert!(!fingerprint.is_empty());
+    let many: serde_json::Map<String, Value> = (0..17).map(|n| (n.to_string(), json!("x"))).collect();
+    let refused = refusal(&stack, CHAT, &with(&question(), &json!({"metadata": many}))).await?;
+    assert_eq!(refused, (400, "invalid_value".to_owned(), Some("metadata".to_owned())));
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_answer_without_a_limit_ends_by_itself_or_with_the_context() -> Result<()> {
+    let stack = Stack::start().await?;
+    let body = with(&question(), &json!({"max_tokens": null}));
+    let answer = both(&stack, &body).await?;
+    assert_eq!(answer["choices"][0]["finish_reason"], "stop");
+    let beyond = with(&question(), &json!({"max_tokens": null, "max_completion_tokens": 8192}));
+    let wanted = (400, "context_length_exceeded".to_owned(), Some("messages".to_owned()));
+    assert_eq!(refusal(&stack, CHAT, &beyond).await?, wanted);
+    Ok(())
+}

@@ -1,0 +1,140 @@
+use std::path::Path;
+
+use emberline_shared::job::{Message, Role, Tool, ToolChoice};
+use emberline_shared::subject::JobId;
+use emberline_shared::tools::ToolFormat;
+use serde_json::{Value, json};
+
+use super::*;
+
+/// A tiny model of a family, as the tests of families have it.
+fn prompts(family: &str) -> PromptBuilder {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/families").join(family);
+    let tokenizer = ModelTokenizer::from_hf_dir(&folder).unwrap();
+    PromptBuilder {
+        template: ChatTemplate::from_hf_dir(&folder).unwrap(),
+        grammars: Grammars::new(&tokenizer).unwrap(),
+        tokenizer: Arc::new(tokenizer),
+        context_length: 4096,
+    }
+}
+
+fn prepare(prompts: &PromptBuilder, request: GenerationRequest) -> Result<Prepared, ApiError> {
+    let job = Job {
+        v: emberline_shared::PROTOCOL_VERSION,
+        id: JobId::from_random(1),
+        model: "tiny".to_owned(),
+        created: 0,
+        deadline: u64::MAX,
+        request,
+        seed: 0,
+        background: None,
+        account: None,
+    };
+    prompts.prepare(job, Instant::now())
+}
+
+fn refused(prompts: &PromptBuilder, request: GenerationRequest) -> (ErrorCode, String) {
+    let error = prepare(prompts, request).unwrap_err();
+    assert!(
+        error.message.contains("messages") || error.message.contains(error.param.as_ref().unwrap()),
+        "{error:?}"
+    );
+    (error.code, error.param.unwrap())
+}
+
+fn raw(prompt: RawPrompt) -> GenerationRequest {
+    GenerationRequest { prompt: Some(prompt), echo: true, ..GenerationRequest::default() }
+}
+
+fn text(text: &str) -> GenerationRequest {
+    raw(RawPrompt::Text(text.to_owned()))
+}
+
+fn chat() -> GenerationRequest {
+    GenerationRequest { messages: vec![Message::new(Role::User, "hi")], ..GenerationRequest::default() }
+}
+
+#[test]
+fn a_raw_prompt_is_encoded_as_the_tokenizer_does_it() {
+    // Llama 2 begins every text with a token of its own, Qwen does not.
+    let prompts = prompts("llama2");
+    let prepared = prepare(&prompts, text("Hello there")).unwrap();
+    let bos = prompts.tokenizer.encode("<s>").unwrap();
+    assert!(prepared.prompt.starts_with(&bos) && prepared.prompt.len() > 2);
+    assert_eq!(prepared.prompt_text.as_deref(), Some("Hello there"));
+    assert_eq!(prepared.tool_format, None);
+    // It is not put there twice.
+    assert_eq!(prepare(&prompts, text("<s>Hello there")).unwrap().prompt[1..], prepared.prompt[1..]);
+    let silent = GenerationRequest { echo: false, ..text("Hello there") };
+    assert_eq!(prepare(&prompts, silent).unwrap().prompt_text, None);
+}
+
+#[test]
+fn tokens_are_taken_as_they_are_and_read_as_their_text() {
+    let prompts = prompts("qwen3");
+    let ids = prompts.tokenizer.encode("Hello <|im_end|>").unwrap();
+    let prepared = prepare(&prompts, raw(RawPrompt::Tokens(ids.clone()))).unwrap();
+    assert_eq!(prepared.prompt, ids);
+    assert_eq!(prepared.prompt_text.as_deref(), Some("Hello <|im_end|>"));
+    let vocabulary = u32::try_from(prompts.tokenizer.vocab_size()).unwrap();
+    let bad = raw(RawPrompt::Tokens(vec![1, 2, vocabulary]));
+    assert_eq!(refused(&prompts, bad), (ErrorCode::InvalidValue, "prompt[2]".to_owned()));
+}
+
+#[test]
+fn empty_and_long_prompts_are_refused_by_name() {
+    for family in ["qwen3", "llama2"] {
+        let prompts = prompts(family);
+        for empty in [text(""), raw(RawPrompt::Tokens(Vec::new()))] {
+            assert_eq!(refused(&prompts, empty), (ErrorCode::InvalidValue, "prompt".to_owned()));
+        }
+        let too_long = (ErrorCode::ContextLengthExceeded, "prompt".to_owned());
+        assert_eq!(refused(&prompts, text(&"x 1 ".repeat(100_000))), too_long);
+        assert_eq!(refused(&prompts, raw(RawPrompt::Tokens(vec![1; 4096]))), too_long);
+    }
+}
+
+#[test]
+fn a_job_with_tools_says_how_calls_are_written() {
+    let tool =
+        Tool { name: "f".to_owned(), description: None, parameters: serde_json::Map::new(), strict: false };
+    let with_tools = GenerationRequest { tools: vec![tool], ..chat() };
+    for (family, format) in [
+        ("qwen3", ToolFormat::Hermes),
+        ("llama3", ToolFormat::Llama),
+        ("mistral", ToolFormat::Mistral),
+        ("phi3", ToolFormat::Hermes),
+    ] {
+        let prompts = prompts(family);
+        let prepared = prepare(&prompts, with_tools.clone()).unwrap();
+        assert_eq!(prepared.tool_format, Some(format), "{family}");
+        assert!(prepared.prompt.len() > prepare(&prompts, chat()).unwrap().prompt.len() + 20);
+        let none = GenerationRequest { tool_choice: ToolChoice::None, ..with_tools.clone() };
+        let prepared = prepare(&prompts, none).unwrap();
+        assert_eq!(
+            (prepared.tool_format, prepared.prompt),
+            (None, prepare(&prompts, chat()).unwrap().prompt)
+        );
+    }
+}
+
+#[test]
+fn variables_go_to_the_template_or_are_refused() {
+    let prompts = prompts("qwen3");
+    let with = |name: &str, value: Value| GenerationRequest {
+        template_variables: serde_json::Map::from_iter([(name.to_owned(), value)]),
+        ..chat()
+    };
+    let thoughtless = prepare(&prompts, with("enable_thinking", json!(false))).unwrap().prompt;
+    assert_ne!(thoughtless, prepare(&prompts, chat()).unwrap().prompt);
+    for (name, param) in [
+        ("reasoning_effort", "reasoning_effort"),
+        ("verbosity", "verbosity"),
+        ("nothing", "chat_template_kwargs.nothing"),
+        ("messages", "chat_template_kwargs.messages"),
+    ] {
+        let expected = (ErrorCode::UnsupportedParameter, param.to_owned());
+        assert_eq!(refused(&prompts, with(name, json!("low"))), expected);
+    }
+}

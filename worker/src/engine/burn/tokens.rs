@@ -1,0 +1,40 @@
+//! Text to tokens and back, beside jobs.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use emberline_shared::error::ApiError;
+use emberline_shared::tokens::{Tokenize, TokensInput, TokensReply};
+
+use super::prompt::{PromptBuilder, internal};
+use crate::template::Conversation;
+
+impl PromptBuilder {
+    pub(super) fn tokenize(&self, request: Tokenize) -> Result<TokensReply, ApiError> {
+        let text = match request.input {
+            TokensInput::Text(text) => text,
+            TokensInput::Chat { messages, tools, template_variables, add_generation_prompt } => {
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+                self.render(&Conversation {
+                    tools: &tools,
+                    variables: template_variables,
+                    add_generation_prompt,
+                    ..Conversation::new(&messages, now)
+                })?
+            }
+        };
+        let tokens = match request.add_special_tokens {
+            true => self.tokenizer.encode_prompt(&text),
+            false => self.tokenizer.encode(&text),
+        };
+        let tokens = tokens.map_err(|error| internal(&error))?;
+        let written = || tokens.iter().map(|&id| self.tokenizer.written(id)).collect();
+        let token_strs = request.return_token_strs.then(written);
+        Ok(TokensReply::Tokenized { tokens, token_strs, max_model_len: self.context_length })
+    }
+
+    pub(super) fn detokenize(&self, tokens: &[u32]) -> Result<TokensReply, ApiError> {
+        self.check_ids(tokens, "tokens")?;
+        Ok(TokensReply::Detokenized { text: self.tokenizer.decode(tokens) })
+    }
+}

@@ -1,0 +1,89 @@
+//! Jobs that go on though nobody listens.
+
+use async_nats::header::NATS_MESSAGE_TTL;
+use async_nats::jetstream::{self, message::PublishMessage};
+use emberline_shared::control::Control;
+use emberline_shared::event::{Event, EventKind, FinishReason};
+use emberline_shared::job::Job;
+use emberline_shared::subject;
+use emberline_tests::nats::NatsServer;
+
+use crate::support::{Relay, Worker, job, text_of, wait_for_empty_queue, within};
+
+fn background(id: u128, max_tokens: u32) -> Job {
+    Job { background: Some(100), ..job(id, max_tokens) }
+}
+
+/// Keeps what the bucket says of a job; nothing is a deletion.
+async fn keep(relay: &Relay, job: &Job, record: &str) {
+    let jetstream = jetstream::new(relay.client.clone());
+    let message = PublishMessage::build().payload(record.to_owned().into());
+    let stored = jetstream.send_publish(subject::request(&job.id), message).await.unwrap();
+    within("the record's acknowledgement", async { stored.await.unwrap() }).await;
+}
+
+fn is_cancelled(kind: &EventKind) -> bool {
+    matches!(kind, EventKind::Finish { choice: 0, reason: FinishReason::Cancelled })
+}
+
+#[tokio::test]
+async fn a_background_job_needs_nobody_to_listen() {
+    let nats = NatsServer::start().await.unwrap();
+    let _worker = Worker::start(&nats, &["--alive-timeout-ms", "100"]);
+    let relay = Relay::new(&nats).await;
+    relay.wait_for_load(&[0]).await;
+    // At 50 tokens a second this takes longer than an ordinary job would be waited for.
+    let job = background(1, 40);
+    let mut events = relay.send_silently(&job).await;
+    let all = events.rest().await;
+    text_of(&all, 1);
+    let Some(Event { kind: EventKind::Done { usage, .. }, .. }) = all.last() else { panic!("{all:?}") };
+    assert_eq!(usage.completion_tokens, 40);
+    wait_for_empty_queue(&nats).await;
+
+    let jetstream = jetstream::new(nats.worker_client().await.unwrap());
+    let kept = jetstream.get_stream(subject::KEPT_STREAM).await.unwrap();
+    let last = kept.direct_get_last_for_subject(subject::kept_events(&job.id)).await.unwrap();
+    let ttl: u64 = last.headers.get(NATS_MESSAGE_TTL).unwrap().as_str().parse().unwrap();
+    // A minute to the deadline, as long as the job says, and a little longer.
+    assert!((150..=221).contains(&ttl), "{ttl}");
+    let others = jetstream.get_stream(subject::EVENTS_STREAM).await.unwrap();
+    assert_eq!(others.cached_info().state.messages, 0);
+}
+
+#[tokio::test]
+async fn a_cancel_is_heard_and_written_down() {
+    let nats = NatsServer::start().await.unwrap();
+    let _worker = Worker::start(&nats, &[]);
+    let relay = Relay::new(&nats).await;
+    relay.wait_for_load(&[0]).await;
+    let job = background(1, 30_000);
+    let mut events = relay.send_silently(&job).await;
+    events.next_tokens(1).await;
+    relay.control(&job.id, Control::Cancel).await;
+    let rest = events.rest().await;
+    let [.., finish, done] = rest.as_slice() else { panic!("{rest:?}") };
+    assert!(is_cancelled(&finish.kind), "{finish:?}");
+    assert!(matches!(&done.kind, EventKind::Done { usage, .. } if usage.completion_tokens > 0), "{done:?}");
+    relay.wait_for_load(&[0]).await;
+}
+
+#[tokio::test]
+async fn a_job_that_is_cancelled_or_deleted_in_the_queue_is_not_run() {
+    let nats = NatsServer::start().await.unwrap();
+    let _worker = Worker::start(&nats, &[]);
+    let relay = Relay::new(&nats).await;
+    relay.wait_for_load(&[0]).await;
+    for (id, record) in [(1, r#"{"cancelled":true}"#), (2, "")] {
+        let job = background(id, 30_000);
+        keep(&relay, &job, record).await;
+        let all = relay.send_silently(&job).await.rest().await;
+        assert!(all.len() == 2 && is_cancelled(&all[0].kind), "{all:?}");
+        assert!(matches!(&all[1].kind, EventKind::Done { usage, .. } if usage.completion_tokens == 0));
+    }
+    let wanted = background(3, 2);
+    keep(&relay, &wanted, r#"{"cancelled":false}"#).await;
+    let all = relay.send_silently(&wanted).await.rest().await;
+    assert!(!text_of(&all, 1).is_empty());
+    wait_for_empty_queue(&nats).await;
+}
