@@ -12,10 +12,10 @@ use http::header::{
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 
 /// Headers of our answers that a page may read.
-const EXPOSED: &str = "x-request-id, retry-after, x-ratelimit-limit, x-ratelimit-remaining, \
-    x-ratelimit-reset, x-ratelimit-window, x-ratelimit-limit-requests, x-ratelimit-limit-tokens, \
-    x-ratelimit-remaining-requests, x-ratelimit-remaining-tokens, x-ratelimit-reset-requests, \
-    x-ratelimit-reset-tokens";
+const EXPOSED: &str = "x-request-id, retry-after, retry-after-ms, x-should-retry, x-ratelimit-limit, \
+    x-ratelimit-remaining, x-ratelimit-reset, x-ratelimit-window, x-ratelimit-limit-requests, \
+    x-ratelimit-limit-tokens, x-ratelimit-remaining-requests, x-ratelimit-remaining-tokens, \
+    x-ratelimit-reset-requests, x-ratelimit-reset-tokens";
 /// Headers of requests that a page may send, where the browser does not say which.
 const ACCEPTED: &str = "authorization, content-type, x-api-key, x-request-id, idempotency-key";
 /// Methods that some endpoint takes.

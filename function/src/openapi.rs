@@ -30,6 +30,11 @@ fn build() -> Value {
         }
     }
     let error = components.answer::<ErrorBody>();
+    let (requests, _) = components.names();
+    let mut schemas = components.into_schemas();
+    for name in requests {
+        schemas.get_mut(&name).into_iter().for_each(let_null_be_absent);
+    }
     json!({
         "openapi": "3.1.0",
         "info": {
@@ -40,7 +45,7 @@ fn build() -> Value {
         "servers": [{"url": "/"}],
         "paths": paths,
         "components": {
-            "schemas": components.into_schemas(),
+            "schemas": schemas,
             "responses": {"Error": {
                 "description": "What is wrong and what to do about it.",
                 "content": {"application/json": {"schema": error}},
@@ -53,16 +58,43 @@ fn build() -> Value {
     })
 }
 
+/// One event of a stream, whose data is an `event`, an error, or the mark of the end. (OpenAPI has
+/// the schema of a stream describe its events.)
+fn one_event(event: &Value, error: &Value) -> Value {
+    let json = |schema| json!({"contentMediaType": "application/json", "contentSchema": schema});
+    let data = json!({"type": "string", "anyOf": [{"const": "[DONE]"}, json(event), json(error)]});
+    json!({
+        "type": "object",
+        "properties": {"event": {"type": "string"}, "data": data},
+        "required": ["data"],
+    })
+}
+
+/// Says that bodies are closed, but for names without a value: `null` counts as absent.
+fn let_null_be_absent(schema: &mut Value) {
+    match schema {
+        Value::Object(schema) => {
+            schema.values_mut().for_each(let_null_be_absent);
+            if let Some(rest) = schema.get_mut("additionalProperties")
+                && *rest == Value::Bool(false)
+            {
+                *rest = json!({"type": "null"});
+            }
+        }
+        Value::Array(schemas) => schemas.iter_mut().for_each(let_null_be_absent),
+        _ => {}
+    }
+}
+
 impl Operation {
     fn describe(&self, components: &mut Components) -> Value {
         let mut responses = Map::new();
         if let Some(answer) = self.answer {
-            let mut content = json!({"application/json": {"schema": answer(components)}});
+            let whole = ("application/json".to_owned(), json!({"schema": answer(components)}));
+            let mut content = Map::from_iter([whole]);
             if let Some(event) = self.event {
-                content["text/event-stream"] = json!({
-                    "schema": {"type": "string"},
-                    "x-event-schema": event(components),
-                });
+                let schema = one_event(&event(components), &components.answer::<ErrorBody>());
+                content.insert("text/event-stream".to_owned(), json!({ "schema": schema }));
             }
             responses.insert("200".to_owned(), json!({"description": "Success", "content": content}));
         }
@@ -72,21 +104,20 @@ impl Operation {
         }
         responses.sort_keys();
         let security = if self.needs_key { json!([{"bearer": []}, {"apiKey": []}]) } else { json!([]) };
-        let mut described = json!({
-            "operationId": self.id,
-            "summary": self.summary,
-            "security": security,
-            "parameters": self.parameters.iter().map(|parameter| parameter.describe()).collect::<Vec<_>>(),
-            "responses": responses,
-        });
+        let parameters = self.parameters.iter().map(|parameter| parameter.describe());
+        let mut described = Map::new();
+        described.insert("operationId".to_owned(), self.id.into());
+        described.insert("summary".to_owned(), self.summary.into());
+        described.insert("security".to_owned(), security);
+        described.insert("parameters".to_owned(), parameters.collect());
+        described.insert("responses".to_owned(), responses.into());
         if let Some(request) = &self.request {
             let example: Value = serde_json::from_str(request.example).unwrap_or_default();
-            described["requestBody"] = json!({
-                "required": true,
-                "content": {"application/json": {"schema": (request.schema)(components), "example": example}},
-            });
+            let content = json!({"schema": (request.schema)(components), "example": example});
+            let body = json!({"required": true, "content": {"application/json": content}});
+            described.insert("requestBody".to_owned(), body);
         }
-        described
+        described.into()
     }
 }
 

@@ -67,15 +67,12 @@ impl Input<'_> {
     fn read(&self, narrator: &mut dyn Narrator, outputs: Vec<Output>) -> Transcript {
         let mut sent = narrator.begin().concat();
         for output in outputs {
-            sent.extend(narrator.tell(output).concat());
             sent.extend_from_slice(&KEEP_ALIVE);
+            sent.extend(narrator.tell(output).concat());
         }
         let mut read = Transcript::default();
         for piece in sent.chunks(usize::from(self.piece) + 1) {
-            // After the end nothing keeps the line open.
-            if !read.done {
-                read.push(piece).expect("frames are read");
-            }
+            read.push(piece).expect("frames are read");
         }
         read
     }

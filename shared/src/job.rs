@@ -121,6 +121,13 @@ impl Default for GenerationRequest {
     }
 }
 
+impl GenerationRequest {
+    /// Whether an answer may call more than one function: if one is named, it is called once.
+    pub fn allows_several_calls(&self) -> bool {
+        self.parallel_tool_calls && !matches!(self.tool_choice, ToolChoice::Named(_))
+    }
+}
+
 /// A prompt as it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

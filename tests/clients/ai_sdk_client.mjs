@@ -22,7 +22,8 @@ const models = {
   responses: openai.responses("vllm-primary"),
   compatible: compatible("vllm-primary"),
 };
-const common = { temperature: 0, maxRetries: 0, providerOptions: { openai: { store: false } } };
+const providerOptions = { openai: { store: false, parallelToolCalls: false }, emberline: { parallel_tool_calls: false } };
+const common = { temperature: 0, maxRetries: 0, providerOptions };
 const asked = {
   ...common,
   system: "You are a helpful assistant.",

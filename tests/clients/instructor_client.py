@@ -35,7 +35,8 @@ def json_schema():
 @check
 def with_completion():
     answer, completion = client(instructor.Mode.TOOLS).create_with_completion(**OPTIONS, response_model=Weather)
-    assert Weather.model_validate_json(completion.choices[0].message.tool_calls[0].function.arguments) == answer
+    (call,) = completion.choices[0].message.tool_calls
+    assert Weather.model_validate_json(call.function.arguments).model_dump() == answer.model_dump()
 
 
 @check

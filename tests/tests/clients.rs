@@ -103,7 +103,7 @@ async fn openai_for_python_maps_errors_retries_and_gives_up() -> Result<()> {
         "temperature": [400, "invalid_value", "temperature"],
         "top_logprobs": [400, "invalid_value", "top_logprobs"],
         "unknown": [400, "unknown_parameter", "no_such_parameter"],
-        "unsupported": [400, "unsupported_parameter", "modalities"],
+        "unsupported": [400, "unsupported_parameter", "modalities[1]"],
         "model": [404, "model_not_found", "model"],
         "absent": [503, "no_worker", "model"],
         "stream": [400, "invalid_value", "temperature"],

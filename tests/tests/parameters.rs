@@ -125,7 +125,8 @@ async fn a_conversation_is_the_same_in_each_of_its_forms() -> Result<()> {
     for answer in [
         json!({"role": "assistant", "content": [part("No, "), part("thanks.")]}),
         json!({"role": "assistant", "content": [{"type": "refusal", "refusal": "No, thanks."}]}),
-        json!({"role": "assistant", "content": "No, thanks.", "refusal": null, "annotations": [], "tool_calls": null}),
+        json!({"role": "assistant", "content": "No, thanks.", "refusal": null, "annotations": [], "tool_calls": null,
+               "provider_specific_fields": {"refusal": null}}),
     ] {
         assert_eq!(both(&stack, &ask(before(answer.clone()))).await?["choices"], said["choices"], "{answer}");
     }

@@ -121,8 +121,8 @@ async fn a_result_goes_back_to_the_model() -> Result<()> {
     let result =
         json!({"role": "tool", "tool_call_id": call["id"], "content": [{"type": "text", "text": "Sunny."}]});
     let messages = |more: &[&Value]| {
-        let first = body["messages"][0].clone();
-        json!({"messages": [&[&first], more].concat(), "tool_choice": "none", "max_tokens": 16})
+        let messages = [&[&body["messages"][0]], more].concat();
+        json!({"messages": messages, "tool_choice": "none", "max_tokens": 16})
     };
     let answer = both(&stack, &ask(&messages(&[&called, &result]))).await?;
     assert!(answer["choices"][0]["message"]["content"].is_string(), "{answer}");

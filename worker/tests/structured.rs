@@ -98,6 +98,7 @@ fn run(jobs: Vec<Job>) -> Vec<(String, FinishReason)> {
         .collect()
 }
 
+#[allow(clippy::needless_pass_by_value)] // literals are handed over
 fn object(properties: Value, required: &[&str]) -> Value {
     json!({ "type": "object", "properties": properties, "required": required, "additionalProperties": false })
 }

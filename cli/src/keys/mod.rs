@@ -170,7 +170,7 @@ async fn create(keys: &Keys, args: &CreateArgs) -> anyhow::Result<()> {
         );
     }
     let (name, models, limits) = (args.name.clone(), args.models.clone(), KeyLimits::from(&args.limits));
-    let (secret, record) = new_key(|made| KeyRecord { name, models, limits, expires, ..made })?;
+    let (secret, record) = new_key(now, |made| KeyRecord { name, models, limits, expires, ..made })?;
     keys.add(&secret, &record).await?;
     print_new(&secret, &record, &args.output);
     Ok(())
@@ -186,7 +186,7 @@ async fn rotate(keys: &Keys, args: &RotateArgs) -> anyhow::Result<()> {
         state(&old.record, now)
     );
     let settings = old.record.clone();
-    let (secret, record) = new_key(|made| KeyRecord {
+    let (secret, record) = new_key(now, |made| KeyRecord {
         id: made.id,
         created: made.created,
         last_four: made.last_four,
@@ -241,14 +241,14 @@ async fn show(keys: &Keys, args: &ShowArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A new key, and its record with the settings that `settle` makes of an empty one.
-fn new_key(settle: impl FnOnce(KeyRecord) -> KeyRecord) -> anyhow::Result<(String, KeyRecord)> {
+/// A key made at `now`, and its record with the settings that `settle` makes of an empty one.
+fn new_key(now: u64, settle: impl FnOnce(KeyRecord) -> KeyRecord) -> anyhow::Result<(String, KeyRecord)> {
     let secret = new_api_key()?;
     let record = KeyRecord {
         v: PROTOCOL_VERSION,
         id: KeyId::of_hash(&key::hash(secret.as_bytes())),
         name: String::new(),
-        created: now_ms(),
+        created: now,
         last_four: secret.chars().skip(secret.len().saturating_sub(4)).collect(),
         expires: None,
         revoked: None,
@@ -322,7 +322,7 @@ mod tests {
 
     #[test]
     fn a_new_key_is_known_by_its_hash_and_its_end() {
-        let (secret, record) = new_key(|made| made).unwrap();
+        let (secret, record) = new_key(now_ms(), |made| made).unwrap();
         assert_eq!((secret.len(), &secret[..7]), (50, "sk-emb-"));
         assert_eq!(record.id, KeyId::of_key(secret.as_bytes()));
         assert!(secret.ends_with(&record.last_four) && record.last_four.len() == 4);
@@ -339,7 +339,7 @@ mod tests {
 
     #[test]
     fn a_key_is_one_line_of_the_list() {
-        let (_, record) = new_key(|made| KeyRecord {
+        let (_, record) = new_key(now_ms(), |made| KeyRecord {
             name: "n".into(),
             last_four: "wxyz".into(),
             created: 0,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
-use emberline_shared::error::ApiError;
+use emberline_shared::error::{ApiError, ErrorCode};
 use emberline_shared::models::Health;
 use http::HeaderMap;
 use http_body_util::{BodyExt, Full};
@@ -71,9 +71,12 @@ async fn answer(head: Parts, body: &mut Body, plain: HeaderMap) -> (Result<Answe
         Ok((config, Some(caller))) => {
             let context = Context::new(head, config, caller, plain);
             let answer = dispatch(&route, &context, body).await;
-            // A stream's headers are on their way.
-            if !matches!(answer, Ok(Answer::Streamed(_))) {
-                context.tell_limits().await;
+            match &answer {
+                // A stream's headers are on their way.
+                Ok(Answer::Streamed(_)) => {}
+                // NATS would not tell.
+                Err(error) if error.code == ErrorCode::BusUnavailable => {}
+                _ => context.tell_limits().await,
             }
             (answer, context.headers())
         }

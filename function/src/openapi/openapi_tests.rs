@@ -49,6 +49,17 @@ fn every_operation_has_its_route_and_asks_for_a_key_where_that_does() {
 }
 
 #[test]
+fn a_name_without_a_value_is_absent_and_the_document_says_so() {
+    let rest = "/components/schemas/ChatCompletionRequest/additionalProperties";
+    assert_eq!(read().pointer(rest), Some(&json!({"type": "null"})));
+    let body = |value: &str| {
+        format!(r#"{{"model":"a","messages":[{{"role":"user","content":"b"}}],"no_such":{value}}}"#)
+    };
+    ChatRequest::parse(body("null").as_bytes()).unwrap();
+    assert_eq!(ChatRequest::parse(body("0").as_bytes()).unwrap_err().param.as_deref(), Some("no_such"));
+}
+
+#[test]
 fn every_example_is_read() {
     let example = |path: &str| {
         let operation = OPERATIONS.iter().find(|operation| operation.path == path).unwrap();

@@ -56,6 +56,9 @@ pub(crate) enum MessageBody {
         #[schemars(length(max = 0))]
         #[allow(dead_code)]
         annotations: Option<Vec<Value>>,
+        /// What litellm's client notes of an answer; asks for nothing.
+        #[allow(dead_code)]
+        provider_specific_fields: Option<Map<String, Value>>,
     },
     /// The result of a call.
     Tool {

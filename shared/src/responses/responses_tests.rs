@@ -5,14 +5,14 @@ use crate::schema::assert_enforceable;
 
 use super::*;
 
-fn parse(body: Value) -> Result<ResponsesRequest, ApiError> {
+fn parse(body: &Value) -> Result<ResponsesRequest, ApiError> {
     ResponsesRequest::parse(body.to_string().as_bytes())
 }
 
 fn with(name: &str, value: Value) -> Result<ResponsesRequest, ApiError> {
     let mut body = json!({"model": "m", "input": "hi"});
     body[name] = value;
-    parse(body)
+    parse(&body)
 }
 
 #[test]
@@ -22,7 +22,7 @@ fn the_schema_says_what_is_enforced() {
 
 #[test]
 fn a_text_is_what_the_user_says() {
-    let request = parse(json!({"model": "m", "input": "hi", "instructions": "Be brief."})).unwrap();
+    let request = parse(&json!({"model": "m", "input": "hi", "instructions": "Be brief."})).unwrap();
     let said = [Message::new(Role::System, "Be brief."), Message::new(Role::User, "hi")];
     assert_eq!(request.generation, GenerationRequest { messages: said.to_vec(), ..Default::default() });
     assert_eq!((request.stream, request.outline.background, request.seed), (false, false, None));
@@ -30,7 +30,7 @@ fn a_text_is_what_the_user_says() {
 
 #[test]
 fn items_are_a_conversation() {
-    let request = parse(json!({"model": "m", "input": [
+    let request = parse(&json!({"model": "m", "input": [
         {"role": "developer", "content": "a"},
         {"role": "user", "content": [{"type": "input_text", "text": "b"}, {"type": "input_text", "text": "c"}]},
         {"type": "message", "id": "msg_1", "status": "completed", "role": "assistant",
@@ -60,7 +60,7 @@ fn items_are_a_conversation() {
 fn all_parameters_reach_the_job_and_come_back() {
     let schema = json!({"type": "object"});
     let tool = json!({"type": "function", "name": "f", "parameters": schema, "strict": true});
-    let request = parse(json!({
+    let request = parse(&json!({
         "model": "m", "input": "hi", "stream": true, "background": true, "store": true, "seed": -1,
         "stream_options": {"include_obfuscation": false}, "max_output_tokens": 9, "temperature": 0.7,
         "top_p": 0.9, "top_k": 5, "min_p": 0.1, "tools": [tool], "tool_choice": {"type": "function", "name": "f"},
@@ -156,7 +156,7 @@ fn what_is_wrong_is_named() {
         let error = with(name, value.clone()).unwrap_err();
         assert_eq!((error.code, error.param.as_deref()), (code, Some(param)), "{name} {value}: {error}");
     }
-    let no_input = parse(json!({"model": "m"})).unwrap_err();
+    let no_input = parse(&json!({"model": "m"})).unwrap_err();
     assert_eq!((no_input.code, no_input.param.as_deref()), (ErrorCode::MissingField, Some("input")));
     let tool = json!({"type": "function", "name": "f"});
     assert!(with("tools", json!([tool, tool])).unwrap_err().param.is_some());

@@ -309,7 +309,7 @@ fn adapt(schema: &mut Value, root: &Value, combines: bool) {
     for keyword in SUBSCHEMA {
         match schema.get_mut(keyword) {
             Some(Value::Array(members)) => {
-                members.iter_mut().for_each(|member| adapt(member, root, combines))
+                members.iter_mut().for_each(|member| adapt(member, root, combines));
             }
             Some(member) => adapt(member, root, combines),
             None => {}

@@ -51,7 +51,7 @@ pub(super) fn of(request: &GenerationRequest, format: ToolFormat) -> Result<Opti
         _ => None,
     };
     let mut lark =
-        calls(format, text.map(|text| text.map(|part| part.lark.as_str())), request.parallel_tool_calls);
+        calls(format, text.map(|text| text.map(|part| part.lark.as_str())), request.allows_several_calls());
     for (number, ((_, tool), arguments)) in tools.iter().zip(&arguments).enumerate() {
         let separator = if number == 0 { "call:" } else { "   |" };
         let (open, close) = (literal(&open_call(format, &tool.name)), literal("}"));

@@ -1,6 +1,6 @@
 //! Answers that obey.
 
-use emberline_shared::job::{Constraint, Tool, ToolChoice};
+use emberline_shared::job::Constraint;
 use serde_json::{Value, json};
 
 use super::*;
@@ -167,12 +167,8 @@ fn log_probabilities_are_the_networks_own() {
 
 #[test]
 fn what_can_not_be_enforced_is_refused_before_anything_is_computed() {
-    let mut job = job(1);
-    job.request.tools =
-        vec![Tool { name: "f".into(), description: None, parameters: serde_json::Map::new(), strict: true }];
-    job.request.tools[0].parameters.insert("not".into(), json!({}));
-    job.request.tool_choice = ToolChoice::Required;
-    let log = run(&mut engine(1), job);
+    let schema = json!({ "not": {} });
+    let log = run(&mut engine(1), constrained(1, Constraint::JsonSchema { schema, strict: false }));
     assert_eq!(error(&log).code, ErrorCode::UnsupportedParameter);
-    assert_eq!(error(&log).param.as_deref(), Some("tools[0].function.parameters.not"));
+    assert_eq!(error(&log).param.as_deref(), Some("response_format.json_schema.schema.not"));
 }

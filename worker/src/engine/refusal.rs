@@ -25,8 +25,9 @@ pub(super) fn too_long(prompt: &str, request: &GenerationRequest, context: u32) 
         Some(wanted) => format!("{wanted} for the answer"),
         None => "at least 1 for the answer".to_owned(),
     };
+    // It begins as OpenAI's does: some clients know this failure by these words.
     let message = format!(
-        "The model's context holds {context} tokens, but the request needs {prompt} for the {field} and {wanted}. \
+        "This model's maximum context length is {context} tokens, but the request needs {prompt} for the {field} and {wanted}. \
          Shorten the {field} or lower 'max_tokens'."
     );
     ApiError::field(ErrorCode::ContextLengthExceeded, field, message)

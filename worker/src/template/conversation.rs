@@ -44,7 +44,7 @@ impl<'a> Conversation<'a> {
         Self {
             tools: &request.tools,
             tool_choice: request.tool_choice.clone(),
-            parallel_tool_calls: request.parallel_tool_calls,
+            parallel_tool_calls: request.allows_several_calls(),
             variables: request.template_variables.clone(),
             ..Self::new(&request.messages, now)
         }

@@ -31,10 +31,10 @@ impl Frontend for PromptBuilder {
         check_tokens(&request.sampling, self.tokenizer.vocab_size())?;
         let conversation = Conversation::of(request, job.created);
         let may_call = request.prompt.is_none() && !conversation.offered().is_empty();
-        let (prompt, text) = self.prompt(request, &conversation)?;
-        let limit = self.limit(&prompt, request)?;
         let format = self.template.tool_format();
         let grammar = self.grammars.compile(request, format)?;
+        let (prompt, text) = self.prompt(request, &conversation)?;
+        let limit = self.limit(&prompt, request)?;
         let prompt_text = text.filter(|_| request.echo);
         let tool_format = may_call.then_some(format);
         Ok(Prepared { job, taken, prompt, limit, tool_format, prompt_text, grammar })
