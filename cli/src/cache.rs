@@ -17,6 +17,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use emberline_shared::hex;
+
 use crate::secret::new_api_key;
 
 /// The cache folder.
@@ -120,12 +122,7 @@ pub(crate) fn write_private(path: &Path, text: &str) -> io::Result<()> {
 pub(crate) fn random_hex<const N: usize>() -> String {
     let mut bytes = [0; N];
     rand::fill(&mut bytes);
-    hex(&bytes)
-}
-
-/// Lower-case hexadecimal.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(&bytes)
 }
 
 #[cfg(test)]

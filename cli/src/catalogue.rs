@@ -3,10 +3,9 @@
 use std::fmt;
 use std::path::Path;
 
+use emberline_shared::hex;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
-
-use crate::cache::hex;
 
 const BUILT_IN: &str = include_str!("../../deploy/catalogue.toml");
 
@@ -195,7 +194,7 @@ impl Digest {
 pub(crate) fn sha256_of(path: &Path) -> std::io::Result<String> {
     let mut hasher = Hashing(Sha256::new());
     std::io::copy(&mut std::fs::File::open(path)?, &mut hasher)?;
-    Ok(hex(&hasher.0.finalize()))
+    Ok(hex::encode(&hasher.0.finalize()))
 }
 
 /// The hasher as a writer, which sha2 itself offers only behind a feature.

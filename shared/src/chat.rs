@@ -19,7 +19,7 @@ use self::body::ChatBody;
 use self::tool::ResponseFormat;
 use crate::error::{ApiError, ErrorCode};
 use crate::job::GenerationRequest;
-use crate::parameters::{Stop, StreamOptions};
+use crate::parameters::{Stop, StreamOptions, read_seed};
 use crate::schema::{BodySchema, Components};
 
 /// A chat-completions request, validated.
@@ -77,8 +77,7 @@ impl ChatRequest {
             stream,
             include_usage,
             metadata: body.metadata,
-            // The sign only names one of 2^64 seeds.
-            seed: body.seed.map(|seed| seed as u64),
+            seed: read_seed(body.seed),
             generation,
         })
     }

@@ -10,7 +10,7 @@ pub use answer::{Completion, CompletionAnswer, Offsets};
 
 use crate::error::{ApiError, ErrorCode};
 use crate::job::{GenerationRequest, RawPrompt};
-use crate::parameters::{MAX_CHOICES, Sampling, Stop, StreamOptions};
+use crate::parameters::{MAX_CHOICES, Sampling, Stop, StreamOptions, read_seed};
 use crate::schema::{BodySchema, Components};
 
 /// Most prompts of one request.
@@ -146,8 +146,7 @@ impl CompletionRequest {
             model: body.model,
             stream,
             include_usage,
-            // The sign only names one of 2^64 seeds.
-            seed: body.seed.map(|seed| seed as u64),
+            seed: read_seed(body.seed),
             generations: prompts.into_iter().map(generation).collect(),
         })
     }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::hex;
 use crate::subject::{KEYS_STREAM, KEYS_SUBJECTS};
 
 /// What a key is known by.
@@ -26,7 +27,8 @@ pub struct InvalidKeyId;
 impl KeyId {
     /// The id of the key whose SHA-256 this is.
     pub fn of_hash(hash: &[u8; 32]) -> Self {
-        Self(hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect())
+        let (first, _) = hash.split_at(8);
+        Self(hex::encode(first))
     }
 
     /// The id of a key.
@@ -44,8 +46,7 @@ impl TryFrom<String> for KeyId {
     type Error = InvalidKeyId;
 
     fn try_from(id: String) -> Result<Self, InvalidKeyId> {
-        let valid = id.len() == 16 && id.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-        if valid { Ok(Self(id)) } else { Err(InvalidKeyId) }
+        if hex::is_hex(&id, 16) { Ok(Self(id)) } else { Err(InvalidKeyId) }
     }
 }
 

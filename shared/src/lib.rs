@@ -16,6 +16,7 @@ pub mod embeddings;
 pub mod error;
 pub mod event;
 pub mod heartbeat;
+pub mod hex;
 pub mod job;
 pub mod key;
 pub mod limits;

@@ -166,12 +166,21 @@ pub struct StreamOptions {
 impl StreamOptions {
     /// Whether usage is wanted; options without a stream are refused.
     pub fn include_usage(options: Option<Self>, stream: bool) -> Result<bool, ApiError> {
-        match options {
-            Some(_) if !stream => {
-                let message = "'stream_options' is only allowed when 'stream' is true.";
-                Err(ApiError::field(ErrorCode::InvalidValue, "stream_options", message))
-            }
-            options => Ok(options.and_then(|options| options.include_usage).unwrap_or(false)),
-        }
+        check_stream_options(options.as_ref(), stream)?;
+        Ok(options.and_then(|options| options.include_usage).unwrap_or(false))
     }
+}
+
+/// Refuses options of a stream where there is none.
+pub(crate) fn check_stream_options<T>(options: Option<&T>, stream: bool) -> Result<(), ApiError> {
+    if options.is_some() && !stream {
+        let message = "'stream_options' is only allowed when 'stream' is true.";
+        return Err(ApiError::field(ErrorCode::InvalidValue, "stream_options", message));
+    }
+    Ok(())
+}
+
+/// The seed that a client gave. Its sign only names one of 2^64 seeds.
+pub(crate) fn read_seed(seed: Option<i64>) -> Option<u64> {
+    seed.map(|seed| seed as u64)
 }

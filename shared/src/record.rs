@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::hex;
 use crate::job::Job;
 use crate::key::KeyId;
 use crate::responses::Outline;
@@ -44,7 +45,7 @@ pub struct Standing {
 
 /// The SHA-256 of a request's body, in hexadecimal.
 pub fn body_sha256(body: &[u8]) -> String {
-    Sha256::digest(body).iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(&Sha256::digest(body))
 }
 
 /// The bits of the job's id that a request with an `Idempotency-Key` has, whenever it comes.

@@ -19,6 +19,7 @@ use self::body::ResponsesBody;
 use crate::chat::template_variables;
 use crate::error::{ApiError, ErrorCode};
 use crate::job::{GenerationRequest, Message, Role, SamplingOptions};
+use crate::parameters::{check_stream_options, read_seed};
 use crate::schema::{BodySchema, Components};
 
 /// A request for a response, validated.
@@ -82,8 +83,7 @@ impl ResponsesRequest {
             sampling,
             ..GenerationRequest::default()
         };
-        // The sign only names one of 2^64 seeds.
-        let seed = body.seed.map(|seed| seed as u64);
+        let seed = read_seed(body.seed);
         Ok(Self { model: body.model, stream, seed, outline: Outline { background, echo }, generation })
     }
 }
@@ -94,11 +94,7 @@ fn check_delivery(body: &ResponsesBody, stream: bool, background: bool) -> Resul
         let message = "'store' with true is supported for background responses only. Send false, or 'background': true.";
         return Err(ApiError::field(ErrorCode::UnsupportedParameter, "store", message));
     }
-    if body.stream_options.is_some() && !stream {
-        let message = "'stream_options' is only allowed when 'stream' is true.";
-        return Err(ApiError::field(ErrorCode::InvalidValue, "stream_options", message));
-    }
-    Ok(())
+    check_stream_options(body.stream_options.as_ref(), stream)
 }
 
 /// The parameters as a response returns them.

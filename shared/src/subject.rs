@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::hex;
 use crate::key::KeyId;
 
 /// Every model's subject for turning text into tokens and back.
@@ -102,8 +103,7 @@ pub fn control(job: &JobId) -> String {
 
 /// Where the record of the key with this SHA-256 is.
 pub fn key(hash: &[u8; 32]) -> String {
-    let digits: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("$KV.keys.{digits}")
+    format!("$KV.keys.{}", hex::encode(hash))
 }
 
 /// Where a key's usage is told.
@@ -148,8 +148,7 @@ impl TryFrom<String> for JobId {
     type Error = InvalidJobId;
 
     fn try_from(id: String) -> Result<Self, InvalidJobId> {
-        let valid = id.len() == 32 && id.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-        if valid { Ok(Self(id)) } else { Err(InvalidJobId) }
+        if hex::is_hex(&id, 32) { Ok(Self(id)) } else { Err(InvalidJobId) }
     }
 }
 

@@ -6,6 +6,7 @@ mod reader;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::hex;
 use crate::subject::JobId;
 pub use reader::{Piece, ToolCallReader};
 
@@ -26,7 +27,8 @@ pub enum ToolFormat {
 /// The id of a call: the same wherever and whenever a job's log is read.
 pub fn call_id(job: &JobId, choice: u32, index: u32) -> String {
     let digest = Sha256::digest(format!("{job}/{choice}/{index}"));
-    digest.iter().take(12).fold("call_".to_owned(), |id, byte| id + &format!("{byte:02x}"))
+    let (first, _) = digest.split_at(12);
+    format!("call_{}", hex::encode(first))
 }
 
 #[cfg(test)]

@@ -383,5 +383,5 @@ pub fn model_path() -> Result<PathBuf> {
 
 fn sha256_hex(text: &str) -> String {
     use sha2::Digest as _;
-    sha2::Sha256::digest(text).iter().map(|b| format!("{b:02x}")).collect()
+    emberline_shared::hex::encode(&sha2::Sha256::digest(text))
 }

@@ -112,8 +112,10 @@ fn fetch(before: &[u8], answers: Vec<Answer>) -> Outcome {
     if !before.is_empty() {
         std::fs::write(&part, before).unwrap();
     }
-    let digest =
-        Digest { size: content().len() as u64, sha256: crate::cache::hex(&Sha256::digest(content())) };
+    let digest = Digest {
+        size: content().len() as u64,
+        sha256: emberline_shared::hex::encode(&Sha256::digest(content())),
+    };
     let downloader = Downloader::with_pause(Duration::ZERO);
     let result = downloader.fetch(&server.url, &digest, &part, &ProgressBar::hidden());
     Outcome { result, file: std::fs::read(&part).unwrap(), ranges: server.ranges() }

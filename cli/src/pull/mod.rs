@@ -293,11 +293,11 @@ pub(crate) fn parse_version(said: &str) -> Option<(u32, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cache::hex;
+    use emberline_shared::hex;
     use sha2::Digest as _;
 
     fn digest_of(bytes: &[u8]) -> Digest {
-        Digest { size: bytes.len() as u64, sha256: hex(&sha2::Sha256::digest(bytes)) }
+        Digest { size: bytes.len() as u64, sha256: hex::encode(&sha2::Sha256::digest(bytes)) }
     }
 
     /// A wheel with one member `m`, and the source that describes `described` in it.

@@ -5,13 +5,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
+use emberline_shared::hex;
 use sha2::{Digest, Sha256};
 
 use super::host::Host;
 use super::ports::reachable;
 use super::process::Program;
 use super::transcript::Part;
-use crate::cache::{hex, random_hex};
+use crate::cache::random_hex;
 
 /// The name under which the local configuration serves its model.
 pub(crate) const ALIAS: &str = "vllm-primary";
@@ -181,7 +182,7 @@ impl Plan {
                 ("SPIN_VARIABLE_NATS_PORT", &nats.port().to_string()),
                 ("SPIN_VARIABLE_NATS_USER", "function"),
                 ("SPIN_VARIABLE_NATS_PASSWORD", &self.passwords.function),
-                ("SPIN_VARIABLE_API_KEY_HASHES", &hex(&Sha256::digest(self.api_key.as_bytes()))),
+                ("SPIN_VARIABLE_API_KEY_HASHES", &hex::encode(&Sha256::digest(self.api_key.as_bytes()))),
                 ("SPIN_VARIABLE_MODELS", &self.models.names()),
                 ("SPIN_VARIABLE_MODEL_ALIASES", &self.models.alias()),
             ],
