@@ -29,7 +29,7 @@ pub(crate) struct AccessArgs {
 /// Which stack's keys to keep, when it is not the one that runs with this cache folder.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct AdminArgs {
-    /// Address of nats-server [default: that of the running stack]
+    /// Address of nats-server, or several of a cluster with commas [default: that of the running stack]
     #[arg(long, value_name = "ADDRESS", global = true)]
     nats: Option<String>,
     /// Password of the user `admin`
@@ -82,10 +82,10 @@ impl AdminArgs {
     pub(crate) fn resolve(&self, cache: &Cache) -> Result<NatsAccess, AccessError> {
         if let Some(address) = self.nats.clone() {
             let password = self.admin_password.clone().ok_or(AccessError::NoPassword)?;
-            return Ok(NatsAccess { address, user: "admin", password });
+            return Ok(NatsAccess::admin(address, password));
         }
         let state = state::running(cache)?.ok_or(AccessError::NoStack)?;
-        Ok(NatsAccess { address: state.nats, user: "admin", password: state.admin_password })
+        Ok(NatsAccess::admin(state.nats, state.admin_password))
     }
 }
 
@@ -95,16 +95,22 @@ impl NatsAccess {
         Self { address, user: "worker", password }
     }
 
+    /// Access with the rights of whoever keeps keys and streams.
+    pub(crate) fn admin(address: String, password: String) -> Self {
+        Self { address, user: "admin", password }
+    }
+
     /// Connects and checks that the server can carry Emberline.
     pub(crate) async fn connect(&self) -> Result<Client, AccessError> {
         let address = self.address.clone();
+        let servers: Vec<&str> = address.split(',').map(str::trim).collect();
         let client = ConnectOptions::with_user_and_password(self.user.to_owned(), self.password.clone())
             .name("emberline")
             // deploy/nats.conf lets each user listen on its own inboxes only.
             .custom_inbox_prefix(format!("_INBOX_{}", self.user))
             .connection_timeout(PATIENCE)
             .request_timeout(Some(PATIENCE))
-            .connect(address.as_str())
+            .connect(servers)
             .await
             .map_err(|e| AccessError::Connect { address: address.clone(), reason: e.to_string() })?;
         let info = client.server_info();
@@ -152,26 +158,48 @@ pub(crate) async fn heartbeats(client: &Client) -> Result<Vec<Heartbeat>, Access
 pub(crate) struct Stored {
     pub(crate) subject: String,
     pub(crate) sequence: u64,
+    /// Its own, and what nats-server says about it.
+    pub(crate) headers: HeaderMap,
     pub(crate) payload: Vec<u8>,
+}
+
+impl Stored {
+    /// One of its headers.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(|value| value.as_str())
+    }
+}
+
+/// From where on messages are read.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Start {
+    /// Unix milliseconds at which the first was stored.
+    Time(u64),
+    Sequence(u64),
+}
+
+impl Start {
+    /// All that are there.
+    pub(crate) const FIRST: Self = Self::Sequence(1);
 }
 
 /// Messages that a direct get asks for at once.
 const BATCH: u32 = 1000;
 
-/// Hands over every message of a stream on subjects that `filter` covers, in order, those stored
-/// before `since` (unix milliseconds) left out. A stream that is not there has none.
+/// Hands over every message of a stream on subjects that `filter` covers, in order. A stream that is
+/// not there has none.
 pub(crate) async fn each_stored(
     client: &Client,
     stream: &'static str,
     filter: &str,
-    since: Option<u64>,
+    start: Start,
     mut take: impl FnMut(Stored),
 ) -> Result<(), AccessError> {
     let failed = |reason: String| AccessError::LookUp { stream, reason };
     let mut query = serde_json::json!({"next_by_subj": filter, "batch": BATCH});
-    match since {
-        Some(since) => query["start_time"] = when::rfc3339(since).into(),
-        None => query["seq"] = 1.into(),
+    match start {
+        Start::Time(since) => query["start_time"] = when::rfc3339(since).into(),
+        Start::Sequence(sequence) => query["seq"] = sequence.into(),
     }
     loop {
         let inbox = client.new_inbox();
@@ -190,7 +218,8 @@ pub(crate) async fn each_stored(
                     let told = header("Nats-Subject").zip(number("Nats-Sequence"));
                     let (subject, sequence) = told.ok_or_else(|| failed("a message has no place".into()))?;
                     if !is_removal(message.headers.as_ref()) {
-                        take(Stored { subject, sequence, payload: message.payload.into() });
+                        let headers = message.headers.unwrap_or_default();
+                        take(Stored { subject, sequence, headers, payload: message.payload.into() });
                     }
                 }
                 // The end of a batch.

@@ -3,14 +3,18 @@
 //! [`up`] starts nats-server, the workers and the function and looks after them; [`pull`] gets
 //! models and the server from the [`catalogue`] into the [`cache`]; [`bench`] and [`status`] ask a
 //! running stack, which they find by the file that [`up::state`] keeps; [`keys`] says who may use it
-//! and [`usage`] how much they did. Open [`up`] first.
+//! and [`usage`] how much they did; [`nats`] sets up the streams, and [`jobs`] looks after the jobs that
+//! were given up. Open [`up`] first.
 
 mod access;
 mod bench;
 mod cache;
 mod catalogue;
 mod console;
+mod jetstream_api;
+mod jobs;
 mod keys;
+mod nats;
 mod pull;
 mod secret;
 mod status;
@@ -51,6 +55,10 @@ enum Command {
     Keys(Box<keys::KeysArgs>),
     /// Show what keys and models have used.
     Usage(usage::UsageArgs),
+    /// List the queues and the jobs that were given up; run one again.
+    Jobs(jobs::JobsArgs),
+    /// Set up what lives in NATS.
+    Nats(Box<nats::NatsArgs>),
     /// Run a program that ends when this process's parent does.
     #[command(hide = true)]
     Tether(up::tether::TetherArgs),
@@ -87,6 +95,8 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Status(args) => status::run(&args, &Cache::from_env()?),
         Command::Keys(args) => keys::run(&args, &Cache::from_env()?),
         Command::Usage(args) => usage::run(&args, &Cache::from_env()?),
+        Command::Jobs(args) => jobs::run(&args, &Cache::from_env()?),
+        Command::Nats(args) => nats::run(&args, &Cache::from_env()?),
         Command::Tether(args) => Err(up::tether::run(&args)).context("emberline tether"),
     }
 }

@@ -110,6 +110,7 @@ mod tests {
     #[test]
     fn each_model_has_a_line_and_what_is_wrong_is_told() {
         let model = |name: &str, state, reason: Option<&str>| ModelStatus {
+            pace: 0.0,
             name: name.into(),
             state,
             reason: reason.map(Into::into),

@@ -8,7 +8,7 @@ use emberline_shared::key::KeyId;
 use emberline_shared::subject::{USAGE_STREAM, USAGE_SUBJECTS};
 use emberline_shared::usage::{Outcome, UsageEvent};
 
-use crate::access::{AdminArgs, each_stored};
+use crate::access::{AdminArgs, Start, each_stored};
 use crate::cache::Cache;
 use crate::keys::Keys;
 use crate::status::table;
@@ -73,8 +73,9 @@ pub(crate) fn run(args: &UsageArgs, cache: &Cache) -> anyhow::Result<()> {
         let names: Names =
             keys.list().await?.into_iter().map(|entry| (entry.record.id, entry.record.name)).collect();
         let client = access.connect().await?;
+        let start = since.map_or(Start::FIRST, Start::Time);
         let (mut sums, mut unreadable) = (BTreeMap::<String, Sum>::new(), 0_u64);
-        each_stored(&client, USAGE_STREAM, USAGE_SUBJECTS, since, |stored| {
+        each_stored(&client, USAGE_STREAM, USAGE_SUBJECTS, start, |stored| {
             match serde_json::from_slice::<UsageEvent>(&stored.payload) {
                 // What was stored in time may have ended a moment before.
                 Ok(event) if since.is_some_and(|since| event.finished < since) => {}

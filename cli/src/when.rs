@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use time::format_description::well_known::Iso8601;
+use time::format_description::well_known::{Iso8601, Rfc3339};
 use time::{Date, OffsetDateTime, Time};
 
 /// Unix milliseconds.
@@ -92,6 +92,12 @@ pub(crate) fn rfc3339(ms: u64) -> String {
     format!("{}T{:02}:{:02}:{:02}.{milliseconds:03}Z", at.date(), at.hour(), at.minute(), at.second())
 }
 
+/// Unix milliseconds of a time as nats-server writes it.
+pub(crate) fn parse_rfc3339(text: &str) -> Option<u64> {
+    let at = OffsetDateTime::parse(text, &Rfc3339).ok()?;
+    u64::try_from(at.unix_timestamp_nanos() / 1_000_000).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -112,5 +118,7 @@ mod tests {
         let ms = 1_795_423_300_042;
         assert_eq!((day(ms).as_str(), minute(ms).as_str()), ("2026-11-23", "2026-11-23 08:41"));
         assert_eq!(rfc3339(ms), "2026-11-23T08:41:40.042Z");
+        assert_eq!(parse_rfc3339("2026-11-23T08:41:40.042999Z"), Some(ms));
+        assert_eq!(parse_rfc3339("yesterday"), None);
     }
 }

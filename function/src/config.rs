@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::num::{NonZeroU16, NonZeroU64};
+use std::num::NonZeroU16;
+use std::time::Duration;
 
 use emberline_shared::key::{InvalidLimit, KeyLimits};
 use emberline_shared::models::{InvalidAlias, ModelNames};
@@ -11,9 +12,13 @@ use crate::auth::{InvalidKeyHash, KeyHashes};
 use crate::cors::{InvalidOrigin, Origins};
 
 /// Every variable that the function reads; `spin.toml` declares them with their defaults.
-pub const VARIABLES: [&str; 12] = [
+pub const VARIABLES: [&str; 18] = [
     "nats_host",
     "nats_port",
+    "nats_host_2",
+    "nats_port_2",
+    "nats_host_3",
+    "nats_port_3",
     "nats_user",
     "nats_password",
     "api_key_hashes",
@@ -22,6 +27,8 @@ pub const VARIABLES: [&str; 12] = [
     "model_aliases",
     "max_body_bytes",
     "request_timeout_s",
+    "no_worker_wait_s",
+    "queue_limit",
     CORS_VARIABLE,
     "background_retention_s",
 ];
@@ -31,6 +38,8 @@ pub const CORS_VARIABLE: &str = "cors_allowed_origins";
 
 /// Longest time that a request may be given, in seconds.
 const MAX_TIMEOUT_S: u64 = 24 * 60 * 60;
+/// Most jobs that a model's queue may be given room for.
+const MAX_QUEUE: u64 = 1_000_000;
 /// Longest time that an answer may be kept, in seconds; NATS keeps none for longer than this and
 /// [`MAX_TIMEOUT_S`] together.
 const MAX_RETENTION_S: u64 = 24 * 60 * 60;
@@ -38,8 +47,9 @@ const MAX_RETENTION_S: u64 = 24 * 60 * 60;
 /// Where NATS is and who we are there. Two equal endpoints can share connections.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Endpoint {
-    /// Raw sockets take no names, hence no host name here.
-    pub address: SocketAddr,
+    /// At least one; those of a cluster are as good as each other. Raw sockets take no names, hence
+    /// no host names here.
+    pub servers: Vec<SocketAddr>,
     /// User of the function's role; empty for a server without authentication.
     pub user: String,
     /// The user's password.
@@ -49,7 +59,7 @@ pub struct Endpoint {
 /// All settings, valid.
 #[derive(Clone)]
 pub struct Config {
-    /// The NATS server.
+    /// The NATS servers.
     pub nats: Endpoint,
     /// Keys that may use the API.
     pub keys: KeyHashes,
@@ -61,6 +71,10 @@ pub struct Config {
     pub max_body_bytes: u64,
     /// How long an answer is of use.
     pub request_timeout_s: u64,
+    /// How long a request for a configured model waits for a worker; 0 for not at all.
+    pub no_worker_wait_s: u64,
+    /// Most jobs of a model that may wait or run.
+    pub queue_limit: u64,
     /// Whose pages may use the API.
     pub origins: Origins,
     /// How long after its deadline an answer that can be asked for again is kept at least.
@@ -73,10 +87,12 @@ pub struct Config {
 pub enum ConfigError {
     #[error("variable '{0}' is not declared; spin.toml lists it under [component.function.variables]")]
     Missing(&'static str),
-    #[error("nats_host '{0}' is not an IP address like 127.0.0.1 or [::1]; raw sockets look up no names")]
-    Host(String),
-    #[error("nats_port '{0}' is not a port from 1 to 65535")]
-    Port(String),
+    #[error("{0} '{1}' is not an IP address like 127.0.0.1 or [::1]; raw sockets look up no names")]
+    Host(&'static str, String),
+    #[error("{0} '{1}' is not a port from 1 to 65535")]
+    Port(&'static str, String),
+    #[error("{0} '{1}' is not a port from 1 to 65535, nor 0 for no such server")]
+    OtherPort(&'static str, String),
     #[error("api_key_hashes: {0}")]
     Keys(#[from] InvalidKeyHash),
     #[error("default_limits: {0}")]
@@ -85,11 +101,16 @@ pub enum ConfigError {
     Aliases(#[from] InvalidAlias),
     #[error("{CORS_VARIABLE}: {0}")]
     Origins(#[from] InvalidOrigin),
-    #[error("{0} '{1}' is not a whole number from 1 to {2}")]
-    Number(&'static str, String, u64),
+    #[error("{0} '{1}' is not a whole number from {2} to {3}")]
+    Number(&'static str, String, u64, u64),
 }
 
 impl Config {
+    /// How long an answer is of use.
+    pub fn request_timeout(&self) -> Duration {
+        Duration::from_secs(self.request_timeout_s)
+    }
+
     /// How long a job may live, in milliseconds.
     pub fn job_life_ms(&self) -> u64 {
         self.request_timeout_s.saturating_mul(1000)
@@ -99,20 +120,32 @@ impl Config {
     pub fn parse(values: &BTreeMap<&'static str, String>) -> Result<Self, ConfigError> {
         let get =
             |name: &'static str| values.get(name).map(|value| value.trim()).ok_or(ConfigError::Missing(name));
-        let host = get("nats_host")?;
-        let ip = parse_ip(host).ok_or_else(|| ConfigError::Host(host.to_owned()))?;
+        let host = |name| {
+            let host = get(name)?;
+            parse_ip(host).ok_or_else(|| ConfigError::Host(name, host.to_owned()))
+        };
         let port = get("nats_port")?;
-        let port: NonZeroU16 = port.parse().map_err(|_| ConfigError::Port(port.to_owned()))?;
-        let number = |name, max| {
+        let port: NonZeroU16 = port.parse().map_err(|_| ConfigError::Port("nats_port", port.to_owned()))?;
+        let mut servers = vec![SocketAddr::new(host("nats_host")?, port.get())];
+        for (host_name, port_name) in [("nats_host_2", "nats_port_2"), ("nats_host_3", "nats_port_3")] {
+            let (ip, port) = (host(host_name)?, get(port_name)?);
+            match port.parse() {
+                Ok(0) => {}
+                Ok(port) => servers.push(SocketAddr::new(ip, port)),
+                Err(_) => return Err(ConfigError::OtherPort(port_name, port.to_owned())),
+            }
+        }
+        let from = |min, name, max| {
             let text = get(name)?;
-            match text.parse::<NonZeroU64>() {
-                Ok(n) if n.get() <= max => Ok(n.get()),
-                _ => Err(ConfigError::Number(name, text.to_owned(), max)),
+            match text.parse::<u64>() {
+                Ok(n) if (min..=max).contains(&n) => Ok(n),
+                _ => Err(ConfigError::Number(name, text.to_owned(), min, max)),
             }
         };
+        let number = |name, max| from(1, name, max);
         Ok(Self {
             nats: Endpoint {
-                address: SocketAddr::new(ip, port.get()),
+                servers,
                 user: get("nats_user")?.to_owned(),
                 password: values
                     .get("nats_password")
@@ -124,6 +157,8 @@ impl Config {
             names: ModelNames::parse(get("models")?, get("model_aliases")?)?,
             max_body_bytes: number("max_body_bytes", u64::from(u32::MAX))?,
             request_timeout_s: number("request_timeout_s", MAX_TIMEOUT_S)?,
+            no_worker_wait_s: from(0, "no_worker_wait_s", MAX_TIMEOUT_S)?,
+            queue_limit: number("queue_limit", MAX_QUEUE)?,
             origins: Origins::parse(get(CORS_VARIABLE)?)?,
             background_retention_s: u32::try_from(number("background_retention_s", MAX_RETENTION_S)?)
                 .unwrap_or(u32::MAX),
@@ -147,6 +182,10 @@ mod tests {
         let defaults = [
             ("nats_host", "127.0.0.1"),
             ("nats_port", "4222"),
+            ("nats_host_2", "127.0.0.1"),
+            ("nats_port_2", "0"),
+            ("nats_host_3", "127.0.0.1"),
+            ("nats_port_3", "0"),
             ("nats_user", "function"),
             ("nats_password", ""),
             ("api_key_hashes", ""),
@@ -155,6 +194,8 @@ mod tests {
             ("model_aliases", "b=a"),
             ("max_body_bytes", "4194304"),
             ("request_timeout_s", "600"),
+            ("no_worker_wait_s", "0"),
+            ("queue_limit", "1000"),
             ("cors_allowed_origins", ""),
             ("background_retention_s", "600"),
         ];
@@ -170,7 +211,7 @@ mod tests {
             names
         });
         let config = Config::parse(&values).unwrap();
-        assert_eq!(config.nats.address.to_string(), "127.0.0.1:4222");
+        assert_eq!(config.nats.servers, ["127.0.0.1:4222".parse().unwrap()]);
         assert_eq!(config.names.resolve("b"), "a");
         assert_eq!(config.max_body_bytes, 4 << 20);
     }
@@ -179,8 +220,16 @@ mod tests {
     fn ipv6_addresses_are_taken_with_brackets_and_without() {
         for host in ["[::1]", "::1", " [::1] "] {
             let config = Config::parse(&values(&[("nats_host", host)])).unwrap();
-            assert_eq!(config.nats.address.to_string(), "[::1]:4222", "{host}");
+            assert_eq!(config.nats.servers, ["[::1]:4222".parse().unwrap()], "{host}");
         }
+    }
+
+    #[test]
+    fn there_may_be_up_to_three_servers() {
+        let third = [("nats_host_3", "10.0.0.3"), ("nats_port_3", "4223")];
+        let config = Config::parse(&values(&third)).unwrap();
+        let shown: Vec<String> = config.nats.servers.iter().map(ToString::to_string).collect();
+        assert_eq!(shown, ["127.0.0.1:4222", "10.0.0.3:4223"]);
     }
 
     #[test]
@@ -193,6 +242,8 @@ mod tests {
             ("nats_host", "[]"),
             ("nats_port", "0"),
             ("nats_port", "65536"),
+            ("nats_host_2", "nats-2"),
+            ("nats_port_3", "-1"),
             ("api_key_hashes", "abc"),
             ("default_limits", "requests=1"),
             ("model_aliases", "x"),
@@ -200,6 +251,9 @@ mod tests {
             ("max_body_bytes", "4 MiB"),
             ("request_timeout_s", "1e9"),
             ("request_timeout_s", "86401"),
+            ("no_worker_wait_s", "-1"),
+            ("no_worker_wait_s", "86401"),
+            ("queue_limit", "0"),
             ("cors_allowed_origins", "example.com"),
             ("background_retention_s", "86401"),
         ] {

@@ -2,8 +2,9 @@
 
 use bytes::Bytes;
 use emberline_shared::PROTOCOL_VERSION;
+use emberline_shared::control::Control;
 use emberline_shared::error::{ApiError, ErrorCode};
-use emberline_shared::heartbeat::ServedModel;
+use emberline_shared::event::{Event, EventKind};
 use emberline_shared::job::{Account, GenerationRequest, Job, Message, RawPrompt};
 use emberline_shared::subject::{JOBS_STREAM, JobId, jobs};
 use watermelon_proto::headers::{HeaderMap, HeaderName, HeaderValue};
@@ -20,8 +21,8 @@ const HEADERS: usize = 256;
 pub struct Occasion {
     /// Unix milliseconds.
     pub now_ms: u64,
-    /// How long the answer is of use, in seconds.
-    pub timeout_s: u64,
+    /// How long the answer is of use, in milliseconds.
+    pub timeout_ms: u64,
     /// Makes the job's id.
     pub id_bits: u128,
     /// Seed for a client that gives none.
@@ -40,7 +41,7 @@ pub fn new_job(request: GenerationRequest, seed: Option<u64>, model: &str, occas
         id: JobId::from_random(occasion.id_bits),
         model: model.to_owned(),
         created: occasion.now_ms,
-        deadline: occasion.now_ms.saturating_add(occasion.timeout_s.saturating_mul(1000)),
+        deadline: occasion.now_ms.saturating_add(occasion.timeout_ms),
         request,
         seed: seed.unwrap_or(occasion.seed),
         background: occasion.background,
@@ -48,9 +49,9 @@ pub fn new_job(request: GenerationRequest, seed: Option<u64>, model: &str, occas
     }
 }
 
-/// What a correct worker can answer to `request` at most.
-pub fn limits(request: &GenerationRequest, model: &ServedModel) -> Limits {
-    let tokens = request.max_tokens.unwrap_or(u32::MAX).min(model.context_length);
+/// What a correct worker can answer to `request` at most, if its model has this context.
+pub fn limits(request: &GenerationRequest, context_length: u32) -> Limits {
+    let tokens = request.max_tokens.unwrap_or(u32::MAX).min(context_length);
     Limits { choices: request.n, tokens, logprobs: request.logprobs }
 }
 
@@ -98,12 +99,28 @@ pub fn message(job: &Job, max_payload: usize) -> Result<MessageBase, ApiError> {
         let message = "The conversation is larger than the message bus takes. Send a shorter one.";
         return Err(ApiError::new(ErrorCode::RequestTooLarge, message));
     }
-    let subject = Subject::try_from(jobs(&job.model)).map_err(|_| internal_error())?;
+    let subject = Subject::try_from(jobs(&job.model, job.lane())).map_err(|_| internal_error())?;
     let header = |value: &str| HeaderValue::from_bytes(value.as_bytes()).map_err(|_| internal_error());
     let mut headers = HeaderMap::new();
     headers.insert(HeaderName::MESSAGE_ID, header(job.id.as_str())?);
     headers.insert(HeaderName::EXPECTED_STREAM, header(JOBS_STREAM)?);
     Ok(MessageBase { subject, reply_subject: None, headers, payload: Bytes::from(payload) })
+}
+
+/// What is said where nobody waits for the answer any more: to the worker that has the job, and for
+/// whoever takes one that none has, in the job's log. A job that is `kept` has its request's record for
+/// that.
+pub fn farewell(control: &Subject, events: &Subject, kept: bool, taken: bool) -> Vec<MessageBase> {
+    let word = |subject: &Subject, payload: Vec<u8>| MessageBase {
+        subject: subject.clone(),
+        reply_subject: None,
+        headers: HeaderMap::new(),
+        payload: payload.into(),
+    };
+    let withdrawn = Event { v: PROTOCOL_VERSION, attempt: 0, index: 0, kind: EventKind::Withdrawn };
+    let withdrawn = (!kept && !taken).then(|| serde_json::to_vec(&withdrawn).unwrap_or_default());
+    let cancel = serde_json::to_vec(&Control::Cancel).unwrap_or_default();
+    withdrawn.map(|payload| word(events, payload)).into_iter().chain([word(control, cancel)]).collect()
 }
 
 #[cfg(test)]
@@ -112,6 +129,7 @@ mod tests {
     use crate::nats::codec::encode;
     use emberline_shared::job::Role;
     use emberline_shared::key::KeyId;
+    use emberline_shared::lane::Lane;
     use watermelon_proto::proto::ClientOp;
 
     fn occasion() -> Occasion {
@@ -119,9 +137,10 @@ mod tests {
             key: KeyId::of_key(b"sk"),
             reserved_tokens: 100,
             token_counters: Vec::new(),
-            job_counter: None,
+            job_counters: Vec::new(),
+            lane: Lane::of(9),
         };
-        Occasion { now_ms: 5000, timeout_s: 600, id_bits: 0xabc, seed: 42, account, background: None }
+        Occasion { now_ms: 5000, timeout_ms: 600_000, id_bits: 0xabc, seed: 42, account, background: None }
     }
 
     fn request(max_tokens: Option<u32>) -> GenerationRequest {
@@ -135,18 +154,17 @@ mod tests {
         assert_eq!(job.id.as_str(), format!("{:032x}", 0xabc));
         assert_eq!(job.model, "a/b");
         assert_eq!(new_job(request(None), Some(7), "a", occasion()).seed, 7);
-        let endless = Occasion { timeout_s: u64::MAX, ..occasion() };
+        let endless = Occasion { timeout_ms: u64::MAX, ..occasion() };
         assert_eq!(new_job(request(None), None, "a", endless).deadline, u64::MAX);
     }
 
     #[test]
     fn an_answer_is_limited_by_the_wish_and_by_the_context() {
-        let model = ServedModel { name: "a".into(), context_length: 100, created: 0 };
-        assert_eq!(limits(&request(None), &model), Limits { choices: 1, tokens: 100, logprobs: None });
-        assert_eq!(limits(&request(Some(7)), &model).tokens, 7);
-        assert_eq!(limits(&request(Some(700)), &model).tokens, 100);
+        assert_eq!(limits(&request(None), 100), Limits { choices: 1, tokens: 100, logprobs: None });
+        assert_eq!(limits(&request(Some(7)), 100).tokens, 7);
+        assert_eq!(limits(&request(Some(700)), 100).tokens, 100);
         let all = GenerationRequest { n: 16, logprobs: Some(3), ..request(None) };
-        assert_eq!(limits(&all, &model), Limits { choices: 16, tokens: 100, logprobs: Some(3) });
+        assert_eq!(limits(&all, 100), Limits { choices: 16, tokens: 100, logprobs: Some(3) });
     }
 
     #[test]
@@ -170,11 +188,27 @@ mod tests {
     fn the_message_names_job_and_stream() {
         let job = new_job(request(None), None, "a/b", occasion());
         let message = message(&job, 1 << 20).unwrap();
-        assert_eq!(message.subject.as_str(), "emberline.jobs.a=2Fb");
+        assert_eq!(message.subject.as_str(), "emberline.jobs.a=2Fb.2");
         assert_eq!(serde_json::from_slice::<Job>(&message.payload).unwrap(), job);
         let text = String::from_utf8(encode(&ClientOp::Publish { message }).to_vec()).unwrap();
         assert!(text.contains(&format!("Nats-Msg-Id: {}\r\n", job.id)));
         assert!(text.contains("Nats-Expected-Stream: JOBS\r\n"));
+    }
+
+    #[test]
+    fn a_job_that_no_worker_has_is_withdrawn_in_its_log() {
+        let (control, events) = (Subject::from_static("c"), Subject::from_static("e"));
+        let said = |kept, taken| -> Vec<(String, String)> {
+            let said = farewell(&control, &events, kept, taken).into_iter();
+            said.map(|word| (word.subject.to_string(), String::from_utf8(word.payload.to_vec()).unwrap()))
+                .collect()
+        };
+        let cancel = ("c".to_owned(), r#"{"type":"cancel"}"#.to_owned());
+        let withdrawn = format!(r#"{{"v":{PROTOCOL_VERSION},"attempt":0,"index":0,"type":"withdrawn"}}"#);
+        assert_eq!(said(false, false), [("e".to_owned(), withdrawn), cancel.clone()]);
+        for (kept, taken) in [(false, true), (true, false), (true, true)] {
+            assert_eq!(said(kept, taken), std::slice::from_ref(&cancel), "{kept} {taken}");
+        }
     }
 
     #[test]

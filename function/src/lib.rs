@@ -1,9 +1,10 @@
 //! Emberline's HTTP front: a WebAssembly function for Spin (WASIp3).
 //!
 //! A request passes through these modules, in this order: [`cors`], [`route`], [`config`],
-//! [`auth`], [`body`], [`models`] (who serves it?), [`limits`] (is there room?), [`job`] (what is
-//! queued), [`kept`] (if its answer can be asked for again), [`relay`] (what comes back) and
-//! [`sse`], [`responses`] or [`reply`] (how the client is told). [`openapi`] describes
+//! [`auth`], [`body`], [`patience`] (how long does the client wait?), [`models`] (who serves it?),
+//! [`limits`] and [`queue`] (is there room?), [`job`] (what is queued), [`kept`] (if its answer can be asked for
+//! again), [`relay`] (what comes back) and [`sse`], [`responses`], [`piece`] or [`reply`] (how the
+//! client is told). [`openapi`] describes
 //! it all. [`nats`] is the protocol to the
 //! message bus. All of them are free of I/O and are tested natively; `io`, which exists for
 //! wasm only, connects them to sockets, clocks and bodies. Open `io/service.rs` first.
@@ -43,6 +44,9 @@ pub mod limits;
 pub mod models;
 pub mod nats;
 pub mod openapi;
+pub mod patience;
+pub mod piece;
+pub mod queue;
 pub mod relay;
 pub mod reply;
 pub mod responses;

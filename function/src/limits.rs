@@ -1,4 +1,5 @@
-//! Whether a key's limits leave room for a request, and what its answer's headers say of them.
+//! Whether a key's limits leave room for a request, and what its answer's headers say of them; how
+//! many jobs its key and its model have, for [`crate::queue`].
 //!
 //! [`Gauge`] says which counters to read and to raise; [`Standing`] is what came of it. The
 //! counters themselves are in NATS: raising one returns its sum, so that of any number of requests
@@ -9,14 +10,18 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use emberline_shared::error::{ApiError, ErrorCode};
 use emberline_shared::key::{KeyId, KeyLimits};
-use emberline_shared::limits::{Bucket, Counter, Unit};
-use http::header::RETRY_AFTER;
+use emberline_shared::lane::Lane;
+use emberline_shared::limits::{Bucket, Counter, Owner, Unit};
 use http::{HeaderMap, HeaderName, HeaderValue};
+
+use crate::reply;
 
 /// Slices that the longest life of a job is cut into.
 const SLICES: u64 = 8;
 /// Shortest slice, in milliseconds.
 const MIN_SLICE_MS: u64 = 1000;
+/// How far the clocks of two instances may be apart, a request's way to NATS included.
+const SKEW_MS: u64 = 5000;
 /// When to try again while the key's other jobs run; nobody knows when one ends.
 const JOBS_WAIT_MS: u64 = 1000;
 
@@ -32,6 +37,8 @@ pub struct Gauge<'a> {
     pub key: &'a KeyId,
     /// Its limits.
     pub limits: &'a KeyLimits,
+    /// The model of its jobs, if it is to have some.
+    pub model: Option<&'a str>,
     /// Unix milliseconds.
     pub now_ms: u64,
     /// How long a job may live, in milliseconds.
@@ -40,7 +47,14 @@ pub struct Gauge<'a> {
 
 impl Gauge<'_> {
     fn bucket(&self, counter: Counter, number: u64) -> Bucket {
-        Bucket { key: self.key.clone(), counter, number }
+        Bucket { owner: Owner::Key(self.key.clone()), counter, number }
+    }
+
+    /// The counters of jobs that wait or run: the key's, and the model's.
+    fn of_jobs(&self) -> impl Iterator<Item = (Owner, Counter)> {
+        self.model.into_iter().flat_map(|model| {
+            [(Owner::Key(self.key.clone()), Counter::Jobs), (Owner::model(model), Counter::ModelJobs)]
+        })
     }
 
     /// What the key limits: counter, limit, unit, length in milliseconds.
@@ -61,8 +75,19 @@ impl Gauge<'_> {
             (self.bucket(counter, self.now_ms.checked_div(length).unwrap_or(0)), amount)
         });
         let deadline = self.now_ms.saturating_add(self.job_life_ms);
-        let job = self.limits.jobs_at_once.map(|_| (self.slice_of(deadline), jobs));
-        windows.chain(job).collect()
+        let slice = self.slice_of(deadline);
+        // At the change of slices others are raising the one before or the one after. To add nothing
+        // to these, after this one, is to read them in the order in which all are raised: whoever
+        // comes last sees everybody, and none too many pass.
+        let skew = SKEW_MS.min(self.slice_ms());
+        let near = [deadline.saturating_sub(skew), deadline.saturating_add(skew)];
+        let near = near.map(|deadline| self.slice_of(deadline)).into_iter().filter(|near| *near != slice);
+        let slices: Vec<_> = std::iter::once((slice, jobs)).chain(near.map(|near| (near, 0))).collect();
+        let jobs = self.of_jobs().flat_map(|(owner, counter)| {
+            let bucket = move |number| Bucket { owner: owner.clone(), counter, number };
+            slices.iter().map(move |(number, amount)| (bucket(*number), *amount))
+        });
+        windows.chain(jobs).collect()
     }
 
     /// Everything that [`Gauge::standing`] has to know.
@@ -71,21 +96,24 @@ impl Gauge<'_> {
             let number = self.now_ms.checked_div(length).unwrap_or(0);
             [number.saturating_sub(1), number].map(|number| self.bucket(counter, number))
         });
-        windows.chain(self.limits.jobs_at_once.into_iter().flat_map(|_| self.slices())).collect()
+        let jobs = self.of_jobs().flat_map(|(owner, counter)| {
+            self.slices().map(move |number| Bucket { owner: owner.clone(), counter, number })
+        });
+        windows.chain(jobs).collect()
     }
 
     fn slice_ms(&self) -> u64 {
         self.job_life_ms.div_ceil(SLICES).max(MIN_SLICE_MS)
     }
 
-    fn slice_of(&self, deadline: u64) -> Bucket {
+    /// The first end of a slice that is not before the deadline.
+    fn slice_of(&self, deadline: u64) -> u64 {
         let slice = self.slice_ms();
-        // The first end of a slice that is not before the deadline.
-        self.bucket(Counter::Jobs, deadline.div_ceil(slice).saturating_mul(slice))
+        deadline.div_ceil(slice).saturating_mul(slice)
     }
 
     /// The slices in which a job that may still run has its deadline.
-    fn slices(&self) -> impl Iterator<Item = Bucket> {
+    fn slices(&self) -> impl Iterator<Item = u64> {
         let last = SLICES.saturating_add(1);
         let slice = self.slice_ms();
         (0..=last).map(move |n| self.slice_of(self.now_ms.saturating_add(n.saturating_mul(slice))))
@@ -106,11 +134,18 @@ impl Gauge<'_> {
                 current: count(sum(&self.bucket(counter, number))),
             }
         };
-        let jobs = self.limits.jobs_at_once.map(|limit| {
-            let running = self.slices().map(|slice| count(sum(&slice)));
-            (limit, running.fold(0, u64::saturating_add))
-        });
-        Standing { now_ms: self.now_ms, windows: self.windows().map(window).collect(), jobs }
+        let all_slices = |(owner, counter): (Owner, Counter)| {
+            let bucket = |number| Bucket { owner: owner.clone(), counter, number };
+            self.slices().map(|slice| count(sum(&bucket(slice)))).fold(0, u64::saturating_add)
+        };
+        let mut jobs = self.of_jobs().map(all_slices);
+        Standing {
+            now_ms: self.now_ms,
+            windows: self.windows().map(window).collect(),
+            jobs_at_once: self.limits.jobs_at_once,
+            jobs_of_key: jobs.next().unwrap_or(0),
+            jobs_of_model: jobs.next().unwrap_or(0),
+        }
     }
 }
 
@@ -166,7 +201,7 @@ impl Window {
             Counter::RequestsDay => ("requests", "day"),
             Counter::TokensMinute => ("tokens", "minute"),
             Counter::TokensDay => ("tokens", "day"),
-            Counter::Jobs => ("jobs", "moment"),
+            Counter::Jobs | Counter::ModelJobs => ("jobs", "moment"),
         }
     }
 }
@@ -189,8 +224,9 @@ fn faded(amount: u64, rest: u64, length: u64) -> u64 {
 pub struct Standing {
     now_ms: u64,
     windows: Vec<Window>,
-    /// Limit and number of jobs.
-    jobs: Option<(u64, u64)>,
+    jobs_at_once: Option<u64>,
+    jobs_of_key: u64,
+    jobs_of_model: u64,
 }
 
 /// A request that is one too many.
@@ -207,7 +243,8 @@ impl Standing {
     pub fn judge(&self, tokens: u64) -> Result<(), Refusal> {
         let windows = self.windows.iter().filter(|window| window.used() > window.limit);
         let windows = windows.map(|window| refusal(window, tokens));
-        let jobs = self.jobs.filter(|(limit, running)| running > limit).map(|(limit, running)| Refusal {
+        let running = self.jobs_of_key;
+        let jobs = self.jobs_at_once.filter(|limit| running > *limit).map(|limit| Refusal {
             message: format!(
                 "This key may have {limit} jobs at once, and with this request {running} would wait or run. \
                  Wait until others have ended."
@@ -220,6 +257,17 @@ impl Standing {
             Some(refusal) => Err(refusal),
             None => Ok(()),
         }
+    }
+
+    /// The lanes of the request's jobs, by how many its key has with each of them.
+    pub fn lanes(&self, jobs: usize) -> impl Iterator<Item = Lane> {
+        let before = self.jobs_of_key.saturating_sub(u64::try_from(jobs).unwrap_or(u64::MAX));
+        (1..).take(jobs).map(move |n| Lane::of(before.saturating_add(n)))
+    }
+
+    /// The jobs of the request's model, with its own.
+    pub fn jobs_of_model(&self) -> u64 {
+        self.jobs_of_model
     }
 
     /// The same without a job of so many tokens that was counted and is taken back.
@@ -263,7 +311,6 @@ const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
 const REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
 const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
 const WINDOW: HeaderName = HeaderName::from_static("x-ratelimit-window");
-const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 const REQUESTS: [HeaderName; 3] = [
     HeaderName::from_static("x-ratelimit-limit-requests"),
@@ -308,10 +355,7 @@ fn refusal(window: &Window, tokens: u64) -> Refusal {
 impl Refusal {
     /// When to come again.
     pub fn headers(&self) -> HeaderMap {
-        let wait_ms = self.wait_ms.max(1);
-        let mut headers = HeaderMap::new();
-        headers.insert(RETRY_AFTER, wait_ms.div_ceil(1000).into());
-        headers.insert(RETRY_AFTER_MS, wait_ms.into());
+        let mut headers = reply::come_again(self.wait_ms);
         if self.never {
             headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
         }
@@ -326,7 +370,7 @@ impl From<Refusal> for ApiError {
 }
 
 /// `6m0s`, `8.64s`, `12ms`: as Go writes durations, and OpenAI's headers.
-fn duration(ms: u64) -> String {
+pub(crate) fn duration(ms: u64) -> String {
     if (1..1000).contains(&ms) {
         return format!("{ms}ms");
     }

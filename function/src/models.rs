@@ -4,19 +4,43 @@ use std::collections::BTreeMap;
 
 use emberline_shared::PROTOCOL_VERSION;
 use emberline_shared::error::{ApiError, ErrorCode};
-use emberline_shared::heartbeat::{Heartbeat, ServedModel};
+use emberline_shared::heartbeat::{Heartbeat, ModelState, ServedModel};
 use emberline_shared::models::{Model, ModelList, ModelNames, Readiness};
 
 use crate::auth::Caller;
+use crate::nats::jetstream::bus_unavailable;
+use crate::queue::Workforce;
 
 /// Models of all workers that take jobs, by name.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Served(BTreeMap<String, ServedModel>);
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Served {
+    models: BTreeMap<String, ServedModel>,
+    workforces: BTreeMap<String, Workforce>,
+}
+
+/// The queue that a job is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Destination {
+    /// The model's own name.
+    pub model: String,
+    /// Of its workers; nothing if there are none.
+    pub context_length: Option<u32>,
+}
+
+impl Destination {
+    /// The same failure to queue a job, with what is known of the workers: where there is one, there are
+    /// the streams, and one that takes nothing has no leader at the moment.
+    pub fn explain(&self, error: ApiError) -> ApiError {
+        let is_served = self.context_length.is_some();
+        if is_served && error.code == ErrorCode::NoWorker { bus_unavailable() } else { error }
+    }
+}
 
 impl Served {
     /// Reads heartbeats; one that can't be read is reported to `skipped` and counts for nothing.
     pub fn read<'a>(heartbeats: impl IntoIterator<Item = &'a [u8]>, mut skipped: impl FnMut(String)) -> Self {
         let mut models: BTreeMap<String, ServedModel> = BTreeMap::new();
+        let mut workforces: BTreeMap<String, Workforce> = BTreeMap::new();
         for payload in heartbeats {
             let heartbeat = match serde_json::from_slice::<Heartbeat>(payload) {
                 Ok(heartbeat) if heartbeat.v <= PROTOCOL_VERSION => heartbeat,
@@ -29,8 +53,13 @@ impl Served {
                     continue;
                 }
             };
-            let offered = if heartbeat.draining { Vec::new() } else { heartbeat.models };
-            for model in offered {
+            if heartbeat.draining {
+                continue;
+            }
+            for status in heartbeat.states.iter().filter(|status| status.state == ModelState::Serving) {
+                workforces.entry(status.name.clone()).or_default().add(status);
+            }
+            for model in heartbeat.models {
                 models
                     .entry(model.name.clone())
                     .and_modify(|known| {
@@ -41,22 +70,45 @@ impl Served {
                     .or_insert(model);
             }
         }
-        Self(models)
+        Self { models, workforces }
     }
 
     /// Their names.
     pub fn names(&self) -> Vec<String> {
-        self.0.keys().cloned().collect()
+        self.models.keys().cloned().collect()
+    }
+
+    /// Who works off a model's queue.
+    pub fn workforce(&self, model: &str) -> Workforce {
+        self.workforces.get(model).copied().unwrap_or_default()
     }
 
     /// The model of this name.
     pub fn get(&self, name: &str) -> Option<&ServedModel> {
-        self.0.get(name)
+        self.models.get(name)
+    }
+
+    /// Where jobs for `requested` go: to a model that is served, or, if they may wait for a worker, to
+    /// one that is configured.
+    pub fn destination(
+        &self,
+        requested: &str,
+        names: &ModelNames,
+        may_wait: bool,
+    ) -> Result<Destination, ApiError> {
+        let model = match names.admit(requested, &self.names()) {
+            Err(error) if error.code == ErrorCode::NoWorker && may_wait => {
+                names.resolve(requested).to_owned()
+            }
+            admitted => admitted?,
+        };
+        let context_length = self.get(&model).map(|served| served.context_length);
+        Ok(Destination { model, context_length })
     }
 
     /// Body of `GET /ready`: what is served, or the reason why nothing is.
     pub fn ready(&self) -> Result<Readiness, ApiError> {
-        if self.0.is_empty() {
+        if self.models.is_empty() {
             let message = "No worker serves a model at the moment. Try again shortly.";
             return Err(ApiError::new(ErrorCode::NoWorker, message));
         }
@@ -66,16 +118,16 @@ impl Served {
     /// Body of `GET /v1/models`: models, then the aliases that lead to one of them; only what
     /// `caller` may use.
     pub fn list(&self, names: &ModelNames, caller: &Caller) -> ModelList {
-        let models = self.0.values().map(|model| (model.name.as_str(), model));
-        let aliases = names.aliases().filter(|(alias, _)| !self.0.contains_key(*alias));
-        let aliases = aliases.filter_map(|(alias, model)| Some((alias, self.0.get(model)?)));
+        let models = self.models.values().map(|model| (model.name.as_str(), model));
+        let aliases = names.aliases().filter(|(alias, _)| !self.models.contains_key(*alias));
+        let aliases = aliases.filter_map(|(alias, model)| Some((alias, self.models.get(model)?)));
         let allowed = models.chain(aliases).filter(|(id, _)| caller.may_use(id, names));
         ModelList { object: "list", data: allowed.map(|(id, model)| entry(id, model)).collect() }
     }
 
     /// Body of `GET /v1/models/{id}`.
     pub fn find(&self, id: &str, names: &ModelNames) -> Result<Model, ApiError> {
-        let model = self.0.get(names.resolve(id));
+        let model = self.models.get(names.resolve(id));
         model.map(|model| entry(id, model)).ok_or_else(|| names.not_found(id, &self.names()))
     }
 }
@@ -97,8 +149,39 @@ fn entry(id: &str, model: &ServedModel) -> Model {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use emberline_shared::heartbeat::ModelStatus;
     use emberline_shared::key::{KeyId, KeyLimits};
     use serde_json::json;
+
+    #[test]
+    fn a_models_workers_work_together() {
+        let status = |name: &str, state, capacity, pace| ModelStatus {
+            name: name.into(),
+            state,
+            reason: None,
+            capacity,
+            active: 0,
+            pace,
+        };
+        let worker = |draining, states| {
+            serde_json::to_vec(&Heartbeat { v: 1, draining, states, ..Heartbeat::default() }).unwrap()
+        };
+        let served = read(&[
+            worker(
+                false,
+                vec![status("a", ModelState::Serving, 4, 0.5), status("b", ModelState::Serving, 1, 0.0)],
+            ),
+            // Replaced by another of its name, which is there already.
+            worker(
+                false,
+                vec![status("a", ModelState::Serving, 2, 1.5), status("a", ModelState::Draining, 8, 9.0)],
+            ),
+            worker(true, vec![status("a", ModelState::Serving, 16, 7.0)]),
+        ]);
+        assert_eq!(served.workforce("a"), Workforce { slots: 6, pace: 2.0 });
+        assert_eq!(served.workforce("b"), Workforce { slots: 1, pace: 0.0 });
+        assert_eq!(served.workforce("c"), Workforce::default());
+    }
 
     fn heartbeat(worker: &str, draining: bool, models: &[(&str, u32)]) -> Vec<u8> {
         let served = |(name, context_length): &(&str, u32)| ServedModel {
@@ -135,6 +218,23 @@ mod tests {
         assert_eq!(served.get("b").unwrap().context_length, 4096);
         let ready = serde_json::to_value(served.ready().unwrap()).unwrap();
         assert_eq!(ready, json!({"status": "ready", "models": ["a", "b"]}));
+    }
+
+    #[test]
+    fn jobs_for_a_configured_model_may_wait_for_a_worker() {
+        let served = read(&[heartbeat("1", false, &[("a", 100)])]);
+        let names = ModelNames::parse("a,b", "x=b").unwrap();
+        let destination = |requested, may_wait| served.destination(requested, &names, may_wait);
+        let to = |model: &str, context_length| Destination { model: model.into(), context_length };
+        for may_wait in [false, true] {
+            assert_eq!(destination("a", may_wait), Ok(to("a", Some(100))));
+            assert_eq!(destination("c", may_wait).unwrap_err().code, ErrorCode::ModelNotFound);
+        }
+        let no_stream = ApiError::new(ErrorCode::NoWorker, "no stream");
+        assert_eq!(to("b", None).explain(no_stream.clone()), no_stream);
+        assert_eq!(to("a", Some(100)).explain(no_stream).code, ErrorCode::BusUnavailable);
+        assert_eq!(destination("x", true), Ok(to("b", None)));
+        assert_eq!(destination("b", false).unwrap_err().code, ErrorCode::NoWorker);
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! From a job's events to what its client is told: every character exactly once.
 //!
 //! Events come over a plain subscription, which may lose, repeat or (between two workers)
-//! reorder them. The truth is the job's log. A [`Relay`] follows the subscription as long as
-//! it is without holes; where it is not, [`Relay::has_gap`] says so, and the caller brings the
-//! whole log to [`Relay::rebuild`]. What was told already is known, so the rest follows from
-//! there and nothing is told twice.
+//! reorder them, and bring some that were never stored. The truth is the job's log. A [`Relay`]
+//! follows the subscription as long as it is without holes; where it is not, [`Relay::has_gap`]
+//! says so, and the caller brings the whole log to [`Relay::rebuild`], which lays it over what is
+//! known. So nothing is told twice, even if the log was lost and is written again.
 
 mod joined;
 mod transcript;
@@ -12,7 +12,7 @@ mod whole;
 
 use emberline_shared::PROTOCOL_VERSION;
 use emberline_shared::error::{ApiError, ErrorCode};
-use emberline_shared::event::{Event, FinishReason, TokenLogprobs, Usage};
+use emberline_shared::event::{Event, EventKind, FinishReason, TokenLogprobs, Usage};
 use emberline_shared::tools::ToolFormat;
 
 pub use joined::Joined;
@@ -90,8 +90,13 @@ pub struct Relay {
     told: Vec<Told>,
     accepted: bool,
     ended: bool,
+    taken: bool,
     /// Events that came after a hole.
     waiting: Vec<Event>,
+    /// The log had a hole, or did not hold what its newest attempt goes on from.
+    behind: bool,
+    /// Nothing is believed before the log was read.
+    in_doubt: bool,
 }
 
 impl Relay {
@@ -103,20 +108,25 @@ impl Relay {
             told: (0..limits.choices).map(|_| Told::default()).collect(),
             accepted: false,
             ended: false,
+            taken: false,
             waiting: Vec::new(),
+            behind: false,
+            in_doubt: false,
         }
     }
 
     /// Takes the next event of the subscription.
     pub fn on_event(&mut self, event: Event) -> Result<Vec<Output>, Fault> {
-        if self.has_gap() || self.transcript.follows_a_takeover(&event) {
+        self.taken |= event.attempt > 0;
+        self.in_doubt |= self.transcript.rivals(&event);
+        if self.ended || self.is_of_no_use(&event) {
+            return Ok(Vec::new());
+        }
+        if self.must_wait(&event)? {
             return self.hold_back(event);
         }
-        match self.transcript.apply(&event)? {
-            Applied::Taken => self.tell(),
-            Applied::Stale => Ok(Vec::new()),
-            Applied::Gap => self.hold_back(event),
-        }
+        self.settle()?;
+        self.tell()
     }
 
     fn hold_back(&mut self, event: Event) -> Result<Vec<Output>, Fault> {
@@ -127,9 +137,51 @@ impl Relay {
         Ok(Vec::new())
     }
 
-    /// Whether events are missing, so that the log is needed.
+    /// Of a worker that was replaced; or a takeover without more: whether the log has refused that
+    /// shows in what comes after it.
+    fn is_of_no_use(&self, event: &Event) -> bool {
+        event.attempt < self.transcript.newest()
+            || self.transcript.follows_a_takeover(event) && matches!(event.kind, EventKind::Taken { .. })
+    }
+
+    /// Applies an event of the subscription, unless the log must be read before. That tells, too, of one
+    /// in the wrong place whether it comes from another worker than those before it.
+    fn must_wait(&mut self, event: &Event) -> Result<bool, Fault> {
+        if self.in_doubt || self.transcript.follows_a_takeover(event) {
+            return Ok(true);
+        }
+        match self.transcript.apply(event) {
+            Ok(Applied::Taken | Applied::Stale) => Ok(false),
+            Ok(Applied::Gap | Applied::Unplaced) | Err(Fault::Position { .. }) => Ok(true),
+            Err(fault) => Err(fault),
+        }
+    }
+
+    /// Applies the events that wait, as far as they need not wait any more.
+    fn settle(&mut self) -> Result<(), Fault> {
+        let mut waiting = std::mem::take(&mut self.waiting);
+        waiting.sort_by_key(|event| (event.attempt, event.index));
+        for event in waiting {
+            if !self.is_of_no_use(&event) && self.must_wait(&event)? {
+                self.waiting.push(event);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether events may be missing, so that the log is needed.
     pub fn has_gap(&self) -> bool {
-        !self.waiting.is_empty()
+        !self.ended && (self.in_doubt || self.behind || !self.waiting.is_empty())
+    }
+
+    /// Events may have been missed: what comes next is not believed before the log was read.
+    pub fn doubt(&mut self) {
+        self.in_doubt = true;
+    }
+
+    /// Whether a worker has the job, or had it.
+    pub fn is_taken(&self) -> bool {
+        self.taken
     }
 
     /// Whether the job has ended and been told of.
@@ -137,32 +189,36 @@ impl Relay {
         self.ended
     }
 
-    /// Takes the whole log, in which an event that had to be sent again lies behind later ones.
-    /// A log that is not yet as far as the subscription leaves the gap open: bring it again a
-    /// little later.
+    /// Takes the whole log, in the order in which it was stored. One that is not yet as far as the
+    /// subscription, or lacks what it goes on from, leaves the gap open: bring it again a little later.
     pub fn rebuild(&mut self, log: &[Event]) -> Result<Vec<Output>, Fault> {
-        let mut rebuilt = self.transcript.restarted();
-        let mut log: Vec<&Event> = log.iter().collect();
-        log.sort_by_key(|event| (event.attempt, event.index));
+        (self.in_doubt, self.behind) = (false, false);
+        let log = valid(log);
+        self.taken |= log.iter().any(|event| event.attempt > 0);
+        if log.iter().any(|event| self.transcript.rivals(event)) {
+            self.transcript.forget_attempts();
+            self.waiting.clear();
+        }
+        let newest = log.last().map(|event| event.attempt);
+        let mut broken_off = None;
         for event in log {
-            if rebuilt.apply(event)? == Applied::Gap {
-                break;
+            if broken_off == Some(event.attempt) {
+                continue;
+            }
+            match self.transcript.apply(event)? {
+                Applied::Taken | Applied::Stale => {}
+                // Its successor did not count what comes after the hole.
+                Applied::Gap => {
+                    broken_off = Some(event.attempt);
+                    self.behind = broken_off == newest && event.attempt >= self.transcript.newest();
+                }
+                Applied::Unplaced => {
+                    self.behind = true;
+                    break;
+                }
             }
         }
-        if !rebuilt.extends(&self.transcript)? {
-            return Ok(Vec::new());
-        }
-        self.transcript = rebuilt;
-        let mut waiting = std::mem::take(&mut self.waiting);
-        waiting.sort_by_key(|event| (event.attempt, event.index));
-        for event in waiting {
-            if self.has_gap()
-                || self.transcript.follows_a_takeover(&event)
-                || self.transcript.apply(&event)? == Applied::Gap
-            {
-                self.waiting.push(event);
-            }
-        }
+        self.settle()?;
         self.tell()
     }
 
@@ -200,6 +256,22 @@ impl Relay {
         self.ended = self.transcript.end().is_some();
         Ok(outputs)
     }
+}
+
+/// What of a log counts, by attempts: what a worker writes that does not know of its successor's
+/// beginning is no part of the job any more. An event that had to be sent again lies behind later ones
+/// of its attempt.
+fn valid(log: &[Event]) -> Vec<&Event> {
+    let mut newest = 0;
+    let mut valid: Vec<&Event> = log
+        .iter()
+        .filter(|event| {
+            newest = newest.max(event.attempt);
+            event.attempt == newest
+        })
+        .collect();
+    valid.sort_by_key(|event| (event.attempt, event.index));
+    valid
 }
 
 /// Reads one event of the log.

@@ -8,6 +8,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 /// Names the request, in every reply.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
+const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
+
 /// Longest request id taken over from a client.
 const MAX_ID: usize = 128;
 
@@ -45,6 +47,12 @@ pub fn error(error: &ApiError) -> Response<Bytes> {
         reply.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
     reply
+}
+
+/// Says when to come again.
+pub fn come_again(wait_ms: u64) -> HeaderMap {
+    let wait_ms = wait_ms.max(1);
+    HeaderMap::from_iter([(RETRY_AFTER, wait_ms.div_ceil(1000).into()), (RETRY_AFTER_MS, wait_ms.into())])
 }
 
 /// The reply to a method that the path does not take.

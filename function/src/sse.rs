@@ -34,6 +34,16 @@ pub trait Narrator {
     /// What is sent last if the relay itself fails.
     fn interrupt(&mut self, error: &ApiError) -> Vec<Bytes>;
 
+    /// What is sent when there has been nothing to tell for a while.
+    fn keep_alive(&self) -> Bytes {
+        KEEP_ALIVE
+    }
+
+    /// Why the transfer is to end as a broken one, for an answer that can't tell of failures itself.
+    fn broken_off(&self) -> Option<&ApiError> {
+        None
+    }
+
     /// How many bytes of frames a client may leave unread.
     fn max_backlog(&self) -> usize;
 }

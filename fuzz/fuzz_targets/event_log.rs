@@ -81,8 +81,9 @@ impl Told {
     }
 
     /// An answer told in one piece has the same text.
-    fn check_whole(self) -> Vec<String> {
-        let whole: Vec<String> = self.whole.into_choices().into_iter().map(|choice| choice.text).collect();
+    fn check_whole(mut self) -> Vec<String> {
+        let whole = self.whole.choices_mut().iter().map(|choice| choice.text.clone());
+        let whole: Vec<String> = whole.collect();
         assert_eq!(whole, self.texts);
         whole
     }

@@ -38,6 +38,8 @@ fn variables_are_put_into_host_and_port() {
     let hosts = nats("10.1.2.3", "4300").unwrap();
     assert!(hosts.allows("10.1.2.3:4300".parse().unwrap()));
     assert!(!hosts.allows("10.1.2.3:4222".parse().unwrap()));
+    // A server that there isn't.
+    assert!(!nats("127.0.0.1", "0").unwrap().allows("127.0.0.1:4222".parse().unwrap()));
     assert!(nats("", "4300").is_err());
     assert!(nats("10.1.2.3", "").is_err());
 }

@@ -10,7 +10,8 @@ use crate::tools::ToolFormat;
 pub struct Event {
     /// [`crate::PROTOCOL_VERSION`] of the writer.
     pub v: u32,
-    /// Which delivery of the job wrote this, from 1. Events of an older attempt are stale.
+    /// Which attempt at the job wrote this, from 1; 0 is the function. Events of an older attempt are
+    /// stale.
     pub attempt: u32,
     /// Place of this event within its attempt, from 0, without gaps.
     pub index: u32,
@@ -23,7 +24,13 @@ pub struct Event {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "type")]
 pub enum EventKind {
-    /// The worker took the job: prompt rendered, counted and within the context.
+    /// A worker has the job now; the first event of each attempt. It is stored only if nothing was
+    /// written since that worker read the log, so that no two of them go on from the same place.
+    Taken {
+        /// The worker's id, as in its heartbeat.
+        worker: String,
+    },
+    /// The job can be served: prompt rendered, counted and within the context.
     Accepted {
         /// Tokens in the prompt.
         prompt_tokens: u32,
@@ -59,6 +66,10 @@ pub enum EventKind {
         /// Why it ended.
         reason: FinishReason,
     },
+    /// The worker gives the job up unharmed, for another to go on; the last event of its attempt.
+    HandedBack,
+    /// Nobody wants the answer, and no worker had the job yet: what the function writes, as attempt 0.
+    Withdrawn,
     /// All choices are complete; the last event of a job that succeeded.
     Done {
         /// Tokens computed for the whole job.

@@ -8,7 +8,7 @@ pub const HEARTBEAT_INTERVAL_S: u64 = 2;
 pub const HEARTBEAT_TTL_S: u64 = 8;
 
 /// A worker's entry in the `workers` bucket, under its own id.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Heartbeat {
     /// [`crate::PROTOCOL_VERSION`] of the writer.
     pub v: u32,
@@ -38,7 +38,7 @@ pub struct Heartbeat {
 }
 
 /// How one of a worker's models is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelStatus {
     /// The name jobs are addressed to.
     pub name: String,
@@ -51,6 +51,9 @@ pub struct ModelStatus {
     pub capacity: u32,
     /// Its jobs that run now.
     pub active: u32,
+    /// Its jobs that ended lately, in a second in which any ran; 0 if that is not known.
+    #[serde(default)]
+    pub pace: f64,
 }
 
 /// What a worker does with a model.
@@ -94,6 +97,6 @@ mod tests {
         let states = r#""states":[{"name":"m","state":"hibernating","capacity":0,"active":0,"since":7}]"#;
         let newer = old.replace("\"draining\":false", &format!("\"draining\":false,{states}"));
         let read: Heartbeat = serde_json::from_str(&newer).unwrap();
-        assert_eq!(read.states[0].state, ModelState::Unknown);
+        assert_eq!((read.states[0].state, read.states[0].pace), (ModelState::Unknown, 0.0));
     }
 }

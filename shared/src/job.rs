@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::key::KeyId;
+use crate::lane::Lane;
 use crate::subject::{self, JobId};
 
 /// One generation, as it lies in the `JOBS` stream.
@@ -41,6 +42,11 @@ impl Job {
         }
     }
 
+    /// The lane of its model's queue that it waits in.
+    pub fn lane(&self) -> Lane {
+        self.account.as_ref().map(|account| account.lane).unwrap_or_default()
+    }
+
     /// How long after `now_ms` (unix milliseconds) what is kept of it is kept, in seconds;
     /// nothing is kept of most.
     pub fn kept_for_s(&self, now_ms: u64) -> Option<u64> {
@@ -60,9 +66,13 @@ pub struct Account {
     /// Subjects of the counters that they were added to.
     #[serde(default)]
     pub token_counters: Vec<String>,
-    /// Subject of the counter of running jobs, to which this job added one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub job_counter: Option<String>,
+    /// Subjects of the counters of jobs, to each of which this job added one: its key's and its
+    /// model's.
+    #[serde(default)]
+    pub job_counters: Vec<String>,
+    /// Its place in the queue, by how many jobs its key has.
+    #[serde(default)]
+    pub lane: Lane,
 }
 
 /// What to generate, every default filled in.

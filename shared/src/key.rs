@@ -3,11 +3,9 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::hex;
-use crate::subject::{KEYS_STREAM, KEYS_SUBJECTS};
 
 /// What a key is known by.
 pub fn hash(key: &[u8]) -> [u8; 32] {
@@ -111,28 +109,6 @@ impl KeyRecord {
             KeyState::Active
         }
     }
-}
-
-/// The `keys` bucket as JetStream's API takes it: a stream of this shape is a key-value bucket
-/// (NATS ADR-8).
-pub fn bucket() -> Value {
-    json!({
-        "name": KEYS_STREAM,
-        "subjects": [KEYS_SUBJECTS],
-        "retention": "limits",
-        "storage": "file",
-        "discard": "new",
-        "max_consumers": -1,
-        "max_msgs": -1,
-        "max_msgs_per_subject": 1,
-        "max_bytes": 64 << 20,
-        "max_age": 0,
-        "duplicate_window": 120_000_000_000_u64,
-        "allow_rollup_hdrs": true,
-        "deny_delete": true,
-        "allow_direct": true,
-        "num_replicas": 1,
-    })
 }
 
 /// What a key may use; `None` is without limit.

@@ -1,4 +1,5 @@
-//! What is counted for each key, and where: the subjects of the message counters in NATS.
+//! What is counted for each key and each model, and where: the subjects of the message counters in
+//! NATS.
 //!
 //! A window of time is counted in buckets as long as the window; an estimate of any window takes
 //! the current bucket and the part of the one before that the window still covers. Running jobs
@@ -8,9 +9,11 @@
 //! The function adds in advance; the worker that ends a job corrects, with the message ids that
 //! [`Counter::correction_id`] makes, so that each correction counts once.
 
+use std::fmt;
+
 use crate::job::Account;
 use crate::key::{KeyId, KeyLimits};
-use crate::subject::JobId;
+use crate::subject::{JobId, model_token};
 
 /// Stream of the counters of minutes; in memory.
 pub const LIMITS_STREAM: &str = "LIMITS";
@@ -20,11 +23,12 @@ pub const LONG_LIMITS_STREAM: &str = "LIMITS_LONG";
 pub const LIMITS_SUBJECTS: [&str; 2] =
     ["emberline.limits.*.requests_minute.*", "emberline.limits.*.tokens_minute.*"];
 /// Subjects of [`LONG_LIMITS_STREAM`].
-pub const LONG_LIMITS_SUBJECTS: [&str; 4] = [
+pub const LONG_LIMITS_SUBJECTS: [&str; 5] = [
     "emberline.limits.*.requests_hour.*",
     "emberline.limits.*.requests_day.*",
     "emberline.limits.*.tokens_day.*",
     "emberline.limits.*.jobs.*",
+    "emberline.limits.*.model_jobs.*",
 ];
 /// Makes a message a counter's increment.
 pub const INCREMENT_HEADER: &str = "Nats-Incr";
@@ -42,8 +46,10 @@ pub enum Counter {
     RequestsDay,
     TokensMinute,
     TokensDay,
-    /// Jobs that wait or run, by the slice of their deadline.
+    /// A key's jobs that wait or run, by the slice of their deadline.
     Jobs,
+    /// A model's jobs that wait or run, by the slice of their deadline.
+    ModelJobs,
 }
 
 /// What a window is a limit of.
@@ -54,11 +60,20 @@ pub enum Unit {
     Tokens,
 }
 
-/// A counter of one key and one bucket: a subject.
+/// Whose a counter is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Owner {
+    /// A key's.
+    Key(KeyId),
+    /// A model's; its name as in subjects.
+    Model(String),
+}
+
+/// A counter of one owner and one bucket: a subject.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Bucket {
     /// Whose.
-    pub key: KeyId,
+    pub owner: Owner,
     /// Of what.
     pub counter: Counter,
     /// For windows the bucket's number since 1970, for jobs the end of their slice in unix
@@ -71,6 +86,9 @@ impl Counter {
     pub const WINDOWS: [Self; 5] =
         [Self::RequestsMinute, Self::RequestsHour, Self::RequestsDay, Self::TokensMinute, Self::TokensDay];
 
+    /// All that count jobs which wait or run.
+    pub const OF_JOBS: [Self; 2] = [Self::Jobs, Self::ModelJobs];
+
     /// The streams that hold counters.
     pub const STREAMS: [&str; 2] = [LIMITS_STREAM, LONG_LIMITS_STREAM];
 
@@ -81,7 +99,12 @@ impl Counter {
 
     /// Whether the worker that ends a job corrects it.
     pub fn is_corrected(self) -> bool {
-        self.is_of_tokens() || self == Self::Jobs
+        self.is_of_tokens() || self.is_of_jobs()
+    }
+
+    /// Whether it counts jobs that wait or run.
+    pub fn is_of_jobs(self) -> bool {
+        Self::OF_JOBS.contains(&self)
     }
 
     /// Its name in subjects.
@@ -93,6 +116,7 @@ impl Counter {
             Self::TokensMinute => "tokens_minute",
             Self::TokensDay => "tokens_day",
             Self::Jobs => "jobs",
+            Self::ModelJobs => "model_jobs",
         }
     }
 
@@ -100,7 +124,8 @@ impl Counter {
     pub fn stream(self) -> &'static str {
         match self {
             Self::RequestsMinute | Self::TokensMinute => LIMITS_STREAM,
-            Self::RequestsHour | Self::RequestsDay | Self::TokensDay | Self::Jobs => LONG_LIMITS_STREAM,
+            Self::RequestsHour | Self::RequestsDay | Self::TokensDay => LONG_LIMITS_STREAM,
+            Self::Jobs | Self::ModelJobs => LONG_LIMITS_STREAM,
         }
     }
 
@@ -112,7 +137,7 @@ impl Counter {
             Self::RequestsDay => Some((Unit::Requests, DAY_MS)),
             Self::TokensMinute => Some((Unit::Tokens, MINUTE_MS)),
             Self::TokensDay => Some((Unit::Tokens, DAY_MS)),
-            Self::Jobs => None,
+            Self::Jobs | Self::ModelJobs => None,
         }
     }
 
@@ -125,6 +150,7 @@ impl Counter {
             Self::TokensMinute => limits.tokens_per_minute,
             Self::TokensDay => limits.tokens_per_day,
             Self::Jobs => limits.jobs_at_once,
+            Self::ModelJobs => None,
         }
     }
 
@@ -134,23 +160,43 @@ impl Counter {
     }
 }
 
+impl Owner {
+    /// The model of this name.
+    pub fn model(name: &str) -> Self {
+        Self::Model(model_token(name))
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Key(key) => key.fmt(f),
+            Self::Model(token) => token.fmt(f),
+        }
+    }
+}
+
 impl Bucket {
     /// Its subject.
     pub fn subject(&self) -> String {
-        format!("emberline.limits.{}.{}.{}", self.key, self.counter.name(), self.number)
+        format!("emberline.limits.{}.{}.{}", self.owner, self.counter.name(), self.number)
     }
 
     /// The bucket with this subject.
     pub fn of_subject(subject: &str) -> Option<Self> {
         let mut tokens = subject.strip_prefix("emberline.limits.")?.split('.');
-        let key = KeyId::try_from(tokens.next()?.to_owned()).ok()?;
-        let name = tokens.next()?;
-        let mut counters = Counter::WINDOWS.into_iter().chain([Counter::Jobs]);
+        let (owner, name) = (tokens.next()?.to_owned(), tokens.next()?);
+        let mut counters = Counter::WINDOWS.into_iter().chain(Counter::OF_JOBS);
         let counter = counters.find(|counter| counter.name() == name)?;
+        let owner = match counter {
+            Counter::ModelJobs if owner.is_empty() => return None,
+            Counter::ModelJobs => Owner::Model(owner),
+            _ => Owner::Key(KeyId::try_from(owner).ok()?),
+        };
         let number = tokens.next()?;
         let plain = number.bytes().all(|digit| digit.is_ascii_digit());
         let number = number.parse().ok().filter(|_| plain)?;
-        if tokens.next().is_some() { None } else { Some(Self { key, counter, number }) }
+        if tokens.next().is_some() { None } else { Some(Self { owner, counter, number }) }
     }
 
     /// Where `difference` more than was counted in advance is to be added at a time in unix
@@ -168,7 +214,7 @@ impl Account {
     pub fn settlement(&self, used_tokens: u64, now_ms: u64) -> Vec<(Bucket, i64)> {
         let signed = |tokens: u64| i64::try_from(tokens).unwrap_or(i64::MAX);
         let difference = signed(used_tokens) - signed(self.reserved_tokens);
-        let jobs = self.job_counter.iter().map(|counter| (counter, -1));
+        let jobs = self.job_counters.iter().map(|counter| (counter, -1));
         let tokens = self.token_counters.iter().map(|counter| (counter, difference));
         let amounts = jobs.chain(tokens).filter(|(_, amount)| *amount != 0);
         // Whatever else a job says is not a counter.
@@ -187,16 +233,23 @@ impl Account {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+    use crate::lane::Lane;
     use proptest::prelude::*;
 
     fn bucket(counter: Counter, number: u64) -> Bucket {
-        Bucket { key: KeyId::of_key(b"abc"), counter, number }
+        let owner = match counter {
+            Counter::ModelJobs => Owner::model("Qwen/Qwen2.5"),
+            _ => Owner::Key(KeyId::of_key(b"abc")),
+        };
+        Bucket { owner, counter, number }
     }
 
     #[test]
     fn every_counter_is_in_the_stream_that_takes_its_subject() {
-        for counter in Counter::WINDOWS.into_iter().chain([Counter::Jobs]) {
+        for counter in Counter::WINDOWS.into_iter().chain(Counter::OF_JOBS) {
             let subject = bucket(counter, 7).subject();
             let takes = |patterns: &[&str]| {
                 let tokens: Vec<&str> = subject.split('.').collect();
@@ -220,10 +273,28 @@ mod tests {
         assert_eq!(jobs.corrected(1, 720_000), jobs);
     }
 
+    #[test]
+    fn each_counter_of_a_jobs_account_is_corrected_once() {
+        let counters = [Counter::Jobs, Counter::ModelJobs, Counter::TokensMinute];
+        let [key, model, tokens] = counters.map(|counter| bucket(counter, 9));
+        let account = Account {
+            key: KeyId::of_key(b"abc"),
+            reserved_tokens: 7,
+            token_counters: vec![tokens.subject()],
+            job_counters: vec![key.subject(), model.subject(), "emberline.jobs.m.0".into()],
+            lane: Lane::default(),
+        };
+        assert_eq!(account.withdrawal(), [(key, -1), (model, -1), (tokens, -7)]);
+        let job = JobId::from_random(1);
+        let ids: BTreeSet<String> = counters.map(|counter| counter.correction_id(&job)).into();
+        assert_eq!(ids.len(), 3, "those in one stream are told apart");
+    }
+
     proptest! {
         #[test]
-        fn a_subject_tells_its_bucket(counter in 0..5_usize, number: u64) {
-            let bucket = bucket(Counter::WINDOWS[counter], number);
+        fn a_subject_tells_its_bucket(counter in 0..7_usize, number: u64) {
+            let counters: Vec<_> = Counter::WINDOWS.into_iter().chain(Counter::OF_JOBS).collect();
+            let bucket = bucket(counters[counter], number);
             prop_assert_eq!(Bucket::of_subject(&bucket.subject()), Some(bucket));
         }
 

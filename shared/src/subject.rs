@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::hex;
 use crate::key::KeyId;
+use crate::lane::Lane;
 
 /// Every model's subject for turning text into tokens and back.
 pub const TOKENS_SUBJECTS: &str = "emberline.tokens.*";
@@ -14,11 +15,15 @@ pub const TOKENS_QUEUE: &str = "workers";
 /// Stream of waiting and running jobs (work queue).
 pub const JOBS_STREAM: &str = "JOBS";
 /// Every job subject.
-pub const JOBS_SUBJECTS: &str = "emberline.jobs.*";
+pub const JOBS_SUBJECTS: &str = "emberline.jobs.*.*";
 /// Stream of the jobs' event logs.
 pub const EVENTS_STREAM: &str = "EVENTS";
 /// Every event subject.
 pub const EVENTS_SUBJECTS: &str = "emberline.events.*";
+/// Stream of jobs that were given up.
+pub const DEAD_STREAM: &str = "DEAD";
+/// Every subject of such jobs.
+pub const DEAD_SUBJECTS: &str = "emberline.dead.*";
 /// Stream of the event logs that outlast their clients: of jobs whose answer can be asked for again.
 pub const KEPT_STREAM: &str = "KEPT";
 /// Every event subject in [`KEPT_STREAM`].
@@ -71,14 +76,49 @@ pub fn model_token(model: &str) -> String {
     token
 }
 
-/// The subject that jobs for `model` are published to.
-pub fn jobs(model: &str) -> String {
-    format!("emberline.jobs.{}", model_token(model))
+/// The model whose [`model_token`] this is.
+pub fn model_of_token(token: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(token.len());
+    let mut rest = token.bytes();
+    while let Some(byte) = rest.next() {
+        bytes.push(match byte {
+            b'=' => {
+                let digit = |byte: Option<u8>| char::from(byte?).to_digit(16);
+                let (high, low) = (digit(rest.next())?, digit(rest.next())?);
+                u8::try_from(high * 16 + low).ok()?
+            }
+            plain => plain,
+        });
+    }
+    let model = String::from_utf8(bytes).ok()?;
+    (model_token(&model) == token).then_some(model)
 }
 
-/// The durable consumer from which workers pull jobs for `model`.
-pub fn jobs_consumer(model: &str) -> String {
-    format!("worker-{}", model_token(model))
+/// The model whose jobs lie on this subject, in whichever lane.
+pub fn model_of_jobs(subject: &str) -> Option<String> {
+    let (model, lane) = subject.strip_prefix("emberline.jobs.")?.split_once('.')?;
+    lane.parse::<Lane>().ok()?;
+    model_of_token(model)
+}
+
+/// The model of jobs that were set aside on this subject.
+pub fn model_of_dead(subject: &str) -> Option<String> {
+    model_of_token(subject.strip_prefix("emberline.dead.")?)
+}
+
+/// The subject that jobs for `model` are published to in one lane of its queue.
+pub fn jobs(model: &str, lane: Lane) -> String {
+    format!("emberline.jobs.{}.{lane}", model_token(model))
+}
+
+/// The durable consumer from which workers pull jobs for `model` in one lane of its queue.
+pub fn jobs_consumer(model: &str, lane: Lane) -> String {
+    format!("worker-{}-{lane}", model_token(model))
+}
+
+/// Where jobs are set aside that were given up, by the [`model_token`] of their model.
+pub fn dead(token: &str) -> String {
+    format!("emberline.dead.{token}")
 }
 
 /// The subject of a job's event log.
@@ -181,8 +221,19 @@ mod tests {
 
     #[test]
     fn plain_model_names_stay_readable() {
-        assert_eq!(jobs("smollm2-135m-instruct"), "emberline.jobs.smollm2-135m-instruct");
-        assert_eq!(jobs("Qwen/Qwen2.5 *>"), "emberline.jobs.Qwen=2FQwen2=2E5=20=2A=3E");
+        let lane = Lane::default();
+        assert_eq!(jobs("smollm2-135m-instruct", lane), "emberline.jobs.smollm2-135m-instruct.0");
+        assert_eq!(jobs("Qwen/Qwen2.5 *>", lane), "emberline.jobs.Qwen=2FQwen2=2E5=20=2A=3E.0");
+    }
+
+    #[test]
+    fn a_model_is_found_by_the_subject_of_any_of_its_lanes() {
+        for lane in Lane::ALL {
+            assert_eq!(model_of_jobs(&jobs("a.b", lane)).as_deref(), Some("a.b"));
+        }
+        for subject in ["emberline.jobs.a", "emberline.jobs.a.4", "emberline.jobs.a.0.0", "jobs.a.0", ""] {
+            assert_eq!(model_of_jobs(subject), None, "{subject}");
+        }
     }
 
     proptest! {
@@ -191,6 +242,14 @@ mod tests {
             let token = model_token(&a);
             prop_assert!(token.bytes().all(|c| c.is_ascii_alphanumeric() || b"-_=".contains(&c)));
             prop_assert_eq!(a == b, token == model_token(&b));
+            prop_assert_eq!(model_of_token(&token), Some(a));
+        }
+
+        #[test]
+        fn no_other_token_is_a_model(token in "[a-fA-F0-9=._ -]{0,8}") {
+            if let Some(model) = model_of_token(&token) {
+                prop_assert_eq!(model_token(&model), token);
+            }
         }
 
         #[test]

@@ -1,27 +1,42 @@
 //! The `emberline` command, as whoever keeps the keys calls it.
 
+use std::process::Stdio;
+
 use anyhow::{Context as _, Result, ensure};
 use tokio::process::Command;
 
-use crate::nats::NatsServer;
+use crate::nats::{ADMIN_PASSWORD, Nats};
 use crate::stack::binary;
 
-/// Runs `emberline` against a stack's nats-server; what it printed.
-pub async fn emberline(nats: &NatsServer, args: &[&str]) -> Result<String> {
-    let output = Command::new(binary("emberline")?)
+/// `emberline` with these arguments, against a stack's nats-servers.
+pub fn command(nats: &impl Nats, args: &[&str]) -> Result<Command> {
+    let mut command = Command::new(binary("emberline")?);
+    command
         .args(args)
-        .args(["--nats", &nats.address()])
-        .env("EMBERLINE_ADMIN_PASSWORD", nats.admin_password())
+        .args(["--nats", &nats.addresses().join(",")])
+        .env("EMBERLINE_ADMIN_PASSWORD", ADMIN_PASSWORD)
         .env("EMBERLINE_CACHE", nats.directory().join("cache"))
-        .output()
-        .await
-        .context("emberline")?;
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
+    Ok(command)
+}
+
+/// Runs it; what it printed.
+pub async fn emberline(nats: &impl Nats, args: &[&str]) -> Result<String> {
+    let output = command(nats, args)?.output().await.context("emberline")?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "emberline {}: {said}", args.join(" "));
     Ok(String::from_utf8(output.stdout)?.trim().to_owned())
 }
 
+/// Runs what is to fail; what it printed, and of what it complained.
+pub async fn refused(nats: &impl Nats, args: &[&str]) -> Result<(String, String)> {
+    let output = command(nats, args)?.output().await.context("emberline")?;
+    ensure!(!output.status.success(), "emberline {} did not fail", args.join(" "));
+    Ok((String::from_utf8(output.stdout)?, String::from_utf8(output.stderr)?))
+}
+
 /// Makes a key; more arguments give its settings.
-pub async fn new_key(nats: &NatsServer, name: &str, settings: &[&str]) -> Result<String> {
+pub async fn new_key(nats: &impl Nats, name: &str, settings: &[&str]) -> Result<String> {
     emberline(nats, &[&["keys", "create", "--name", name], settings].concat()).await
 }

@@ -5,30 +5,82 @@
 //! in the cache folder.
 
 use std::env;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use async_nats::{Client, ConnectOptions};
+use async_nats::{Client, ConnectOptions, ServerAddr};
+use serde_json::Value;
 use tempfile::TempDir;
 
 /// deploy/nats.conf of this checkout.
 pub const CONFIG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/nats.conf");
 
-const FUNCTION_PASSWORD: &str = "function-test";
-const WORKER_PASSWORD: &str = "worker-test";
-const ADMIN_PASSWORD: &str = "admin-test";
+/// The password of the user `function`.
+pub const FUNCTION_PASSWORD: &str = "function-test";
+/// The password of the user `worker`.
+pub const WORKER_PASSWORD: &str = "worker-test";
+/// The password of the user `admin`.
+pub const ADMIN_PASSWORD: &str = "admin-test";
 /// Starting takes milliseconds; a machine that is busy compiling may need more.
 const START: Duration = Duration::from_secs(30);
+
+/// What function and workers meet in: one nats-server or several.
+pub trait Nats {
+    /// Where the servers listen: host and port of each.
+    fn addresses(&self) -> Vec<String>;
+    /// A folder that goes with them.
+    fn directory(&self) -> &Path;
+}
+
+/// A connection to whichever server answers, with the rights of the function.
+pub async fn function_client(nats: &impl Nats) -> Result<Client> {
+    client(nats, "function", FUNCTION_PASSWORD).await
+}
+
+/// A connection with the rights of a worker, which may read what the function may not.
+pub async fn worker_client(nats: &impl Nats) -> Result<Client> {
+    client(nats, "worker", WORKER_PASSWORD).await
+}
+
+/// A connection with the rights of whoever keeps the keys.
+pub async fn admin_client(nats: &impl Nats) -> Result<Client> {
+    client(nats, "admin", ADMIN_PASSWORD).await
+}
+
+async fn client(nats: &impl Nats, user: &str, password: &str) -> Result<Client> {
+    let options = ConnectOptions::with_user_and_password(user.to_owned(), password.to_owned());
+    let options = options.custom_inbox_prefix(format!("_INBOX_{user}"));
+    let servers: Result<Vec<ServerAddr>, _> = nats.addresses().iter().map(|a| a.parse()).collect();
+    options.connect(servers?).await.with_context(|| format!("can't connect as {user}"))
+}
 
 /// A running nats-server; it ends when this is dropped.
 #[derive(Debug)]
 pub struct NatsServer {
     process: Process,
     directory: TempDir,
-    config: PathBuf,
-    port: u16,
+    arguments: Vec<OsString>,
+    ports: Ports,
+}
+
+/// What the system chose.
+#[derive(Debug, Clone, Copy, Default)]
+struct Ports {
+    clients: u16,
+    monitoring: u16,
+}
+
+impl Nats for NatsServer {
+    fn addresses(&self) -> Vec<String> {
+        vec![self.address()]
+    }
+
+    fn directory(&self) -> &Path {
+        self.directory.path()
+    }
 }
 
 impl NatsServer {
@@ -39,17 +91,22 @@ impl NatsServer {
 
     /// Starts one with another configuration.
     pub async fn start_with(config: &Path) -> Result<Self> {
+        Self::start_as(vec!["-c".into(), config.into()]).await
+    }
+
+    /// Starts one with these arguments beside those that it always has.
+    pub(crate) async fn start_as(arguments: Vec<OsString>) -> Result<Self> {
         let directory = tempfile::tempdir().context("can't make a directory for nats-server")?;
         // -1 lets the system choose; the ports file tells what it chose.
-        let process = spawn(config, directory.path(), "-1")?;
-        let mut server = Self { process, directory, config: config.to_owned(), port: 0 };
-        server.port = server.wait_until_ready().await?;
+        let process = spawn(&arguments, directory.path(), "-1")?;
+        let mut server = Self { process, directory, arguments, ports: Ports::default() };
+        server.ports = server.wait_until_ready().await?;
         Ok(server)
     }
 
     /// Where it listens: host and port.
     pub fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
+        format!("127.0.0.1:{}", self.ports.clients)
     }
 
     /// A folder that goes with it.
@@ -57,40 +114,30 @@ impl NatsServer {
         self.directory.path()
     }
 
-    /// The password of the user `function`.
-    pub fn function_password(&self) -> &str {
-        FUNCTION_PASSWORD
-    }
-
-    /// The password of the user `worker`.
-    pub fn worker_password(&self) -> &str {
-        WORKER_PASSWORD
-    }
-
-    /// The password of the user `admin`.
-    pub fn admin_password(&self) -> &str {
-        ADMIN_PASSWORD
-    }
-
     /// A connection with the rights of whoever keeps the keys.
     pub async fn admin_client(&self) -> Result<Client> {
-        self.client("admin", ADMIN_PASSWORD).await
+        admin_client(self).await
     }
 
     /// A connection with the rights of the function.
     pub async fn function_client(&self) -> Result<Client> {
-        self.client("function", FUNCTION_PASSWORD).await
+        function_client(self).await
     }
 
     /// A connection with the rights of a worker, which may read what the function may not.
     pub async fn worker_client(&self) -> Result<Client> {
-        self.client("worker", WORKER_PASSWORD).await
+        worker_client(self).await
     }
 
-    async fn client(&self, user: &str, password: &str) -> Result<Client> {
-        let options = ConnectOptions::with_user_and_password(user.to_owned(), password.to_owned());
-        let options = options.custom_inbox_prefix(format!("_INBOX_{user}"));
-        options.connect(self.address()).await.with_context(|| format!("can't connect as {user}"))
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.process.0.id()
+    }
+
+    /// What it tells of itself over HTTP, such as `varz`.
+    pub async fn monitoring(&self, path: &str) -> Result<Value> {
+        let url = format!("http://127.0.0.1:{}/{path}", self.ports.monitoring);
+        Ok(reqwest::get(url).await?.error_for_status()?.json().await?)
     }
 
     /// Ends the process at once; what was in memory is lost.
@@ -100,17 +147,18 @@ impl NatsServer {
 
     /// Starts it again after [`NatsServer::stop`], at the same address and with the same files.
     pub async fn start_again(&mut self) -> Result<()> {
-        self.process = spawn(&self.config, self.directory.path(), &self.port.to_string())?;
-        self.wait_until_ready().await?;
+        let port = self.ports.clients.to_string();
+        self.process = spawn(&self.arguments, self.directory.path(), &port)?;
+        self.ports = self.wait_until_ready().await?;
         Ok(())
     }
 
-    /// Waits for the ports file; the port in it.
-    async fn wait_until_ready(&mut self) -> Result<u16> {
+    /// Waits for the ports file; the ports in it.
+    async fn wait_until_ready(&mut self) -> Result<Ports> {
         let deadline = Instant::now() + START;
         loop {
-            if let Some(port) = self.port_in_file() {
-                return Ok(port);
+            if let Some(ports) = self.ports_in_file() {
+                return Ok(ports);
             }
             let exited = self.process.0.try_wait()?;
             if exited.is_some() || Instant::now() >= deadline {
@@ -120,15 +168,16 @@ impl NatsServer {
         }
     }
 
-    fn port_in_file(&self) -> Option<u16> {
+    fn ports_in_file(&self) -> Option<Ports> {
         // It is named after the binary, whatever that is called, and the process.
         let ending = format!("_{}.ports", self.process.0.id());
         let mut files = std::fs::read_dir(self.directory.path()).ok()?.flatten();
         let file = files.find(|file| file.file_name().to_string_lossy().ends_with(&ending))?;
         let text = std::fs::read_to_string(file.path()).ok()?;
-        // {"nats":["nats://127.0.0.1:43210"]}
-        let ports: serde_json::Value = serde_json::from_str(&text).ok()?;
-        ports.get("nats")?.get(0)?.as_str()?.rsplit_once(':')?.1.parse().ok()
+        // {"nats":["nats://127.0.0.1:43210"],"monitoring":["http://127.0.0.1:43211"]}
+        let ports: Value = serde_json::from_str(&text).ok()?;
+        let port = |of: &str| ports.get(of)?.get(0)?.as_str()?.rsplit_once(':')?.1.parse().ok();
+        Some(Ports { clients: port("nats")?, monitoring: port("monitoring")? })
     }
 
     /// What it has logged so far.
@@ -155,12 +204,11 @@ impl Drop for Process {
     }
 }
 
-fn spawn(config: &Path, directory: &Path, port: &str) -> Result<Process> {
+fn spawn(arguments: &[OsString], directory: &Path, port: &str) -> Result<Process> {
     let binary = binary()?;
     let child = Command::new(&binary)
-        .arg("-c")
-        .arg(config)
-        .args(["-a", "127.0.0.1", "-p", port, "-sd"])
+        .args(arguments)
+        .args(["-a", "127.0.0.1", "-p", port, "-m", "-1", "-sd"])
         .arg(directory.join("jetstream"))
         .arg("--ports_file_dir")
         .arg(directory)

@@ -1,4 +1,4 @@
-//! The whole of Emberline for one test: nats-server, worker and function host, each a process of
+//! The whole of Emberline for one test: nats-server, workers and function host, each a process of
 //! its own on ports that the system chose, all gone when the [`Stack`] is dropped.
 
 use std::path::{Path, PathBuf};
@@ -14,7 +14,8 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::{Mutex, MutexGuard};
 
-use crate::nats::NatsServer;
+use crate::nats::{FUNCTION_PASSWORD, Nats, NatsServer, worker_client};
+use crate::workers::Workers;
 
 /// The key that a stack's function accepts.
 pub const API_KEY: &str = "sk-emb-test";
@@ -59,14 +60,15 @@ impl Default for Options {
 }
 
 /// A running Emberline.
-pub struct Stack {
+pub struct Stack<N = NatsServer> {
     /// The function's base URL, without a slash at the end.
     pub url: String,
     /// An HTTP client without a total timeout.
     pub http: reqwest::Client,
-    /// The server in the middle.
-    pub nats: NatsServer,
-    worker: Option<Child>,
+    /// What is in the middle.
+    pub nats: N,
+    /// What computes.
+    pub workers: Workers,
     host: Option<Group>,
     /// More of them.
     others: Vec<Group>,
@@ -81,15 +83,30 @@ impl Stack {
 
     /// Starts everything and waits until it is ready (or answers, if there is no worker).
     pub async fn start_with(options: Options) -> Result<Self> {
+        Self::start_on(NatsServer::start, options).await
+    }
+}
+
+impl<N: Nats> Stack<N> {
+    /// The same on what `nats` starts.
+    pub async fn start_on(nats: impl AsyncFnOnce() -> Result<N>, options: Options) -> Result<Self> {
         let turn = ONE_AT_A_TIME.lock().await;
-        let nats = NatsServer::start().await?;
-        let worker = start_worker(&nats, &options)?;
+        let nats = nats().await?;
+        let mut workers = Workers::default();
+        if options.engine != Engine::None {
+            workers.add(&options, &nats.addresses().join(","))?;
+        }
         let (host, url) = start_host(&nats, &options).await?;
         let http = reqwest::Client::new();
         let (host, others) = (Some(host), Vec::new());
-        let stack = Self { url, http, nats, worker, host, others, _turn: turn };
+        let stack = Self { url, http, nats, workers, host, others, _turn: turn };
         stack.wait_ready(options.engine != Engine::None).await?;
         Ok(stack)
+    }
+
+    /// Starts one more worker; its number.
+    pub fn add_worker(&mut self, options: &Options) -> Result<usize> {
+        self.workers.add(options, &self.nats.addresses().join(","))
     }
 
     /// Starts one more host of the function; its base URL.
@@ -142,9 +159,14 @@ impl Stack {
         Ok(self.http.get(format!("{}{path}", self.url)).bearer_auth(API_KEY).send().await?)
     }
 
-    /// The worker's process id.
+    /// The first worker's process id.
     pub fn worker_id(&self) -> Option<u32> {
-        self.worker.as_ref()?.id()
+        self.workers.id(0)
+    }
+
+    /// The process id of the function's host.
+    pub fn host_id(&self) -> Option<u32> {
+        self.host.as_ref()?.0.id()
     }
 
     /// Waits until the function lists exactly these models and their aliases.
@@ -168,7 +190,7 @@ impl Stack {
 
     /// Waits for a heartbeat that `wanted` accepts, whoever sends it.
     pub async fn heartbeat(&self, wanted: impl Fn(&Heartbeat) -> bool) -> Result<Heartbeat> {
-        let jetstream = async_nats::jetstream::new(self.nats.worker_client().await?);
+        let jetstream = async_nats::jetstream::new(worker_client(&self.nats).await?);
         let bucket = jetstream.get_stream(subject::WORKERS_STREAM).await?;
         let found = async {
             loop {
@@ -205,14 +227,14 @@ impl Stack {
 
     /// How many jobs have been queued since the beginning.
     pub async fn jobs_queued(&self) -> Result<u64> {
-        let jetstream = async_nats::jetstream::new(self.nats.worker_client().await?);
+        let jetstream = async_nats::jetstream::new(worker_client(&self.nats).await?);
         let jobs = jetstream.get_stream(subject::JOBS_STREAM).await?;
         Ok(jobs.cached_info().state.last_sequence)
     }
 
     /// Waits until no job is queued or running.
     pub async fn wait_for_empty_queue(&self) -> Result<()> {
-        let jetstream = async_nats::jetstream::new(self.nats.worker_client().await?);
+        let jetstream = async_nats::jetstream::new(worker_client(&self.nats).await?);
         let emptied = async {
             while jetstream.get_stream(subject::JOBS_STREAM).await?.cached_info().state.messages > 0 {
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -234,43 +256,20 @@ impl Stack {
         self.wait_ready(options.engine != Engine::None).await
     }
 
-    /// Ends the worker without a word, as a power cut would.
+    /// Ends the first worker without a word, as a power cut would.
     pub async fn kill_worker(&mut self) -> Result<()> {
-        let mut worker = self.worker.take().context("there is no worker")?;
-        worker.kill().await?;
-        Ok(())
+        self.workers.kill(0).await
     }
 
-    /// Starts a worker (again).
+    /// Starts the first worker (again), perhaps otherwise.
     pub fn start_worker(&mut self, options: &Options) -> Result<()> {
-        self.worker = start_worker(&self.nats, options)?;
-        Ok(())
+        self.workers.replace(0, options, &self.nats.addresses().join(","))
     }
-}
-
-fn start_worker(nats: &NatsServer, options: &Options) -> Result<Option<Child>> {
-    let mut command = Command::new(binary("emberline-worker")?);
-    match options.engine {
-        Engine::None => return Ok(None),
-        Engine::Real => {
-            let model = model_path()?;
-            command.arg("--model").arg(model).args(["--model-name", MODEL, "--backend", "cpu"])
-        }
-        Engine::Simulated => command.args(["--engine", "simulated"]),
-        Engine::Given => command.args(["--backend", "cpu"]),
-    };
-    command
-        .args(["--nats", &nats.address(), "--nats-user", "worker"])
-        .args(&options.worker_args)
-        .env("EMBERLINE_NATS_PASSWORD", nats.worker_password());
-    Ok(Some(quiet(&mut command).spawn().context("emberline-worker")?))
 }
 
 /// The host that runs the function: this project's own, or `spin` if EMBERLINE_TEST_HOST says so.
-async fn start_host(nats: &NatsServer, options: &Options) -> Result<(Group, String)> {
+async fn start_host(nats: &impl Nats, options: &Options) -> Result<(Group, String)> {
     let manifest = repository().join("spin.toml");
-    let (host, port) =
-        nats.address().rsplit_once(':').map(|(h, p)| (h.to_owned(), p.to_owned())).unwrap_or_default();
     let mut command = match std::env::var("EMBERLINE_TEST_HOST").as_deref() {
         Ok("spin") => {
             let mut command = Command::new("spin");
@@ -287,14 +286,17 @@ async fn start_host(nats: &NatsServer, options: &Options) -> Result<(Group, Stri
     };
     let models = if options.engine == Engine::Simulated { "simulated-echo" } else { MODEL };
     let defaults = [
-        ("nats_host", host),
-        ("nats_port", port),
         ("nats_user", "function".to_owned()),
-        ("nats_password", nats.function_password().to_owned()),
+        ("nats_password", FUNCTION_PASSWORD.to_owned()),
         ("api_key_hashes", format!("{},{}", sha256_hex(API_KEY), sha256_hex(OTHER_KEY))),
         ("models", models.to_owned()),
         ("model_aliases", format!("vllm-primary={models}")),
     ];
+    for (address, number) in nats.addresses().iter().zip(["", "_2", "_3"]) {
+        let (host, port) = address.rsplit_once(':').context("an address has a port")?;
+        command.env(format!("SPIN_VARIABLE_NATS_HOST{number}"), host);
+        command.env(format!("SPIN_VARIABLE_NATS_PORT{number}"), port);
+    }
     for (name, value) in defaults.iter().chain(&options.variables) {
         command.env(format!("SPIN_VARIABLE_{}", name.to_uppercase()), value);
     }
@@ -340,7 +342,7 @@ async fn free_port() -> Result<u16> {
 }
 
 /// No input, logs only when EMBERLINE_TEST_LOGS is set, and an end with its handle.
-fn quiet(command: &mut Command) -> &mut Command {
+pub(crate) fn quiet(command: &mut Command) -> &mut Command {
     let log =
         || if std::env::var_os("EMBERLINE_TEST_LOGS").is_some() { Stdio::inherit() } else { Stdio::null() };
     command.stdin(Stdio::null()).stdout(log()).stderr(log()).kill_on_drop(true)

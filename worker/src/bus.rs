@@ -1,5 +1,5 @@
-//! The worker's side of NATS: connecting, and creating the streams, the bucket and the consumers
-//! that function and workers meet in.
+//! The worker's side of NATS: connecting, and creating the streams, the buckets and the consumers
+//! that function and workers meet in ([`emberline_shared::streams`]).
 //!
 //! Streams and consumers are created where they are missing and otherwise left as they are, so that
 //! an operator may give them other limits or more replicas; only what the protocol rests on is
@@ -10,16 +10,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::jetstream::consumer::{AckPolicy, Config as ConsumerConfig, PullConsumer, pull};
+use async_nats::jetstream::consumer::{Config as ConsumerConfig, PullConsumer, pull};
 use async_nats::jetstream::context::CreateStreamErrorKind;
-use async_nats::jetstream::stream::{
-    Config as StreamConfig, ConsumerCreateStrictErrorKind, DiscardPolicy, RetentionPolicy, StorageType,
-};
+use async_nats::jetstream::stream::{Config as StreamConfig, ConsumerCreateStrictErrorKind};
 use async_nats::jetstream::{self, ErrorCode as NatsCode};
 use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event as LinkEvent, Subscriber};
-use emberline_shared::heartbeat::HEARTBEAT_TTL_S;
+pub use emberline_shared::streams::ACK_WAIT;
+use emberline_shared::streams::{self, Consumer, Difference, Layout, Stream};
 use emberline_shared::subject::{self, JOBS_STREAM};
-use emberline_shared::{key, limits};
+use serde::Serialize;
+use serde_json::Value;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
@@ -29,21 +29,6 @@ use crate::config::BusConfig;
 const INBOX_PREFIX: &str = "_INBOX_worker";
 /// How long the first connection is tried.
 const FIRST_CONNECTION: Duration = Duration::from_secs(10);
-/// A job whose worker says nothing for this long is given to another.
-pub const ACK_WAIT: Duration = Duration::from_secs(15);
-/// Bytes of waiting jobs that JOBS holds on disk.
-const JOBS_MAX_BYTES: i64 = 512 << 20;
-/// Bytes of event logs that EVENTS holds in memory.
-const EVENTS_MAX_BYTES: i64 = 256 << 20;
-/// Bytes of event logs that KEPT holds on disk.
-const KEPT_MAX_BYTES: i64 = 512 << 20;
-/// Bytes of requests that their bucket holds on disk.
-const REQUESTS_MAX_BYTES: i64 = 256 << 20;
-/// Nothing is kept longer: above the longest deadline (a day) and the longest time that an answer
-/// is kept after it (another one). Each message says itself how long it is to be kept.
-const KEPT_MAX_AGE: Duration = Duration::from_secs(49 * 3600);
-const MINUTE: Duration = Duration::from_secs(60);
-
 /// Why the bus can't be used.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // the messages say it
@@ -69,9 +54,10 @@ pub enum BusError {
     #[error("can't create {what} in NATS: {reason}. Check the permissions and limits of user '{user}'")]
     Create { what: String, user: String, reason: String },
     #[error(
-        "{kind} {name} exists with {field} {found}, but {wanted} is needed. Remove it (nats {kind} rm {name}) and start again"
+        "{kind} {name} has {} {}, but {} is needed. Run `emberline nats setup`, which shows what it changes before it does, and start again",
+        difference.field, difference.found(), difference.wanted()
     )]
-    Mismatch { kind: &'static str, name: String, field: &'static str, found: String, wanted: String },
+    Mismatch { kind: &'static str, name: String, difference: Box<Difference> },
 }
 
 /// The connection to NATS, ready for use.
@@ -103,7 +89,10 @@ impl Bus {
         if !info.jetstream {
             return Err(BusError::NoJetStream { address });
         }
-        let jetstream = jetstream::new(client.clone());
+        // Each log bounds what it has on its way. A bound on all of them together would have logs
+        // wait for each other whose answers nobody reads meanwhile.
+        let context = jetstream::context::ContextBuilder::new().max_ack_inflight(1 << 20);
+        let jetstream = context.build(client.clone());
         let bus = Self {
             client,
             jetstream,
@@ -174,27 +163,18 @@ impl Bus {
     }
 
     async fn ensure(&self) -> Result<(), BusError> {
-        for (stream, config) in [
-            (JOBS_STREAM, jobs_stream()),
-            (subject::EVENTS_STREAM, events_stream()),
-            (subject::KEPT_STREAM, kept_stream()),
-            (subject::REQUESTS_STREAM, requests_bucket()),
-            (subject::WORKERS_STREAM, workers_bucket()),
-            (subject::KEYS_STREAM, keys_bucket()),
-            (limits::LIMITS_STREAM, limits_stream()),
-            (limits::LONG_LIMITS_STREAM, long_limits_stream()),
-            (subject::USAGE_STREAM, usage_stream()),
-        ] {
-            self.ensure_stream(stream, config).await?;
+        for stream in streams::streams(&Layout::default()) {
+            self.ensure_stream(&stream).await?;
         }
         self.ready.send_modify(|count| *count += 1);
         Ok(())
     }
 
-    async fn ensure_stream(&self, name: &'static str, wanted: StreamConfig) -> Result<(), BusError> {
+    async fn ensure_stream(&self, wanted: &Stream) -> Result<(), BusError> {
+        let name = wanted.name;
         let failed = |reason: String| self.create_error(format!("stream {name}"), reason);
         // Creating is atomic in the server; an equal stream that is there already is success.
-        let error = match self.jetstream.create_stream(wanted.clone()).await {
+        let error = match self.jetstream.create_stream(stream_config(wanted)).await {
             Ok(_) => return Ok(()),
             Err(error) => error,
         };
@@ -206,36 +186,31 @@ impl Bus {
             _ => return Err(failed(error.to_string())),
         }
         let found = self.jetstream.get_stream(name).await.map_err(|e| failed(e.to_string()))?;
-        check_stream(name, &found.cached_info().config, &wanted)
+        check_stream(&found.cached_info().config, wanted)
     }
 
-    /// The consumer that all workers serving `model` share; created if it is missing.
-    pub async fn consumer(&self, model: &str) -> Result<PullConsumer, BusError> {
-        let name = subject::jobs_consumer(model);
-        let config = pull::Config {
-            durable_name: Some(name.clone()),
-            filter_subject: subject::jobs(model),
-            ack_policy: AckPolicy::Explicit,
-            ack_wait: ACK_WAIT,
-            // A job that kills its workers is ended by the worker that sees it delivered too often,
-            // so that its client is told.
-            max_deliver: -1,
-            max_ack_pending: 100_000,
-            ..Default::default()
-        };
+    /// The consumers that all workers serving `model` share, one for each lane of its queue; created
+    /// where they are missing.
+    pub async fn consumers(&self, model: &str) -> Result<[PullConsumer; 4], BusError> {
+        let [first, second, third, last] = streams::consumers(model).map(|wanted| self.consumer(wanted));
+        Ok(tokio::try_join!(first, second, third, last)?.into())
+    }
+
+    async fn consumer(&self, wanted: Consumer) -> Result<PullConsumer, BusError> {
+        let name = &wanted.durable_name;
         let failed = |reason: String| self.create_error(format!("consumer {name}"), reason);
-        let created = self.jetstream.create_consumer_strict_on_stream(config.clone(), JOBS_STREAM).await;
-        match created {
+        let config = consumer_config(&wanted);
+        match self.jetstream.create_consumer_strict_on_stream(config, JOBS_STREAM).await {
             Ok(consumer) => return Ok(consumer),
             Err(error) if error.kind() == ConsumerCreateStrictErrorKind::AlreadyExists => {}
             Err(error) => return Err(failed(error.to_string())),
         }
         let found: PullConsumer = self
             .jetstream
-            .get_consumer_from_stream(&name, JOBS_STREAM)
+            .get_consumer_from_stream(name, JOBS_STREAM)
             .await
             .map_err(|e| failed(e.to_string()))?;
-        check_consumer(&name, &found.cached_info().config, &config)?;
+        check_consumer(&found.cached_info().config, &wanted)?;
         Ok(found)
     }
 
@@ -308,257 +283,92 @@ fn shown(server: &async_nats::ServerAddr) -> String {
     format!("{}:{}", server.host(), server.port())
 }
 
-fn jobs_stream() -> StreamConfig {
-    StreamConfig {
-        name: JOBS_STREAM.to_owned(),
-        subjects: vec![subject::JOBS_SUBJECTS.to_owned()],
-        retention: RetentionPolicy::WorkQueue,
-        storage: StorageType::File,
-        discard: DiscardPolicy::New,
-        discard_new_per_subject: true,
-        max_messages: 10_000,
-        max_messages_per_subject: 1_000,
-        max_bytes: JOBS_MAX_BYTES,
-        max_age: Duration::from_secs(3600),
-        duplicate_window: Duration::from_secs(120),
-        num_replicas: 1,
-        ..Default::default()
-    }
+/// The same for the client library. Every field that it reads is there.
+fn stream_config(stream: &Stream) -> StreamConfig {
+    serde_json::from_value(stream.to_json()).unwrap_or_default()
 }
 
-fn events_stream() -> StreamConfig {
-    StreamConfig {
-        name: subject::EVENTS_STREAM.to_owned(),
-        subjects: vec![subject::EVENTS_SUBJECTS.to_owned()],
-        retention: RetentionPolicy::Limits,
-        storage: StorageType::Memory,
-        discard: DiscardPolicy::Old,
-        max_bytes: EVENTS_MAX_BYTES,
-        max_age: Duration::from_secs(600),
-        duplicate_window: Duration::from_secs(120),
-        allow_direct: true,
-        num_replicas: 1,
-        ..Default::default()
-    }
+fn consumer_config(consumer: &Consumer) -> pull::Config {
+    serde_json::from_value(consumer.to_json()).unwrap_or_default()
 }
 
-/// On disk, so that a restart of nats-server loses no answer that was promised.
-fn kept_stream() -> StreamConfig {
-    StreamConfig {
-        name: subject::KEPT_STREAM.to_owned(),
-        subjects: vec![subject::KEPT_SUBJECTS.to_owned()],
-        storage: StorageType::File,
-        max_bytes: KEPT_MAX_BYTES,
-        max_age: KEPT_MAX_AGE,
-        allow_message_ttl: true,
-        ..events_stream()
-    }
-}
-
-fn requests_bucket() -> StreamConfig {
-    StreamConfig {
-        name: subject::REQUESTS_STREAM.to_owned(),
-        subjects: vec![subject::REQUESTS_SUBJECTS.to_owned()],
-        storage: StorageType::File,
-        max_bytes: REQUESTS_MAX_BYTES,
-        max_age: KEPT_MAX_AGE,
-        duplicate_window: Duration::from_secs(120),
-        allow_message_ttl: true,
-        ..workers_bucket()
-    }
-}
-
-/// A key-value bucket is a stream of this shape (NATS ADR-8).
-fn workers_bucket() -> StreamConfig {
-    let ttl = Duration::from_secs(HEARTBEAT_TTL_S);
-    StreamConfig {
-        name: subject::WORKERS_STREAM.to_owned(),
-        subjects: vec![subject::WORKERS_SUBJECTS.to_owned()],
-        storage: StorageType::Memory,
-        discard: DiscardPolicy::New,
-        max_messages_per_subject: 1,
-        max_bytes: 16 << 20,
-        max_age: ttl,
-        duplicate_window: ttl,
-        allow_rollup: true,
-        deny_delete: true,
-        allow_direct: true,
-        num_replicas: 1,
-        ..Default::default()
-    }
-}
-
-/// As the function and `emberline keys` know it.
-fn keys_bucket() -> StreamConfig {
-    // Every field that the configuration reads is there.
-    serde_json::from_value(key::bucket()).unwrap_or_default()
-}
-
-/// Counters of minutes, which may be lost: they live for as long as a correction may come late.
-fn limits_stream() -> StreamConfig {
-    StreamConfig {
-        name: limits::LIMITS_STREAM.to_owned(),
-        subjects: limits::LIMITS_SUBJECTS.map(str::to_owned).to_vec(),
-        storage: StorageType::Memory,
-        max_bytes: 64 << 20,
-        max_age: 5 * MINUTE,
-        duplicate_window: 5 * MINUTE,
-        ..counters()
-    }
-}
-
-/// Counters of hours, of days and of running jobs: two days, the current one and the one before.
-fn long_limits_stream() -> StreamConfig {
-    StreamConfig {
-        name: limits::LONG_LIMITS_STREAM.to_owned(),
-        subjects: limits::LONG_LIMITS_SUBJECTS.map(str::to_owned).to_vec(),
-        storage: StorageType::File,
-        max_bytes: 256 << 20,
-        max_age: 49 * 60 * MINUTE,
-        duplicate_window: 60 * MINUTE,
-        ..counters()
-    }
-}
-
-/// A message with an increment becomes the sum.
-fn counters() -> StreamConfig {
-    StreamConfig {
-        allow_message_counter: true,
-        allow_direct: true,
-        retention: RetentionPolicy::Limits,
-        discard: DiscardPolicy::Old,
-        max_messages_per_subject: 1,
-        num_replicas: 1,
-        ..Default::default()
-    }
-}
-
-/// Thirteen months of jobs, so that a month can be compared with that of the year before.
-fn usage_stream() -> StreamConfig {
-    StreamConfig {
-        name: subject::USAGE_STREAM.to_owned(),
-        subjects: vec![subject::USAGE_SUBJECTS.to_owned()],
-        retention: RetentionPolicy::Limits,
-        storage: StorageType::File,
-        discard: DiscardPolicy::Old,
-        max_bytes: 1 << 30,
-        max_age: 400 * 24 * 60 * MINUTE,
-        // A job that is delivered again ends within its own time.
-        duplicate_window: 60 * MINUTE,
-        allow_direct: true,
-        num_replicas: 1,
-        ..Default::default()
-    }
-}
-
-/// Compares what the protocol rests on; limits and replicas are the operator's.
-fn check_stream(name: &str, found: &StreamConfig, wanted: &StreamConfig) -> Result<(), BusError> {
-    let field = |field, value: fn(&StreamConfig) -> String| (field, value(found), value(wanted));
-    let mut fields = vec![
-        field("subjects", |stream| format!("{:?}", stream.subjects)),
-        field("retention", |stream| format!("{:?}", stream.retention)),
-        field("discard", |stream| format!("{:?}", stream.discard)),
-        field("allow_direct", |stream| stream.allow_direct.to_string()),
-        field("allow_msg_counter", |stream| stream.allow_message_counter.to_string()),
-    ];
-    if wanted.allow_message_ttl {
-        fields.push(field("allow_msg_ttl", |stream| stream.allow_message_ttl.to_string()));
-    }
-    if name == subject::KEYS_STREAM {
-        fields.push(field("max_age", |stream| format!("{:?}", stream.max_age)));
-    }
-    if [subject::WORKERS_STREAM, subject::REQUESTS_STREAM].contains(&name) {
-        // One entry a worker or a request, and none of a worker that is dead.
-        fields.push(field("max_msgs_per_subject", |stream| stream.max_messages_per_subject.to_string()));
-    }
-    if name == subject::WORKERS_STREAM {
-        fields.push(field("max_age", |stream| format!("{:?}", stream.max_age)));
-    }
-    check("stream", name, fields)
+/// Looks at what the protocol rests on; limits and replicas are the operator's.
+fn check_stream(found: &StreamConfig, wanted: &Stream) -> Result<(), BusError> {
+    check("stream", wanted.name.to_owned(), wanted.unfit(&to_value(found)))
 }
 
 /// As [`check_stream`], for a consumer of JOBS.
-fn check_consumer(name: &str, found: &ConsumerConfig, wanted: &pull::Config) -> Result<(), BusError> {
-    let fields = [
-        ("filter_subject", found.filter_subject.clone(), wanted.filter_subject.clone()),
-        ("ack_policy", format!("{:?}", found.ack_policy), format!("{:?}", wanted.ack_policy)),
-    ];
-    check("consumer", &format!("{JOBS_STREAM} {name}"), fields)
+fn check_consumer(found: &ConsumerConfig, wanted: &Consumer) -> Result<(), BusError> {
+    check("consumer", format!("{} of {JOBS_STREAM}", wanted.durable_name), wanted.unfit(&to_value(found)))
 }
 
-/// Finds the first field whose value is not the wanted one.
-fn check(
-    kind: &'static str,
-    name: &str,
-    fields: impl IntoIterator<Item = (&'static str, String, String)>,
-) -> Result<(), BusError> {
-    match fields.into_iter().find(|(_, found, wanted)| found != wanted) {
+/// Can't fail: string keys only.
+fn to_value(config: &impl Serialize) -> Value {
+    serde_json::to_value(config).unwrap_or_default()
+}
+
+fn check(kind: &'static str, name: String, unfit: Vec<Difference>) -> Result<(), BusError> {
+    match unfit.into_iter().next() {
         None => Ok(()),
-        Some((field, found, wanted)) => {
-            Err(BusError::Mismatch { kind, name: name.to_owned(), field, found, wanted })
-        }
+        Some(difference) => Err(BusError::Mismatch { kind, name, difference: Box::new(difference) }),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use async_nats::jetstream::consumer::AckPolicy;
+    use async_nats::jetstream::stream::{RetentionPolicy, StorageType};
+    use emberline_shared::lane::Lane;
 
-    #[test]
-    fn an_operators_limits_are_kept_and_another_kind_of_stream_is_not() {
-        let wanted = jobs_stream();
-        let roomier = StreamConfig { max_messages: 1, num_replicas: 3, ..wanted.clone() };
-        assert!(check_stream("JOBS", &roomier, &wanted).is_ok());
-        let log = StreamConfig { retention: RetentionPolicy::Limits, ..wanted.clone() };
-        let error = check_stream("JOBS", &log, &wanted).unwrap_err().to_string();
-        assert!(error.contains("retention Limits") && error.contains("WorkQueue"), "{error}");
+    fn stream(name: &str) -> Stream {
+        streams::streams(&Layout::default()).into_iter().find(|stream| stream.name == name).unwrap()
     }
 
     #[test]
-    fn keys_stay_and_counters_count() {
-        let keys = keys_bucket();
-        assert_eq!(
-            (keys.name.as_str(), keys.subjects.as_slice()),
-            ("KV_keys", &["$KV.keys.*".to_owned()][..])
-        );
-        assert!(keys.allow_direct && keys.max_age.is_zero() && keys.max_messages_per_subject == 1);
-        let forgetful = StreamConfig { max_age: Duration::from_secs(1), ..keys.clone() };
-        assert!(check_stream(subject::KEYS_STREAM, &forgetful, &keys).is_err());
-        let plain = StreamConfig { allow_message_counter: false, ..limits_stream() };
-        let error = check_stream("LIMITS", &plain, &limits_stream()).unwrap_err().to_string();
-        assert!(error.contains("allow_msg_counter false, but true"), "{error}");
+    fn the_client_library_reads_every_field() {
+        for wanted in streams::streams(&Layout::default()) {
+            let config = stream_config(&wanted);
+            assert_eq!(config.name, wanted.name);
+            let back = to_value(&config);
+            for (field, value) in wanted.to_json().as_object().unwrap() {
+                let nothing = [Value::from(false), Value::from(0), Value::Null].contains(value);
+                assert!(back.get(field).map_or(nothing, |back| back == value), "{}: {field}", wanted.name);
+            }
+        }
+        let jobs = stream_config(&stream("JOBS"));
+        assert_eq!((jobs.retention, jobs.storage), (RetentionPolicy::WorkQueue, StorageType::File));
+        let consumer = consumer_config(&Consumer::of_jobs("m", Lane::default()));
+        assert_eq!((consumer.durable_name.as_deref(), consumer.ack_wait), (Some("worker-m-0"), ACK_WAIT));
+        assert_eq!((consumer.ack_policy, consumer.max_deliver), (AckPolicy::Explicit, -1));
     }
 
     #[test]
-    fn a_bucket_that_keeps_dead_workers_is_refused() {
-        let wanted = workers_bucket();
-        assert!(check_stream(subject::WORKERS_STREAM, &wanted, &wanted).is_ok());
-        let eternal = StreamConfig { max_age: Duration::ZERO, ..wanted.clone() };
-        let error = check_stream(subject::WORKERS_STREAM, &eternal, &wanted).unwrap_err().to_string();
-        assert!(
-            error.contains("max_age 0ns, but 8s") && error.contains("nats stream rm KV_workers"),
-            "{error}"
-        );
-        let history = StreamConfig { max_messages_per_subject: 5, ..wanted.clone() };
-        assert!(check_stream(subject::WORKERS_STREAM, &history, &wanted).is_err());
+    fn what_is_of_another_kind_is_refused_with_what_to_do() {
+        let wanted = stream("EVENTS");
+        let roomier = StreamConfig { max_messages: 1, num_replicas: 3, ..stream_config(&wanted) };
+        assert!(check_stream(&roomier, &wanted).is_ok());
+        let older = StreamConfig { allow_message_ttl: false, ..roomier };
+        let error = check_stream(&older, &wanted).unwrap_err().to_string();
+        assert!(error.contains("stream EVENTS has allow_msg_ttl false, but true is needed"), "{error}");
+        assert!(error.contains("`emberline nats setup`"), "{error}");
     }
 
     #[test]
     fn an_operators_consumer_is_kept_unless_it_serves_something_else() {
-        let wanted = pull::Config {
-            filter_subject: "emberline.jobs.m".to_owned(),
-            ack_policy: AckPolicy::Explicit,
-            ..Default::default()
-        };
+        let wanted = Consumer::of_jobs("m", Lane::default());
         let patient = ConsumerConfig {
             filter_subject: wanted.filter_subject.clone(),
             ack_policy: AckPolicy::Explicit,
             ack_wait: Duration::from_secs(60),
             ..Default::default()
         };
-        assert!(check_consumer("worker-m", &patient, &wanted).is_ok());
-        let other = ConsumerConfig { filter_subject: "emberline.jobs.*".to_owned(), ..patient };
-        let error = check_consumer("worker-m", &other, &wanted).unwrap_err().to_string();
-        assert!(error.contains("nats consumer rm JOBS worker-m"), "{error}");
+        assert!(check_consumer(&patient, &wanted).is_ok());
+        let other = ConsumerConfig { filter_subject: "emberline.jobs.m.*".to_owned(), ..patient };
+        let error = check_consumer(&other, &wanted).unwrap_err().to_string();
+        assert!(
+            error.contains("consumer worker-m-0 of JOBS has filter_subject emberline.jobs.m.*"),
+            "{error}"
+        );
     }
 }

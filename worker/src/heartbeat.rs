@@ -92,7 +92,7 @@ impl Beat {
     }
 
     async fn write(&self, heartbeat: &Heartbeat) -> Result<(), PublishError> {
-        // Can't fail: string keys, no floats.
+        // Can't fail: string keys, and serde_json writes a float that is no number as null.
         let payload = serde_json::to_vec(heartbeat).unwrap_or_default();
         self.bus.jetstream().publish(self.key(), payload.into()).await?.await?;
         Ok(())

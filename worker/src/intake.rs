@@ -1,39 +1,33 @@
 //! Takes a model's jobs from its queue, as many as there are free slots, and sees each to its end.
 //!
-//! [`Intake::run`] keeps one pull subscription on the model's consumer and asks for as many
-//! messages as it has slots for and has not asked for yet. Each message becomes a task (`job`)
-//! that holds a slot (`slots`), writes the job's events (`event_log`), charges it to its key
-//! (`account`) and acknowledges at the end.
+//! [`Intake::run`] keeps one subscription to which the consumers of the queue's lanes deliver (`pull`)
+//! and asks them, in turns (`lanes`), for as many messages as it has slots for. Each message becomes
+//! a task (`job`) that holds a slot (`slots`), writes the job's events (`event_log`), charges it to
+//! its key (`account`) and acknowledges at the end.
 
 mod account;
 pub mod event_log;
 pub mod job;
+mod lanes;
+mod pace;
+mod pull;
 pub mod slots;
+pub mod takeover;
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use async_nats::jetstream::consumer::PullConsumer;
-use async_nats::jetstream::consumer::pull::BatchConfig;
-use async_nats::jetstream::{AckKind, Context, Message};
-use async_nats::{StatusCode, Subject, Subscriber};
+use async_nats::jetstream::{AckKind, Message};
 use emberline_shared::subject::JobId;
-use futures::StreamExt;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
 
 use crate::bus::Bus;
 use crate::engine::thread::EngineHandle;
+use pull::{Delivery, Pull};
 use slots::Slots;
 
-/// How long the server keeps a request for jobs.
-const PULL_EXPIRES: Duration = Duration::from_secs(30);
-/// How often it says that it still does.
-const PULL_HEARTBEAT: Duration = Duration::from_secs(5);
-/// Silence after which the requests are taken for lost.
-const PULL_SILENCE: Duration = Duration::from_secs(12);
 /// Pause before a pull that has failed is tried again.
 const PULL_PAUSE: Duration = Duration::from_millis(500);
 
@@ -59,6 +53,8 @@ pub(crate) async fn reached(watch: &mut watch::Receiver<Phase>, phase: Phase) {
 pub struct Intake {
     /// NATS.
     pub bus: Bus,
+    /// This worker's id.
+    pub worker: String,
     /// Where jobs run.
     pub engine: EngineHandle,
     /// How many may run.
@@ -69,28 +65,6 @@ pub struct Intake {
     pub phase: watch::Receiver<Phase>,
     /// How long a job goes on without a word from its relay.
     pub alive_timeout: Duration,
-}
-
-/// One subscription to which the consumer delivers, and how much was asked for.
-struct Pull {
-    context: Context,
-    consumer: PullConsumer,
-    inbox: Subject,
-    subscriber: Subscriber,
-    /// Messages asked for and not delivered yet.
-    requested: u32,
-    heard: Instant,
-}
-
-/// What came in on a pull's subscription.
-enum Delivery {
-    Job(Box<Message>),
-    /// The server still holds the requests.
-    Idle,
-    /// One request has ended with this many messages undelivered.
-    Expired(u32),
-    /// The requests are void.
-    Void(String),
 }
 
 impl Intake {
@@ -114,22 +88,7 @@ impl Intake {
     async fn open(&self, model: &str) -> Pull {
         loop {
             let mut ready = self.bus.ready();
-            let opened = async {
-                let consumer = self.bus.consumer(model).await.map_err(|e| e.to_string())?;
-                let inbox = Subject::from(self.bus.client().new_inbox());
-                let subscriber =
-                    self.bus.client().subscribe(inbox.clone()).await.map_err(|e| e.to_string())?;
-                let context = self.bus.jetstream().clone();
-                Ok::<_, String>(Pull {
-                    context,
-                    consumer,
-                    inbox,
-                    subscriber,
-                    requested: 0,
-                    heard: Instant::now(),
-                })
-            };
-            match opened.await {
+            match Pull::open(&self.bus, model).await {
                 Ok(pull) => return pull,
                 Err(error) => tracing::warn!(%model, %error, "can't take jobs; trying again"),
             }
@@ -152,7 +111,7 @@ impl Intake {
         let mut ready = self.bus.ready();
         loop {
             active.mark_unchanged();
-            if let Err(error) = pull.request(self.slots.free()).await {
+            if let Err(error) = pull.ask(self.slots.free()).await {
                 tracing::warn!(%error, "can't ask for jobs");
                 return tokio::time::sleep(PULL_PAUSE).await;
             }
@@ -164,8 +123,7 @@ impl Intake {
                 _ = ready.changed() => return,
                 delivery = pull.next() => match delivery {
                     Delivery::Job(message) => self.take(message, jobs).await,
-                    Delivery::Idle => {}
-                    Delivery::Expired(undelivered) => pull.requested = pull.requested.saturating_sub(undelivered),
+                    Delivery::Ended => {}
                     Delivery::Void(reason) => {
                         tracing::info!(%reason, "asking for jobs again");
                         self.bus.doubt();
@@ -181,13 +139,24 @@ impl Intake {
     /// Ends the subscription; jobs that were on their way are run, or given back if the model takes
     /// no more.
     async fn close(self: &Arc<Self>, mut pull: Pull, jobs: &mut JoinSet<()>, phase: &watch::Receiver<Phase>) {
-        if pull.subscriber.drain().await.is_err() {
+        if *phase.borrow() > Phase::Serving {
+            // A job that comes while nobody listens any more is given to another worker only when it
+            // seems to be dead. So listen until nothing can come; the requests end soon.
+            while pull.is_asking() {
+                match pull.next().await {
+                    Delivery::Job(message) => give_back(&message).await,
+                    Delivery::Ended => {}
+                    Delivery::Void(_) => break,
+                }
+            }
+        }
+        if !pull.leave().await {
             return;
         }
         // Bounded, for a connection that is down delivers nothing and ends nothing.
         let rest = async {
-            while let Some(message) = pull.subscriber.next().await {
-                let Delivery::Job(message) = pull.read(message) else { continue };
+            while let Some(delivery) = pull.rest().await {
+                let Delivery::Job(message) = delivery else { continue };
                 if *phase.borrow() == Phase::Serving {
                     self.take(message, jobs).await;
                 } else {
@@ -200,19 +169,19 @@ impl Intake {
 
     /// Gives a message a slot and a task.
     async fn take(self: &Arc<Self>, message: Box<Message>, jobs: &mut JoinSet<()>) {
-        let attempt = message.info().map_or(1, |info| u32::try_from(info.delivered).unwrap_or(u32::MAX));
+        let deliveries = message.info().map_or(0, |info| u32::try_from(info.delivered).unwrap_or(u32::MAX));
         let job = match job::parse(&message.payload, &message.subject) {
             Ok(job) => job,
             Err(refusal) => {
                 let intake = Arc::clone(self);
-                jobs.spawn(async move { job::refuse(&intake, &message, attempt, &refusal).await });
+                jobs.spawn(async move { job::refuse(&intake, &message, &refusal).await });
                 return;
             }
         };
         let Some(entry) = self.running.enter(&job.id) else {
             // Delivered again while it runs here, because nats-server did not hear of its
             // progress. The run's own acknowledgement will do for this delivery, too.
-            tracing::info!(job = %job.id, attempt, "runs already");
+            tracing::info!(job = %job.id, "runs already");
             if let Err(error) = message.ack_with(AckKind::Progress).await {
                 tracing::warn!(job = %job.id, %error, "nats-server was not told that the job runs");
             }
@@ -223,66 +192,10 @@ impl Intake {
         };
         let intake = Arc::clone(self);
         jobs.spawn(async move {
-            job::Run { intake: &intake, message: &message, job, attempt }.run(slot).await;
+            job::Run { intake: &intake, message: &message, job, deliveries }.run(slot).await;
             drop(entry);
         });
     }
-}
-
-impl Pull {
-    /// Asks for what there is room for and was not asked for yet.
-    async fn request(&mut self, free: u32) -> Result<(), String> {
-        let batch = free.saturating_sub(self.requested);
-        if batch == 0 {
-            return Ok(());
-        }
-        let config = BatchConfig {
-            batch: batch as usize,
-            expires: Some(PULL_EXPIRES),
-            idle_heartbeat: PULL_HEARTBEAT,
-            ..Default::default()
-        };
-        self.consumer.request_batch(config, self.inbox.clone()).await.map_err(|e| e.to_string())?;
-        self.requested += batch;
-        self.heard = Instant::now();
-        Ok(())
-    }
-
-    async fn next(&mut self) -> Delivery {
-        let silent = async {
-            if self.requested == 0 {
-                std::future::pending::<()>().await;
-            }
-            tokio::time::sleep_until(self.heard + PULL_SILENCE).await;
-        };
-        tokio::select! {
-            biased;
-            message = self.subscriber.next() => match message {
-                Some(message) => self.read(message),
-                None => Delivery::Void("the subscription was closed".to_owned()),
-            },
-            () = silent => Delivery::Void("nats-server is silent".to_owned()),
-        }
-    }
-
-    fn read(&mut self, message: async_nats::Message) -> Delivery {
-        self.heard = Instant::now();
-        match message.status {
-            None | Some(StatusCode::OK) => {
-                self.requested = self.requested.saturating_sub(1);
-                Delivery::Job(Box::new(Message { message, context: self.context.clone() }))
-            }
-            Some(StatusCode::IDLE_HEARTBEAT) => Delivery::Idle,
-            Some(StatusCode::TIMEOUT) => Delivery::Expired(undelivered(&message)),
-            Some(status) => Delivery::Void(format!("{status} {}", message.description.unwrap_or_default())),
-        }
-    }
-}
-
-/// How many messages a request that has ended was short of; all of them if it does not say.
-fn undelivered(status: &async_nats::Message) -> u32 {
-    let pending = status.headers.as_ref().and_then(|headers| headers.get("Nats-Pending-Messages"));
-    pending.and_then(|pending| pending.as_str().parse().ok()).unwrap_or(u32::MAX)
 }
 
 async fn give_back(message: &Message) {

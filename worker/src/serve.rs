@@ -31,8 +31,8 @@ pub enum ServeError {
     #[error(transparent)]
     Hopeless(#[from] Hopeless),
     /// Told twice to stop.
-    #[error("stopped by a second signal; unfinished jobs are delivered again after {0} s")]
-    Interrupted(u64),
+    #[error("stopped by a second signal; unfinished jobs are delivered again after {0:?}")]
+    Interrupted(Duration),
 }
 
 /// Counts of the signals that have come.
@@ -59,6 +59,7 @@ pub async fn serve(config: &Config, loader: Loader, signals: Signals) -> Result<
     let load = Arc::new(watch::Sender::new(0));
     let mut fleet = Fleet::new(Arc::new(Shared {
         bus: bus.clone(),
+        worker: worker.clone(),
         loader,
         drain: config.drain,
         alive_timeout: config.alive_timeout,
@@ -100,7 +101,7 @@ async fn work(
     draining.send_replace(true);
     tokio::select! {
         () = fleet.drain() => ended,
-        () = stopped(stop, 2) => Err(ServeError::Interrupted(crate::bus::ACK_WAIT.as_secs())),
+        () = stopped(stop, 2) => Err(ServeError::Interrupted(crate::bus::ACK_WAIT)),
     }
 }
 

@@ -77,7 +77,7 @@ impl Runs {
                     }
                     EventKind::Done { .. } => self.ended += 1,
                     EventKind::Error(error) => panic!("{error:?}"),
-                    EventKind::Accepted { .. } | EventKind::Finish { .. } => {}
+                    _ => {}
                 }
             }
         }

@@ -90,7 +90,7 @@ fn run(jobs: Vec<Job>) -> Vec<(String, FinishReason)> {
                     EventKind::Tokens { text, .. } => said.0.push_str(&text),
                     EventKind::Finish { reason, .. } => said.1 = Some(reason),
                     EventKind::Error(error) => panic!("{error:?} after {:?}", said.0),
-                    EventKind::Accepted { .. } | EventKind::Done { .. } => {}
+                    _ => {}
                 }
             }
             (said.0, said.1.unwrap())

@@ -1,15 +1,13 @@
 //! The `keys` bucket.
 
+use async_nats::Client;
 use async_nats::jetstream::{self, message::PublishMessage};
-use async_nats::{Client, Request};
 use emberline_shared::key::{self, KeyRecord, KeyState};
+use emberline_shared::streams::{self, Layout};
 use emberline_shared::subject::{self, KEYS_STREAM, KEYS_SUBJECTS};
-use serde::Deserialize;
 
-use crate::access::{AccessError, NatsAccess, Stored, each_stored};
-
-/// JetStream's code for a stream that is there, with other limits perhaps.
-const STREAM_EXISTS: u32 = 10_058;
+use crate::access::{AccessError, NatsAccess, Start, Stored, each_stored};
+use crate::jetstream_api::{self, JetStreamError};
 
 /// All keys that there are.
 pub(crate) struct Keys {
@@ -31,7 +29,7 @@ pub(crate) enum KeysError {
     #[error(transparent)]
     Access(#[from] AccessError),
     #[error("can't make the bucket of keys: {0}")]
-    Create(String),
+    Create(JetStreamError),
     #[error("the record at {subject} can't be read: {reason}; upgrade emberline")]
     Unreadable { subject: String, reason: String },
     #[error("no key has the name or id '{0}'; `emberline keys list` shows them")]
@@ -45,31 +43,18 @@ pub(crate) enum KeysError {
 impl Keys {
     /// Connects, and makes the bucket if it is not there.
     pub(crate) async fn open(access: &NatsAccess) -> Result<Self, KeysError> {
-        #[derive(Deserialize)]
-        struct Created {
-            error: Option<Problem>,
-        }
-        #[derive(Deserialize)]
-        struct Problem {
-            err_code: u32,
-            description: String,
-        }
         let client = access.connect().await?;
-        let create = Request::new().payload(key::bucket().to_string().into());
-        let answer = client.send_request(format!("$JS.API.STREAM.CREATE.{KEYS_STREAM}"), create).await;
-        let answer = answer.map_err(|error| KeysError::Create(error.to_string()))?;
-        let created: Created =
-            serde_json::from_slice(&answer.payload).map_err(|error| KeysError::Create(error.to_string()))?;
-        match created.error {
-            Some(problem) if problem.err_code != STREAM_EXISTS => Err(KeysError::Create(problem.description)),
-            _ => Ok(Self { client }),
-        }
+        jetstream_api::ensure(&client, &streams::keys(&Layout::default()))
+            .await
+            .map_err(KeysError::Create)?;
+        Ok(Self { client })
     }
 
     /// Every key, the oldest first.
     pub(crate) async fn list(&self) -> Result<Vec<Entry>, KeysError> {
         let mut stored = Vec::new();
-        each_stored(&self.client, KEYS_STREAM, KEYS_SUBJECTS, None, |entry| stored.push(entry)).await?;
+        each_stored(&self.client, KEYS_STREAM, KEYS_SUBJECTS, Start::FIRST, |entry| stored.push(entry))
+            .await?;
         let mut entries = stored.into_iter().map(Entry::try_from).collect::<Result<Vec<_>, _>>()?;
         entries.sort_by_key(|entry| entry.record.created);
         Ok(entries)
@@ -121,7 +106,7 @@ impl TryFrom<Stored> for Entry {
     type Error = KeysError;
 
     fn try_from(stored: Stored) -> Result<Self, KeysError> {
-        let Stored { subject, sequence, payload } = stored;
+        let Stored { subject, sequence, payload, .. } = stored;
         match serde_json::from_slice(&payload) {
             Ok(record) => Ok(Self { subject, revision: sequence, record }),
             Err(error) => Err(KeysError::Unreadable { subject, reason: error.to_string() }),

@@ -48,6 +48,8 @@ pub(crate) enum StackError {
     Spawn(#[from] SpawnError),
     #[error(transparent)]
     Nats(#[from] AccessError),
+    #[error("can't lay out the streams in NATS: {0}")]
+    SetUp(String),
     #[error("{part} ended ({}). Its last lines:\n{tail}\nEverything that was said: {}", describe(*status), log.display())]
     Ended { part: Part, status: ExitStatus, tail: String, log: PathBuf },
     #[error(
@@ -82,6 +84,10 @@ impl<'a> Stack<'a> {
         self.nats = Some(Process::spawn(&self.plan.nats(), self.transcript, &self.tell_exits)?);
         let access = self.nats_access();
         self.unless_one_ends(wait_for_nats(&access)).await??;
+        let (address, password) = (self.plan.nats_address().to_string(), self.plan.passwords.admin.clone());
+        let admin = NatsAccess::admin(address, password);
+        let set_up = self.unless_one_ends(crate::nats::bring_up_to_date(&admin)).await?;
+        set_up.map_err(|error| StackError::SetUp(format!("{error:#}")))?;
         for number in 1..=self.plan.workers {
             let worker = Process::spawn(&self.plan.worker(number), self.transcript, &self.tell_exits)?;
             self.workers.push(worker);

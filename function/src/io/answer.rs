@@ -7,45 +7,66 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use emberline_shared::answer::Choice;
 use emberline_shared::error::ApiError;
-use emberline_shared::event::Usage;
-use spin_sdk::wasip3::http::types::{Fields, Response};
+use spin_sdk::wasip3::http::types::{ErrorCode as HttpError, Fields, Response};
 use spin_sdk::wasip3::http_compat::BodyWriter;
 use spin_sdk::wasip3::spawn;
 
-use super::clock::{Timer, monotonic_ns};
+use super::clock::{Timer, monotonic_ns, until};
 use super::context::Answer;
 use super::jobs::Jobs;
 use super::log;
 use super::stream::{ByteWriter, Closed};
-use crate::relay::{Limits, Output, Whole};
+use crate::piece::{Compose, OnePiece};
+use crate::relay::Output;
 use crate::reply;
-use crate::sse::{self, Narrator};
+use crate::sse::Narrator;
 
-/// Longest silence on a stream. Writing is also how a client is noticed that has gone.
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// Longest silence while an answer is under way. Writing is also how a client is noticed that has
+/// gone: with the next write, or the one after that.
+const KEEP_ALIVE: Duration = Duration::from_secs(2);
 /// How long a client may take for the rest of a stream whose job is over.
 const LAST_WORDS: Duration = Duration::from_secs(60);
 
-/// Waits for the whole answer.
-pub(super) async fn whole(mut jobs: Jobs, limits: Limits) -> Result<(Vec<Choice>, Usage), ApiError> {
-    let mut whole = Whole::new(limits);
-    loop {
-        let failure = match jobs.next().await {
-            Ok(Output::Done(usage)) => return Ok((whole.into_choices(), usage)),
-            Ok(Output::Failed(error)) | Err(error) => error,
-            Ok(output) => {
-                whole.push(output);
-                continue;
-            }
-        };
-        jobs.cancel().await;
-        return Err(failure);
+/// Answers in one piece, with `more` headers. If it is not complete when the monotonic clock comes
+/// to `head_ns`, the rest is written while the response is under way: nothing tells of a client that
+/// has gone before the head.
+pub(super) async fn whole(
+    mut jobs: Jobs,
+    mut answer: impl Compose + 'static,
+    head_ns: Option<u64>,
+    more: &http::HeaderMap,
+) -> Result<Answer, ApiError> {
+    let gathering = gather(&mut jobs, &mut answer);
+    let gathered = match head_ns {
+        Some(head_ns) => until(head_ns, gathering).await,
+        None => Some(gathering.await),
+    };
+    match gathered {
+        Some(Ok(json)) => Ok(Answer::Whole(reply::json(200, json))),
+        Some(Err(failure)) => {
+            jobs.cancel().await;
+            Err(failure)
+        }
+        None => begin(jobs, OnePiece::new(answer), &[("content-type", b"application/json")], more),
     }
 }
 
-/// Begins the stream, with `more` headers; the rest of it is written while the response is under way.
+/// Waits for the whole answer; to stop waiting loses nothing.
+async fn gather(jobs: &mut Jobs, answer: &mut impl Compose) -> Result<Bytes, ApiError> {
+    loop {
+        match jobs.next().await? {
+            Output::Failed(failure) => return Err(failure),
+            output => {
+                if let Some(json) = answer.take(output) {
+                    return Ok(json);
+                }
+            }
+        }
+    }
+}
+
+/// Begins the stream, with `more` headers.
 pub(super) fn stream(
     jobs: Jobs,
     narrator: impl Narrator + 'static,
@@ -56,8 +77,18 @@ pub(super) fn stream(
         ("cache-control", b"no-cache"),
         ("x-accel-buffering", b"no"),
     ];
+    begin(jobs, narrator, &headers, more)
+}
+
+/// Begins an answer that is written while the response is under way.
+fn begin(
+    jobs: Jobs,
+    narrator: impl Narrator + 'static,
+    headers: &[(&str, &[u8])],
+    more: &http::HeaderMap,
+) -> Result<Answer, ApiError> {
     let more = more.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
-    let headers = headers.into_iter().chain(more);
+    let headers = headers.iter().copied().chain(more);
     let headers: Vec<_> = headers.map(|(name, value)| (name.to_owned(), value.to_vec())).collect();
     let headers = Fields::from_list(&headers).map_err(|error| {
         log("response", error);
@@ -65,11 +96,11 @@ pub(super) fn stream(
     })?;
     let (body, contents, result) = BodyWriter::new();
     let (response, _transmitted) = Response::new(headers, Some(contents), result);
-    spawn(write_stream(jobs, narrator, body));
+    spawn(write(jobs, narrator, body));
     Ok(Answer::Streamed(response))
 }
 
-async fn write_stream(jobs: Jobs, mut narrator: impl Narrator, body: BodyWriter) {
+async fn write(jobs: Jobs, mut narrator: impl Narrator, body: BodyWriter) {
     let BodyWriter { stream_writer, result_writer, .. } = body;
     let context = jobs.context();
     let mut client = Client {
@@ -93,14 +124,21 @@ async fn write_stream(jobs: Jobs, mut narrator: impl Narrator, body: BodyWriter)
     if let Some(cancelling) = pump.cancelling.take() {
         cancelling.await;
     }
-    match end {
-        End::Written => {}
-        End::ClientGone => log(&context, "the client has gone"),
-        End::ClientStuck => log(&context, "the client reads too slowly"),
-    }
+    let broken_off = match end {
+        End::Written => pump.narrator.broken_off().map(ToString::to_string),
+        End::ClientGone => Some("the client has gone".to_owned()),
+        End::ClientStuck => Some("the client reads too slowly".to_owned()),
+    };
     drop(pump);
+    let result = match broken_off {
+        None => Ok(None),
+        Some(reason) => {
+            log(&context, format_args!("the answer broke off: {reason}"));
+            Err(HttpError::InternalError(Some(reason)))
+        }
+    };
     // Nobody is left to hear of a failure to end the body.
-    let _ = result_writer.write(Ok(None)).await;
+    let _ = result_writer.write(result).await;
 }
 
 /// The frames that the client has not taken yet.
@@ -205,7 +243,7 @@ impl<N: Narrator> Pump<N> {
         let silence = Duration::from_nanos(monotonic_ns().saturating_sub(self.client.written_ns));
         let rest = KEEP_ALIVE.saturating_sub(silence);
         if flushed && rest.is_zero() {
-            self.client.push(sse::KEEP_ALIVE);
+            self.client.push(self.narrator.keep_alive());
         }
         self.keep_alive = Timer::after(if rest.is_zero() { KEEP_ALIVE } else { rest });
     }

@@ -2,6 +2,7 @@
 //! records of keys that were used a moment ago.
 
 use std::cell::RefCell;
+use std::future::Future;
 use std::rc::Rc;
 use std::thread::LocalKey;
 
@@ -9,8 +10,8 @@ use emberline_shared::key::KeyRecord;
 use emberline_shared::subject::{KEYS_STREAM, WORKERS_STREAM, WORKERS_SUBJECTS};
 use watermelon_proto::headers::HeaderMap;
 
-use super::clock::monotonic_ns;
-use super::connection::{BusError, Connection, direct_get_subject, subject};
+use super::clock::{monotonic_ns, within};
+use super::connection::{BusError, Connection, REPLY_TIMEOUT, direct_get_subject, subject};
 use super::log;
 use crate::auth::{Credential, read_record};
 use crate::cache::Cache;
@@ -19,6 +20,7 @@ use crate::models::Served;
 use crate::nats::jetstream;
 use crate::nats::pool::Pool;
 use crate::nats::round::{Answer, Reply, Request};
+use crate::nats::servers::Servers;
 
 /// How long heartbeats are believed without asking again, in nanoseconds.
 const SERVED_TTL_NS: u64 = 1_000_000_000;
@@ -31,6 +33,7 @@ type Remembered<K, V> = RefCell<Cache<K, V>>;
 
 thread_local! {
     static POOL: RefCell<Pool<Endpoint, Connection>> = const { RefCell::new(Pool::new()) };
+    static SERVERS: RefCell<Servers<Endpoint>> = const { RefCell::new(Servers::new()) };
     static SERVED: Remembered<Endpoint, Rc<Served>> = RefCell::new(Cache::new(1, SERVED_TTL_NS));
     static KEYS: Remembered<(Endpoint, Credential), Option<KeyRecord>> =
         RefCell::new(Cache::new(MAX_KEYS, KEY_TTL_NS));
@@ -52,12 +55,77 @@ pub(super) fn give_back(endpoint: &Endpoint, mut connection: Connection) {
     }
 }
 
+/// A new connection, to the server that worked last or to another one; an error at once if there was
+/// none to be had a moment ago.
+pub(super) async fn connect_unless_resting(endpoint: &Endpoint) -> Result<Connection, BusError> {
+    let rests = |servers: &RefCell<Servers<Endpoint>>| {
+        servers.try_borrow().is_ok_and(|servers| servers.rests(endpoint, monotonic_ns()))
+    };
+    if SERVERS.with(rests) { Err(BusError::Resting) } else { connect(endpoint).await }
+}
+
+/// The same for who can wait.
+pub(super) async fn connect(endpoint: &Endpoint) -> Result<Connection, BusError> {
+    let order = SERVERS.with(|servers| {
+        let servers = servers.try_borrow().ok()?;
+        Some(servers.order(endpoint, endpoint.servers.len()).collect::<Vec<_>>())
+    });
+    let mut failure = BusError::Closed;
+    for place in order.unwrap_or_default() {
+        let Some(server) = endpoint.servers.get(place) else { continue };
+        match Connection::open(endpoint, *server).await {
+            Ok(connection) => {
+                learn(|servers| servers.worked(endpoint, place));
+                return Ok(connection);
+            }
+            Err(error) => failure = error,
+        }
+    }
+    rest(endpoint);
+    Err(failure)
+}
+
+/// Has everybody refused at once for a moment: nobody answers. Connections that wait are of no use.
+pub(super) fn rest(endpoint: &Endpoint) {
+    learn(|servers| servers.failed(endpoint, monotonic_ns()));
+    POOL.with(|pool| {
+        if let Ok(mut pool) = pool.try_borrow_mut() {
+            pool.clear();
+        }
+    });
+}
+
+fn learn(learn: impl FnOnce(&mut Servers<Endpoint>)) {
+    SERVERS.with(|servers| {
+        if let Ok(mut servers) = servers.try_borrow_mut() {
+            learn(&mut servers);
+        }
+    });
+}
+
+/// Waits for NATS no longer than it may take.
+async fn in_time<T>(
+    endpoint: &Endpoint,
+    what: &'static str,
+    work: impl Future<Output = Result<T, BusError>>,
+) -> Result<T, BusError> {
+    let done = within(REPLY_TIMEOUT, work).await.unwrap_or(Err(BusError::Timeout(what)));
+    if matches!(done, Err(BusError::Timeout(_))) {
+        rest(endpoint);
+    }
+    done
+}
+
 /// Sends all requests at once and waits for their answers, which come in the requests' order.
 pub(super) async fn round(endpoint: &Endpoint, requests: &[Request]) -> Result<Vec<Answer>, BusError> {
+    in_time(endpoint, "an answer", round_unlimited(endpoint, requests)).await
+}
+
+async fn round_unlimited(endpoint: &Endpoint, requests: &[Request]) -> Result<Vec<Answer>, BusError> {
     let reused = match idle(endpoint) {
         Some(mut connection) => match connection.round(requests).await {
             // One that died while it waited is no reason to fail.
-            Err(BusError::Closed) => None,
+            Err(BusError::Closed | BusError::Refused(_)) => None,
             answers => Some((connection, answers?)),
         },
         None => None,
@@ -65,7 +133,7 @@ pub(super) async fn round(endpoint: &Endpoint, requests: &[Request]) -> Result<V
     let (connection, answers) = match reused {
         Some(answered) => answered,
         None => {
-            let mut connection = Connection::open(endpoint).await?;
+            let mut connection = connect_unless_resting(endpoint).await?;
             let answers = connection.round(requests).await?;
             (connection, answers)
         }
@@ -76,13 +144,16 @@ pub(super) async fn round(endpoint: &Endpoint, requests: &[Request]) -> Result<V
 
 /// Sends all requests and waits for no answer.
 pub(super) async fn send(endpoint: &Endpoint, requests: &[Request]) -> Result<(), BusError> {
-    let mut connection = match idle(endpoint) {
-        Some(connection) => connection,
-        None => Connection::open(endpoint).await?,
+    let sent = async {
+        let mut connection = match idle(endpoint) {
+            Some(connection) => connection,
+            None => connect_unless_resting(endpoint).await?,
+        };
+        connection.send(requests).await?;
+        give_back(endpoint, connection);
+        Ok(())
     };
-    connection.send(requests).await?;
-    give_back(endpoint, connection);
-    Ok(())
+    in_time(endpoint, "sending", sent).await
 }
 
 /// Asks a stream for the last messages on subjects that `filters` cover.

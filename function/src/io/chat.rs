@@ -6,7 +6,7 @@ use emberline_shared::error::ApiError;
 use super::answer;
 use super::context::{Answer, Body, Context};
 use super::generation::{self, Generation, Wish};
-use crate::reply;
+use crate::piece::Completion;
 use crate::sse::ChatFrames;
 
 pub(super) async fn serve(context: &Context, body: &mut Body) -> Result<Answer, ApiError> {
@@ -20,7 +20,8 @@ pub(super) async fn serve(context: &Context, body: &mut Body) -> Result<Answer, 
         requests: vec![request.generation],
         outline: None,
     };
-    let Generation { jobs, limits, envelope, acceptances } = generation::begin(context, wish).await?;
+    let Generation { jobs, limits, envelope, acceptances, head_ns } =
+        generation::begin(context, wish).await?;
     let answer = ChatAnswer {
         envelope,
         metadata: request.metadata,
@@ -28,8 +29,8 @@ pub(super) async fn serve(context: &Context, body: &mut Body) -> Result<Answer, 
         tool_choice,
     };
     if !request.stream {
-        let (choices, usage) = answer::whole(jobs, limits).await?;
-        return Ok(Answer::Whole(reply::json(200, answer.completion(&choices, &usage))));
+        let completion = Completion::new(limits, move |choices, usage| answer.completion(choices, usage));
+        return answer::whole(jobs, completion, head_ns, &context.headers()).await;
     }
     let frames = ChatFrames::new(answer, request.include_usage, limits);
     answer::stream(jobs, frames, &context.headers())

@@ -39,6 +39,16 @@ pub(super) async fn within<T>(limit: Duration, future: impl Future<Output = T>) 
     }
 }
 
+/// Waits for `future` until [`monotonic_ns`] has come to `at_ns`.
+pub(super) async fn until<T>(at_ns: u64, future: impl Future<Output = T>) -> Option<T> {
+    within(Duration::from_nanos(at_ns.saturating_sub(monotonic_ns())), future).await
+}
+
+/// [`monotonic_ns`] after a while.
+pub(super) fn after(ns: u64, wait: Duration) -> u64 {
+    ns.saturating_add(u64::try_from(wait.as_nanos()).unwrap_or(u64::MAX))
+}
+
 /// A wait that can be polled again and again without beginning anew.
 pub(super) struct Timer(Option<Pin<Box<dyn Future<Output = ()>>>>);
 

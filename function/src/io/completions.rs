@@ -6,8 +6,8 @@ use emberline_shared::error::ApiError;
 use super::answer;
 use super::context::{Answer, Body, Context};
 use super::generation::{self, Generation, Wish};
+use crate::piece::Completion;
 use crate::relay::Acceptance;
-use crate::reply;
 use crate::sse::CompletionFrames;
 
 pub(super) async fn serve(context: &Context, body: &mut Body) -> Result<Answer, ApiError> {
@@ -21,15 +21,18 @@ pub(super) async fn serve(context: &Context, body: &mut Body) -> Result<Answer, 
         requests: request.generations,
         outline: None,
     };
-    let Generation { jobs, limits, envelope, acceptances } = generation::begin(context, wish).await?;
+    let Generation { jobs, limits, envelope, acceptances, head_ns } =
+        generation::begin(context, wish).await?;
     let answer = CompletionAnswer { envelope };
     let echoes = echoes(acceptances, each);
     if !request.stream {
-        let (mut choices, usage) = answer::whole(jobs, limits).await?;
-        for (choice, echo) in choices.iter_mut().zip(&echoes) {
-            choice.text.insert_str(0, echo);
-        }
-        return Ok(Answer::Whole(reply::json(200, answer.whole(&choices, limits.logprobs, &usage))));
+        let completion = Completion::new(limits, move |choices, usage| {
+            for (choice, echo) in choices.iter_mut().zip(&echoes) {
+                choice.text.insert_str(0, echo);
+            }
+            answer.whole(choices, limits.logprobs, usage)
+        });
+        return answer::whole(jobs, completion, head_ns, &context.headers()).await;
     }
     let frames = CompletionFrames::new(answer, request.include_usage, limits, echoes);
     answer::stream(jobs, frames, &context.headers())

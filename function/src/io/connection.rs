@@ -1,6 +1,7 @@
 //! A NATS connection: the handshake, then messages out and in.
 
 use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -17,10 +18,8 @@ use crate::nats::handshake::{self, Unsuitable};
 use crate::nats::jetstream::{self, Batch, BatchError, PublishError};
 use crate::nats::round::{Answer, Reply, Request, Round};
 
-/// Longest time to connect and be let in.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest time to wait for one of the server's own replies.
-pub(super) const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest time to connect and to wait for the server's own reply, together.
+pub(super) const REPLY_TIMEOUT: Duration = Duration::from_secs(2);
 const INBOX: SubscriptionId = SubscriptionId::MIN;
 
 /// Why NATS can't be used. Only the log sees the reason.
@@ -29,9 +28,13 @@ pub(super) enum BusError {
     #[error(
         "no connection to NATS at {0}: {1}; check that nats-server runs there and that spin.toml allows it"
     )]
-    Connect(std::net::SocketAddr, String),
+    Connect(SocketAddr, String),
+    #[error("nobody answered a moment ago; not tried again so soon")]
+    Resting,
     #[error("NATS gave no answer in time: {0}")]
     Timeout(&'static str),
+    #[error("no worker answered in time")]
+    Silence,
     #[error("NATS closed the connection")]
     Closed,
     #[error("NATS speaks another protocol: {0}")]
@@ -77,15 +80,17 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Connects to a server that will do.
-    pub(super) async fn open(endpoint: &Endpoint) -> Result<Self, BusError> {
-        let opening = Self::open_unlimited(endpoint);
-        within(CONNECT_TIMEOUT, opening).await.unwrap_or(Err(BusError::Timeout("connecting")))
+    /// Connects to one of the endpoint's servers, if it will do.
+    pub(super) async fn open(endpoint: &Endpoint, server: SocketAddr) -> Result<Self, BusError> {
+        let servers = u32::try_from(endpoint.servers.len()).unwrap_or(u32::MAX);
+        let limit = REPLY_TIMEOUT.checked_div(servers).unwrap_or_default();
+        let silent = || BusError::Connect(server, "it says nothing".to_owned());
+        within(limit, Self::open_unlimited(endpoint, server)).await.unwrap_or_else(|| Err(silent()))
     }
 
-    async fn open_unlimited(endpoint: &Endpoint) -> Result<Self, BusError> {
-        let socket = Socket::connect(endpoint.address).await;
-        let socket = socket.map_err(|code| BusError::Connect(endpoint.address, format!("{code:?}")))?;
+    async fn open_unlimited(endpoint: &Endpoint, server: SocketAddr) -> Result<Self, BusError> {
+        let socket = Socket::connect(server).await;
+        let socket = socket.map_err(|code| BusError::Connect(server, format!("{code:?}")))?;
         let mut connection = Self {
             socket,
             decoder: Decoder::default(),
@@ -210,7 +215,8 @@ impl Connection {
         poll_fn(|cx| self.socket.poll_flush(cx)).await.map_err(|_| BusError::Closed)
     }
 
-    /// Asks whoever listens on `subject`, and waits for the answer no longer than `limit`.
+    /// Asks whoever listens on `subject`, and waits for the answer no longer than `limit`; for the
+    /// server, which says whether anybody listens, much less.
     pub(super) async fn ask(
         &mut self,
         subject: Subject,
@@ -219,19 +225,22 @@ impl Connection {
     ) -> Result<ServerMessage, BusError> {
         let inbox = self.new_inbox()?;
         self.request(subject.clone(), Some(inbox.clone()), question);
+        self.queue(&ClientOp::Ping);
+        let heard = within(REPLY_TIMEOUT, self.next_op()).await;
+        let mut op = heard.unwrap_or(Err(BusError::Timeout("asking a worker")))?;
         let reply = async {
             loop {
-                let message = poll_fn(|cx| self.poll_message(cx)).await?;
-                if message.base.subject != inbox {
-                    continue;
+                match op {
+                    ServerOp::Message { message } if message.base.subject == inbox => return Ok(message),
+                    _ => op = self.next_op().await?,
                 }
-                return match message.status_code {
-                    Some(StatusCode::NO_RESPONDERS) => Err(BusError::NoResponders(subject)),
-                    _ => Ok(message),
-                };
             }
         };
-        within(limit, reply).await.unwrap_or(Err(BusError::Timeout("asking a worker")))
+        let message = within(limit, reply).await.unwrap_or(Err(BusError::Silence))?;
+        match message.status_code {
+            Some(StatusCode::NO_RESPONDERS) => Err(BusError::NoResponders(subject)),
+            _ => Ok(message),
+        }
     }
 
     /// Sends all requests at once and waits for their answers, which come in the requests' order.
@@ -256,7 +265,7 @@ impl Connection {
         for Request { subject, headers, payload, .. } in requests.iter().cloned() {
             self.publish(MessageBase { subject, reply_subject: None, headers, payload });
         }
-        within(REPLY_TIMEOUT, self.flush()).await.unwrap_or(Err(BusError::Timeout("sending")))
+        self.flush().await
     }
 
     /// Reads stored messages by one direct get.

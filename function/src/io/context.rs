@@ -19,7 +19,8 @@ use crate::auth::{Caller, Credential};
 use crate::body::{LimitedBody, check_length, check_type};
 use crate::config::Config;
 use crate::limits::Increments;
-use crate::models::Served;
+use crate::models::{Destination, Served};
+use crate::queue::Backlog;
 use crate::reply;
 
 pub(super) type Parts = http::request::Parts;
@@ -46,6 +47,8 @@ const BODY_TIME: Duration = Duration::from_secs(30);
 /// A request whose sender is known.
 pub(super) struct Context {
     pub(super) head: Parts,
+    /// When it came, on the monotonic clock.
+    pub(super) arrived_ns: u64,
     pub(super) config: Config,
     pub(super) caller: Caller,
     /// Headers that every answer to this request carries.
@@ -54,6 +57,8 @@ pub(super) struct Context {
     pub(super) limits_told: Cell<bool>,
     /// What has been counted for it and may have to be given back.
     pub(super) counted: RefCell<Increments>,
+    /// How long the queue is that its jobs were admitted to.
+    pub(super) backlog: RefCell<Option<Backlog>>,
 }
 
 /// Finds out who sent a request.
@@ -70,9 +75,16 @@ pub(super) async fn identify(headers: &HeaderMap, config: &Config) -> Result<Cal
 }
 
 impl Context {
-    pub(super) fn new(head: Parts, config: Config, caller: Caller, headers: HeaderMap) -> Self {
+    pub(super) fn new(
+        head: Parts,
+        arrived_ns: u64,
+        config: Config,
+        caller: Caller,
+        headers: HeaderMap,
+    ) -> Self {
         let (headers, limits_told) = (RefCell::new(headers), Cell::new(false));
-        Self { head, config, caller, headers, limits_told, counted: RefCell::default() }
+        let (counted, backlog) = (RefCell::default(), RefCell::default());
+        Self { head, arrived_ns, config, caller, headers, limits_told, counted, backlog }
     }
 
     /// Adds headers that every answer to this request is to carry.
@@ -94,6 +106,14 @@ impl Context {
         served.get(&model).cloned().ok_or_else(reply::internal_error)
     }
 
+    /// Where jobs for the model that a request means go, if its key may use it: to a worker, or to one
+    /// that is to start yet, if the configuration has requests wait for it.
+    pub(super) async fn destination(&self, requested: &str) -> Result<Destination, ApiError> {
+        let names = &self.config.names;
+        self.caller.check_model(requested, names)?;
+        self.served().await?.destination(requested, names, self.config.no_worker_wait_s > 0)
+    }
+
     /// What is served now.
     pub(super) async fn served(&self) -> Result<Rc<Served>, ApiError> {
         bus::served(&self.config.nats).await.map_err(|error: BusError| {
@@ -105,7 +125,7 @@ impl Context {
     /// Reads a JSON body.
     pub(super) async fn read_body(&self, body: &mut Body) -> Result<Vec<u8>, ApiError> {
         let max_bytes = self.config.max_body_bytes;
-        let limit = Duration::from_secs(self.config.request_timeout_s).min(BODY_TIME);
+        let limit = self.config.request_timeout().min(BODY_TIME);
         check_type(&self.head.headers)?;
         check_length(&self.head.headers, max_bytes)?;
         within(limit, read_body(body, max_bytes)).await.unwrap_or_else(|| {

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use emberline_shared::PROTOCOL_VERSION;
 use emberline_shared::answer::Envelope;
-use emberline_shared::error::ApiError;
+use emberline_shared::error::{ApiError, ErrorCode};
 use emberline_shared::job::{GenerationRequest, Job};
 use emberline_shared::record::{Record, Standing, body_sha256, idempotent_id};
 use emberline_shared::responses::Outline;
 use emberline_shared::subject::JobId;
 use futures::future::{join_all, try_join_all};
 
-use super::clock::{monotonic_ns, random_u64, random_u128, unix_ms};
+use super::clock::{after, monotonic_ns, random_u64, random_u128, unix_ms, within};
 use super::context::Context;
 use super::exchange::Exchange;
 use super::jobs::Jobs;
@@ -20,6 +20,8 @@ use super::kept as store;
 use crate::config::Endpoint;
 use crate::job::{self, Occasion};
 use crate::kept;
+use crate::models::Destination;
+use crate::patience::Patience;
 use crate::relay::{Acceptance, Limits};
 use crate::reply;
 
@@ -51,6 +53,11 @@ pub(super) struct Queued {
     pub(super) model: String,
     /// What is kept of the request that this one repeats.
     pub(super) repeated: Option<Box<Record>>,
+    /// Those that this request has paid for.
+    charged: Vec<Job>,
+    /// How long they wait for a worker to start; nothing if there is one.
+    worker_wait: Option<Duration>,
+    head_ns: Option<u64>,
 }
 
 /// Jobs that workers have taken.
@@ -61,33 +68,99 @@ pub(super) struct Generation {
     pub(super) envelope: Envelope,
     /// What is known of each; not empty.
     pub(super) acceptances: Vec<Acceptance>,
+    /// When the head of a whole answer goes out though the rest is not there, on the monotonic clock;
+    /// nothing if it waits for the end.
+    pub(super) head_ns: Option<u64>,
+}
+
+/// When a request is to be answered, on the monotonic clock.
+#[derive(Clone, Copy)]
+struct Schedule {
+    deadline_ns: u64,
+    head_time: Option<Duration>,
+}
+
+impl Schedule {
+    fn of(context: &Context) -> Result<Self, ApiError> {
+        let patience = Patience::of(&context.head.headers, context.config.request_timeout())?;
+        let deadline_ns = after(context.arrived_ns, patience.timeout);
+        Ok(Self { deadline_ns, head_time: patience.head_time() })
+    }
+
+    /// For an answer that is begun now.
+    fn head_ns(&self) -> Option<u64> {
+        self.head_time.map(|wait| after(monotonic_ns(), wait))
+    }
+
+    /// What is left of the time, unless that is nothing.
+    fn left(&self) -> Result<Duration, ApiError> {
+        let left = Duration::from_nanos(self.deadline_ns.saturating_sub(monotonic_ns()));
+        let message = "The time for this request was over before it could be queued. Give it more time.";
+        (!left.is_zero()).then_some(left).ok_or_else(|| ApiError::new(ErrorCode::Timeout, message))
+    }
 }
 
 /// Queues what is wanted and waits until workers have taken it.
 pub(super) async fn begin(context: &Context, wish: Wish<'_>) -> Result<Generation, ApiError> {
-    let Queued { jobs, first, limits, model, .. } = queue(context, wish).await?;
-    let (jobs, acceptances) = jobs.accepted().await?;
-    let envelope = Envelope {
-        job: first.id,
-        created: first.created.div_euclid(1000),
-        model,
-        fingerprint: acceptances.first().map(|first| first.fingerprint.clone()).unwrap_or_default(),
-    };
-    Ok(Generation { jobs, limits, envelope, acceptances })
+    queue(context, wish).await?.accepted(context).await
+}
+
+impl Queued {
+    /// Waits until workers have taken all jobs.
+    pub(super) async fn accepted(mut self, context: &Context) -> Result<Generation, ApiError> {
+        let acceptances = match self.acceptances(context).await {
+            Ok(acceptances) => acceptances,
+            Err(error) => {
+                let goes_on = self.first.background.is_some();
+                self.jobs.cancel().await;
+                if error.code == ErrorCode::NoWorker && !goes_on {
+                    context.give_back(&self.charged).await;
+                }
+                return Err(error);
+            }
+        };
+        let Self { jobs, first, limits, model, head_ns, .. } = self;
+        let envelope = Envelope {
+            job: first.id,
+            created: first.created.div_euclid(1000),
+            model,
+            fingerprint: acceptances.first().map(|first| first.fingerprint.clone()).unwrap_or_default(),
+        };
+        Ok(Generation { jobs, limits, envelope, acceptances, head_ns })
+    }
+
+    async fn acceptances(&mut self, context: &Context) -> Result<Vec<Acceptance>, ApiError> {
+        if let Some(wait) = self.worker_wait {
+            if let Some(acceptances) = within(wait, self.jobs.accepted()).await {
+                return acceptances;
+            }
+            // A worker that has started is busy with what was queued before.
+            if !self.jobs.are_taken() && context.served().await?.get(&self.first.model).is_none() {
+                let (model, seconds) = (&self.model, wait.as_secs());
+                let message = format!(
+                    "No worker that serves '{model}' started in {seconds} seconds. Try again shortly."
+                );
+                return Err(ApiError::field(ErrorCode::NoWorker, "model", message));
+            }
+        }
+        self.jobs.accepted().await
+    }
 }
 
 /// Queues what is wanted, unless a request with the same `Idempotency-Key` has done so.
 pub(super) async fn queue(context: &Context, wish: Wish<'_>) -> Result<Queued, ApiError> {
     let endpoint = &context.config.nats;
+    let schedule = Schedule::of(context)?;
     let name = kept::idempotency_key(&context.head.headers)?;
     let id = name.map(|name| idempotent_id(&context.caller.key, context.head.uri.path(), name));
     if let Some(id) = id
         && let Some(record) = store::record(endpoint, &JobId::from_random(id)).await?
     {
-        return repeat(context, wish, record).await;
+        return repeat(context, wish, record, schedule).await;
     }
-    let begun_ns = monotonic_ns();
-    let (jobs, limits) = make(context, &wish, id).await?;
+    let destination = context.destination(&wish.model).await?;
+    let made = make(context, &wish, &destination, id, schedule.left()?).await;
+    let (jobs, limits) = made.map_err(|error| destination.explain(error))?;
     let first = jobs.first().cloned().ok_or_else(reply::internal_error)?;
     if first.background.is_some() {
         let kept = keep(context, &wish, &jobs, limits).await;
@@ -98,23 +171,35 @@ pub(super) async fn queue(context: &Context, wish: Wish<'_>) -> Result<Queued, A
         if !kept? {
             // Another request was faster, or this one's answer was deleted.
             let record = store::record(endpoint, &first.id).await?.ok_or_else(kept::deleted)?;
-            return repeat(context, wish, record).await;
+            return repeat(context, wish, record, schedule).await;
         }
     }
-    let timeout = Duration::from_secs(context.config.request_timeout_s);
-    match publish(endpoint, &jobs, limits, begun_ns.saturating_add(nanoseconds(timeout))).await {
-        Ok(running) => {
-            let limits = kept::joined_limits(limits, jobs.len());
-            Ok(Queued { jobs: running, first, limits, model: wish.model, repeated: None })
-        }
+    match publish(endpoint, &jobs, limits, schedule.deadline_ns).await {
+        Ok(running) => Ok(Queued {
+            jobs: running,
+            first,
+            limits: kept::joined_limits(limits, jobs.len()),
+            model: wish.model,
+            repeated: None,
+            charged: jobs,
+            worker_wait: worker_wait(context, destination.context_length.is_some()),
+            head_ns: schedule.head_ns(),
+        }),
         Err(error) => {
             context.give_back(&jobs).await;
+            context.tell_overload(&error).await;
             if first.background.is_some() {
                 store::withdraw(endpoint, &first).await;
             }
-            Err(error)
+            Err(destination.explain(error))
         }
     }
+}
+
+/// How long jobs for a model wait for a worker to start, if none serves it yet and they may wait.
+fn worker_wait(context: &Context, is_served: bool) -> Option<Duration> {
+    let seconds = context.config.no_worker_wait_s;
+    (!is_served && seconds > 0).then_some(Duration::from_secs(seconds))
 }
 
 /// Keeps the record of a new request; whether there was none before.
@@ -135,26 +220,33 @@ async fn keep(context: &Context, wish: &Wish<'_>, jobs: &[Job], limits: Limits) 
 }
 
 /// The jobs of a new request, whose first one's id is `id` if that is given, and the limits of each.
-async fn make(context: &Context, wish: &Wish<'_>, id: Option<u128>) -> Result<(Vec<Job>, Limits), ApiError> {
+async fn make(
+    context: &Context,
+    wish: &Wish<'_>,
+    destination: &Destination,
+    id: Option<u128>,
+    timeout: Duration,
+) -> Result<(Vec<Job>, Limits), ApiError> {
     let config = &context.config;
-    let served = context.model(&wish.model).await?;
-    let limits = job::limits(wish.requests.first().ok_or_else(reply::internal_error)?, &served);
+    // Of a model that nobody serves yet, the worker will know.
+    let context_length = destination.context_length.unwrap_or(u32::MAX);
+    let limits = job::limits(wish.requests.first().ok_or_else(reply::internal_error)?, context_length);
     let is_background = wish.outline.as_ref().is_some_and(|outline| outline.background);
     let background = (is_background || id.is_some()).then_some(config.background_retention_s);
     let now_ms = unix_ms();
-    let reserved = wish.requests.iter().map(|request| job::reserved_tokens(request, served.context_length));
-    let accounts = context.admit(&reserved.collect::<Vec<_>>()).await?;
+    let reserved = wish.requests.iter().map(|request| job::reserved_tokens(request, context_length));
+    let accounts = context.admit(&destination.model, &reserved.collect::<Vec<_>>()).await?;
     let mut jobs = Vec::with_capacity(wish.requests.len());
     for ((request, account), number) in wish.requests.iter().zip(accounts).zip(0_u128..) {
         let occasion = Occasion {
             now_ms,
-            timeout_s: config.request_timeout_s,
+            timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
             id_bits: id.map_or_else(random_u128, |first| first.wrapping_add(number)),
             seed: random_u64(),
             account,
             background,
         };
-        jobs.push(job::new_job(request.clone(), wish.seed, &served.name, occasion));
+        jobs.push(job::new_job(request.clone(), wish.seed, &destination.model, occasion));
     }
     Ok((jobs, limits))
 }
@@ -185,31 +277,44 @@ async fn publish(
     }
 }
 
-async fn repeat(context: &Context, wish: Wish<'_>, record: Record) -> Result<Queued, ApiError> {
+async fn repeat(
+    context: &Context,
+    wish: Wish<'_>,
+    record: Record,
+    schedule: Schedule,
+) -> Result<Queued, ApiError> {
     kept::check_repeat(&record, wish.body)?;
     // A repeat counts for nothing.
     context.tell_limits().await;
-    let (jobs, limits) = join(context, &record, true).await?;
     let first = record.job.clone();
-    Ok(Queued { jobs, first, limits, model: wish.model, repeated: Some(Box::new(record)) })
+    let is_served = context.served().await?.get(&first.model).is_some();
+    let (jobs, limits) = join(context, &record, true, schedule.deadline_ns).await?;
+    Ok(Queued {
+        jobs,
+        first,
+        limits,
+        model: wish.model,
+        repeated: Some(Box::new(record)),
+        charged: Vec::new(),
+        worker_wait: worker_wait(context, is_served),
+        head_ns: schedule.head_ns(),
+    })
 }
 
-/// Joins kept jobs; one that is neither queued nor running nor done is queued `again`.
+/// Joins kept jobs, until the monotonic clock comes to `deadline_ns`; one that is neither queued nor
+/// running nor done is queued `again`.
 pub(super) async fn join(
     context: &Context,
     record: &Record,
     again: bool,
+    deadline_ns: u64,
 ) -> Result<(Jobs, Limits), ApiError> {
     let left = Duration::from_millis(record.job.deadline.saturating_sub(unix_ms())).saturating_add(GRACE);
-    let deadline_ns = monotonic_ns().saturating_add(nanoseconds(left));
+    let deadline_ns = after(monotonic_ns(), left).min(deadline_ns);
     let (endpoint, limits) = (&context.config.nats, kept::limits(record));
     let all = std::iter::once(&record.job).chain(&record.others);
     let joined = all.map(|job| Exchange::join(endpoint, job, limits, deadline_ns, again));
     let exchanges = try_join_all(joined).await?;
     let limits_of_all = kept::joined_limits(limits, exchanges.len());
     Ok((Jobs::new(exchanges, limits.choices), limits_of_all))
-}
-
-fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

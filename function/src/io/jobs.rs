@@ -33,19 +33,10 @@ impl Jobs {
         }
     }
 
-    /// Waits until workers have taken all of them, for the first events decide the status. What is
-    /// known of each comes in their order.
-    pub(super) async fn accepted(mut self) -> Result<(Self, Vec<Acceptance>), ApiError> {
-        match self.wait_until_accepted().await {
-            Ok(acceptances) => Ok((self, acceptances)),
-            Err(error) => {
-                self.cancel().await;
-                Err(error)
-            }
-        }
-    }
-
-    async fn wait_until_accepted(&mut self) -> Result<Vec<Acceptance>, ApiError> {
+    /// Waits until workers have accepted all of them, for the first events decide the status. What
+    /// is known of each comes in their order. After an error, [`Jobs::cancel`] is in order; to stop
+    /// waiting loses nothing.
+    pub(super) async fn accepted(&mut self) -> Result<Vec<Acceptance>, ApiError> {
         loop {
             if let Some(acceptances) = self.joined.acceptances() {
                 return Ok(acceptances);
@@ -61,6 +52,12 @@ impl Jobs {
                 told => self.early.extend(told),
             }
         }
+    }
+
+    /// Whether a worker has taken one of them.
+    pub(super) fn are_taken(&self) -> bool {
+        // One that is over was taken, too.
+        self.exchanges.iter().any(|exchange| exchange.as_ref().is_none_or(Exchange::is_taken))
     }
 
     /// The next thing to tell the client. After a failure or an error, [`Jobs::cancel`] is in order.

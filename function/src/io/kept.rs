@@ -118,16 +118,28 @@ async fn ask<T>(
     endpoint: &Endpoint,
     ask: impl AsyncFn(&mut Connection) -> Result<T, BusError>,
 ) -> Result<T, BusError> {
-    if let Some(mut connection) = bus::idle(endpoint)
-        && let Ok(answer) = ask(&mut connection).await
-    {
-        bus::give_back(endpoint, connection);
-        return Ok(answer);
+    let reused = match bus::idle(endpoint) {
+        Some(mut connection) => match ask(&mut connection).await {
+            // One that died while it waited is no reason to fail.
+            Err(BusError::Closed | BusError::Refused(_)) => None,
+            answer => Some((connection, answer)),
+        },
+        None => None,
+    };
+    let (connection, answer) = match reused {
+        Some(answered) => answered,
+        None => {
+            let mut connection = bus::connect_unless_resting(endpoint).await?;
+            let answer = ask(&mut connection).await;
+            (connection, answer)
+        }
+    };
+    match &answer {
+        Ok(_) => bus::give_back(endpoint, connection),
+        Err(BusError::Timeout(_)) => bus::rest(endpoint),
+        Err(_) => {}
     }
-    let mut connection = Connection::open(endpoint).await?;
-    let answer = ask(&mut connection).await?;
-    bus::give_back(endpoint, connection);
-    Ok(answer)
+    answer
 }
 
 fn unavailable(job: &JobId, error: &BusError) -> ApiError {

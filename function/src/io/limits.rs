@@ -1,6 +1,6 @@
-//! A key's counters in NATS: raised before a job is queued, taken back if it is not.
+//! The counters of keys and models in NATS: raised before a job is queued, taken back if it is not.
 
-use emberline_shared::error::ApiError;
+use emberline_shared::error::{ApiError, ErrorCode};
 use emberline_shared::job::{Account, Job};
 use emberline_shared::limits::{Bucket, Counter, INCREMENT_HEADER};
 use watermelon_proto::headers::{HeaderMap, HeaderName, HeaderValue};
@@ -12,22 +12,15 @@ use super::{bus, log};
 use crate::limits::{Gauge, Increments, Sums};
 use crate::nats::jetstream;
 use crate::nats::round::{Answer, Reply, Request};
+use crate::queue::{Backlog, Overload};
 
 impl Context {
-    /// Counts a request, and a job for each of `reserved`, which may take so many tokens; refuses one
-    /// for which the key's limits leave no room. What was counted is the workers' to correct once the
-    /// jobs are queued; if they are not, [`Context::give_back`] is in order.
-    pub(super) async fn admit(&self, reserved: &[u64]) -> Result<Vec<Account>, ApiError> {
-        let account = |reserved_tokens, token_counters, job_counter| Account {
-            key: self.caller.key.clone(),
-            reserved_tokens,
-            token_counters,
-            job_counter,
-        };
-        if self.caller.limits.is_unlimited() {
-            return Ok(reserved.iter().map(|tokens| account(*tokens, Vec::new(), None)).collect());
-        }
-        let gauge = self.gauge();
+    /// Counts a request, and a job of `model` for each of `reserved`, which may take so many tokens;
+    /// refuses one for which the key's limits or the model's queue leave no room. What was counted is
+    /// the workers' to correct once the jobs are queued; if they are not, [`Context::give_back`] is in
+    /// order.
+    pub(super) async fn admit(&self, model: &str, reserved: &[u64]) -> Result<Vec<Account>, ApiError> {
+        let gauge = self.gauge(Some(model));
         let tokens = reserved.iter().copied().fold(0, u64::saturating_add);
         let increments = gauge.increments(tokens, reserved.len());
         let sums = self.count(&gauge, &increments).await.map_err(|error| {
@@ -36,23 +29,56 @@ impl Context {
         })?;
         let standing = gauge.standing(&sums);
         self.limits_told.set(true);
-        if let Err(refusal) = standing.judge(tokens) {
+        let backlog = Backlog { model: model.to_owned(), jobs: standing.jobs_of_model() };
+        let refused = match standing.judge(tokens) {
+            Err(refusal) => Some((refusal.headers(), refusal.into())),
+            Ok(()) if backlog.is_over(self.config.queue_limit) => {
+                let overload = self.overload(&backlog).await;
+                Some((overload.headers(), overload.into()))
+            }
+            Ok(()) => None,
+        };
+        if let Some((headers, error)) = refused {
             self.lower(&increments).await;
             self.tell(standing.without(tokens).headers());
-            self.tell(refusal.headers());
-            return Err(refusal.into());
+            self.tell(headers);
+            return Err(error);
         }
         self.tell(standing.headers());
-        let subjects = |wanted: fn(Counter) -> bool| {
-            let buckets = increments.iter().map(|(bucket, _)| bucket);
-            buckets.filter(move |bucket| wanted(bucket.counter)).map(Bucket::subject)
+        let subjects = |wanted: fn(Counter) -> bool| -> Vec<String> {
+            let raised = increments.iter().filter(|(bucket, amount)| *amount != 0 && wanted(bucket.counter));
+            raised.map(|(bucket, _)| bucket.subject()).collect()
         };
-        let token_counters: Vec<String> = subjects(Counter::is_of_tokens).collect();
-        let job_counter = subjects(|counter| counter == Counter::Jobs).next();
+        let token_counters = subjects(Counter::is_of_tokens);
+        let job_counters = subjects(Counter::is_of_jobs);
+        let lanes = standing.lanes(reserved.len());
+        let accounts = reserved.iter().zip(lanes).map(|(reserved_tokens, lane)| Account {
+            key: self.caller.key.clone(),
+            reserved_tokens: *reserved_tokens,
+            token_counters: token_counters.clone(),
+            job_counters: job_counters.clone(),
+            lane,
+        });
+        let accounts = accounts.collect();
         self.counted.replace(increments);
-        let accounts =
-            reserved.iter().map(|tokens| account(*tokens, token_counters.clone(), job_counter.clone()));
-        Ok(accounts.collect())
+        self.backlog.replace(Some(backlog));
+        Ok(accounts)
+    }
+
+    /// Says when to come again, if `error` is that NATS has no room for a job that was admitted.
+    pub(super) async fn tell_overload(&self, error: &ApiError) {
+        if error.code == ErrorCode::Overloaded
+            && let Some(backlog) = self.backlog.take()
+        {
+            self.tell(self.overload(&backlog).await.headers());
+        }
+    }
+
+    /// Looks up who works off the queue. Heartbeats were read a moment ago; should they be gone,
+    /// nothing is known.
+    async fn overload(&self, backlog: &Backlog) -> Overload {
+        let served = self.served().await.unwrap_or_default();
+        Overload::new(backlog, self.config.queue_limit, served.workforce(&backlog.model))
     }
 
     /// Takes back what was counted for a request whose jobs are not queued after all. Should some of
@@ -61,8 +87,8 @@ impl Context {
         let counted = self.counted.take();
         self.limits_told.set(false);
         let is_of_jobs = |bucket: &Bucket| !jobs.is_empty() && bucket.counter.is_corrected();
-        let plain: Increments = counted.iter().filter(|(bucket, _)| !is_of_jobs(bucket)).cloned().collect();
-        let requests = plain.iter().map(|(bucket, amount)| increment(bucket, amount.saturating_neg(), None));
+        let plain = counted.iter().filter(|(bucket, amount)| *amount != 0 && !is_of_jobs(bucket));
+        let requests = plain.map(|(bucket, amount)| increment(bucket, amount.saturating_neg(), None));
         let corrections = jobs.iter().flat_map(|job| {
             let accounts = job.account.iter();
             accounts.flat_map(|account| account.withdrawal()).map(|(bucket, amount)| {
@@ -77,17 +103,18 @@ impl Context {
         if self.caller.limits.is_unlimited() || self.limits_told.get() {
             return;
         }
-        let gauge = self.gauge();
+        let gauge = self.gauge(None);
         match self.count(&gauge, &Increments::new()).await {
             Ok(sums) => self.tell(gauge.standing(&sums).headers()),
             Err(error) => log("limits", error),
         }
     }
 
-    fn gauge(&self) -> Gauge<'_> {
+    fn gauge<'a>(&'a self, model: Option<&'a str>) -> Gauge<'a> {
         Gauge {
             key: &self.caller.key,
             limits: &self.caller.limits,
+            model,
             now_ms: unix_ms(),
             job_life_ms: self.config.job_life_ms(),
         }
@@ -138,8 +165,8 @@ impl Context {
 
     /// Takes increments back.
     async fn lower(&self, increments: &Increments) {
-        self.send(increments.iter().map(|(bucket, amount)| increment(bucket, amount.saturating_neg(), None)))
-            .await;
+        let raised = increments.iter().filter(|(_, amount)| *amount != 0);
+        self.send(raised.map(|(bucket, amount)| increment(bucket, amount.saturating_neg(), None))).await;
     }
 
     async fn send(&self, increments: impl Iterator<Item = Result<Request, BusError>>) {

@@ -9,8 +9,7 @@ use emberline_shared::responses::{DeletedResponse, ResponsesRequest};
 
 use super::clock::{unix_ms, within};
 use super::context::{Answer, Body, Context};
-use super::generation::{self, Queued, Wish};
-use super::jobs::Jobs;
+use super::generation::{self, Generation, Wish};
 use super::{answer, kept as store, log};
 use crate::kept;
 use crate::relay::{Output, Relay};
@@ -34,26 +33,27 @@ pub(super) async fn create(context: &Context, body: &mut Body) -> Result<Answer,
         requests: vec![request.generation],
         outline: Some(outline.clone()),
     };
-    let Queued { jobs, first, limits, model, repeated } = generation::queue(context, wish).await?;
+    let queued = generation::queue(context, wish).await?;
     let is_background = outline.background;
-    let mut story = Story::new(first.id, first.created, model, outline);
+    let mut story = Story::new(queued.first.id.clone(), queued.first.created, queued.model.clone(), outline);
     if is_background && !request.stream {
-        jobs.cancel().await;
-        return match repeated {
+        queued.jobs.cancel().await;
+        return match queued.repeated {
             Some(record) => Ok(told(&read(context, &record).await?)),
             None => Ok(told(&story)),
         };
     }
     // Whoever made a background response is to know its id at once; its status can tell of errors.
     if is_background {
-        return answer::stream(jobs, Telling::new(story, None, limits), &context.headers());
+        let telling = Telling::new(story, None, queued.limits);
+        return answer::stream(queued.jobs, telling, &context.headers());
     }
-    let (jobs, acceptances) = jobs.accepted().await?;
+    let Generation { jobs, limits, acceptances, head_ns, .. } = queued.accepted(context).await?;
     acceptances.into_iter().for_each(|acceptance| story.push(Output::Accepted(acceptance)));
     if request.stream {
         return answer::stream(jobs, Telling::new(story, None, limits), &context.headers());
     }
-    whole(jobs, story).await
+    answer::whole(jobs, story, head_ns, &context.headers()).await
 }
 
 /// `GET /v1/responses/{id}`
@@ -63,7 +63,7 @@ pub(super) async fn retrieve(context: &Context, id: &str) -> Result<Answer, ApiE
     if !query.stream {
         return Ok(told(&read(context, &record).await?));
     }
-    let (jobs, limits) = generation::join(context, &record, false).await?;
+    let (jobs, limits) = generation::join(context, &record, false, u64::MAX).await?;
     let story = Story::of(record).ok_or_else(|| not_found(id))?;
     context.tell_limits().await;
     answer::stream(jobs, Telling::new(story, query.starting_after, limits), &context.headers())
@@ -97,12 +97,13 @@ async fn find(context: &Context, id: &str) -> Result<Record, ApiError> {
 async fn read(context: &Context, record: &Record) -> Result<Story, ApiError> {
     let events = store::event_log(&context.config.nats, &record.job).await?;
     let id = response_id(&record.job.id);
-    let outputs = Relay::new(kept::limits(record)).rebuild(&events).map_err(|fault| {
+    let mut relay = Relay::new(kept::limits(record));
+    let outputs = relay.rebuild(&events).map_err(|fault| {
         log(&id, &fault);
         ApiError::from(&fault)
     })?;
-    // A log whose beginning is gone tells nothing.
-    if outputs.is_empty() && !events.is_empty() {
+    // A log whose beginning is gone tells nothing; one that says only who took the job, nothing yet.
+    if outputs.is_empty() && relay.has_gap() {
         return Err(not_found(&id));
     }
     let mut story = Story::of(record.clone()).ok_or_else(|| not_found(&id))?;
@@ -125,7 +126,7 @@ async fn stop(context: &Context, mut record: Record) -> Result<Story, ApiError> 
     // A worker that takes the job from now on sees this; one that has it hears the control message.
     record.standing.cancelled = true;
     store::replace(&context.config.nats, &record).await?;
-    let (mut jobs, _) = generation::join(context, &record, false).await?;
+    let (mut jobs, _) = generation::join(context, &record, false, u64::MAX).await?;
     jobs.send_control(Control::Cancel);
     let mut story = Story::of(record).ok_or_else(reply::internal_error)?;
     let ended = within(CANCEL_TIME, async {
@@ -139,20 +140,6 @@ async fn stop(context: &Context, mut record: Record) -> Result<Story, ApiError> 
     jobs.cancel().await;
     story.cancel();
     Ok(story)
-}
-
-/// Waits for the whole response.
-async fn whole(mut jobs: Jobs, mut story: Story) -> Result<Answer, ApiError> {
-    while !story.is_over() {
-        match jobs.next().await {
-            Ok(Output::Failed(error)) | Err(error) => {
-                jobs.cancel().await;
-                return Err(error);
-            }
-            Ok(output) => story.push(output),
-        }
-    }
-    Ok(told(&story))
 }
 
 fn told(story: &Story) -> Answer {

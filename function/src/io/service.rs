@@ -11,7 +11,7 @@ use http_body_util::{BodyExt, Full};
 use spin_sdk::http::{IntoResponse, Request};
 use spin_sdk::wasip3::http::types::{ErrorCode as HttpError, Response};
 
-use super::clock::{random_u128, within};
+use super::clock::{monotonic_ns, random_u128, within};
 use super::context::{Answer, Body, Context, Parts, identify};
 use super::{chat, completions, embeddings, log, responses, tokens};
 use crate::config::{CORS_VARIABLE, Config, VARIABLES};
@@ -25,6 +25,7 @@ const DISCARD_TIME: Duration = Duration::from_secs(5);
 
 /// Answers one request.
 pub(super) async fn serve(request: Request) -> Result<Response, HttpError> {
+    let arrived_ns = monotonic_ns();
     let (head, mut body) = request.into_parts();
     let origins = read_origins().await;
     let id = reply::request_id(&head.headers, random_u128());
@@ -32,7 +33,7 @@ pub(super) async fn serve(request: Request) -> Result<Response, HttpError> {
     plain.insert(reply::X_REQUEST_ID, id);
     let (answer, headers) = match origins.preflight(&head.method, &head.headers) {
         Some(preflight) => (Ok(Answer::Whole(preflight)), plain),
-        None => answer(head, &mut body, plain).await,
+        None => answer(head, arrived_ns, &mut body, plain).await,
     };
     let answer = match answer {
         Ok(Answer::Streamed(response)) => return Ok(response),
@@ -47,7 +48,12 @@ pub(super) async fn serve(request: Request) -> Result<Response, HttpError> {
 }
 
 /// The answer, and the headers that it is to carry beside `plain` ones; a stream has them already.
-async fn answer(head: Parts, body: &mut Body, plain: HeaderMap) -> (Result<Answer, ApiError>, HeaderMap) {
+async fn answer(
+    head: Parts,
+    arrived_ns: u64,
+    body: &mut Body,
+    plain: HeaderMap,
+) -> (Result<Answer, ApiError>, HeaderMap) {
     let route = match find(&head) {
         Ok(route) => route,
         Err(answer) => return (answer, plain),
@@ -69,7 +75,7 @@ async fn answer(head: Parts, body: &mut Body, plain: HeaderMap) -> (Result<Answe
         Err(error) => (Err(error), plain),
         Ok((config, None)) => (open(&route, &config).await, plain),
         Ok((config, Some(caller))) => {
-            let context = Context::new(head, config, caller, plain);
+            let context = Context::new(head, arrived_ns, config, caller, plain);
             let answer = dispatch(&route, &context, body).await;
             match &answer {
                 // A stream's headers are on their way.

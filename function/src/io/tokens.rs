@@ -67,7 +67,8 @@ async fn ask_worker(endpoint: &Endpoint, model: &str, question: Bytes) -> Result
             other => return other,
         }
     }
-    ask_over(Connection::open(endpoint).await?, endpoint, model, &question).await
+    let connection = bus::connect_unless_resting(endpoint).await?;
+    ask_over(connection, endpoint, model, &question).await
 }
 
 async fn ask_over(
@@ -82,8 +83,10 @@ async fn ask_over(
     let answer = connection
         .ask(subject(emberline_shared::subject::tokens(model))?, question.clone(), ANSWER_TIME)
         .await;
-    if matches!(answer, Ok(_) | Err(BusError::NoResponders(_))) {
-        bus::give_back(endpoint, connection);
+    match &answer {
+        Ok(_) | Err(BusError::NoResponders(_)) => bus::give_back(endpoint, connection),
+        Err(BusError::Timeout(_)) => bus::rest(endpoint),
+        Err(_) => {}
     }
     Ok(answer?)
 }

@@ -116,7 +116,7 @@ mod tests {
     #[test]
     fn we_say_who_we_are() {
         let mut endpoint = Endpoint {
-            address: "127.0.0.1:4222".parse().unwrap(),
+            servers: vec!["127.0.0.1:4222".parse().unwrap()],
             user: "function".into(),
             password: "p\"w".into(),
         };

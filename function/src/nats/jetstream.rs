@@ -24,7 +24,10 @@ const END_OF_BATCH: u16 = 204;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PublishError {
     /// Nothing listens on the subject.
-    #[error("no stream takes it; a worker creates the streams when it starts")]
+    #[error(
+        "no stream takes it: it has no leader at the moment, or was not made yet by a worker's start or \
+         `emberline nats setup`"
+    )]
     NoStream,
     /// The stream is at one of its limits.
     #[error("the queue is full: {0}")]
@@ -49,7 +52,9 @@ impl From<&PublishError> for ApiError {
     fn from(error: &PublishError) -> Self {
         match error {
             PublishError::NoStream => {
-                Self::new(ErrorCode::NoWorker, "No worker has started yet. Try again shortly.")
+                let message = "No worker has started yet, so there is no queue. A worker's start creates it, \
+                    and so does `emberline nats setup`.";
+                Self::new(ErrorCode::NoWorker, message)
             }
             PublishError::Full(_) => {
                 Self::new(ErrorCode::Overloaded, "The queue for this model is full. Try again shortly.")
@@ -248,7 +253,7 @@ mod tests {
         let ack = |payload| read_ack(&message("", payload));
         assert_eq!(ack(r#"{"stream":"JOBS","seq":1}"#), Ok(()));
         assert_eq!(ack(r#"{"stream":"JOBS","seq":1,"duplicate":true}"#), Ok(()));
-        let no_stream = message("NATS/1.0 503\r\nNats-Subject: emberline.jobs.a\r\n\r\n", "");
+        let no_stream = message("NATS/1.0 503\r\nNats-Subject: emberline.jobs.a.0\r\n\r\n", "");
         assert_eq!(read_ack(&no_stream), Err(PublishError::NoStream));
         for garbage in ["", "{}", "null", r#"{"error":{}}"#] {
             assert_eq!(ack(garbage), Err(PublishError::Malformed), "{garbage}");
@@ -266,9 +271,18 @@ mod tests {
             let error = read_ack(&message("", &reply)).unwrap_err();
             assert_eq!(ApiError::from(&error).code, ErrorCode::Overloaded, "{limit}");
         }
-        let refused = r#"{"error":{"code":400,"err_code":10060,"description":"expected stream does not match"},"stream":"JOBS","seq":0}"#;
-        let error = read_ack(&message("", refused)).unwrap_err();
-        assert_eq!(ApiError::from(&error).code, ErrorCode::BusUnavailable);
+        // The server's own store is full, and two that no limit is to blame for.
+        for (code, words) in [
+            (10_023, "insufficient resources"),
+            (10_008, "JetStream system temporarily unavailable"),
+            (10_060, "expected stream does not match"),
+        ] {
+            let refused = format!(
+                r#"{{"error":{{"code":503,"err_code":{code},"description":"{words}"}},"stream":"JOBS","seq":0}}"#
+            );
+            let error = read_ack(&message("", &refused)).unwrap_err();
+            assert_eq!(ApiError::from(&error).code, ErrorCode::BusUnavailable, "{words}");
+        }
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! NATS without I/O: bytes to operations and back, the handshake, JetStream's replies, and
-//! the pool in which idle connections wait.
+//! NATS without I/O: bytes to operations and back, the handshake, JetStream's replies,
+//! the pool in which idle connections wait, and which server to try.
 //!
 //! [`codec`] is the protocol, [`handshake`] what a connection begins with, [`jetstream`] what
 //! the server answers to a publish and to a direct get, [`round`] several requests at once. The
@@ -10,3 +10,4 @@ pub mod handshake;
 pub mod jetstream;
 pub mod pool;
 pub mod round;
+pub mod servers;

@@ -28,6 +28,11 @@ impl<E: PartialEq + Clone, C> Pool<E, C> {
         self.idle.pop_back().map(|(_, connection)| connection)
     }
 
+    /// Drops them all.
+    pub fn clear(&mut self) {
+        self.idle.clear();
+    }
+
     /// Keeps a connection on which nothing is pending.
     pub fn put(&mut self, endpoint: &E, now_ns: u64, connection: C) {
         self.retire(endpoint, now_ns);
@@ -73,6 +78,9 @@ mod tests {
         let mut pool = Pool::new();
         pool.put(&"a", 0, 1);
         assert_eq!(pool.take(&"b", 0), None);
+        assert_eq!(pool.take(&"a", 0), None);
+        pool.put(&"a", 0, 1);
+        pool.clear();
         assert_eq!(pool.take(&"a", 0), None);
     }
 

@@ -41,6 +41,7 @@ pub(super) struct Request {
 pub(super) enum Parameter {
     Id,
     IdempotencyKey,
+    RequestTimeout,
     Stream,
     StartingAfter,
 }
@@ -54,6 +55,12 @@ impl Parameter {
                 "header",
                 "A repeat with the same key and body gets the answer of the first request.",
                 json!({"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[ -~]+$"}),
+            ),
+            Self::RequestTimeout => (
+                "x-request-timeout",
+                "header",
+                "How many seconds the client waits, if that is less than the server would work on it.",
+                json!({"type": "number", "exclusiveMinimum": 0}),
             ),
             Self::Stream => {
                 ("stream", "query", "Answer as server-sent events.", json!({"enum": ["true", "false"]}))
@@ -94,7 +101,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
         path: "/v1/chat/completions",
         id: "createChatCompletion",
         summary: "The next message of a conversation",
-        parameters: &[Parameter::IdempotencyKey],
+        parameters: &[Parameter::IdempotencyKey, Parameter::RequestTimeout],
         needs_key: true,
         request: Some(Request {
             schema: ChatRequest::schema,
@@ -109,7 +116,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
         path: "/v1/completions",
         id: "createCompletion",
         summary: "Text that continues a prompt",
-        parameters: &[Parameter::IdempotencyKey],
+        parameters: &[Parameter::IdempotencyKey, Parameter::RequestTimeout],
         needs_key: true,
         request: Some(Request {
             schema: CompletionRequest::schema,
@@ -124,7 +131,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
         path: "/v1/responses",
         id: "createResponse",
         summary: "A response to a conversation, which may go on in the background",
-        parameters: &[Parameter::IdempotencyKey],
+        parameters: &[Parameter::IdempotencyKey, Parameter::RequestTimeout],
         needs_key: true,
         request: Some(Request {
             schema: ResponsesRequest::schema,

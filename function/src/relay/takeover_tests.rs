@@ -1,7 +1,8 @@
-//! Jobs of several choices and attempts, over a subscription that loses, repeats and reorders.
+//! Jobs of several choices and attempts, over a subscription that loses, repeats and reorders, with a
+//! log that is read too early, has holes, and is lost.
 
 use emberline_shared::answer::Choice;
-use emberline_shared::event::{EventKind, Timings, TokenLogprob};
+use emberline_shared::event::{Timings, TokenLogprob};
 use proptest::prelude::*;
 
 use super::*;
@@ -26,67 +27,133 @@ fn logprobs_of(choice: u32, positions: std::ops::Range<usize>) -> Vec<TokenLogpr
     positions.map(token).collect()
 }
 
-/// One attempt: how far before the end of each choice its worker takes over, which choice it
-/// writes next and how many tokens of it, and how many of its last words reach the log after
-/// its successor's first one: it is a zombie that does not know of it.
+/// What is special about one attempt.
 #[derive(Debug, Clone)]
 struct Attempt {
+    /// How many events before the end of each choice its worker goes on from.
     back: [usize; 4],
+    /// Which choice it writes next, and how many tokens of it.
     turns: Vec<(u32, usize)>,
+    /// How many of its last words reach the log after its successor's first one: it is a zombie that
+    /// does not know of it.
     late: usize,
+    /// A word that is never stored.
+    hole: Option<usize>,
+    /// The log is lost before this word, or after the last one; it goes on.
+    loss: Option<usize>,
 }
 
 fn attempt() -> impl Strategy<Value = Attempt> {
     let turns = proptest::collection::vec((0_u32..4, 1_usize..4), 0..14);
-    (any::<[u8; 4]>(), turns, 0_usize..4).prop_map(|(back, turns, late)| Attempt {
-        back: back.map(|b| usize::from(b % 4)),
-        turns,
-        late,
-    })
+    let rarely = |words| proptest::option::weighted(0.2, 0..words);
+    (any::<[u8; 4]>(), turns, 0_usize..4, rarely(8_usize), rarely(14_usize)).prop_map(
+        |(back, turns, late, hole, loss)| Attempt {
+            // Mostly where the one before it ended.
+            back: back.map(|b| usize::from(b % 8).saturating_sub(4)),
+            turns,
+            late,
+            hole,
+            loss,
+        },
+    )
+}
+
+/// What happens, one after the other.
+#[derive(Debug, Clone)]
+enum Step {
+    Published {
+        event: Event,
+        is_stored: bool,
+    },
+    /// Whoever follows the job has read the log.
+    Read,
+    /// nats-server was started again.
+    Lost,
+}
+
+/// How far a choice has come by the log.
+#[derive(Debug, Clone, Default)]
+struct Progress {
+    /// Where events begin or end, ascending.
+    borders: Vec<usize>,
+    finished: bool,
+}
+
+/// What a worker reads in a log: the newest attempt, and how far each choice has come.
+fn fold(log: &[Event], choices: u32) -> (u32, Vec<Progress>) {
+    let mut progress = vec![Progress { borders: vec![0], finished: false }; choices as usize];
+    let newest = log.iter().map(|event| event.attempt).max().unwrap_or(0);
+    for attempt in 1..=newest {
+        let end = log.iter().position(|event| event.attempt > attempt).unwrap_or(log.len());
+        for index in 0.. {
+            let of_index = |event: &&Event| event.attempt == attempt && event.index == index;
+            match log[..end].iter().find(of_index).map(|event| &event.kind) {
+                Some(EventKind::Tokens { choice, position, ids, .. }) => {
+                    let progress = &mut progress[*choice as usize];
+                    progress.borders.retain(|border| *border <= *position as usize);
+                    assert_eq!(progress.borders.last().map(|last| *last as u32), Some(*position));
+                    progress.borders.push(*position as usize + ids.len());
+                    progress.finished = false;
+                }
+                Some(EventKind::Finish { choice, .. }) => progress[*choice as usize].finished = true,
+                Some(_) => {}
+                None => break,
+            }
+        }
+    }
+    (newest, progress)
 }
 
 /// Writes one attempt after the other.
 struct Writer {
     limits: Limits,
     log: Vec<Event>,
-    /// For each choice, where events of the log begin or end.
-    borders: Vec<Vec<usize>>,
+    steps: Vec<Step>,
 }
 
 impl Writer {
-    fn new(limits: Limits) -> Self {
-        let borders = (0..limits.choices).map(|_| vec![0]).collect();
-        Self { limits, log: Vec::new(), borders }
+    fn publish(&mut self, attempt: u32, index: usize, kind: EventKind, is_stored: bool) {
+        let event = Event { v: 1, attempt, index: index as u32, kind };
+        if is_stored {
+            self.log.push(event.clone());
+        }
+        self.steps.push(Step::Published { event, is_stored });
     }
 
-    /// What an attempt says of its turns, and for each event its choice and where it ends.
-    fn words(&self, attempt: &Attempt) -> Vec<(EventKind, usize)> {
-        let mut at: Vec<usize> = Vec::new();
-        for (borders, back) in self.borders.iter().zip(attempt.back) {
-            at.push(borders[borders.len().saturating_sub(1 + back)]);
-        }
-        let mut finished = vec![false; at.len()];
+    fn lose(&mut self) {
+        self.log.clear();
+        self.steps.push(Step::Lost);
+    }
+
+    /// What an attempt says of its turns.
+    fn words(&self, attempt: &Attempt, progress: &[Progress]) -> Vec<EventKind> {
+        let mut choices: Vec<(usize, bool)> = progress
+            .iter()
+            .zip(attempt.back)
+            .map(|(Progress { borders, finished }, back)| {
+                (borders[borders.len().saturating_sub(1 + back)], *finished && back == 0)
+            })
+            .collect();
         let mut words = Vec::new();
         for (choice, count) in attempt.turns.iter().copied() {
             let choice = choice % self.limits.choices;
-            let (at, finished) = (&mut at[choice as usize], &mut finished[choice as usize]);
+            let (at, finished) = &mut choices[choice as usize];
             let script = script(choice);
             let end = (*at + count).min(script.len());
-            if end > *at {
+            if *finished {
+            } else if end > *at {
                 let asked = self.limits.logprobs.is_some();
-                words.push((
-                    EventKind::Tokens {
-                        choice,
-                        position: *at as u32,
-                        ids: vec![7; end - *at],
-                        text: script[*at..end].concat(),
-                        logprobs: if asked { logprobs_of(choice, *at..end) } else { Vec::new() },
-                    },
-                    end,
-                ));
+                words.push(EventKind::Tokens {
+                    choice,
+                    position: *at as u32,
+                    ids: vec![7; end - *at],
+                    text: script[*at..end].concat(),
+                    logprobs: if asked { logprobs_of(choice, *at..end) } else { Vec::new() },
+                });
                 *at = end;
-            } else if !std::mem::replace(finished, true) {
-                words.push((EventKind::Finish { choice, reason: FinishReason::Stop }, end));
+            } else {
+                *finished = true;
+                words.push(EventKind::Finish { choice, reason: FinishReason::Stop });
             }
         }
         words
@@ -94,91 +161,146 @@ impl Writer {
 
     fn write(&mut self, attempts: &[Attempt], last: &Attempt) {
         let mut late = Vec::new();
-        for (attempt, number) in attempts.iter().chain([last]).zip(1..) {
-            let words = self.words(attempt);
-            let start = EventKind::Accepted {
-                prompt_tokens: 3,
-                cached_tokens: 2,
-                fingerprint: "fp".into(),
-                tool_format: None,
-                prompt_text: None,
-            };
-            self.log.push(Event { v: 1, attempt: number, index: 0, kind: start });
-            self.log.append(&mut late);
-            let is_last = number as usize > attempts.len();
-            let in_time = if is_last { words.len() } else { words.len().saturating_sub(attempt.late) };
-            for ((kind, end), index) in words.into_iter().zip(1..) {
-                let in_time = index as usize <= in_time;
-                if in_time && let EventKind::Tokens { choice, .. } = &kind {
-                    let borders = &mut self.borders[*choice as usize];
-                    borders.push(end);
-                    borders.sort_unstable();
-                    borders.dedup();
+        for (attempt, place) in attempts.iter().chain([last]).zip(0..) {
+            let is_last = place == attempts.len();
+            let (newest, progress) = fold(&self.log, self.limits.choices);
+            if newest == 0 {
+                // This one takes a number that another one has had, who must be dead.
+                late.clear();
+            }
+            let mut words = self.words(attempt, &progress);
+            words.insert(0, EventKind::Taken { worker: format!("worker {place}") });
+            words.insert(
+                1,
+                EventKind::Accepted {
+                    prompt_tokens: 3,
+                    cached_tokens: 2,
+                    fingerprint: "fp".into(),
+                    tool_format: None,
+                    prompt_text: None,
+                },
+            );
+            if is_last {
+                words.push(EventKind::Done { usage: USAGE, timings: Timings::default() });
+            }
+            let number = newest + 1;
+            let in_time = if is_last { words.len() } else { words.len().saturating_sub(attempt.late).max(1) };
+            let loss = attempt.loss.map(|word| word + 2).filter(|_| !is_last || attempt.loss.is_some());
+            let mut later = Vec::new();
+            for (index, kind) in words.into_iter().enumerate() {
+                if Some(index) == loss {
+                    // What a worker goes on from in vain would be lost for ever.
+                    self.steps.extend(is_last.then_some(Step::Read));
+                    self.lose();
                 }
-                let log = if in_time { &mut self.log } else { &mut late };
-                log.push(Event { v: 1, attempt: number, index, kind });
+                let is_stored = is_last || attempt.hole.map(|word| word + 2) != Some(index);
+                if index < in_time {
+                    self.publish(number, index, kind, is_stored);
+                } else {
+                    later.push((number, index, kind, is_stored));
+                }
+                if index == 0 {
+                    for (number, index, kind, is_stored) in late.drain(..) {
+                        self.publish(number, index, kind, is_stored);
+                    }
+                }
+            }
+            late = later;
+            if !is_last && loss.is_some_and(|loss| loss >= in_time) {
+                self.lose();
             }
         }
-        let done = EventKind::Done { usage: USAGE, timings: Timings::default() };
-        let (attempt, index) = self.log.last().map(|event| (event.attempt, event.index + 1)).unwrap();
-        self.log.push(Event { v: 1, attempt, index, kind: done });
     }
 }
 
-/// The log that these attempts leave; the last one comes to the end.
-fn log_of(limits: Limits, attempts: &[Attempt], mut last: Attempt) -> Vec<Event> {
+/// What happens until these attempts have written the whole answer.
+fn steps_of(limits: Limits, attempts: &[Attempt], mut last: Attempt) -> Writer {
     let rest = (0..limits.choices).flat_map(|choice| [(choice, TOKENS.len()), (choice, 1)]);
     last.turns.extend(rest);
-    let mut writer = Writer::new(limits);
+    let mut writer = Writer { limits, log: Vec::new(), steps: Vec::new() };
     writer.write(attempts, &last);
-    writer.log
+    writer
 }
 
-/// What the subscription brings of a log, each with its place there: some lost, some twice,
-/// some swapped.
-fn live(log: &[Event], fates: &[u8], swaps: &[usize]) -> Vec<(usize, Event)> {
-    let mut live: Vec<(usize, Event)> = Vec::new();
-    for ((place, event), fate) in log.iter().cloned().enumerate().zip(fates) {
-        match fate {
-            0 => {}
-            1 => live.extend([(place, event.clone()), (place, event)]),
-            _ => live.push((place, event)),
+/// Follows a job as an exchange does.
+struct Follower {
+    relay: Relay,
+    log: Vec<Event>,
+    /// How many events a read of the log leaves out; none after a loss, for then it has one server.
+    lag: usize,
+    /// An event that another one overtakes.
+    overtaken: Option<Event>,
+    outputs: Vec<Output>,
+}
+
+impl Follower {
+    fn receive(&mut self, event: Event) {
+        self.outputs.extend(self.relay.on_event(event).unwrap());
+        if self.relay.has_gap() {
+            self.read(self.lag);
         }
     }
-    for &swap in swaps {
-        if swap + 1 < live.len() {
-            live.swap(swap, swap + 1);
+
+    fn read(&mut self, lag: usize) {
+        let end = self.log.len().saturating_sub(lag);
+        self.outputs.extend(self.relay.rebuild(&self.log[..end]).unwrap());
+    }
+
+    /// One step, and what becomes of its event on the way.
+    fn step(&mut self, step: Step, fate: u8) {
+        match step {
+            Step::Published { event, is_stored } => {
+                self.log.extend(is_stored.then(|| event.clone()));
+                let overtaken = self.overtaken.take();
+                match fate {
+                    0 => {}
+                    1 => (0..2).for_each(|_| self.receive(event.clone())),
+                    2 => self.overtaken = Some(event),
+                    _ => self.receive(event),
+                }
+                overtaken.into_iter().for_each(|event| self.receive(event));
+            }
+            Step::Read => self.read(0),
+            Step::Lost => {
+                self.overtaken = None;
+                self.log.clear();
+                self.lag = 0;
+                self.relay.doubt();
+                self.read(0);
+            }
         }
     }
-    live
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(4000))]
     #[test]
     fn everything_is_told_exactly_once(
         choices in 1_u32..5,
         asked in any::<bool>(),
         attempts in proptest::collection::vec(attempt(), 0..4),
         last in attempt(),
-        fates in proptest::collection::vec(0_u8..8, 150),
-        swaps in proptest::collection::vec(0_usize..80, 0..10),
+        fates in proptest::collection::vec(0_u8..12, 200),
         lag in 0_usize..4,
     ) {
         let limits = Limits { choices, tokens: 12, logprobs: asked.then_some(1) };
-        let log = log_of(limits, &attempts, last);
-        let mut relay = Relay::new(limits);
-        let mut outputs = Vec::new();
-        let mut stored = 0;
-        for (place, event) in live(&log, &fates, &swaps) {
-            outputs.extend(relay.on_event(event).unwrap());
-            stored = stored.max(place + 1);
-            if relay.has_gap() {
-                outputs.extend(relay.rebuild(&log[..stored.saturating_sub(lag)]).unwrap());
+        let Writer { log, steps, .. } = steps_of(limits, &attempts, last);
+        let relay = Relay::new(limits);
+        let mut follower = Follower { relay, log: Vec::new(), lag, overtaken: None, outputs: Vec::new() };
+        let mut fates = fates.into_iter().cycle();
+        let losses = steps.iter().rposition(|step| matches!(step, Step::Lost)).is_some();
+        for step in steps {
+            let mut fate = fates.next().unwrap_or(3);
+            // Who has the number of another one must be seen to begin.
+            if losses && matches!(&step, Step::Published { event, .. } if event.index == 0) {
+                fate = fate.max(3);
             }
+            follower.step(step, fate);
         }
         // In the end silence makes the caller look at the log.
-        outputs.extend(relay.rebuild(&log).unwrap());
+        prop_assert_eq!(&follower.log, &log);
+        follower.read(0);
+        let Follower { relay, outputs, .. } = follower;
         prop_assert!(relay.is_over() && !relay.has_gap());
 
         let mut whole = Whole::new(limits);
@@ -207,7 +329,7 @@ proptest! {
             logprobs: asked.then(|| logprobs_of(choice, 0..script(choice).len())),
             finish_reason: Some(FinishReason::Stop),
         });
-        prop_assert_eq!(whole.into_choices(), expected.collect::<Vec<_>>());
+        prop_assert_eq!(whole.choices_mut(), expected.collect::<Vec<_>>());
         prop_assert!(matches!(outputs.last(), Some(Output::Done(_))));
     }
 }

@@ -4,6 +4,10 @@
 //! from some position of its own on. So an attempt's output is a run of bytes that begins
 //! where its first position lies in the text, and only what reaches beyond the text is new.
 //! Log-probabilities belong to positions; those of a position are whatever was written first.
+//! Nothing that is known is ever taken back: a log that was lost and is written again must agree
+//! with it.
+
+use std::collections::BTreeMap;
 
 use emberline_shared::PROTOCOL_VERSION;
 use emberline_shared::error::ApiError;
@@ -29,8 +33,6 @@ pub enum Fault {
     Position { attempt: u32, index: u32, position: u32 },
     #[error("attempt {attempt} writes another text than was told at position {position}")]
     Differs { attempt: u32, position: u32 },
-    #[error("the log writes another text than was told")]
-    LogDiffers,
     #[error("attempt {0} writes more than the job allows")]
     TooLong(u32),
     #[error(
@@ -52,8 +54,10 @@ pub(super) enum Applied {
     Taken,
     /// It was known, or comes from an attempt that has been replaced.
     Stale,
-    /// Something before it is missing; it has changed nothing.
+    /// An event of its attempt is missing before it; it has changed nothing.
     Gap,
+    /// What its attempt goes on from is not known; it has changed nothing.
+    Unplaced,
 }
 
 /// How a job ended.
@@ -76,17 +80,29 @@ pub(super) struct ChoiceLog {
     untold: u32,
     /// Where in `text` each position begins that an event began with or ended before; ascending.
     offsets: Vec<(u32, usize)>,
-    /// Where the current attempt writes: position and byte.
-    cursor: Option<(u32, usize)>,
+    cursor: Option<Cursor>,
+}
+
+/// Where an attempt writes on.
+#[derive(Debug, Clone, Copy)]
+struct Cursor {
+    attempt: u32,
+    position: u32,
+    byte: usize,
+}
+
+/// What is known of an attempt.
+#[derive(Debug, Default)]
+struct Attempt {
+    next_index: u32,
+    worker: Option<String>,
 }
 
 /// The log so far.
 #[derive(Debug)]
 pub(super) struct Transcript {
     limits: Limits,
-    /// The newest attempt; 0 before the first.
-    attempt: u32,
-    next_index: u32,
+    attempts: BTreeMap<u32, Attempt>,
     acceptance: Option<Acceptance>,
     choices: Vec<ChoiceLog>,
     end: Option<End>,
@@ -95,16 +111,7 @@ pub(super) struct Transcript {
 impl Transcript {
     pub(super) fn new(limits: Limits) -> Self {
         let choices = (0..limits.choices).map(|_| ChoiceLog::default()).collect();
-        Self { limits, attempt: 0, next_index: 0, acceptance: None, choices, end: None }
-    }
-
-    /// To be filled anew, without the log-probabilities that were told already.
-    pub(super) fn restarted(&self) -> Self {
-        let mut new = Self::new(self.limits);
-        for (new, old) in new.choices.iter_mut().zip(&self.choices) {
-            new.untold = old.untold;
-        }
-        new
+        Self { limits, attempts: BTreeMap::new(), acceptance: None, choices, end: None }
     }
 
     pub(super) fn acceptance(&self) -> Option<&Acceptance> {
@@ -119,32 +126,53 @@ impl Transcript {
         self.end.as_ref()
     }
 
+    /// The newest attempt; 0 before the first.
+    pub(super) fn newest(&self) -> u32 {
+        self.attempts.last_key_value().map_or(0, |(attempt, _)| *attempt)
+    }
+
     /// Whether `event` is of a later attempt than the first that is known. Its worker has read
     /// the log, so what it does not write again must be read there, too.
     pub(super) fn follows_a_takeover(&self, event: &Event) -> bool {
-        self.end.is_none() && event.attempt > self.attempt.max(1)
+        event.attempt > self.newest().max(1)
     }
 
-    /// Takes the next event, in the log's order.
+    /// Whether `event` begins an attempt that another worker has begun, too: one of them was
+    /// refused, or the log was lost and attempts are counted from the beginning again.
+    pub(super) fn rivals(&self, event: &Event) -> bool {
+        let EventKind::Taken { worker } = &event.kind else { return false };
+        let known = self.attempts.get(&event.attempt).and_then(|attempt| attempt.worker.as_ref());
+        known.is_some_and(|known| known != worker)
+    }
+
+    /// Forgets who has written, but not what: the log that is to be applied next is another one.
+    pub(super) fn forget_attempts(&mut self) {
+        self.attempts.clear();
+        self.choices.iter_mut().for_each(|choice| choice.cursor = None);
+    }
+
+    /// Takes the next event.
     pub(super) fn apply(&mut self, event: &Event) -> Result<Applied, Fault> {
-        let is_new_attempt = event.attempt > self.attempt;
-        let expected = if is_new_attempt { 0 } else { self.next_index };
-        if self.end.is_some() || event.attempt < self.attempt || event.index < expected {
+        let expected = self.attempts.get(&event.attempt).map_or(0, |attempt| attempt.next_index);
+        if self.end.is_some() || event.index < expected {
             return Ok(Applied::Stale);
         }
         if event.index > expected {
             return Ok(Applied::Gap);
         }
-        if is_new_attempt {
-            self.attempt = event.attempt;
-            self.choices.iter_mut().for_each(|choice| choice.cursor = None);
+        if !self.take(event)? {
+            return Ok(Applied::Unplaced);
         }
-        self.next_index = event.index.saturating_add(1);
-        self.take(event)?;
+        let attempt = self.attempts.entry(event.attempt).or_default();
+        attempt.next_index = event.index.saturating_add(1);
+        if let EventKind::Taken { worker } = &event.kind {
+            attempt.worker = Some(worker.clone());
+        }
         Ok(Applied::Taken)
     }
 
-    fn take(&mut self, event: &Event) -> Result<(), Fault> {
+    /// Whether the event could be placed.
+    fn take(&mut self, event: &Event) -> Result<bool, Fault> {
         let out_of_order = Fault::OutOfOrder { attempt: event.attempt, index: event.index };
         match &event.kind {
             EventKind::Accepted { prompt_tokens, fingerprint, tool_format, prompt_text, .. } => {
@@ -155,6 +183,8 @@ impl Transcript {
                     prompt_text: prompt_text.clone(),
                 });
             }
+            // They tell workers how far others came, and clients nothing.
+            EventKind::Taken { .. } | EventKind::HandedBack | EventKind::Withdrawn => {}
             EventKind::Error(error) => self.end = Some(End::Failed(error.clone().into())),
             EventKind::Done { usage, .. } => self.end = Some(End::Done(*usage)),
             // That may be at any time, even of a choice that was finished by an earlier attempt.
@@ -173,7 +203,9 @@ impl Transcript {
                 let limits = self.limits;
                 let log = choice_mut(&mut self.choices, event, *choice)?;
                 let count = u32::try_from(ids.len()).unwrap_or(u32::MAX);
-                log.write(event, *position, count, text)?;
+                if !log.write(event, *position, count, text)? {
+                    return Ok(false);
+                }
                 if let Some(top) = limits.logprobs {
                     if logprobs.len() != ids.len() || !logprobs.iter().all(|token| is_sound(token, top)) {
                         return Err(Fault::Logprobs { attempt: event.attempt, index: event.index });
@@ -186,21 +218,7 @@ impl Transcript {
                 }
             }
         }
-        Ok(())
-    }
-
-    /// Whether this transcript holds all of `other`; a fault if they contradict each other.
-    pub(super) fn extends(&self, other: &Self) -> Result<bool, Fault> {
-        let mut holds_all = (self.attempt, self.next_index) >= (other.attempt, other.next_index);
-        for (ours, theirs) in self.choices.iter().zip(&other.choices) {
-            if !ours.text.starts_with(&theirs.text) {
-                holds_all = false;
-                if !theirs.text.starts_with(&ours.text) {
-                    return Err(Fault::LogDiffers);
-                }
-            }
-        }
-        Ok(holds_all)
+        Ok(true)
     }
 }
 
@@ -221,13 +239,16 @@ fn choice_mut<'a>(
 }
 
 impl ChoiceLog {
-    fn write(&mut self, event: &Event, position: u32, count: u32, text: &str) -> Result<(), Fault> {
+    /// Whether it is known where `position` lies.
+    fn write(&mut self, event: &Event, position: u32, count: u32, text: &str) -> Result<bool, Fault> {
         let (attempt, index) = (event.attempt, event.index);
-        let misplaced = Fault::Position { attempt, index, position };
-        let start = match self.cursor {
-            Some((next, byte)) if next == position => byte,
-            None => self.offset_of(position).ok_or(misplaced)?,
-            Some(_) => return Err(misplaced),
+        let start = match self.cursor.filter(|cursor| cursor.attempt == attempt) {
+            Some(cursor) if cursor.position == position => cursor.byte,
+            Some(_) => return Err(Fault::Position { attempt, index, position }),
+            None => match self.offset_of(position) {
+                Some(offset) => offset,
+                None => return Ok(false),
+            },
         };
         let written = self.text.get(start..).unwrap_or_default();
         let shared = written.len().min(text.len());
@@ -244,8 +265,8 @@ impl ChoiceLog {
         let end = start.saturating_add(text.len());
         self.note_offset(next, end);
         self.next = self.next.max(next);
-        self.cursor = Some((next, end));
-        Ok(())
+        self.cursor = Some(Cursor { attempt, position: next, byte: end });
+        Ok(true)
     }
 
     /// Keeps what is new in the log-probabilities of the positions from `position` on, which

@@ -41,7 +41,7 @@ impl Whole {
     }
 
     /// The choices; complete once [`Output::Done`] was told.
-    pub fn into_choices(self) -> Vec<Choice> {
-        self.choices
+    pub fn choices_mut(&mut self) -> &mut [Choice] {
+        &mut self.choices
     }
 }

@@ -89,7 +89,10 @@ impl Stream {
                     seen.cached_tokens = cached_tokens as usize;
                 }
                 EventKind::Tokens { ids, .. } => seen.arrivals.push(Arrival { at, tokens: ids.len() }),
-                EventKind::Finish { .. } => {}
+                EventKind::Taken { .. }
+                | EventKind::Finish { .. }
+                | EventKind::HandedBack
+                | EventKind::Withdrawn => {}
                 EventKind::Done { usage, timings } => seen.end = Some((usage, timings)),
                 EventKind::Error(error) => return Err(BenchError::Engine(error.message)),
             }

@@ -17,18 +17,20 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use emberline_shared::error::{ApiError, ErrorCode};
 use emberline_shared::event::{EventKind, Usage};
 use emberline_shared::heartbeat::ServedModel;
 use emberline_shared::subject::JobId;
 
 use super::refusal::too_late;
 use super::scheduler::{Scheduler, SequenceId, Step};
-use super::{Engine, EngineError, EventSink, Frontend, Prepared};
+use super::{Engine, EngineError, EventSink, Frontend, Prepared, Written};
+use crate::constraint::Stuck;
 use crate::model::{ComputeError, Logits, Network, StepSpan};
 pub use load::{CacheSize, LoadOptions, load};
 use pick::{Picker, Wanted};
 use prompt::PromptBuilder;
-use publish::{Opening, Publisher, Record};
+use publish::{Choice, Opening, Publisher, Record};
 use request::Request;
 
 /// A model on its device, and the jobs it is working on.
@@ -45,6 +47,15 @@ pub struct BurnEngine {
     numbers: HashMap<JobId, u64>,
     next_number: u64,
     counts: Counts,
+}
+
+/// Why an answer that another worker began can't go on here.
+#[derive(Debug, thiserror::Error)]
+enum Discontinued {
+    #[error("The answer was begun with another version of the model, which wrote what this one can't.")]
+    Grammar(#[from] Stuck),
+    #[error("The answer was begun with another version of the model, whose tokens are others.")]
+    Text,
 }
 
 /// What the engine says of itself.
@@ -100,12 +111,24 @@ impl Engine for BurnEngine {
     }
 
     fn submit(&mut self, prepared: Prepared, events: EventSink) {
+        let (mut request, choices) = match self.open(&prepared, &events) {
+            Ok(opened) => opened,
+            Err(error) => {
+                tracing::error!(job = %prepared.job.id, %error, "an answer can't be continued");
+                let error = ApiError::new(ErrorCode::WorkerFailed, error.to_string());
+                // Nobody may be listening.
+                return drop(events.send(EventKind::Error(error.into())));
+            }
+        };
         let number = self.next_number;
         self.next_number += 1;
-        let request = Request::new(&prepared, events.clone(), self.prompts.tokenizer.end_of_generation());
-        let Prepared { job, taken, prompt, tool_format, prompt_text, .. } = prepared;
-        let choices = u32::try_from(request.choices.len()).unwrap_or(u32::MAX);
+        let Prepared { job, taken, prompt, tool_format, prompt_text, written, .. } = prepared;
         let cached_tokens = u32::try_from(self.scheduler.cached(&prompt)).unwrap_or(u32::MAX);
+        for (choice, number) in choices.iter().zip(0..) {
+            if let Some(tokens) = choice.tokens_at_end() {
+                request.stop(number, tokens);
+            }
+        }
         let opening = Opening {
             request: number,
             events,
@@ -118,17 +141,16 @@ impl Engine for BurnEngine {
             },
             prompt_tokens: request.prompt_tokens,
             choices,
-            stop: job.request.stop,
-            verbatim: job.request.constraint.is_some(),
             taken,
         };
         // If that fails, so does the next step.
         let _ = self.publisher.send(vec![Record::Open(Box::new(opening))]);
-        self.scheduler.submit(number, prompt, choices);
+        self.schedule(number, &request, prompt, &written);
         if let Some(older) = self.numbers.insert(job.id, number) {
             self.forget(older);
         }
         self.requests.insert(number, request);
+        self.forget_if_ended(number);
     }
 
     fn cancel(&mut self, job: &JobId) -> Option<Usage> {
@@ -196,18 +218,53 @@ impl BurnEngine {
         self.publisher.settle()
     }
 
+    /// A request and its choices, with what is written of them.
+    fn open(&self, prepared: &Prepared, events: &EventSink) -> Result<(Request, Vec<Choice>), Discontinued> {
+        let tokenizer = &self.prompts.tokenizer;
+        let request = Request::new(prepared, events.clone(), tokenizer.end_of_generation())?;
+        let (stop, verbatim) = (&prepared.job.request.stop, prepared.job.request.constraint.is_some());
+        let choices = (0..).take(request.choices.len()).map(|number| {
+            let choice = Choice::new(number, stop, verbatim);
+            match prepared.written.get(number as usize) {
+                None => Ok(choice),
+                Some(written) => {
+                    choice.resume(written, request.end(number), tokenizer).ok_or(Discontinued::Text)
+                }
+            }
+        });
+        let choices = choices.collect::<Result<_, _>>()?;
+        Ok((request, choices))
+    }
+
+    /// Has the scheduler compute a request's prompt and what goes on from there.
+    fn schedule(&mut self, number: u64, request: &Request, prompt: Vec<u32>, written: &[Written]) {
+        if written.iter().all(Written::is_empty) {
+            let choices = u32::try_from(request.choices.len()).unwrap_or(u32::MAX);
+            return self.scheduler.submit(number, prompt, choices);
+        }
+        for ((choice, written), index) in request.choices.iter().zip(written).zip(0..) {
+            if !choice.has_ended() {
+                let id = SequenceId { request: number, choice: index };
+                self.scheduler.resume(id, [&prompt[..], &written.ids].concat());
+            }
+        }
+    }
+
+    fn forget_if_ended(&mut self, number: u64) {
+        if self.requests.get(&number).is_some_and(Request::has_ended) {
+            self.forget(number);
+        }
+    }
+
     /// Ends choices that have come to a stop string.
     fn end_stopped(&mut self) {
-        for stopped in self.publisher.stopped() {
+        let stopped: Vec<_> = self.publisher.stopped().collect();
+        for stopped in stopped {
             self.scheduler.finish(stopped.id);
             let number = stopped.id.request;
             if let Some(request) = self.requests.get_mut(&number) {
                 request.stop(stopped.id.choice, stopped.tokens);
-                if request.has_ended() {
-                    let job = request.job.clone();
-                    self.requests.remove(&number);
-                    self.numbers.remove(&job);
-                }
+                self.forget_if_ended(number);
             }
         }
     }
@@ -254,7 +311,9 @@ impl BurnEngine {
         for started in &step.started {
             let Some(request) = self.requests.get_mut(&started.id.request) else { continue };
             if request.cached_tokens.is_none() {
+                // Of the prompt: an answer that goes on may be found there, too.
                 let cached_tokens = u32::try_from(started.cached).unwrap_or(u32::MAX);
+                let cached_tokens = cached_tokens.min(request.prompt_tokens);
                 request.cached_tokens = Some(cached_tokens);
                 records.push(Record::Started { request: started.id.request, cached_tokens, at });
             }

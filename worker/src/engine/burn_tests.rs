@@ -632,3 +632,6 @@ fn what_the_device_picks_is_what_the_host_picks() {
 
 #[path = "burn_constraint_tests.rs"]
 mod constraint;
+
+#[path = "burn_takeover_tests.rs"]
+mod takeover;

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use emberline_shared::error::ApiError;
-use emberline_shared::event::{EventKind, Usage};
+use emberline_shared::event::{EventKind, FinishReason, Usage};
 use emberline_shared::heartbeat::ServedModel;
 use emberline_shared::job::Job;
 use emberline_shared::subject::JobId;
@@ -35,6 +35,24 @@ use crate::model::ComputeError;
 /// Where a job's events go. `Done` and `Error` are the last of a job; if the sink is closed before,
 /// the engine has failed. It is unbounded, for an engine must not wait; the job's own limits bound it.
 pub type EventSink = UnboundedSender<EventKind>;
+
+/// What other workers wrote of a choice before this one got the job.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Written {
+    /// Its tokens, the one that ended it left out if it is not part of the text.
+    pub ids: Vec<u32>,
+    /// The text that they completed.
+    pub text: String,
+    /// Why it ended, if it did.
+    pub finish: Option<FinishReason>,
+}
+
+impl Written {
+    /// Whether it was begun.
+    pub fn is_empty(&self) -> bool {
+        self.ids.is_empty() && self.finish.is_none()
+    }
+}
 
 /// A job that can be served, and its prompt.
 #[derive(Debug, Clone)]
@@ -53,6 +71,8 @@ pub struct Prepared {
     pub prompt_text: Option<String>,
     /// What its answers obey; `None` if they may be anything.
     pub grammar: Option<Grammar>,
+    /// What is there of each choice; empty if nothing is.
+    pub written: Vec<Written>,
 }
 
 /// Makes prompts of jobs, and whatever else is done with text and tokens alone.

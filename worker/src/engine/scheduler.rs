@@ -141,6 +141,13 @@ impl Scheduler {
         self.waiting.insert(SequenceId { request, choice: 0 }, waiting);
     }
 
+    /// Takes in one choice of a request that is as young as can be, with the `tokens` of its prompt
+    /// and those that it has already; as for [`Scheduler::submit`], they must fit.
+    pub fn resume(&mut self, id: SequenceId, tokens: Vec<u32>) {
+        debug_assert!(!tokens.is_empty() && tokens.len() <= self.limits.blocks * BLOCK_SIZE);
+        self.waiting.insert(id, Waiting { tokens, choices: 1 });
+    }
+
     /// Whether any sequence is unfinished.
     pub fn has_work(&self) -> bool {
         !(self.waiting.is_empty() && self.running.is_empty())

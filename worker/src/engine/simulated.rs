@@ -23,7 +23,7 @@ use emberline_shared::subject::JobId;
 use emberline_shared::tokens::{TokensReply, TokensRequest};
 
 use super::refusal::{no_room_for, too_long};
-use super::{Engine, EngineError, EventSink, Frontend, Prepared};
+use super::{Engine, EngineError, EventSink, Frontend, Prepared, Written};
 use crate::text::TextAssembler;
 
 /// Prompt and completion together.
@@ -68,6 +68,8 @@ struct Choice {
     number: u32,
     text: TextAssembler,
     generated: u32,
+    /// It has come to a stop string.
+    stopped: bool,
     finished: bool,
 }
 
@@ -109,7 +111,7 @@ impl Engine for SimulatedEngine {
 
     fn submit(&mut self, prepared: Prepared, events: EventSink) {
         let prompt_text = prepared.prompt_text.clone();
-        let sequence = Sequence::new(prepared, events, self.pace);
+        let mut sequence = Sequence::new(prepared, events, self.pace);
         sequence.say(EventKind::Accepted {
             prompt_tokens: sequence.prompt_tokens,
             cached_tokens: 0,
@@ -117,7 +119,9 @@ impl Engine for SimulatedEngine {
             tool_format: None,
             prompt_text,
         });
-        self.running.push(sequence);
+        if !sequence.tell_ends() {
+            self.running.push(sequence);
+        }
     }
 
     fn cancel(&mut self, job: &JobId) -> Option<Usage> {
@@ -172,7 +176,8 @@ impl Frontend for Words {
             _ => None,
         };
         let prompt = vec![0; words];
-        Ok(Prepared { job, taken, prompt, limit, tool_format: None, prompt_text, grammar: None })
+        let (tool_format, grammar, written) = (None, None, Vec::new());
+        Ok(Prepared { job, taken, prompt, limit, tool_format, prompt_text, grammar, written })
     }
 
     fn convert(&self, _: TokensRequest) -> Result<TokensReply, ApiError> {
@@ -183,14 +188,16 @@ impl Frontend for Words {
 
 impl Sequence {
     fn new(prepared: Prepared, events: EventSink, pace: Duration) -> Self {
-        let Prepared { job, taken, prompt, limit, .. } = prepared;
+        let Prepared { job, taken, prompt, limit, written, .. } = prepared;
         let request = job.request;
         let ends_by_itself = request.max_tokens.is_none() && !request.sampling.ignore_eos;
-        let choices = (0..request.n.clamp(1, MAX_CHOICES)).map(|number| Choice {
-            number,
-            text: TextAssembler::new(&request.stop),
-            generated: 0,
-            finished: false,
+        let choices = (0..request.n.clamp(1, MAX_CHOICES)).map(|number| {
+            let text = TextAssembler::new(&request.stop);
+            let mut choice = Choice { number, text, generated: 0, stopped: false, finished: false };
+            if let Some(written) = written.get(number as usize) {
+                choice.resume(written);
+            }
+            choice
         });
         Self {
             job: job.id,
@@ -211,6 +218,15 @@ impl Sequence {
         let _ = self.events.send(kind);
     }
 
+    /// Says what had ended without its being written; whether all has.
+    fn tell_ends(&mut self) -> bool {
+        let mut events = Vec::new();
+        for choice in self.choices.iter_mut().filter(|choice| !choice.finished) {
+            events.extend(choice.end(self.limit, self.at_limit));
+        }
+        self.say_and_end(events, Instant::now())
+    }
+
     /// Says the next word of each choice; whether these were the last.
     fn advance(&mut self, now: Instant, pace: Duration) -> bool {
         self.due += pace;
@@ -219,6 +235,11 @@ impl Sequence {
         for choice in self.choices.iter_mut().filter(|choice| !choice.finished) {
             choice.advance(self.limit, self.at_limit, self.logprobs, &mut events);
         }
+        self.say_and_end(events, now)
+    }
+
+    /// Says `events` and, after the last of all, that the answer is complete; whether it is.
+    fn say_and_end(&self, mut events: Vec<EventKind>, now: Instant) -> bool {
         let finished = self.choices.iter().all(|choice| choice.finished);
         if finished {
             events.push(EventKind::Done { usage: self.usage(), timings: self.timings(now) });
@@ -252,26 +273,49 @@ impl Choice {
         logprobs: Option<u32>,
         events: &mut Vec<EventKind>,
     ) {
-        let position = self.generated;
-        let id = self.number.wrapping_add(position) % 8;
-        let word = WORDS.get(id as usize).copied().unwrap_or_default();
-        let mut pushed = self.text.push(word.as_bytes());
-        self.generated += 1;
-        let reason = if pushed.stopped {
-            Some(FinishReason::Stop)
-        } else {
-            (self.generated == limit).then_some(at_limit)
-        };
-        if reason.is_some() {
-            pushed.text.push_str(&self.text.finish());
+        let (choice, position) = (self.number, self.generated);
+        let (id, word) = self.next_word();
+        let mut text = self.push(word);
+        let end = self.end(limit, at_limit);
+        if end.is_some() {
+            text.push_str(&self.text.finish());
         }
-        let (choice, text) = (self.number, pushed.text);
         let logprobs = logprobs.map(|top| certainty(word, top)).into_iter().collect();
         events.push(EventKind::Tokens { choice, position, ids: vec![id], text, logprobs });
-        if let Some(reason) = reason {
-            self.finished = true;
-            events.push(EventKind::Finish { choice, reason });
+        events.extend(end);
+    }
+
+    /// Goes on after what is written.
+    fn resume(&mut self, written: &Written) {
+        for _ in &written.ids {
+            let (_, word) = self.next_word();
+            self.push(word);
         }
+        self.finished = written.finish.is_some();
+    }
+
+    fn next_word(&self) -> (u32, &'static str) {
+        let id = self.number.wrapping_add(self.generated) % 8;
+        (id, WORDS.get(id as usize).copied().unwrap_or_default())
+    }
+
+    /// What a word sets free.
+    fn push(&mut self, word: &str) -> String {
+        let pushed = self.text.push(word.as_bytes());
+        self.generated += 1;
+        self.stopped |= pushed.stopped;
+        pushed.text
+    }
+
+    /// Ends the choice, if nothing may follow.
+    fn end(&mut self, limit: u32, at_limit: FinishReason) -> Option<EventKind> {
+        let reason = match self.stopped {
+            true => FinishReason::Stop,
+            false if self.generated >= limit => at_limit,
+            false => return None,
+        };
+        self.finished = true;
+        Some(EventKind::Finish { choice: self.number, reason })
     }
 }
 

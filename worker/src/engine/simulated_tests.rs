@@ -1,9 +1,11 @@
+use emberline_shared::event::Event;
 use emberline_shared::job::{Constraint, GenerationRequest, Message, Role, SamplingOptions, Tool};
 use proptest::prelude::*;
 use serde_json::Map;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::*;
+use crate::intake::takeover::Past;
 
 fn job(id: u128, prompt: &str, max_tokens: Option<u32>, stop: &[&str]) -> Job {
     Job {
@@ -234,6 +236,39 @@ proptest! {
         for (length, receiver) in lengths.into_iter().zip(&mut receivers) {
             let alone = answer(job(1, "hi", Some(length), &[]));
             prop_assert_eq!(text(&alone), text(&drain(receiver)));
+        }
+    }
+}
+
+#[test]
+fn whatever_is_written_another_worker_writes_the_rest() {
+    for stop in [&[][..], &["quick ember g"][..], &["no such words"][..]] {
+        let mut job = job(11, "two words", Some(9), stop);
+        (job.request.n, job.request.logprobs) = (2, Some(1));
+        let whole = answer(job.clone());
+        let events = |attempt, log: &[EventKind]| {
+            let event = |(index, kind): (u32, &EventKind)| Event { v: 3, attempt, index, kind: kind.clone() };
+            (0..).zip(log).map(event).collect::<Vec<_>>()
+        };
+        let expected = Past::of(events(1, &whole), 2).written;
+        for cut in 0..whole.len() {
+            let past = Past::of(events(1, &whole[..cut]), 2);
+            let mut engine = engine();
+            let (sender, mut receiver) = unbounded_channel();
+            let prepared = engine.frontend().prepare(job.clone(), Instant::now()).unwrap();
+            engine.submit(Prepared { written: past.written, ..prepared }, sender);
+            while engine.has_work() {
+                engine.step().unwrap();
+            }
+            let rest = drain(&mut receiver);
+            let both = [events(1, &whole[..cut]), events(2, &rest)].concat();
+            assert_eq!(Past::of(both, 2).written, expected, "{rest:?}");
+            let (Some(EventKind::Done { usage, .. }), Some(EventKind::Done { usage: all, .. })) =
+                (rest.last(), whole.last())
+            else {
+                panic!("no end: {rest:?}")
+            };
+            assert_eq!(usage, all);
         }
     }
 }

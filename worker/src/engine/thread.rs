@@ -18,7 +18,7 @@ use emberline_shared::subject::JobId;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::{oneshot, watch};
 
-use super::{Engine, EngineError, EventSink, Frontend, Prepared};
+use super::{Engine, EngineError, EventSink, Frontend, Prepared, Written};
 
 /// What an engine says of itself once, before its thread owns it.
 #[derive(Debug, Clone)]
@@ -92,6 +92,12 @@ impl EngineHandle {
     /// Submits a job; call it within a tokio runtime. Its events end after `Done` or `Error`; if they
     /// end before, the engine is gone. Dropping the receiver cancels the job.
     pub fn submit(&self, job: Job) -> UnboundedReceiver<EventKind> {
+        self.resume(job, Vec::new())
+    }
+
+    /// The same for a job of whose choices so much is `written`: their next tokens are what would have
+    /// followed.
+    pub fn resume(&self, job: Job, written: Vec<Written>) -> UnboundedReceiver<EventKind> {
         let (events, receiver) = unbounded_channel();
         let taken = Instant::now();
         let id = job.id.clone();
@@ -103,6 +109,7 @@ impl EngineHandle {
             let prepared = catch_unwind(AssertUnwindSafe(|| frontend.prepare(job, taken)));
             let internal = |_| ApiError::new(ErrorCode::InternalError, "The prompt could not be built.");
             let prepared = prepared.map_err(internal).flatten();
+            let prepared = prepared.map(|prepared| Prepared { written, ..prepared });
             let _ = commands.send(Command::Submit(id, Box::new(prepared), events));
         });
         receiver

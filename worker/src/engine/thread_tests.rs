@@ -82,7 +82,8 @@ impl Frontend for Fussy {
             _ => {}
         }
         let (tool_format, prompt_text, grammar) = (None, None, None);
-        Ok(Prepared { job, taken, prompt: vec![0], limit: 1, tool_format, prompt_text, grammar })
+        let (prompt, written) = (vec![0], Vec::new());
+        Ok(Prepared { job, taken, prompt, limit: 1, tool_format, prompt_text, grammar, written })
     }
 
     fn convert(&self, _: TokensRequest) -> Result<TokensReply, ApiError> {

@@ -117,7 +117,7 @@ impl Charge {
     }
 }
 
-/// The messages of a charge, the running job's first.
+/// The messages of a charge, those of the counters of running jobs first.
 fn messages(job: &Job, account: &Account, tally: &Tally, now_ms: u64) -> Vec<(String, PublishMessage)> {
     let Usage { prompt_tokens, completion_tokens, .. } = tally.usage;
     let used = u64::from(prompt_tokens) + u64::from(completion_tokens);
@@ -155,18 +155,26 @@ mod tests {
     use emberline_shared::error::{ApiError, ErrorCode};
     use emberline_shared::job::GenerationRequest;
     use emberline_shared::key::KeyId;
-    use emberline_shared::limits::{Bucket, Counter};
+    use emberline_shared::lane::Lane;
+    use emberline_shared::limits::{Bucket, Counter, Owner};
 
     const NOW: u64 = 180_000;
 
     fn subjects_and_amounts(reserved: u64, usage: Usage) -> Vec<(String, String)> {
         let key = KeyId::of_key(b"abc");
-        let bucket = |counter, number| Bucket { key: key.clone(), counter, number }.subject();
+        let bucket = |counter, number| {
+            let owner = match counter {
+                Counter::ModelJobs => Owner::model("m"),
+                _ => Owner::Key(key.clone()),
+            };
+            Bucket { owner, counter, number }.subject()
+        };
         let account = Account {
             key: key.clone(),
             reserved_tokens: reserved,
-            token_counters: vec![bucket(Counter::TokensMinute, 1), "emberline.jobs.m".into()],
-            job_counter: Some(bucket(Counter::Jobs, 99)),
+            token_counters: vec![bucket(Counter::TokensMinute, 1), "emberline.jobs.m.0".into()],
+            job_counters: vec![bucket(Counter::Jobs, 99), bucket(Counter::ModelJobs, 99)],
+            lane: Lane::default(),
         };
         let job = Job {
             v: PROTOCOL_VERSION,
@@ -194,12 +202,13 @@ mod tests {
         let usage = Usage { prompt_tokens: 10, cached_tokens: 4, completion_tokens: 5 };
         let pair = |subject: &str, amount: &str| (subject.to_owned(), amount.to_owned());
         let job = pair("emberline.limits.K.jobs.99", "-1");
+        let model = pair("emberline.limits.m.model_jobs.99", "-1");
         let told = pair("emberline.usage.K", "");
         let less = pair("emberline.limits.K.tokens_minute.1", "-5");
-        assert_eq!(subjects_and_amounts(20, usage), [job.clone(), less, told.clone()]);
+        assert_eq!(subjects_and_amounts(20, usage), [job.clone(), model.clone(), less, told.clone()]);
         let more = pair("emberline.limits.K.tokens_minute.3", "5");
-        assert_eq!(subjects_and_amounts(10, usage), [job.clone(), more, told.clone()]);
-        assert_eq!(subjects_and_amounts(15, usage), [job, told]);
+        assert_eq!(subjects_and_amounts(10, usage), [job.clone(), model.clone(), more, told.clone()]);
+        assert_eq!(subjects_and_amounts(15, usage), [job, model, told]);
     }
 
     #[test]

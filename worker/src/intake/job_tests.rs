@@ -32,7 +32,7 @@ fn message(payload: &[u8], id_header: Option<&str>) -> async_nats::Message {
         headers
     });
     async_nats::Message {
-        subject: "emberline.jobs.x".into(),
+        subject: "emberline.jobs.x.0".into(),
         reply: None,
         payload: payload.to_vec().into(),
         headers,
@@ -45,8 +45,8 @@ fn message(payload: &[u8], id_header: Option<&str>) -> async_nats::Message {
 #[test]
 fn a_job_in_its_own_queue_is_taken() {
     let payload = serde_json::to_vec(&job()).unwrap();
-    assert_eq!(parse(&payload, "emberline.jobs.simulated-echo"), Ok(job()));
-    let refused = parse(&payload, "emberline.jobs.other");
+    assert_eq!(parse(&payload, "emberline.jobs.simulated-echo.3"), Ok(job()));
+    let refused = parse(&payload, "emberline.jobs.other.0");
     assert_eq!(refused, Err(Refusal::WrongModel("simulated-echo".into())));
 }
 
@@ -77,7 +77,7 @@ fn a_deadline_that_has_passed_leaves_no_time() {
 proptest! {
     #[test]
     fn no_message_makes_the_parser_panic(payload in proptest::collection::vec(any::<u8>(), 0..200)) {
-        prop_assert!(parse(&payload, "emberline.jobs.x").is_err());
+        prop_assert!(parse(&payload, "emberline.jobs.x.0").is_err());
         prop_assert_eq!(id_of(&message(&payload, None)), None);
     }
 }

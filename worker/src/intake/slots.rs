@@ -1,8 +1,11 @@
-//! How many jobs run, and how many more may.
+//! How many jobs run, how many more may, and how fast they end.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use tokio::sync::watch;
+
+use super::pace::Pace;
 
 /// Counts a model's running jobs against its capacity, and those of all models together.
 #[derive(Debug, Clone)]
@@ -10,19 +13,18 @@ pub struct Slots {
     capacity: u32,
     active: Arc<watch::Sender<u32>>,
     load: Arc<watch::Sender<u32>>,
+    pace: Arc<Mutex<Pace>>,
 }
 
 /// One running job's place; free again when dropped.
 #[derive(Debug)]
-pub struct Slot {
-    active: Arc<watch::Sender<u32>>,
-    load: Arc<watch::Sender<u32>>,
-}
+pub struct Slot(Slots);
 
 impl Slots {
     /// All free; `load` counts the running jobs of whoever shares it.
     pub fn new(capacity: u32, load: Arc<watch::Sender<u32>>) -> Self {
-        Self { capacity, active: Arc::new(watch::Sender::new(0)), load }
+        let pace = Arc::new(Mutex::new(Pace::new(Instant::now())));
+        Self { capacity, active: Arc::new(watch::Sender::new(0)), load, pace }
     }
 
     /// Jobs at once.
@@ -40,8 +42,20 @@ impl Slots {
         self.capacity.saturating_sub(*self.active.borrow())
     }
 
+    /// Jobs that ended lately, in a second in which any ran; 0 if that is not known.
+    pub fn pace(&self) -> f64 {
+        self.pace_until_now().per_second()
+    }
+
+    fn pace_until_now(&self) -> MutexGuard<'_, Pace> {
+        let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        pace.pass(Instant::now(), *self.active.borrow() > 0);
+        pace
+    }
+
     /// Takes a place, if there is one.
     pub fn take(&self) -> Option<Slot> {
+        drop(self.pace_until_now());
         let taken = self.active.send_if_modified(|active| {
             let free = *active < self.capacity;
             *active += u32::from(free);
@@ -51,13 +65,15 @@ impl Slots {
             return None;
         }
         self.load.send_modify(|load| *load += 1);
-        Some(Slot { active: Arc::clone(&self.active), load: Arc::clone(&self.load) })
+        Some(Slot(self.clone()))
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        for count in [&self.active, &self.load] {
+        let Slots { active, load, .. } = &self.0;
+        self.0.pace_until_now().ended();
+        for count in [active, load] {
             count.send_modify(|active| *active = active.saturating_sub(1));
         }
     }
@@ -78,5 +94,6 @@ mod tests {
         drop(first);
         assert_eq!((slots.free(), others.free(), *load.borrow()), (1, 0, 2));
         assert!(slots.take().is_some());
+        assert!(slots.pace() > 0.0 && others.pace() == 0.0, "each model has a pace of its own");
     }
 }

@@ -72,6 +72,7 @@ impl Board {
                 reason: row.reason.clone(),
                 capacity: slots.map_or(0, Slots::capacity),
                 active: slots.map_or(0, |slots| *slots.active().borrow()),
+                pace: slots.map_or(0.0, Slots::pace),
             }
         };
         self.models.iter().map(status).collect()

@@ -24,6 +24,8 @@ const HAND_BACK: Duration = Duration::from_secs(5);
 pub struct Shared {
     /// NATS.
     pub bus: Bus,
+    /// This worker's id.
+    pub worker: String,
     /// Makes engines.
     pub loader: Loader,
     /// How long running jobs get once their model is to go.
@@ -95,6 +97,7 @@ impl Instance {
         let slots = Slots::new(info.capacity, Arc::clone(&self.shared.load));
         let intake = Arc::new(Intake {
             bus: self.shared.bus.clone(),
+            worker: self.shared.worker.clone(),
             engine: handle.clone(),
             slots: slots.clone(),
             running: self.shared.running.clone(),
@@ -119,10 +122,10 @@ impl Instance {
         ended
     }
 
-    /// Makes the queue's consumer, so that one that can't be had is known before anything is loaded.
+    /// Makes the queue's consumers, so that one that can't be had is known before anything is loaded.
     async fn make_queue(&self) -> Result<(), Failure> {
         let bus = &self.shared.bus;
-        match bus.consumer(&self.options.name).await {
+        match bus.consumers(&self.options.name).await {
             // Without a connection nothing is known; the intake tries again.
             Err(BusError::Create { .. }) if !*bus.link().borrow() => Ok(()),
             made => Ok(made.map(|_| ())?),

@@ -9,13 +9,14 @@ use emberline_shared::error::ErrorCode;
 use emberline_shared::event::EventKind;
 use emberline_shared::job::{Account, Job};
 use emberline_shared::key::KeyId;
-use emberline_shared::limits::{Bucket, Counter, INCREMENT_HEADER};
+use emberline_shared::lane::Lane;
+use emberline_shared::limits::{Bucket, Counter, INCREMENT_HEADER, Owner};
 use emberline_shared::subject::{self, JobId, USAGE_STREAM, USAGE_SUBJECTS};
 use emberline_shared::usage::{Outcome, UsageEvent};
 use emberline_tests::nats::NatsServer;
 use futures::StreamExt;
 
-use crate::support::{Relay, Worker, job, wait_for_empty_queue, within};
+use crate::support::{MODEL, Relay, Worker, job, wait_for_empty_queue, within};
 
 /// The key's counters, and what has been told of its usage.
 struct Ledger {
@@ -23,17 +24,19 @@ struct Ledger {
     function: jetstream::Context,
     admin: Client,
     tokens: Bucket,
-    jobs: Bucket,
+    /// The key's and the model's.
+    jobs: [Bucket; 2],
 }
 
 impl Ledger {
     async fn new(nats: &NatsServer, relay: &Relay) -> Self {
         let key = KeyId::of_key(b"key");
-        let bucket = |counter, number| Bucket { key: key.clone(), counter, number };
+        let bucket = |counter, number| Bucket { owner: Owner::Key(key.clone()), counter, number };
+        let of_model = Bucket { owner: Owner::model(MODEL), counter: Counter::ModelJobs, number: 99 };
         Self {
             // A bucket to come, so that all corrections are made in it, and none in that of now.
             tokens: bucket(Counter::TokensDay, job(0, 1).created / 86_400_000 + 2),
-            jobs: bucket(Counter::Jobs, 99),
+            jobs: [bucket(Counter::Jobs, 99), of_model],
             function: jetstream::new(relay.client.clone()),
             admin: nats.admin_client().await.unwrap(),
             key,
@@ -49,19 +52,25 @@ impl Ledger {
     /// Counts a job as the function does.
     async fn admitted(&self, job: Job, reserved: u64) -> Job {
         self.add(&self.tokens, i64::try_from(reserved).unwrap()).await;
-        self.add(&self.jobs, 1).await;
+        for jobs in &self.jobs {
+            self.add(jobs, 1).await;
+        }
         let account = Account {
             key: self.key.clone(),
             reserved_tokens: reserved,
             token_counters: vec![self.tokens.subject()],
-            job_counter: Some(self.jobs.subject()),
+            job_counters: self.jobs.iter().map(Bucket::subject).collect(),
+            lane: Lane::default(),
         };
         Job { account: Some(account), ..job }
     }
 
     /// Tokens and jobs that are counted now.
     async fn sums(&self) -> (i64, i64) {
-        (self.add(&self.tokens, 0).await, self.add(&self.jobs, 0).await)
+        let [of_key, of_model] = &self.jobs;
+        let jobs = self.add(of_key, 0).await;
+        assert_eq!(self.add(of_model, 0).await, jobs);
+        (self.add(&self.tokens, 0).await, jobs)
     }
 
     /// Everything told of the key's jobs.
@@ -192,7 +201,7 @@ async fn a_job_that_was_charged_already_is_not_charged_again() {
     // Queued once more, as if the worker had died just before its acknowledgement.
     let other_id = JobId::from_random(77);
     let payload = serde_json::to_vec(&job).unwrap();
-    relay.send_raw(&other_id, &subject::jobs(&job.model), payload).await;
+    relay.send_raw(&other_id, &subject::jobs(&job.model, job.lane()), payload).await;
     wait_for_empty_queue(&nats).await;
     assert_eq!(ledger.sums().await, (10, 0));
     assert_eq!(ledger.usage().await.len(), 1);

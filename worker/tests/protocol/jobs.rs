@@ -3,6 +3,7 @@
 use emberline_shared::control::Control;
 use emberline_shared::error::ErrorCode;
 use emberline_shared::event::{Event, EventKind, FinishReason, Usage};
+use emberline_shared::lane::Lane;
 use emberline_shared::subject::{self, JobId};
 use emberline_tests::nats::NatsServer;
 
@@ -18,17 +19,18 @@ async fn a_job_becomes_a_log_of_events_in_order_and_leaves_the_queue() {
     let job = job(1, 8);
     let events = relay.send(&job).await.rest().await;
     assert_eq!(text_of(&events, 1), "The quick ember glows along the line. ");
-    assert!(matches!(events[0].kind, EventKind::Accepted { prompt_tokens: 2, cached_tokens: 0, .. }));
-    assert_eq!(events[9].kind, EventKind::Finish { choice: 0, reason: FinishReason::Length });
+    assert!(matches!(events[0].kind, EventKind::Taken { .. }));
+    assert!(matches!(events[1].kind, EventKind::Accepted { prompt_tokens: 2, cached_tokens: 0, .. }));
+    assert_eq!(events[10].kind, EventKind::Finish { choice: 0, reason: FinishReason::Length });
     let usage = Usage { prompt_tokens: 2, cached_tokens: 0, completion_tokens: 8 };
-    assert!(matches!(events[10].kind, EventKind::Done { usage: u, .. } if u == usage));
+    assert!(matches!(events[11].kind, EventKind::Done { usage: u, .. } if u == usage));
 
     // The log holds what was said live.
     let jetstream = async_nats::jetstream::new(nats.worker_client().await.unwrap());
     let log = jetstream.get_stream(subject::EVENTS_STREAM).await.unwrap();
     let stored = log.direct_get_last_for_subject(subject::events(&job.id)).await.unwrap();
-    assert_eq!(serde_json::from_slice::<Event>(&stored.payload).unwrap(), events[10]);
-    assert_eq!(log.cached_info().state.messages, 11);
+    assert_eq!(serde_json::from_slice::<Event>(&stored.payload).unwrap(), events[11]);
+    assert_eq!(log.cached_info().state.messages, 12);
     wait_for_empty_queue(&nats).await;
     relay.wait_for_load(&[0]).await;
 }
@@ -127,7 +129,7 @@ async fn a_message_that_is_no_job_is_refused_and_others_go_on() {
     let relay = Relay::new(&nats).await;
     relay.wait_for_load(&[0]).await;
 
-    let queue = subject::jobs(MODEL);
+    let queue = subject::jobs(MODEL, Lane::default());
     let good = job(1, 1);
     let newer = serde_json::to_vec(&emberline_shared::job::Job { v: 99, ..good.clone() }).unwrap();
     let elsewhere =

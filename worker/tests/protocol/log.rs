@@ -123,7 +123,10 @@ async fn what_a_broken_connection_lost_is_in_the_log_all_the_same() {
     let nats = NatsServer::start().await.unwrap();
     let line = Line::to(nats.address()).await;
     let address = line.address.to_string();
-    let _worker = Worker::start_with(&["--nats", &address, "--engine", "simulated"], nats.worker_password());
+    let _worker = Worker::start_with(
+        &["--nats", &address, "--engine", "simulated"],
+        emberline_tests::nats::WORKER_PASSWORD,
+    );
     let relay = Relay::new(&nats).await;
     relay.wait_for_load(&[0]).await;
     let job = job(1, 30_000);
@@ -141,4 +144,26 @@ async fn what_a_broken_connection_lost_is_in_the_log_all_the_same() {
     let stored = stored_events(&nats, &job.id).await;
     text_of(&stored, 1);
     assert_eq!(stored.last(), Some(&last));
+}
+
+#[tokio::test]
+async fn a_log_is_stored_however_fast_it_grows() {
+    let nats = NatsServer::start().await.unwrap();
+    let _worker = Worker::start(&nats, &["--simulated-tokens-per-s", "0"]);
+    let relay = Relay::new(&nats).await;
+    relay.wait_for_load(&[0]).await;
+    // More than a client of NATS has on its way by itself, and several of them.
+    let mut logs = Vec::new();
+    for id in 1..=3 {
+        logs.push(relay.send(&job(id, 12_000)).await);
+    }
+    for mut log in logs {
+        let events = log.rest().await;
+        assert!(matches!(events.last().unwrap().kind, EventKind::Done { .. }), "{:?}", events.last());
+        assert_eq!(
+            events.iter().filter(|event| matches!(event.kind, EventKind::Tokens { .. })).count(),
+            12_000
+        );
+    }
+    wait_for_empty_queue(&nats).await;
 }

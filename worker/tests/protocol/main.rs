@@ -7,10 +7,12 @@
 mod background;
 mod charges;
 mod jobs;
+mod lanes;
 mod lifecycle;
 mod log;
 mod models;
 mod permissions;
 mod support;
 mod swaps;
+mod takeover;
 mod tokens;

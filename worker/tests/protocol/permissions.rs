@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use async_nats::{Client, ConnectOptions, Event};
+use emberline_shared::lane::Lane;
 use emberline_shared::subject::{self, JobId};
 use emberline_shared::tokens::TokensRequest;
 use emberline_tests::nats::NatsServer;
@@ -33,12 +34,12 @@ async fn each_user_is_refused_what_only_another_may_do() {
     let _worker = Worker::start(&nats, &[]);
     Relay::new(&nats).await.wait_for_load(&[0]).await;
     let id = JobId::from_random(1);
-    let (events, control, jobs) = (subject::events(&id), subject::control(&id), subject::jobs("m"));
+    let (events, control, jobs) =
+        (subject::events(&id), subject::control(&id), subject::jobs("m", Lane::default()));
 
-    let function = client(&nats, "function", nats.function_password()).await;
+    let function = client(&nats, "function", emberline_tests::nats::FUNCTION_PASSWORD).await;
     let kept = subject::kept_events(&id);
     let function_may_not = [
-        events.as_str(),
         kept.as_str(),
         "$KV.workers.x",
         "$JS.API.STREAM.CREATE.JOBS",
@@ -46,9 +47,9 @@ async fn each_user_is_refused_what_only_another_may_do() {
         "$JS.API.STREAM.DELETE.JOBS",
         "$JS.API.STREAM.PURGE.JOBS",
         "$JS.API.CONSUMER.CREATE.JOBS.c",
-        "$JS.API.CONSUMER.MSG.NEXT.JOBS.worker-m",
+        "$JS.API.CONSUMER.MSG.NEXT.JOBS.worker-m-0",
         "$JS.API.DIRECT.GET.JOBS",
-        "$JS.ACK.JOBS.worker-m.1.1.1.1.1",
+        "$JS.ACK.JOBS.worker-m-0.1.1.1.1.1",
         "$KV.keys.x",
         "$JS.API.DIRECT.GET.KV_keys",
         "emberline.usage.x",
@@ -58,11 +59,11 @@ async fn each_user_is_refused_what_only_another_may_do() {
     refused(
         function,
         &function_may_not,
-        &["emberline.jobs.*", "emberline.control.*", "emberline.tokens.*", "_INBOX_worker.>", ">"],
+        &["emberline.jobs.*.*", "emberline.control.*", "emberline.tokens.*", "_INBOX_worker.>", ">"],
     )
     .await;
 
-    let worker = client(&nats, "worker", nats.worker_password()).await;
+    let worker = client(&nats, "worker", emberline_tests::nats::WORKER_PASSWORD).await;
     let worker_may_not = [
         jobs.as_str(),
         "$KV.requests.x",
@@ -75,24 +76,35 @@ async fn each_user_is_refused_what_only_another_may_do() {
         "$JS.API.STREAM.CREATE.OTHER",
         "$JS.API.CONSUMER.CREATE.EVENTS.c",
         "$JS.API.CONSUMER.CREATE.KEPT.c",
-        "$JS.API.CONSUMER.DELETE.JOBS.worker-m",
+        "$JS.API.CONSUMER.DELETE.JOBS.worker-m-0",
         "$KV.keys.x",
         "$JS.API.DIRECT.GET.KV_keys",
+        "$JS.API.DIRECT.GET.DEAD",
+        "$JS.API.STREAM.MSG.DELETE.DEAD",
         "elsewhere",
     ];
-    refused(worker, &worker_may_not, &["emberline.jobs.*", "_INBOX_function.>", "$KV.workers.*", ">"]).await;
+    refused(worker, &worker_may_not, &["emberline.jobs.*.*", "_INBOX_function.>", "$KV.workers.*", ">"])
+        .await;
 
-    let admin = client(&nats, "admin", nats.admin_password()).await;
+    let admin = client(&nats, "admin", emberline_tests::nats::ADMIN_PASSWORD).await;
     let admin_may_not = [
-        jobs.as_str(),
-        control.as_str(),
+        "emberline.jobs.m.1",
         events.as_str(),
+        kept.as_str(),
+        "emberline.dead.m",
         "emberline.limits.x",
         "emberline.usage.x",
         "$KV.workers.x",
-        "$JS.API.STREAM.CREATE.JOBS",
+        "$KV.requests.x",
+        "$JS.API.STREAM.CREATE.OTHER",
         "$JS.API.STREAM.DELETE.KV_keys",
+        "$JS.API.STREAM.DELETE.JOBS",
+        "$JS.API.STREAM.DELETE.DEAD",
         "$JS.API.STREAM.PURGE.USAGE",
+        "$JS.API.STREAM.MSG.DELETE.JOBS",
+        "$JS.API.CONSUMER.DELETE.JOBS.worker-m-0",
+        "$JS.API.CONSUMER.MSG.NEXT.JOBS.worker-m-0",
+        "$JS.API.DIRECT.GET.KEPT",
         "elsewhere",
     ];
     refused(admin, &admin_may_not, &["emberline.events.*", "_INBOX_function.>", "$KV.keys.*", ">"]).await;

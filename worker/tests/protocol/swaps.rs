@@ -150,7 +150,7 @@ impl Worker {
             bus: BusConfig {
                 servers: vec![nats.address().parse().unwrap()],
                 user: "worker".to_owned(),
-                password: Some(nats.worker_password().to_owned()),
+                password: Some(emberline_tests::nats::WORKER_PASSWORD.to_owned()),
             },
             models: ModelList::new(Vec::new(), Some(file), settings),
             drain: Duration::from_secs(30),

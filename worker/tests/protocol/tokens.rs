@@ -18,7 +18,7 @@ fn worker(nats: &NatsServer) -> Worker {
     let model = format!("{TINY}={}/tests/families/qwen3", env!("CARGO_MANIFEST_DIR"));
     let address = nats.address();
     let args = ["--nats", &address, "--backend", "cpu", "--slots", "2", "--model", &model];
-    Worker::start_with(&args, nats.worker_password())
+    Worker::start_with(&args, emberline_tests::nats::WORKER_PASSWORD)
 }
 
 /// Asks as the function does.
@@ -100,7 +100,9 @@ async fn a_conversation_has_the_tokens_that_its_job_is_charged_for() {
         let job = Job { request, ..job_for(TINY, id, 1) };
         let relay = &relay;
         async move {
-            match relay.send(&job).await.next().await.kind {
+            let mut events = relay.send(&job).await;
+            assert!(matches!(events.next().await.kind, EventKind::Taken { .. }));
+            match events.next().await.kind {
                 EventKind::Accepted { prompt_tokens, prompt_text, .. } => (prompt_tokens, prompt_text),
                 other => panic!("{other:?}"),
             }

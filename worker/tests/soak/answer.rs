@@ -51,6 +51,7 @@ impl Answer {
                 self.completion_tokens = Some(usage.completion_tokens);
                 return true;
             }
+            EventKind::Taken { .. } | EventKind::HandedBack | EventKind::Withdrawn => {}
             EventKind::Error(error) => panic!("a job failed: {error:?}"),
         }
         false

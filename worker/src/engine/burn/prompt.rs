@@ -37,7 +37,8 @@ impl Frontend for PromptBuilder {
         let limit = self.limit(&prompt, request)?;
         let prompt_text = text.filter(|_| request.echo);
         let tool_format = may_call.then_some(format);
-        Ok(Prepared { job, taken, prompt, limit, tool_format, prompt_text, grammar })
+        let written = Vec::new();
+        Ok(Prepared { job, taken, prompt, limit, tool_format, prompt_text, grammar, written })
     }
 
     fn convert(&self, request: TokensRequest) -> Result<TokensReply, ApiError> {

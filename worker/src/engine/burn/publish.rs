@@ -12,7 +12,7 @@ use std::time::Instant;
 use emberline_shared::event::{EventKind, FinishReason, Timings, TokenLogprob, TokenLogprobs, Usage};
 
 use crate::engine::scheduler::SequenceId;
-use crate::engine::{EngineError, EventSink};
+use crate::engine::{EngineError, EventSink, Written};
 use crate::sampling::Scores;
 use crate::text::TextAssembler;
 use crate::tokenizer::ModelTokenizer;
@@ -43,10 +43,7 @@ pub(super) struct Opening {
     pub(super) events: EventSink,
     pub(super) accepted: EventKind,
     pub(super) prompt_tokens: u32,
-    pub(super) choices: u32,
-    pub(super) stop: Vec<String>,
-    /// Every byte counts, also a space before the first word.
-    pub(super) verbatim: bool,
+    pub(super) choices: Vec<Choice>,
     pub(super) taken: Instant,
 }
 
@@ -135,9 +132,11 @@ struct Answer {
 }
 
 /// One choice of it.
-struct Choice {
+#[derive(Debug)]
+pub(super) struct Choice {
     number: u32,
     text: TextAssembler,
+    /// Every byte counts, also a space before the first word.
     verbatim: bool,
     /// Its tokens so far, the one that ended it included.
     tokens: u32,
@@ -145,6 +144,8 @@ struct Choice {
     held: Vec<u32>,
     held_logprobs: Vec<TokenLogprobs>,
     ended: bool,
+    /// Why it ended in what is written of it, where that does not say so.
+    untold: Option<FinishReason>,
 }
 
 struct Clock {
@@ -158,13 +159,19 @@ impl Desk {
     fn take(&mut self, record: Record) {
         match record {
             Record::Open(opening) => {
-                let Opening { request, events, accepted, prompt_tokens, choices, stop, verbatim, taken } =
-                    *opening;
+                let Opening { request, events, accepted, prompt_tokens, mut choices, taken } = *opening;
                 publish(&events, accepted);
+                for choice in &mut choices {
+                    if let Some(reason) = choice.untold.take() {
+                        publish(&events, EventKind::Finish { choice: choice.number, reason });
+                    }
+                }
                 let usage = Usage { prompt_tokens, ..Usage::default() };
                 let clock = Clock { taken, prefill_began: None, first_token: None, last_token: None };
-                let choices = (0..choices).map(|number| Choice::new(number, &stop, verbatim)).collect();
-                self.answers.insert(request, Answer { events, usage, clock, choices });
+                let answer = Answer { events, usage, clock, choices };
+                if !answer.end_if_complete() {
+                    self.answers.insert(request, answer);
+                }
             }
             Record::Started { request, cached_tokens, at } => {
                 if let Some(answer) = self.answers.get_mut(&request) {
@@ -220,6 +227,11 @@ impl Answer {
             // The engine knows the other ends; hearing of them again does it no harm.
             let _ = stopped.send(Stopped { id, tokens: choice.tokens });
         }
+        self.end_if_complete()
+    }
+
+    /// Says that the answer is complete, if it is.
+    fn end_if_complete(&self) -> bool {
         if self.choices.iter().any(|choice| !choice.ended) {
             return false;
         }
@@ -231,7 +243,8 @@ impl Answer {
 }
 
 impl Choice {
-    fn new(number: u32, stop: &[String], verbatim: bool) -> Self {
+    /// One of which nothing is written.
+    pub(super) fn new(number: u32, stop: &[String], verbatim: bool) -> Self {
         Self {
             number,
             text: TextAssembler::new(stop),
@@ -240,6 +253,59 @@ impl Choice {
             held: Vec::new(),
             held_logprobs: Vec::new(),
             ended: false,
+            untold: None,
+        }
+    }
+
+    /// As it is after `written`, where `end` is what ended it apart from stop strings and end tokens;
+    /// `None` if these tokens have another text in this model.
+    pub(super) fn resume(
+        self,
+        written: &Written,
+        end: Option<End>,
+        tokenizer: &ModelTokenizer,
+    ) -> Option<Self> {
+        let mut choice = self;
+        let (mut text, mut stopped) = (String::new(), false);
+        for id in &written.ids {
+            choice.tokens += 1;
+            let pushed = choice.text.push(choice.bytes(*id, tokenizer));
+            text.push_str(&pushed.text);
+            stopped |= pushed.stopped;
+        }
+        let reason = match end {
+            _ if stopped => Some(FinishReason::Stop),
+            Some(End::Limit) => Some(FinishReason::Length),
+            Some(_) => Some(FinishReason::Stop),
+            None => None,
+        };
+        // All that was held back is written only if a token has ended the answer, which counts though
+        // it is not written itself.
+        let has_all = reason.is_none() && text != written.text;
+        if reason.is_some() || has_all {
+            text.push_str(&choice.text.finish());
+        }
+        if text != written.text {
+            return None;
+        }
+        let by_token = has_all || (reason.is_none() && written.finish == Some(FinishReason::Stop));
+        choice.tokens += u32::from(by_token);
+        let reason = reason.or(by_token.then_some(FinishReason::Stop));
+        choice.ended = reason.or(written.finish).is_some();
+        choice.untold = reason.filter(|_| written.finish.is_none());
+        Some(choice)
+    }
+
+    /// Its tokens, if it has ended.
+    pub(super) fn tokens_at_end(&self) -> Option<u32> {
+        self.ended.then_some(self.tokens)
+    }
+
+    /// What the token that was counted last stands for.
+    fn bytes<'a>(&self, token: u32, tokenizer: &'a ModelTokenizer) -> &'a [u8] {
+        match self.tokens {
+            1 if !self.verbatim => tokenizer.first_token_bytes(token),
+            _ => tokenizer.token_bytes(token),
         }
     }
 
@@ -256,11 +322,7 @@ impl Choice {
         self.tokens += 1;
         self.held.push(token.token);
         self.held_logprobs.extend(token.scores.map(|scores| logprobs(token.token, scores, tokenizer)));
-        let bytes = match self.tokens {
-            1 if !self.verbatim => tokenizer.first_token_bytes(token.token),
-            _ => tokenizer.token_bytes(token.token),
-        };
-        let pushed = self.text.push(bytes);
+        let pushed = self.text.push(self.bytes(token.token, tokenizer));
         if pushed.stopped {
             self.release(pushed.text, events);
             Some(FinishReason::Stop)

@@ -6,7 +6,7 @@ use emberline_shared::event::Usage;
 use emberline_shared::subject::JobId;
 
 use super::publish::End;
-use crate::constraint::{Grammar, Progress, Stuck};
+use crate::constraint::{Progress, Stuck};
 use crate::engine::{EventSink, Prepared};
 use crate::sampling::Sampler;
 
@@ -39,13 +39,19 @@ pub(super) struct Choice {
     ended: Option<u32>,
 }
 
+impl Choice {
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended.is_some()
+    }
+}
+
 impl Request {
-    /// `end_of_generation` are the model's own end tokens.
+    /// With what is written of it already. `end_of_generation` are the model's own end tokens.
     pub(super) fn new(
         prepared: &Prepared,
         events: EventSink,
         end_of_generation: impl Iterator<Item = u32>,
-    ) -> Self {
+    ) -> Result<Self, Stuck> {
         let Prepared { job, prompt, limit, grammar, .. } = prepared;
         let sampling = &job.request.sampling;
         let mut ends: HashSet<u32> = sampling.stop_token_ids.iter().copied().collect();
@@ -55,22 +61,37 @@ impl Request {
         if !sampling.ignore_eos || grammar.is_some() {
             ends.extend(own);
         }
-        let choice = |number| Choice {
-            sampler: Sampler::new(sampling.clone(), job.seed, number, prompt, put_off.clone()),
-            progress: grammar.as_ref().map(Grammar::begin),
-            ended: None,
+        let choice = |number: u32| {
+            let written = prepared.written.get(number as usize);
+            let ids = written.map_or(&[][..], |written| &written.ids);
+            let mut sampler = Sampler::new(sampling.clone(), job.seed, number, prompt, put_off.clone());
+            ids.iter().for_each(|id| sampler.record(*id));
+            let progress = grammar.as_ref().map(|grammar| match ids {
+                [] => Ok(grammar.begin()),
+                ids => grammar.resume(ids),
+            });
+            Ok(Choice { sampler, progress: progress.transpose()?, ended: None })
         };
-        Self {
+        Ok(Self {
             job: job.id.clone(),
             deadline: job.deadline,
             events,
             prompt_tokens: u32::try_from(prompt.len()).unwrap_or(u32::MAX),
             cached_tokens: None,
             logprobs: job.request.logprobs.map(|top| top as usize),
-            choices: (0..job.request.n.max(1)).map(choice).collect(),
+            choices: (0..job.request.n.max(1)).map(choice).collect::<Result<_, _>>()?,
             limit: *limit,
             ends,
+        })
+    }
+
+    /// Why a choice can't go on after what is written of it.
+    pub(super) fn end(&self, choice: u32) -> Option<End> {
+        let choice = self.choices.get(choice as usize)?;
+        if choice.progress.as_ref().is_some_and(Progress::is_complete) {
+            return Some(End::Complete);
         }
+        (choice.sampler.generated() >= self.limit).then_some(End::Limit)
     }
 
     /// Takes note of a choice's next token; why that is its last, if it is.
@@ -105,7 +126,7 @@ impl Request {
     }
 
     pub(super) fn has_ended(&self) -> bool {
-        self.choices.iter().all(|choice| choice.ended.is_some())
+        self.choices.iter().all(Choice::has_ended)
     }
 
     /// What has been computed so far.

@@ -1,0 +1,142 @@
+//! `emberline jobs`: the queues, and the jobs that were given up: shown, run again, thrown away.
+
+mod letters;
+mod queues;
+mod replay;
+
+use clap::{Args, Subcommand};
+use emberline_shared::subject::{InvalidJobId, JobId};
+use serde_json::json;
+
+use crate::access::AdminArgs;
+use crate::cache::Cache;
+use crate::status::table;
+use crate::up::runtime;
+use crate::when;
+use letters::{DeadLetters, Letter};
+use queues::Queue;
+
+#[derive(Debug, Args)]
+pub(crate) struct JobsArgs {
+    #[command(subcommand)]
+    command: JobsCommand,
+    #[command(flatten)]
+    access: AdminArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum JobsCommand {
+    /// List each model's waiting and running jobs, and the jobs that were given up.
+    List(ListArgs),
+    /// Show a job that was given up, as JSON.
+    Show(JobArgs),
+    /// Run a job again that was given up, at nobody's charge, and print its answer.
+    Replay(ReplayArgs),
+    /// Throw a job away that was given up.
+    Drop(JobArgs),
+}
+
+#[derive(Debug, Args)]
+struct ListArgs {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct JobArgs {
+    /// Its id, as `emberline jobs list` shows it
+    #[arg(value_parser = parse_id)]
+    id: JobId,
+}
+
+#[derive(Debug, Args)]
+struct ReplayArgs {
+    #[command(flatten)]
+    job: JobArgs,
+    /// Keep it among those that were given up, also when it ends well
+    #[arg(long)]
+    keep: bool,
+}
+
+fn parse_id(id: &str) -> Result<JobId, InvalidJobId> {
+    JobId::try_from(id.to_owned())
+}
+
+pub(crate) fn run(args: &JobsArgs, cache: &Cache) -> anyhow::Result<()> {
+    let access = args.access.resolve(cache)?;
+    runtime()?.block_on(async {
+        let client = access.connect().await?;
+        let letters = DeadLetters::new(client.clone());
+        match &args.command {
+            JobsCommand::List(args) => {
+                list(&queues::queues(&client).await?, &letters.list().await?, args)?;
+            }
+            JobsCommand::Show(args) => println!("{:#}", letters.find(&args.id).await?.described()),
+            JobsCommand::Replay(args) => {
+                let letter = letters.find(&args.job.id).await?;
+                replay::replay(&client, letter.job()?).await?;
+                if !args.keep {
+                    letters.remove(&letter).await?;
+                    eprintln!("{} is no longer among the jobs that were given up", args.job.id);
+                }
+            }
+            JobsCommand::Drop(args) => {
+                letters.remove(&letters.find(&args.id).await?).await?;
+                eprintln!("{} is thrown away", args.id);
+            }
+        }
+        Ok(())
+    })
+}
+
+fn list(queues: &[Queue], letters: &[Letter], args: &ListArgs) -> anyhow::Result<()> {
+    if args.json {
+        let letters: Vec<_> = letters.iter().map(Letter::summary).collect();
+        let all = json!({"queues": queues, "given_up": letters});
+        println!("{}", serde_json::to_string_pretty(&all)?);
+    } else {
+        println!("{}\n\n{}", rendered_queues(queues), rendered_letters(letters));
+    }
+    Ok(())
+}
+
+fn rendered_queues(queues: &[Queue]) -> String {
+    if queues.is_empty() {
+        return "no model has a queue".to_owned();
+    }
+    let head = ["model", "waiting", "running"].map(String::from);
+    let row = |queue: &Queue| [queue.model.clone(), queue.waiting.to_string(), queue.running.to_string()];
+    table(&head, queues.iter().map(row))
+}
+
+fn rendered_letters(letters: &[Letter]) -> String {
+    if letters.is_empty() {
+        return "no job was given up".to_owned();
+    }
+    let head = ["given up", "model", "when", "attempts", "reason"].map(String::from);
+    let or_unknown = |text: Option<String>| text.unwrap_or_else(|| "?".to_owned());
+    let row = |letter: &Letter| {
+        [
+            or_unknown(letter.id.as_ref().map(ToString::to_string)),
+            letter.model.clone(),
+            or_unknown(letter.when.map(when::minute)),
+            or_unknown(letter.attempts.clone()),
+            letter.reason.clone(),
+        ]
+    };
+    table(&head, letters.iter().map(row))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_house_is_told_in_words() {
+        assert_eq!(rendered_queues(&[]), "no model has a queue");
+        assert_eq!(rendered_letters(&[]), "no job was given up");
+        let queues = [Queue { model: "m".into(), waiting: 12, running: 3 }];
+        assert_eq!(rendered_queues(&queues), "model  waiting  running\nm      12       3");
+    }
+}

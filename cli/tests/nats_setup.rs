@@ -1,0 +1,215 @@
+//! `emberline nats setup` on real nats-servers, one and three: what it says, what it does, and what it
+//! leaves alone.
+
+#![allow(clippy::unwrap_used, reason = "a step of a test that fails ends the test")]
+
+use std::time::Duration;
+
+use async_nats::jetstream::stream::{Config, RetentionPolicy, StorageType};
+use async_nats::jetstream::{self, message::PublishMessage};
+use emberline_shared::lane::Lane;
+use emberline_shared::streams::{Layout, streams};
+use emberline_shared::subject::{self, JOBS_STREAM};
+use emberline_tests::cluster::NatsCluster;
+use emberline_tests::emberline::{emberline, refused};
+use emberline_tests::nats::{Nats, NatsServer, admin_client};
+use serde_json::Value;
+
+const SETUP: [&str; 2] = ["nats", "setup"];
+
+/// Runs `emberline nats setup` and gives back its lines.
+async fn setup(nats: &impl Nats, args: &[&str]) -> Vec<String> {
+    let said = emberline(nats, &[&SETUP, args].concat()).await.unwrap();
+    said.lines().map(str::to_owned).collect()
+}
+
+/// A stream as the admin may see it; `None` if it is not there.
+async fn stream(nats: &impl Nats, name: &str) -> Option<Config> {
+    let jetstream = jetstream::new(admin_client(nats).await.unwrap());
+    jetstream.get_stream(name).await.ok().map(|stream| stream.cached_info().config.clone())
+}
+
+/// Makes a stream as somebody else would.
+async fn create(nats: &impl Nats, config: Config) {
+    let jetstream = jetstream::new(admin_client(nats).await.unwrap());
+    jetstream.create_stream(config).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_dry_run_changes_nothing_and_a_second_run_has_nothing_to_do() {
+    let nats = NatsServer::start().await.unwrap();
+    let planned = setup(&nats, &["--dry-run", "--model", "some.model"]).await;
+    assert_eq!(planned.last().unwrap(), "14 to change; nothing was changed");
+    assert!(planned.iter().any(|line| line == "create     stream DEAD: file, 1 replica, 256 MiB, 7 d"));
+    assert!(planned.iter().any(|line| line == "create     consumer worker-some=2Emodel-3 of JOBS"));
+    assert!(stream(&nats, JOBS_STREAM).await.is_none());
+
+    // Nobody is there to be asked.
+    let (plan, complaint) = refused(&nats, &[&SETUP[..], &["--model", "some.model"]].concat()).await.unwrap();
+    assert!(plan.contains("create     stream JOBS") && complaint.contains("--yes"), "{complaint}");
+    assert!(stream(&nats, JOBS_STREAM).await.is_none());
+
+    let done = setup(&nats, &["--yes", "--model", "some.model"]).await;
+    assert_eq!(done.iter().filter(|line| line.starts_with("created ")).count(), 14, "{done:#?}");
+    for wanted in streams(&Layout::default()) {
+        let found = stream(&nats, wanted.name).await.unwrap();
+        assert!(wanted.unfit(&serde_json::to_value(found).unwrap()).is_empty(), "{}", wanted.name);
+    }
+
+    let again = setup(&nats, &["--yes", "--model", "some.model"]).await;
+    assert_eq!(again.last().unwrap(), "nothing is to be changed");
+    assert!(again.iter().rev().skip(1).all(|line| line.starts_with("unchanged  ")), "{again:#?}");
+}
+
+#[tokio::test]
+async fn what_is_asked_for_is_changed_and_an_operators_own_choices_stay() {
+    let nats = NatsServer::start().await.unwrap();
+    setup(&nats, &["--yes"]).await;
+    let jetstream = jetstream::new(admin_client(&nats).await.unwrap());
+    let own = Config {
+        description: Some("ours".to_owned()),
+        max_bytes: 99 << 20,
+        ..stream(&nats, subject::USAGE_STREAM).await.unwrap()
+    };
+    jetstream.update_stream(own).await.unwrap();
+
+    let said = setup(&nats, &["--yes", "--queue-jobs", "50", "--events-bytes", "1GiB"]).await;
+    let changed: Vec<&String> = said.iter().filter(|line| !line.starts_with("unchanged")).collect();
+    assert_eq!(
+        changed,
+        [
+            "update     stream JOBS: max_msgs 10000 -> 500, max_msgs_per_subject 1000 -> 50",
+            "update     stream EVENTS: max_bytes 256 MiB -> 1 GiB",
+            "updated stream JOBS",
+            "updated stream EVENTS",
+        ]
+    );
+    assert_eq!(stream(&nats, JOBS_STREAM).await.unwrap().max_messages_per_subject, 50);
+    assert_eq!(stream(&nats, subject::EVENTS_STREAM).await.unwrap().max_bytes, 1 << 30);
+    let usage = stream(&nats, subject::USAGE_STREAM).await.unwrap();
+    assert_eq!((usage.max_bytes, usage.description.as_deref()), (99 << 20, Some("ours")));
+}
+
+#[tokio::test]
+async fn streams_of_an_older_shape_are_brought_up_to_date() {
+    let nats = NatsServer::start().await.unwrap();
+    let jobs = Config {
+        name: JOBS_STREAM.to_owned(),
+        subjects: vec!["emberline.jobs.*".to_owned()],
+        retention: RetentionPolicy::WorkQueue,
+        ..Default::default()
+    };
+    create(&nats, jobs).await;
+    let events = Config {
+        name: subject::EVENTS_STREAM.to_owned(),
+        subjects: vec![subject::EVENTS_SUBJECTS.to_owned()],
+        storage: StorageType::Memory,
+        max_age: Duration::from_secs(600),
+        allow_direct: true,
+        ..Default::default()
+    };
+    create(&nats, events).await;
+
+    let said = setup(&nats, &["--yes"]).await;
+    assert!(
+        said[0].starts_with("update     stream JOBS: subjects emberline.jobs.* -> emberline.jobs.*.*"),
+        "{}",
+        said[0]
+    );
+    assert_eq!(said[1], "update     stream EVENTS: allow_msg_ttl false -> true, max_age 10 min -> 25 h");
+    let again = setup(&nats, &["--yes"]).await;
+    assert_eq!(again.last().unwrap(), "nothing is to be changed", "{again:#?}");
+}
+
+#[tokio::test]
+async fn what_cannot_be_changed_is_said_and_nothing_is_lost_unless_asked_for() {
+    let nats = NatsServer::start().await.unwrap();
+    setup(&nats, &["--yes"]).await;
+    let worker = jetstream::new(nats.worker_client().await.unwrap());
+    let event = worker.publish("emberline.events.x", "{}".into()).await.unwrap();
+    event.await.unwrap();
+
+    let file = [&SETUP[..], &["--yes", "--storage", "file", "--queue-jobs", "7"]].concat();
+    let (plan, complaint) = refused(&nats, &file).await.unwrap();
+    let told = "can't      stream EVENTS: storage memory -> file in place; with --recreate it is made anew: its 1 messages are lost";
+    assert!(plan.contains(told), "{plan}");
+    assert!(complaint.contains("nothing was changed"), "{complaint}");
+    assert_ne!(stream(&nats, JOBS_STREAM).await.unwrap().max_messages_per_subject, 7);
+
+    let done = emberline(&nats, &[&file[..], &["--recreate"]].concat()).await.unwrap();
+    assert!(done.contains("made anew stream EVENTS") && done.contains("updated stream JOBS"), "{done}");
+    for volatile in ["EVENTS", "KV_workers", "LIMITS"] {
+        assert_eq!(stream(&nats, volatile).await.unwrap().storage, StorageType::File);
+    }
+}
+
+#[tokio::test]
+async fn a_single_server_refuses_three_replicas_and_it_is_told() {
+    let nats = NatsServer::start().await.unwrap();
+    let (_, complaint) = refused(&nats, &["nats", "setup", "--yes", "--replicas", "3"]).await.unwrap();
+    for word in ["stream JOBS was not created", "cluster of at least 3 servers", "non-clustered"] {
+        assert!(complaint.contains(word), "{complaint}");
+    }
+    assert!(stream(&nats, JOBS_STREAM).await.is_none());
+}
+
+#[tokio::test]
+async fn a_cluster_gets_its_replicas_wherever_the_leaders_are() {
+    let nats = NatsCluster::start().await.unwrap();
+    setup(&nats, &["--yes", "--model", "m"]).await;
+    let said =
+        setup(&nats, &["--yes", "--model", "m", "--replicas", "3", "--storage", "file", "--recreate"]).await;
+    assert!(said.iter().any(|line| line == "update     stream JOBS: num_replicas 1 -> 3"), "{said:#?}");
+    let whole = said.iter().filter(|line| line.ends_with(" has its 3 replicas")).count();
+    assert_eq!(whole, streams(&Layout::default()).len(), "{said:#?}");
+    // The queue's consumers go with it, and what is new from now on has as many replicas.
+    let jetstream = jetstream::new(admin_client(&nats).await.unwrap());
+    let jobs = jetstream.get_stream(JOBS_STREAM).await.unwrap();
+    let followed = async {
+        while jobs.consumer_info("worker-m-0").await.unwrap().cluster.unwrap().replicas.len() != 2 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), followed).await.unwrap();
+    let again = setup(&nats, &["--yes", "--model", "m"]).await;
+    assert_eq!(again.last().unwrap(), "nothing is to be changed", "{again:#?}");
+}
+
+/// KEDA's scaler sums up what is waiting and what is running of each consumer that it is told of.
+#[tokio::test]
+async fn what_the_manifest_scales_by_is_what_waits_and_runs() {
+    let nats = NatsServer::start().await.unwrap();
+    let model = "smollm2-135m-instruct";
+    setup(&nats, &["--yes", "--model", model]).await;
+    let function = jetstream::new(nats.function_client().await.unwrap());
+    for (id, lane) in [("a", Lane::ALL[0]), ("b", Lane::ALL[0]), ("c", Lane::ALL[2])] {
+        let message = PublishMessage::build().payload("{}".into()).message_id(id);
+        function.send_publish(subject::jobs(model, lane), message).await.unwrap().await.unwrap();
+    }
+    let worker = jetstream::new(nats.worker_client().await.unwrap());
+    let consumer: async_nats::jetstream::consumer::PullConsumer =
+        worker.get_consumer_from_stream("worker-smollm2-135m-instruct-0", JOBS_STREAM).await.unwrap();
+    let mut taken = consumer.batch().max_messages(1).messages().await.unwrap();
+    let _taken = futures::StreamExt::next(&mut taken).await.unwrap().unwrap();
+
+    let seen = nats.monitoring("jsz?acc=$G&consumers=true&config=true").await.unwrap();
+    let stream = find(&seen["account_details"], "$G", "stream_detail", "JOBS");
+    let lag = |consumer: &str| {
+        let consumers = stream["consumer_detail"].as_array().unwrap();
+        let consumer = consumers.iter().find(|found| found["name"] == consumer).unwrap();
+        (consumer["num_pending"].as_u64().unwrap(), consumer["num_ack_pending"].as_u64().unwrap())
+    };
+    let manifest = include_str!("../../deploy/keda.yaml");
+    let consumers: Vec<&str> =
+        manifest.lines().filter_map(|line| line.trim().strip_prefix("consumer: ")).collect();
+    let lags: Vec<_> = consumers.iter().map(|consumer| lag(consumer)).collect();
+    assert_eq!(lags, [(1, 1), (0, 0), (1, 0), (0, 0)]);
+}
+
+/// Of a list of accounts, the stream of an account.
+fn find<'a>(accounts: &'a Value, account: &str, streams: &str, stream: &str) -> &'a Value {
+    let named = |list: &'a Value, name: &str| -> &'a Value {
+        list.as_array().unwrap().iter().find(|entry| entry["name"] == name).unwrap()
+    };
+    named(&named(accounts, account)[streams], stream)
+}

@@ -1,0 +1,140 @@
+//! Whether a model's queue has room, and when to come again if it has none.
+
+use emberline_shared::error::{ApiError, ErrorCode};
+use emberline_shared::heartbeat::ModelStatus;
+use http::HeaderMap;
+
+use crate::limits::duration;
+use crate::reply;
+
+/// When to come again to a queue of which nobody knows the pace, in milliseconds.
+const UNKNOWN_MS: u64 = 5000;
+/// When to come again at the earliest and at the latest, in milliseconds.
+const EARLIEST_MS: f64 = 1000.0;
+const LATEST_MS: f64 = 60_000.0;
+
+/// Jobs of a model that wait or run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Backlog {
+    /// The model's own name.
+    pub model: String,
+    /// How many, with those of the request that is to be admitted.
+    pub jobs: u64,
+}
+
+/// Who works off a model's queue: all its workers together.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Workforce {
+    /// Jobs that run at once.
+    pub slots: u64,
+    /// Jobs that end in a second; 0 if nobody knows.
+    pub pace: f64,
+}
+
+/// A queue that has no room.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Overload {
+    message: String,
+    wait_ms: u64,
+}
+
+impl Backlog {
+    /// Whether it is longer than it may be.
+    pub fn is_over(&self, limit: u64) -> bool {
+        self.jobs > limit
+    }
+}
+
+impl Workforce {
+    /// Takes in what one worker says of the model.
+    pub fn add(&mut self, status: &ModelStatus) {
+        self.slots = self.slots.saturating_add(status.capacity.into());
+        self.pace += status.pace.max(0.0);
+    }
+
+    /// How long it takes to work off those of `jobs` that wait.
+    fn wait_ms(&self, jobs: u64) -> u64 {
+        let waiting = u32::try_from(jobs.saturating_sub(self.slots)).unwrap_or(u32::MAX);
+        if !self.pace.is_normal() {
+            return UNKNOWN_MS;
+        }
+        let wait = f64::from(waiting) * 1000.0 / self.pace;
+        // Between one second and sixty, so that nothing is cut off but the fraction.
+        wait.clamp(EARLIEST_MS, LATEST_MS) as u64
+    }
+}
+
+impl Overload {
+    /// Of a queue that may have so many jobs.
+    pub fn new(backlog: &Backlog, limit: u64, workforce: Workforce) -> Self {
+        // More are counted for the moment when several requests are refused at the same time.
+        let jobs = backlog.jobs.min(limit);
+        let wait_ms = workforce.wait_ms(jobs);
+        let message = format!(
+            "The queue of the model '{}' is full: {limit} jobs may wait or run, and with this request it \
+             would be {}. Try again in {}.",
+            backlog.model,
+            backlog.jobs,
+            duration(wait_ms)
+        );
+        Self { message, wait_ms }
+    }
+
+    /// When to come again.
+    pub fn headers(&self) -> HeaderMap {
+        reply::come_again(self.wait_ms)
+    }
+}
+
+impl From<Overload> for ApiError {
+    fn from(overload: Overload) -> Self {
+        Self::new(ErrorCode::Overloaded, overload.message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn overload(jobs: u64, limit: u64, slots: u64, pace: f64) -> Overload {
+        let backlog = Backlog { model: "m".into(), jobs };
+        assert!(backlog.is_over(limit));
+        Overload::new(&backlog, limit, Workforce { slots, pace })
+    }
+
+    #[test]
+    fn the_wait_is_that_of_the_jobs_that_wait() {
+        let wait = |pace| overload(201, 200, 20, pace).wait_ms;
+        assert_eq!([wait(10.0), wait(8.0), wait(20.0)], [18_000, 22_500, 9000]);
+        assert_eq!([wait(1e9), wait(0.1), wait(0.0), wait(f64::NAN)], [1000, 60_000, 5000, 5000]);
+        assert_eq!(overload(5000, 200, 20, 10.0).wait_ms, 18_000, "others are refused, too");
+        assert_eq!(overload(3, 2, 20, 10.0).wait_ms, 1000);
+    }
+
+    #[test]
+    fn a_full_queue_says_its_numbers_and_when_to_come_again() {
+        let overload = overload(1001, 1000, 100, 40.0);
+        let headers = overload.headers();
+        assert_eq!(
+            (&headers["retry-after"], &headers["retry-after-ms"]),
+            (&"23".parse().unwrap(), &"22500".parse().unwrap())
+        );
+        let error = ApiError::from(overload);
+        assert_eq!((error.code, error.code.status()), (ErrorCode::Overloaded, 503));
+        for word in ["'m'", "1000", "1001", "22.5s"] {
+            assert!(error.message.contains(word), "{word}: {}", error.message);
+        }
+        let room = Backlog { model: "m".into(), jobs: 1000 };
+        assert!(!room.is_over(1000));
+    }
+
+    proptest! {
+        #[test]
+        fn no_numbers_panic_or_ask_for_too_long(jobs in 2..u64::MAX, limit in 1..u64::MAX, slots: u64, pace: f64) {
+            let backlog = Backlog { model: "m".into(), jobs };
+            let wait = Overload::new(&backlog, limit, Workforce { slots, pace }).wait_ms;
+            prop_assert!((1000..=60_000).contains(&wait), "{wait}");
+        }
+    }
+}

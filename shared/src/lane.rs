@@ -1,0 +1,160 @@
+//! The lanes of a model's queue, which keep it fair between keys.
+//!
+//! A job's lane follows from how many jobs its key has waiting or running: whoever has one alone is
+//! in the first lane, whoever has hundreds has most of them in the last. Workers take jobs from the
+//! lanes in [`Turns`]: every second job comes from the first lane, so that a key's single job waits
+//! for no more than one of the key with hundreds, and every eighth from the last, so that none
+//! starves.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// One lane of a model's queue: 0 to 3.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "u8", into = "u8")]
+pub struct Lane(u8);
+
+/// A number that no lane has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("lanes are numbered from 0 to 3")]
+pub struct InvalidLane;
+
+impl Lane {
+    /// All of them, in order.
+    pub const ALL: [Self; 4] = [Self(0), Self(1), Self(2), Self(3)];
+
+    /// The lane of a job whose key has so many waiting or running, with this one.
+    pub fn of(outstanding: u64) -> Self {
+        match outstanding {
+            0..=1 => Self(0),
+            2..=8 => Self(1),
+            9..=64 => Self(2),
+            65.. => Self(3),
+        }
+    }
+
+    /// Its place in [`Lane::ALL`].
+    pub fn index(self) -> usize {
+        self.0.into()
+    }
+}
+
+impl fmt::Display for Lane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for Lane {
+    type Err = InvalidLane;
+
+    /// Reads what its `Display` writes, and nothing else.
+    fn from_str(text: &str) -> Result<Self, InvalidLane> {
+        match text.as_bytes() {
+            [digit @ b'0'..=b'3'] => Ok(Self(digit - b'0')),
+            _ => Err(InvalidLane),
+        }
+    }
+}
+
+impl TryFrom<u8> for Lane {
+    type Error = InvalidLane;
+
+    fn try_from(number: u8) -> Result<Self, InvalidLane> {
+        Self::ALL.into_iter().find(|lane| lane.0 == number).ok_or(InvalidLane)
+    }
+}
+
+impl From<Lane> for u8 {
+    fn from(lane: Lane) -> Self {
+        lane.0
+    }
+}
+
+/// Whose turn it is: lanes 0 1 0 2 0 1 0 3, again and again.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Turns(u8);
+
+impl Turns {
+    /// The next lane in turn that `may` be asked; none if there is no such lane.
+    pub fn next(&mut self, may: impl Fn(Lane) -> bool) -> Option<Lane> {
+        let mut turns = (1..=8).map(|n| self.0.wrapping_add(n));
+        let turn = turns.find(|turn| may(Self::lane(*turn)))?;
+        self.0 = turn;
+        Some(Self::lane(turn))
+    }
+
+    /// As the marks on a ruler: each lane comes half as often as the one before it, and the last
+    /// as often as the one before it.
+    fn lane(turn: u8) -> Lane {
+        // Of eight turns in a row exactly one has three zeros or more at its end.
+        Lane::ALL.into_iter().find(|lane| turn & (1 << lane.0) != 0).unwrap_or(Lane(3))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_key_with_few_jobs_is_in_a_low_lane() {
+        for (outstanding, lane) in
+            [(0, 0), (1, 0), (2, 1), (8, 1), (9, 2), (64, 2), (65, 3), (1000, 3), (u64::MAX, 3)]
+        {
+            assert_eq!(Lane::of(outstanding), Lane(lane), "{outstanding}");
+        }
+    }
+
+    #[test]
+    fn turns_are_as_the_marks_on_a_ruler() {
+        let mut turns = Turns::default();
+        let numbers: Vec<u8> = (0..16).map(|_| turns.next(|_| true).unwrap().into()).collect();
+        assert_eq!(numbers, [0, 1, 0, 2, 0, 1, 0, 3, 0, 1, 0, 2, 0, 1, 0, 3]);
+        assert_eq!(turns.next(|_| false), None);
+    }
+
+    #[test]
+    fn a_lane_is_read_as_it_is_written() {
+        for lane in Lane::ALL {
+            assert_eq!(lane.to_string().parse(), Ok(lane));
+            assert_eq!(serde_json::from_str::<Lane>(&serde_json::to_string(&lane).unwrap()).unwrap(), lane);
+            assert_eq!(Lane::ALL[lane.index()], lane);
+        }
+        for other in ["", "4", "-1", "00", "+1", "a"] {
+            assert_eq!(other.parse::<Lane>(), Err(InvalidLane), "{other}");
+        }
+        assert!(serde_json::from_str::<Lane>("4").is_err());
+    }
+
+    proptest! {
+        /// Whatever comes and goes: the first lane waits for no more than one turn of another, and
+        /// no lane for more than seven.
+        #[test]
+        fn no_lane_starves(before: u8, others in proptest::collection::vec(proptest::bits::u8::masked(0xf), 8)) {
+            for waiting in Lane::ALL {
+                let mut turns = Turns(before);
+                let longest = if waiting == Lane(0) { 1 } else { 7 };
+                let mut waited = 0;
+                for others in &others {
+                    let there = |lane: Lane| lane == waiting || others & (1 << lane.0) != 0;
+                    if turns.next(there) == Some(waiting) {
+                        break;
+                    }
+                    waited += 1;
+                }
+                prop_assert!(waited <= longest, "{waiting:?} waited for {waited}");
+            }
+        }
+
+        #[test]
+        fn every_second_turn_is_the_first_lanes(before: u8, others in proptest::collection::vec(any::<bool>(), 3)) {
+            let mut turns = Turns(before);
+            let there = |lane: Lane| lane.index().checked_sub(1).is_none_or(|other| others[other]);
+            let taken: Vec<_> = (0..32).map(|_| turns.next(there).unwrap()).collect();
+            prop_assert!(taken.windows(2).all(|two| two.contains(&Lane(0))));
+        }
+    }
+}

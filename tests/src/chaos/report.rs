@@ -1,0 +1,130 @@
+//! What came of all requests together.
+
+use std::fmt;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use super::Timeline;
+use super::check::{Checked, Fault, Gap};
+
+/// A silence that is told of: longer than a loaded machine makes by itself.
+const LONG: Duration = Duration::from_millis(500);
+/// As many faults are told of in full.
+const SHOWN: usize = 10;
+/// What was broken so long before a silence may be its cause.
+const CAUSE: Duration = Duration::from_secs(1);
+
+/// Answers, counted, and what is wrong with them.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Streams that are what they must be.
+    pub streams: usize,
+    /// Whole answers that are.
+    pub whole: usize,
+    /// Clients that went away before their answer's end.
+    pub vanished: usize,
+    /// Requests that were not accepted for the time being, as the client was told.
+    pub put_off: usize,
+    /// Tokens that the answers had.
+    pub tokens: u64,
+    /// What is wrong: the request's name and the fault.
+    pub faults: Vec<(&'static str, Fault)>,
+    slowest_refusal: Duration,
+    slowest_first: Duration,
+    slowest_whole: Duration,
+    gaps: Vec<(&'static str, Gap)>,
+}
+
+impl Report {
+    /// Takes in one answer.
+    pub fn add(&mut self, name: &'static str, streamed: bool, checked: Result<Checked, Fault>) {
+        let checked = match checked {
+            Ok(checked) => checked,
+            Err(fault) => return self.faults.push((name, fault)),
+        };
+        self.tokens += checked.answer.usage.map_or(0, |(_, completion)| completion);
+        if streamed {
+            self.streams += 1;
+            self.slowest_first = self.slowest_first.max(checked.first);
+        } else {
+            self.whole += 1;
+            self.slowest_whole = self.slowest_whole.max(checked.first);
+        }
+        self.gaps.extend(checked.gap.map(|gap| (name, gap)));
+    }
+
+    /// Takes in that a request was not accepted for the time being, and how long that took.
+    pub fn put_off(&mut self, after: Duration) {
+        self.put_off += 1;
+        self.slowest_refusal = self.slowest_refusal.max(after);
+    }
+
+    /// Takes in another report.
+    pub fn merge(&mut self, other: Self) {
+        self.streams += other.streams;
+        self.whole += other.whole;
+        self.vanished += other.vanished;
+        self.put_off += other.put_off;
+        self.tokens += other.tokens;
+        self.slowest_refusal = self.slowest_refusal.max(other.slowest_refusal);
+        self.faults.extend(other.faults);
+        self.slowest_first = self.slowest_first.max(other.slowest_first);
+        self.slowest_whole = self.slowest_whole.max(other.slowest_whole);
+        self.gaps.extend(other.gaps);
+    }
+
+    /// The longest time between two pieces of one stream.
+    pub fn longest_gap(&self) -> Duration {
+        self.gaps.iter().map(|(_, gap)| gap.length()).max().unwrap_or_default()
+    }
+
+    /// Prints everything, and fails if there is a fault.
+    pub fn conclude(&self, timeline: &Timeline) -> Result<()> {
+        println!("{self}");
+        if let Some((name, gap)) = self.gaps.iter().max_by_key(|(_, gap)| gap.length()) {
+            println!("  the longest silence ({:.2} s) was in \"{name}\":", gap.length().as_secs_f64());
+            let from = gap.from.checked_sub(CAUSE).unwrap_or(gap.from);
+            for (after, what) in timeline.during(from, gap.to) {
+                println!("    {:+.2} s: {what}", after - CAUSE.as_secs_f64());
+            }
+        }
+        ensure!(self.streams + self.whole > 0, "nothing was answered");
+        ensure!(self.faults.is_empty(), "{} answers are not what they must be", self.faults.len());
+        Ok(())
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { streams, whole, vanished, put_off, tokens, faults, .. } = self;
+        writeln!(f, "{streams} streams and {whole} whole answers are right, with {tokens} tokens")?;
+        writeln!(
+            f,
+            "  clients that went away: {vanished}; requests put off: {put_off}, after {:.2} s at most",
+            self.slowest_refusal.as_secs_f64()
+        )?;
+        let mut long: Vec<Duration> =
+            self.gaps.iter().map(|(_, gap)| gap.length()).filter(|gap| *gap > LONG).collect();
+        long.sort_unstable();
+        let middle = long.get(long.len() / 2).copied().unwrap_or_default();
+        writeln!(
+            f,
+            "  streams with a silence over {LONG:?}: {}, in the middle {:.2} s, at most {:.2} s",
+            long.len(),
+            middle.as_secs_f64(),
+            self.longest_gap().as_secs_f64(),
+        )?;
+        write!(
+            f,
+            "  first token after {:.2} s at most, whole answer after {:.2} s at most; faults: {}",
+            self.slowest_first.as_secs_f64(),
+            self.slowest_whole.as_secs_f64(),
+            faults.len(),
+        )?;
+        for (name, fault) in faults.iter().take(SHOWN) {
+            write!(f, "\n  \"{name}\": {fault}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,21 @@
+//! The event logs of jobs, as workers write them.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use emberline_shared::event::Event;
+use emberline_shared::subject;
+
+use crate::nats::{Nats, worker_client};
+
+/// The logs of all jobs, by their subjects.
+pub async fn read(nats: &impl Nats) -> Result<BTreeMap<String, Vec<Event>>> {
+    let jetstream = async_nats::jetstream::new(worker_client(nats).await?);
+    let events = jetstream.get_stream_no_info(subject::EVENTS_STREAM).await?;
+    let (mut logs, mut next) = (BTreeMap::<String, Vec<Event>>::new(), None);
+    while let Ok(stored) = events.direct_get_next_for_subject(subject::EVENTS_SUBJECTS, next).await {
+        next = Some(stored.sequence + 1);
+        logs.entry(stored.subject.to_string()).or_default().push(serde_json::from_slice(&stored.payload)?);
+    }
+    Ok(logs)
+}

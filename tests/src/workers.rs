@@ -1,0 +1,101 @@
+//! The workers of a stack, by number: started, killed, told to stop, started again.
+
+use std::process::ExitStatus;
+
+use anyhow::{Context as _, Result};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::process::{Child, Command};
+
+use crate::nats::WORKER_PASSWORD;
+use crate::stack::{Engine, MODEL, Options, PATIENCE, binary, model_path, quiet};
+
+/// All of them; they end when this is dropped.
+#[derive(Debug, Default)]
+pub struct Workers(Vec<Worker>);
+
+#[derive(Debug)]
+struct Worker {
+    options: Options,
+    nats: String,
+    process: Option<Child>,
+}
+
+impl Workers {
+    /// Starts one that meets the others at `nats` (addresses, separated by commas); its number.
+    pub fn add(&mut self, options: &Options, nats: &str) -> Result<usize> {
+        let mut worker = Worker { options: options.clone(), nats: nats.to_owned(), process: None };
+        worker.start()?;
+        self.0.push(worker);
+        Ok(self.0.len() - 1)
+    }
+
+    /// Starts one in the place of another, or of none.
+    pub fn replace(&mut self, number: usize, options: &Options, nats: &str) -> Result<()> {
+        let mut worker = Worker { options: options.clone(), nats: nats.to_owned(), process: None };
+        worker.start()?;
+        match self.0.get_mut(number) {
+            Some(place) => *place = worker,
+            None => self.0.push(worker),
+        }
+        Ok(())
+    }
+
+    /// Starts one again that has ended.
+    pub fn start(&mut self, number: usize) -> Result<()> {
+        self.get(number)?.start()
+    }
+
+    /// Ends one without a word, as a power cut would (`kill -9`).
+    pub async fn kill(&mut self, number: usize) -> Result<()> {
+        let mut process = self.get(number)?.process.take().context("the worker does not run")?;
+        process.kill().await?;
+        Ok(())
+    }
+
+    /// Tells one to stop (`SIGTERM`).
+    pub fn terminate(&mut self, number: usize) -> Result<()> {
+        let id = self.id(number).and_then(|id| Pid::from_raw(id.cast_signed()));
+        kill_process(id.context("the worker does not run")?, Signal::TERM).context("SIGTERM")
+    }
+
+    /// Waits until one has ended by itself.
+    pub async fn exit(&mut self, number: usize) -> Result<ExitStatus> {
+        let mut process = self.get(number)?.process.take().context("the worker does not run")?;
+        Ok(tokio::time::timeout(PATIENCE, process.wait()).await.context("the worker goes on")??)
+    }
+
+    /// The process id of one that runs.
+    pub fn id(&self, number: usize) -> Option<u32> {
+        self.0.get(number)?.process.as_ref()?.id()
+    }
+
+    /// The numbers of those that run.
+    pub fn running(&self) -> Vec<usize> {
+        (0..self.0.len()).filter(|number| self.id(*number).is_some()).collect()
+    }
+
+    fn get(&mut self, number: usize) -> Result<&mut Worker> {
+        self.0.get_mut(number).with_context(|| format!("there is no worker {number}"))
+    }
+}
+
+impl Worker {
+    fn start(&mut self) -> Result<()> {
+        let mut command = Command::new(binary("emberline-worker")?);
+        match self.options.engine {
+            Engine::None => return Ok(()),
+            Engine::Real => {
+                let model = model_path()?;
+                command.arg("--model").arg(model).args(["--model-name", MODEL, "--backend", "cpu"])
+            }
+            Engine::Simulated => command.args(["--engine", "simulated"]),
+            Engine::Given => command.args(["--backend", "cpu"]),
+        };
+        command
+            .args(["--nats", &self.nats, "--nats-user", "worker"])
+            .args(&self.options.worker_args)
+            .env("EMBERLINE_NATS_PASSWORD", WORKER_PASSWORD);
+        self.process = Some(quiet(&mut command).spawn().context("emberline-worker")?);
+        Ok(())
+    }
+}

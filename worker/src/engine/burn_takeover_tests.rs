@@ -1,0 +1,125 @@
+//! Answers that another worker began.
+
+use std::collections::BTreeMap;
+
+use emberline_shared::event::{Event, TokenLogprobs};
+use emberline_shared::job::Constraint;
+
+use super::*;
+use crate::intake::takeover::Past;
+
+fn resume(runs: &mut Runs, job: Job, written: Vec<Written>) -> Vec<EventKind> {
+    let (events, mut receiver) = unbounded_channel();
+    let prepared = runs.engine.frontend().prepare(job, Instant::now()).unwrap();
+    runs.engine.submit(Prepared { written, ..prepared }, events);
+    runs.finish();
+    std::iter::from_fn(|| receiver.try_recv().ok()).collect()
+}
+
+fn events(attempt: u32, log: &[EventKind]) -> impl Iterator<Item = Event> + '_ {
+    (0..).zip(log).map(move |(index, kind)| Event { v: 3, attempt, index, kind: kind.clone() })
+}
+
+/// By choice and position; what is written twice must be the same.
+fn logprobs<'a>(logs: impl IntoIterator<Item = &'a EventKind>) -> BTreeMap<(u32, u32), TokenLogprobs> {
+    let mut all = BTreeMap::new();
+    for kind in logs {
+        if let EventKind::Tokens { choice, position, logprobs, .. } = kind {
+            for (token, at) in logprobs.iter().zip(*position..) {
+                let known = all.insert((*choice, at), token.clone());
+                assert!(known.is_none_or(|known| known == *token));
+            }
+        }
+    }
+    all
+}
+
+fn usage(log: &[EventKind]) -> Usage {
+    let Some(EventKind::Done { usage, .. }) = log.last() else { panic!("no end: {log:?}") };
+    Usage { cached_tokens: 0, ..*usage }
+}
+
+/// Whatever of a job's log was stored when its worker died, another one writes exactly the rest.
+fn goes_on_from_anywhere(job: &Job) {
+    let (mut first, mut second) = (engine(4), engine(4));
+    let whole = run(&mut first, job.clone());
+    let expected = Past::of(events(1, &whole), job.request.n);
+    assert!(expected.end.is_some());
+    for cut in 0..whole.len() {
+        let (known, _) = whole.split_at(cut);
+        let past = Past::of(events(1, known), job.request.n);
+        let rest = resume(&mut second, job.clone(), past.written.clone());
+        let both = Past::of(events(1, known).chain(events(2, &rest)), job.request.n);
+        assert_eq!(both.written, expected.written, "after {known:?} came {rest:?}");
+        assert_eq!(usage(&rest), usage(&whole), "after {known:?}");
+        assert_eq!(logprobs(known.iter().chain(&rest)), logprobs(&whole));
+        let repeated = rest.iter().any(|kind| match kind {
+            EventKind::Tokens { choice, position, ids, .. } => {
+                !ids.is_empty() && (*position as usize) < past.written[*choice as usize].ids.len()
+            }
+            EventKind::Finish { choice, .. } => past.written[*choice as usize].finish.is_some(),
+            _ => false,
+        });
+        assert!(!repeated, "after {known:?} came {rest:?}");
+    }
+}
+
+#[test]
+fn choices_with_log_probabilities_go_on() {
+    let mut job = job(1);
+    (job.request.n, job.request.logprobs) = (3, Some(2));
+    goes_on_from_anywhere(&job);
+}
+
+#[test]
+fn penalties_and_least_tokens_go_on() {
+    let mut job = job(2);
+    job.request.sampling.frequency_penalty = 1.5;
+    job.request.sampling.repetition_penalty = 1.3;
+    job.request.sampling.min_tokens = 6;
+    job.request.sampling.logit_bias = vec![(END, 4.0)];
+    goes_on_from_anywhere(&job);
+}
+
+#[test]
+fn answers_that_end_with_a_token_go_on() {
+    for seed in 0..6 {
+        let mut job = job(3);
+        (job.seed, job.request.n) = (seed, 2);
+        job.request.sampling.logit_bias = vec![(END, 6.0)];
+        goes_on_from_anywhere(&job);
+    }
+}
+
+#[test]
+fn stop_strings_go_on_that_begin_in_one_worker_and_end_in_another() {
+    let mut job = job(4);
+    let said = text(&run(&mut engine(1), job.clone()));
+    let letters: Vec<char> = said.chars().collect();
+    assert!(letters.len() > 8, "{said}");
+    job.request.stop = vec![letters[3..7].iter().collect(), letters[2..5].iter().chain(&['¡']).collect()];
+    goes_on_from_anywhere(&job);
+}
+
+#[test]
+fn what_obeys_a_grammar_goes_on_obeying() {
+    let mut job = job(5);
+    job.request.constraint = Some(Constraint::Regex("(ab|cd){2}[x-z]{3}".to_owned()));
+    job.request.n = 2;
+    goes_on_from_anywhere(&job);
+    job.request.max_tokens = Some(5);
+    goes_on_from_anywhere(&job);
+}
+
+#[test]
+fn an_answer_of_another_model_is_not_continued() {
+    let mut runs = engine(1);
+    let other = Written { ids: vec![u32::from(b'a')], text: "b".to_owned(), finish: None };
+    let error = resume(&mut runs, job(6), vec![other]);
+    assert_eq!(super::error(&error).code, ErrorCode::WorkerFailed);
+    let mut constrained = job(6);
+    constrained.request.constraint = Some(Constraint::Regex("b*".to_owned()));
+    let other = Written { ids: vec![u32::from(b'a')], text: "a".to_owned(), finish: None };
+    let error = resume(&mut runs, constrained, vec![other]);
+    assert_eq!(super::error(&error).code, ErrorCode::WorkerFailed);
+}

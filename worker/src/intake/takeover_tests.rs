@@ -1,0 +1,144 @@
+use emberline_shared::error::{ApiError, ErrorCode};
+use emberline_shared::event::{FinishReason, Timings, Usage};
+use proptest::prelude::*;
+
+use super::*;
+
+fn event(attempt: u32, index: u32, kind: EventKind) -> Event {
+    Event { v: 3, attempt, index, kind }
+}
+
+fn taken() -> EventKind {
+    EventKind::Taken { worker: "w".into() }
+}
+
+/// Token `n` has the text `n` modulo ten.
+fn tokens(choice: u32, position: u32, count: u32) -> EventKind {
+    let ids: Vec<u32> = (position..position + count).collect();
+    let text = ids.iter().map(|id| (id % 10).to_string()).collect();
+    EventKind::Tokens { choice, position, ids, text, logprobs: Vec::new() }
+}
+
+fn written(count: u32) -> Written {
+    let ids: Vec<u32> = (0..count).collect();
+    let text = ids.iter().map(|id| (id % 10).to_string()).collect();
+    Written { ids, text, finish: None }
+}
+
+#[test]
+fn nothing_is_known_of_a_job_that_is_new() {
+    assert_eq!(Past::of([], 2), Past { written: vec![written(0); 2], ..Past::default() });
+}
+
+#[test]
+fn each_choice_goes_on_where_the_last_attempt_came_to() {
+    let finish = EventKind::Finish { choice: 1, reason: FinishReason::Stop };
+    let log = [
+        event(1, 0, taken()),
+        event(1, 1, tokens(0, 0, 2)),
+        event(1, 2, tokens(1, 0, 1)),
+        event(1, 3, finish),
+        event(2, 0, taken()),
+        event(2, 1, tokens(0, 2, 3)),
+    ];
+    let past = Past::of(log, 2);
+    let ended = Written { finish: Some(FinishReason::Stop), ..written(1) };
+    assert_eq!(past.written, [written(5), ended]);
+    assert_eq!((past.attempts, past.fruitless, past.end, past.withdrawn), (2, 0, None, false));
+}
+
+#[test]
+fn what_was_sent_again_counts_and_what_lies_behind_a_hole_does_not() {
+    let log = [
+        event(1, 0, taken()),
+        event(1, 2, tokens(0, 2, 2)),
+        event(1, 1, tokens(0, 0, 2)),
+        event(1, 4, tokens(0, 6, 1)),
+    ];
+    assert_eq!(Past::of(log, 1).written, [written(4)]);
+}
+
+#[test]
+fn a_worker_that_does_not_know_of_its_successor_adds_nothing() {
+    let log = [
+        event(1, 0, taken()),
+        event(1, 1, tokens(0, 0, 2)),
+        event(2, 0, taken()),
+        event(1, 2, tokens(0, 2, 2)),
+        event(2, 1, tokens(0, 2, 1)),
+    ];
+    assert_eq!(Past::of(log, 1).written, [written(3)]);
+}
+
+#[test]
+fn a_log_that_lost_its_beginning_says_nothing_until_someone_begins_anew() {
+    let lost = vec![event(1, 7, tokens(0, 6, 2)), event(1, 8, tokens(0, 8, 2))];
+    let past = Past::of(lost.clone(), 1);
+    assert_eq!((past.attempts, &past.written[..]), (1, &[written(0)][..]));
+    let anew = [event(2, 0, taken()), event(2, 1, tokens(0, 0, 4))];
+    assert_eq!(Past::of(lost.into_iter().chain(anew), 1).written, [written(4)]);
+}
+
+#[test]
+fn an_attempt_whose_beginning_is_not_known_is_not_counted_in() {
+    let log = [
+        event(1, 0, taken()),
+        event(1, 1, tokens(0, 0, 2)),
+        event(2, 0, taken()),
+        event(2, 1, tokens(0, 5, 2)),
+    ];
+    assert_eq!(Past::of(log, 1).written, [written(2)]);
+}
+
+#[test]
+fn attempts_that_add_nothing_are_counted_until_one_does_or_gives_the_job_back() {
+    let dead = |attempt| event(attempt, 0, taken());
+    let past = |log: &[Event]| Past::of(log.iter().cloned(), 1).fruitless;
+    assert_eq!(past(&[dead(1), dead(2), dead(3)]), 3);
+    assert_eq!(past(&[dead(1), dead(2), dead(3), event(3, 1, tokens(0, 0, 1)), dead(4)]), 1);
+    assert_eq!(past(&[dead(1), dead(2), event(2, 1, EventKind::HandedBack), dead(3)]), 1);
+    // To write the same again is no progress.
+    let again = [event(1, 0, tokens(0, 0, 3)), dead(2), event(2, 1, tokens(0, 0, 2)), dead(3)];
+    assert_eq!(past(&again), 2);
+}
+
+#[test]
+fn a_log_tells_its_end_and_that_nobody_waits() {
+    let done = EventKind::Done { usage: Usage::default(), timings: Timings::default() };
+    let log = [event(1, 0, taken()), event(1, 1, done.clone())];
+    assert_eq!(Past::of(log, 1).end, Some(done));
+    let error = EventKind::Error(ApiError::new(ErrorCode::Timeout, "late").into());
+    assert_eq!(Past::of([event(1, 0, error.clone())], 1).end, Some(error));
+    let past = Past::of([event(0, 0, EventKind::Withdrawn)], 1);
+    assert_eq!((past.withdrawn, past.attempts), (true, 0));
+}
+
+proptest! {
+    /// Workers die anywhere, some of their last events are lost, some come late: what is read is
+    /// always a beginning of the answer, and never less than the attempt before had read.
+    #[test]
+    fn what_is_read_is_a_beginning_of_the_answer(
+        attempts in proptest::collection::vec((proptest::collection::vec(1_u32..4, 0..6), 0_usize..3), 1..6),
+    ) {
+        let mut log = Vec::new();
+        let mut late: Vec<Event> = Vec::new();
+        let mut known = 0;
+        for ((events, lost), attempt) in attempts.into_iter().zip(1..) {
+            let past = Past::of(log.iter().cloned(), 1);
+            let count = u32::try_from(past.written[0].ids.len()).unwrap();
+            prop_assert_eq!(&past.written[0], &written(count));
+            prop_assert!(count >= known);
+            known = count;
+            let mut own = vec![event(attempt, 0, taken())];
+            let mut position = count;
+            for (count, index) in events.into_iter().zip(1..) {
+                own.push(event(attempt, index, tokens(0, position, count)));
+                position += count;
+            }
+            let tail = own.split_off(own.len().saturating_sub(lost).max(1));
+            log.extend(own);
+            log.append(&mut late);
+            late = tail;
+        }
+    }
+}

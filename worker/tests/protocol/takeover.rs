@@ -1,0 +1,266 @@
+//! Jobs of workers that die, sleep or go, and jobs that kill their workers.
+
+use std::time::{Duration, Instant};
+
+use async_nats::jetstream;
+use async_nats::jetstream::message::PublishMessage;
+use emberline_shared::control::Control;
+use emberline_shared::error::ErrorCode;
+use emberline_shared::event::{Event, EventKind, FinishReason};
+use emberline_shared::{PROTOCOL_VERSION, dead_letter, subject};
+use emberline_tests::nats::NatsServer;
+use emberline_worker::bus::ACK_WAIT;
+use emberline_worker::intake::takeover::MAX_FRUITLESS;
+
+use crate::support::{Events, MODEL, Relay, Worker, job, wait_for_empty_queue, within};
+
+/// What a job says, over and over.
+const WORDS: [&str; 8] = ["The", " quick", " ember", " glows", " along", " the", " line", ". "];
+
+/// An answer as a relay puts it together, which nothing may be written to twice.
+#[derive(Default)]
+struct Answer {
+    attempt: u32,
+    next_index: u32,
+    tokens: u32,
+    text: String,
+}
+
+impl Answer {
+    /// Follows the log until the answer has so many tokens, or to its end.
+    async fn follow(&mut self, events: &mut Events, tokens: u32) -> Event {
+        loop {
+            let event = events.next().await;
+            if event.attempt < self.attempt {
+                continue;
+            }
+            if event.attempt > self.attempt {
+                assert!(matches!(event.kind, EventKind::Taken { .. }), "{event:?}");
+                (self.attempt, self.next_index) = (event.attempt, 0);
+            }
+            assert_eq!(event.index, self.next_index);
+            self.next_index += 1;
+            match &event.kind {
+                EventKind::Tokens { position, ids, text, .. } => {
+                    // A worker that has not heard of its end may have come further than the log.
+                    if *position == self.tokens {
+                        self.tokens += u32::try_from(ids.len()).unwrap();
+                        self.text.push_str(text);
+                    }
+                    assert!(*position < self.tokens, "{event:?} after {} tokens", self.tokens);
+                    if self.tokens >= tokens {
+                        return event;
+                    }
+                }
+                EventKind::Done { .. } | EventKind::Error(_) => return event,
+                _ => {}
+            }
+        }
+    }
+
+    fn assert_is_undisturbed(&self) {
+        let words = WORDS.iter().cycle().take(self.tokens as usize);
+        assert_eq!(self.text, words.copied().collect::<String>());
+    }
+}
+
+#[tokio::test]
+async fn a_dead_workers_job_goes_on_in_another_within_three_seconds() {
+    let nats = NatsServer::start().await.unwrap();
+    let first = Worker::start(&nats, &["--simulated-tokens-per-s", "50"]);
+    let relay = Relay::new(&nats).await;
+    relay.wait_for_load(&[0]).await;
+    let mut events = relay.send(&job(1, 200)).await;
+    let mut answer = Answer::default();
+    answer.follow(&mut events, 20).await;
+    let _second = Worker::start(&nats, &["--simulated-tokens-per-s", "0"]);
+    relay.wait_for_load(&[0, 1]).await;
+
+    first.signal("KILL");
+    let died = Instant::now();
+    let (before, mut goes_on) = (answer.tokens, answer.tokens + 1);
+    while answer.attempt == 1 {
+        goes_on = answer.follow(&mut events, answer.tokens + 1).await.attempt.max(1);
+    }
+    println!("taken over after {:?}, at token {before} or a little later", died.elapsed());
+    assert_eq!(goes_on, 2);
+    let last = answer.follow(&mut events, u32::MAX).await;
+    let EventKind::Done { usage, .. } = last.kind else { panic!("{last:?}") };
+    assert_eq!((answer.tokens, usage.completion_tokens), (200, 200));
+    answer.assert_is_undisturbed();
+    wait_for_empty_queue(&nats).await;
+}
+
+#[tokio::test]
+async fn a_worker_that_slept_leaves_its_job_to_its_successor() {
+    let nats = NatsServer::start().await.unwrap();
+    let sleeper = Worker::start(&nats, &["--simulated-tokens-per-s", "100"]);
+    let relay = Relay::new(&nats).await;
+    relay.wait_for_load(&[0]).await;
+    let long = job(1, 30_000);
+    let mut events = relay.send(&long).await;
+    let mut answer = Answer::default();
+    answer.follow(&mut events, 20).await;
+    let _second = Worker::start(&nats, &["--simulated-tokens-per-s", "100"]);
+    relay.wait_for_load(&[0, 1]).await;
+
+    sleeper.signal("STOP");
+    while answer.attempt == 1 {
+        answer.follow(&mut events, answer.tokens + 1).await;
+    }
+    sleeper.signal("CONT");
+    within("its giving up", async {
+        while !sleeper.log().contains("another worker has taken it over") {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    relay.wait_for_load(&[0, 1]).await;
+    answer.follow(&mut events, answer.tokens + 50).await;
+    relay.control(&long.id, Control::Cancel).await;
+    let last = answer.follow(&mut events, u32::MAX).await;
+    assert!(matches!(last.kind, EventKind::Done { .. }), "{last:?}");
+    assert_eq!(answer.attempt, 2);
+    answer.assert_is_undisturbed();
+    relay.wait_for_load(&[0, 0]).await;
+    wait_for_empty_queue(&nats).await;
+}
+
+#[tokio::test]
+async fn what_is_handed_back_goes_on_where_it_was() {
+    let nats = NatsServer::start().await.unwrap();
+    let mut workers: Vec<Worker> = Vec::new();
+    let relay = Relay::new(&nats).await;
+    let mut events = None;
+    let mut answer = Answer::default();
+    // More often than a job may die without getting on.
+    for attempt in 1..=2 * MAX_FRUITLESS {
+        workers.push(Worker::start(&nats, &["--drain-s", "0", "--simulated-tokens-per-s", "1000"]));
+        within("a worker", async {
+            while !workers.last().unwrap().log().contains("serving") {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await;
+        if events.is_none() {
+            events = Some(relay.send(&job(1, 6000)).await);
+        }
+        let (events, before) = (events.as_mut().unwrap(), answer.attempt);
+        while answer.attempt == before {
+            answer.follow(events, answer.tokens + 1).await;
+        }
+        let worker = workers.last_mut().unwrap();
+        if attempt < 2 * MAX_FRUITLESS {
+            worker.signal("TERM");
+            assert!(worker.exit().await.success());
+        }
+    }
+    let mut events = events.unwrap();
+    let last = answer.follow(&mut events, u32::MAX).await;
+    assert!(matches!(last.kind, EventKind::Done { .. }), "{last:?}");
+    assert_eq!(answer.tokens, 6000);
+    answer.assert_is_undisturbed();
+    wait_for_empty_queue(&nats).await;
+}
+
+#[tokio::test]
+async fn a_job_that_kills_its_workers_is_given_up_and_set_aside() {
+    let nats = NatsServer::start().await.unwrap();
+    let relay = Relay::new(&nats).await;
+    let deadly = job(1, 10);
+    let mut events = None;
+    // So slow that none of them comes to its first token.
+    for attempt in 1..=MAX_FRUITLESS {
+        let worker = Worker::start(&nats, &["--simulated-tokens-per-s", "0.01"]);
+        if events.is_none() {
+            relay.wait_for_load(&[0]).await;
+            events = Some(relay.send(&deadly).await);
+        }
+        loop {
+            let event = events.as_mut().unwrap().next().await;
+            if event.attempt >= attempt && matches!(event.kind, EventKind::Accepted { .. }) {
+                break;
+            }
+        }
+        worker.signal("KILL");
+    }
+    let _worker = Worker::start(&nats, &[]);
+    let last = events.unwrap().rest().await.pop().unwrap();
+    let EventKind::Error(error) = last.kind else { panic!("{last:?}") };
+    assert_eq!((error.status, error.code), (502, ErrorCode::WorkerFailed));
+    wait_for_empty_queue(&nats).await;
+
+    let admin = nats.admin_client().await.unwrap();
+    let query = serde_json::json!({"last_by_subj": subject::dead(&subject::model_token(MODEL))}).to_string();
+    let dead = format!("$JS.API.DIRECT.GET.{}", subject::DEAD_STREAM);
+    let letter = within("the dead letter", admin.request(dead, query.into())).await.unwrap();
+    assert_eq!(letter.payload, serde_json::to_vec(&deadly).unwrap());
+    let header = |name: &str| Some(letter.headers.as_ref()?.get(name)?.to_string());
+    assert_eq!(header(dead_letter::ATTEMPTS_HEADER), Some(MAX_FRUITLESS.to_string()));
+    assert!(header(dead_letter::REASON_HEADER).unwrap().contains("died"));
+    assert!(header(dead_letter::QUEUED_ON_HEADER).unwrap().starts_with("emberline.jobs."));
+}
+
+#[tokio::test]
+async fn a_withdrawn_job_is_ended_before_anything_is_computed() {
+    let nats = NatsServer::start().await.unwrap();
+    let mut first = Worker::start(&nats, &[]);
+    let relay = Relay::new(&nats).await;
+    relay.wait_for_load(&[0]).await;
+    first.signal("TERM");
+    assert!(first.exit().await.success());
+
+    let unwanted = job(1, 30_000);
+    let mut events = relay.send_silently(&unwanted).await;
+    let withdrawn = Event { v: PROTOCOL_VERSION, attempt: 0, index: 0, kind: EventKind::Withdrawn };
+    let payload = serde_json::to_vec(&withdrawn).unwrap();
+    let message = PublishMessage::build().payload(payload.into());
+    let jetstream = jetstream::new(nats.function_client().await.unwrap());
+    jetstream.send_publish(subject::events(&unwanted.id), message).await.unwrap().await.unwrap();
+
+    let worker = Worker::start(&nats, &[]);
+    let rest = events.rest().await;
+    // What the worker would begin with is heard, but not stored.
+    let stored = rest.iter().map(|event| &event.kind).filter(|kind| !matches!(kind, EventKind::Taken { .. }));
+    let kinds: Vec<_> = stored.collect();
+    let [EventKind::Withdrawn, EventKind::Finish { reason, .. }, EventKind::Done { usage, .. }] = kinds[..]
+    else {
+        panic!("{rest:?}")
+    };
+    assert_eq!((*reason, usage.completion_tokens), (FinishReason::Cancelled, 0));
+    wait_for_empty_queue(&nats).await;
+    assert!(!worker.log().contains("started"), "{}", worker.log());
+}
+
+#[tokio::test]
+async fn a_job_whose_acknowledgement_was_lost_is_not_run_again() {
+    let nats = NatsServer::start().await.unwrap();
+    let mut first = Worker::start(&nats, &[]);
+    let relay = Relay::new(&nats).await;
+    relay.wait_for_load(&[0]).await;
+    first.signal("TERM");
+    assert!(first.exit().await.success());
+
+    // All of its log is there, written by a worker that died then.
+    let ended = job(1, 30_000);
+    let mut events = relay.send_silently(&ended).await;
+    let usage = emberline_shared::event::Usage::default();
+    let done = EventKind::Done { usage, timings: emberline_shared::event::Timings::default() };
+    let jetstream = jetstream::new(nats.worker_client().await.unwrap());
+    for (kind, index) in [EventKind::Taken { worker: "w".into() }, done].into_iter().zip(0..) {
+        let event = Event { v: PROTOCOL_VERSION, attempt: 1, index, kind };
+        let payload = serde_json::to_vec(&event).unwrap();
+        let stored = jetstream.publish(subject::events(&ended.id), payload.into()).await.unwrap();
+        stored.await.unwrap();
+    }
+    assert!(matches!(events.rest().await.pop().unwrap().kind, EventKind::Done { .. }));
+    let worker = Worker::start(&nats, &[]);
+    wait_for_empty_queue(&nats).await;
+    assert!(!worker.log().contains("started"), "{}", worker.log());
+}
+
+#[test]
+fn progress_is_told_often_enough() {
+    // A death is noticed within 3 s, and a word may be late by more than a second.
+    assert!(ACK_WAIT < Duration::from_secs(3) && ACK_WAIT > Duration::from_secs(2));
+}
