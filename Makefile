@@ -4,15 +4,16 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 EMBERLINE := $(TARGET_DIR)/debug/emberline
 MODEL := smollm2-135m-instruct
 
-# How long `make soak` runs.
+# How long each part of `make soak` runs, and workers are killed in `make chaos`.
 SOAK_SECONDS := 600
+CHAOS_SECONDS := 60
 # How long `make fuzz` runs each target, and how many cases `make schemathesis` tries for each operation.
 FUZZ_SECONDS := 60
 CASES := 2000
 # SPIR-V instead of WGSL where the GPU is driven by Vulkan.
 GPU_FEATURES := $(if $(filter Darwin,$(shell uname -s)),,--features emberline-worker/vulkan)
 
-.PHONY: help up bench bench-engine bench-gpu soak status build function setup pip test clients lint fmt \
+.PHONY: help up bench bench-engine bench-gpu soak chaos status build function setup pip test clients lint fmt \
 	fuzz schemathesis
 
 help:
@@ -20,7 +21,8 @@ help:
 	@echo "make test      formatting, lints, unit and end-to-end tests"
 	@echo "make bench     measure the running stack, or one started for it"
 	@echo "make bench-engine  measure the engine alone, and llama.cpp if it is there; make bench-gpu: on a GPU"
-	@echo "make soak      $(SOAK_SECONDS) s of mixed random load: nothing leaks, every answer is right"
+	@echo "make soak      $(SOAK_SECONDS) s of mixed random load on the engine, then on all of it: nothing leaks, every answer is right"
+	@echo "make chaos     $(CHAOS_SECONDS) s of workers killed under load, and the other tests of what breaks"
 	@echo "make fuzz      each fuzz target for $(FUZZ_SECONDS) s"
 	@echo "make schemathesis  $(CASES) generated requests for each operation of /openapi.json"
 	@echo "make status    show the workers of the running stack"
@@ -44,9 +46,17 @@ bench-gpu: setup pip
 	@$(EMBERLINE) bench engine --backend wgpu --require-gpu
 	@$(EMBERLINE) bench engine --backend wgpu --require-gpu --random llama-1b
 
-soak: build pip
-	model=$$($(EMBERLINE) pull $(MODEL)) && export EMBERLINE_TEST_MODEL=$$model SOAK_SECONDS=$(SOAK_SECONDS) && \
-	cargo test -p emberline-worker --test soak -- --nocapture
+soak: build function pip
+	model=$$($(EMBERLINE) pull $(MODEL)) && nats=$$($(EMBERLINE) pull --nats-server) && \
+	export EMBERLINE_TEST_MODEL=$$model EMBERLINE_TEST_NATS=$$nats SOAK_SECONDS=$(SOAK_SECONDS) && \
+	cargo test -p emberline-worker --test soak -- --nocapture && \
+	cargo test -p emberline-tests --test soak -- --nocapture
+
+chaos: build function pip
+	model=$$($(EMBERLINE) pull $(MODEL)) && nats=$$($(EMBERLINE) pull --nats-server) && \
+	export EMBERLINE_TEST_MODEL=$$model EMBERLINE_TEST_NATS=$$nats CHAOS_SECONDS=$(CHAOS_SECONDS) && \
+	cargo test -p emberline-tests --test chaos --test chaos_model --test rolling --test partition --test cluster \
+	  -- --nocapture
 
 status:
 	@$(EMBERLINE) status
