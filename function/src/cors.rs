@@ -15,7 +15,7 @@ use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 const EXPOSED: &str = "x-request-id, retry-after, retry-after-ms, x-should-retry, x-ratelimit-limit, \
     x-ratelimit-remaining, x-ratelimit-reset, x-ratelimit-window, x-ratelimit-limit-requests, \
     x-ratelimit-limit-tokens, x-ratelimit-remaining-requests, x-ratelimit-remaining-tokens, \
-    x-ratelimit-reset-requests, x-ratelimit-reset-tokens";
+    x-ratelimit-reset-requests, x-ratelimit-reset-tokens, x-emberline-relaxed";
 /// Headers of requests that a page may send, where the browser does not say which.
 const ACCEPTED: &str = "authorization, content-type, x-api-key, x-request-id, idempotency-key, \
     x-request-timeout";

@@ -12,8 +12,8 @@ mod whole;
 
 use emberline_shared::PROTOCOL_VERSION;
 use emberline_shared::error::{ApiError, ErrorCode};
+pub use emberline_shared::event::Acceptance;
 use emberline_shared::event::{Event, EventKind, FinishReason, TokenLogprobs, Usage};
-use emberline_shared::tools::ToolFormat;
 
 pub use joined::Joined;
 pub use transcript::Fault;
@@ -32,19 +32,6 @@ pub struct Limits {
     pub tokens: u32,
     /// Alternatives in each token's log-probabilities, if those are asked for.
     pub logprobs: Option<u32>,
-}
-
-/// What is known of an answer as it begins.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Acceptance {
-    /// Names weights and engine.
-    pub fingerprint: String,
-    /// Tokens of the prompt.
-    pub prompt_tokens: u32,
-    /// How calls of functions are written in the text, if it may have any.
-    pub tool_format: Option<ToolFormat>,
-    /// The prompt's text, if it was asked for.
-    pub prompt_text: Option<String>,
 }
 
 /// What the client is to be told next.

@@ -11,13 +11,11 @@ fn accepted(attempt: u32) -> Event {
     event(
         attempt,
         0,
-        EventKind::Accepted {
+        EventKind::Accepted(Acceptance {
             prompt_tokens: 3,
-            cached_tokens: 0,
             fingerprint: "fp".into(),
-            tool_format: None,
-            prompt_text: None,
-        },
+            ..Acceptance::default()
+        }),
     )
 }
 

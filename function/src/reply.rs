@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use emberline_shared::error::{ApiError, ErrorCode};
+use emberline_shared::relaxed::{RELAXED_HEADER, Relaxed};
 use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 
@@ -53,6 +54,12 @@ pub fn error(error: &ApiError) -> Response<Bytes> {
 pub fn come_again(wait_ms: u64) -> HeaderMap {
     let wait_ms = wait_ms.max(1);
     HeaderMap::from_iter([(RETRY_AFTER, wait_ms.div_ceil(1000).into()), (RETRY_AFTER_MS, wait_ms.into())])
+}
+
+/// Names what an answer does without, if there is anything.
+pub fn relaxed(relaxed: &Relaxed) -> Option<(HeaderName, HeaderValue)> {
+    let value = HeaderValue::try_from(relaxed.header_value()?).ok()?;
+    Some((HeaderName::from_static(RELAXED_HEADER), value))
 }
 
 /// The reply to a method that the path does not take.

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{ApiError, ErrorCode, ErrorType};
+use crate::relaxed::Relaxed;
 use crate::tools::ToolFormat;
 
 /// One entry of a job's log.
@@ -31,20 +32,7 @@ pub enum EventKind {
         worker: String,
     },
     /// The job can be served: prompt rendered, counted and within the context.
-    Accepted {
-        /// Tokens in the prompt.
-        prompt_tokens: u32,
-        /// Of those, tokens whose keys and values were already in the cache.
-        cached_tokens: u32,
-        /// Name and version of weights and engine, for `system_fingerprint`.
-        fingerprint: String,
-        /// How calls of functions are written in the text; `None` if it may have none.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        tool_format: Option<ToolFormat>,
-        /// The prompt's text, if the job asks for it.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        prompt_text: Option<String>,
-    },
+    Accepted(Acceptance),
     /// Tokens of one choice, with the text they complete.
     Tokens {
         /// Which choice, from 0.
@@ -79,6 +67,26 @@ pub enum EventKind {
     },
     /// The job failed; the last event of a job that did.
     Error(ErrorEvent),
+}
+
+/// What is known of an answer before its first token.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Acceptance {
+    /// Tokens in the prompt.
+    pub prompt_tokens: u32,
+    /// Of those, tokens whose keys and values were already in the cache.
+    pub cached_tokens: u32,
+    /// Name and version of weights and engine, for `system_fingerprint`.
+    pub fingerprint: String,
+    /// How calls of functions are written in the text; `None` if it may have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool_format: Option<ToolFormat>,
+    /// The prompt's text, if the job asks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_text: Option<String>,
+    /// What the worker does without.
+    #[serde(default, skip_serializing_if = "Relaxed::is_empty")]
+    pub relaxed: Relaxed,
 }
 
 /// A token's log-probability, and those of the most probable tokens in its place, before

@@ -26,6 +26,7 @@ pub mod measurement;
 pub mod models;
 pub mod parameters;
 pub mod record;
+pub mod relaxed;
 pub mod responses;
 pub mod schema;
 pub mod streams;

@@ -79,7 +79,7 @@ async fn who_waits_behind_a_busy_worker_is_told_in_time_and_costs_nothing() -> R
     stack.wait_for_empty_queue().await?;
     // The one that was busy was given to the engine, the others were not.
     let logs = event_logs::read(&stack.nats).await?;
-    let is_accepted = |event: &Event| matches!(event.kind, EventKind::Accepted { .. });
+    let is_accepted = |event: &Event| matches!(event.kind, EventKind::Accepted(_));
     let accepted = logs.values().filter(|log| log.iter().any(is_accepted)).count();
     assert_eq!((logs.len(), accepted), (1 + waiting.len(), 1), "{logs:?}");
     Ok(())

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use emberline_shared::error::{ApiError, ErrorCode};
 use emberline_shared::heartbeat::ServedModel;
+use emberline_shared::relaxed::Relaxed;
 use http::HeaderMap;
 use http_body_util::BodyExt;
 use spin_sdk::wasip3::http::types::Response;
@@ -59,6 +60,8 @@ pub(super) struct Context {
     pub(super) counted: RefCell<Increments>,
     /// How long the queue is that its jobs were admitted to.
     pub(super) backlog: RefCell<Option<Backlog>>,
+    /// What the answer does without.
+    relaxed: RefCell<Relaxed>,
 }
 
 /// Finds out who sent a request.
@@ -83,8 +86,8 @@ impl Context {
         headers: HeaderMap,
     ) -> Self {
         let (headers, limits_told) = (RefCell::new(headers), Cell::new(false));
-        let (counted, backlog) = (RefCell::default(), RefCell::default());
-        Self { head, arrived_ns, config, caller, headers, limits_told, counted, backlog }
+        let (counted, backlog, relaxed) = (RefCell::default(), RefCell::default(), RefCell::default());
+        Self { head, arrived_ns, config, caller, headers, limits_told, counted, backlog, relaxed }
     }
 
     /// Adds headers that every answer to this request is to carry.
@@ -92,9 +95,16 @@ impl Context {
         self.headers.borrow_mut().extend(headers);
     }
 
+    /// Has every answer to this request name what it does without.
+    pub(super) fn relax(&self, relaxed: &Relaxed) {
+        self.relaxed.borrow_mut().extend(relaxed);
+    }
+
     /// Headers that every answer to this request carries.
     pub(super) fn headers(&self) -> HeaderMap {
-        self.headers.borrow().clone()
+        let mut headers = self.headers.borrow().clone();
+        headers.extend(reply::relaxed(&self.relaxed.borrow()));
+        headers
     }
 
     /// The model that a request means, if its key may use it and a worker serves it.

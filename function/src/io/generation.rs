@@ -119,6 +119,7 @@ impl Queued {
                 return Err(error);
             }
         };
+        acceptances.iter().for_each(|acceptance| context.relax(&acceptance.relaxed));
         let Self { jobs, first, limits, model, head_ns, .. } = self;
         let envelope = Envelope {
             job: first.id,

@@ -2,7 +2,7 @@
 //! log that is read too early, has holes, and is lost.
 
 use emberline_shared::answer::Choice;
-use emberline_shared::event::{Timings, TokenLogprob};
+use emberline_shared::event::{Acceptance, Timings, TokenLogprob};
 use proptest::prelude::*;
 
 use super::*;
@@ -172,13 +172,12 @@ impl Writer {
             words.insert(0, EventKind::Taken { worker: format!("worker {place}") });
             words.insert(
                 1,
-                EventKind::Accepted {
+                EventKind::Accepted(Acceptance {
                     prompt_tokens: 3,
                     cached_tokens: 2,
                     fingerprint: "fp".into(),
-                    tool_format: None,
-                    prompt_text: None,
-                },
+                    ..Acceptance::default()
+                }),
             );
             if is_last {
                 words.push(EventKind::Done { usage: USAGE, timings: Timings::default() });

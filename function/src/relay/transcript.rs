@@ -175,13 +175,8 @@ impl Transcript {
     fn take(&mut self, event: &Event) -> Result<bool, Fault> {
         let out_of_order = Fault::OutOfOrder { attempt: event.attempt, index: event.index };
         match &event.kind {
-            EventKind::Accepted { prompt_tokens, fingerprint, tool_format, prompt_text, .. } => {
-                self.acceptance.get_or_insert_with(|| Acceptance {
-                    fingerprint: fingerprint.clone(),
-                    prompt_tokens: *prompt_tokens,
-                    tool_format: *tool_format,
-                    prompt_text: prompt_text.clone(),
-                });
+            EventKind::Accepted(acceptance) => {
+                self.acceptance.get_or_insert_with(|| acceptance.clone());
             }
             // They tell workers how far others came, and clients nothing.
             EventKind::Taken { .. } | EventKind::HandedBack | EventKind::Withdrawn => {}

@@ -80,7 +80,7 @@ impl Seen {
             EventKind::Taken { worker } => {
                 self.wanted.insert((log, event.attempt), worker);
             }
-            EventKind::Accepted { .. } => {
+            EventKind::Accepted(_) => {
                 if let Some(worker) = self.wanted.remove(&(log, event.attempt)) {
                     *self.taken.entry(worker).or_default() += 1;
                     self.takeovers += usize::from(event.attempt > 1);

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use emberline_shared::PROTOCOL_VERSION;
-use emberline_shared::event::{EventKind, Timings, Usage};
+use emberline_shared::event::{Acceptance, EventKind, Timings, Usage};
 use emberline_shared::job::{GenerationRequest, Job, Message, Role, SamplingOptions};
 use emberline_shared::subject::JobId;
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -84,7 +84,7 @@ impl Stream {
             let Some(event) = self.events.recv().await else { return Ok(()) };
             let at = Instant::now();
             match event {
-                EventKind::Accepted { prompt_tokens, cached_tokens, .. } => {
+                EventKind::Accepted(Acceptance { prompt_tokens, cached_tokens, .. }) => {
                     seen.prompt_tokens = prompt_tokens as usize;
                     seen.cached_tokens = cached_tokens as usize;
                 }

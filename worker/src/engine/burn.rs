@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use emberline_shared::error::{ApiError, ErrorCode};
-use emberline_shared::event::{EventKind, Usage};
+use emberline_shared::event::{Acceptance, EventKind, Usage};
 use emberline_shared::heartbeat::ServedModel;
 use emberline_shared::subject::JobId;
 
@@ -122,7 +122,7 @@ impl Engine for BurnEngine {
         };
         let number = self.next_number;
         self.next_number += 1;
-        let Prepared { job, taken, prompt, tool_format, prompt_text, written, .. } = prepared;
+        let Prepared { job, taken, prompt, acceptance, written, .. } = prepared;
         let cached_tokens = u32::try_from(self.scheduler.cached(&prompt)).unwrap_or(u32::MAX);
         for (choice, number) in choices.iter().zip(0..) {
             if let Some(tokens) = choice.tokens_at_end() {
@@ -132,13 +132,12 @@ impl Engine for BurnEngine {
         let opening = Opening {
             request: number,
             events,
-            accepted: EventKind::Accepted {
+            accepted: EventKind::Accepted(Acceptance {
                 prompt_tokens: request.prompt_tokens,
                 cached_tokens,
                 fingerprint: self.facts.fingerprint.clone(),
-                tool_format,
-                prompt_text,
-            },
+                ..acceptance
+            }),
             prompt_tokens: request.prompt_tokens,
             choices,
             taken,

@@ -124,9 +124,7 @@ fn content(log: &[EventKind]) -> Vec<EventKind> {
         EventKind::Done { usage, .. } => {
             EventKind::Done { usage: Usage { cached_tokens: 0, ..usage }, timings: Timings::default() }
         }
-        EventKind::Accepted { prompt_tokens, fingerprint, tool_format, prompt_text, .. } => {
-            EventKind::Accepted { prompt_tokens, cached_tokens: 0, fingerprint, tool_format, prompt_text }
-        }
+        EventKind::Accepted(acceptance) => EventKind::Accepted(Acceptance { cached_tokens: 0, ..acceptance }),
         other => other,
     };
     log.iter().map(timeless).collect()
@@ -166,7 +164,7 @@ fn error(log: &[EventKind]) -> &ErrorEvent {
 fn a_job_is_accepted_generates_and_ends() {
     let mut engine = engine(2);
     let log = run(&mut engine, job(1));
-    let EventKind::Accepted { prompt_tokens, cached_tokens: 0, fingerprint, .. } = &log[0] else {
+    let EventKind::Accepted(Acceptance { prompt_tokens, cached_tokens: 0, fingerprint, .. }) = &log[0] else {
         panic!("{log:?}")
     };
     assert!(fingerprint.starts_with(concat!("emberline-", env!("CARGO_PKG_VERSION"), "-")), "{fingerprint}");
@@ -202,7 +200,7 @@ fn a_job_that_arrives_while_others_run_is_answered_at_once() {
     runs.step();
     runs.submit(job(2));
     runs.step();
-    assert!(matches!(runs.log(2), [EventKind::Accepted { .. }]), "accepted, without a slot");
+    assert!(matches!(runs.log(2), [EventKind::Accepted(_)]), "accepted, without a slot");
     assert!(ids(runs.log(1)).len() > 1);
 }
 
@@ -410,7 +408,7 @@ fn options_that_the_model_can_not_honour_are_refused() {
 fn a_job_past_its_deadline_is_given_up() {
     let mut runs = engine(1);
     let log = run(&mut runs, Job { deadline: 1, ..job(1) });
-    let [EventKind::Accepted { .. }, EventKind::Error(error)] = &log[..] else { panic!("{log:?}") };
+    let [EventKind::Accepted(_), EventKind::Error(error)] = &log[..] else { panic!("{log:?}") };
     assert_eq!((error.status, error.code), (504, ErrorCode::Timeout));
     runs.submit(job(2));
     runs.step();
@@ -509,7 +507,9 @@ fn a_known_beginning_is_reported() {
     let mut second = first.clone();
     second.id = JobId::from_random(99);
     let after = run(&mut runs, second);
-    let EventKind::Accepted { prompt_tokens, cached_tokens, .. } = after[0] else { panic!("{after:?}") };
+    let EventKind::Accepted(Acceptance { prompt_tokens, cached_tokens, .. }) = after[0] else {
+        panic!("{after:?}")
+    };
     assert_eq!(cached_tokens, (prompt_tokens - 1) / 16 * 16);
     assert!(cached_tokens >= 32);
     assert_eq!(usage(&after).cached_tokens, cached_tokens);

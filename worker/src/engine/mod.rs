@@ -21,12 +21,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use emberline_shared::error::ApiError;
-use emberline_shared::event::{EventKind, FinishReason, Usage};
+use emberline_shared::event::{Acceptance, EventKind, FinishReason, Usage};
 use emberline_shared::heartbeat::ServedModel;
 use emberline_shared::job::Job;
 use emberline_shared::subject::JobId;
 use emberline_shared::tokens::{TokensReply, TokensRequest};
-use emberline_shared::tools::ToolFormat;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::constraint::Grammar;
@@ -65,10 +64,9 @@ pub struct Prepared {
     pub prompt: Vec<u32>,
     /// Most tokens of an answer; together with the prompt they fit the context.
     pub limit: u32,
-    /// How the answer's calls are written; `None` if it may have none.
-    pub tool_format: Option<ToolFormat>,
-    /// The prompt's text, if the job asks for it.
-    pub prompt_text: Option<String>,
+    /// What the client is told of the answer as it begins; the engine adds the prompt's length and
+    /// its own fingerprint.
+    pub acceptance: Acceptance,
     /// What its answers obey; `None` if they may be anything.
     pub grammar: Option<Grammar>,
     /// What is there of each choice; empty if nothing is.

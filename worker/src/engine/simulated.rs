@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use emberline_shared::error::{ApiError, ErrorCode};
 use emberline_shared::event::{
-    EventKind, FinishReason, IMPOSSIBLE, Timings, TokenLogprob, TokenLogprobs, Usage,
+    Acceptance, EventKind, FinishReason, IMPOSSIBLE, Timings, TokenLogprob, TokenLogprobs, Usage,
 };
 use emberline_shared::heartbeat::ServedModel;
 use emberline_shared::job::{GenerationRequest, Job, RawPrompt};
@@ -110,15 +110,13 @@ impl Engine for SimulatedEngine {
     }
 
     fn submit(&mut self, prepared: Prepared, events: EventSink) {
-        let prompt_text = prepared.prompt_text.clone();
+        let acceptance = prepared.acceptance.clone();
         let mut sequence = Sequence::new(prepared, events, self.pace);
-        sequence.say(EventKind::Accepted {
+        sequence.say(EventKind::Accepted(Acceptance {
             prompt_tokens: sequence.prompt_tokens,
-            cached_tokens: 0,
             fingerprint: format!("{}-{}", self.model.name, env!("CARGO_PKG_VERSION")),
-            tool_format: None,
-            prompt_text,
-        });
+            ..acceptance
+        }));
         if !sequence.tell_ends() {
             self.running.push(sequence);
         }
@@ -176,8 +174,8 @@ impl Frontend for Words {
             _ => None,
         };
         let prompt = vec![0; words];
-        let (tool_format, grammar, written) = (None, None, Vec::new());
-        Ok(Prepared { job, taken, prompt, limit, tool_format, prompt_text, grammar, written })
+        let acceptance = Acceptance { prompt_text, ..Acceptance::default() };
+        Ok(Prepared { job, taken, prompt, limit, acceptance, grammar: None, written: Vec::new() })
     }
 
     fn convert(&self, _: TokensRequest) -> Result<TokensReply, ApiError> {

@@ -1,4 +1,4 @@
-use emberline_shared::event::Event;
+use emberline_shared::event::{Acceptance, Event};
 use emberline_shared::job::{Constraint, GenerationRequest, Message, Role, SamplingOptions, Tool};
 use proptest::prelude::*;
 use serde_json::Map;
@@ -76,7 +76,10 @@ fn ending(kinds: &[EventKind]) -> (FinishReason, Usage) {
 #[test]
 fn a_job_is_accepted_says_its_words_and_ends() {
     let kinds = answer(job(1, "three words here", Some(4), &[]));
-    assert!(matches!(kinds.first(), Some(EventKind::Accepted { prompt_tokens: 3, .. })), "{kinds:?}");
+    assert!(
+        matches!(kinds.first(), Some(EventKind::Accepted(Acceptance { prompt_tokens: 3, .. }))),
+        "{kinds:?}"
+    );
     assert_eq!(text(&kinds), "The quick ember glows");
     let usage = Usage { prompt_tokens: 3, cached_tokens: 0, completion_tokens: 4 };
     assert_eq!(ending(&kinds), (FinishReason::Length, usage));

@@ -1,3 +1,4 @@
+use emberline_shared::event::Acceptance;
 use emberline_shared::job::{GenerationRequest, SamplingOptions};
 use emberline_shared::tokens::{TokensReply, TokensRequest};
 
@@ -81,9 +82,8 @@ impl Frontend for Fussy {
             Some(1000) => std::thread::sleep(std::time::Duration::from_millis(300)),
             _ => {}
         }
-        let (tool_format, prompt_text, grammar) = (None, None, None);
-        let (prompt, written) = (vec![0], Vec::new());
-        Ok(Prepared { job, taken, prompt, limit: 1, tool_format, prompt_text, grammar, written })
+        let (prompt, acceptance, written) = (vec![0], Acceptance::default(), Vec::new());
+        Ok(Prepared { job, taken, prompt, limit: 1, acceptance, grammar: None, written })
     }
 
     fn convert(&self, _: TokensRequest) -> Result<TokensReply, ApiError> {

@@ -81,7 +81,7 @@ impl Answer {
             }
             EventKind::Done { .. } | EventKind::Error(_) => self.end = Some(kind),
             EventKind::Taken { .. }
-            | EventKind::Accepted { .. }
+            | EventKind::Accepted(_)
             | EventKind::HandedBack
             | EventKind::Withdrawn => {}
         }

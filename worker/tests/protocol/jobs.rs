@@ -20,7 +20,8 @@ async fn a_job_becomes_a_log_of_events_in_order_and_leaves_the_queue() {
     let events = relay.send(&job).await.rest().await;
     assert_eq!(text_of(&events, 1), "The quick ember glows along the line. ");
     assert!(matches!(events[0].kind, EventKind::Taken { .. }));
-    assert!(matches!(events[1].kind, EventKind::Accepted { prompt_tokens: 2, cached_tokens: 0, .. }));
+    let EventKind::Accepted(accepted) = &events[1].kind else { panic!("{events:?}") };
+    assert_eq!((accepted.prompt_tokens, accepted.cached_tokens), (2, 0));
     assert_eq!(events[10].kind, EventKind::Finish { choice: 0, reason: FinishReason::Length });
     let usage = Usage { prompt_tokens: 2, cached_tokens: 0, completion_tokens: 8 };
     assert!(matches!(events[11].kind, EventKind::Done { usage: u, .. } if u == usage));

@@ -178,7 +178,7 @@ async fn a_job_that_kills_its_workers_is_given_up_and_set_aside() {
         }
         loop {
             let event = events.as_mut().unwrap().next().await;
-            if event.attempt >= attempt && matches!(event.kind, EventKind::Accepted { .. }) {
+            if event.attempt >= attempt && matches!(event.kind, EventKind::Accepted(_)) {
                 break;
             }
         }

@@ -103,7 +103,7 @@ async fn a_conversation_has_the_tokens_that_its_job_is_charged_for() {
             let mut events = relay.send(&job).await;
             assert!(matches!(events.next().await.kind, EventKind::Taken { .. }));
             match events.next().await.kind {
-                EventKind::Accepted { prompt_tokens, prompt_text, .. } => (prompt_tokens, prompt_text),
+                EventKind::Accepted(accepted) => (accepted.prompt_tokens, accepted.prompt_text),
                 other => panic!("{other:?}"),
             }
         }

@@ -35,7 +35,7 @@ impl Answer {
 
     fn add(&mut self, kind: EventKind) -> bool {
         match kind {
-            EventKind::Accepted { prompt_tokens, .. } => self.prompt_tokens = prompt_tokens,
+            EventKind::Accepted(acceptance) => self.prompt_tokens = acceptance.prompt_tokens,
             EventKind::Tokens { choice, position, ids, text, logprobs } => {
                 let choice = self.choices.entry(choice).or_default();
                 assert_eq!(position as usize, choice.ids.len(), "tokens are missing or come twice");

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use emberline_shared::error::{ApiError, ErrorCode};
+use emberline_shared::event::Acceptance;
 use emberline_shared::job::{GenerationRequest, Job, RawPrompt, SamplingOptions};
 use emberline_shared::tokens::{TokensReply, TokensRequest};
 
@@ -35,10 +36,12 @@ impl Frontend for PromptBuilder {
         let grammar = self.grammars.compile(request, format)?;
         let (prompt, text) = self.prompt(request, &conversation)?;
         let limit = self.limit(&prompt, request)?;
-        let prompt_text = text.filter(|_| request.echo);
-        let tool_format = may_call.then_some(format);
-        let written = Vec::new();
-        Ok(Prepared { job, taken, prompt, limit, tool_format, prompt_text, grammar, written })
+        let acceptance = Acceptance {
+            tool_format: may_call.then_some(format),
+            prompt_text: text.filter(|_| request.echo),
+            ..Acceptance::default()
+        };
+        Ok(Prepared { job, taken, prompt, limit, acceptance, grammar, written: Vec::new() })
     }
 
     fn convert(&self, request: TokensRequest) -> Result<TokensReply, ApiError> {

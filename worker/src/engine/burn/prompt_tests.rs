@@ -62,12 +62,12 @@ fn a_raw_prompt_is_encoded_as_the_tokenizer_does_it() {
     let prepared = prepare(&prompts, text("Hello there")).unwrap();
     let bos = prompts.tokenizer.encode("<s>").unwrap();
     assert!(prepared.prompt.starts_with(&bos) && prepared.prompt.len() > 2);
-    assert_eq!(prepared.prompt_text.as_deref(), Some("Hello there"));
-    assert_eq!(prepared.tool_format, None);
+    assert_eq!(prepared.acceptance.prompt_text.as_deref(), Some("Hello there"));
+    assert_eq!(prepared.acceptance.tool_format, None);
     // It is not put there twice.
     assert_eq!(prepare(&prompts, text("<s>Hello there")).unwrap().prompt[1..], prepared.prompt[1..]);
     let silent = GenerationRequest { echo: false, ..text("Hello there") };
-    assert_eq!(prepare(&prompts, silent).unwrap().prompt_text, None);
+    assert_eq!(prepare(&prompts, silent).unwrap().acceptance.prompt_text, None);
 }
 
 #[test]
@@ -76,7 +76,7 @@ fn tokens_are_taken_as_they_are_and_read_as_their_text() {
     let ids = prompts.tokenizer.encode("Hello <|im_end|>").unwrap();
     let prepared = prepare(&prompts, raw(RawPrompt::Tokens(ids.clone()))).unwrap();
     assert_eq!(prepared.prompt, ids);
-    assert_eq!(prepared.prompt_text.as_deref(), Some("Hello <|im_end|>"));
+    assert_eq!(prepared.acceptance.prompt_text.as_deref(), Some("Hello <|im_end|>"));
     let vocabulary = u32::try_from(prompts.tokenizer.vocab_size()).unwrap();
     let bad = raw(RawPrompt::Tokens(vec![1, 2, vocabulary]));
     assert_eq!(refused(&prompts, bad), (ErrorCode::InvalidValue, "prompt[2]".to_owned()));
@@ -108,12 +108,12 @@ fn a_job_with_tools_says_how_calls_are_written() {
     ] {
         let prompts = prompts(family);
         let prepared = prepare(&prompts, with_tools.clone()).unwrap();
-        assert_eq!(prepared.tool_format, Some(format), "{family}");
+        assert_eq!(prepared.acceptance.tool_format, Some(format), "{family}");
         assert!(prepared.prompt.len() > prepare(&prompts, chat()).unwrap().prompt.len() + 20);
         let none = GenerationRequest { tool_choice: ToolChoice::None, ..with_tools.clone() };
         let prepared = prepare(&prompts, none).unwrap();
         assert_eq!(
-            (prepared.tool_format, prepared.prompt),
+            (prepared.acceptance.tool_format, prepared.prompt),
             (None, prepare(&prompts, chat()).unwrap().prompt)
         );
     }

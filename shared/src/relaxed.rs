@@ -1,0 +1,120 @@
+//! What a client asked for without insisting, and the answer does without.
+//!
+//! Each entry is the path of a field as the client wrote it, such as
+//! `tools[2].function.parameters.properties.day.format`. The function finds some while it reads the
+//! body; the worker finds the others while it makes the prompt and tells them with
+//! [`Accepted`](crate::event::EventKind::Accepted).
+
+use serde::{Deserialize, Serialize};
+
+/// The answer's header that lists them, separated by `, `.
+pub const RELAXED_HEADER: &str = "x-emberline-relaxed";
+
+/// Longest value of the header, in bytes; proxies take lines of 8 KiB.
+const MAX_HEADER: usize = 4096;
+
+/// Paths of fields that are not honoured, in the order in which they were found, each once.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Relaxed(Vec<String>);
+
+impl Relaxed {
+    /// Whether everything is honoured.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Adds the path of a field.
+    pub fn push(&mut self, path: impl Into<String>) {
+        let path = path.into();
+        if !self.0.contains(&path) {
+            self.0.push(path);
+        }
+    }
+
+    /// Adds what `other` lists.
+    pub fn extend(&mut self, other: &Self) {
+        other.0.iter().for_each(|path| self.push(path.as_str()));
+    }
+
+    /// The paths.
+    pub fn paths(&self) -> &[String] {
+        &self.0
+    }
+
+    /// The header's value; `None` if there is nothing to tell. Characters that a header can't have
+    /// are percent-encoded. A list that is too long ends with `and N more`.
+    pub fn header_value(&self) -> Option<String> {
+        if self.is_empty() {
+            return None;
+        }
+        let mut value = String::new();
+        for (index, path) in self.0.iter().enumerate() {
+            let path = percent_encode(path);
+            let separator = if index == 0 { "" } else { ", " };
+            if value.len().saturating_add(path.len()) > MAX_HEADER {
+                let rest = self.0.len().saturating_sub(index);
+                value.push_str(&format!("{separator}and {rest} more"));
+                break;
+            }
+            value.push_str(separator);
+            value.push_str(&path);
+        }
+        Some(value)
+    }
+}
+
+/// Leaves printable ASCII as it is, but for `%` and the list's own `,`.
+fn percent_encode(path: &str) -> String {
+    let mut encoded = String::with_capacity(path.len());
+    for byte in path.bytes() {
+        if byte.is_ascii_graphic() && !b"%,".contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    encoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn relaxed(paths: &[&str]) -> Relaxed {
+        let mut relaxed = Relaxed::default();
+        paths.iter().for_each(|path| relaxed.push(*path));
+        relaxed
+    }
+
+    #[test]
+    fn nothing_to_tell_is_no_header() {
+        assert_eq!(Relaxed::default().header_value(), None);
+    }
+
+    #[test]
+    fn each_path_is_told_once_and_in_order() {
+        let mut all = relaxed(&["b", "a", "b"]);
+        all.extend(&relaxed(&["a", "c"]));
+        assert_eq!(all.header_value().as_deref(), Some("b, a, c"));
+    }
+
+    #[test]
+    fn a_header_has_only_characters_that_it_may_have() {
+        let value = relaxed(&["tools[0].p.a b,c\n%ü"]).header_value().unwrap();
+        assert_eq!(value, "tools[0].p.a%20b%2Cc%0A%25%C3%BC");
+    }
+
+    #[test]
+    fn a_list_that_is_too_long_says_how_much_is_missing() {
+        let paths: Vec<String> = (0..1000).map(|n| format!("tools[{n}].function.parameters")).collect();
+        let mut all = Relaxed::default();
+        paths.iter().for_each(|path| all.push(path.as_str()));
+        let value = all.header_value().unwrap();
+        assert!(value.len() < MAX_HEADER + 40, "{}", value.len());
+        let told = value.split(", ").count() - 1;
+        assert!(value.ends_with(&format!(", and {} more", 1000 - told)), "{value}");
+        let one = relaxed(&[&"x".repeat(2 * MAX_HEADER)]).header_value().unwrap();
+        assert_eq!(one, "and 1 more");
+    }
+}
