@@ -11,9 +11,11 @@ CHAOS_SECONDS := 60
 FUZZ_SECONDS := 60
 CASES := 2000
 # SPIR-V instead of WGSL where the GPU is driven by Vulkan.
-GPU_FEATURES := $(if $(filter Darwin,$(shell uname -s)),,--features emberline-worker/vulkan)
+GPU_FEATURES := --features emberline-worker/$(if $(filter Darwin,$(shell uname -s)),gpu,vulkan)
+# Tests are built for the GPU, too, which is a software adapter where there is none.
+TEST_FEATURES := --features emberline-worker/gpu
 
-.PHONY: help up bench bench-engine bench-gpu soak chaos status build function setup pip test clients lint fmt \
+.PHONY: help up bench bench-engine bench-gpu soak chaos status build build-tests function setup pip test clients lint fmt \
 	fuzz schemathesis
 
 help:
@@ -26,7 +28,7 @@ help:
 	@echo "make fuzz      each fuzz target for $(FUZZ_SECONDS) s"
 	@echo "make schemathesis  $(CASES) generated requests for each operation of /openapi.json"
 	@echo "make status    show the workers of the running stack"
-	@echo "make build     the native programs; make function: the WASM component"
+	@echo "make build     the programs that run; make function: the WASM component"
 	@echo "make fmt lint  format the code; look for mistakes"
 
 # Not by way of the recipe's shell: Ctrl-C must reach this one process, which stops the rest in order.
@@ -62,7 +64,11 @@ status:
 	@$(EMBERLINE) status
 
 build: setup
-	@cargo build --workspace
+	@deploy/setup.sh programs
+
+# Everything that tests start.
+build-tests: setup
+	@cargo build --workspace $(TEST_FEATURES)
 
 function: setup
 	@deploy/setup.sh wasm
@@ -77,9 +83,9 @@ clients:
 	@deploy/setup.sh clients
 
 # The second run, if there is one, has Spin instead of the project's own host.
-test: setup lint clients build function pip
+test: setup lint clients build-tests function pip
 	model=$$($(EMBERLINE) pull $(MODEL)) && nats=$$($(EMBERLINE) pull --nats-server) && \
-	export EMBERLINE_TEST_MODEL=$$model EMBERLINE_TEST_NATS=$$nats && cargo test --workspace && \
+	export EMBERLINE_TEST_MODEL=$$model EMBERLINE_TEST_NATS=$$nats && cargo test --workspace $(TEST_FEATURES) && \
 	if deploy/setup.sh spin_works; then EMBERLINE_TEST_HOST=spin cargo test -p emberline-tests; fi
 
 schemathesis: setup clients build function pip

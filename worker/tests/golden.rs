@@ -5,7 +5,9 @@
 
 use emberline_tests::golden::{self, Case};
 use emberline_tests::stack::model_path;
-use emberline_worker::device::{Backend, ComputeDevice};
+#[cfg(feature = "gpu")]
+use emberline_worker::device::Backend;
+use emberline_worker::device::ComputeDevice;
 use emberline_worker::gguf::GgufFile;
 use emberline_worker::model::{Network, StepSpan};
 
@@ -76,6 +78,7 @@ fn the_cpu_computes_all_cases_right() {
 }
 
 /// Runs on a software adapter where there is no GPU; `make test` installs one.
+#[cfg(feature = "gpu")]
 #[test]
 fn wgpu_computes_a_case_right() {
     let device = ComputeDevice::open(Backend::Wgpu, None).unwrap_or_else(|error| panic!("{error}"));

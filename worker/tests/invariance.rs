@@ -1,11 +1,14 @@
 //! A sequence's logits do not depend on what else is computed: the same bits alone and in a
-//! batch, in one chunk and in many, token by token, in any cache blocks. On the CPU and on wgpu.
+//! batch, in one chunk and in many, token by token, in any cache blocks. On the CPU, and on wgpu
+//! with the feature `gpu`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // also in the functions that tests call
 
 use emberline_tests::golden;
 use emberline_tests::stack::model_path;
-use emberline_worker::device::{Backend, ComputeDevice};
+#[cfg(feature = "gpu")]
+use emberline_worker::device::Backend;
+use emberline_worker::device::ComputeDevice;
 use emberline_worker::gguf::GgufFile;
 use emberline_worker::model::{Network, StepSpan};
 
@@ -150,6 +153,7 @@ macro_rules! on_all_devices {
                 super::$name(&super::ComputeDevice::cpu());
             })+
         }
+        #[cfg(feature = "gpu")]
         mod wgpu {
             $(#[test]
             fn $name() {

@@ -1,7 +1,7 @@
 //! What a network computes, in few and large operations.
 //!
 //! The functions of this crate work on burn tensors; the device of their arguments decides what
-//! runs. [`twin`] has each of them in plain burn operators over expanded weights: slow, and the
+//! runs: the CPU's operations, or with the feature `gpu` those of a GPU. [`twin`] has each of them in plain burn operators over expanded weights: slow, and the
 //! standard that the others are tested against.
 //!
 //! Numbers are f32, except where weights are stored ([`Matrix`]); these are expanded inside the
@@ -13,7 +13,9 @@
 
 mod bandwidth;
 mod cpu;
+#[cfg(feature = "gpu")]
 mod cube;
+mod dispatches;
 pub mod ggml;
 mod matrix;
 mod native;
@@ -23,7 +25,7 @@ pub mod twin;
 
 pub use bandwidth::copy_bandwidth;
 pub use cpu::run_step;
-pub use cube::dispatches;
+pub use dispatches::dispatches;
 pub use matrix::{Matrix, MatrixError, MatrixSpec};
 pub use ops::{
     Activation, HeadShape, PickRow, attention, copy_blocks, embedding, linear, linear_add, norm_gated,

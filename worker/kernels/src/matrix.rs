@@ -4,7 +4,9 @@ use burn::backend::DispatchDevice;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::ggml::{GgmlType, extend_f32};
-use crate::{cpu, cube};
+use crate::cpu;
+#[cfg(feature = "gpu")]
+use crate::cube;
 
 /// Rows of numbers in one of ggml's formats, `[outputs, inputs]`, on a device.
 #[derive(Debug, Clone)]
@@ -87,6 +89,7 @@ impl Matrix {
         }
         let data = match device.as_dispatch() {
             DispatchDevice::Flex(_) => MatrixData::Packed(cpu::pack(spec, blocks)),
+            #[cfg(feature = "gpu")]
             DispatchDevice::Cube(cube) => MatrixData::Packed(cube::pack(spec, blocks, cube, device)?),
             #[allow(unreachable_patterns)] // others are a matter of burn's features
             _ => {

@@ -1,24 +1,12 @@
 //! What every launch needs.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use burn::backend::wgpu::CubeTensor;
 use burn::backend::{DType, Shape};
 use burn::cubecl::prelude::BufferArg;
 use burn::cubecl::server::Handle;
 use burn::cubecl::std::tensor::into_contiguous;
 
-static DISPATCHES: AtomicU64 = AtomicU64::new(0);
-
-/// How many kernels of this crate have been launched in this process.
-pub fn dispatches() -> u64 {
-    DISPATCHES.load(Ordering::Relaxed)
-}
-
-/// To be called at each launch.
-pub(crate) fn count() {
-    DISPATCHES.fetch_add(1, Ordering::Relaxed);
-}
+pub(crate) use crate::dispatches::count;
 
 /// Room for a result, next to `like`.
 pub(crate) fn empty(like: &CubeTensor, shape: &[usize], dtype: DType) -> CubeTensor {

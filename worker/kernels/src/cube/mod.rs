@@ -28,7 +28,6 @@ use crate::ops::{Activation, HeadShape, PickRow};
 use crate::{MatrixError, MatrixSpec};
 
 pub(crate) use self::bandwidth::copy_bandwidth;
-pub use self::launch::dispatches;
 
 /// Rows in ggml's layout as the kernels want them.
 pub(crate) fn pack(
