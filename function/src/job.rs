@@ -52,7 +52,7 @@ pub fn new_job(request: GenerationRequest, seed: Option<u64>, model: &str, occas
 /// What a correct worker can answer to `request` at most, if its model has this context.
 pub fn limits(request: &GenerationRequest, context_length: u32) -> Limits {
     let tokens = request.max_tokens.unwrap_or(u32::MAX).min(context_length);
-    Limits { choices: request.n, tokens, logprobs: request.logprobs }
+    Limits::of(request, tokens)
 }
 
 /// Tokens that are reserved for each answer of a request that does not say how long it may be.
@@ -127,6 +127,7 @@ pub fn farewell(control: &Subject, events: &Subject, kept: bool, taken: bool) ->
 mod tests {
     use super::*;
     use crate::nats::codec::encode;
+    use crate::relay::PromptLimits;
     use emberline_shared::job::Role;
     use emberline_shared::key::KeyId;
     use emberline_shared::lane::Lane;
@@ -160,11 +161,24 @@ mod tests {
 
     #[test]
     fn an_answer_is_limited_by_the_wish_and_by_the_context() {
-        assert_eq!(limits(&request(None), 100), Limits { choices: 1, tokens: 100, logprobs: None });
+        assert_eq!(limits(&request(None), 100), Limits { choices: 1, tokens: 100, ..Limits::default() });
         assert_eq!(limits(&request(Some(7)), 100).tokens, 7);
         assert_eq!(limits(&request(Some(700)), 100).tokens, 100);
-        let all = GenerationRequest { n: 16, logprobs: Some(3), ..request(None) };
-        assert_eq!(limits(&all, 100), Limits { choices: 16, tokens: 100, logprobs: Some(3) });
+        let all = GenerationRequest {
+            n: 16,
+            logprobs: Some(3),
+            prompt_logprobs: Some(2),
+            return_token_ids: true,
+            ..request(None)
+        };
+        let prompt = Some(PromptLimits { logprobs: Some(2) });
+        assert_eq!(
+            limits(&all, 100),
+            Limits { choices: 16, tokens: 100, logprobs: Some(3), ids: true, prompt }
+        );
+        let named = GenerationRequest { logprob_token_ids: vec![1; 40], prompt_logprobs: None, ..all };
+        let limits = limits(&named, 100);
+        assert_eq!((limits.logprobs, limits.prompt), (Some(40), Some(PromptLimits { logprobs: None })));
     }
 
     #[test]

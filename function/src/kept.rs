@@ -63,8 +63,7 @@ fn reused(message: &str) -> ApiError {
 
 /// What each job may produce at most.
 pub fn limits(record: &Record) -> Limits {
-    let request = &record.job.request;
-    Limits { choices: request.n, tokens: record.max_tokens, logprobs: request.logprobs }
+    Limits::of(&record.job.request, record.max_tokens)
 }
 
 /// What so many jobs may produce together.
@@ -189,7 +188,7 @@ mod tests {
         let message = message(&record(), true, 10_000, 1 << 20).unwrap();
         assert_eq!(message.subject.as_str(), format!("$KV.requests.{}", record().job.id));
         assert_eq!(read(&message.payload), Ok(record()));
-        assert_eq!(limits(&record()), Limits { choices: 2, tokens: 9, logprobs: None });
+        assert_eq!(limits(&record()), Limits { choices: 2, tokens: 9, ..Limits::default() });
     }
 
     #[test]

@@ -26,17 +26,17 @@ pub struct Completion<F> {
     write: F,
 }
 
-impl<F: FnMut(&mut [Choice], &Usage) -> String> Completion<F> {
+impl<F: FnMut(&[Choice], &Usage) -> String> Completion<F> {
     /// Nothing told yet.
     pub fn new(limits: Limits, write: F) -> Self {
         Self { whole: Whole::new(limits), write }
     }
 }
 
-impl<F: FnMut(&mut [Choice], &Usage) -> String> Compose for Completion<F> {
+impl<F: FnMut(&[Choice], &Usage) -> String> Compose for Completion<F> {
     fn take(&mut self, output: Output) -> Option<Bytes> {
         if let Output::Done(usage) = output {
-            return Some((self.write)(self.whole.choices_mut(), &usage).into());
+            return Some((self.write)(self.whole.choices(), &usage).into());
         }
         self.whole.push(output);
         None
@@ -106,12 +106,12 @@ mod tests {
     use crate::relay::Acceptance;
 
     fn text(text: &str) -> Output {
-        Output::Text { choice: 0, text: text.into(), logprobs: None }
+        Output::Text { choice: 0, text: text.into(), logprobs: None, ids: None }
     }
 
     fn completion() -> impl Compose {
-        let limits = Limits { choices: 1, tokens: 9, logprobs: None };
-        Completion::new(limits, |choices: &mut [Choice], usage: &Usage| {
+        let limits = Limits { choices: 1, tokens: 9, ..Limits::default() };
+        Completion::new(limits, |choices: &[Choice], usage: &Usage| {
             format!("{{\"text\":\"{}\",\"tokens\":{}}}", choices[0].text, usage.completion_tokens)
         })
     }

@@ -7,15 +7,21 @@
 //! known. So nothing is told twice, even if the log was lost and is written again.
 
 mod joined;
+mod prompt;
 mod transcript;
 mod whole;
+
+use std::sync::Arc;
 
 use emberline_shared::PROTOCOL_VERSION;
 use emberline_shared::error::{ApiError, ErrorCode};
 pub use emberline_shared::event::Acceptance;
 use emberline_shared::event::{Event, EventKind, FinishReason, TokenLogprobs, Usage};
+use emberline_shared::job::GenerationRequest;
+use emberline_shared::prompt::PromptToken;
 
 pub use joined::Joined;
+pub use prompt::PromptLimits;
 pub use transcript::Fault;
 use transcript::{Applied, End, Transcript};
 pub use whole::Whole;
@@ -24,7 +30,7 @@ pub use whole::Whole;
 const MAX_WAITING: usize = 4096;
 
 /// What a job may produce at most.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Limits {
     /// Choices.
     pub choices: u32,
@@ -32,6 +38,23 @@ pub struct Limits {
     pub tokens: u32,
     /// Alternatives in each token's log-probabilities, if those are asked for.
     pub logprobs: Option<u32>,
+    /// Each token's id is told.
+    pub ids: bool,
+    /// What is told of the prompt's tokens, if anything is.
+    pub prompt: Option<PromptLimits>,
+}
+
+impl Limits {
+    /// Those of a job with at most so many tokens a choice.
+    pub fn of(request: &GenerationRequest, tokens: u32) -> Self {
+        Self {
+            choices: request.n,
+            tokens,
+            logprobs: request.alternatives(),
+            ids: request.return_token_ids,
+            prompt: request.tells_prompt().then_some(PromptLimits { logprobs: request.prompt_logprobs }),
+        }
+    }
 }
 
 /// What the client is to be told next.
@@ -39,15 +62,26 @@ pub struct Limits {
 pub enum Output {
     /// A worker took the job: the answer begins.
     Accepted(Acceptance),
+    /// All tokens of a prompt, if they are asked for; before any text that follows it.
+    Prompt {
+        /// The first choice that follows it.
+        first: u32,
+        /// How many choices do.
+        choices: u32,
+        /// The tokens.
+        tokens: Arc<[PromptToken]>,
+    },
     /// More text of a choice.
     Text {
         /// Which choice.
         choice: u32,
-        /// The text; empty where tokens complete no character, but their log-probabilities are
+        /// The text; empty where tokens complete no character, but their ids or log-probabilities are
         /// asked for.
         text: String,
         /// Of the tokens that this tells of, if they are asked for.
         logprobs: Option<Vec<TokenLogprobs>>,
+        /// The same tokens' ids, if they are asked for.
+        ids: Option<Vec<u32>>,
     },
     /// A choice is complete.
     Finish {
@@ -217,13 +251,17 @@ impl Relay {
         {
             outputs.push(Output::Accepted(acceptance.clone()));
         }
-        let asked = self.limits.logprobs;
+        if let Some(tokens) = self.transcript.take_prompt() {
+            outputs.push(Output::Prompt { first: 0, choices: self.limits.choices, tokens: tokens.into() });
+        }
+        let limits = self.limits;
         for ((told, known), choice) in self.told.iter_mut().zip(self.transcript.choices_mut()).zip(0..) {
-            let logprobs = asked.map(|_| known.take_logprobs());
+            let (ids, logprobs) = known.take_tokens();
             let text = known.text.get(told.bytes..).unwrap_or_default().to_owned();
-            if !text.is_empty() || logprobs.as_ref().is_some_and(|logprobs| !logprobs.is_empty()) {
+            if !(text.is_empty() && ids.is_empty() && logprobs.is_empty()) {
                 told.bytes = known.text.len().max(told.bytes);
-                outputs.push(Output::Text { choice, text, logprobs });
+                let (logprobs, ids) = (limits.logprobs.map(|_| logprobs), limits.ids.then_some(ids));
+                outputs.push(Output::Text { choice, text, logprobs, ids });
             }
             if let Some(reason) = known.finish
                 && !std::mem::replace(&mut told.finished, true)
@@ -233,7 +271,7 @@ impl Relay {
         }
         match self.transcript.end() {
             Some(_) if self.ended => {}
-            Some(End::Done(_)) if self.told.iter().any(|told| !told.finished) => {
+            Some(End::Done(_)) if self.told.iter().any(|told| !told.finished) || self.lacks_prompt() => {
                 return Err(Fault::Unfinished);
             }
             Some(End::Done(usage)) => outputs.push(Output::Done(*usage)),
@@ -242,6 +280,12 @@ impl Relay {
         }
         self.ended = self.transcript.end().is_some();
         Ok(outputs)
+    }
+
+    /// Whether the prompt is missing of an answer that nobody has cancelled.
+    fn lacks_prompt(&self) -> bool {
+        let cancelled = Some(FinishReason::Cancelled);
+        !self.transcript.has_prompt() && self.transcript.choices().iter().all(|log| log.finish != cancelled)
     }
 }
 

@@ -1,7 +1,7 @@
 use super::*;
 use emberline_shared::event::{ErrorEvent, EventKind, Timings, TokenLogprob};
 
-const LIMITS: Limits = Limits { choices: 1, tokens: 100, logprobs: None };
+const LIMITS: Limits = Limits { choices: 1, tokens: 100, logprobs: None, ids: false, prompt: None };
 
 fn event(attempt: u32, index: u32, kind: EventKind) -> Event {
     Event { v: 1, attempt, index, kind }
@@ -50,7 +50,7 @@ fn failed(attempt: u32, index: u32) -> Event {
 }
 
 fn text(choice: u32, text: &str) -> Output {
-    Output::Text { choice, text: text.into(), logprobs: None }
+    Output::Text { choice, text: text.into(), logprobs: None, ids: None }
 }
 
 /// All text in a series of outputs.
@@ -166,7 +166,7 @@ fn with(mut event: Event, new: Vec<TokenLogprobs>) -> Event {
 
 /// A token with so many alternatives.
 fn token(text: &str, logprob: f32, alternatives: usize) -> TokenLogprobs {
-    let token = TokenLogprob { bytes: text.into(), logprob };
+    let token = TokenLogprob { id: 0, bytes: text.into(), logprob };
     TokenLogprobs { top: vec![token.clone(); alternatives], token }
 }
 
@@ -187,6 +187,7 @@ fn log_probabilities_are_told_with_the_tokens_that_an_event_carries() {
         choice: 0,
         text: text.into(),
         logprobs: Some(logprobs.iter().copied().cloned().collect()),
+        ids: None,
     };
     assert_eq!(feed(&mut relay, &log)[1..4], [told("ab", &[&a, &b]), told("", &[&c]), told("c", &[])]);
 
@@ -196,6 +197,47 @@ fn log_probabilities_are_told_with_the_tokens_that_an_event_carries() {
     feed(&mut relay, &second);
     let outputs = relay.rebuild(&[&log[..], &second[..]].concat()).unwrap();
     assert_eq!(outputs, [Output::Done(Usage::default())]);
+}
+
+#[test]
+fn ids_and_the_token_that_ends_an_answer_are_told_once() {
+    let limits = Limits { logprobs: Some(1), ids: true, ..LIMITS };
+    let mut relay = Relay::new(limits);
+    let end =
+        |attempt, index, logprobs| event(attempt, index, EventKind::EndToken { choice: 0, id: 9, logprobs });
+    let first = [
+        accepted(1),
+        with(tokens(1, 1, 0, 2, "ab"), vec![token("a", -1.0, 0), token("b", -2.0, 0)]),
+        end(1, 2, Some(token("", -3.0, 1))),
+    ];
+    let told = |text: &str, logprobs: Vec<TokenLogprobs>, ids: Vec<u32>| Output::Text {
+        choice: 0,
+        text: text.into(),
+        logprobs: Some(logprobs),
+        ids: Some(ids),
+    };
+    assert_eq!(
+        feed(&mut relay, &first)[1..],
+        [
+            told("ab", vec![token("a", -1.0, 0), token("b", -2.0, 0)], vec![0, 1]),
+            told("", vec![token("", -3.0, 1)], vec![9]),
+        ]
+    );
+    // Its worker died before it said that this was the end.
+    let second = [accepted(2), end(2, 1, Some(token("", -3.0, 1))), finish(2, 2), done(2, 3)];
+    feed(&mut relay, &second);
+    let outputs = relay.rebuild(&[&first[..], &second[..]].concat()).unwrap();
+    let finish = Output::Finish { choice: 0, reason: FinishReason::Stop };
+    assert_eq!(outputs, [finish, Output::Done(Usage::default())]);
+    // In a chat its log-probability is not told, and nobody else may tell it.
+    let mut chat = Relay::new(limits);
+    feed(&mut chat, &[accepted(1)]);
+    assert_eq!(chat.on_event(end(1, 1, None)), Ok(vec![told("", Vec::new(), vec![9])]));
+    let mut plain = Relay::new(LIMITS);
+    feed(&mut plain, &[accepted(1)]);
+    assert_eq!(plain.on_event(end(1, 1, None)), Ok(Vec::new()));
+    let fault = Fault::Logprobs { attempt: 1, index: 2 };
+    assert_eq!(plain.on_event(end(1, 2, Some(token("", -3.0, 0)))), Err(fault));
 }
 
 #[test]

@@ -87,6 +87,8 @@ impl Story {
                 };
                 pieces.into_iter().for_each(|piece| self.piece(piece, ItemStatus::Completed));
             }
+            // Responses tell nothing of it.
+            Output::Prompt { .. } => {}
             Output::Finish { reason, .. } => self.finish(reason),
             Output::Done(usage) => self.end(usage),
             Output::Failed(error) => self.fail(error),

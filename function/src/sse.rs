@@ -6,6 +6,7 @@ mod completion;
 
 use bytes::Bytes;
 use emberline_shared::error::ApiError;
+use emberline_shared::prompt::MAX_PROMPT_LOGPROBS;
 
 use crate::relay::{Limits, Output};
 pub use chat::ChatFrames;
@@ -15,6 +16,8 @@ pub use completion::CompletionFrames;
 const FRAME_BYTES: usize = 4096;
 /// Bytes that one more log-probability takes, with the token twice: as text and in numbers.
 const LOGPROB_BYTES: usize = 256;
+/// Bytes that the ids of a prompt take at most, about.
+const PROMPT_IDS_BYTES: usize = 1024 * 1024;
 /// Most bytes that wait for one client, whatever it asked for: its instance serves others, too.
 const MAX_BACKLOG: usize = 64 * 1024 * 1024;
 
@@ -54,7 +57,13 @@ pub fn max_backlog(limits: Limits) -> usize {
     let tokens = count(limits.choices).saturating_mul(count(limits.tokens));
     let logprobs = limits.logprobs.map_or(0, |top| count(top).saturating_add(1));
     let frame = logprobs.saturating_mul(LOGPROB_BYTES).saturating_add(FRAME_BYTES);
-    tokens.saturating_add(16).saturating_mul(frame).min(MAX_BACKLOG)
+    tokens.saturating_add(16).saturating_mul(frame).saturating_add(prompt_bytes(limits)).min(MAX_BACKLOG)
+}
+
+/// Bytes that a stream takes at most, about, for what it tells of its prompts.
+fn prompt_bytes(limits: Limits) -> usize {
+    let scores = usize::try_from(MAX_PROMPT_LOGPROBS).unwrap_or(usize::MAX).saturating_mul(LOGPROB_BYTES);
+    limits.prompt.map_or(0, |prompt| prompt.logprobs.map_or(PROMPT_IDS_BYTES, |_| scores))
 }
 
 /// A failure after the stream has begun; no [`DONE`] follows it.
@@ -70,6 +79,7 @@ fn data(json: &str) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::relay::PromptLimits;
     use emberline_shared::error::ErrorCode;
     use serde_json::Value;
 
@@ -82,12 +92,16 @@ mod tests {
 
     #[test]
     fn a_client_may_be_behind_by_its_whole_answer_within_reason() {
-        let limits = Limits { choices: 1, tokens: 100, logprobs: None };
+        let limits = Limits { choices: 1, tokens: 100, ..Limits::default() };
         let one = max_backlog(limits);
         assert_eq!(one, 116 * FRAME_BYTES);
         assert!(max_backlog(Limits { choices: 2, ..limits }) > one);
         assert!(max_backlog(Limits { logprobs: Some(20), ..limits }) > one);
-        let most = Limits { choices: u32::MAX, tokens: u32::MAX, logprobs: Some(u32::MAX) };
+        let ids = Limits { prompt: Some(PromptLimits { logprobs: None }), ..limits };
+        assert!(max_backlog(ids) > one);
+        let scored = Limits { prompt: Some(PromptLimits { logprobs: Some(0) }), ..limits };
+        assert!(max_backlog(scored) > max_backlog(ids));
+        let most = Limits { choices: u32::MAX, tokens: u32::MAX, logprobs: Some(u32::MAX), ..scored };
         assert_eq!(max_backlog(most), MAX_BACKLOG);
     }
 

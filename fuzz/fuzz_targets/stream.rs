@@ -13,6 +13,7 @@ use emberline_shared::event::{FinishReason, TokenLogprob, TokenLogprobs, Usage};
 use emberline_shared::job::ToolChoice;
 use emberline_shared::responses::Outline;
 use emberline_shared::subject::JobId;
+use emberline_shared::token_details::TokenDetails;
 use emberline_shared::tools::ToolFormat;
 use libfuzzer_sys::fuzz_target;
 
@@ -46,7 +47,8 @@ impl Input<'_> {
     }
 
     fn limits(&self) -> Limits {
-        Limits { choices: 1, tokens: 64, logprobs: self.with_logprobs.then_some(0) }
+        let logprobs = self.with_logprobs.then_some(0);
+        Limits { choices: 1, tokens: 64, logprobs, ids: self.with_logprobs, prompt: None }
     }
 
     /// What a relay tells of these texts.
@@ -54,9 +56,10 @@ impl Input<'_> {
         let mut outputs =
             vec![Output::Accepted(Acceptance { tool_format: self.format(), ..Acceptance::default() })];
         for text in texts {
-            let token = TokenLogprob { bytes: text.as_bytes().to_vec(), logprob: -0.5 };
+            let token = TokenLogprob { id: 1, bytes: text.as_bytes().to_vec(), logprob: -0.5 };
             let logprobs = self.with_logprobs.then(|| vec![TokenLogprobs { token, top: Vec::new() }]);
-            outputs.push(Output::Text { choice: 0, text: (*text).to_owned(), logprobs });
+            let ids = self.with_logprobs.then(|| vec![1]);
+            outputs.push(Output::Text { choice: 0, text: (*text).to_owned(), logprobs, ids });
         }
         outputs.push(Output::Finish { choice: 0, reason: FinishReason::Stop });
         outputs.push(Output::Done(Usage::default()));
@@ -103,7 +106,14 @@ fn chat(input: &Input<'_>, texts: &[&str]) -> Message {
     let envelope =
         Envelope { job: JobId::from_random(1), created: 2, model: "m".into(), fingerprint: "f".into() };
     let tool_choice = ToolChoice::Auto;
-    let answer = ChatAnswer { envelope, metadata: None, tool_format: input.format(), tool_choice };
+    let answer = ChatAnswer {
+        envelope,
+        metadata: None,
+        tool_format: input.format(),
+        tool_choice,
+        echo: None,
+        details: TokenDetails::default(),
+    };
     let stream = input.read(&mut ChatFrames::new(answer, true, input.limits()), input.outputs(texts));
     assert!(stream.done);
     let mut message = Message { content: stream.text(), ..Message::default() };

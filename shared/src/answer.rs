@@ -1,9 +1,12 @@
 //! What answers of several endpoints have in common.
 
+use std::sync::Arc;
+
 use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::event::{FinishReason, TokenLogprobs, Usage};
+use crate::prompt::PromptToken;
 use crate::subject::JobId;
 
 /// What every answer to one request begins with.
@@ -26,8 +29,21 @@ pub struct Choice {
     pub text: String,
     /// Of each token, if the client asked for them.
     pub logprobs: Option<Vec<TokenLogprobs>>,
+    /// Its tokens' ids, if the client asked for them.
+    pub ids: Option<Vec<u32>>,
+    /// The tokens of its prompt, if the client asked for them.
+    pub prompt: Option<Arc<[PromptToken]>>,
     /// Why it ended.
     pub finish_reason: Option<FinishReason>,
+}
+
+/// The tokens that a chunk carries.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct ChunkTokens<'a> {
+    /// Their log-probabilities, if they are asked for.
+    pub logprobs: Option<&'a [TokenLogprobs]>,
+    /// Their ids, if they are asked for.
+    pub ids: Option<&'a [u32]>,
 }
 
 /// Why a choice ended, in the API's words.
@@ -85,6 +101,16 @@ impl From<&Usage> for UsageBody {
             completion_tokens_details: CompletionTokensDetails { reasoning_tokens: 0 },
         }
     }
+}
+
+/// The ids of these tokens.
+pub(crate) fn ids_of(tokens: &[PromptToken]) -> Vec<u32> {
+    tokens.iter().map(|token| token.id).collect()
+}
+
+/// What a token is called by its id.
+pub(crate) fn name_by_id(id: u32) -> String {
+    format!("token_id:{id}")
 }
 
 /// Serialises a value that cannot fail: string keys, no foreign `Serialize`.

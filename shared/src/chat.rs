@@ -18,9 +18,10 @@ use serde_json::{Map, Value};
 use self::body::ChatBody;
 use self::tool::ResponseFormat;
 use crate::error::{ApiError, ErrorCode};
-use crate::job::GenerationRequest;
+use crate::job::{GenerationRequest, Message, Role};
 use crate::parameters::{Stop, StreamOptions, read_seed};
 use crate::schema::{BodySchema, Components};
+use crate::token_details::TokenDetails;
 
 /// A chat-completions request, validated.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,6 +36,10 @@ pub struct ChatRequest {
     pub metadata: Option<Map<String, Value>>,
     /// The client's seed, if it gave one.
     pub seed: Option<u64>,
+    /// What each choice begins with, if that is to be told.
+    pub echo: Option<String>,
+    /// What the answer tells of tokens.
+    pub details: TokenDetails,
     /// What to generate.
     pub generation: GenerationRequest,
 }
@@ -54,8 +59,13 @@ impl ChatRequest {
         let include_usage = StreamOptions::include_usage(body.stream_options, stream)?;
         let max_tokens = read_max_tokens(body.max_tokens, body.max_completion_tokens)?;
         let tools = tool::read_tools(body.tools.unwrap_or_default())?;
-        let generation = GenerationRequest {
-            messages: message::read(body.messages)?,
+        let messages = message::read(body.messages)?;
+        let continues = body.continue_final_message.unwrap_or(false);
+        let mut generation = GenerationRequest {
+            add_generation_prompt: begins_answer(body.add_generation_prompt, continues, &messages)?,
+            continue_final_message: continues,
+            cache_salt: body.cache_salt,
+            messages,
             tool_choice: tool::read_tool_choice(body.tool_choice, &tools)?,
             tools,
             parallel_tool_calls: body.parallel_tool_calls.unwrap_or(true),
@@ -72,10 +82,15 @@ impl ChatRequest {
             sampling: body.sampling.options(max_tokens)?,
             ..GenerationRequest::default()
         };
+        let details = body.tokens.apply(&mut generation)?;
+        let last = generation.messages.last().filter(|last| last.role == Role::Assistant);
+        let echo = last.filter(|_| body.echo.unwrap_or(false)).map(|last| last.content.clone());
         Ok(Self {
             model: body.model,
             stream,
             include_usage,
+            echo,
+            details,
             metadata: body.metadata,
             seed: read_seed(body.seed),
             generation,
@@ -93,6 +108,31 @@ fn read_max_tokens(old: Option<u32>, new: Option<u32>) -> Result<Option<u32>, Ap
         return Err(ApiError::field(ErrorCode::InvalidValue, "max_tokens", message));
     }
     Ok(new.or(old))
+}
+
+/// Whether the chat template begins the answer. It does not begin one that goes on with a message, which
+/// must be the assistant's.
+pub(crate) fn begins_answer(
+    begins: Option<bool>,
+    continues: bool,
+    messages: &[Message],
+) -> Result<bool, ApiError> {
+    if !continues {
+        return Ok(begins.unwrap_or(true));
+    }
+    if begins == Some(true) {
+        let message =
+            "'continue_final_message' and 'add_generation_prompt' exclude each other. Set one to false.";
+        return Err(ApiError::field(ErrorCode::InvalidValue, "continue_final_message", message));
+    }
+    match messages.last() {
+        Some(last) if last.role == Role::Assistant && last.tool_calls.is_empty() => Ok(false),
+        _ => {
+            let message = "'continue_final_message' needs a last message of the assistant that calls no functions. \
+                           Add it, or set 'continue_final_message' to false.";
+            Err(ApiError::field(ErrorCode::InvalidValue, "messages", message))
+        }
+    }
 }
 
 /// How many alternatives come with each token's log-probability; `None` if that is not wanted.

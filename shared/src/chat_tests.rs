@@ -2,10 +2,11 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
-use crate::answer::{Choice, Envelope};
+use crate::answer::{Choice, ChunkTokens, Envelope};
 use crate::event::{FinishReason, IMPOSSIBLE, TokenLogprob, TokenLogprobs, Usage};
 use crate::job::{Constraint, Message, Role, SamplingOptions, ToolCall, ToolChoice};
 use crate::parameters::MAX_STOP_TOKEN_IDS;
+use crate::prompt::{PromptScore, PromptToken};
 use crate::schema::assert_enforceable;
 use crate::subject::JobId;
 use crate::tools::{ToolFormat, call_id};
@@ -430,9 +431,65 @@ fn the_least_tokens_are_no_more_than_the_most() {
 }
 
 #[test]
+fn an_answer_may_go_on_with_the_last_message() {
+    let body = |more: Value| {
+        let mut body = json!({"model": "m", "messages": [
+            {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Well, "},
+        ]});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        parse(&body)
+    };
+    let prompt = |more: Value| {
+        let request = body(more).unwrap();
+        let generation = request.generation;
+        (generation.add_generation_prompt, generation.continue_final_message, request.echo)
+    };
+    assert_eq!(prompt(json!({})), (true, false, None));
+    assert_eq!(prompt(json!({"add_generation_prompt": false})), (false, false, None));
+    assert_eq!(prompt(json!({"continue_final_message": true})), (false, true, None));
+    let both = json!({"continue_final_message": true, "add_generation_prompt": false, "echo": true});
+    assert_eq!(prompt(both), (false, true, Some("Well, ".to_owned())));
+    let user = json!([{"role": "user", "content": "Hi"}]);
+    assert_eq!(body(json!({"messages": user, "echo": true})).unwrap().echo, None, "it is not the answer's");
+    let call = json!([{"role": "assistant", "tool_calls": [
+        {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}},
+    ]}]);
+    for (more, param) in [
+        (json!({"continue_final_message": true, "add_generation_prompt": true}), "continue_final_message"),
+        (json!({"continue_final_message": true, "messages": user}), "messages"),
+        (json!({"continue_final_message": true, "messages": call}), "messages"),
+    ] {
+        let error = body(more.clone()).unwrap_err();
+        assert_eq!((error.code, error.param.as_deref()), (ErrorCode::InvalidValue, Some(param)), "{more}");
+    }
+}
+
+#[test]
+fn words_and_salts_are_read() {
+    let read = |name: &str, value: Value| parse(&with(name, value)).map(|request| request.generation);
+    assert_eq!(read("bad_words", json!(["a", " b"])).unwrap().sampling.bad_words, ["a", " b"]);
+    assert_eq!(read("cache_salt", json!("s")).unwrap().cache_salt.as_deref(), Some("s"));
+    assert_eq!(read("prompt_logprobs", json!(0)).unwrap().prompt_logprobs, Some(0));
+    assert!(read("return_token_ids", json!(true)).unwrap().return_token_ids);
+    for (name, value, param) in [
+        ("bad_words", json!([""]), "bad_words[0]"),
+        ("bad_words", json!(vec!["x"; 513]), "bad_words"),
+        ("cache_salt", json!(""), "cache_salt"),
+        ("prompt_logprobs", json!(21), "prompt_logprobs"),
+        ("prompt_logprobs", json!(-1), "prompt_logprobs"),
+        ("logprob_token_ids", json!([]), "logprob_token_ids"),
+        ("logprob_token_ids", json!([1]), "logprob_token_ids"),
+    ] {
+        assert_eq!(read(name, value.clone()).unwrap_err().param.as_deref(), Some(param), "{name}: {value}");
+    }
+}
+
+#[test]
 fn negative_seeds_are_seeds() {
     assert_eq!(parse(&with("seed", json!(-1))).unwrap().seed, Some(u64::MAX));
 }
+
+const NO_TOKENS: ChunkTokens<'_> = ChunkTokens { logprobs: None, ids: None };
 
 fn answer() -> ChatAnswer {
     ChatAnswer {
@@ -445,6 +502,8 @@ fn answer() -> ChatAnswer {
         metadata: None,
         tool_format: None,
         tool_choice: ToolChoice::Auto,
+        echo: None,
+        details: TokenDetails::default(),
     }
 }
 
@@ -456,17 +515,18 @@ fn value(text: String) -> Value {
 #[test]
 fn chunks_have_the_documented_shape() {
     let answer = answer();
-    let first = value(answer.chunk(0, Delta::Role, None, false));
+    let first = value(answer.chunk(0, Delta::Role, NO_TOKENS, false));
     assert_eq!(first["object"], "chat.completion.chunk");
     assert_eq!(first["id"], format!("chatcmpl-{:032x}", 1));
     assert_eq!(first["choices"][0]["delta"], json!({"role": "assistant", "content": ""}));
     assert!(first.get("usage").is_none());
-    let more = value(answer.chunk(2, Delta::Content("x"), None, false));
+    let more = value(answer.chunk(2, Delta::Content("x"), NO_TOKENS, false));
     assert_eq!(
         more["choices"],
         json!([{"index": 2, "delta": {"content": "x"}, "logprobs": null, "finish_reason": null}])
     );
-    let last = value(answer.chunk(0, Delta::Finish { reason: FinishReason::Stop, calls: 0 }, None, true));
+    let last =
+        value(answer.chunk(0, Delta::Finish { reason: FinishReason::Stop, calls: 0 }, NO_TOKENS, true));
     assert_eq!(last["choices"][0]["delta"], json!({}));
     assert_eq!(last["choices"][0]["finish_reason"], "stop");
     assert_eq!(last["usage"], Value::Null);
@@ -479,7 +539,8 @@ fn chunks_have_the_documented_shape() {
 
 /// The first two of the three bytes of U+6F22, with alternatives.
 fn part_of_a_character() -> TokenLogprobs {
-    let token = |bytes: &[u8], logprob| TokenLogprob { bytes: bytes.to_vec(), logprob };
+    let token =
+        |bytes: &[u8], logprob| TokenLogprob { id: bytes.len() as u32, bytes: bytes.to_vec(), logprob };
     TokenLogprobs {
         token: token(&[0xe6, 0xbc], -0.5),
         top: vec![token(b" a", -0.25), token(&[0xe6, 0xbc], -0.5), token(b"", IMPOSSIBLE)],
@@ -500,7 +561,8 @@ fn part_of_a_character_in_json() -> Value {
 #[test]
 fn a_chunk_carries_the_log_probabilities_of_its_tokens() {
     let chunk = |logprobs: &[TokenLogprobs]| {
-        value(answer().chunk(1, Delta::Content(""), Some(logprobs), false))["choices"][0].clone()
+        let tokens = ChunkTokens { logprobs: Some(logprobs), ids: None };
+        value(answer().chunk(1, Delta::Content(""), tokens, false))["choices"][0].clone()
     };
     let part = chunk(&[part_of_a_character()]);
     assert_eq!(part["delta"], json!({"content": ""}));
@@ -509,13 +571,52 @@ fn a_chunk_carries_the_log_probabilities_of_its_tokens() {
 }
 
 #[test]
+fn tokens_are_told_as_asked_for() {
+    let details =
+        TokenDetails { ids: true, called_by_ids: true, prompt_logprobs: Some(1), ..TokenDetails::default() };
+    let answer = ChatAnswer { details, echo: Some("So ".into()), ..answer() };
+    let score = PromptScore { logprob: -1.5, rank: 4, top: Vec::new() };
+    let prompt = [
+        PromptToken { id: 1, bytes: b"<s>".to_vec(), score: None },
+        PromptToken { id: 9, bytes: b"x".to_vec(), score: Some(score) },
+    ];
+    let choice = |text: &str| Choice {
+        text: text.into(),
+        logprobs: Some(vec![part_of_a_character()]),
+        ids: Some(vec![2]),
+        prompt: Some(prompt.clone().into()),
+        finish_reason: Some(FinishReason::Stop),
+    };
+    let whole = value(answer.completion(&[choice("a"), choice("b")], &Usage::default()));
+    assert_eq!(whole["prompt_token_ids"], json!([1, 9]));
+    let entry = json!({"logprob": -1.5, "rank": 4, "decoded_token": "x"});
+    assert_eq!(whole["prompt_logprobs"], json!([null, {"9": entry}]));
+    let second = &whole["choices"][1];
+    assert_eq!((&second["token_ids"], &second["message"]["content"]), (&json!([2]), &json!("So b")));
+    let token = &second["logprobs"]["content"][0];
+    assert_eq!((&token["token"], &token["bytes"]), (&json!("token_id:2"), &json!([0xe6, 0xbc])));
+    assert_eq!(token["top_logprobs"][0]["token"], "token_id:2");
+    // An echo stands before calls, too, and is none of itself where it is empty.
+    let calls = ChatAnswer { tool_format: Some(ToolFormat::Hermes), ..answer.clone() };
+    let only_calls = choice(CALLS.strip_prefix("Let me see.").unwrap());
+    let message = |answer: &ChatAnswer| {
+        value(answer.completion(std::slice::from_ref(&only_calls), &Usage::default()))["choices"][0]["message"]
+            ["content"]
+            .clone()
+    };
+    assert_eq!(message(&calls), json!("So "));
+    assert_eq!(message(&ChatAnswer { echo: Some(String::new()), ..calls }), json!(null));
+}
+
+#[test]
 fn an_answer_has_all_choices_in_order() {
     let choices = [
-        Choice { text: "a".into(), logprobs: None, finish_reason: Some(FinishReason::Stop) },
+        Choice { text: "a".into(), finish_reason: Some(FinishReason::Stop), ..Choice::default() },
         Choice {
             text: "b".into(),
             logprobs: Some(vec![part_of_a_character()]),
             finish_reason: Some(FinishReason::Length),
+            ..Choice::default()
         },
     ];
     let usage = Usage { prompt_tokens: 2, cached_tokens: 1, completion_tokens: 3 };
@@ -552,7 +653,7 @@ const CALLS: &str = "Let me see.\n<tool_call>\n{\"name\": \"f\", \"arguments\": 
 fn calls_are_told_apart_from_text() {
     let told = |text: &str, reason, tool_choice| {
         let answer = ChatAnswer { tool_format: Some(ToolFormat::Hermes), tool_choice, ..answer() };
-        let choice = Choice { text: text.into(), logprobs: None, finish_reason: Some(reason) };
+        let choice = Choice { text: text.into(), finish_reason: Some(reason), ..Choice::default() };
         value(answer.completion(&[choice], &Usage::default()))["choices"][0].clone()
     };
     let choice = told(CALLS, FinishReason::Stop, ToolChoice::Auto);
@@ -576,7 +677,7 @@ fn calls_are_told_apart_from_text() {
 
 #[test]
 fn a_call_is_streamed_as_its_name_and_pieces_of_its_arguments() {
-    let delta = |delta| value(answer().chunk(0, delta, None, false))["choices"][0]["delta"].clone();
+    let delta = |delta| value(answer().chunk(0, delta, NO_TOKENS, false))["choices"][0]["delta"].clone();
     let id = call_id(&JobId::from_random(1), 0, 2);
     let function = json!({"name": "f", "arguments": ""});
     assert_eq!(

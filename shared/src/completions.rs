@@ -10,8 +10,9 @@ pub use answer::{Completion, CompletionAnswer, Offsets};
 
 use crate::error::{ApiError, ErrorCode};
 use crate::job::{GenerationRequest, RawPrompt};
-use crate::parameters::{MAX_CHOICES, Sampling, Stop, StreamOptions, read_seed};
+use crate::parameters::{MAX_CHOICES, MAX_SALT, Sampling, Stop, StreamOptions, read_seed};
 use crate::schema::{BodySchema, Components};
+use crate::token_details::{TokenDetails, TokenParameters};
 
 /// Most prompts of one request.
 pub const MAX_PROMPTS: usize = 16;
@@ -31,8 +32,8 @@ struct CompletionBody {
     model: String,
     /// Text or token ids, or several of either. Special tokens in text are recognised.
     prompt: Prompt,
-    /// Most tokens of an answer. Default 16.
-    #[schemars(range(min = 1, max = u32::MAX))]
+    /// Most tokens of an answer. Default 16. 0 only where the prompt is told.
+    #[schemars(range(min = 0, max = u32::MAX))]
     max_tokens: Option<u32>,
     /// Choices for each prompt. Default 1.
     #[schemars(range(min = 1, max = MAX_CHOICES))]
@@ -40,7 +41,7 @@ struct CompletionBody {
     /// Only as many as `n`: choosing among more is not supported.
     #[schemars(range(min = 1, max = 20))]
     best_of: Option<u32>,
-    /// The text begins with the prompt. Not with `logprobs`. Default false.
+    /// The text begins with the prompt, and so does what `logprobs` asks for. Default false.
     echo: Option<bool>,
     /// The log-probability of each token, and of so many most probable ones in its place.
     #[schemars(range(min = 0, max = MAX_LOGPROBS))]
@@ -55,7 +56,12 @@ struct CompletionBody {
     /// Strings that end the answer and are not part of it.
     stop: Option<Stop>,
     #[serde(flatten)]
+    tokens: TokenParameters,
+    #[serde(flatten)]
     sampling: Sampling,
+    /// Extension. Only requests with the same salt share the computation of a common beginning.
+    #[schemars(length(min = 1, max = MAX_SALT))]
+    cache_salt: Option<String>,
     /// Asks for nothing.
     #[schemars(length(max = 1024))]
     #[allow(dead_code)]
@@ -105,6 +111,8 @@ pub struct CompletionRequest {
     pub include_usage: bool,
     /// The client's seed, if it gave one.
     pub seed: Option<u64>,
+    /// What the answer tells of tokens.
+    pub details: TokenDetails,
     /// What to generate for each prompt, all alike otherwise; not empty.
     pub generations: Vec<GenerationRequest>,
 }
@@ -124,16 +132,12 @@ impl CompletionRequest {
         let include_usage = StreamOptions::include_usage(body.stream_options, stream)?;
         let n = body.n.unwrap_or(1);
         check_best_of(n, body.best_of)?;
-        let echo = body.echo.unwrap_or(false);
-        if echo && body.logprobs.is_some() {
-            let message = "'echo' together with 'logprobs' is not supported: the prompt's log-probabilities are not computed. Leave one out.";
-            return Err(ApiError::field(ErrorCode::UnsupportedParameter, "echo", message));
-        }
         let prompts = body.prompt.into_vec();
         check_choices(prompts.len(), n)?;
         let max_tokens = Some(body.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS));
-        let common = GenerationRequest {
-            echo,
+        let mut common = GenerationRequest {
+            echo: body.echo.unwrap_or(false),
+            cache_salt: body.cache_salt,
             max_tokens,
             stop: body.stop.map(Stop::into_vec).unwrap_or_default(),
             n,
@@ -141,12 +145,15 @@ impl CompletionRequest {
             sampling: body.sampling.options(max_tokens)?,
             ..GenerationRequest::default()
         };
+        let details = body.tokens.apply(&mut common)?;
+        check_max_tokens(&common)?;
         let generation = |prompt| GenerationRequest { prompt: Some(prompt), ..common.clone() };
         Ok(Self {
             model: body.model,
             stream,
             include_usage,
             seed: read_seed(body.seed),
+            details,
             generations: prompts.into_iter().map(generation).collect(),
         })
     }
@@ -166,6 +173,15 @@ fn check_best_of(n: u32, best_of: Option<u32>) -> Result<(), ApiError> {
         }
         _ => Ok(()),
     }
+}
+
+/// Without a token to come, only what is told of the prompt is an answer.
+fn check_max_tokens(request: &GenerationRequest) -> Result<(), ApiError> {
+    if request.max_tokens != Some(0) || request.echo || request.tells_prompt() {
+        return Ok(());
+    }
+    let message = "'max_tokens' must be at least 1 without 'echo' or 'prompt_logprobs'.";
+    Err(ApiError::field(ErrorCode::InvalidValue, "max_tokens", message))
 }
 
 fn check_choices(prompts: usize, n: u32) -> Result<(), ApiError> {

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{ApiError, ErrorCode, ErrorType};
+use crate::prompt::PromptToken;
 use crate::relaxed::Relaxed;
 use crate::tools::ToolFormat;
 
@@ -33,6 +34,14 @@ pub enum EventKind {
     },
     /// The job can be served: prompt rendered, counted and within the context.
     Accepted(Acceptance),
+    /// Tokens of the prompt, if the job asks for them: all of them come, in pieces, before the first of
+    /// the answer.
+    Prompt {
+        /// Position of the first of `tokens`, from 0.
+        position: u32,
+        /// The tokens.
+        tokens: Vec<PromptToken>,
+    },
     /// Tokens of one choice, with the text they complete.
     Tokens {
         /// Which choice, from 0.
@@ -46,6 +55,17 @@ pub enum EventKind {
         /// For each token of `ids`, if the job asks for log-probabilities.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         logprobs: Vec<TokenLogprobs>,
+    },
+    /// The token that ends a choice and is no part of its text, if the job asks for it; before the choice
+    /// is complete.
+    EndToken {
+        /// Which choice, from 0.
+        choice: u32,
+        /// The token.
+        id: u32,
+        /// Its log-probability, in answers to raw prompts.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        logprobs: Option<TokenLogprobs>,
     },
     /// One choice is complete.
     Finish {
@@ -89,14 +109,15 @@ pub struct Acceptance {
     pub relaxed: Relaxed,
 }
 
-/// A token's log-probability, and those of the most probable tokens in its place, before
-/// temperature, filters and penalties.
+/// A token's log-probability, and those of the most probable tokens in its place or of those that the job
+/// names, before temperature, filters and penalties.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TokenLogprobs {
     /// The token.
     #[serde(flatten)]
     pub token: TokenLogprob,
-    /// The most probable tokens, in order, as many as were asked for.
+    /// The most probable tokens, in order, as many as were asked for; or those that the job names, in its
+    /// order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub top: Vec<TokenLogprob>,
 }
@@ -104,6 +125,9 @@ pub struct TokenLogprobs {
 /// A token's bytes and its natural logarithm of probability.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TokenLogprob {
+    /// Its id.
+    #[serde(default)]
+    pub id: u32,
     /// What the token stands for; perhaps part of a character, empty for a control token.
     pub bytes: Vec<u8>,
     /// Finite; an impossible token has [`IMPOSSIBLE`].

@@ -86,6 +86,19 @@ pub struct GenerationRequest {
     pub prompt: Option<RawPrompt>,
     /// `Accepted` brings the prompt's text.
     pub echo: bool,
+    /// The chat template begins the assistant's answer.
+    pub add_generation_prompt: bool,
+    /// The answer goes on with the last message, which is an assistant's.
+    pub continue_final_message: bool,
+    /// Only prompts with the same salt share what the cache has of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache_salt: Option<String>,
+    /// The log has the prompt's tokens.
+    pub return_token_ids: bool,
+    /// The log has the prompt's tokens with their log-probabilities, and those of so many most probable
+    /// ones in each place, 0 to 20; `None` for none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_logprobs: Option<u32>,
     /// Functions that the model may call; empty if it may call none.
     pub tools: Vec<Tool>,
     /// Whether it calls them.
@@ -106,6 +119,9 @@ pub struct GenerationRequest {
     pub n: u32,
     /// Log-probabilities of each token and of so many most probable ones, 0 to 20; `None` for none.
     pub logprobs: Option<u32>,
+    /// Tokens whose log-probabilities are wanted instead of those of the most probable ones.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub logprob_token_ids: Vec<u32>,
     /// How tokens are picked.
     #[serde(flatten)]
     pub sampling: SamplingOptions,
@@ -117,6 +133,11 @@ impl Default for GenerationRequest {
             messages: Vec::new(),
             prompt: None,
             echo: false,
+            add_generation_prompt: true,
+            continue_final_message: false,
+            cache_salt: None,
+            return_token_ids: false,
+            prompt_logprobs: None,
             tools: Vec::new(),
             tool_choice: ToolChoice::default(),
             parallel_tool_calls: true,
@@ -126,6 +147,7 @@ impl Default for GenerationRequest {
             stop: Vec::new(),
             n: 1,
             logprobs: None,
+            logprob_token_ids: Vec::new(),
             sampling: SamplingOptions::default(),
         }
     }
@@ -135,6 +157,30 @@ impl GenerationRequest {
     /// Whether an answer may call more than one function: if one is named, it is called once.
     pub fn allows_several_calls(&self) -> bool {
         self.parallel_tool_calls && !matches!(self.tool_choice, ToolChoice::Named(_))
+    }
+
+    /// Most alternatives that come with each token's log-probability; `None` where none is wanted.
+    pub fn alternatives(&self) -> Option<u32> {
+        self.logprobs.map(|most_probable| match self.logprob_token_ids.len() {
+            0 => most_probable,
+            named => u32::try_from(named).unwrap_or(u32::MAX),
+        })
+    }
+
+    /// Whether the log has the token that ends a choice.
+    pub fn tells_end(&self) -> bool {
+        self.return_token_ids || self.tells_ends_logprobs()
+    }
+
+    /// Whether it has its log-probability, too: as in OpenAI's APIs, that of a conversation's answer is no
+    /// part of it.
+    pub fn tells_ends_logprobs(&self) -> bool {
+        self.prompt.is_some() && self.logprobs.is_some()
+    }
+
+    /// Whether the log has the prompt's tokens.
+    pub fn tells_prompt(&self) -> bool {
+        self.return_token_ids || self.prompt_logprobs.is_some()
     }
 }
 
@@ -226,6 +272,9 @@ pub struct SamplingOptions {
     pub ignore_eos: bool,
     /// Tokens that end the answer, on top of the model's own.
     pub stop_token_ids: Vec<u32>,
+    /// Words whose tokens never follow one another in the answer; none is empty.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub bad_words: Vec<String>,
 }
 
 impl Default for SamplingOptions {
@@ -242,6 +291,7 @@ impl Default for SamplingOptions {
             min_tokens: 0,
             ignore_eos: false,
             stop_token_ids: Vec::new(),
+            bad_words: Vec::new(),
         }
     }
 }
@@ -304,6 +354,7 @@ mod tests {
         let sampling = SamplingOptions { temperature: 0.5, top_p: 0.25, ..SamplingOptions::default() };
         assert_eq!(request.sampling, sampling);
         assert_eq!((request.max_tokens, &request.stop[..]), (Some(5), &["x".to_owned()][..]));
+        assert!(request.add_generation_prompt && !request.continue_final_message && !request.tells_prompt());
     }
 
     #[test]
@@ -320,10 +371,17 @@ mod tests {
             min_tokens: 3,
             ignore_eos: true,
             stop_token_ids: vec![7, 2],
+            bad_words: vec!["no".into()],
         };
         let request = GenerationRequest {
             n: 3,
             logprobs: Some(5),
+            logprob_token_ids: vec![3],
+            prompt_logprobs: Some(0),
+            return_token_ids: true,
+            cache_salt: Some("s".into()),
+            add_generation_prompt: false,
+            continue_final_message: true,
             sampling,
             tools: vec![Tool {
                 name: "f".into(),

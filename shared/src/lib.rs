@@ -25,16 +25,18 @@ pub mod limits;
 pub mod measurement;
 pub mod models;
 pub mod parameters;
+pub mod prompt;
 pub mod record;
 pub mod relaxed;
 pub mod responses;
 pub mod schema;
 pub mod streams;
 pub mod subject;
+pub mod token_details;
 pub mod tokenize;
 pub mod tokens;
 pub mod tools;
 pub mod usage;
 
 /// Version of the job, event, control and heartbeat messages. A reader refuses a higher one.
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 4;

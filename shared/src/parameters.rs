@@ -20,6 +20,12 @@ pub const MAX_TOP_LOGPROBS: u32 = 20;
 pub const MAX_LOGIT_BIASES: usize = 300;
 /// Most entries of `stop_token_ids`.
 pub const MAX_STOP_TOKEN_IDS: usize = 128;
+/// Most entries of `bad_words`, each of which is looked for with and without a space before it.
+pub const MAX_BAD_WORDS: usize = 512;
+/// Most characters of a bad word.
+const MAX_BAD_WORD: usize = 256;
+/// Most characters of a salt.
+pub const MAX_SALT: usize = 1024;
 /// Most pairs in `metadata`.
 pub const MAX_METADATA: usize = 16;
 
@@ -64,6 +70,9 @@ pub struct Sampling {
     /// Extension. Tokens that end the answer and are not part of it.
     #[schemars(length(max = MAX_STOP_TOKEN_IDS), inner(range(min = 0, max = u32::MAX)))]
     stop_token_ids: Option<Vec<u32>>,
+    /// Extension. Words that the answer does not have: the last of their tokens never follows the others.
+    #[schemars(length(max = MAX_BAD_WORDS), inner(length(min = 1, max = MAX_BAD_WORD)))]
+    bad_words: Option<Vec<String>>,
 }
 
 const TOKEN_HINT: &str = "Keys of 'logit_bias' are token ids, such as \"1234\".";
@@ -98,6 +107,7 @@ impl Sampling {
             min_tokens: self.min_tokens.unwrap_or(default.min_tokens),
             ignore_eos: self.ignore_eos.unwrap_or(default.ignore_eos),
             stop_token_ids: self.stop_token_ids.unwrap_or_default(),
+            bad_words: self.bad_words.unwrap_or_default(),
         })
     }
 }

@@ -80,6 +80,7 @@ impl ResponsesRequest {
             constraint: text.format.and_then(body::Format::into_constraint),
             template_variables: template_variables(None, effort, text.verbosity)?,
             max_tokens: body.max_output_tokens,
+            cache_salt: body.cache_salt,
             sampling,
             ..GenerationRequest::default()
         };

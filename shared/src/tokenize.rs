@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::answer::to_json;
+use crate::chat::begins_answer;
 use crate::chat::message::{self, MessageBody};
 use crate::chat::tool::{self, MAX_TOOLS, ToolBody};
 use crate::error::{ApiError, ErrorCode};
@@ -28,8 +29,11 @@ struct TokenizeBody {
     tools: Option<Vec<ToolBody>>,
     /// With `messages`: variables for the model's chat template.
     chat_template_kwargs: Option<Map<String, Value>>,
-    /// With `messages`: the text ends where the answer begins. Default true.
+    /// With `messages`: the text ends where the answer begins. Default: true unless
+    /// `continue_final_message` is.
     add_generation_prompt: Option<bool>,
+    /// With `messages`: the text ends with the last message, which is an assistant's. Default false.
+    continue_final_message: Option<bool>,
     /// Adds the token that begins a prompt, if the model wants one. Default: true with `prompt`,
     /// false with `messages`, whose template writes it.
     add_special_tokens: Option<bool>,
@@ -107,6 +111,7 @@ impl TokenRequest {
                     ("tools", body.tools.is_some()),
                     ("chat_template_kwargs", body.chat_template_kwargs.is_some()),
                     ("add_generation_prompt", body.add_generation_prompt.is_some()),
+                    ("continue_final_message", body.continue_final_message.is_some()),
                 ];
                 if let Some((name, _)) = given.iter().find(|(_, given)| *given) {
                     let message = format!("'{name}' needs 'messages'. Leave it out with 'prompt'.");
@@ -114,12 +119,17 @@ impl TokenRequest {
                 }
                 TokensInput::Text(prompt)
             }
-            (None, Some(messages)) => TokensInput::Chat {
-                messages: message::read(messages)?,
-                tools: tool::read_tools(body.tools.unwrap_or_default())?,
-                template_variables: body.chat_template_kwargs.unwrap_or_default(),
-                add_generation_prompt: body.add_generation_prompt.unwrap_or(true),
-            },
+            (None, Some(messages)) => {
+                let messages = message::read(messages)?;
+                let continues = body.continue_final_message.unwrap_or(false);
+                TokensInput::Chat {
+                    tools: tool::read_tools(body.tools.unwrap_or_default())?,
+                    template_variables: body.chat_template_kwargs.unwrap_or_default(),
+                    add_generation_prompt: begins_answer(body.add_generation_prompt, continues, &messages)?,
+                    continue_final_message: continues,
+                    messages,
+                }
+            }
         };
         let request = TokensRequest::Tokenize(Tokenize {
             input,
@@ -139,7 +149,7 @@ impl TokenRequest {
 /// Body of the answer, or the worker's error.
 pub fn answer(reply: TokensReply) -> Result<String, ApiError> {
     match reply {
-        TokensReply::Tokenized { tokens, token_strs, max_model_len } => {
+        TokensReply::Tokenized { tokens, token_strs, max_model_len, .. } => {
             Ok(to_json(&TokenizeAnswer { count: tokens.len(), max_model_len, tokens, token_strs }))
         }
         TokensReply::Detokenized { text } => Ok(to_json(&DetokenizeAnswer { prompt: text })),
@@ -153,6 +163,7 @@ mod tests {
 
     use super::*;
     use crate::job::{Message, Role};
+    use crate::relaxed::Relaxed;
     use crate::schema::assert_enforceable;
 
     fn tokenize(body: &Value) -> Result<Tokenize, ApiError> {
@@ -179,6 +190,7 @@ mod tests {
             tools: Vec::new(),
             template_variables: Map::new(),
             add_generation_prompt: true,
+            continue_final_message: false,
         };
         assert_eq!(request, Tokenize { input, add_special_tokens: false, return_token_strs: false });
         let tokens = TokenRequest::parse_detokenize(br#"{"model": "m", "tokens": [0, 4294967295]}"#).unwrap();
@@ -211,7 +223,12 @@ mod tests {
 
     #[test]
     fn answers_are_those_of_vllm() {
-        let reply = TokensReply::Tokenized { tokens: vec![7, 8], token_strs: None, max_model_len: 64 };
+        let reply = TokensReply::Tokenized {
+            tokens: vec![7, 8],
+            token_strs: None,
+            max_model_len: 64,
+            relaxed: Relaxed::default(),
+        };
         let body: Value = serde_json::from_str(&answer(reply).unwrap()).unwrap();
         assert_eq!(body, json!({"count": 2, "max_model_len": 64, "tokens": [7, 8], "token_strs": null}));
         let body = answer(TokensReply::Detokenized { text: "é".into() }).unwrap();

@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use crate::error::{ApiError, ErrorCode};
 use crate::event::ErrorEvent;
 use crate::job::{Message, Tool};
+use crate::relaxed::Relaxed;
 
 /// What is to be turned into what.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -53,6 +54,9 @@ pub enum TokensInput {
         template_variables: Map<String, Value>,
         /// The prompt ends where the assistant's answer begins.
         add_generation_prompt: bool,
+        /// The prompt ends with the last message, which is an assistant's.
+        #[serde(default)]
+        continue_final_message: bool,
     },
 }
 
@@ -69,6 +73,9 @@ pub enum TokensReply {
         token_strs: Option<Vec<String>>,
         /// What the model's context holds.
         max_model_len: u32,
+        /// What the worker does without.
+        #[serde(default, skip_serializing_if = "Relaxed::is_empty")]
+        relaxed: Relaxed,
     },
     /// To [`TokensRequest::Detokenize`].
     Detokenized {
@@ -99,7 +106,12 @@ mod tests {
 
     #[test]
     fn an_answer_that_is_too_large_says_so() {
-        let reply = TokensReply::Tokenized { tokens: vec![1; 100], token_strs: None, max_model_len: 8 };
+        let reply = TokensReply::Tokenized {
+            tokens: vec![1; 100],
+            token_strs: None,
+            max_model_len: 8,
+            relaxed: Relaxed::default(),
+        };
         let whole = reply.encode(4096);
         assert_eq!(serde_json::from_slice::<TokensReply>(&whole).unwrap(), reply);
         assert_eq!(reply.encode(whole.len()), whole);
@@ -115,6 +127,7 @@ mod tests {
             tools: Vec::new(),
             template_variables: Map::new(),
             add_generation_prompt: true,
+            continue_final_message: false,
         };
         for input in [TokensInput::Text("x".to_owned()), chat] {
             let request = Tokenize { input, add_special_tokens: true, return_token_strs: false };

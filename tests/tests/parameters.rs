@@ -3,8 +3,9 @@
 //! the others.
 
 use anyhow::{Context as _, Result};
+use emberline_shared::relaxed::RELAXED_HEADER;
 use emberline_tests::both::{both, refusal, with};
-use emberline_tests::stack::{MODEL, Stack};
+use emberline_tests::stack::{API_KEY, MODEL, Stack};
 use serde_json::{Value, json};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -76,10 +77,6 @@ async fn what_is_not_supported_is_refused_by_name() -> Result<()> {
         (user(json!({"type": "input_audio", "input_audio": {}})), "messages[0].content[1].type"),
         (user(json!({"type": "file", "file": {}})), "messages[0].content[1].type"),
         (json!({"messages": [{"role": "function", "name": "f", "content": "x"}]}), "messages[0].role"),
-        // This model's template knows neither.
-        (json!({"reasoning_effort": "low"}), "reasoning_effort"),
-        (json!({"verbosity": "low"}), "verbosity"),
-        (json!({"chat_template_kwargs": {"enable_thinking": false}}), "chat_template_kwargs.enable_thinking"),
         (
             json!({"stream": true, "stream_options": {"include_obfuscation": true}}),
             "stream_options.include_obfuscation",
@@ -103,6 +100,38 @@ async fn what_is_not_supported_is_refused_by_name() -> Result<()> {
     }
     // The server goes on serving.
     both(&stack, &question()).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_the_template_does_not_read_is_left_out_and_told() -> Result<()> {
+    let stack = Stack::start().await?;
+    let plain = both(&stack, &question()).await?;
+    let relaxed = |response: &reqwest::Response| {
+        let header = response.headers().get(RELAXED_HEADER)?;
+        header.to_str().ok().map(str::to_owned)
+    };
+    for (more, paths) in [
+        (json!({}), None),
+        (json!({"reasoning_effort": "low"}), Some("reasoning_effort")),
+        (json!({"verbosity": "low"}), Some("verbosity")),
+        (
+            json!({"chat_template_kwargs": {"enable_thinking": false, "depth": 3}}),
+            Some("chat_template_kwargs.depth, chat_template_kwargs.enable_thinking"),
+        ),
+    ] {
+        let body = with(&question(), &more);
+        let answer = both(&stack, &body).await.with_context(|| more.to_string())?;
+        assert_eq!(answer["choices"], plain["choices"], "{more}");
+        for stream in [false, true] {
+            let response = stack.chat(&with(&body, &json!({"stream": stream}))).await?;
+            assert_eq!(relaxed(&response).as_deref(), paths, "{more}");
+        }
+    }
+    let tokens =
+        json!({"model": MODEL, "messages": question()["messages"], "chat_template_kwargs": {"depth": 3}});
+    let response = stack.post("/tokenize", API_KEY, &[], &tokens).await?;
+    assert_eq!(relaxed(&response).as_deref(), Some("chat_template_kwargs.depth"));
     Ok(())
 }
 

@@ -19,9 +19,12 @@
 //! draws what the first one would have drawn.
 
 mod adjust;
+mod bad_words;
 mod distribution;
 mod logprobs;
 mod random;
+
+use std::sync::Arc;
 
 use emberline_kernels::PickRow;
 use emberline_shared::job::SamplingOptions;
@@ -29,8 +32,9 @@ use emberline_shared::job::SamplingOptions;
 use crate::constraint::TokenSet;
 
 use adjust::Adjustments;
+use bad_words::BadWords;
 use distribution::{Candidates, argmax};
-pub use logprobs::{Scores, score};
+pub use logprobs::{Alternatives, Scores, rank, score};
 use random::uniform;
 
 /// Picks the tokens of one choice, one after the other.
@@ -49,6 +53,12 @@ impl Sampler {
     pub fn new(options: SamplingOptions, seed: u64, choice: u32, prompt: &[u32], ends: Vec<u32>) -> Self {
         let adjustments = Adjustments::new(&options, prompt, ends);
         Self { options, seed, choice, position: 0, adjustments }
+    }
+
+    /// The same for an answer that must not have these words, each of which is its tokens.
+    pub fn avoiding(self, bad_words: Arc<[Vec<u32>]>) -> Self {
+        let adjustments = self.adjustments.avoiding(BadWords::new(bad_words));
+        Self { adjustments, ..self }
     }
 
     /// Tokens recorded so far.

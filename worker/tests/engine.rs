@@ -9,8 +9,10 @@ use std::time::Instant;
 
 use emberline_shared::PROTOCOL_VERSION;
 use emberline_shared::event::{EventKind, TokenLogprobs};
-use emberline_shared::job::{GenerationRequest, Job, Message, Role, SamplingOptions};
+use emberline_shared::job::{GenerationRequest, Job, Message, RawPrompt, Role, SamplingOptions};
+use emberline_shared::prompt::PromptToken;
 use emberline_shared::subject::JobId;
+use emberline_tests::golden;
 use emberline_tests::stack::model_path;
 use emberline_worker::device::Backend;
 use emberline_worker::engine::Engine;
@@ -227,4 +229,71 @@ fn a_long_prompt_delays_running_streams_by_no_more_than_its_chunks() {
         }
     }
     assert!(steps >= 600 / BUDGET, "{steps} steps");
+}
+
+/// A job with this prompt, one token of whose answer is of no interest.
+fn raw(number: u64, tokens: &[u32]) -> Job {
+    let mut job = job(number, "", "", 1);
+    job.request.messages.clear();
+    job.request.prompt = Some(RawPrompt::Tokens(tokens.to_vec()));
+    job.request.sampling.temperature = 0.0;
+    job
+}
+
+/// What is told of a prompt beside others that come with it.
+fn told(runs: &mut Runs, job: Job, others: impl IntoIterator<Item = Job>) -> Vec<PromptToken> {
+    let (events, mut receiver) = unbounded_channel();
+    let prepared = runs.engine.frontend().prepare(job, Instant::now()).unwrap();
+    runs.engine.submit(prepared, events);
+    others.into_iter().for_each(|other| runs.submit(other));
+    runs.finish();
+    let mut tokens = Vec::new();
+    while let Ok(event) = receiver.try_recv() {
+        if let EventKind::Prompt { position, tokens: more } = event {
+            assert_eq!(position as usize, tokens.len());
+            tokens.extend(more);
+        }
+    }
+    tokens
+}
+
+#[test]
+fn a_prompts_tokens_are_as_probable_as_when_they_are_generated() {
+    let case = golden::cases().unwrap().remove(0);
+    let prompt = [&case.prompt_token_ids[..], &case.greedy_token_ids].concat();
+    let mut scored = raw(1, &prompt);
+    scored.request.prompt_logprobs = Some(2);
+    let mut runs = Runs::new(&options());
+    let whole = told(&mut runs, scored.clone(), []);
+    assert_eq!(whole.iter().map(|token| token.id).collect::<Vec<_>>(), prompt);
+    let score = |position: usize| whole[position].score.as_ref().unwrap();
+
+    // As an independent implementation has it.
+    for (position, wanted) in (case.prompt_token_ids.len()..).zip(&case.greedy_logprobs) {
+        let logprob = f64::from(score(position).logprob);
+        assert!((logprob - wanted).abs() < 0.02, "position {position}: {logprob} instead of {wanted}");
+    }
+    // To the bit, what each of them has when it is generated.
+    for position in (1..prompt.len()).step_by(5) {
+        let mut forced = raw(1000 + position as u64, &prompt[..position]);
+        forced.request.sampling.logit_bias = vec![(prompt[position], 100.0)];
+        let id = forced.id.clone();
+        runs.submit(forced);
+        runs.finish();
+        let said = &runs.answers[&(id, 0)];
+        assert_eq!(said.ids, [prompt[position]]);
+        assert_eq!(said.logprobs[0].token.logprob.to_bits(), score(position).logprob.to_bits());
+        assert_eq!(said.logprobs[0].top.len(), score(position).top.len());
+        for (said, told) in said.logprobs[0].top.iter().zip(&score(position).top) {
+            assert_eq!((said.id, said.logprob.to_bits()), (told.id, told.logprob.to_bits()));
+        }
+    }
+    // However it is cut, whatever the cache knows, whoever else comes, and however crowded it is.
+    for (budget, blocks) in [(7, None), (300, None), (48, Some(16))] {
+        let cache = blocks.map_or(CacheSize::Auto, CacheSize::Blocks);
+        let mut runs = Runs::new(&LoadOptions { prefill_budget: Some(budget), cache, ..options() });
+        runs.submit(raw(2, &prompt));
+        runs.finish();
+        assert_eq!(told(&mut runs, scored.clone(), jobs()), whole, "budget {budget}, {blocks:?} blocks");
+    }
 }

@@ -144,6 +144,37 @@ fn a_sequence_does_not_notice_the_prefill_of_another(device: &ComputeDevice) {
     assert!(rows == wanted[0]);
 }
 
+/// Whatever is wanted of a chunk besides, its rows have the bits that they have as the last of a prompt.
+fn the_rows_of_a_prompt_have_the_bits_of_last_ones(device: &ComputeDevice) {
+    let mut network = open(device);
+    let prompt = prompts().remove(0);
+    let sequence = Sequence::new(&prompt, 0..);
+    let wanted: Vec<Vec<u32>> =
+        (0..prompt.len()).flat_map(|at| step(&mut network, &[sequence.span(at, at + 1)])).collect();
+    network.allocate_cache(BLOCKS).unwrap();
+    let (other, chunk) = (Sequence::new(&prompts()[1][..9], 40..), 11);
+    for start in (0..prompt.len()).step_by(chunk) {
+        let end = (start + chunk).min(prompt.len());
+        let quiet = StepSpan { wants_logits: false, ..sequence.span(start, end) };
+        // Another prompt's rows come before.
+        let kept: Vec<usize> = (9..9 + end - start).collect();
+        let (last, hidden) = network.forward_keeping(&[other.span(0, 9), quiet], &kept).unwrap();
+        assert_eq!((last.unwrap().rows(), hidden.as_ref().unwrap().rows()), (1, end - start));
+        let hidden = hidden.unwrap();
+        for first in (0..hidden.rows()).step_by(4) {
+            let rows = first..(first + 4).min(hidden.rows());
+            let logits = network.logits(&hidden, rows.clone()).unwrap();
+            let vocabulary = logits.vocabulary();
+            let numbers = logits.into_host().unwrap();
+            for (row, numbers) in rows.zip(numbers.chunks(vocabulary)) {
+                let bits: Vec<u32> = numbers.iter().map(|logit| logit.to_bits()).collect();
+                assert!(bits == wanted[start + row], "row {}", start + row);
+            }
+        }
+    }
+    assert!(network.forward_keeping(&[other.span(0, 9)], &[9]).is_err());
+}
+
 /// Runs each on the CPU, and on a software adapter where there is no GPU; `make test` installs one.
 macro_rules! on_all_devices {
     ($($name:ident),+) => {
@@ -167,5 +198,6 @@ macro_rules! on_all_devices {
 on_all_devices!(
     a_batch_of_sequences_has_the_bits_of_each_alone,
     a_prompt_in_chunks_has_the_bits_of_one_chunk,
-    a_sequence_does_not_notice_the_prefill_of_another
+    a_sequence_does_not_notice_the_prefill_of_another,
+    the_rows_of_a_prompt_have_the_bits_of_last_ones
 );

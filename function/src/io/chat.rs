@@ -27,6 +27,8 @@ pub(super) async fn serve(context: &Context, body: &mut Body) -> Result<Answer, 
         metadata: request.metadata,
         tool_format: acceptances.first().and_then(|acceptance| acceptance.tool_format),
         tool_choice,
+        echo: request.echo,
+        details: request.details,
     };
     if !request.stream {
         let completion = Completion::new(limits, move |choices, usage| answer.completion(choices, usage));

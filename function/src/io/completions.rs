@@ -23,15 +23,10 @@ pub(super) async fn serve(context: &Context, body: &mut Body) -> Result<Answer, 
     };
     let Generation { jobs, limits, envelope, acceptances, head_ns } =
         generation::begin(context, wish).await?;
-    let answer = CompletionAnswer { envelope };
+    let answer = CompletionAnswer { envelope, details: request.details };
     let echoes = echoes(acceptances, each);
     if !request.stream {
-        let completion = Completion::new(limits, move |choices, usage| {
-            for (choice, echo) in choices.iter_mut().zip(&echoes) {
-                choice.text.insert_str(0, echo);
-            }
-            answer.whole(choices, limits.logprobs, usage)
-        });
+        let completion = Completion::new(limits, move |choices, usage| answer.whole(choices, &echoes, usage));
         return answer::whole(jobs, completion, head_ns, &context.headers()).await;
     }
     let frames = CompletionFrames::new(answer, request.include_usage, limits, echoes);

@@ -47,6 +47,9 @@ async fn ask(context: &Context, TokenRequest { model, request }: TokenRequest) -
         log("tokens", error);
         ApiError::new(ErrorCode::WorkerFailed, "The worker's answer could not be used. Try again.")
     })?;
+    if let TokensReply::Tokenized { relaxed, .. } = &answer {
+        context.relax(relaxed);
+    }
     Ok(Answer::Whole(reply::json(200, tokenize::answer(answer)?)))
 }
 

@@ -6,6 +6,7 @@ use emberline_shared::event::Usage;
 use emberline_shared::job::ToolChoice;
 use emberline_shared::responses::ResponsesRequest;
 use emberline_shared::subject::JobId;
+use emberline_shared::token_details::TokenDetails;
 use emberline_shared::tokenize::TokenRequest;
 use http::Method;
 
@@ -91,7 +92,14 @@ fn no_request_is_called_as_an_answer_is() {
 fn an_answer_has_exactly_what_is_documented() {
     let envelope =
         Envelope { job: JobId::from_random(1), created: 1, model: "m".into(), fingerprint: "f".into() };
-    let answer = ChatAnswer { envelope, metadata: None, tool_format: None, tool_choice: ToolChoice::Auto };
+    let answer = ChatAnswer {
+        envelope,
+        metadata: None,
+        tool_format: None,
+        tool_choice: ToolChoice::Auto,
+        echo: None,
+        details: TokenDetails::default(),
+    };
     let body: Value =
         serde_json::from_str(&answer.completion(&[Choice::default()], &Usage::default())).unwrap();
     let document = read();

@@ -32,8 +32,9 @@ impl Joined {
                 let first = self.acceptances()?.into_iter().next();
                 first.map(Output::Accepted)
             }
-            Output::Text { choice, text, logprobs } => {
-                Some(Output::Text { choice: first.saturating_add(choice), text, logprobs })
+            Output::Prompt { choices, tokens, .. } => Some(Output::Prompt { first, choices, tokens }),
+            Output::Text { choice, text, logprobs, ids } => {
+                Some(Output::Text { choice: first.saturating_add(choice), text, logprobs, ids })
             }
             Output::Finish { choice, reason } => {
                 Some(Output::Finish { choice: first.saturating_add(choice), reason })
@@ -76,9 +77,11 @@ mod tests {
             joined.acceptances().unwrap().into_iter().map(|acceptance| acceptance.prompt_text).collect();
         assert_eq!(prompts.unwrap(), ["a", "b"]);
 
-        let text = |choice| Output::Text { choice, text: "x".into(), logprobs: None };
+        let text = |choice| Output::Text { choice, text: "x".into(), logprobs: None, ids: None };
         assert_eq!(joined.push(0, text(2)), Some(text(2)));
         assert_eq!(joined.push(1, text(2)), Some(text(5)));
+        let prompt = |first| Output::Prompt { first, choices: 3, tokens: Vec::new().into() };
+        assert_eq!(joined.push(1, prompt(0)), Some(prompt(3)));
         let finish = |choice| Output::Finish { choice, reason: FinishReason::Stop };
         assert_eq!(joined.push(1, finish(0)), Some(finish(3)));
 

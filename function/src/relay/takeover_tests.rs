@@ -3,6 +3,7 @@
 
 use emberline_shared::answer::Choice;
 use emberline_shared::event::{Acceptance, Timings, TokenLogprob};
+use emberline_shared::prompt::PromptScore;
 use proptest::prelude::*;
 
 use super::*;
@@ -21,10 +22,21 @@ fn script(choice: u32) -> Vec<&'static str> {
 fn logprobs_of(choice: u32, positions: std::ops::Range<usize>) -> Vec<TokenLogprobs> {
     let script = script(choice);
     let token = |position: usize| TokenLogprobs {
-        token: TokenLogprob { bytes: script[position].into(), logprob: -(position as f32) },
-        top: vec![TokenLogprob { bytes: b"x".to_vec(), logprob: -(choice as f32) }],
+        token: TokenLogprob { id: 7, bytes: script[position].into(), logprob: -(position as f32) },
+        top: vec![TokenLogprob { id: 8, bytes: b"x".to_vec(), logprob: -(choice as f32) }],
     };
     positions.map(token).collect()
+}
+
+/// The prompt's tokens, as far as they are asked for.
+fn prompt_tokens(limits: PromptLimits) -> Vec<PromptToken> {
+    let scored = |id: u32| PromptScore { logprob: -(id as f32), rank: id, top: Vec::new() };
+    let token = |id| PromptToken {
+        id,
+        bytes: Vec::new(),
+        score: limits.logprobs.filter(|_| id > 0).map(|_| scored(id)),
+    };
+    (0..USAGE.prompt_tokens).map(token).collect()
 }
 
 /// What is special about one attempt.
@@ -32,6 +44,8 @@ fn logprobs_of(choice: u32, positions: std::ops::Range<usize>) -> Vec<TokenLogpr
 struct Attempt {
     /// How many events before the end of each choice its worker goes on from.
     back: [usize; 4],
+    /// Tokens in each piece of the prompt.
+    piece: usize,
     /// Which choice it writes next, and how many tokens of it.
     turns: Vec<(u32, usize)>,
     /// How many of its last words reach the log after its successor's first one: it is a zombie that
@@ -46,10 +60,11 @@ struct Attempt {
 fn attempt() -> impl Strategy<Value = Attempt> {
     let turns = proptest::collection::vec((0_u32..4, 1_usize..4), 0..14);
     let rarely = |words| proptest::option::weighted(0.2, 0..words);
-    (any::<[u8; 4]>(), turns, 0_usize..4, rarely(8_usize), rarely(14_usize)).prop_map(
-        |(back, turns, late, hole, loss)| Attempt {
+    (any::<[u8; 4]>(), 1..4_usize, turns, 0_usize..4, rarely(8_usize), rarely(14_usize)).prop_map(
+        |(back, piece, turns, late, hole, loss)| Attempt {
             // Mostly where the one before it ended.
             back: back.map(|b| usize::from(b % 8).saturating_sub(4)),
+            piece,
             turns,
             late,
             hole,
@@ -79,8 +94,9 @@ struct Progress {
     finished: bool,
 }
 
-/// What a worker reads in a log: the newest attempt, and how far each choice has come.
-fn fold(log: &[Event], choices: u32) -> (u32, Vec<Progress>) {
+/// What a worker reads in a log: the newest attempt, how far the prompt, and how far each choice has come.
+fn fold(log: &[Event], choices: u32) -> (u32, usize, Vec<Progress>) {
+    let mut prompt = 0;
     let mut progress = vec![Progress { borders: vec![0], finished: false }; choices as usize];
     let newest = log.iter().map(|event| event.attempt).max().unwrap_or(0);
     for attempt in 1..=newest {
@@ -95,13 +111,17 @@ fn fold(log: &[Event], choices: u32) -> (u32, Vec<Progress>) {
                     progress.borders.push(*position as usize + ids.len());
                     progress.finished = false;
                 }
+                Some(EventKind::Prompt { position, tokens }) => {
+                    assert!(*position as usize <= prompt);
+                    prompt = prompt.max(*position as usize + tokens.len());
+                }
                 Some(EventKind::Finish { choice, .. }) => progress[*choice as usize].finished = true,
                 Some(_) => {}
                 None => break,
             }
         }
     }
-    (newest, progress)
+    (newest, prompt, progress)
 }
 
 /// Writes one attempt after the other.
@@ -126,7 +146,7 @@ impl Writer {
     }
 
     /// What an attempt says of its turns.
-    fn words(&self, attempt: &Attempt, progress: &[Progress]) -> Vec<EventKind> {
+    fn words(&self, attempt: &Attempt, prompt: usize, progress: &[Progress]) -> Vec<EventKind> {
         let mut choices: Vec<(usize, bool)> = progress
             .iter()
             .zip(attempt.back)
@@ -135,6 +155,15 @@ impl Writer {
             })
             .collect();
         let mut words = Vec::new();
+        if let Some(limits) = self.limits.prompt {
+            let tokens = prompt_tokens(limits);
+            let rest = tokens[prompt..].chunks(attempt.piece);
+            let pieces = rest.zip((prompt..).step_by(attempt.piece));
+            words.extend(pieces.map(|(tokens, position)| EventKind::Prompt {
+                position: position as u32,
+                tokens: tokens.to_vec(),
+            }));
+        }
         for (choice, count) in attempt.turns.iter().copied() {
             let choice = choice % self.limits.choices;
             let (at, finished) = &mut choices[choice as usize];
@@ -146,7 +175,7 @@ impl Writer {
                 words.push(EventKind::Tokens {
                     choice,
                     position: *at as u32,
-                    ids: vec![7; end - *at],
+                    ids: (*at as u32..end as u32).collect(),
                     text: script[*at..end].concat(),
                     logprobs: if asked { logprobs_of(choice, *at..end) } else { Vec::new() },
                 });
@@ -163,12 +192,12 @@ impl Writer {
         let mut late = Vec::new();
         for (attempt, place) in attempts.iter().chain([last]).zip(0..) {
             let is_last = place == attempts.len();
-            let (newest, progress) = fold(&self.log, self.limits.choices);
+            let (newest, prompt, progress) = fold(&self.log, self.limits.choices);
             if newest == 0 {
                 // This one takes a number that another one has had, who must be dead.
                 late.clear();
             }
-            let mut words = self.words(attempt, &progress);
+            let mut words = self.words(attempt, prompt, &progress);
             words.insert(0, EventKind::Taken { worker: format!("worker {place}") });
             words.insert(
                 1,
@@ -277,12 +306,15 @@ proptest! {
     fn everything_is_told_exactly_once(
         choices in 1_u32..5,
         asked in any::<bool>(),
+        ids in any::<bool>(),
+        prompt in proptest::option::of(proptest::option::of(0..2_u32)),
         attempts in proptest::collection::vec(attempt(), 0..4),
         last in attempt(),
         fates in proptest::collection::vec(0_u8..12, 200),
         lag in 0_usize..4,
     ) {
-        let limits = Limits { choices, tokens: 12, logprobs: asked.then_some(1) };
+        let prompt = prompt.map(|logprobs| PromptLimits { logprobs });
+        let limits = Limits { choices, tokens: 12, logprobs: asked.then_some(1), ids, prompt };
         let Writer { log, steps, .. } = steps_of(limits, &attempts, last);
         let relay = Relay::new(limits);
         let mut follower = Follower { relay, log: Vec::new(), lag, overtaken: None, outputs: Vec::new() };
@@ -307,10 +339,13 @@ proptest! {
         for (place, output) in outputs.iter().enumerate() {
             match output {
                 Output::Accepted(_) => prop_assert_eq!(place, 0),
-                Output::Text { choice, text, logprobs } => {
+                Output::Prompt { .. } => prop_assert_eq!(place, 1),
+                Output::Text { choice, text, logprobs, ids: told } => {
                     prop_assert!(!finished[*choice as usize], "told after its end");
-                    prop_assert_eq!(logprobs.is_some(), asked);
-                    prop_assert!(!text.is_empty() || logprobs.iter().any(|logprobs| !logprobs.is_empty()));
+                    prop_assert_eq!((logprobs.is_some(), told.is_some()), (asked, ids));
+                    let has_tokens = logprobs.as_ref().is_some_and(|tokens| !tokens.is_empty())
+                        || told.as_ref().is_some_and(|ids| !ids.is_empty());
+                    prop_assert!(!text.is_empty() || has_tokens);
                 }
                 Output::Finish { choice, .. } => {
                     prop_assert!(!std::mem::replace(&mut finished[*choice as usize], true), "two ends");
@@ -326,9 +361,11 @@ proptest! {
         let expected = (0..choices).map(|choice| Choice {
             text: script(choice).concat(),
             logprobs: asked.then(|| logprobs_of(choice, 0..script(choice).len())),
+            ids: ids.then(|| (0..script(choice).len() as u32).collect()),
+            prompt: prompt.map(|limits| prompt_tokens(limits).into()),
             finish_reason: Some(FinishReason::Stop),
         });
-        prop_assert_eq!(whole.choices_mut(), expected.collect::<Vec<_>>());
+        prop_assert_eq!(whole.choices(), expected.collect::<Vec<_>>());
         prop_assert!(matches!(outputs.last(), Some(Output::Done(_))));
     }
 }

@@ -11,13 +11,15 @@ use std::collections::BTreeMap;
 
 use emberline_shared::PROTOCOL_VERSION;
 use emberline_shared::error::ApiError;
-use emberline_shared::event::{Event, EventKind, FinishReason, TokenLogprobs, Usage};
+use emberline_shared::event::{Event, EventKind, FinishReason, TokenLogprob, TokenLogprobs, Usage};
+use emberline_shared::prompt::PromptToken;
 
+use super::prompt::PromptLog;
 use super::{Acceptance, Limits};
 
 /// Most bytes of text that one token stands for. The longest tokens of known vocabularies,
 /// runs of blanks, have 128; text held back over several tokens comes with the last of them.
-const MAX_TOKEN_BYTES: usize = 1024;
+pub(super) const MAX_TOKEN_BYTES: usize = 1024;
 
 /// Events that no correct worker writes.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -41,7 +43,7 @@ pub enum Fault {
     Logprobs { attempt: u32, index: u32 },
     #[error("event {index} of attempt {attempt} comes before the job was accepted or after its choice ended")]
     OutOfOrder { attempt: u32, index: u32 },
-    #[error("the job is done, but not all of its choices are")]
+    #[error("the job is done, but not all of its choices or not its prompt are")]
     Unfinished,
     #[error("too many events wait for a gap to be closed")]
     TooManyWaiting,
@@ -76,7 +78,10 @@ pub(super) struct ChoiceLog {
     next: u32,
     /// Of the positions from `untold` on, if the job asks for them.
     logprobs: Vec<TokenLogprobs>,
-    /// Nobody needs the log-probabilities of the positions below this any more.
+    ids: Vec<u32>,
+    /// Whether a token that ends it is among them, or was.
+    ended: bool,
+    /// Nobody needs ids and log-probabilities of the positions below this any more.
     untold: u32,
     /// Where in `text` each position begins that an event began with or ended before; ascending.
     offsets: Vec<(u32, usize)>,
@@ -104,6 +109,7 @@ pub(super) struct Transcript {
     limits: Limits,
     attempts: BTreeMap<u32, Attempt>,
     acceptance: Option<Acceptance>,
+    prompt: PromptLog,
     choices: Vec<ChoiceLog>,
     end: Option<End>,
 }
@@ -111,11 +117,29 @@ pub(super) struct Transcript {
 impl Transcript {
     pub(super) fn new(limits: Limits) -> Self {
         let choices = (0..limits.choices).map(|_| ChoiceLog::default()).collect();
-        Self { limits, attempts: BTreeMap::new(), acceptance: None, choices, end: None }
+        let prompt = PromptLog::default();
+        Self { limits, attempts: BTreeMap::new(), acceptance: None, prompt, choices, end: None }
     }
 
     pub(super) fn acceptance(&self) -> Option<&Acceptance> {
         self.acceptance.as_ref()
+    }
+
+    /// Whether everything is known that is to be told of the prompt.
+    pub(super) fn has_prompt(&self) -> bool {
+        let is_written = |acceptance: &Acceptance| self.prompt.is_complete(acceptance.prompt_tokens);
+        self.limits.prompt.is_none() || self.acceptance.as_ref().is_some_and(is_written)
+    }
+
+    /// Hands out the prompt's tokens, if they are to be told, are all there and nobody has been told of
+    /// them.
+    pub(super) fn take_prompt(&mut self) -> Option<Vec<PromptToken>> {
+        let is_due = self.limits.prompt.is_some() && self.has_prompt();
+        is_due.then(|| self.prompt.take()).flatten()
+    }
+
+    pub(super) fn choices(&self) -> &[ChoiceLog] {
+        &self.choices
     }
 
     pub(super) fn choices_mut(&mut self) -> &mut [ChoiceLog] {
@@ -187,12 +211,31 @@ impl Transcript {
                 choice_mut(&mut self.choices, event, *choice)?.finish.get_or_insert(*reason);
             }
             _ if self.acceptance.is_none() => return Err(out_of_order),
+            EventKind::Prompt { position, tokens } => {
+                let Some(limits) = self.limits.prompt else { return Ok(true) };
+                return self.prompt.write(event, *position, tokens, limits);
+            }
+            // The prompt comes first, from this attempt or one before.
+            _ if !self.has_prompt() => return Ok(false),
             EventKind::Finish { choice, reason } => {
                 let log = choice_mut(&mut self.choices, event, *choice)?;
                 if log.finish.is_some_and(|finish| finish != *reason) {
                     return Err(out_of_order);
                 }
                 log.finish = Some(*reason);
+            }
+            EventKind::EndToken { choice, id, logprobs } => {
+                let limits = self.limits;
+                let is_asked =
+                    |token: &TokenLogprobs| limits.logprobs.is_some_and(|top| is_sound(token, top));
+                if !logprobs.iter().all(is_asked) {
+                    return Err(Fault::Logprobs { attempt: event.attempt, index: event.index });
+                }
+                let log = choice_mut(&mut self.choices, event, *choice)?;
+                if !std::mem::replace(&mut log.ended, true) {
+                    log.ids.extend(limits.ids.then_some(*id));
+                    log.logprobs.extend(logprobs.clone());
+                }
             }
             EventKind::Tokens { choice, position, ids, text, logprobs } => {
                 let limits = self.limits;
@@ -205,7 +248,12 @@ impl Transcript {
                     if logprobs.len() != ids.len() || !logprobs.iter().all(|token| is_sound(token, top)) {
                         return Err(Fault::Logprobs { attempt: event.attempt, index: event.index });
                     }
-                    log.keep_logprobs(*position, logprobs);
+                    let fresh = log.fresh(log.logprobs.len(), *position, logprobs);
+                    log.logprobs.extend_from_slice(fresh);
+                }
+                if limits.ids {
+                    let fresh = log.fresh(log.ids.len(), *position, ids);
+                    log.ids.extend_from_slice(fresh);
                 }
                 let most = usize::try_from(limits.tokens).unwrap_or(usize::MAX).saturating_add(1);
                 if log.next > limits.tokens || log.text.len() > most.saturating_mul(MAX_TOKEN_BYTES) {
@@ -220,8 +268,11 @@ impl Transcript {
 /// Whether these are finite and within what a token of any vocabulary needs.
 fn is_sound(token: &TokenLogprobs, top: u32) -> bool {
     let mut all = std::iter::once(&token.token).chain(&token.top);
-    u32::try_from(token.top.len()).is_ok_and(|count| count <= top)
-        && all.all(|token| token.logprob.is_finite() && token.bytes.len() <= MAX_TOKEN_BYTES)
+    u32::try_from(token.top.len()).is_ok_and(|count| count <= top) && all.all(is_sound_alone)
+}
+
+pub(super) fn is_sound_alone(token: &TokenLogprob) -> bool {
+    token.logprob.is_finite() && token.bytes.len() <= MAX_TOKEN_BYTES
 }
 
 fn choice_mut<'a>(
@@ -264,19 +315,19 @@ impl ChoiceLog {
         Ok(true)
     }
 
-    /// Keeps what is new in the log-probabilities of the positions from `position` on, which
-    /// follow those that are known.
-    fn keep_logprobs(&mut self, position: u32, logprobs: &[TokenLogprobs]) {
-        let kept = u32::try_from(self.logprobs.len()).unwrap_or(u32::MAX);
+    /// What is new in something of the positions from `position` on, which follow those that are known, if
+    /// so many that nobody has been told of are kept.
+    fn fresh<'a, T>(&self, kept: usize, position: u32, written: &'a [T]) -> &'a [T] {
+        let kept = u32::try_from(kept).unwrap_or(u32::MAX);
         let known = self.untold.saturating_add(kept).saturating_sub(position);
-        let fresh = usize::try_from(known).ok().and_then(|known| logprobs.get(known..));
-        self.logprobs.extend_from_slice(fresh.unwrap_or_default());
+        let fresh = usize::try_from(known).ok().and_then(|known| written.get(known..));
+        fresh.unwrap_or_default()
     }
 
-    /// Hands out the log-probabilities that nobody has been told of.
-    pub(super) fn take_logprobs(&mut self) -> Vec<TokenLogprobs> {
+    /// Hands out ids and log-probabilities that nobody has been told of.
+    pub(super) fn take_tokens(&mut self) -> (Vec<u32>, Vec<TokenLogprobs>) {
         self.untold = self.untold.max(self.next);
-        std::mem::take(&mut self.logprobs)
+        (std::mem::take(&mut self.ids), std::mem::take(&mut self.logprobs))
     }
 
     /// Where in the text `position` begins.

@@ -1,5 +1,7 @@
 //! An answer that is told in one piece.
 
+use std::sync::Arc;
+
 use emberline_shared::answer::Choice;
 
 use super::{Limits, Output};
@@ -13,19 +15,31 @@ pub struct Whole {
 impl Whole {
     /// Nothing told yet.
     pub fn new(limits: Limits) -> Self {
-        let logprobs = limits.logprobs.map(|_| Vec::new());
-        let empty = || Choice { logprobs: logprobs.clone(), ..Choice::default() };
+        let empty = || Choice {
+            logprobs: limits.logprobs.map(|_| Vec::new()),
+            ids: limits.ids.then(Vec::new),
+            ..Choice::default()
+        };
         Self { choices: (0..limits.choices).map(|_| empty()).collect() }
     }
 
     /// Takes the next thing told.
     pub fn push(&mut self, output: Output) {
         match output {
-            Output::Text { choice, text, logprobs } => {
+            Output::Prompt { first, choices, tokens } => {
+                for choice in first..first.saturating_add(choices) {
+                    let Some(choice) = self.choice(choice) else { return };
+                    choice.prompt = Some(Arc::clone(&tokens));
+                }
+            }
+            Output::Text { choice, text, logprobs, ids } => {
                 let Some(choice) = self.choice(choice) else { return };
                 choice.text.push_str(&text);
                 if let Some(known) = &mut choice.logprobs {
                     known.extend(logprobs.unwrap_or_default());
+                }
+                if let Some(known) = &mut choice.ids {
+                    known.extend(ids.unwrap_or_default());
                 }
             }
             Output::Finish { choice, reason } => {
@@ -41,7 +55,7 @@ impl Whole {
     }
 
     /// The choices; complete once [`Output::Done`] was told.
-    pub fn choices_mut(&mut self) -> &mut [Choice] {
-        &mut self.choices
+    pub fn choices(&self) -> &[Choice] {
+        &self.choices
     }
 }

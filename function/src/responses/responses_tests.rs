@@ -16,7 +16,7 @@ fn accepted(tool_format: Option<ToolFormat>) -> Output {
 }
 
 fn text(text: &str) -> Output {
-    Output::Text { choice: 0, text: text.into(), logprobs: None }
+    Output::Text { choice: 0, text: text.into(), logprobs: None, ids: None }
 }
 
 fn finish(reason: FinishReason) -> Output {

@@ -67,11 +67,11 @@ mod tests {
 
     fn told(heard: Option<u64>) -> String {
         let story = Story::new(JobId::from_random(1), 0, "m".into(), Outline::default());
-        let mut telling = Telling::new(story, heard, Limits { choices: 1, tokens: 9, logprobs: None });
+        let mut telling = Telling::new(story, heard, Limits { choices: 1, tokens: 9, ..Limits::default() });
         let mut frames = telling.begin();
         for output in [
             Output::Accepted(Acceptance::default()),
-            Output::Text { choice: 0, text: "abcdef".into(), logprobs: None },
+            Output::Text { choice: 0, text: "abcdef".into(), logprobs: None, ids: None },
             Output::Finish { choice: 0, reason: FinishReason::Stop },
             Output::Done(Usage::default()),
         ] {

@@ -1,9 +1,11 @@
 //! The frames of a streamed chat completion.
 
 use bytes::Bytes;
+use emberline_shared::answer::ChunkTokens;
 use emberline_shared::chat::{ChatAnswer, Delta};
 use emberline_shared::error::ApiError;
 use emberline_shared::event::{FinishReason, TokenLogprobs};
+use emberline_shared::prompt::PromptToken;
 use emberline_shared::tools::{Piece, ToolCallReader};
 
 use super::{DONE, Narrator, data, error, max_backlog};
@@ -25,6 +27,15 @@ struct Choice {
     reader: Option<ToolCallReader>,
     /// Of tokens whose text the reader holds back, if they are asked for.
     logprobs: Option<Vec<TokenLogprobs>>,
+    /// The same tokens' ids, if they are asked for.
+    ids: Option<Vec<u32>>,
+}
+
+impl Choice {
+    fn holds_tokens(&self) -> bool {
+        self.logprobs.as_ref().is_some_and(|tokens| !tokens.is_empty())
+            || self.ids.as_ref().is_some_and(|ids| !ids.is_empty())
+    }
 }
 
 impl ChatFrames {
@@ -33,6 +44,7 @@ impl ChatFrames {
         let choice = |_| Choice {
             reader: answer.tool_format.map(ToolCallReader::new),
             logprobs: limits.logprobs.map(|_| Vec::new()),
+            ids: limits.ids.then(Vec::new),
         };
         let choices = (0..limits.choices).map(choice).collect();
         Self { answer, include_usage, limits, choices }
@@ -42,10 +54,19 @@ impl ChatFrames {
         usize::try_from(choice).ok().and_then(|choice| self.choices.get_mut(choice))
     }
 
-    fn text(&mut self, choice: u32, text: String, logprobs: Option<Vec<TokenLogprobs>>) -> Vec<Bytes> {
+    fn text(
+        &mut self,
+        choice: u32,
+        text: String,
+        logprobs: Option<Vec<TokenLogprobs>>,
+        ids: Option<Vec<u32>>,
+    ) -> Vec<Bytes> {
         let Some(known) = self.choice(choice) else { return Vec::new() };
         if let Some(known) = &mut known.logprobs {
             known.extend(logprobs.unwrap_or_default());
+        }
+        if let Some(known) = &mut known.ids {
+            known.extend(ids.unwrap_or_default());
         }
         let pieces = match &mut known.reader {
             Some(reader) => reader.push(&text),
@@ -63,10 +84,12 @@ impl ChatFrames {
                 Piece::Arguments { index, text } => Delta::Arguments { index: *index, text },
                 Piece::CallEnd { .. } => continue,
             };
-            // The first chunk has the log-probabilities of all tokens so far, the others have none.
-            let logprobs =
-                self.choice(choice).and_then(|known| Some(std::mem::take(known.logprobs.as_mut()?)));
-            frames.push(self.chunk(choice, delta, logprobs.as_deref()));
+            // The first chunk has all tokens so far, the others have none.
+            let Some(known) = self.choice(choice) else { continue };
+            let (logprobs, ids) =
+                (known.logprobs.as_mut().map(std::mem::take), known.ids.as_mut().map(std::mem::take));
+            let tokens = ChunkTokens { logprobs: logprobs.as_deref(), ids: ids.as_deref() };
+            frames.push(self.chunk(choice, delta, tokens));
         }
         frames
     }
@@ -76,28 +99,45 @@ impl ChatFrames {
         let mut pieces = known.reader.as_mut().map(ToolCallReader::finish).unwrap_or_default();
         let calls = known.reader.as_ref().map_or(0, ToolCallReader::calls);
         pieces.retain(|piece| !matches!(piece, Piece::CallEnd { .. }));
-        if pieces.is_empty() && known.logprobs.as_ref().is_some_and(|tokens| !tokens.is_empty()) {
+        if pieces.is_empty() && known.holds_tokens() {
             pieces.push(Piece::Content(String::new()));
         }
         let mut frames = self.pieces(choice, &pieces);
-        frames.push(self.chunk(choice, Delta::Finish { reason, calls }, None));
+        frames.push(self.chunk(choice, Delta::Finish { reason, calls }, ChunkTokens::default()));
         frames
     }
 
-    fn chunk(&self, choice: u32, delta: Delta<'_>, logprobs: Option<&[TokenLogprobs]>) -> Bytes {
-        data(&self.answer.chunk(choice, delta, logprobs, self.include_usage))
+    /// How each choice begins: with its role, and what is put before the answer. The very first chunk also
+    /// has the `prompt`, if that is told.
+    fn opening(&self, prompt: Option<&[PromptToken]>) -> Vec<Bytes> {
+        let none = ChunkTokens::default();
+        let mut frames = Vec::new();
+        for (choice, _) in (0..).zip(&self.choices) {
+            frames.push(match prompt {
+                Some(prompt) if choice == 0 => data(&self.answer.first_chunk(prompt, self.include_usage)),
+                _ => self.chunk(choice, Delta::Role, none),
+            });
+            let echo = self.answer.echo.as_deref().filter(|echo| !echo.is_empty());
+            frames.extend(echo.map(|echo| self.chunk(choice, Delta::Content(echo), none)));
+        }
+        frames
+    }
+
+    fn chunk(&self, choice: u32, delta: Delta<'_>, tokens: ChunkTokens<'_>) -> Bytes {
+        data(&self.answer.chunk(choice, delta, tokens, self.include_usage))
     }
 }
 
 impl Narrator for ChatFrames {
     fn begin(&mut self) -> Vec<Bytes> {
-        (0..).zip(&self.choices).map(|(choice, _)| self.chunk(choice, Delta::Role, None)).collect()
+        if self.limits.prompt.is_some() { Vec::new() } else { self.opening(None) }
     }
 
     fn tell(&mut self, output: Output) -> Vec<Bytes> {
         match output {
             Output::Accepted(_) => Vec::new(),
-            Output::Text { choice, text, logprobs } => self.text(choice, text, logprobs),
+            Output::Prompt { tokens, .. } => self.opening(Some(&tokens)),
+            Output::Text { choice, text, logprobs, ids } => self.text(choice, text, logprobs, ids),
             Output::Finish { choice, reason } => self.finish(choice, reason),
             Output::Done(usage) => {
                 let usage = self.include_usage.then(|| data(&self.answer.usage_chunk(&usage)));

@@ -1,13 +1,16 @@
 use emberline_shared::answer::Envelope;
 use emberline_shared::event::{TokenLogprob, Usage};
 use emberline_shared::job::ToolChoice;
+use emberline_shared::prompt::PromptScore;
 use emberline_shared::subject::JobId;
+use emberline_shared::token_details::TokenDetails;
 use emberline_shared::tools::{ToolFormat, call_id};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::super::tests::payload;
 use super::*;
+use crate::relay::PromptLimits;
 
 fn answer(tool_format: Option<ToolFormat>) -> ChatAnswer {
     let job = JobId::from_random(1);
@@ -16,15 +19,21 @@ fn answer(tool_format: Option<ToolFormat>) -> ChatAnswer {
         metadata: None,
         tool_format,
         tool_choice: ToolChoice::Auto,
+        echo: None,
+        details: TokenDetails::default(),
     }
 }
 
 fn frames(tool_format: Option<ToolFormat>, logprobs: Option<u32>) -> ChatFrames {
-    ChatFrames::new(answer(tool_format), false, Limits { choices: 2, tokens: 100, logprobs })
+    ChatFrames::new(answer(tool_format), false, limits(logprobs))
+}
+
+fn limits(logprobs: Option<u32>) -> Limits {
+    Limits { choices: 2, tokens: 100, logprobs, ..Limits::default() }
 }
 
 fn text(choice: u32, text: &str) -> Output {
-    Output::Text { choice, text: text.into(), logprobs: None }
+    Output::Text { choice, text: text.into(), logprobs: None, ids: None }
 }
 
 fn choices(frames: &[Bytes]) -> Vec<Value> {
@@ -53,7 +62,7 @@ fn a_stream_has_the_documented_shape() {
 
 #[test]
 fn usage_comes_in_a_chunk_of_its_own() {
-    let mut frames = ChatFrames::new(answer(None), true, Limits { choices: 1, tokens: 9, logprobs: None });
+    let mut frames = ChatFrames::new(answer(None), true, Limits { choices: 1, ..limits(None) });
     assert_eq!(payload(&frames.tell(text(0, "x"))[0])["usage"], Value::Null);
     let usage = Usage { prompt_tokens: 1, cached_tokens: 0, completion_tokens: 2 };
     let end = frames.tell(Output::Done(usage));
@@ -63,18 +72,47 @@ fn usage_comes_in_a_chunk_of_its_own() {
 }
 
 fn token(text: &str) -> TokenLogprobs {
-    let token = TokenLogprob { bytes: text.as_bytes().to_vec(), logprob: -0.5 };
+    let token = TokenLogprob { id: 7, bytes: text.as_bytes().to_vec(), logprob: -0.5 };
     TokenLogprobs { token, top: Vec::new() }
 }
 
 #[test]
 fn log_probabilities_come_with_their_text() {
     let mut frames = frames(None, Some(0));
-    let output = Output::Text { choice: 1, text: String::new(), logprobs: Some(vec![token("x")]) };
+    let output = Output::Text { choice: 1, text: String::new(), logprobs: Some(vec![token("x")]), ids: None };
     let choice = &choices(&frames.tell(output))[0];
     assert_eq!((&choice["index"], &choice["delta"]), (&json!(1), &json!({"content": ""})));
     let token = json!({"token": "x", "logprob": -0.5, "bytes": [120], "top_logprobs": []});
     assert_eq!(choice["logprobs"], json!({"content": [token], "refusal": null}));
+}
+
+#[test]
+fn a_prompt_that_is_told_comes_with_the_first_chunk() {
+    let within = Limits { ids: true, prompt: Some(PromptLimits { logprobs: Some(0) }), ..limits(None) };
+    let details = TokenDetails { ids: true, prompt_logprobs: Some(0), ..TokenDetails::default() };
+    let echo = Some("Well".to_owned());
+    let mut frames = ChatFrames::new(ChatAnswer { details, echo, ..answer(None) }, false, within);
+    assert!(frames.begin().is_empty());
+    let score = Some(PromptScore { logprob: -1.0, rank: 3, top: Vec::new() });
+    let tokens = vec![
+        PromptToken { id: 5, bytes: b"a".to_vec(), score: None },
+        PromptToken { id: 6, bytes: b"b".to_vec(), score },
+    ];
+    let told = frames.tell(Output::Prompt { first: 0, choices: 2, tokens: tokens.into() });
+    let deltas: Vec<Value> = choices(&told).iter().map(|choice| choice["delta"].clone()).collect();
+    let role = json!({"role": "assistant", "content": ""});
+    assert_eq!(deltas, [role.clone(), json!({"content": "Well"}), role, json!({"content": "Well"})]);
+    let (first, third) = (payload(&told[0]), payload(&told[2]));
+    assert_eq!(first["prompt_token_ids"], json!([5, 6]));
+    let entry = json!({"logprob": -1.0, "rank": 3, "decoded_token": "b"});
+    assert_eq!(first["prompt_logprobs"], json!([null, {"6": entry}]));
+    assert_eq!((third.get("prompt_token_ids"), third.get("prompt_logprobs")), (None, None));
+
+    // Tokens without text have a chunk of their own before the last.
+    let held = Output::Text { choice: 1, text: "x".into(), logprobs: None, ids: Some(vec![8, 9]) };
+    assert_eq!(choices(&frames.tell(held))[0]["token_ids"], json!([8, 9]));
+    let last = choices(&frames.tell(Output::Finish { choice: 1, reason: FinishReason::Stop }));
+    assert_eq!((last.len(), last[0].get("token_ids")), (1, None));
 }
 
 const CALL: &str = "Hm.\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": \"é\"}}\n</tool_call>";
@@ -110,21 +148,24 @@ proptest! {
 
     /// However the worker cuts its text.
     #[test]
-    fn every_token_has_its_log_probability_once_and_the_stream_is_the_whole(cuts in proptest::collection::vec(1_usize..5, 0..60)) {
-        let mut frames = frames(Some(ToolFormat::Hermes), Some(0));
+    fn every_token_has_its_log_probability_and_id_once_and_the_stream_is_the_whole(cuts in proptest::collection::vec(1_usize..5, 0..60)) {
+        let within = Limits { ids: true, ..limits(Some(0)) };
+        let mut frames = ChatFrames::new(answer(Some(ToolFormat::Hermes)), false, within);
         let mut rest: Vec<char> = CALL.chars().collect();
         let (mut told, mut tokens) = (Vec::new(), Vec::new());
         for cut in cuts.into_iter().chain([usize::MAX]) {
             let part: String = rest.drain(..cut.min(rest.len())).collect();
             tokens.push(part.clone());
-            let logprobs = Some(vec![token(&part)]);
-            told.extend(choices(&frames.tell(Output::Text { choice: 0, text: part, logprobs })));
+            let (logprobs, ids) = (Some(vec![token(&part)]), Some(vec![tokens.len() as u32]));
+            told.extend(choices(&frames.tell(Output::Text { choice: 0, text: part, logprobs, ids })));
         }
         told.extend(choices(&frames.tell(Output::Finish { choice: 0, reason: FinishReason::Stop })));
         let heard: Vec<String> = told.iter()
             .flat_map(|choice| choice["logprobs"]["content"].as_array().cloned().unwrap_or_default())
             .map(|token| token["token"].as_str().unwrap().to_owned())
             .collect();
+        let ids = told.iter().flat_map(|choice| choice["token_ids"].as_array().cloned().unwrap_or_default());
+        prop_assert_eq!(ids.filter_map(|id| id.as_u64()).collect::<Vec<_>>(), (1..=tokens.len() as u64).collect::<Vec<_>>());
         prop_assert_eq!(heard, tokens);
         let join = |path: &str| told.iter().filter_map(|choice| choice.pointer(path)?.as_str()).collect::<String>();
         prop_assert_eq!(join("/delta/content"), "Hm.");

@@ -1,9 +1,12 @@
 //! The frames of a streamed text completion.
 
+use std::ops::Range;
+
 use bytes::Bytes;
+use emberline_shared::answer::ChunkTokens;
 use emberline_shared::completions::{CompletionAnswer, Offsets};
 use emberline_shared::error::ApiError;
-use emberline_shared::event::TokenLogprobs;
+use emberline_shared::prompt::PromptToken;
 
 use super::{DONE, Narrator, data, error, max_backlog};
 use crate::relay::{Limits, Output};
@@ -27,27 +30,44 @@ impl CompletionFrames {
         Self { answer, include_usage, echoes, limits, offsets }
     }
 
-    fn text(&mut self, choice: u32, text: &str, logprobs: Option<&[TokenLogprobs]>) -> Bytes {
-        let offsets = usize::try_from(choice).ok().and_then(|choice| self.offsets.get_mut(choice));
-        let logprobs = match (logprobs, self.limits.logprobs, offsets) {
-            (Some(tokens), Some(top), Some(offsets)) => Some((tokens, top, offsets)),
-            _ => None,
-        };
-        data(&self.answer.text(choice, text, logprobs, self.include_usage))
+    fn text(&mut self, choice: u32, text: &str, tokens: ChunkTokens<'_>) -> Option<Bytes> {
+        let offsets = usize::try_from(choice).ok().and_then(|choice| self.offsets.get_mut(choice))?;
+        Some(data(&self.answer.text(choice, text, tokens, offsets, self.include_usage)))
+    }
+
+    /// How the choices begin that follow a prompt which is told.
+    fn prompt(&mut self, choices: Range<u32>, tokens: &[PromptToken]) -> Vec<Bytes> {
+        let mut frames = Vec::new();
+        for choice in choices {
+            let index = usize::try_from(choice).unwrap_or(usize::MAX);
+            let Some(offsets) = self.offsets.get_mut(index) else { break };
+            let echo = self.echoes.get(index).map_or("", String::as_str);
+            frames.push(data(&self.answer.first(choice, echo, tokens, offsets, self.include_usage)));
+        }
+        frames
     }
 }
 
 impl Narrator for CompletionFrames {
     fn begin(&mut self) -> Vec<Bytes> {
+        if self.limits.prompt.is_some() {
+            return Vec::new();
+        }
         let echoes = std::mem::take(&mut self.echoes);
         let echoes = (0..).zip(&echoes).filter(|(_, echo)| !echo.is_empty());
-        echoes.map(|(choice, echo)| self.text(choice, echo, None)).collect()
+        echoes.filter_map(|(choice, echo)| self.text(choice, echo, ChunkTokens::default())).collect()
     }
 
     fn tell(&mut self, output: Output) -> Vec<Bytes> {
         match output {
             Output::Accepted(_) => Vec::new(),
-            Output::Text { choice, text, logprobs } => vec![self.text(choice, &text, logprobs.as_deref())],
+            Output::Prompt { first, choices, tokens } => {
+                self.prompt(first..first.saturating_add(choices), &tokens)
+            }
+            Output::Text { choice, text, logprobs, ids } => {
+                let tokens = ChunkTokens { logprobs: logprobs.as_deref(), ids: ids.as_deref() };
+                self.text(choice, &text, tokens).into_iter().collect()
+            }
             Output::Finish { choice, reason } => {
                 vec![data(&self.answer.finish(choice, reason, self.include_usage))]
             }
@@ -72,19 +92,26 @@ impl Narrator for CompletionFrames {
 #[cfg(test)]
 mod tests {
     use emberline_shared::answer::Envelope;
-    use emberline_shared::event::{FinishReason, TokenLogprob, Usage};
+    use emberline_shared::event::{FinishReason, TokenLogprob, TokenLogprobs, Usage};
+    use emberline_shared::prompt::PromptScore;
     use emberline_shared::subject::JobId;
+    use emberline_shared::token_details::TokenDetails;
     use serde_json::json;
 
     use super::super::tests::payload;
     use super::*;
+    use crate::relay::PromptLimits;
 
     fn frames(logprobs: Option<u32>, echoes: &[&str]) -> CompletionFrames {
+        let limits = Limits { choices: 2, tokens: 9, logprobs, ..Limits::default() };
+        frames_within(limits, TokenDetails { logprobs, ..TokenDetails::default() }, echoes)
+    }
+
+    fn frames_within(limits: Limits, details: TokenDetails, echoes: &[&str]) -> CompletionFrames {
         let job = JobId::from_random(1);
         let envelope = Envelope { job, created: 2, model: "m".into(), fingerprint: "fp".into() };
-        let limits = Limits { choices: 2, tokens: 9, logprobs };
         let echoes = echoes.iter().map(|&echo| echo.to_owned()).collect();
-        CompletionFrames::new(CompletionAnswer { envelope }, true, limits, echoes)
+        CompletionFrames::new(CompletionAnswer { envelope, details }, true, limits, echoes)
     }
 
     #[test]
@@ -95,7 +122,7 @@ mod tests {
         assert_eq!(opening.len(), 1);
         let part = |text: &str, finish: Option<&str>| json!({"text": text, "index": 0, "logprobs": null, "finish_reason": finish});
         assert_eq!(choice(&opening[0]), part("Once", None));
-        let text = frames.tell(Output::Text { choice: 0, text: " upon".into(), logprobs: None });
+        let text = frames.tell(Output::Text { choice: 0, text: " upon".into(), logprobs: None, ids: None });
         assert_eq!(choice(&text[0]), part(" upon", None));
         let finish = frames.tell(Output::Finish { choice: 0, reason: FinishReason::Stop });
         assert_eq!(choice(&finish[0]), part("", Some("stop")));
@@ -104,13 +131,53 @@ mod tests {
         assert_eq!(end[1], DONE);
     }
 
+    fn scored(bytes: &[u8]) -> TokenLogprobs {
+        let token = TokenLogprob { id: 7, bytes: bytes.into(), logprob: -0.5 };
+        TokenLogprobs { token, top: Vec::new() }
+    }
+
+    #[test]
+    fn a_prompt_that_is_told_begins_its_choices() {
+        let prompt = Some(PromptLimits { logprobs: Some(0) });
+        let limits = Limits { choices: 2, tokens: 9, logprobs: Some(0), ids: true, prompt };
+        let details = TokenDetails {
+            logprobs: Some(0),
+            echoed_logprobs: Some(0),
+            prompt_logprobs: Some(0),
+            ids: true,
+            called_by_ids: false,
+        };
+        let mut frames = frames_within(limits, details, &["éa", "b"]);
+        assert!(frames.begin().is_empty(), "the prompt comes first");
+        let score = |logprob| Some(PromptScore { logprob, rank: 1, top: Vec::new() });
+        let token = |id, text: &str, score| PromptToken { id, bytes: text.into(), score };
+        let tokens = vec![token(1, "<s>", None), token(2, "é", score(-1.0)), token(3, "a", score(-2.0))];
+        let told = frames.tell(Output::Prompt { first: 0, choices: 1, tokens: tokens.into() });
+        assert_eq!(told.len(), 1, "the second choice has another prompt");
+        let choice = payload(&told[0])["choices"][0].clone();
+        assert_eq!(choice["text"], "éa");
+        assert_eq!(choice["prompt_token_ids"], json!([1, 2, 3]));
+        assert_eq!(
+            choice["logprobs"],
+            json!({
+                "tokens": ["<s>", "é", "a"], "token_logprobs": [null, -1.0, -2.0],
+                "top_logprobs": null, "text_offset": [0, 0, 1],
+            })
+        );
+        assert_eq!(choice["prompt_logprobs"][2]["3"]["logprob"], -2.0);
+        let logprobs = Some(vec![scored(b"x")]);
+        let told = frames.tell(Output::Text { choice: 0, text: "x".into(), logprobs, ids: Some(vec![7]) });
+        let choice = payload(&told[0])["choices"][0].clone();
+        assert_eq!((&choice["token_ids"], &choice["logprobs"]["text_offset"]), (&json!([7]), &json!([2])));
+        assert_eq!(choice.get("prompt_token_ids"), None);
+    }
+
     #[test]
     fn offsets_are_those_of_each_choice() {
         let mut frames = frames(Some(0), &[]);
         let mut offset = |choice| {
-            let token = TokenLogprob { bytes: b"ab".into(), logprob: -0.5 };
-            let logprobs = Some(vec![TokenLogprobs { token, top: Vec::new() }]);
-            let told = frames.tell(Output::Text { choice, text: "ab".into(), logprobs });
+            let logprobs = Some(vec![scored(b"ab")]);
+            let told = frames.tell(Output::Text { choice, text: "ab".into(), logprobs, ids: None });
             payload(&told[0])["choices"][0]["logprobs"]["text_offset"].clone()
         };
         assert_eq!([offset(0), offset(1), offset(0)], [json!([0]), json!([0]), json!([2])]);

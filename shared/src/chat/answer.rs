@@ -7,9 +7,11 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::answer::{Choice, Envelope, FinishBody, UsageBody, to_json};
+use crate::answer::{Choice, ChunkTokens, Envelope, FinishBody, UsageBody, ids_of, name_by_id, to_json};
 use crate::event::{FinishReason, TokenLogprob, TokenLogprobs, Usage};
 use crate::job::ToolChoice;
+use crate::prompt::{PromptLogprobsBody, PromptToken};
+use crate::token_details::TokenDetails;
 use crate::tools::{Piece, ToolCallReader, ToolFormat, call_id};
 
 /// Makes what the client gets of one request.
@@ -23,6 +25,10 @@ pub struct ChatAnswer {
     pub tool_format: Option<ToolFormat>,
     /// As it was asked for.
     pub tool_choice: ToolChoice,
+    /// What each choice begins with, apart from what is generated.
+    pub echo: Option<String>,
+    /// What is told of tokens.
+    pub details: TokenDetails,
 }
 
 /// A `chat.completion`.
@@ -32,6 +38,8 @@ pub struct ChatCompletion<'a> {
     head: Head<'a>,
     choices: Vec<CompletionChoice<'a>>,
     usage: UsageBody,
+    #[serde(flatten)]
+    prompt: PromptBody<'a>,
     /// As it came.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<BTreeMap<String, String>>")]
@@ -44,6 +52,8 @@ pub struct ChatCompletionChunk<'a> {
     #[serde(flatten)]
     head: Head<'a>,
     choices: &'a [ChunkChoice<'a>],
+    #[serde(flatten)]
+    prompt: PromptBody<'a>,
     /// With `stream_options.include_usage` only: null but for the last chunk.
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Option<UsageBody>>,
@@ -63,6 +73,17 @@ struct Head<'a> {
     service_tier: &'static str,
 }
 
+/// What is told of the prompt: in a stream by the first chunk.
+#[derive(Debug, Default, Serialize, JsonSchema)]
+struct PromptBody<'a> {
+    /// With `return_token_ids` only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_token_ids: Option<Vec<u32>>,
+    /// If it is asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_logprobs: Option<PromptLogprobsBody<'a>>,
+}
+
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(inline)]
 struct CompletionChoice<'a> {
@@ -70,6 +91,9 @@ struct CompletionChoice<'a> {
     message: AssistantMessage,
     logprobs: Option<LogprobsBody<'a>>,
     finish_reason: Option<FinishBody>,
+    /// With `return_token_ids` only: of all tokens, one that ends the turn included.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<&'a [u32]>,
 }
 
 #[derive(Debug, Default, Serialize, JsonSchema)]
@@ -106,6 +130,9 @@ struct ChunkChoice<'a> {
     delta: DeltaBody<'a>,
     logprobs: Option<LogprobsBody<'a>>,
     finish_reason: Option<FinishBody>,
+    /// With `return_token_ids` only: of the tokens that the chunk carries.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<&'a [u32]>,
 }
 
 #[derive(Debug, Default, Serialize, JsonSchema)]
@@ -208,28 +235,50 @@ impl ChatAnswer {
 
     /// The whole answer.
     pub fn completion(&self, choices: &[Choice], usage: &Usage) -> String {
+        let prompt = self.prompt(choices.first().and_then(|choice| choice.prompt.as_deref()));
         let choices = choices.iter().zip(0..).map(|(choice, index)| {
             let message = self.message(index, &choice.text);
             let calls = u32::try_from(message.tool_calls.len()).unwrap_or(u32::MAX);
             CompletionChoice {
                 index: index as usize,
                 message,
-                logprobs: choice.logprobs.as_deref().map(LogprobsBody::from),
+                logprobs: choice.logprobs.as_deref().map(|tokens| self.logprobs(tokens)),
                 finish_reason: choice.finish_reason.map(|reason| self.finish(reason, calls)),
+                token_ids: choice.ids.as_deref(),
             }
         });
         to_json(&ChatCompletion {
             head: self.head("chat.completion"),
             choices: choices.collect(),
             usage: usage.into(),
+            prompt,
             metadata: self.metadata.as_ref(),
         })
     }
 
+    /// What of a prompt's tokens is told.
+    fn prompt<'a>(&self, tokens: Option<&'a [PromptToken]>) -> PromptBody<'a> {
+        let Some(tokens) = tokens else { return PromptBody::default() };
+        PromptBody {
+            prompt_token_ids: self.details.ids.then(|| ids_of(tokens)),
+            prompt_logprobs: self.details.prompt_logprobs.map(|top| PromptLogprobsBody { tokens, top }),
+        }
+    }
+
+    fn logprobs<'a>(&self, tokens: &'a [TokenLogprobs]) -> LogprobsBody<'a> {
+        let by_id = self.details.called_by_ids;
+        let content = tokens.iter().map(|token| TokenBody {
+            token: LogprobBody::new(&token.token, by_id),
+            top_logprobs: token.top.iter().map(|token| LogprobBody::new(token, by_id)).collect(),
+        });
+        LogprobsBody { content: content.collect(), refusal: None }
+    }
+
     fn message(&self, choice: u32, text: &str) -> AssistantMessage {
-        let mut message = AssistantMessage { role: "assistant", ..AssistantMessage::default() };
+        let content = self.echo.clone().filter(|echo| !echo.is_empty());
+        let mut message = AssistantMessage { role: "assistant", content, ..AssistantMessage::default() };
         let Some(format) = self.tool_format else {
-            message.content = Some(text.to_owned());
+            message.content.get_or_insert_default().push_str(text);
             return message;
         };
         let mut reader = ToolCallReader::new(format);
@@ -266,13 +315,28 @@ impl ChatAnswer {
         }
     }
 
-    /// One chunk of a stream, with the log-probabilities of its tokens if they are asked for;
-    /// `include_usage` puts `usage: null` on it.
+    /// One chunk of a stream, with its tokens; `include_usage` puts `usage: null` on it.
     pub fn chunk(
         &self,
         choice: u32,
         delta: Delta<'_>,
-        logprobs: Option<&[TokenLogprobs]>,
+        tokens: ChunkTokens<'_>,
+        include_usage: bool,
+    ) -> String {
+        self.chunk_after(None, choice, delta, tokens, include_usage)
+    }
+
+    /// The first chunk of a stream that tells of its prompt.
+    pub fn first_chunk(&self, prompt: &[PromptToken], include_usage: bool) -> String {
+        self.chunk_after(Some(prompt), 0, Delta::Role, ChunkTokens::default(), include_usage)
+    }
+
+    fn chunk_after(
+        &self,
+        prompt: Option<&[PromptToken]>,
+        choice: u32,
+        delta: Delta<'_>,
+        tokens: ChunkTokens<'_>,
         include_usage: bool,
     ) -> String {
         let mut body = DeltaBody::default();
@@ -294,35 +358,35 @@ impl ChatAnswer {
             }
             Delta::Finish { reason, calls } => finish_reason = Some(self.finish(reason, calls)),
         }
-        let logprobs = logprobs.map(LogprobsBody::from);
-        let choice = ChunkChoice { index: choice, delta: body, logprobs, finish_reason };
-        self.chunk_of(&[choice], include_usage.then_some(None))
+        let logprobs = tokens.logprobs.map(|tokens| self.logprobs(tokens));
+        let choice =
+            ChunkChoice { index: choice, delta: body, logprobs, finish_reason, token_ids: tokens.ids };
+        self.chunk_of(&[choice], self.prompt(prompt), include_usage.then_some(None))
     }
 
     /// The last chunk of a stream whose client asked for usage: no choices.
     pub fn usage_chunk(&self, usage: &Usage) -> String {
-        self.chunk_of(&[], Some(Some(usage.into())))
+        self.chunk_of(&[], PromptBody::default(), Some(Some(usage.into())))
     }
 
     /// `usage` is absent, or null, or counts.
-    fn chunk_of(&self, choices: &[ChunkChoice<'_>], usage: Option<Option<UsageBody>>) -> String {
-        to_json(&ChatCompletionChunk { head: self.head("chat.completion.chunk"), choices, usage })
+    fn chunk_of(
+        &self,
+        choices: &[ChunkChoice<'_>],
+        prompt: PromptBody<'_>,
+        usage: Option<Option<UsageBody>>,
+    ) -> String {
+        to_json(&ChatCompletionChunk { head: self.head("chat.completion.chunk"), choices, prompt, usage })
     }
 }
 
-impl<'a> From<&'a [TokenLogprobs]> for LogprobsBody<'a> {
-    fn from(tokens: &'a [TokenLogprobs]) -> Self {
-        let content = tokens.iter().map(|token| TokenBody {
-            token: LogprobBody::from(&token.token),
-            top_logprobs: token.top.iter().map(LogprobBody::from).collect(),
-        });
-        Self { content: content.collect(), refusal: None }
-    }
-}
-
-impl<'a> From<&'a TokenLogprob> for LogprobBody<'a> {
-    fn from(token: &'a TokenLogprob) -> Self {
+impl<'a> LogprobBody<'a> {
+    fn new(token: &'a TokenLogprob, by_id: bool) -> Self {
         let bytes = Some(&token.bytes[..]).filter(|bytes| !bytes.is_empty());
-        Self { token: String::from_utf8_lossy(&token.bytes), logprob: token.logprob, bytes }
+        let name = match by_id {
+            true => name_by_id(token.id).into(),
+            false => String::from_utf8_lossy(&token.bytes),
+        };
+        Self { token: name, logprob: token.logprob, bytes }
     }
 }

@@ -9,7 +9,10 @@ use serde_json::{Map, Value};
 
 use super::message::MessageBody;
 use super::tool::{MAX_TOOLS, ResponseFormat, ToolBody, ToolChoiceBody};
-use crate::parameters::{MAX_CHOICES, MAX_METADATA, MAX_TOP_LOGPROBS, Sampling, Stop, StreamOptions};
+use crate::parameters::{
+    MAX_CHOICES, MAX_METADATA, MAX_SALT, MAX_TOP_LOGPROBS, Sampling, Stop, StreamOptions,
+};
+use crate::token_details::TokenParameters;
 
 /// A request for the next message of a conversation.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -51,6 +54,8 @@ pub(super) struct ChatBody {
     #[schemars(range(min = 0, max = MAX_TOP_LOGPROBS))]
     pub(super) top_logprobs: Option<u32>,
     #[serde(flatten)]
+    pub(super) tokens: TokenParameters,
+    #[serde(flatten)]
     pub(super) sampling: Sampling,
     /// What the answer has to obey. With `tools`, it holds for answers that call none.
     pub(super) response_format: Option<ResponseFormat>,
@@ -68,6 +73,16 @@ pub(super) struct ChatBody {
     pub(super) verbosity: Option<Verbosity>,
     /// Extension. Variables for the model's chat template.
     pub(super) chat_template_kwargs: Option<Map<String, Value>>,
+    /// Extension. The prompt ends where the model's chat template has the answer begin. Default: true
+    /// unless `continue_final_message` is.
+    pub(super) add_generation_prompt: Option<bool>,
+    /// Extension. The answer goes on with the last message, which is an assistant's. Default false.
+    pub(super) continue_final_message: Option<bool>,
+    /// Extension. The answer begins with the last message, if that is an assistant's. Default false.
+    pub(super) echo: Option<bool>,
+    /// Extension. Only requests with the same salt share the computation of a common beginning.
+    #[schemars(length(min = 1, max = MAX_SALT))]
+    pub(super) cache_salt: Option<String>,
     /// Returned with the answer: up to 16 pairs of strings.
     #[schemars(with = "Option<BTreeMap<String, String>>", extend("maxProperties" = MAX_METADATA))]
     pub(super) metadata: Option<Map<String, Value>>,

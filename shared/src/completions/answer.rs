@@ -5,14 +5,18 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::answer::{Choice, Envelope, FinishBody, UsageBody, to_json};
-use crate::event::{FinishReason, TokenLogprob, TokenLogprobs, Usage};
+use crate::answer::{Choice, ChunkTokens, Envelope, FinishBody, UsageBody, ids_of, name_by_id, to_json};
+use crate::event::{FinishReason, TokenLogprobs, Usage};
+use crate::prompt::{PromptLogprobsBody, PromptScore, PromptToken};
+use crate::token_details::TokenDetails;
 
 /// Makes what the client gets of one request.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CompletionAnswer {
     /// What all of it begins with.
     pub envelope: Envelope,
+    /// What is told of tokens.
+    pub details: TokenDetails,
 }
 
 /// A `text_completion`, whole or a part of a stream.
@@ -33,13 +37,22 @@ pub struct Completion<'a> {
     usage: Option<Option<UsageBody>>,
 }
 
-#[derive(Debug, Serialize, JsonSchema)]
+#[derive(Debug, Default, Serialize, JsonSchema)]
 #[schemars(inline)]
 struct CompletionChoice<'a> {
-    text: &'a str,
+    text: String,
     index: u32,
     logprobs: Option<LogprobsBody>,
     finish_reason: Option<FinishBody>,
+    /// With `return_token_ids` only; in a stream with the choice's first part.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_token_ids: Option<Vec<u32>>,
+    /// With `return_token_ids` only: of all tokens, one that ends the text included.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<&'a [u32]>,
+    /// If it is asked for; in a stream with the choice's first part.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_logprobs: Option<PromptLogprobsBody<'a>>,
 }
 
 /// Of each token, in four lists.
@@ -48,9 +61,10 @@ struct CompletionChoice<'a> {
 struct LogprobsBody {
     /// A token that is no text by itself is `bytes:` and `\x..` for each byte.
     tokens: Vec<String>,
-    token_logprobs: Vec<f32>,
+    /// Null for the first token of a prompt.
+    token_logprobs: Vec<Option<f32>>,
     /// Null where no alternatives are asked for.
-    top_logprobs: Option<Vec<BTreeMap<String, f32>>>,
+    top_logprobs: Option<Vec<Option<BTreeMap<String, f32>>>>,
     /// Characters of the answer before the token.
     text_offset: Vec<u64>,
 }
@@ -60,37 +74,72 @@ struct LogprobsBody {
 pub struct Offsets(u64);
 
 impl CompletionAnswer {
-    /// The whole answer.
-    pub fn whole(&self, choices: &[Choice], top_logprobs: Option<u32>, usage: &Usage) -> String {
-        let choices = choices.iter().zip(0..).map(|(choice, index)| CompletionChoice {
-            text: &choice.text,
-            index,
-            logprobs: choice
-                .logprobs
-                .as_deref()
-                .map(|tokens| LogprobsBody::new(tokens, top_logprobs.unwrap_or(0), &mut Offsets::default())),
-            finish_reason: choice.finish_reason.map(FinishBody::from),
+    /// The whole answer; each choice begins with its entry of `echoes`, if there is one.
+    pub fn whole(&self, choices: &[Choice], echoes: &[String], usage: &Usage) -> String {
+        let choices = choices.iter().zip(0..).map(|(choice, index)| {
+            let echo = usize::try_from(index).ok().and_then(|index| echoes.get(index));
+            let echo = echo.map_or("", String::as_str);
+            let logprobs = choice.logprobs.as_deref().map(|tokens| {
+                let (mut body, mut offsets) = (self.logprobs(), Offsets::default());
+                self.echo(&mut body, choice.prompt.as_deref(), echo, &mut offsets);
+                self.add(&mut body, tokens, &mut offsets);
+                body
+            });
+            CompletionChoice {
+                text: format!("{echo}{}", choice.text),
+                index,
+                logprobs,
+                finish_reason: choice.finish_reason.map(FinishBody::from),
+                token_ids: choice.ids.as_deref(),
+                ..self.prompt(choice.prompt.as_deref())
+            }
         });
         self.completion(choices.collect(), Some(Some(usage.into())))
     }
 
-    /// More text of a choice.
+    /// The first part of a choice that tells of its prompt, and begins with `echo`.
+    pub fn first(
+        &self,
+        choice: u32,
+        echo: &str,
+        prompt: &[PromptToken],
+        offsets: &mut Offsets,
+        include_usage: bool,
+    ) -> String {
+        let logprobs = self.details.echoed_logprobs.map(|_| {
+            let mut body = self.logprobs();
+            self.echo(&mut body, Some(prompt), echo, offsets);
+            body
+        });
+        let text = echo.to_owned();
+        let choice = CompletionChoice { text, index: choice, logprobs, ..self.prompt(Some(prompt)) };
+        self.completion(vec![choice], include_usage.then_some(None))
+    }
+
+    /// More text of a choice, and its tokens.
     pub fn text(
         &self,
         choice: u32,
         text: &str,
-        logprobs: Option<(&[TokenLogprobs], u32, &mut Offsets)>,
+        tokens: ChunkTokens<'_>,
+        offsets: &mut Offsets,
         include_usage: bool,
     ) -> String {
-        let logprobs = logprobs.map(|(tokens, top, offsets)| LogprobsBody::new(tokens, top, offsets));
-        let choice = CompletionChoice { text, index: choice, logprobs, finish_reason: None };
+        let logprobs = tokens.logprobs.map(|tokens| {
+            let mut body = self.logprobs();
+            self.add(&mut body, tokens, offsets);
+            body
+        });
+        let (text, token_ids) = (text.to_owned(), tokens.ids);
+        let choice =
+            CompletionChoice { text, index: choice, logprobs, token_ids, ..CompletionChoice::default() };
         self.completion(vec![choice], include_usage.then_some(None))
     }
 
     /// The last part of a choice.
     pub fn finish(&self, choice: u32, reason: FinishReason, include_usage: bool) -> String {
         let finish_reason = Some(reason.into());
-        let choice = CompletionChoice { text: "", index: choice, logprobs: None, finish_reason };
+        let choice = CompletionChoice { index: choice, finish_reason, ..CompletionChoice::default() };
         self.completion(vec![choice], include_usage.then_some(None))
     }
 
@@ -111,32 +160,80 @@ impl CompletionAnswer {
             usage,
         })
     }
-}
 
-impl LogprobsBody {
-    fn new(tokens: &[TokenLogprobs], top: u32, offsets: &mut Offsets) -> Self {
-        let mut body = Self { top_logprobs: (top > 0).then(Vec::new), ..Self::default() };
-        for TokenLogprobs { token, top } in tokens {
-            body.tokens.push(text_of(token));
-            body.token_logprobs.push(token.logprob);
+    /// What of a prompt's tokens is told beside the text.
+    fn prompt<'a>(&self, tokens: Option<&'a [PromptToken]>) -> CompletionChoice<'a> {
+        let Some(tokens) = tokens else { return CompletionChoice::default() };
+        CompletionChoice {
+            prompt_token_ids: self.details.ids.then(|| ids_of(tokens)),
+            prompt_logprobs: self.details.prompt_logprobs.map(|top| PromptLogprobsBody { tokens, top }),
+            ..CompletionChoice::default()
+        }
+    }
+
+    /// Log-probabilities of no tokens.
+    fn logprobs(&self) -> LogprobsBody {
+        let has_alternatives = self.details.logprobs.is_some_and(|top| top > 0);
+        LogprobsBody { top_logprobs: has_alternatives.then(Vec::new), ..LogprobsBody::default() }
+    }
+
+    /// Adds a prompt's tokens, whose text is `echo`, if that is asked for.
+    fn echo(
+        &self,
+        body: &mut LogprobsBody,
+        prompt: Option<&[PromptToken]>,
+        echo: &str,
+        offsets: &mut Offsets,
+    ) {
+        let (Some(tokens), Some(top)) = (prompt, self.details.echoed_logprobs) else { return };
+        let top = usize::try_from(top).unwrap_or(usize::MAX);
+        let end = Offsets(offsets.0.saturating_add(characters(echo.as_bytes())));
+        for (PromptToken { id, bytes, score }, index) in tokens.iter().zip(0_usize..) {
+            body.tokens.push(self.name(*id, bytes));
+            body.token_logprobs.push(score.as_ref().map(|score| score.logprob));
             body.text_offset.push(offsets.0);
-            offsets.0 += characters(&token.bytes);
+            // The tokenizer may begin a text with a token of its own.
+            if index > 0 || echo.as_bytes().starts_with(bytes) {
+                offsets.0 = offsets.0.saturating_add(characters(bytes)).min(end.0);
+            }
             if let Some(alternatives) = &mut body.top_logprobs {
-                alternatives.push(top.iter().map(|token| (text_of(token), token.logprob)).collect());
+                let named = |score: &PromptScore| {
+                    let top = score.top.iter().take(top);
+                    top.map(|token| (self.name(token.id, &token.bytes), token.logprob)).collect()
+                };
+                alternatives.push(score.as_ref().map(named));
             }
         }
-        body
+        *offsets = end;
+    }
+
+    /// Adds tokens of the answer.
+    fn add(&self, body: &mut LogprobsBody, tokens: &[TokenLogprobs], offsets: &mut Offsets) {
+        for TokenLogprobs { token, top } in tokens {
+            body.tokens.push(self.name(token.id, &token.bytes));
+            body.token_logprobs.push(Some(token.logprob));
+            body.text_offset.push(offsets.0);
+            offsets.0 = offsets.0.saturating_add(characters(&token.bytes));
+            if let Some(alternatives) = &mut body.top_logprobs {
+                let named = top.iter().map(|token| (self.name(token.id, &token.bytes), token.logprob));
+                alternatives.push(Some(named.collect()));
+            }
+        }
+    }
+
+    /// What a token is called.
+    fn name(&self, id: u32, bytes: &[u8]) -> String {
+        if self.details.called_by_ids {
+            return name_by_id(id);
+        }
+        match std::str::from_utf8(bytes) {
+            Ok(text) => text.to_owned(),
+            Err(_) => bytes.iter().fold("bytes:".to_owned(), |text, byte| text + &format!("\\x{byte:02x}")),
+        }
     }
 }
 
 /// Characters that begin in these bytes.
 fn characters(bytes: &[u8]) -> u64 {
     bytes.iter().filter(|byte| **byte & 0xc0 != 0x80).count() as u64
-}
-
-fn text_of(token: &TokenLogprob) -> String {
-    match std::str::from_utf8(&token.bytes) {
-        Ok(text) => text.to_owned(),
-        Err(_) => token.bytes.iter().fold("bytes:".to_owned(), |text, byte| text + &format!("\\x{byte:02x}")),
-    }
 }

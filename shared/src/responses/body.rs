@@ -11,7 +11,7 @@ use super::input::Input;
 use super::tool::{Choice, Tool};
 use crate::chat::{MAX_LABEL, MAX_TOOLS, ServiceTier, Verbosity};
 use crate::job::Constraint;
-use crate::parameters::{MAX_METADATA, NAME_PATTERN, Sampling};
+use crate::parameters::{MAX_METADATA, MAX_SALT, NAME_PATTERN, Sampling};
 
 /// A request for a response.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -47,6 +47,9 @@ pub(super) struct ResponsesBody {
     pub(super) seed: Option<i64>,
     #[serde(flatten)]
     pub(super) sampling: Sampling,
+    /// Extension. Only requests with the same salt share the computation of a common beginning.
+    #[schemars(length(min = 1, max = MAX_SALT))]
+    pub(super) cache_salt: Option<String>,
     /// What the output's text has to obey.
     pub(super) text: Option<Text>,
     /// Functions that the model may call.

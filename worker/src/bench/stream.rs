@@ -90,6 +90,8 @@ impl Stream {
                 }
                 EventKind::Tokens { ids, .. } => seen.arrivals.push(Arrival { at, tokens: ids.len() }),
                 EventKind::Taken { .. }
+                | EventKind::Prompt { .. }
+                | EventKind::EndToken { .. }
                 | EventKind::Finish { .. }
                 | EventKind::HandedBack
                 | EventKind::Withdrawn => {}

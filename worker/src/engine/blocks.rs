@@ -2,23 +2,38 @@
 //!
 //! A full block whose keys and values are computed can be registered under what they were computed
 //! from: the 16 tokens in it, and by way of its parent all tokens before them. A later sequence that
-//! begins the same way finds and shares it. Entries are compared in full, not by a digest, so no
+//! begins the same way, with the same salt, finds and shares it. Entries are compared in full, not by a digest, so no
 //! prompt can be given another prompt's blocks. A block that nobody uses keeps its entry until
 //! there is no blank block left; then those that were let go first are taken first.
 
 use std::collections::{BTreeMap, HashMap};
 
 use emberline_kernels::BLOCK_SIZE;
+use sha2::{Digest, Sha256};
+
+/// What prompts have in common that may share blocks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Salt(Option<[u8; 32]>);
+
+impl Salt {
+    /// That of all prompts which came with this text.
+    pub fn of(text: &str) -> Self {
+        Self(Some(Sha256::digest(text).into()))
+    }
+}
 
 /// All tokens from the beginning of a sequence to the end of a registered block.
-///
-/// A number is never used again, so what was built on a block that is gone is never found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Prefix(u64);
+pub enum Prefix {
+    /// None yet.
+    Empty(Salt),
+    /// A number is never used again, so what was built on a block that is gone is never found.
+    Numbered(u64),
+}
 
 impl Prefix {
-    /// No tokens.
-    pub const EMPTY: Self = Self(0);
+    /// No tokens, without a salt.
+    pub const EMPTY: Self = Self::Empty(Salt(None));
 }
 
 /// What a full block's keys and values were computed from.
@@ -68,7 +83,7 @@ impl BlockPool {
             blank: (0..count).rev().collect(),
             idle: BTreeMap::new(),
             registered: HashMap::new(),
-            next_prefix: Prefix::EMPTY.0 + 1,
+            next_prefix: 0,
             clock: 0,
         }
     }
@@ -145,7 +160,7 @@ impl BlockPool {
         if let Some((_, prefix)) = self.find(&content) {
             return prefix;
         }
-        let prefix = Prefix(self.next_prefix);
+        let prefix = Prefix::Numbered(self.next_prefix);
         self.next_prefix += 1;
         self.block(number).entry = Some(Entry { content, prefix });
         self.registered.insert(content, number);

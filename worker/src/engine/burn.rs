@@ -5,9 +5,12 @@
 //! what they would be if it were alone. Prompts are made before a job gets here (`prompt`), events
 //! after its tokens have left (`publish`): this thread does nothing but keep the device busy.
 
+mod bad_words;
 mod load;
 mod pick;
 mod prompt;
+mod prompt_events;
+mod prompt_scores;
 mod publish;
 mod request;
 mod tokens;
@@ -22,14 +25,16 @@ use emberline_shared::event::{Acceptance, EventKind, Usage};
 use emberline_shared::heartbeat::ServedModel;
 use emberline_shared::subject::JobId;
 
+use super::blocks::Salt;
 use super::refusal::too_late;
-use super::scheduler::{Scheduler, SequenceId, Step};
+use super::scheduler::{Prompt, Scheduler, SequenceId, Step};
 use super::{Engine, EngineError, EventSink, Frontend, Prepared, Written};
 use crate::constraint::Stuck;
 use crate::model::{ComputeError, Logits, Network, StepSpan};
 pub use load::{CacheSize, LoadOptions, load};
 use pick::{Picker, Wanted};
 use prompt::PromptBuilder;
+use prompt_events::ToldPrompt;
 use publish::{Choice, Opening, Publisher, Record};
 use request::Request;
 
@@ -122,7 +127,9 @@ impl Engine for BurnEngine {
         };
         let number = self.next_number;
         self.next_number += 1;
-        let Prepared { job, taken, prompt, acceptance, written, .. } = prepared;
+        let told = ToldPrompt::of(&prepared, &self.prompts.tokenizer);
+        let prompt = scheduled(&prepared);
+        let Prepared { job, taken, acceptance, written, .. } = prepared;
         let cached_tokens = u32::try_from(self.scheduler.cached(&prompt)).unwrap_or(u32::MAX);
         for (choice, number) in choices.iter().zip(0..) {
             if let Some(tokens) = choice.tokens_at_end() {
@@ -139,6 +146,7 @@ impl Engine for BurnEngine {
                 ..acceptance
             }),
             prompt_tokens: request.prompt_tokens,
+            prompt: told,
             choices,
             taken,
         };
@@ -175,8 +183,11 @@ impl Engine for BurnEngine {
         let mut records = self.note_plan(&step);
         self.network.copy_blocks(&step.copies);
         let spans: Vec<StepSpan<'_>> = step.spans.iter().map(|span| self.scheduler.span(span)).collect();
-        let logits = self.network.forward(&spans)?;
+        let (logits, hidden) = self.network.forward_keeping(&spans, &prompt_scores::rows(&step))?;
         self.scheduler.complete(&step);
+        if let Some(hidden) = hidden {
+            self.score_prompts(&step, &hidden, &mut records)?;
+        }
         if let Some(logits) = logits {
             self.pick(&step, logits, &mut records)?;
         }
@@ -221,9 +232,8 @@ impl BurnEngine {
     fn open(&self, prepared: &Prepared, events: &EventSink) -> Result<(Request, Vec<Choice>), Discontinued> {
         let tokenizer = &self.prompts.tokenizer;
         let request = Request::new(prepared, events.clone(), tokenizer.end_of_generation())?;
-        let (stop, verbatim) = (&prepared.job.request.stop, prepared.job.request.constraint.is_some());
         let choices = (0..).take(request.choices.len()).map(|number| {
-            let choice = Choice::new(number, stop, verbatim);
+            let choice = Choice::new(number, &prepared.job.request);
             match prepared.written.get(number as usize) {
                 None => Ok(choice),
                 Some(written) => {
@@ -236,17 +246,30 @@ impl BurnEngine {
     }
 
     /// Has the scheduler compute a request's prompt and what goes on from there.
-    fn schedule(&mut self, number: u64, request: &Request, prompt: Vec<u32>, written: &[Written]) {
+    fn schedule(&mut self, number: u64, request: &Request, prompt: Prompt, written: &[Written]) {
         if written.iter().all(Written::is_empty) {
             let choices = u32::try_from(request.choices.len()).unwrap_or(u32::MAX);
             return self.scheduler.submit(number, prompt, choices);
         }
+        let mut prompt = prompt;
         for ((choice, written), index) in request.choices.iter().zip(written).zip(0..) {
             if !choice.has_ended() {
                 let id = SequenceId { request: number, choice: index };
-                self.scheduler.resume(id, [&prompt[..], &written.ids].concat());
+                let tokens = [&prompt.tokens[..], &written.ids].concat();
+                // What the log lacks of the prompt is computed once.
+                let scored = std::mem::take(&mut prompt.scored);
+                self.scheduler.resume(id, Prompt { tokens, salt: prompt.salt, scored });
             }
         }
+    }
+
+    /// Ends a choice that is to have no tokens.
+    fn end_without_tokens(&mut self, id: SequenceId) {
+        self.scheduler.finish(id);
+        if let Some(request) = self.requests.get_mut(&id.request) {
+            request.stop(id.choice, 0);
+        }
+        self.forget_if_ended(id.request);
     }
 
     fn forget_if_ended(&mut self, number: u64) {
@@ -323,14 +346,19 @@ impl BurnEngine {
     /// Picks a token for every sequence whose last token was computed.
     fn pick(&mut self, step: &Step, logits: Logits, records: &mut Vec<Record>) -> Result<(), ComputeError> {
         let with_logits = step.spans.iter().filter(|span| !span.picks.is_empty()).enumerate();
-        let (mut ids, mut wanted) = (Vec::new(), Vec::new());
+        let (mut ids, mut wanted, mut without) = (Vec::new(), Vec::new(), Vec::new());
         for (row, span) in with_logits {
             let Some(request) = self.requests.get(&span.id.request) else { continue };
             for number in span.picks.clone() {
                 let Some(choice) = request.choices.get(number as usize) else { continue };
-                ids.push(SequenceId { choice: number, ..span.id });
-                let progress = choice.progress.as_ref();
-                wanted.push(Wanted { row, sampler: &choice.sampler, progress, logprobs: request.logprobs });
+                let id = SequenceId { choice: number, ..span.id };
+                if request.ends_with_prompt() {
+                    without.push(id);
+                    continue;
+                }
+                ids.push(id);
+                let (progress, logprobs) = (choice.progress.as_ref(), request.alternatives());
+                wanted.push(Wanted { row, sampler: &choice.sampler, progress, logprobs });
             }
         }
         let (picked, times) = self.picker.pick(logits, &wanted)?;
@@ -338,6 +366,10 @@ impl BurnEngine {
         self.counts.mask_time += times.computed;
         self.counts.mask_wait += times.waited;
         let at = Instant::now();
+        for id in without {
+            self.end_without_tokens(id);
+            records.push(Record::Ended { id, at });
+        }
         for (id, picked) in ids.into_iter().zip(picked) {
             let Some(request) = self.requests.get_mut(&id.request) else { continue };
             let recorded = match picked.token {
@@ -365,6 +397,18 @@ impl BurnEngine {
         }
         Ok(())
     }
+}
+
+/// A job's prompt as the scheduler takes it. The row before each token that the log lacks has its
+/// log-probabilities, if these are wanted.
+fn scheduled(prepared: &Prepared) -> Prompt {
+    let request = &prepared.job.request;
+    let tokens = prepared.prompt.clone();
+    let last = tokens.len().saturating_sub(1);
+    let known = (prepared.prompt_written as usize).saturating_sub(1).min(last);
+    let scored = if request.prompt_logprobs.is_some() { known..last } else { 0..0 };
+    let salt = request.cache_salt.as_deref().map(Salt::of).unwrap_or_default();
+    Prompt { tokens, salt, scored }
 }
 
 fn since_epoch() -> Duration {

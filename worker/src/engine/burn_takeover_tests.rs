@@ -2,22 +2,27 @@
 
 use std::collections::BTreeMap;
 
-use emberline_shared::event::{Event, TokenLogprobs};
-use emberline_shared::job::Constraint;
+use emberline_shared::event::Event;
+use emberline_shared::job::{Constraint, RawPrompt};
 
 use super::*;
 use crate::intake::takeover::Past;
 
 fn resume(runs: &mut Runs, job: Job, written: Vec<Written>) -> Vec<EventKind> {
+    resume_after(runs, job, written, 0)
+}
+
+/// The same for a job of whose prompt so many tokens are written.
+fn resume_after(runs: &mut Runs, job: Job, written: Vec<Written>, prompt_written: u32) -> Vec<EventKind> {
     let (events, mut receiver) = unbounded_channel();
     let prepared = runs.engine.frontend().prepare(job, Instant::now()).unwrap();
-    runs.engine.submit(Prepared { written, ..prepared }, events);
+    runs.engine.submit(Prepared { written, prompt_written, ..prepared }, events);
     runs.finish();
     std::iter::from_fn(|| receiver.try_recv().ok()).collect()
 }
 
 fn events(attempt: u32, log: &[EventKind]) -> impl Iterator<Item = Event> + '_ {
-    (0..).zip(log).map(move |(index, kind)| Event { v: 3, attempt, index, kind: kind.clone() })
+    (0..).zip(log).map(move |(index, kind)| Event { v: 1, attempt, index, kind: kind.clone() })
 }
 
 /// By choice and position; what is written twice must be the same.
@@ -41,18 +46,35 @@ fn usage(log: &[EventKind]) -> Usage {
 
 /// Whatever of a job's log was stored when its worker died, another one writes exactly the rest.
 fn goes_on_from_anywhere(job: &Job) {
-    let (mut first, mut second) = (engine(4), engine(4));
+    // In chunks, so that a prompt is told in several events.
+    let engine = || {
+        engine_with(|options| {
+            options.slots = 4;
+            options.prefill_budget = Some(9);
+        })
+    };
+    let (mut first, mut second) = (engine(), engine());
     let whole = run(&mut first, job.clone());
     let expected = Past::of(events(1, &whole), job.request.n);
     assert!(expected.end.is_some());
     for cut in 0..whole.len() {
         let (known, _) = whole.split_at(cut);
         let past = Past::of(events(1, known), job.request.n);
-        let rest = resume(&mut second, job.clone(), past.written.clone());
+        let rest = resume_after(&mut second, job.clone(), past.written.clone(), past.prompt);
         let both = Past::of(events(1, known).chain(events(2, &rest)), job.request.n);
         assert_eq!(both.written, expected.written, "after {known:?} came {rest:?}");
         assert_eq!(usage(&rest), usage(&whole), "after {known:?}");
         assert_eq!(logprobs(known.iter().chain(&rest)), logprobs(&whole));
+        let told: Vec<EventKind> = known.iter().chain(&rest).cloned().collect();
+        assert_eq!(super::prompts::prompt(&told), super::prompts::prompt(&whole), "after {known:?}");
+        let ends = |log: &[EventKind]| {
+            let end = |kind: &&EventKind| matches!(kind, EventKind::EndToken { .. });
+            log.iter().filter(end).cloned().collect::<Vec<_>>()
+        };
+        // Some may be told twice: where the choice's end was lost after them.
+        let (told, wanted) = (ends(&told), ends(&whole));
+        assert!(told.iter().all(|end| wanted.contains(end)), "after {known:?} came {rest:?}");
+        assert!(wanted.iter().all(|end| told.contains(end)), "after {known:?} came {rest:?}");
         let repeated = rest.iter().any(|kind| match kind {
             EventKind::Tokens { choice, position, ids, .. } => {
                 !ids.is_empty() && (*position as usize) < past.written[*choice as usize].ids.len()
@@ -69,6 +91,48 @@ fn choices_with_log_probabilities_go_on() {
     let mut job = job(1);
     (job.request.n, job.request.logprobs) = (3, Some(2));
     goes_on_from_anywhere(&job);
+}
+
+#[test]
+fn prompts_that_are_told_go_on() {
+    for (top, ids) in [(Some(2), false), (Some(0), true), (None, true)] {
+        let mut job = job(7);
+        (job.request.n, job.request.prompt_logprobs, job.request.return_token_ids) = (2, top, ids);
+        job.request.max_tokens = Some(4);
+        goes_on_from_anywhere(&job);
+        job.request.max_tokens = Some(0);
+        goes_on_from_anywhere(&job);
+    }
+}
+
+#[test]
+fn bad_words_go_on_that_begin_in_one_worker_and_end_in_another() {
+    let mut job = super::prompts::in_letters(5);
+    let said = text(&run(&mut engine(1), job.clone()));
+    let pair: String = said.chars().skip(3).take(2).collect();
+    job.request.sampling.bad_words = vec![pair.clone(), said.chars().skip(1).take(3).collect()];
+    assert!(!text(&run(&mut engine(1), job.clone())).contains(&pair));
+    goes_on_from_anywhere(&job);
+}
+
+#[test]
+fn named_tokens_and_salts_go_on() {
+    let mut job = job(8);
+    (job.request.logprobs, job.request.logprob_token_ids) = (Some(0), vec![65, 90]);
+    job.request.cache_salt = Some("s".to_owned());
+    goes_on_from_anywhere(&job);
+}
+
+#[test]
+fn answers_to_raw_and_open_prompts_go_on() {
+    let mut raw = job(9);
+    raw.request.prompt = Some(RawPrompt::Text("once".to_owned()));
+    raw.request.messages.clear();
+    goes_on_from_anywhere(&raw);
+    let mut open = job(9);
+    open.request.messages.push(Message::new(Role::Assistant, "well, "));
+    (open.request.add_generation_prompt, open.request.continue_final_message) = (false, true);
+    goes_on_from_anywhere(&open);
 }
 
 #[test]
@@ -89,6 +153,31 @@ fn answers_that_end_with_a_token_go_on() {
         job.request.sampling.logit_bias = vec![(END, 6.0)];
         goes_on_from_anywhere(&job);
     }
+}
+
+#[test]
+fn tokens_that_end_an_answer_are_told_by_whoever_ends_it() {
+    let mut ended = 0;
+    for seed in 0..6 {
+        let mut job = job(3);
+        (job.seed, job.request.n, job.request.return_token_ids) = (seed, 2, true);
+        job.request.sampling.logit_bias = vec![(END, 6.0)];
+        goes_on_from_anywhere(&job);
+        // Behind text that is held back because it may begin a stop string.
+        let said = text(&run(
+            &mut engine(1),
+            Job { request: GenerationRequest { n: 1, ..job.request.clone() }, ..job.clone() },
+        ));
+        ended += usize::from(!said.is_empty());
+        if let Some(last) = said.chars().last() {
+            job.request.stop = vec![format!("{last}¡")];
+            goes_on_from_anywhere(&job);
+        }
+        job.request.prompt = Some(RawPrompt::Text("once".to_owned()));
+        (job.request.logprobs, job.request.return_token_ids) = (Some(1), false);
+        goes_on_from_anywhere(&job);
+    }
+    assert!(ended > 0);
 }
 
 #[test]

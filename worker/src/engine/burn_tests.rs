@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use emberline_shared::error::ErrorCode;
-use emberline_shared::event::{ErrorEvent, FinishReason, IMPOSSIBLE, Timings};
+use emberline_shared::event::{ErrorEvent, FinishReason, IMPOSSIBLE, Timings, TokenLogprobs};
 use emberline_shared::job::{GenerationRequest, Job, Message, Role, SamplingOptions};
 use tempfile::TempDir;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
@@ -632,6 +632,9 @@ fn what_the_device_picks_is_what_the_host_picks() {
 
 #[path = "burn_constraint_tests.rs"]
 mod constraint;
+
+#[path = "burn_prompt_tests.rs"]
+mod prompts;
 
 #[path = "burn_takeover_tests.rs"]
 mod takeover;

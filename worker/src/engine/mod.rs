@@ -69,8 +69,12 @@ pub struct Prepared {
     pub acceptance: Acceptance,
     /// What its answers obey; `None` if they may be anything.
     pub grammar: Option<Grammar>,
+    /// Words that no answer has, each of which is its tokens.
+    pub bad_words: Arc<[Vec<u32>]>,
     /// What is there of each choice; empty if nothing is.
     pub written: Vec<Written>,
+    /// Tokens of the prompt that the log has.
+    pub prompt_written: u32,
 }
 
 /// Makes prompts of jobs, and whatever else is done with text and tokens alone.

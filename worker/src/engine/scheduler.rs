@@ -10,6 +10,9 @@
 //! left, the youngest sequence loses its blocks and is computed again later, its own tokens
 //! included: the oldest always gets on, so every sequence that fits the pool alone comes to its end.
 //!
+//! Where a prompt's own log-probabilities are wanted, its rows are computed with logits, in chunks like any
+//! other: what the cache knows of it does not count before they have been had.
+//!
 //! Choices of one request share the blocks of its prompt, which is computed once. The last of them
 //! is usually not full; whoever writes to it while it is shared gets a copy.
 //!
@@ -22,7 +25,7 @@ use std::ops::Range;
 
 use emberline_kernels::BLOCK_SIZE;
 
-use super::blocks::{BlockPool, Content, Prefix};
+use super::blocks::{BlockPool, Content, Prefix, Salt};
 use crate::model::StepSpan;
 
 /// What a scheduler may use.
@@ -45,6 +48,17 @@ pub struct SequenceId {
     pub choice: u32,
 }
 
+/// A sequence before it is computed.
+#[derive(Debug, Clone, Default)]
+pub struct Prompt {
+    /// Its tokens, perhaps with those of an answer.
+    pub tokens: Vec<u32>,
+    /// What it shares blocks by.
+    pub salt: Salt,
+    /// Positions whose logits are wanted; empty for those of a prompt that is only continued.
+    pub scored: Range<usize>,
+}
+
 /// What to compute.
 #[derive(Debug, Default)]
 pub struct Step {
@@ -65,6 +79,8 @@ pub struct Span {
     pub id: SequenceId,
     /// Their positions.
     pub positions: Range<usize>,
+    /// Of them, those whose logits are wanted besides.
+    pub scored: Range<usize>,
     /// Choices that need a token after the last of these: none in the middle of a prompt.
     pub picks: Range<u32>,
 }
@@ -99,7 +115,7 @@ pub struct Scheduler {
 #[derive(Debug)]
 struct Waiting {
     /// Prompt and answer.
-    tokens: Vec<u32>,
+    prompt: Prompt,
     /// Choices that go on from these tokens.
     choices: u32,
 }
@@ -108,7 +124,10 @@ struct Waiting {
 struct Sequence {
     /// Prompt and answer.
     tokens: Vec<u32>,
-    /// How many of them the cache has.
+    salt: Salt,
+    /// Positions whose logits are still wanted.
+    scored: Range<usize>,
+    /// How many of the tokens the cache has.
     computed: usize,
     /// The blocks of positions `i * BLOCK_SIZE ..`.
     table: Vec<u32>,
@@ -135,17 +154,21 @@ impl Scheduler {
     /// Takes in a request that is younger than all before it.
     ///
     /// Its `prompt` must not be empty, and must fit the pool together with one choice's answer.
-    pub fn submit(&mut self, request: u64, prompt: Vec<u32>, choices: u32) {
-        debug_assert!(!prompt.is_empty() && prompt.len() <= self.limits.blocks * BLOCK_SIZE);
-        let waiting = Waiting { tokens: prompt, choices: choices.max(1) };
-        self.waiting.insert(SequenceId { request, choice: 0 }, waiting);
+    pub fn submit(&mut self, request: u64, prompt: Prompt, choices: u32) {
+        self.wait(SequenceId { request, choice: 0 }, prompt, choices.max(1));
     }
 
     /// Takes in one choice of a request that is as young as can be, with the `tokens` of its prompt
     /// and those that it has already; as for [`Scheduler::submit`], they must fit.
-    pub fn resume(&mut self, id: SequenceId, tokens: Vec<u32>) {
+    pub fn resume(&mut self, id: SequenceId, tokens: Prompt) {
+        self.wait(id, tokens, 1);
+    }
+
+    fn wait(&mut self, id: SequenceId, prompt: Prompt, choices: u32) {
+        let Prompt { tokens, scored, .. } = &prompt;
         debug_assert!(!tokens.is_empty() && tokens.len() <= self.limits.blocks * BLOCK_SIZE);
-        self.waiting.insert(id, Waiting { tokens, choices: 1 });
+        debug_assert!(scored.end < tokens.len());
+        self.waiting.insert(id, Waiting { prompt, choices });
     }
 
     /// Whether any sequence is unfinished.
@@ -154,7 +177,7 @@ impl Scheduler {
     }
 
     /// How many of a prompt's tokens the cache has now.
-    pub fn cached(&self, prompt: &[u32]) -> usize {
+    pub fn cached(&self, prompt: &Prompt) -> usize {
         self.find(prompt).0.len() * BLOCK_SIZE
     }
 
@@ -196,6 +219,7 @@ impl Scheduler {
         for span in &step.spans {
             let Some(sequence) = self.running.get_mut(&span.id) else { continue };
             sequence.computed = span.positions.end;
+            sequence.scored.start = sequence.scored.start.max(span.scored.end).min(sequence.scored.end);
             sequence.register(&mut self.pool);
             if span.picks.is_empty() {
                 continue;
@@ -241,7 +265,7 @@ impl Scheduler {
         for id in ids {
             if let Some(position) = self.make_writable(id, step) {
                 let positions = position..position + 1;
-                step.spans.push(Span { id, positions, picks: id.choice..id.choice + 1 });
+                step.spans.push(Span { id, positions, scored: 0..0, picks: id.choice..id.choice + 1 });
             }
         }
     }
@@ -277,9 +301,10 @@ impl Scheduler {
 
     /// Takes a sequence's blocks away and has it wait until it can be computed again.
     fn preempt(&mut self, id: SequenceId, step: &mut Step) {
-        let Some(Sequence { tokens, table, choices, .. }) = self.running.remove(&id) else { return };
+        let Some(sequence) = self.running.remove(&id) else { return };
+        let Sequence { tokens, salt, scored, table, choices, .. } = sequence;
         table.into_iter().rev().for_each(|block| self.pool.release(block));
-        self.waiting.insert(id, Waiting { tokens, choices });
+        self.waiting.insert(id, Waiting { prompt: Prompt { tokens, salt, scored }, choices });
         step.preempted.push(id);
     }
 
@@ -320,15 +345,17 @@ impl Scheduler {
                 return;
             }
             let Some(waiting) = self.waiting.get(&id) else { continue };
-            let (blocks, prefix) = self.find(&waiting.tokens);
-            let needed = waiting.tokens.len() - blocks.len() * BLOCK_SIZE;
+            let (blocks, prefix) = self.find(&waiting.prompt);
+            let tokens = &waiting.prompt.tokens;
+            let needed = tokens.len() - blocks.len() * BLOCK_SIZE;
             // Either it has a share at once, or it is computed at once beside the oldest.
             if queued >= budget && beside + needed > budget / 2 {
                 continue;
             }
             // Another prompt is just computing what comes next here: it will be in the cache.
-            let next = next_content(&waiting.tokens, blocks.len(), prefix);
-            if next.is_some_and(|content| coming.contains(&content)) {
+            let next = next_content(tokens, blocks.len(), prefix);
+            let is_usable = (blocks.len() + 1) * BLOCK_SIZE <= waiting.prompt.usable();
+            if is_usable && next.is_some_and(|content| coming.contains(&content)) {
                 continue;
             }
             if !self.has_place_for(waiting.choices) || !self.reserve(id, &blocks, prefix) {
@@ -355,27 +382,29 @@ impl Scheduler {
     /// for those that run to grow.
     fn reserve(&mut self, id: SequenceId, found: &[u32], prefix: Prefix) -> bool {
         let Some(waiting) = self.waiting.get(&id) else { return false };
-        let missing = waiting.tokens.len().div_ceil(BLOCK_SIZE).saturating_sub(found.len());
+        let missing = waiting.prompt.tokens.len().div_ceil(BLOCK_SIZE).saturating_sub(found.len());
         found.iter().for_each(|block| self.pool.retain(*block));
         if self.pool.available() < missing + self.running.len() {
             found.iter().rev().for_each(|block| self.pool.release(*block));
             return false;
         }
-        let Some(Waiting { tokens, choices }) = self.waiting.remove(&id) else { return false };
+        let Some(Waiting { prompt, choices }) = self.waiting.remove(&id) else { return false };
+        let Prompt { tokens, salt, scored } = prompt;
         let mut table = found.to_vec();
         table.extend((0..missing).map_while(|_| self.pool.allocate()));
         let (registered, computed) = (found.len(), found.len() * BLOCK_SIZE);
-        let sequence = Sequence { tokens, computed, table, registered, prefix, choices, decoding: false };
+        let decoding = false;
+        let sequence =
+            Sequence { tokens, salt, scored, computed, table, registered, prefix, choices, decoding };
         self.running.insert(id, sequence);
         true
     }
 
-    /// The registered blocks with which `tokens` begin. The last token is never among them: it must
-    /// be computed to know what follows.
-    fn find(&self, tokens: &[u32]) -> (Vec<u32>, Prefix) {
-        let mut found = (Vec::new(), Prefix::EMPTY);
-        let before_last = tokens.get(..tokens.len().saturating_sub(1)).unwrap_or_default();
-        for tokens in before_last.as_chunks::<BLOCK_SIZE>().0 {
+    /// The registered blocks with which a prompt begins, as far as they are of use.
+    fn find(&self, prompt: &Prompt) -> (Vec<u32>, Prefix) {
+        let mut found = (Vec::new(), Prefix::Empty(prompt.salt));
+        let usable = prompt.tokens.get(..prompt.usable()).unwrap_or_default();
+        for tokens in usable.as_chunks::<BLOCK_SIZE>().0 {
             let Some((block, prefix)) = self.pool.find(&Content { parent: found.1, tokens: *tokens }) else {
                 break;
             };
@@ -383,6 +412,15 @@ impl Scheduler {
             found.1 = prefix;
         }
         found
+    }
+}
+
+impl Prompt {
+    /// Tokens that the cache may know. Those must be computed whose logits are wanted: the last one's in any
+    /// case, to know what follows.
+    fn usable(&self) -> usize {
+        let before_last = self.tokens.len().saturating_sub(1);
+        if self.scored.is_empty() { before_last } else { before_last.min(self.scored.start) }
     }
 }
 
@@ -396,7 +434,9 @@ impl Sequence {
     fn chunk(&self, id: SequenceId, rows: usize) -> Span {
         let end = self.computed + rows;
         let picks = if end == self.tokens.len() { self.choices } else { 0 };
-        Span { id, positions: self.computed..end, picks: id.choice..id.choice + picks }
+        let scored = self.scored.start.max(self.computed)..self.scored.end.min(end);
+        let scored = if scored.is_empty() { 0..0 } else { scored };
+        Span { id, positions: self.computed..end, scored, picks: id.choice..id.choice + picks }
     }
 
     /// The first block that is not registered yet, if it lies before the last token.

@@ -76,6 +76,14 @@ struct Request {
     length: usize,
     answers: Vec<Vec<u32>>,
     cancelled: bool,
+    /// Positions whose logits are still to come.
+    scored: Range<usize>,
+}
+
+impl From<Vec<u32>> for Prompt {
+    fn from(tokens: Vec<u32>) -> Self {
+        Self { tokens, ..Self::default() }
+    }
 }
 
 /// A scheduler with the model that it schedules for.
@@ -94,10 +102,22 @@ impl Runs {
     }
 
     fn submit(&mut self, prompt: &[u32], choices: usize, length: usize) -> u64 {
+        self.submit_prompt(prompt.to_vec().into(), choices, length)
+    }
+
+    /// The same for a prompt whose logits are wanted from position `from` on.
+    fn submit_scored(&mut self, tokens: &[u32], from: usize, choices: usize, length: usize) -> u64 {
+        let scored = from.min(tokens.len() - 1)..tokens.len() - 1;
+        let tokens = tokens.to_vec();
+        self.submit_prompt(Prompt { tokens, scored, ..Prompt::default() }, choices, length)
+    }
+
+    fn submit_prompt(&mut self, prompt: Prompt, choices: usize, length: usize) -> u64 {
         let number = self.requests.len() as u64;
-        self.scheduler.submit(number, prompt.to_vec(), choices as u32);
-        let answers = vec![Vec::new(); choices];
-        self.requests.push(Request { prompt: prompt.to_vec(), length, answers, cancelled: false });
+        let (scored, answers) = (prompt.scored.clone(), vec![Vec::new(); choices]);
+        let tokens = prompt.tokens.clone();
+        self.scheduler.submit(number, prompt, choices as u32);
+        self.requests.push(Request { prompt: tokens, length, answers, cancelled: false, scored });
         number
     }
 
@@ -129,6 +149,12 @@ impl Runs {
         let states = self.model.forward(&spans);
         self.scheduler.complete(&step);
         for (span, state) in step.spans.iter().zip(states) {
+            if !span.scored.is_empty() {
+                let wanted = &mut self.requests[span.id.request as usize].scored;
+                assert!(span.scored.start >= span.positions.start && span.scored.end <= span.positions.end);
+                assert_eq!(span.scored.start, wanted.start, "each row once, in order");
+                wanted.start = span.scored.end;
+            }
             for choice in span.picks.clone() {
                 self.pick(SequenceId { choice, ..span.id }, state);
             }
@@ -181,6 +207,7 @@ impl Runs {
         for (number, request) in (0..).zip(&self.requests) {
             for (choice, answer) in (0..).zip(&request.answers) {
                 let expected = solo(number, choice, &request.prompt, request.length);
+                assert!(request.cancelled || request.scored.is_empty(), "rows without logits");
                 if request.cancelled {
                     assert_eq!(answer[..], expected[..answer.len()]);
                 } else {
@@ -264,11 +291,52 @@ fn a_known_beginning_is_not_computed_again() {
     runs.finish();
     assert_eq!(runs.rows, 1000);
     let question = [text(1000), vec![7; 9]].concat();
-    assert_eq!(runs.scheduler.cached(&question), 992);
+    assert_eq!(runs.scheduler.cached(&question.clone().into()), 992);
     runs.submit(&question, 1, 1);
     let step = runs.step();
     assert_eq!(step.started[0].cached, 992);
     assert_eq!(runs.rows, 1000 + 8 + 9);
+    runs.assert_answers();
+}
+
+#[test]
+fn a_prompt_whose_logits_are_wanted_is_computed_though_it_is_known() {
+    let mut runs = Runs::new(ROOMY);
+    runs.submit(&text(150), 1, 1);
+    runs.finish();
+    for (from, cached) in [(0, 0), (31, 16), (32, 32), (149, 144)] {
+        runs.rows = 0;
+        let number = runs.submit_scored(&text(150), from, 3, 4);
+        let step = runs.step();
+        assert_eq!(step.started, [Started { id: SequenceId { request: number, choice: 0 }, cached }]);
+        runs.finish();
+        assert_eq!(runs.rows, 150 - cached + 3 * 3);
+    }
+    // Others find it, and it waits for none that is just being computed.
+    runs.submit(&[text(320), vec![1]].concat(), 1, 1);
+    runs.submit_scored(&text(30), 0, 1, 1);
+    assert_eq!(runs.step().started.len(), 2);
+    runs.finish();
+    runs.assert_answers();
+}
+
+#[test]
+fn only_prompts_with_the_same_salt_share_what_is_known() {
+    let mut runs = Runs::new(ROOMY);
+    let salted = |salt: &str| Prompt { salt: Salt::of(salt), ..Prompt::from(text(100)) };
+    runs.submit_prompt(salted("a"), 1, 1);
+    runs.finish();
+    let cached = [salted("a"), salted("b"), text(100).into()].map(|prompt| runs.scheduler.cached(&prompt));
+    assert_eq!(cached, [96, 0, 0]);
+    runs.submit(&text(100), 1, 1);
+    runs.finish();
+    assert_eq!(runs.rows, 200);
+    assert_eq!(runs.scheduler.cached(&salted("")), 0);
+    // Those that come together do not wait for each other either.
+    runs.submit_prompt(salted("c"), 1, 1);
+    runs.submit_prompt(salted("d"), 1, 1);
+    runs.finish();
+    assert_eq!(runs.rows, 400);
     runs.assert_answers();
 }
 
@@ -279,7 +347,7 @@ fn an_answer_is_known_too() {
     runs.finish();
     let again = [&text(20)[..], &runs.requests[0].answers[0], &[9]].concat();
     // The last token of an answer is never computed.
-    assert_eq!(runs.scheduler.cached(&again), (20 + 29) / BLOCK_SIZE * BLOCK_SIZE);
+    assert_eq!(runs.scheduler.cached(&again.into()), (20 + 29) / BLOCK_SIZE * BLOCK_SIZE);
 }
 
 #[test]
@@ -382,7 +450,7 @@ fn the_end_of_what_is_known_is_forgotten_first() {
     runs.finish();
     runs.submit(&[9; 64], 1, 1);
     runs.finish();
-    assert_eq!(runs.scheduler.cached(&text(97)), 64);
+    assert_eq!(runs.scheduler.cached(&text(97).into()), 64);
 }
 
 #[test]
@@ -431,6 +499,8 @@ enum Act {
         own: usize,
         choices: usize,
         length: usize,
+        /// Logits are wanted from this position of the prompt on.
+        scored: Option<usize>,
     },
     /// Cancels one of the requests so far.
     Cancel(prop::sample::Index),
@@ -441,13 +511,15 @@ enum Act {
 
 fn act() -> impl Strategy<Value = Act> {
     let choices = prop_oneof![3 => Just(1), 1 => 2..6_usize];
-    let submit = (0..3_u32, 0..50_usize, 0..25_usize, choices, 1..40_usize);
-    let submit = submit.prop_map(|(head, common, own, choices, length)| Act::Submit {
+    let scored = prop::option::weighted(0.3, 0..60_usize);
+    let submit = (0..3_u32, 0..50_usize, 0..25_usize, choices, 1..40_usize, scored);
+    let submit = submit.prop_map(|(head, common, own, choices, length, scored)| Act::Submit {
         head,
         common,
         own,
         choices,
         length,
+        scored,
     });
     prop_oneof![
         4 => submit,
@@ -473,9 +545,12 @@ proptest! {
         let mut runs = Runs::new(Limits { sequences, prefill_budget, blocks });
         for (number, act) in (100..).zip(acts) {
             match act {
-                Act::Submit { head, common, own, choices, length } => {
+                Act::Submit { head, common, own, choices, length, scored } => {
                     let prompt = [vec![head; BLOCK_SIZE], text(common), vec![number; own]].concat();
-                    runs.submit(&prompt, choices, length);
+                    match scored {
+                        None => runs.submit(&prompt, choices, length),
+                        Some(from) => runs.submit_scored(&prompt, from, choices, length),
+                    };
                 }
                 Act::Cancel(which) if !runs.requests.is_empty() => {
                     runs.cancel(which.index(runs.requests.len()) as u64);

@@ -162,7 +162,7 @@ impl Frontend for Words {
             None if sampling.ignore_eos => room,
             None => DEFAULT_TOKENS.max(sampling.min_tokens).min(room),
         };
-        if limit == 0 || limit > room {
+        if limit > room || (limit == 0 && job.request.max_tokens != Some(0)) {
             return Err(too_long(&prompt_tokens.to_string(), &job.request, CONTEXT_LENGTH));
         }
         if sampling.min_tokens > limit {
@@ -175,7 +175,17 @@ impl Frontend for Words {
         };
         let prompt = vec![0; words];
         let acceptance = Acceptance { prompt_text, ..Acceptance::default() };
-        Ok(Prepared { job, taken, prompt, limit, acceptance, grammar: None, written: Vec::new() })
+        Ok(Prepared {
+            job,
+            taken,
+            prompt,
+            limit,
+            acceptance,
+            grammar: None,
+            bad_words: [].into(),
+            written: Vec::new(),
+            prompt_written: 0,
+        })
     }
 
     fn convert(&self, _: TokensRequest) -> Result<TokensReply, ApiError> {
@@ -319,7 +329,10 @@ impl Choice {
 
 /// The log-probabilities where only `word` is possible.
 fn certainty(word: &str, top: u32) -> TokenLogprobs {
-    let token = |word: &str, logprob| TokenLogprob { bytes: word.into(), logprob };
+    let token = |word: &str, logprob| {
+        let id = WORDS.iter().position(|known| *known == word).and_then(|id| u32::try_from(id).ok());
+        TokenLogprob { id: id.unwrap_or(0), bytes: word.into(), logprob }
+    };
     let others = WORDS.iter().filter(|other| **other != word).map(|other| token(other, IMPOSSIBLE));
     let top = std::iter::once(token(word, 0.0)).chain(others).take(top as usize);
     TokenLogprobs { token: token(word, 0.0), top: top.collect() }
@@ -334,6 +347,12 @@ fn refuse_unsupported(request: &GenerationRequest) -> Result<(), ApiError> {
         ("tools", !request.tools.is_empty()),
         ("chat_template_kwargs", !request.template_variables.is_empty()),
         ("echo", has_ids && request.echo),
+        // Its words have no ids, and a prompt no log-probabilities.
+        ("return_token_ids", request.return_token_ids),
+        ("prompt_logprobs", request.prompt_logprobs.is_some()),
+        ("logprob_token_ids", !request.logprob_token_ids.is_empty()),
+        ("continue_final_message", request.continue_final_message),
+        ("bad_words", !options.bad_words.is_empty()),
         ("logit_bias", !options.logit_bias.is_empty()),
         ("presence_penalty", options.presence_penalty != 0.0),
         ("frequency_penalty", options.frequency_penalty != 0.0),

@@ -98,6 +98,10 @@ fn a_stop_string_across_words_ends_the_text_before_it() {
     assert_eq!(ending(&kinds).0, FinishReason::Stop);
 }
 
+fn word_id(word: &str) -> u32 {
+    WORDS.iter().position(|known| *known == word).unwrap() as u32
+}
+
 #[test]
 fn choices_take_turns_and_each_ends_by_itself() {
     let mut job = job(1, "hi", Some(4), &[" quick ember"]);
@@ -116,7 +120,7 @@ fn choices_take_turns_and_each_ends_by_itself() {
     assert_eq!(ending(&kinds).1, Usage { prompt_tokens: 1, cached_tokens: 0, completion_tokens: 3 + 2 });
     assert_eq!(of(1).last(), Some(&EventKind::Finish { choice: 1, reason: FinishReason::Stop }));
     let EventKind::Tokens { choice: 1, position: 1, logprobs, .. } = &of(1)[1] else { panic!("{kinds:?}") };
-    let token = |word: &str, logprob| TokenLogprob { bytes: word.into(), logprob };
+    let token = |word: &str, logprob| TokenLogprob { id: word_id(word), bytes: word.into(), logprob };
     let (ember, the) = (token(" ember", 0.0), token("The", IMPOSSIBLE));
     assert_eq!(logprobs[..], [TokenLogprobs { token: ember.clone(), top: vec![ember, the] }]);
     let turns = kinds.iter().filter_map(|kind| match kind {
@@ -201,11 +205,39 @@ fn what_would_need_a_model_is_refused() {
     let tool = Tool { name: "f".into(), description: None, parameters: Map::new(), strict: false };
     let constrained = GenerationRequest { constraint: Some(Constraint::JsonObject), ..Default::default() };
     let tools = GenerationRequest { tools: vec![tool], ..Default::default() };
-    for (param, request) in [("response_format", constrained), ("tools", tools)] {
+    let told = GenerationRequest { return_token_ids: true, ..Default::default() };
+    let scored = GenerationRequest { prompt_logprobs: Some(0), ..Default::default() };
+    let named = GenerationRequest { logprob_token_ids: vec![1], ..Default::default() };
+    let continued = GenerationRequest { continue_final_message: true, ..Default::default() };
+    let sampling = SamplingOptions { bad_words: vec!["no".into()], ..SamplingOptions::default() };
+    let avoiding = GenerationRequest { sampling, ..Default::default() };
+    for (param, request) in [
+        ("response_format", constrained),
+        ("tools", tools),
+        ("return_token_ids", told),
+        ("prompt_logprobs", scored),
+        ("logprob_token_ids", named),
+        ("continue_final_message", continued),
+        ("bad_words", avoiding),
+    ] {
         let kinds = answer(Job { request, ..job(1, "hi", None, &[]) });
         let [EventKind::Error(error)] = &kinds[..] else { panic!("{kinds:?}") };
         assert_eq!((error.code, error.param.as_deref()), (ErrorCode::UnsupportedParameter, Some(param)));
     }
+}
+
+#[test]
+fn an_echo_needs_no_tokens() {
+    let prompt = Some(RawPrompt::Text("two words".to_owned()));
+    let request = GenerationRequest { prompt, echo: true, max_tokens: Some(0), ..Default::default() };
+    let kinds = answer(Job { request, ..job(1, "", None, &[]) });
+    let [EventKind::Accepted(accepted), EventKind::Finish { reason, .. }, EventKind::Done { usage, .. }] =
+        &kinds[..]
+    else {
+        panic!("{kinds:?}")
+    };
+    assert_eq!(accepted.prompt_text.as_deref(), Some("two words"));
+    assert_eq!((*reason, usage.completion_tokens), (FinishReason::Length, 0));
 }
 
 #[test]

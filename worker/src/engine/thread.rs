@@ -92,12 +92,17 @@ impl EngineHandle {
     /// Submits a job; call it within a tokio runtime. Its events end after `Done` or `Error`; if they
     /// end before, the engine is gone. Dropping the receiver cancels the job.
     pub fn submit(&self, job: Job) -> UnboundedReceiver<EventKind> {
-        self.resume(job, Vec::new())
+        self.resume(job, Vec::new(), 0)
     }
 
-    /// The same for a job of whose choices so much is `written`: their next tokens are what would have
-    /// followed.
-    pub fn resume(&self, job: Job, written: Vec<Written>) -> UnboundedReceiver<EventKind> {
+    /// The same for a job of whose choices so much is `written`, and so many tokens of its prompt: what
+    /// comes next is what would have followed.
+    pub fn resume(
+        &self,
+        job: Job,
+        written: Vec<Written>,
+        prompt_written: u32,
+    ) -> UnboundedReceiver<EventKind> {
         let (events, receiver) = unbounded_channel();
         let taken = Instant::now();
         let id = job.id.clone();
@@ -109,7 +114,7 @@ impl EngineHandle {
             let prepared = catch_unwind(AssertUnwindSafe(|| frontend.prepare(job, taken)));
             let internal = |_| ApiError::new(ErrorCode::InternalError, "The prompt could not be built.");
             let prepared = prepared.map_err(internal).flatten();
-            let prepared = prepared.map(|prepared| Prepared { written, ..prepared });
+            let prepared = prepared.map(|prepared| Prepared { written, prompt_written, ..prepared });
             let _ = commands.send(Command::Submit(id, Box::new(prepared), events));
         });
         receiver

@@ -83,7 +83,17 @@ impl Frontend for Fussy {
             _ => {}
         }
         let (prompt, acceptance, written) = (vec![0], Acceptance::default(), Vec::new());
-        Ok(Prepared { job, taken, prompt, limit: 1, acceptance, grammar: None, written })
+        Ok(Prepared {
+            job,
+            taken,
+            prompt,
+            limit: 1,
+            acceptance,
+            grammar: None,
+            written,
+            bad_words: [].into(),
+            prompt_written: 0,
+        })
     }
 
     fn convert(&self, _: TokensRequest) -> Result<TokensReply, ApiError> {

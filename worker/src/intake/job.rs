@@ -154,7 +154,7 @@ impl Run<'_> {
         let finished = past.written.iter().zip(0..).filter(|(choice, _)| choice.finish.is_some());
         log.note_finished(finished.map(|(_, number)| number));
         let engine = &self.intake.engine;
-        let events = engine.resume(self.job.clone(), past.written);
+        let events = engine.resume(self.job.clone(), past.written, past.prompt);
         let end = self.follow(&mut log, events, control, until(self.job.deadline)).await;
         match end {
             End::Finished(last) => {

@@ -22,6 +22,8 @@ pub struct Past {
     pub attempts: u32,
     /// Of them, the last ones that died without having added a token.
     pub fruitless: u32,
+    /// Tokens of the prompt that there are.
+    pub prompt: u32,
     /// What there is of each choice.
     pub written: Vec<Written>,
     /// The log is complete, with this event; only the job's acknowledgement was lost.
@@ -42,7 +44,7 @@ impl Past {
                 attempts.entry(newest).or_default().entry(event.index).or_insert(event.kind);
             }
         }
-        let mut answer = Answer { choices: vec![Choice::default(); choices as usize], end: None };
+        let mut answer = Answer { prompt: 0, choices: vec![Choice::default(); choices as usize], end: None };
         let (mut fruitless, mut furthest) = (0, 0);
         for events in attempts.into_values() {
             let contiguous = events.into_iter().zip(0..).take_while(|((index, _), next)| index == next);
@@ -55,13 +57,14 @@ impl Past {
             fruitless = if unharmed || reached > furthest { 0 } else { fruitless + 1 };
             furthest = furthest.max(reached);
         }
-        let Answer { choices, end } = answer;
+        let Answer { prompt, choices, end } = answer;
         let written = choices.into_iter().map(|choice| choice.written).collect();
-        Self { attempts: newest, fruitless, written, end, withdrawn }
+        Self { attempts: newest, fruitless, prompt, written, end, withdrawn }
     }
 }
 
 struct Answer {
+    prompt: u32,
     choices: Vec<Choice>,
     end: Option<EventKind>,
 }
@@ -74,6 +77,10 @@ impl Answer {
                     choice.write(position as usize, &ids, &text);
                 }
             }
+            EventKind::Prompt { position, tokens } if position <= self.prompt => {
+                let end = position.saturating_add(u32::try_from(tokens.len()).unwrap_or(u32::MAX));
+                self.prompt = self.prompt.max(end);
+            }
             EventKind::Finish { choice, reason } => {
                 if let Some(choice) = self.choices.get_mut(choice as usize) {
                     choice.written.finish = Some(reason);
@@ -82,6 +89,8 @@ impl Answer {
             EventKind::Done { .. } | EventKind::Error(_) => self.end = Some(kind),
             EventKind::Taken { .. }
             | EventKind::Accepted(_)
+            | EventKind::Prompt { .. }
+            | EventKind::EndToken { .. }
             | EventKind::HandedBack
             | EventKind::Withdrawn => {}
         }

@@ -1,5 +1,6 @@
 use emberline_shared::error::{ApiError, ErrorCode};
 use emberline_shared::event::{FinishReason, Timings, Usage};
+use emberline_shared::prompt::PromptToken;
 use proptest::prelude::*;
 
 use super::*;
@@ -141,4 +142,26 @@ proptest! {
             late = tail;
         }
     }
+}
+
+#[test]
+fn a_prompt_is_known_as_far_as_it_was_written_without_a_hole() {
+    let prompt = |position: u32, count: u32| {
+        let token = |id| PromptToken { id, bytes: Vec::new(), score: None };
+        EventKind::Prompt { position, tokens: (position..position + count).map(token).collect() }
+    };
+    let log = [
+        event(1, 0, taken()),
+        event(1, 1, prompt(0, 3)),
+        event(1, 3, prompt(5, 2)),
+        event(2, 0, taken()),
+        event(2, 1, prompt(3, 1)),
+        // From the beginning, as after a log that could not be read.
+        event(3, 0, taken()),
+        event(3, 1, prompt(0, 2)),
+    ];
+    let past = Past::of(log.clone(), 1);
+    assert_eq!((past.prompt, past.fruitless), (4, 3), "only tokens of answers are progress");
+    assert_eq!(Past::of(log.into_iter().take(2), 1).prompt, 3);
+    assert_eq!(Past::of([event(1, 0, taken()), event(1, 1, prompt(4, 1))], 1).prompt, 0);
 }

@@ -11,6 +11,19 @@ pub struct Logits {
     tensor: Tensor<2>,
 }
 
+/// What the layers have made of rows, from which logits can be computed, still on the device.
+#[derive(Debug, Clone)]
+pub struct Hidden {
+    pub(super) tensor: Tensor<2>,
+}
+
+impl Hidden {
+    /// How many rows there are.
+    pub fn rows(&self) -> usize {
+        self.tensor.dims()[0]
+    }
+}
+
 impl Logits {
     pub(crate) fn new(tensor: Tensor<2>) -> Self {
         Self { tensor }

@@ -29,7 +29,7 @@ pub(crate) mod testing;
 pub use checkpoint::Checkpoint;
 pub use config::{LayerConfig, ModelConfig};
 pub use error::{ComputeError, LoadError};
-pub use logits::Logits;
+pub use logits::{Hidden, Logits};
 pub use network::{MemoryUse, Network, StepSpan};
 pub use quantize::Quantize;
 pub use random::{RandomShape, UnknownShape};

@@ -1,6 +1,7 @@
 //! The network: from token ids to logits, for many sequences at once.
 
 use std::fmt;
+use std::ops::Range;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use emberline_kernels::{
@@ -8,7 +9,7 @@ use emberline_kernels::{
 };
 
 use super::layer::Layer;
-use super::logits::{Logits, select};
+use super::logits::{Hidden, Logits, select};
 use super::{ComputeError, ModelConfig};
 
 /// A network on its device: its weights, and a pool of cache blocks that sequences share.
@@ -152,15 +153,44 @@ impl Network {
     ///
     /// Returns a row of logits for each span that wants them, in order; `None` if none does.
     pub fn forward(&mut self, spans: &[StepSpan<'_>]) -> Result<Option<Logits>, ComputeError> {
+        Ok(self.forward_keeping(spans, &[])?.0)
+    }
+
+    /// The same, and what [`Network::logits`] needs of the step's rows in `kept`; `None` if there are none.
+    pub fn forward_keeping(
+        &mut self,
+        spans: &[StepSpan<'_>],
+        kept: &[usize],
+    ) -> Result<(Option<Logits>, Option<Hidden>), ComputeError> {
         self.check(spans).map_err(ComputeError)?;
+        let rows: usize = spans.iter().map(|span| span.tokens.len()).sum();
+        if let Some(row) = kept.iter().find(|row| **row >= rows) {
+            return Err(ComputeError(format!("row {row} of {rows} is to be kept")));
+        }
         if spans.is_empty() {
-            return Ok(None);
+            return Ok((None, None));
         }
-        if self.on_host {
-            // On a thread of the pool that shares the work, or else each share costs a wake-up.
-            return Ok(rayon::scope(|_| self.compute(spans)));
+        Ok(self.on_pool(|network| network.compute(spans, kept)))
+    }
+
+    /// A row of logits for each of these rows: the same bits as those of [`Network::forward`].
+    pub fn logits(&mut self, hidden: &Hidden, rows: Range<usize>) -> Result<Logits, ComputeError> {
+        if rows.start >= rows.end || rows.end > hidden.rows() {
+            return Err(ComputeError(format!("rows {rows:?} of {} are wanted", hidden.rows())));
         }
-        Ok(self.compute(spans))
+        let x = select(hidden.tensor.clone(), &rows.collect::<Vec<_>>());
+        Ok(self.on_pool(|network| network.head(x)))
+    }
+
+    /// Computes on a thread of the pool that shares the work, or else each share costs a wake-up.
+    fn on_pool<T: Send>(&mut self, compute: impl FnOnce(&mut Self) -> T + Send) -> T {
+        if self.on_host { rayon::scope(|_| compute(self)) } else { compute(self) }
+    }
+
+    /// What a network ends with.
+    fn head(&self, x: Tensor<2>) -> Logits {
+        let Weights { norm, head, .. } = &self.weights;
+        Logits::new(norm_linear(x, norm, self.config.norm_epsilon, head))
     }
 
     /// Refuses what would read or write outside the pool and the tables.
@@ -192,7 +222,7 @@ impl Network {
         Ok(())
     }
 
-    fn compute(&mut self, spans: &[StepSpan<'_>]) -> Option<Logits> {
+    fn compute(&mut self, spans: &[StepSpan<'_>], kept: &[usize]) -> (Option<Logits>, Option<Hidden>) {
         let rows: Vec<RowSpan<'_>> = spans
             .iter()
             .map(|span| RowSpan { start: span.start, rows: span.tokens.len(), blocks: span.blocks })
@@ -210,12 +240,9 @@ impl Network {
             Some((*end - 1, span.wants_logits))
         });
         let wanted: Vec<usize> = ends.filter(|(_, wanted)| *wanted).map(|(row, _)| row).collect();
-        if wanted.is_empty() {
-            return None;
-        }
-        let x = select(x, &wanted);
-        let Weights { norm, head, .. } = &self.weights;
-        Some(Logits::new(norm_linear(x, norm, self.config.norm_epsilon, head)))
+        let hidden = (!kept.is_empty()).then(|| Hidden { tensor: select(x.clone(), kept) });
+        let logits = (!wanted.is_empty()).then(|| self.head(select(x, &wanted)));
+        (logits, hidden)
     }
 
     fn embed(&self, spans: &[StepSpan<'_>]) -> Tensor<2> {

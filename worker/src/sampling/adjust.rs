@@ -9,12 +9,15 @@
 //! 3. `frequency_penalty` times the number of times that the answer has the token, and
 //!    `presence_penalty` if it has it at all, are taken away (OpenAI's API reference). The prompt
 //!    does not count.
-//! 4. Until `min_tokens`, tokens that would end the answer become impossible.
+//! 4. Until `min_tokens`, tokens that would end the answer become impossible, and at any time those that
+//!    would complete one of `bad_words`.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
 
 use emberline_shared::job::SamplingOptions;
+
+use super::bad_words::BadWords;
 
 /// The adjustments of one choice, and what they need to know of its tokens.
 #[derive(Debug, Clone)]
@@ -28,6 +31,7 @@ pub(super) struct Adjustments {
     min_tokens: u32,
     /// Tokens that would end the answer.
     ends: Vec<u32>,
+    bad_words: BadWords,
 }
 
 impl Adjustments {
@@ -42,13 +46,19 @@ impl Adjustments {
             occurrences: prompt.iter().map(|&token| (token, 0)).collect(),
             min_tokens: options.min_tokens,
             ends,
+            bad_words: BadWords::default(),
         }
+    }
+
+    /// The same for an answer that must not have these words.
+    pub(super) fn avoiding(self, bad_words: BadWords) -> Self {
+        Self { bad_words, ..self }
     }
 
     /// Whether the token at `position` is picked from other logits than the network's.
     pub(super) fn apply_at(&self, position: u32) -> bool {
         let masks = position < self.min_tokens && !self.ends.is_empty();
-        masks || !self.logit_bias.is_empty() || self.penalises()
+        masks || !self.logit_bias.is_empty() || self.penalises() || !self.bad_words.is_empty()
     }
 
     fn penalises(&self) -> bool {
@@ -58,7 +68,8 @@ impl Adjustments {
     /// The logits to pick the token at `position` from.
     pub(super) fn apply<'a>(&self, logits: &'a [f32], position: u32) -> Cow<'a, [f32]> {
         let masked = if position < self.min_tokens { &self.ends[..] } else { &[] };
-        if self.logit_bias.is_empty() && self.occurrences.is_empty() && masked.is_empty() {
+        let mut masked = masked.iter().copied().chain(self.bad_words.forbidden()).peekable();
+        if self.logit_bias.is_empty() && self.occurrences.is_empty() && masked.peek().is_none() {
             return Cow::Borrowed(logits);
         }
         let mut logits = logits.to_vec();
@@ -73,7 +84,7 @@ impl Adjustments {
         for (&token, &count) in &self.occurrences {
             change(token, &|logit| self.penalised(logit, count));
         }
-        for &token in masked {
+        for token in masked {
             change(token, &|_| f32::NEG_INFINITY);
         }
         Cow::Owned(logits)
@@ -90,6 +101,7 @@ impl Adjustments {
         if self.penalises() {
             *self.occurrences.entry(token).or_default() += 1;
         }
+        self.bad_words.record(token);
     }
 }
 

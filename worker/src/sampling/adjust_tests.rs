@@ -176,3 +176,19 @@ proptest! {
         prop_assert!(adjusted.iter().all(|logit| !logit.is_nan()));
     }
 }
+
+#[test]
+fn what_would_complete_a_bad_word_is_impossible_whatever_else_is_asked_for() {
+    let options = SamplingOptions { logit_bias: vec![(2, 50.0)], ..SamplingOptions::default() };
+    let words = BadWords::new([vec![1, 2], vec![0]].into());
+    let mut adjustments = Adjustments::new(&options, &[], Vec::new()).avoiding(words);
+    assert!(adjustments.apply_at(0), "the device does not know of it");
+    let apply = |adjustments: &Adjustments| adjustments.apply(&[1.0, 1.0, 1.0], 0).into_owned();
+    assert_eq!(apply(&adjustments), [f32::NEG_INFINITY, 1.0, 51.0]);
+    adjustments.record(1);
+    assert_eq!(apply(&adjustments), [f32::NEG_INFINITY, 1.0, f32::NEG_INFINITY]);
+    adjustments.record(1);
+    assert_eq!(apply(&adjustments)[2], f32::NEG_INFINITY);
+    adjustments.record(3);
+    assert_eq!(apply(&adjustments), [f32::NEG_INFINITY, 1.0, 51.0]);
+}

@@ -7,13 +7,27 @@ use emberline_shared::event::IMPOSSIBLE;
 pub struct Scores {
     /// Of the token that was picked.
     pub logprob: f32,
-    /// Of the most probable tokens: id and logarithm, in order; lower ids first among equals.
+    /// Of the most probable tokens: id and logarithm, in order, lower ids first among equals; or of those
+    /// that were named.
     pub top: Vec<(u32, f32)>,
 }
 
-/// The log-probability of `token` and of the `top` most probable tokens.
-pub fn score(logits: &[f32], token: u32, top: usize) -> Scores {
-    let best = most_probable(logits, top.max(1));
+/// Which tokens' log-probabilities come with a token's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Alternatives<'a> {
+    /// So many of the most probable ones.
+    MostProbable(usize),
+    /// These.
+    Named(&'a [u32]),
+}
+
+/// The log-probability of `token` and of its `alternatives`.
+pub fn score(logits: &[f32], token: u32, alternatives: Alternatives<'_>) -> Scores {
+    let count = match alternatives {
+        Alternatives::MostProbable(count) => count,
+        Alternatives::Named(_) => 0,
+    };
+    let best = most_probable(logits, count.max(1));
     let max = best.first().map_or(f64::NEG_INFINITY, |&(_, logit)| f64::from(logit));
     let share = |logit: f32| (f64::from(logit) - max).exp();
     let total: f64 = logits.iter().map(|&logit| share(logit)).filter(|share| !share.is_nan()).sum();
@@ -22,10 +36,26 @@ pub fn score(logits: &[f32], token: u32, top: usize) -> Scores {
         let exact = f64::from(logit) - log_total;
         if exact.is_finite() { (exact as f32).max(IMPOSSIBLE) } else { IMPOSSIBLE }
     };
-    Scores {
-        logprob: logits.get(token as usize).map_or(IMPOSSIBLE, |&logit| logprob(logit)),
-        top: best.iter().take(top).map(|&(id, logit)| (id, logprob(logit))).collect(),
-    }
+    let of = |token: u32| logits.get(token as usize).map_or(IMPOSSIBLE, |&logit| logprob(logit));
+    let top = match alternatives {
+        Alternatives::MostProbable(count) => {
+            best.iter().take(count).map(|&(id, logit)| (id, logprob(logit))).collect()
+        }
+        Alternatives::Named(tokens) => tokens.iter().map(|&id| (id, of(id))).collect(),
+    };
+    Scores { logprob: of(token), top }
+}
+
+/// A token's place among all, the most probable one's being 1; of equals the lowest id comes first.
+pub fn rank(logits: &[f32], token: u32) -> u32 {
+    let Some(&own) = logits.get(token as usize) else {
+        return u32::try_from(logits.len()).unwrap_or(u32::MAX);
+    };
+    let (before, after) = logits.split_at(token as usize);
+    let own = if own.is_nan() { f32::NEG_INFINITY } else { own };
+    let better = before.iter().filter(|&&logit| logit >= own).count()
+        + after.iter().filter(|&&logit| logit > own).count();
+    u32::try_from(better + 1).unwrap_or(u32::MAX)
 }
 
 /// The `count` largest logits with their ids; fewer if there are no more.
@@ -51,31 +81,57 @@ mod tests {
 
     use super::*;
 
+    fn best(logits: &[f32], token: u32, top: usize) -> Scores {
+        score(logits, token, Alternatives::MostProbable(top))
+    }
+
+    #[test]
+    fn named_tokens_come_in_their_order() {
+        let logits = [0.0, 3_f32.ln(), f32::NEG_INFINITY];
+        let named = score(&logits, 0, Alternatives::Named(&[2, 1, 7]));
+        let all = best(&logits, 0, 3);
+        assert_eq!(named.logprob, all.logprob);
+        assert_eq!(named.top, [(2, IMPOSSIBLE), all.top[0], (7, IMPOSSIBLE)]);
+        assert!(score(&logits, 0, Alternatives::Named(&[])).top.is_empty());
+    }
+
+    #[test]
+    fn a_rank_is_the_place_among_the_most_probable_ones() {
+        let logits = [1.0, 2.0, 1.0, 2.0, f32::NAN, 1.0];
+        let order = best(&logits, 0, 9).top;
+        for (&(id, _), place) in order.iter().zip(1..) {
+            assert_eq!(rank(&logits, id), place);
+        }
+        assert_eq!(rank(&logits, 4), 6, "what is no number comes last");
+        assert_eq!(rank(&logits, 9), 6);
+        assert_eq!(rank(&[], 0), 0);
+    }
+
     #[test]
     fn the_numbers_are_known() {
         // e^0 + e^ln3 = 4
-        let scores = score(&[0.0, 3_f32.ln()], 0, 2);
+        let scores = best(&[0.0, 3_f32.ln()], 0, 2);
         assert!((scores.logprob - 0.25_f32.ln()).abs() < 1e-6);
         assert_eq!(scores.top.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [1, 0]);
         assert!((scores.top[0].1 - 0.75_f32.ln()).abs() < 1e-6);
-        assert_eq!(score(&[5.0], 0, 0), Scores { logprob: 0.0, top: Vec::new() });
+        assert_eq!(best(&[5.0], 0, 0), Scores { logprob: 0.0, top: Vec::new() });
     }
 
     #[test]
     fn what_can_not_be_has_a_finite_number() {
         let logits = [1.0, f32::NEG_INFINITY, f32::NAN, -1e30];
         for token in [1, 2, 3, 9] {
-            assert_eq!(score(&logits, token, 0).logprob, IMPOSSIBLE);
+            assert_eq!(best(&logits, token, 0).logprob, IMPOSSIBLE);
         }
-        assert_eq!(score(&logits, 0, 9).top, [(0, 0.0), (3, IMPOSSIBLE), (1, IMPOSSIBLE)]);
-        assert_eq!(score(&[], 0, 3), Scores { logprob: IMPOSSIBLE, top: Vec::new() });
-        let infinite = score(&[f32::INFINITY, 0.0], 0, 2);
+        assert_eq!(best(&logits, 0, 9).top, [(0, 0.0), (3, IMPOSSIBLE), (1, IMPOSSIBLE)]);
+        assert_eq!(best(&[], 0, 3), Scores { logprob: IMPOSSIBLE, top: Vec::new() });
+        let infinite = best(&[f32::INFINITY, 0.0], 0, 2);
         assert!(infinite.logprob.is_finite() && infinite.top.iter().all(|(_, logprob)| logprob.is_finite()));
     }
 
     #[test]
     fn of_equals_the_lowest_ids_come_first() {
-        let top = score(&[1.0, 2.0, 1.0, 2.0, 1.0], 0, 4).top;
+        let top = best(&[1.0, 2.0, 1.0, 2.0, 1.0], 0, 4).top;
         assert_eq!(top.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [1, 3, 0, 2]);
     }
 
@@ -89,7 +145,7 @@ mod tests {
             let token = token.index(logits.len());
             let total: f64 = logits.iter().map(|&logit| f64::from(logit).exp()).sum();
             let exact = |id: usize| f64::from(logits[id]) - total.ln();
-            let scores = score(&logits, token as u32, top);
+            let scores = best(&logits, token as u32, top);
             prop_assert!((f64::from(scores.logprob) - exact(token)).abs() < 1e-5);
             let mut order: Vec<usize> = (0..logits.len()).collect();
             order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));

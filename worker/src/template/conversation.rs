@@ -23,6 +23,8 @@ pub struct Conversation<'a> {
     pub now: u64,
     /// The prompt ends where the assistant's answer begins.
     pub add_generation_prompt: bool,
+    /// The prompt ends with the last message's text.
+    pub continue_final_message: bool,
 }
 
 impl<'a> Conversation<'a> {
@@ -36,6 +38,7 @@ impl<'a> Conversation<'a> {
             variables: Map::new(),
             now,
             add_generation_prompt: true,
+            continue_final_message: false,
         }
     }
 
@@ -46,6 +49,8 @@ impl<'a> Conversation<'a> {
             tool_choice: request.tool_choice.clone(),
             parallel_tool_calls: request.allows_several_calls(),
             variables: request.template_variables.clone(),
+            add_generation_prompt: request.add_generation_prompt,
+            continue_final_message: request.continue_final_message,
             ..Self::new(&request.messages, now)
         }
     }

@@ -7,6 +7,7 @@
 //! out is put into messages that it does write (`plain`).
 
 mod abilities;
+mod continuation;
 mod conversation;
 mod functions;
 mod plain;
@@ -49,6 +50,12 @@ pub enum TemplateError {
     /// The conversation takes more work than is allowed: the client's fault, too.
     #[error("the conversation is too long for the model's chat template; send fewer messages")]
     TooLong,
+    /// The template does not write the last message as it is: the client's fault, too.
+    #[error(
+        "The model's chat template does not write the last message's text as it is, so that no answer can go on \
+         with it. Change the message, or set 'continue_final_message' to false."
+    )]
+    NotContinued,
     /// The template is not valid, or uses what is not there.
     #[error("the model's chat template can't be used: {}; choose another model or conversion", describe(.0))]
     Invalid(#[source] Error),
@@ -175,19 +182,24 @@ impl ChatTemplate {
 
     /// The prompt for a conversation.
     pub fn render(&self, conversation: &Conversation<'_>) -> Result<String, TemplateError> {
-        let messages = self.adapted(conversation);
+        let mut messages = self.adapted(conversation);
+        let space = conversation.continue_final_message.then(|| continuation::mark(&mut messages));
         let mut tools = if self.writes_tools() { conversation.offered().to_vec() } else { Vec::new() };
         if self.abilities.needs_descriptions {
             tools.iter_mut().for_each(|tool| _ = tool.description.get_or_insert_default());
         }
-        self.compiled.write(&Script {
+        let text = self.compiled.write(&Script {
             messages: &messages,
             no_content: self.abilities.no_content,
             tools: &tools,
             variables: Some(&conversation.variables),
             now: conversation.now,
             add_generation_prompt: conversation.add_generation_prompt,
-        })
+        })?;
+        match space {
+            Some(space) => continuation::cut(text, &space).ok_or(TemplateError::NotContinued),
+            None => Ok(text),
+        }
     }
 
     /// The messages, changed where the template would leave something out.

@@ -15,6 +15,7 @@ mod hf;
 mod pieces;
 mod pre;
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fmt;
 
@@ -118,18 +119,28 @@ impl ModelTokenizer {
 
     /// The text of tokens, special ones included.
     pub fn decode(&self, ids: &[u32]) -> String {
-        let mut text = Vec::new();
-        let mut begun = false;
-        for &id in ids {
-            match self.token_bytes(id) {
-                [] => text.extend(self.inner.id_to_token(id).unwrap_or_default().as_bytes()),
-                bytes => {
-                    text.extend(if begun { bytes } else { self.first_token_bytes(id) });
-                    begun = true;
-                }
-            }
-        }
+        let first = self.first_with_text(ids);
+        let bytes = ids.iter().enumerate().map(|(index, &id)| self.bytes_in_text(id, Some(index) == first));
+        let text = bytes.fold(Vec::new(), |mut text, bytes| {
+            text.extend_from_slice(&bytes);
+            text
+        });
         String::from_utf8_lossy(&text).into_owned()
+    }
+
+    /// Where in a text the first token is that stands for text.
+    pub fn first_with_text(&self, ids: &[u32]) -> Option<usize> {
+        ids.iter().position(|id| !self.token_bytes(*id).is_empty())
+    }
+
+    /// What a token stands for in [`Self::decode`]: a special one for its name. `is_first` is that which
+    /// [`Self::first_with_text`] finds.
+    pub fn bytes_in_text(&self, id: u32, is_first: bool) -> Cow<'_, [u8]> {
+        match self.token_bytes(id) {
+            [] => self.written(id).into_bytes().into(),
+            _ if is_first => self.first_token_bytes(id).into(),
+            bytes => bytes.into(),
+        }
     }
 
     /// A token as the vocabulary writes it.

@@ -51,7 +51,11 @@ impl Answer {
                 self.completion_tokens = Some(usage.completion_tokens);
                 return true;
             }
-            EventKind::Taken { .. } | EventKind::HandedBack | EventKind::Withdrawn => {}
+            EventKind::Taken { .. }
+            | EventKind::Prompt { .. }
+            | EventKind::EndToken { .. }
+            | EventKind::HandedBack
+            | EventKind::Withdrawn => {}
             EventKind::Error(error) => panic!("a job failed: {error:?}"),
         }
         false

@@ -13,7 +13,7 @@ use rayon::prelude::*;
 
 use crate::constraint::Progress;
 use crate::model::{ComputeError, Logits};
-use crate::sampling::{Sampler, Scores, score};
+use crate::sampling::{Alternatives, Sampler, Scores, score};
 
 /// A token that is wanted.
 #[derive(Debug, Clone, Copy)]
@@ -22,8 +22,8 @@ pub(super) struct Wanted<'a> {
     pub(super) row: usize,
     pub(super) sampler: &'a Sampler,
     pub(super) progress: Option<&'a Progress>,
-    /// How many log-probabilities beside the token's own; `None` for not even that.
-    pub(super) logprobs: Option<usize>,
+    /// Log-probabilities beside the token's own; `None` for not even that.
+    pub(super) logprobs: Option<Alternatives<'a>>,
 }
 
 /// What was picked.
@@ -113,7 +113,7 @@ impl Picker {
                 Some(Ok(mask)) => wanted.sampler.pick_allowed(logits, &mask.allowed),
                 Some(Err(_)) => None,
             };
-            Picked { token, scores: wanted.logprobs.and_then(|top| Some(score(logits, token?, top))) }
+            Picked { token, scores: wanted.logprobs.and_then(|others| Some(score(logits, token?, others))) }
         };
         let picked = match wanted {
             [single] => vec![one(single)],

@@ -5,16 +5,20 @@ use std::time::Instant;
 
 use emberline_shared::error::{ApiError, ErrorCode};
 use emberline_shared::event::Acceptance;
-use emberline_shared::job::{GenerationRequest, Job, RawPrompt, SamplingOptions};
+use emberline_shared::job::{GenerationRequest, Job, RawPrompt};
+use emberline_shared::prompt::MAX_PROMPT_LOGPROBS;
+use emberline_shared::relaxed::Relaxed;
 use emberline_shared::tokens::{TokensReply, TokensRequest};
+use serde_json::{Map, Value};
 
+use super::bad_words;
 use crate::constraint::Grammars;
 use crate::engine::refusal::{no_room_for, prompt_field, too_long};
 use crate::engine::{Frontend, Prepared};
 use crate::template::{ChatTemplate, Conversation, TemplateError};
 use crate::tokenizer::ModelTokenizer;
 
-/// Variables of templates that are parameters of their own.
+/// Variables of templates that are parameters of their own in a request for an answer.
 const OWN_PARAMETERS: [&str; 2] = ["reasoning_effort", "verbosity"];
 
 /// A model's template and tokenizer, and what fits its context.
@@ -29,19 +33,24 @@ pub(super) struct PromptBuilder {
 impl Frontend for PromptBuilder {
     fn prepare(&self, job: Job, taken: Instant) -> Result<Prepared, ApiError> {
         let request = &job.request;
-        check_tokens(&request.sampling, self.tokenizer.vocab_size())?;
-        let conversation = Conversation::of(request, job.created);
+        check_tokens(request, self.tokenizer.vocab_size())?;
+        let bad_words = bad_words::tokens(&request.sampling.bad_words, &self.tokenizer)?.into();
+        let mut conversation = Conversation::of(request, job.created);
+        let relaxed = self.drop_unread(&mut conversation.variables, &OWN_PARAMETERS);
         let may_call = request.prompt.is_none() && !conversation.offered().is_empty();
         let format = self.template.tool_format();
         let grammar = self.grammars.compile(request, format)?;
         let (prompt, text) = self.prompt(request, &conversation)?;
         let limit = self.limit(&prompt, request)?;
+        check_prompt_logprobs(&prompt, request)?;
         let acceptance = Acceptance {
             tool_format: may_call.then_some(format),
             prompt_text: text.filter(|_| request.echo),
+            relaxed,
             ..Acceptance::default()
         };
-        Ok(Prepared { job, taken, prompt, limit, acceptance, grammar, written: Vec::new() })
+        let (written, prompt_written) = (Vec::new(), 0);
+        Ok(Prepared { job, taken, prompt, limit, acceptance, grammar, bad_words, written, prompt_written })
     }
 
     fn convert(&self, request: TokensRequest) -> Result<TokensReply, ApiError> {
@@ -73,7 +82,7 @@ impl PromptBuilder {
         }
         // Encoding takes a second a megabyte: too long for what can't fit anyway.
         let least = self.tokenizer.least_tokens(&text);
-        if least >= self.context_length as usize {
+        if least > self.longest_prompt(request) as usize {
             return Err(too_long(&format!("at least {least}"), request, self.context_length));
         }
         let tokens = self.tokenizer.encode_prompt(&text).map_err(|error| internal(&error))?;
@@ -82,9 +91,10 @@ impl PromptBuilder {
 
     /// What the chat template writes.
     pub(super) fn render(&self, conversation: &Conversation<'_>) -> Result<String, ApiError> {
-        self.check_variables(conversation)?;
         self.template.render(conversation).map_err(|error| match error {
-            TemplateError::TooLong => ApiError::field(ErrorCode::InvalidValue, "messages", error.to_string()),
+            TemplateError::TooLong | TemplateError::NotContinued => {
+                ApiError::field(ErrorCode::InvalidValue, "messages", error.to_string())
+            }
             TemplateError::Refused(reason) => {
                 let message = format!(
                     "The model's chat template refuses these messages: {reason}. Change the messages."
@@ -95,17 +105,20 @@ impl PromptBuilder {
         })
     }
 
-    /// Refuses variables that the template does nothing with.
-    fn check_variables(&self, conversation: &Conversation<'_>) -> Result<(), ApiError> {
-        let Some(name) = conversation.variables.keys().find(|name| !self.template.reads(name)) else {
-            return Ok(());
-        };
-        let field = match OWN_PARAMETERS.contains(&name.as_str()) {
-            true => name.clone(),
-            false => format!("chat_template_kwargs.{name}"),
-        };
-        let message = format!("'{field}' is not known to this model's chat template. Leave it out.");
-        Err(ApiError::field(ErrorCode::UnsupportedParameter, field, message))
+    /// Leaves out variables that the template does nothing with, and tells which. Those called as one of
+    /// `parameters` are parameters by themselves.
+    pub(super) fn drop_unread(&self, variables: &mut Map<String, Value>, parameters: &[&str]) -> Relaxed {
+        let mut relaxed = Relaxed::default();
+        variables.retain(|name, _| {
+            let reads = self.template.reads(name);
+            if !reads && parameters.contains(&name.as_str()) {
+                relaxed.push(name.as_str());
+            } else if !reads {
+                relaxed.push(format!("chat_template_kwargs.{name}"));
+            }
+            reads
+        });
+        relaxed
     }
 
     /// Refuses ids that are not the model's.
@@ -114,12 +127,18 @@ impl PromptBuilder {
         check_vocabulary(ids, self.tokenizer.vocab_size())
     }
 
+    /// Most tokens of a prompt that leaves room for what is asked for, be it nothing.
+    fn longest_prompt(&self, request: &GenerationRequest) -> u32 {
+        let least = u32::from(request.max_tokens != Some(0));
+        self.context_length.saturating_sub(least)
+    }
+
     /// Most tokens of the answer, for which there is room.
     fn limit(&self, prompt: &[u32], request: &GenerationRequest) -> Result<u32, ApiError> {
         let prompt_tokens = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
         let room = self.context_length.saturating_sub(prompt_tokens);
         let limit = request.max_tokens.unwrap_or(room);
-        if room == 0 || limit > room {
+        if prompt_tokens > self.longest_prompt(request) || limit > room {
             return Err(too_long(&prompt_tokens.to_string(), request, self.context_length));
         }
         match request.sampling.min_tokens {
@@ -127,6 +146,23 @@ impl PromptBuilder {
             _ => Ok(limit),
         }
     }
+}
+
+/// Refuses more log-probabilities of a prompt than a log and an answer are to hold.
+fn check_prompt_logprobs(prompt: &[u32], request: &GenerationRequest) -> Result<(), ApiError> {
+    let Some(top) = request.prompt_logprobs else { return Ok(()) };
+    let tokens = u64::try_from(prompt.len()).unwrap_or(u64::MAX);
+    let wanted = tokens.saturating_mul(u64::from(top) + 1).saturating_mul(request.n.max(1).into());
+    if wanted <= MAX_PROMPT_LOGPROBS {
+        return Ok(());
+    }
+    let name = if request.echo && request.logprobs == Some(top) { "logprobs" } else { "prompt_logprobs" };
+    let message = format!(
+        "The prompt's {tokens} tokens with {top} alternatives each, told by {} choices, are {wanted} \
+         log-probabilities; at most {MAX_PROMPT_LOGPROBS} are allowed. Lower '{name}' or shorten the prompt.",
+        request.n
+    );
+    Err(ApiError::field(ErrorCode::InvalidValue, name, message))
 }
 
 pub(super) fn internal(error: &dyn std::error::Error) -> ApiError {
@@ -146,11 +182,15 @@ fn not_empty(tokens: Vec<u32>, request: &GenerationRequest) -> Result<Vec<u32>, 
 }
 
 /// Refuses options with ids that are not the model's.
-fn check_tokens(options: &SamplingOptions, vocabulary: usize) -> Result<(), ApiError> {
+fn check_tokens(request: &GenerationRequest, vocabulary: usize) -> Result<(), ApiError> {
+    let options = &request.sampling;
     let biased = options.logit_bias.iter().map(|&(id, _)| (id, format!("logit_bias.{id}")));
-    let stops = options.stop_token_ids.iter().enumerate();
-    let stops = stops.map(|(index, &id)| (id, format!("stop_token_ids[{index}]")));
-    check_vocabulary(biased.chain(stops), vocabulary)
+    let listed =
+        [("stop_token_ids", &options.stop_token_ids), ("logprob_token_ids", &request.logprob_token_ids)];
+    let listed = listed.into_iter().flat_map(|(name, ids)| {
+        ids.iter().enumerate().map(move |(index, &id)| (id, format!("{name}[{index}]")))
+    });
+    check_vocabulary(biased.chain(listed), vocabulary)
 }
 
 fn check_vocabulary(mut ids: impl Iterator<Item = (u32, String)>, vocabulary: usize) -> Result<(), ApiError> {

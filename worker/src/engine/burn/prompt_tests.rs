@@ -120,7 +120,7 @@ fn a_job_with_tools_says_how_calls_are_written() {
 }
 
 #[test]
-fn variables_go_to_the_template_or_are_refused() {
+fn variables_go_to_the_template_or_the_answer_does_without_them() {
     let prompts = prompts("qwen3");
     let with = |name: &str, value: Value| GenerationRequest {
         template_variables: serde_json::Map::from_iter([(name.to_owned(), value)]),
@@ -134,7 +134,77 @@ fn variables_go_to_the_template_or_are_refused() {
         ("nothing", "chat_template_kwargs.nothing"),
         ("messages", "chat_template_kwargs.messages"),
     ] {
-        let expected = (ErrorCode::UnsupportedParameter, param.to_owned());
-        assert_eq!(refused(&prompts, with(name, json!("low"))), expected);
+        let prepared = prepare(&prompts, with(name, json!("low"))).unwrap();
+        assert_eq!(prepared.acceptance.relaxed.paths(), [param]);
+        assert_eq!(prepared.prompt, prepare(&prompts, chat()).unwrap().prompt);
     }
+    let both = GenerationRequest {
+        template_variables: serde_json::Map::from_iter([
+            ("enable_thinking".to_owned(), json!(false)),
+            ("verbosity".to_owned(), json!("low")),
+        ]),
+        ..chat()
+    };
+    let prepared = prepare(&prompts, both).unwrap();
+    assert_eq!(
+        (prepared.prompt, prepared.acceptance.relaxed.paths()),
+        (thoughtless, &["verbosity".to_owned()][..])
+    );
+}
+
+#[test]
+fn an_answer_goes_on_with_the_last_message() {
+    for family in ["qwen3", "llama2", "llama3", "mistral", "gemma3", "phi3"] {
+        let prompts = prompts(family);
+        let open = |content: &str| {
+            let mut request = chat();
+            request.messages.push(Message::new(Role::Assistant, content));
+            (request.add_generation_prompt, request.continue_final_message) = (false, true);
+            prompts.tokenizer.decode(&prepare(&prompts, request).unwrap().prompt)
+        };
+        let text = open("Well, it");
+        assert!(text.ends_with("Well, it"), "{family}: {text}");
+        // What comes before is what an answer begins with.
+        let fresh = prompts.tokenizer.decode(&prepare(&prompts, chat()).unwrap().prompt);
+        let before = text.strip_suffix("Well, it").unwrap();
+        assert!(before.starts_with(fresh.trim_end()), "{family}: {before}");
+    }
+    let prompts = prompts("qwen3");
+    let closed = GenerationRequest { add_generation_prompt: false, ..chat() };
+    let text = prompts.tokenizer.decode(&prepare(&prompts, closed).unwrap().prompt);
+    assert!(text.ends_with("hi<|im_end|>\n"), "{text}");
+}
+
+#[test]
+fn a_prompt_has_no_more_log_probabilities_than_a_log_holds() {
+    let prompts = prompts("qwen3");
+    let scored = |top, n| GenerationRequest {
+        prompt: Some(RawPrompt::Tokens(vec![1; 2048])),
+        prompt_logprobs: Some(top),
+        n,
+        max_tokens: Some(1),
+        ..GenerationRequest::default()
+    };
+    assert!(prepare(&prompts, scored(20, 3)).is_ok());
+    let refusal = (ErrorCode::InvalidValue, "prompt_logprobs".to_owned());
+    assert_eq!(refused(&prompts, scored(20, 4)), refusal);
+    let echo = GenerationRequest { echo: true, logprobs: Some(4), ..scored(4, 16) };
+    assert_eq!(refused(&prompts, echo), (ErrorCode::InvalidValue, "logprobs".to_owned()));
+}
+
+#[test]
+fn bad_words_are_found_in_the_middle_of_a_text_too() {
+    let prompts = prompts("qwen3");
+    let words = |words: &[&str]| {
+        let words: Vec<String> = words.iter().map(|&word| word.to_owned()).collect();
+        bad_words::tokens(&words, &prompts.tokenizer)
+    };
+    let encode = |text: &str| prompts.tokenizer.encode(text).unwrap();
+    let found = words(&["Hello", " Hello", "Hello"]).unwrap();
+    assert!(found.contains(&encode("Hello")));
+    assert!(found.len() <= 2, "no word twice: {found:?}");
+    if encode(" Hello").len() == encode("Hello").len() {
+        assert!(found.contains(&encode(" Hello")));
+    }
+    assert_eq!(words(&["a", "  "]).unwrap_err().param.as_deref(), Some("bad_words[1]"));
 }

@@ -10,7 +10,9 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use emberline_shared::event::{EventKind, FinishReason, Timings, TokenLogprob, TokenLogprobs, Usage};
+use emberline_shared::job::GenerationRequest;
 
+use super::prompt_events::{PromptScores, ToldPrompt};
 use crate::engine::scheduler::SequenceId;
 use crate::engine::{EngineError, EventSink, Written};
 use crate::sampling::Scores;
@@ -24,6 +26,10 @@ pub(super) enum Record {
     Open(Box<Opening>),
     /// Its prompt is being computed.
     Started { request: u64, cached_tokens: u32, at: Instant },
+    /// Log-probabilities of its prompt.
+    Scored { request: u64, scores: PromptScores },
+    /// A choice has its prompt and is to have no tokens.
+    Ended { id: SequenceId, at: Instant },
     /// A token of one choice.
     Picked { id: SequenceId, token: u32, scores: Option<Scores>, end: Option<End>, at: Instant },
     /// Something else than tokens is its last event.
@@ -43,6 +49,8 @@ pub(super) struct Opening {
     pub(super) events: EventSink,
     pub(super) accepted: EventKind,
     pub(super) prompt_tokens: u32,
+    /// What is to be told of the prompt's tokens, if anything is.
+    pub(super) prompt: Option<ToldPrompt>,
     pub(super) choices: Vec<Choice>,
     pub(super) taken: Instant,
 }
@@ -128,6 +136,7 @@ struct Answer {
     events: EventSink,
     usage: Usage,
     clock: Clock,
+    prompt: Option<ToldPrompt>,
     choices: Vec<Choice>,
 }
 
@@ -138,6 +147,9 @@ pub(super) struct Choice {
     text: TextAssembler,
     /// Every byte counts, also a space before the first word.
     verbatim: bool,
+    /// Whether the token that ends it is told, and with its log-probability.
+    tells_end: bool,
+    tells_ends_logprobs: bool,
     /// Its tokens so far, the one that ended it included.
     tokens: u32,
     /// Tokens whose text is not complete yet or may begin a stop string.
@@ -159,8 +171,11 @@ impl Desk {
     fn take(&mut self, record: Record) {
         match record {
             Record::Open(opening) => {
-                let Opening { request, events, accepted, prompt_tokens, mut choices, taken } = *opening;
+                let Opening { request, events, accepted, prompt_tokens, prompt, mut choices, taken } =
+                    *opening;
                 publish(&events, accepted);
+                let told = prompt.as_ref().map(|prompt| prompt.opening(&self.tokenizer));
+                told.into_iter().flatten().for_each(|event| publish(&events, event));
                 for choice in &mut choices {
                     if let Some(reason) = choice.untold.take() {
                         publish(&events, EventKind::Finish { choice: choice.number, reason });
@@ -168,7 +183,7 @@ impl Desk {
                 }
                 let usage = Usage { prompt_tokens, ..Usage::default() };
                 let clock = Clock { taken, prefill_began: None, first_token: None, last_token: None };
-                let answer = Answer { events, usage, clock, choices };
+                let answer = Answer { events, usage, clock, prompt, choices };
                 if !answer.end_if_complete() {
                     self.answers.insert(request, answer);
                 }
@@ -177,6 +192,17 @@ impl Desk {
                 if let Some(answer) = self.answers.get_mut(&request) {
                     answer.usage.cached_tokens = cached_tokens;
                     answer.clock.prefill_began = Some(at);
+                }
+            }
+            Record::Scored { request, scores } => {
+                let Some(answer) = self.answers.get(&request) else { return };
+                let told = answer.prompt.as_ref().map(|prompt| prompt.scored(scores, &self.tokenizer));
+                told.into_iter().flatten().for_each(|event| publish(&answer.events, event));
+            }
+            Record::Ended { id, at } => {
+                let Some(answer) = self.answers.get_mut(&id.request) else { return };
+                if answer.end_without_tokens(id, at) {
+                    self.answers.remove(&id.request);
                 }
             }
             Record::Picked { id, token, scores, end, at } => {
@@ -230,6 +256,17 @@ impl Answer {
         self.end_if_complete()
     }
 
+    /// Ends a choice that is to have no tokens; whether that was the last of the whole answer.
+    fn end_without_tokens(&mut self, id: SequenceId, at: Instant) -> bool {
+        self.clock.first_token.get_or_insert(at);
+        if let Some(choice) = self.choices.get_mut(id.choice as usize).filter(|choice| !choice.ended) {
+            choice.ended = true;
+            let reason = FinishReason::Length;
+            publish(&self.events, EventKind::Finish { choice: choice.number, reason });
+        }
+        self.end_if_complete()
+    }
+
     /// Says that the answer is complete, if it is.
     fn end_if_complete(&self) -> bool {
         if self.choices.iter().any(|choice| !choice.ended) {
@@ -244,11 +281,16 @@ impl Answer {
 
 impl Choice {
     /// One of which nothing is written.
-    pub(super) fn new(number: u32, stop: &[String], verbatim: bool) -> Self {
+    pub(super) fn new(number: u32, request: &GenerationRequest) -> Self {
         Self {
             number,
-            text: TextAssembler::new(stop),
-            verbatim,
+            text: TextAssembler::new(&request.stop),
+            // Behind text, too, a space before the first word counts.
+            verbatim: request.constraint.is_some()
+                || request.prompt.is_some()
+                || request.continue_final_message,
+            tells_end: request.tells_end(),
+            tells_ends_logprobs: request.tells_ends_logprobs(),
             tokens: 0,
             held: Vec::new(),
             held_logprobs: Vec::new(),
@@ -288,7 +330,9 @@ impl Choice {
         if text != written.text {
             return None;
         }
-        let by_token = has_all || (reason.is_none() && written.finish == Some(FinishReason::Stop));
+        // One that is told is picked again.
+        let by_token = (has_all && !choice.tells_end)
+            || (reason.is_none() && written.finish == Some(FinishReason::Stop));
         choice.tokens += u32::from(by_token);
         let reason = reason.or(by_token.then_some(FinishReason::Stop));
         choice.ended = reason.or(written.finish).is_some();
@@ -311,12 +355,18 @@ impl Choice {
 
     /// Takes the next token in and sends what it completes; why the choice ends, if it does.
     ///
-    /// The token that ends an answer counts, as it does in vLLM and OpenAI's API, but is not sent.
+    /// The token that ends an answer counts, as it does in vLLM and OpenAI's API, but is no part of it.
     fn add(&mut self, token: Token, tokenizer: &ModelTokenizer, events: &EventSink) -> Option<FinishReason> {
         if token.end == Some(End::Token) {
             let text = self.text.finish();
             self.release(text, events);
             self.tokens += 1;
+            if self.tells_end {
+                let (choice, id) = (self.number, token.token);
+                let scores = token.scores.filter(|_| self.tells_ends_logprobs);
+                let logprobs = scores.map(|scores| logprobs(id, scores, tokenizer));
+                publish(events, EventKind::EndToken { choice, id, logprobs });
+            }
             return Some(FinishReason::Stop);
         }
         self.tokens += 1;
@@ -368,7 +418,7 @@ impl Clock {
 }
 
 fn logprobs(token: u32, scores: Scores, tokenizer: &ModelTokenizer) -> TokenLogprobs {
-    let named = |id: u32, logprob| TokenLogprob { bytes: tokenizer.token_bytes(id).to_vec(), logprob };
+    let named = |id: u32, logprob| TokenLogprob { id, bytes: tokenizer.token_bytes(id).to_vec(), logprob };
     let top = scores.top.into_iter().map(|(id, logprob)| named(id, logprob)).collect();
     TokenLogprobs { token: named(token, scores.logprob), top }
 }

@@ -1,6 +1,7 @@
 //! What the engine knows of a request while its choices are computed.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use emberline_shared::event::Usage;
 use emberline_shared::subject::JobId;
@@ -8,7 +9,7 @@ use emberline_shared::subject::JobId;
 use super::publish::End;
 use crate::constraint::{Progress, Stuck};
 use crate::engine::{EventSink, Prepared};
-use crate::sampling::Sampler;
+use crate::sampling::{Alternatives, Sampler};
 
 /// A job in the engine.
 #[derive(Debug)]
@@ -22,12 +23,24 @@ pub(super) struct Request {
     /// Tokens that the cache had when the prompt was begun; `None` before.
     pub(super) cached_tokens: Option<u32>,
     /// Log-probabilities of so many tokens in each place; `None` for none.
-    pub(super) logprobs: Option<usize>,
+    logprobs: Option<usize>,
+    /// Tokens whose log-probabilities are wanted instead.
+    logprob_token_ids: Vec<u32>,
+    /// What is to be told of the prompt's log-probabilities, if anything is.
+    pub(super) scored: Option<ScoredPrompt>,
     pub(super) choices: Vec<Choice>,
-    /// Most tokens of a choice.
+    /// Most tokens of a choice; 0 where only the prompt is of interest.
     limit: u32,
     /// Tokens that end a choice.
     ends: HashSet<u32>,
+}
+
+/// A prompt whose log-probabilities are wanted.
+#[derive(Debug)]
+pub(super) struct ScoredPrompt {
+    pub(super) tokens: Vec<u32>,
+    /// Log-probabilities of so many tokens in each place.
+    pub(super) top: usize,
 }
 
 #[derive(Debug)]
@@ -52,7 +65,7 @@ impl Request {
         events: EventSink,
         end_of_generation: impl Iterator<Item = u32>,
     ) -> Result<Self, Stuck> {
-        let Prepared { job, prompt, limit, grammar, .. } = prepared;
+        let Prepared { job, prompt, limit, grammar, bad_words, .. } = prepared;
         let sampling = &job.request.sampling;
         let mut ends: HashSet<u32> = sampling.stop_token_ids.iter().copied().collect();
         let own: Vec<u32> = end_of_generation.collect();
@@ -64,7 +77,8 @@ impl Request {
         let choice = |number: u32| {
             let written = prepared.written.get(number as usize);
             let ids = written.map_or(&[][..], |written| &written.ids);
-            let mut sampler = Sampler::new(sampling.clone(), job.seed, number, prompt, put_off.clone());
+            let sampler = Sampler::new(sampling.clone(), job.seed, number, prompt, put_off.clone());
+            let mut sampler = sampler.avoiding(Arc::clone(bad_words));
             ids.iter().for_each(|id| sampler.record(*id));
             let progress = grammar.as_ref().map(|grammar| match ids {
                 [] => Ok(grammar.begin()),
@@ -79,6 +93,11 @@ impl Request {
             prompt_tokens: u32::try_from(prompt.len()).unwrap_or(u32::MAX),
             cached_tokens: None,
             logprobs: job.request.logprobs.map(|top| top as usize),
+            logprob_token_ids: job.request.logprob_token_ids.clone(),
+            scored: job
+                .request
+                .prompt_logprobs
+                .map(|top| ScoredPrompt { tokens: prompt.clone(), top: top as usize }),
             choices: (0..job.request.n.max(1)).map(choice).collect::<Result<_, _>>()?,
             limit: *limit,
             ends,
@@ -91,7 +110,21 @@ impl Request {
         if choice.progress.as_ref().is_some_and(Progress::is_complete) {
             return Some(End::Complete);
         }
-        (choice.sampler.generated() >= self.limit).then_some(End::Limit)
+        // One without tokens ends with its prompt, which may not be told yet.
+        (choice.sampler.generated() >= self.limit.max(1)).then_some(End::Limit)
+    }
+
+    /// Which log-probabilities come with a token's own; `None` for not even that.
+    pub(super) fn alternatives(&self) -> Option<Alternatives<'_>> {
+        self.logprobs.map(|top| match &self.logprob_token_ids[..] {
+            [] => Alternatives::MostProbable(top),
+            named => Alternatives::Named(named),
+        })
+    }
+
+    /// Whether its choices have no tokens.
+    pub(super) fn ends_with_prompt(&self) -> bool {
+        self.limit == 0
     }
 
     /// Takes note of a choice's next token; why that is its last, if it is.

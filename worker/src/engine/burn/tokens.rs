@@ -3,6 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use emberline_shared::error::ApiError;
+use emberline_shared::relaxed::Relaxed;
 use emberline_shared::tokens::{Tokenize, TokensInput, TokensReply};
 
 use super::prompt::{PromptBuilder, internal};
@@ -10,15 +11,24 @@ use crate::template::Conversation;
 
 impl PromptBuilder {
     pub(super) fn tokenize(&self, request: Tokenize) -> Result<TokensReply, ApiError> {
+        let mut relaxed = Relaxed::default();
         let text = match request.input {
             TokensInput::Text(text) => text,
-            TokensInput::Chat { messages, tools, template_variables, add_generation_prompt } => {
+            TokensInput::Chat {
+                messages,
+                tools,
+                template_variables: mut variables,
+                add_generation_prompt,
+                continue_final_message,
+            } => {
+                relaxed = self.drop_unread(&mut variables, &[]);
                 let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
                 let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
                 self.render(&Conversation {
                     tools: &tools,
-                    variables: template_variables,
+                    variables,
                     add_generation_prompt,
+                    continue_final_message,
                     ..Conversation::new(&messages, now)
                 })?
             }
@@ -30,7 +40,7 @@ impl PromptBuilder {
         let tokens = tokens.map_err(|error| internal(&error))?;
         let written = || tokens.iter().map(|&id| self.tokenizer.written(id)).collect();
         let token_strs = request.return_token_strs.then(written);
-        Ok(TokensReply::Tokenized { tokens, token_strs, max_model_len: self.context_length })
+        Ok(TokensReply::Tokenized { tokens, token_strs, max_model_len: self.context_length, relaxed })
     }
 
     pub(super) fn detokenize(&self, tokens: &[u32]) -> Result<TokensReply, ApiError> {

@@ -1,0 +1,89 @@
+//! The prompt's tokens, as far as they are written.
+//!
+//! A worker that takes a job over goes on with them where the log ends, so they lie behind each other
+//! whoever wrote them. What is known already counts, and must not differ.
+
+use emberline_shared::event::Event;
+use emberline_shared::prompt::{MAX_PROMPT_LOGPROBS, PromptToken};
+
+use super::transcript::{Fault, MAX_TOKEN_BYTES, is_sound_alone};
+
+/// Most tokens of a prompt; no context is as long.
+const MAX_PROMPT_TOKENS: u64 = 1 << 22;
+
+/// What is told of a job's prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PromptLimits {
+    /// Most alternatives beside each token's log-probability; `None` for ids alone.
+    pub logprobs: Option<u32>,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct PromptLog {
+    /// Those that nobody has been told of: all of them, or none.
+    tokens: Vec<PromptToken>,
+    /// Positions below this are written.
+    next: u32,
+    told: bool,
+}
+
+impl PromptLog {
+    /// Takes tokens in; whether it is known where they lie.
+    pub(super) fn write(
+        &mut self,
+        event: &Event,
+        position: u32,
+        tokens: &[PromptToken],
+        limits: PromptLimits,
+    ) -> Result<bool, Fault> {
+        let (attempt, index) = (event.attempt, event.index);
+        let Some(known) = self.next.checked_sub(position) else { return Ok(false) };
+        if !tokens.iter().zip(position..).all(|(token, position)| is_sound(token, position, limits)) {
+            return Err(Fault::Logprobs { attempt, index });
+        }
+        let end = position.saturating_add(u32::try_from(tokens.len()).unwrap_or(u32::MAX));
+        let each = limits.logprobs.map(|top| u64::from(top).saturating_add(1));
+        let most = each.map_or(MAX_PROMPT_TOKENS, |each| MAX_PROMPT_LOGPROBS.div_ceil(each));
+        if u64::from(end) > most {
+            return Err(Fault::TooLong(attempt));
+        }
+        let count = |count: u32| usize::try_from(count).unwrap_or(usize::MAX);
+        let written = self.tokens.get(count(position)..).unwrap_or_default();
+        if written.iter().zip(tokens).any(|(known, token)| known.id != token.id) {
+            return Err(Fault::Differs { attempt, position });
+        }
+        if !self.told {
+            self.tokens.extend_from_slice(tokens.get(count(known)..).unwrap_or_default());
+        }
+        self.next = self.next.max(end);
+        Ok(true)
+    }
+
+    /// Whether a prompt of so many tokens is written.
+    pub(super) fn is_complete(&self, prompt_tokens: u32) -> bool {
+        self.next >= prompt_tokens
+    }
+
+    /// Hands out the tokens, once.
+    pub(super) fn take(&mut self) -> Option<Vec<PromptToken>> {
+        (!std::mem::replace(&mut self.told, true)).then(|| std::mem::take(&mut self.tokens))
+    }
+}
+
+/// Whether a token at this position has what is asked for, all of it finite and no longer than tokens are.
+fn is_sound(token: &PromptToken, position: u32, limits: PromptLimits) -> bool {
+    let is_scored = limits.logprobs.is_some() && position > 0;
+    let top = limits.logprobs.unwrap_or(0);
+    token.bytes.len() <= MAX_TOKEN_BYTES
+        && token.score.is_some() == is_scored
+        && token.score.as_ref().is_none_or(|score| {
+            score.logprob.is_finite()
+                && u32::try_from(score.top.len()).is_ok_and(|count| count <= top)
+                && score.top.iter().all(is_sound_alone)
+        })
+}
+
+#[cfg(test)]
+#[path = "prompt_tests.rs"]
+mod tests;

@@ -1,0 +1,93 @@
+//! What the log is told of a prompt's tokens.
+
+use emberline_shared::event::{EventKind, TokenLogprob};
+use emberline_shared::prompt::{PromptScore, PromptToken};
+
+use crate::engine::Prepared;
+use crate::sampling::Scores;
+use crate::tokenizer::ModelTokenizer;
+
+/// Most tokens of an event that has their log-probabilities: far less than a message may hold, whatever the
+/// tokens are.
+const SCORED_PIECE: usize = 32;
+/// Most tokens of an event that has their ids alone.
+const PIECE: usize = 4096;
+
+/// Log-probabilities of consecutive tokens of a prompt.
+#[derive(Debug)]
+pub(super) struct PromptScores {
+    /// Position of the first token.
+    pub(super) position: u32,
+    /// Of each token: its own and those beside it, and its rank.
+    pub(super) scores: Vec<(Scores, u32)>,
+}
+
+/// A prompt that is to be told.
+#[derive(Debug)]
+pub(super) struct ToldPrompt {
+    tokens: Vec<u32>,
+    /// How many of them the log has.
+    known: usize,
+    is_scored: bool,
+    first_with_text: Option<usize>,
+}
+
+impl ToldPrompt {
+    /// That of a job, if it asks for it.
+    pub(super) fn of(prepared: &Prepared, tokenizer: &ModelTokenizer) -> Option<Self> {
+        let request = &prepared.job.request;
+        request.tells_prompt().then(|| Self {
+            tokens: prepared.prompt.clone(),
+            known: prepared.prompt_written as usize,
+            is_scored: request.prompt_logprobs.is_some(),
+            first_with_text: tokenizer.first_with_text(&prepared.prompt),
+        })
+    }
+
+    /// What can be told before anything is computed: all ids, or the first token, which has no
+    /// log-probability.
+    pub(super) fn opening(&self, tokenizer: &ModelTokenizer) -> Vec<EventKind> {
+        let end = if self.is_scored { 1 } else { self.tokens.len() };
+        let unscored = (self.known..end).map(|position| self.token(position, None, tokenizer)).collect();
+        self.events(self.known, unscored)
+    }
+
+    /// What scores tell.
+    pub(super) fn scored(&self, scores: PromptScores, tokenizer: &ModelTokenizer) -> Vec<EventKind> {
+        let first = scores.position as usize;
+        let tokens = scores.scores.into_iter().zip(first..);
+        let tokens = tokens.map(|(score, position)| self.token(position, Some(score), tokenizer));
+        self.events(first, tokens.collect())
+    }
+
+    fn events(&self, first: usize, tokens: Vec<PromptToken>) -> Vec<EventKind> {
+        let most = if self.is_scored { SCORED_PIECE } else { PIECE };
+        let pieces = tokens.chunks(most).zip((first..).step_by(most));
+        let event = |(tokens, position): (&[PromptToken], usize)| EventKind::Prompt {
+            position: u32::try_from(position).unwrap_or(u32::MAX),
+            tokens: tokens.to_vec(),
+        };
+        pieces.map(event).collect()
+    }
+
+    fn token(
+        &self,
+        position: usize,
+        score: Option<(Scores, u32)>,
+        tokenizer: &ModelTokenizer,
+    ) -> PromptToken {
+        let id = self.tokens.get(position).copied().unwrap_or(0);
+        let is_first = Some(position) == self.first_with_text;
+        let bytes = self.is_scored.then(|| tokenizer.bytes_in_text(id, is_first).into_owned());
+        let alternative = |(id, logprob)| {
+            let bytes = tokenizer.bytes_in_text(id, is_first).into_owned();
+            TokenLogprob { id, bytes, logprob }
+        };
+        let score = score.map(|(scores, rank)| PromptScore {
+            logprob: scores.logprob,
+            rank,
+            top: scores.top.into_iter().map(alternative).collect(),
+        });
+        PromptToken { id, bytes: bytes.unwrap_or_default(), score }
+    }
+}
