@@ -384,6 +384,7 @@ fn sampling_options_are_read() {
         min_tokens: 9,
         ignore_eos: true,
         stop_token_ids: vec![7, u32::MAX, 0],
+        ..SamplingOptions::default()
     };
     assert_eq!(parse(&body).unwrap().generation.sampling, expected);
 }
