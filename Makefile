@@ -51,7 +51,7 @@ bench-gpu: setup pip
 soak: build function pip
 	model=$$($(EMBERLINE) pull $(MODEL)) && nats=$$($(EMBERLINE) pull --nats-server) && \
 	export EMBERLINE_TEST_MODEL=$$model EMBERLINE_TEST_NATS=$$nats SOAK_SECONDS=$(SOAK_SECONDS) && \
-	cargo test -p emberline-worker --test soak -- --nocapture && \
+	cargo test -p emberline-worker --test soak --test footprint -- --nocapture && \
 	cargo test -p emberline-tests --test soak -- --nocapture
 
 chaos: build function pip

@@ -111,6 +111,7 @@ mod tests {
     fn each_model_has_a_line_and_what_is_wrong_is_told() {
         let model = |name: &str, state, reason: Option<&str>| ModelStatus {
             pace: 0.0,
+            memory: None,
             name: name.into(),
             state,
             reason: reason.map(Into::into),

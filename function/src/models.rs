@@ -162,6 +162,7 @@ mod tests {
             capacity,
             active: 0,
             pace,
+            memory: None,
         };
         let worker = |draining, states| {
             serde_json::to_vec(&Heartbeat { v: 1, draining, states, ..Heartbeat::default() }).unwrap()

@@ -54,6 +54,10 @@ pub struct ModelStatus {
     /// Its jobs that ended lately, in a second in which any ran; 0 if that is not known.
     #[serde(default)]
     pub pace: f64,
+    /// Bytes that it takes at most, weights and cache included: of the machine's memory, or of its
+    /// GPU's. `None` if that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<u64>,
 }
 
 /// What a worker does with a model.
@@ -97,6 +101,7 @@ mod tests {
         let states = r#""states":[{"name":"m","state":"hibernating","capacity":0,"active":0,"since":7}]"#;
         let newer = old.replace("\"draining\":false", &format!("\"draining\":false,{states}"));
         let read: Heartbeat = serde_json::from_str(&newer).unwrap();
-        assert_eq!((read.states[0].state, read.states[0].pace), (ModelState::Unknown, 0.0));
+        let state = &read.states[0];
+        assert_eq!((state.state, state.pace, state.memory), (ModelState::Unknown, 0.0, None));
     }
 }

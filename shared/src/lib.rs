@@ -9,6 +9,7 @@
 //! The crate compiles for wasm and natively and does no I/O. Open [`chat`] first.
 
 pub mod answer;
+pub mod bytes;
 pub mod chat;
 pub mod completions;
 pub mod control;

@@ -23,6 +23,10 @@ pub struct EngineMeasurement {
     /// What a decode step of one sequence spends its time on; empty where nothing tells.
     #[serde(default)]
     pub decode_profile: Vec<OpTime>,
+    /// Decoding one sequence with keys and values stored in each of the ways that the device knows;
+    /// empty where there is only one.
+    #[serde(default)]
+    pub cache: Vec<CacheRate>,
     /// The whole engine, scheduler included; `None` for a network without a tokenizer.
     pub serving: Option<Serving>,
     /// Memory.
@@ -74,6 +78,15 @@ pub struct Rate {
     pub fastest_s: f64,
     /// The longest time.
     pub slowest_s: f64,
+}
+
+/// Decoding with a cache of one kind.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CacheRate {
+    /// How keys and values are stored: `f32` or `f16`.
+    pub dtype: String,
+    /// Steps of one sequence.
+    pub rate: Rate,
 }
 
 /// Time spent in one kind of operation.
@@ -252,6 +265,7 @@ mod tests {
             decode: Vec::new(),
             dispatches_per_step: None,
             decode_profile: Vec::new(),
+            cache: Vec::new(),
             serving: None,
             memory: Memory { loaded: None, peak: Some(2), gpu_peak: None },
         }

@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use async_nats::ServerAddr;
 use clap::{Parser, ValueEnum};
+use emberline_shared::bytes::Bytes;
 use emberline_shared::control::ALIVE_TIMEOUT_S;
 
 use crate::device::Backend;
+use crate::engine::burn::CacheDtype;
 use crate::model::Quantize;
 use crate::models::file::ModelList;
 use crate::models::options::{
-    Bytes, MAX_SLOTS, ModelOptions, OptionsError, Settings, Source, check_unique, tokens_per_second,
+    MAX_SLOTS, ModelOptions, OptionsError, Settings, Source, check_unique, tokens_per_second,
 };
 
 /// Takes jobs for its models from NATS, runs them, and publishes what they generate.
@@ -44,8 +46,8 @@ pub struct Args {
     /// A TOML file of models; it is watched, and models are loaded and unloaded as it changes.
     ///
     /// Each [[model]] has a name and a source (relative to the file) and may have quantize, slots,
-    /// cache_memory and context_length. SIGHUP has the file read at once, and models that failed
-    /// tried again.
+    /// cache_memory, cache_dtype and context_length. SIGHUP has the file read at once, and models that
+    /// failed tried again.
     #[arg(long, env = "EMBERLINE_MODELS", value_name = "FILE")]
     pub models: Option<OsString>,
 
@@ -53,9 +55,14 @@ pub struct Args {
     #[arg(long, env = "EMBERLINE_QUANTIZE", value_enum)]
     pub quantize: Option<Quantize>,
 
-    /// Memory for the keys and values of each model, such as 2GiB
+    /// Memory for the keys and values of each model, such as 2GiB [default: what the slots need, at
+    /// most an eighth of what is there]
     #[arg(long, env = "EMBERLINE_CACHE_MEMORY", value_name = "AMOUNT")]
     pub cache_memory: Option<Bytes>,
+
+    /// How keys and values are stored
+    #[arg(long, env = "EMBERLINE_CACHE_DTYPE", value_enum, default_value_t = CacheDtype::Auto)]
+    pub cache_dtype: CacheDtype,
 
     /// Tokens of prompt and answer together, if less than the model allows
     #[arg(long, env = "EMBERLINE_CONTEXT_LENGTH", value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
@@ -192,6 +199,7 @@ impl Args {
             slots: self.slots,
             quantize: self.quantize,
             cache_memory: self.cache_memory,
+            cache_dtype: self.cache_dtype,
             context_length: self.context_length,
             prefill_budget: self.prefill_budget,
             tokens_per_s: self.simulated_tokens_per_s,
@@ -330,6 +338,7 @@ mod tests {
             ["--backend", "cuda"],
             ["--nats", ":x"],
             ["--cache-memory", "much"],
+            ["--cache-dtype", "q8"],
             ["--quantize", "q2"],
             ["--context-length", "0"],
         ] {

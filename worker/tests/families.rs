@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
+use emberline_kernels::KvType;
 #[cfg(feature = "gpu")]
 use emberline_worker::device::Backend;
 use emberline_worker::device::ComputeDevice;
@@ -33,7 +34,7 @@ fn folder(name: &str) -> PathBuf {
 fn open(name: &str, device: &ComputeDevice, quantize: Option<Quantize>) -> Network {
     let checkpoint = Checkpoint::open(&folder(name)).unwrap_or_else(|error| panic!("{error}"));
     let mut network = checkpoint.load(device, quantize).unwrap_or_else(|error| panic!("{error}"));
-    network.allocate_cache(BLOCKS.len()).unwrap();
+    network.allocate_cache(BLOCKS.len(), KvType::F32).unwrap();
     network
 }
 

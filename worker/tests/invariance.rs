@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // also in the functions that tests call
 
+use emberline_kernels::KvType;
 use emberline_tests::golden;
 use emberline_tests::stack::model_path;
 #[cfg(feature = "gpu")]
@@ -15,10 +16,10 @@ use emberline_worker::model::{Network, StepSpan};
 const BLOCKS: usize = 96;
 const BLOCK_SIZE: usize = 16;
 
-fn open(device: &ComputeDevice) -> Network {
+fn open(device: &ComputeDevice, stored: KvType) -> Network {
     let file = GgufFile::open(&model_path().unwrap()).unwrap();
     let mut network = Network::from_gguf(&file, device).unwrap();
-    network.allocate_cache(BLOCKS).unwrap();
+    network.allocate_cache(BLOCKS, stored).unwrap();
     network
 }
 
@@ -71,8 +72,8 @@ fn alone(network: &mut Network, prompts: &[Vec<u32>], decoded: usize) -> Vec<Vec
     prompts.iter().map(one).collect()
 }
 
-fn a_batch_of_sequences_has_the_bits_of_each_alone(device: &ComputeDevice) {
-    let mut network = open(device);
+fn a_batch_of_sequences_has_the_bits_of_each_alone(device: &ComputeDevice, stored: KvType) {
+    let mut network = open(device, stored);
     let (prompts, decoded) = (prompts(), 3);
     let wanted = alone(&mut network, &prompts, decoded);
     // Blocks dealt out in turn, from the end: neighbours in a sequence lie apart.
@@ -96,26 +97,28 @@ fn a_batch_of_sequences_has_the_bits_of_each_alone(device: &ComputeDevice) {
     }
 }
 
-fn a_prompt_in_chunks_has_the_bits_of_one_chunk(device: &ComputeDevice) {
-    let mut network = open(device);
+fn a_prompt_in_chunks_has_the_bits_of_one_chunk(device: &ComputeDevice, stored: KvType) {
+    let mut network = open(device, stored);
     let prompt = prompts().pop().unwrap();
-    check_chunks(&mut network, &prompt, &[5, 16]);
+    check_chunks(&mut network, stored, &prompt, &[5, 16]);
 }
 
 /// Longer than any part of a sequence that kernels take at a time. Too much for a software adapter.
 #[test]
 fn a_long_prompt_in_chunks_has_the_bits_of_one_chunk() {
-    let mut network = open(&ComputeDevice::cpu());
     let prompt: Vec<u32> = prompts().concat().into_iter().cycle().take(601).collect();
-    check_chunks(&mut network, &prompt, &[97, 256, 600]);
-    check_chunks(&mut network, &prompt[..60], &[1, 7, 16, 33]);
+    for stored in [KvType::F32, KvType::F16] {
+        let mut network = open(&ComputeDevice::cpu(), stored);
+        check_chunks(&mut network, stored, &prompt, &[97, 256, 600]);
+        check_chunks(&mut network, stored, &prompt[..60], &[1, 7, 16, 33]);
+    }
 }
 
-fn check_chunks(network: &mut Network, prompt: &[u32], chunks: &[usize]) {
+fn check_chunks(network: &mut Network, stored: KvType, prompt: &[u32], chunks: &[usize]) {
     let sequence = Sequence::new(prompt, 0..);
     let whole = step(network, &[sequence.span(0, prompt.len())]);
     for &chunk in chunks {
-        network.allocate_cache(BLOCKS).unwrap();
+        network.allocate_cache(BLOCKS, stored).unwrap();
         let scattered = Sequence::new(prompt, (0..BLOCKS as u32).map(|at| at * 37 % BLOCKS as u32));
         let mut last = Vec::new();
         for start in (0..prompt.len()).step_by(chunk) {
@@ -126,8 +129,8 @@ fn check_chunks(network: &mut Network, prompt: &[u32], chunks: &[usize]) {
 }
 
 /// While one sequence decodes, another's prompt comes in chunks.
-fn a_sequence_does_not_notice_the_prefill_of_another(device: &ComputeDevice) {
-    let mut network = open(device);
+fn a_sequence_does_not_notice_the_prefill_of_another(device: &ComputeDevice, stored: KvType) {
+    let mut network = open(device, stored);
     let prompts = prompts();
     let decoded = 4;
     let wanted = alone(&mut network, &prompts[..1], decoded);
@@ -145,13 +148,13 @@ fn a_sequence_does_not_notice_the_prefill_of_another(device: &ComputeDevice) {
 }
 
 /// Whatever is wanted of a chunk besides, its rows have the bits that they have as the last of a prompt.
-fn the_rows_of_a_prompt_have_the_bits_of_last_ones(device: &ComputeDevice) {
-    let mut network = open(device);
+fn the_rows_of_a_prompt_have_the_bits_of_last_ones(device: &ComputeDevice, stored: KvType) {
+    let mut network = open(device, stored);
     let prompt = prompts().remove(0);
     let sequence = Sequence::new(&prompt, 0..);
     let wanted: Vec<Vec<u32>> =
         (0..prompt.len()).flat_map(|at| step(&mut network, &[sequence.span(at, at + 1)])).collect();
-    network.allocate_cache(BLOCKS).unwrap();
+    network.allocate_cache(BLOCKS, stored).unwrap();
     let (other, chunk) = (Sequence::new(&prompts()[1][..9], 40..), 11);
     for start in (0..prompt.len()).step_by(chunk) {
         let end = (start + chunk).min(prompt.len());
@@ -181,7 +184,9 @@ macro_rules! on_all_devices {
         mod cpu {
             $(#[test]
             fn $name() {
-                super::$name(&super::ComputeDevice::cpu());
+                for stored in [super::KvType::F32, super::KvType::F16] {
+                    super::$name(&super::ComputeDevice::cpu(), stored);
+                }
             })+
         }
         #[cfg(feature = "gpu")]
@@ -189,7 +194,7 @@ macro_rules! on_all_devices {
             $(#[test]
             fn $name() {
                 let device = super::ComputeDevice::open(super::Backend::Wgpu, None);
-                super::$name(&device.unwrap_or_else(|error| panic!("{error}")));
+                super::$name(&device.unwrap_or_else(|error| panic!("{error}")), super::KvType::F32);
             })+
         }
     };

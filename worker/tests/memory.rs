@@ -4,7 +4,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // also in the functions that tests call
 
-use emberline_kernels::MatrixSpec;
+use emberline_kernels::{KvType, MatrixSpec};
 use emberline_tests::stack::model_path;
 use emberline_worker::device::ComputeDevice;
 use emberline_worker::model::Checkpoint;
@@ -46,9 +46,9 @@ fn memory_is_what_the_arithmetic_says() {
     assert!(peak - before < stored + stored / 5 + largest, "{} at most for {stored}", peak - before);
 
     let blocks = 256;
-    network.allocate_cache(blocks).unwrap();
+    network.allocate_cache(blocks, KvType::F16).unwrap();
     let memory = network.memory(64, 1);
     assert_eq!(memory.weights, network.weight_bytes());
-    assert!(memory.cache > blocks as u64 * network.block_bytes());
+    assert!(memory.cache > blocks as u64 * network.block_bytes(KvType::F16));
     println!("{memory}");
 }

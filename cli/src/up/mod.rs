@@ -21,6 +21,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use clap::Args;
+use emberline_shared::bytes::Bytes;
+use emberline_shared::heartbeat::Heartbeat;
 use serde::Deserialize;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -241,19 +243,34 @@ fn api_key(text: &str) -> Result<String, &'static str> {
     if sendable { Ok(text.to_owned()) } else { Err("must be visible ASCII characters without spaces") }
 }
 
-/// `smollm2-135m-instruct on CPU (flex)`, as the heartbeats tell.
+/// What is served where, as the heartbeats tell.
 async fn describe_workers(state: &State) -> String {
     let access = access::NatsAccess::worker(state.nats.clone(), state.worker_password.clone());
     let heartbeats = match access.connect().await {
         Ok(client) => access::heartbeats(&client).await.unwrap_or_default(),
         Err(_) => Vec::new(),
     };
-    let mut served: Vec<String> = heartbeats
-        .iter()
-        .flat_map(|beat| beat.models.iter().map(|model| format!("{} on {}", model.name, beat.device)))
-        .collect();
-    served.dedup();
-    served.join(", ")
+    describe(&heartbeats)
+}
+
+/// `smollm2-135m-instruct on CPU (flex, 2 threads), takes at most 640.0 MiB`.
+fn describe(heartbeats: &[Heartbeat]) -> String {
+    let model = |beat: &Heartbeat, name: &str| {
+        let status = beat.states.iter().find(|status| status.name == name);
+        let memory = status.and_then(|status| status.memory);
+        let memory = memory.map(|bytes| format!(", takes at most {}", Bytes(bytes)));
+        format!("{name} on {}{}", beat.device, memory.unwrap_or_default())
+    };
+    let served =
+        heartbeats.iter().flat_map(|beat| beat.models.iter().map(|served| model(beat, &served.name)));
+    let mut served: Vec<String> = served.collect();
+    served.sort();
+    let different = served.chunk_by(|a, b| a == b).filter_map(|same| match same {
+        [one] => Some(one.clone()),
+        [first, ..] => Some(format!("{first}, in each of {} workers", same.len())),
+        [] => None,
+    });
+    different.collect::<Vec<_>>().join("; ")
 }
 
 fn render_banner(state: &State, workers: &str, log: &Path) -> String {
@@ -286,6 +303,8 @@ fn render_curl(url: &str, api_key: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use emberline_shared::heartbeat::{ModelState, ModelStatus, ServedModel};
+
     use super::*;
 
     #[test]
@@ -293,6 +312,41 @@ mod tests {
         let documented = r#"curl $BASE/v1/chat/completions -H "Content-Type: application/json" -H "Authorization: Bearer YOUR_API_KEY" \
   -d '{"model":"vllm-primary","messages":[{"role":"system","content":"You are a helpful assistant."},{"role":"user","content":"What is machine learning?"}],"temperature":0.7,"max_tokens":500}'"#;
         assert_eq!(render_curl("$BASE", "YOUR_API_KEY"), documented);
+    }
+
+    #[test]
+    fn the_banner_says_what_each_model_takes() {
+        let beat = |models: &[(&str, Option<u64>)]| {
+            let states = models.iter().map(|(name, memory)| ModelStatus {
+                name: (*name).to_owned(),
+                state: ModelState::Serving,
+                reason: None,
+                capacity: 1,
+                active: 0,
+                pace: 0.0,
+                memory: *memory,
+            });
+            let served = models.iter().map(|(name, _)| ServedModel {
+                name: (*name).to_owned(),
+                context_length: 1,
+                created: 0,
+            });
+            Heartbeat {
+                device: "CPU (flex)".to_owned(),
+                models: served.collect(),
+                states: states.collect(),
+                ..Heartbeat::default()
+            }
+        };
+        let one = beat(&[("m", Some(640 << 20))]);
+        assert_eq!(describe(std::slice::from_ref(&one)), "m on CPU (flex), takes at most 640.0 MiB");
+        let expected = "m on CPU (flex), takes at most 640.0 MiB, in each of 2 workers; s on CPU (flex)";
+        assert_eq!(describe(&[one.clone(), beat(&[("s", None)]), one]), expected);
+        // One that is replaced by another of its name is there twice; the new one comes first.
+        let mut replaced = beat(&[("m", Some(2 << 30)), ("m", Some(1 << 30))]);
+        replaced.models.pop();
+        assert_eq!(describe(&[replaced]), "m on CPU (flex), takes at most 2.0 GiB");
+        assert_eq!(describe(&[]), "");
     }
 
     #[test]

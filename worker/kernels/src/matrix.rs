@@ -3,10 +3,10 @@
 use burn::backend::DispatchDevice;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
-use crate::ggml::{GgmlType, extend_f32};
 use crate::cpu;
 #[cfg(feature = "gpu")]
 use crate::cube;
+use crate::ggml::{GgmlType, extend_f32};
 
 /// Rows of numbers in one of ggml's formats, `[outputs, inputs]`, on a device.
 #[derive(Debug, Clone)]

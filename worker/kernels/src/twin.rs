@@ -4,9 +4,11 @@
 
 #![allow(clippy::needless_pass_by_value)] // signatures are those of the operations
 
+use burn::backend::DType;
 use burn::tensor::activation::{sigmoid, softmax};
-use burn::tensor::{Int, IntDType, Tensor, TensorData};
+use burn::tensor::{FloatDType, Int, IntDType, Tensor, TensorData};
 
+use crate::cpu::F16_LARGEST;
 use crate::ops::{Activation, HeadShape, PickRow};
 use crate::paged::{BLOCK_SIZE, KvBlocks, StepRows};
 
@@ -92,6 +94,7 @@ pub fn rotate_and_store(
     let queries = prepare(qkv.clone().narrow(1, 0, heads), 0);
     let keys = prepare(qkv.clone().narrow(1, heads, kv_heads), 1);
     let values = qkv.narrow(1, heads + kv_heads, kv_heads);
+    let (keys, values) = (stored(keys, &cache.keys), stored(values, &cache.values));
     let mut cache = cache;
     for (row, slot) in slots(rows).into_iter().enumerate() {
         let (block, offset) = (slot / BLOCK_SIZE, slot % BLOCK_SIZE);
@@ -103,6 +106,14 @@ pub fn rotate_and_store(
         cache.values = cache.values.slice_assign(place, value);
     }
     (queries.reshape([count, heads * head_dim]), cache)
+}
+
+/// As `pool` stores numbers; see [`crate::KvType`].
+fn stored(numbers: Tensor<3>, pool: &Tensor<4>) -> Tensor<3> {
+    match pool.dtype() {
+        DType::F16 => numbers.clamp(-F16_LARGEST, F16_LARGEST).cast(FloatDType::F16),
+        _ => numbers,
+    }
 }
 
 /// Turns the first `dim` components of `x` `[rows, heads, head_dim]`.
@@ -134,9 +145,9 @@ pub fn attention(queries: Tensor<2>, cache: &KvBlocks, rows: &StepRows, shape: H
         let visible = blocks * BLOCK_SIZE;
         // [kv_heads, head_dim, visible] and [kv_heads, visible, head_dim]
         let keys = cache.keys.clone().select(0, table.clone()).permute([1, 2, 0, 3]);
-        let keys = keys.reshape([kv_heads, head_dim, visible]);
+        let keys = keys.reshape([kv_heads, head_dim, visible]).cast(FloatDType::F32);
         let values = cache.values.clone().select(0, table).permute([1, 0, 2, 3]);
-        let values = values.reshape([kv_heads, visible, head_dim]);
+        let values = values.reshape([kv_heads, visible, head_dim]).cast(FloatDType::F32);
         let first = shape.window.map_or(0, |window| (position + 1).saturating_sub(window));
         let hidden = |at: usize| at < first || at > position;
         let mask: Vec<f32> =

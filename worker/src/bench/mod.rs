@@ -19,6 +19,7 @@ use emberline_shared::measurement::{DeviceFacts, EngineMeasurement, Memory, Mode
 
 use crate::config::BackendChoice;
 use crate::device::{Backend, ComputeDevice, DeviceClass, DeviceError};
+use crate::engine::burn::CacheDtype;
 use crate::model::{Checkpoint, ComputeError, LoadError, Network, RandomShape};
 pub use memory::resident;
 use network::Load;
@@ -95,15 +96,16 @@ pub fn run(args: &BenchArgs) -> Result<EngineMeasurement, BenchError> {
     let load = Load::new(args.quick, device.class != DeviceClass::Host);
     let (mut network, name) = load_network(args, &device)?;
     let loaded = memory::resident();
+    let stored = CacheDtype::Auto.on(&device)?;
     let model = ModelFacts {
         name,
         random: args.random.is_some(),
         weight_bytes: network.weight_bytes(),
         step_bytes: network.step_bytes(),
-        cache_bytes_per_token: network.block_bytes() / emberline_kernels::BLOCK_SIZE as u64,
+        cache_bytes_per_token: network.block_bytes(stored) / emberline_kernels::BLOCK_SIZE as u64,
     };
     tracing::info!(model = %model.name, device = %device.description, "measuring the network");
-    let measured = network::measure(&mut network, &load)?;
+    let measured = network::measure(&mut network, &load, stored)?;
     drop(network);
     let serving = match &args.model {
         Some(path) => {
@@ -130,6 +132,7 @@ pub fn run(args: &BenchArgs) -> Result<EngineMeasurement, BenchError> {
         decode: measured.decode,
         dispatches_per_step: measured.dispatches_per_step,
         decode_profile: measured.profile,
+        cache: measured.cache,
         serving,
         memory: Memory { loaded, peak, gpu_peak: None },
     })

@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
-use emberline_kernels::{BLOCK_SIZE, PickRow};
-use emberline_shared::measurement::{OpTime, Rate};
+use emberline_kernels::{BLOCK_SIZE, KvType, PickRow};
+use emberline_shared::measurement::{CacheRate, OpTime, Rate};
 
 use crate::model::{ComputeError, Network, StepSpan};
 
@@ -69,18 +69,20 @@ pub(super) struct Measured {
     pub(super) chunks: Vec<(usize, f64)>,
     pub(super) dispatches_per_step: Option<f64>,
     pub(super) profile: Vec<OpTime>,
+    pub(super) cache: Vec<CacheRate>,
 }
 
-pub(super) fn measure(network: &mut Network, load: &Load) -> Result<Measured, ComputeError> {
+/// Measures with a cache that is `stored` so; on the host also what the other way makes of decoding.
+pub(super) fn measure(network: &mut Network, load: &Load, stored: KvType) -> Result<Measured, ComputeError> {
     let context = network.config().context_length;
     let mut measured = Measured::default();
     for &tokens in load.prompts.iter().filter(|tokens| **tokens <= context) {
-        let mut bench = Bench::new(network, 1, tokens)?;
+        let mut bench = Bench::new(network, 1, tokens, stored)?;
         measured.prefill.push(bench.prefill(tokens, load)?);
     }
     for &batch in &load.batches {
         let length = load.depth + (load.repeat + 1) * load.steps + 1;
-        let mut bench = Bench::new(network, batch, length)?;
+        let mut bench = Bench::new(network, batch, length, stored)?;
         if batch > 1 {
             measured.prefill.push(bench.prefill(load.depth, load)?);
         }
@@ -90,11 +92,34 @@ pub(super) fn measure(network: &mut Network, load: &Load) -> Result<Measured, Co
         }
     }
     let long = load.long_prompt.min(context);
-    let mut bench = Bench::new(network, 1, long)?;
+    let mut bench = Bench::new(network, 1, long, stored)?;
     for &budget in load.budgets.iter().filter(|budget| **budget <= long) {
         measured.chunks.push((budget, bench.last_chunk(budget, long, load)? * 1e3));
     }
+    if stored == KvType::F16 {
+        for depth in [load.depth, long.saturating_sub((load.repeat + 1) * load.steps + 1)] {
+            measured.cache.extend(cache_rates(network, load, depth)?);
+        }
+    }
     Ok(measured)
+}
+
+/// Steps of one sequence with `depth` tokens in a cache of either kind, in turns: what else the
+/// machine does comes to both.
+fn cache_rates(network: &mut Network, load: &Load, depth: usize) -> Result<Vec<CacheRate>, ComputeError> {
+    let mut kinds = [("f32", KvType::F32, Vec::new()), ("f16", KvType::F16, Vec::new())];
+    for _ in 0..load.repeat.max(3) {
+        for (_, stored, seconds) in &mut kinds {
+            let load = Load { depth, repeat: 1, ..load.clone() };
+            let mut bench = Bench::new(network, 1, depth + 2 * load.steps + 3, *stored)?;
+            seconds.push(bench.decode(&load)?.seconds);
+        }
+    }
+    let rate = |(dtype, _, seconds): &(&str, KvType, Vec<f64>)| CacheRate {
+        dtype: (*dtype).to_owned(),
+        rate: rate(1, seconds, 1, depth),
+    };
+    Ok(kinds.iter().map(rate).collect())
 }
 
 /// A network with room for some sequences of some length, all of which begin alike.
@@ -107,9 +132,14 @@ struct Bench<'a> {
 }
 
 impl<'a> Bench<'a> {
-    fn new(network: &'a mut Network, sequences: usize, length: usize) -> Result<Self, ComputeError> {
+    fn new(
+        network: &'a mut Network,
+        sequences: usize,
+        length: usize,
+        stored: KvType,
+    ) -> Result<Self, ComputeError> {
         let each = length.div_ceil(BLOCK_SIZE);
-        network.allocate_cache(sequences * each)?;
+        network.allocate_cache(sequences * each, stored)?;
         let tables = (0..sequences).map(|number| blocks(number * each, each)).collect();
         let vocabulary = network.vocabulary();
         let tokens = (0..length).map(|position| any_token(position, vocabulary)).collect();

@@ -6,6 +6,7 @@
 //! after its tokens have left (`publish`): this thread does nothing but keep the device busy.
 
 mod bad_words;
+mod cache;
 mod load;
 mod pick;
 mod prompt;
@@ -30,8 +31,9 @@ use super::refusal::too_late;
 use super::scheduler::{Prompt, Scheduler, SequenceId, Step};
 use super::{Engine, EngineError, EventSink, Frontend, Prepared, Written};
 use crate::constraint::Stuck;
-use crate::model::{ComputeError, Logits, Network, StepSpan};
-pub use load::{CacheSize, LoadOptions, load};
+use crate::model::{ComputeError, Logits, MemoryUse, Network, StepSpan};
+pub use cache::{CacheDtype, CacheSize};
+pub use load::{LoadOptions, load};
 use pick::{Picker, Wanted};
 use prompt::PromptBuilder;
 use prompt_events::ToldPrompt;
@@ -52,6 +54,8 @@ pub struct BurnEngine {
     numbers: HashMap<JobId, u64>,
     next_number: u64,
     counts: Counts,
+    /// The operator was told that numbers don't fit the cache.
+    told_of_clamped: bool,
 }
 
 /// Why an answer that another worker began can't go on here.
@@ -71,6 +75,7 @@ struct Facts {
     device: String,
     slots: usize,
     prefill_budget: usize,
+    memory: MemoryUse,
 }
 
 /// What an engine has done since it was loaded.
@@ -109,6 +114,10 @@ impl Engine for BurnEngine {
 
     fn capacity(&self) -> usize {
         self.facts.slots
+    }
+
+    fn memory(&self) -> Option<u64> {
+        Some(self.facts.memory.total())
     }
 
     fn frontend(&self) -> Arc<dyn Frontend> {
@@ -184,6 +193,7 @@ impl Engine for BurnEngine {
         self.network.copy_blocks(&step.copies);
         let spans: Vec<StepSpan<'_>> = step.spans.iter().map(|span| self.scheduler.span(span)).collect();
         let (logits, hidden) = self.network.forward_keeping(&spans, &prompt_scores::rows(&step))?;
+        self.note_clamped();
         self.scheduler.complete(&step);
         if let Some(hidden) = hidden {
             self.score_prompts(&step, &hidden, &mut records)?;
@@ -341,6 +351,18 @@ impl BurnEngine {
             }
         }
         records
+    }
+
+    /// Tells the operator, once, that the model's numbers don't fit its cache.
+    fn note_clamped(&mut self) {
+        if self.network.has_clamped() && !self.told_of_clamped {
+            self.told_of_clamped = true;
+            tracing::warn!(
+                model = %self.facts.served.name,
+                "keys or values were larger than f16 can hold (65504) and were stored as that, so answers may be \
+                 worse than the model's own; --cache-dtype f32 stores them as they are"
+            );
+        }
     }
 
     /// Picks a token for every sequence whose last token was computed.

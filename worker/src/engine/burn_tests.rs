@@ -1,5 +1,6 @@
 use std::path::Path;
 
+use emberline_kernels::KvType;
 use emberline_shared::error::ErrorCode;
 use emberline_shared::event::{ErrorEvent, FinishReason, IMPOSSIBLE, Timings, TokenLogprobs};
 use emberline_shared::job::{GenerationRequest, Job, Message, Role, SamplingOptions};
@@ -554,7 +555,7 @@ fn a_context_that_the_cache_can_not_hold_is_not_promised() {
     let mut long = job(1);
     long.request.max_tokens = Some(30);
     assert_eq!(error(&run(&mut runs, long)).code, ErrorCode::ContextLengthExceeded);
-    let per_block = runs.engine.network.block_bytes();
+    let per_block = runs.engine.network.block_bytes(KvType::F16);
     let runs = engine_with(|options| options.cache = CacheSize::Bytes(3 * per_block + 1));
     assert_eq!(runs.engine.cache_usage(), (0, 3));
     let runs = engine_with(|options| options.context_length = Some(50));
@@ -563,7 +564,11 @@ fn a_context_that_the_cache_can_not_hold_is_not_promised() {
 
 #[test]
 fn log_probabilities_come_with_every_token() {
-    let mut runs = engine(2);
+    let mut runs = engine_with(|options| {
+        options.slots = 2;
+        // What is rounded in the cache is not the reference's.
+        options.cache_dtype = CacheDtype::F32;
+    });
     let mut scored = job(3);
     scored.request.logprobs = Some(3);
     scored.request.n = 2;

@@ -113,6 +113,11 @@ pub trait Engine: Send {
     /// Jobs it can run at once.
     fn capacity(&self) -> usize;
 
+    /// Bytes that it takes at most, where its jobs compute; `None` if it can't tell.
+    fn memory(&self) -> Option<u64> {
+        None
+    }
+
     /// What prepares its jobs.
     fn frontend(&self) -> Arc<dyn Frontend>;
 

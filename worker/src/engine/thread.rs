@@ -31,6 +31,8 @@ pub struct EngineInfo {
     pub device: String,
     /// Jobs at once.
     pub capacity: u32,
+    /// Bytes that it takes at most.
+    pub memory: Option<u64>,
 }
 
 enum Command {
@@ -72,6 +74,7 @@ pub fn spawn(engine: Box<dyn Engine>) -> std::io::Result<(EngineInfo, EngineHand
         name: engine.name(),
         device: engine.device(),
         capacity: u32::try_from(engine.capacity()).unwrap_or(u32::MAX),
+        memory: engine.memory(),
     };
     let frontend = engine.frontend();
     let (commands, receiver) = mpsc::channel();

@@ -166,6 +166,15 @@ pub enum LoadError {
         /// Its limit.
         limit: u64,
     },
+    /// A cache that the device's kernels don't know.
+    #[error(
+        "{device} stores keys and values with 32 bits only; leave --cache-dtype (cache_dtype) at auto, or use \
+         the cpu backend"
+    )]
+    CacheDtype {
+        /// The device.
+        device: String,
+    },
     /// More tokens than the network has embeddings for.
     #[error(
         "{}: the tokenizer has {tokens} tokens, but the embedding has only {rows} rows; the model is \

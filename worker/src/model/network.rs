@@ -5,12 +5,18 @@ use std::ops::Range;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use emberline_kernels::{
-    BLOCK_SIZE, KvBlocks, Matrix, RowSpan, StepRows, copy_blocks, embedding, norm_linear,
+    BLOCK_SIZE, KvBlocks, KvType, Matrix, RowSpan, StepRows, clamped, copy_blocks, embedding, norm_linear,
 };
+use emberline_shared::bytes::Bytes;
 
 use super::layer::Layer;
 use super::logits::{Hidden, Logits, select};
 use super::{ComputeError, ModelConfig};
+
+/// More than a process takes besides weights, cache and activations, and for each token of the
+/// vocabulary: a worker with 32 slots and 49,152 tokens took 93 MiB.
+const PROCESS: u64 = 96 << 20;
+const PROCESS_PER_TOKEN: u64 = 1 << 10;
 
 /// A network on its device: its weights, and a pool of cache blocks that sequences share.
 ///
@@ -26,6 +32,10 @@ pub struct Network {
     cache: Vec<KvBlocks>,
     /// Blocks in the pool.
     blocks: usize,
+    /// How the pool stores its numbers.
+    stored: KvType,
+    /// Whether keys or values were too large for that.
+    clamped: bool,
     device: Device,
     /// Whether the threads of this process compute.
     on_host: bool,
@@ -52,13 +62,23 @@ pub struct MemoryUse {
     pub cache: u64,
     /// Intermediate results of a step, about.
     pub activations: u64,
+    /// What the process needs besides where it computes itself: the program, tokenizer, grammars,
+    /// logits on their way to the sampler, memory that is free but not given back.
+    pub process: u64,
+}
+
+impl MemoryUse {
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        [self.weights, self.cache, self.activations, self.process].into_iter().fold(0, u64::saturating_add)
+    }
 }
 
 impl fmt::Display for MemoryUse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [weights, cache, activations] =
-            [self.weights, self.cache, self.activations].map(|bytes| bytes as f64 / f64::from(1 << 20));
-        write!(f, "weights {weights:.1} MiB, cache {cache:.1} MiB, activations {activations:.1} MiB")
+        let Self { weights, cache, activations, process } = *self;
+        let [weights, cache, activations, process] = [weights, cache, activations, process].map(Bytes);
+        write!(f, "weights {weights}, cache {cache}, activations {activations}, process {process}")
     }
 }
 
@@ -77,7 +97,17 @@ pub struct StepSpan<'a> {
 
 impl Network {
     pub(super) fn new(config: ModelConfig, weights: Weights, device: Device, on_host: bool) -> Self {
-        Self { config, weights, tables: Vec::new(), cache: Vec::new(), blocks: 0, device, on_host }
+        Self {
+            config,
+            weights,
+            tables: Vec::new(),
+            cache: Vec::new(),
+            blocks: 0,
+            stored: KvType::F32,
+            clamped: false,
+            device,
+            on_host,
+        }
     }
 
     /// The network's dimensions.
@@ -102,9 +132,9 @@ impl Network {
         self.weights.bytes - embedding as u64
     }
 
-    /// What a cache block takes on the device, all layers together.
-    pub fn block_bytes(&self) -> u64 {
-        let layer = 2 * self.config.kv_width() * BLOCK_SIZE * size_of::<f32>();
+    /// What a cache block takes on the device, all layers together, if it is `stored` so.
+    pub fn block_bytes(&self, stored: KvType) -> u64 {
+        let layer = 2 * self.config.kv_width() * BLOCK_SIZE * stored.bytes();
         (self.config.layers.len() * layer) as u64
     }
 
@@ -120,13 +150,14 @@ impl Network {
         let bytes = |numbers: usize| (numbers * size_of::<f32>()) as u64;
         MemoryUse {
             weights: self.weights.bytes,
-            cache: self.blocks as u64 * self.block_bytes() + bytes(tables),
+            cache: self.blocks as u64 * self.block_bytes(self.stored) + bytes(tables),
             activations: bytes(rows * row + logits * vocabulary),
+            process: if self.on_host { PROCESS + PROCESS_PER_TOKEN * vocabulary as u64 } else { 0 },
         }
     }
 
     /// Makes a new pool of `blocks` cache blocks; what was in the last one is lost.
-    pub fn allocate_cache(&mut self, blocks: usize) -> Result<(), ComputeError> {
+    pub fn allocate_cache(&mut self, blocks: usize, stored: KvType) -> Result<(), ComputeError> {
         let context = self.config.context_length;
         let positions = context.min(blocks.saturating_mul(BLOCK_SIZE));
         // First of all, so that two pools never exist at once.
@@ -135,8 +166,9 @@ impl Network {
         self.tables = rotaries.map(|rotary| rotary.table(context, positions, &self.device)).collect();
         let ModelConfig { kv_heads, head_dim, .. } = self.config;
         let layers = self.config.layers.iter();
-        self.cache = layers.map(|_| KvBlocks::zeros(blocks, kv_heads, head_dim, &self.device)).collect();
-        self.blocks = blocks;
+        let pool = |_| KvBlocks::zeros(blocks, kv_heads, head_dim, stored, &self.device);
+        self.cache = layers.map(pool).collect();
+        (self.blocks, self.stored, self.clamped) = (blocks, stored, false);
         self.device.sync().map_err(|error| ComputeError(error.to_string()))
     }
 
@@ -170,7 +202,17 @@ impl Network {
         if spans.is_empty() {
             return Ok((None, None));
         }
-        Ok(self.on_pool(|network| network.compute(spans, kept)))
+        let before = clamped();
+        let computed = self.on_pool(|network| network.compute(spans, kept));
+        // Those of another network that computes at the same time count here, too.
+        self.clamped |= self.stored == KvType::F16 && clamped() != before;
+        Ok(computed)
+    }
+
+    /// Whether keys or values were larger than the cache's type can hold, and were stored as the
+    /// largest that it can.
+    pub fn has_clamped(&self) -> bool {
+        self.clamped
     }
 
     /// A row of logits for each of these rows: the same bits as those of [`Network::forward`].

@@ -9,7 +9,7 @@ const BLOCKS: usize = 8;
 fn tiny() -> Network {
     let (_folder, file) = testing::builder(&testing::tensors()).open();
     let mut network = Network::from_gguf(&file, &ComputeDevice::cpu()).unwrap();
-    network.allocate_cache(BLOCKS).unwrap();
+    network.allocate_cache(BLOCKS, KvType::F32).unwrap();
     network
 }
 
@@ -117,10 +117,10 @@ fn a_new_pool_replaces_the_last() {
     let (mut network, tensors) = (tiny(), testing::tensors());
     let tokens = tokens(40);
     network.forward(&[span(&tokens, 0)]).unwrap();
-    network.allocate_cache(3).unwrap();
+    network.allocate_cache(3, KvType::F32).unwrap();
     assert_close(&logits(&mut network, &[span(&tokens, 0)]), &testing::reference(&tensors, &tokens));
     let per_block = testing::LAYERS * 2 * testing::KV_HEADS * testing::HEAD_DIM * 16 * 4;
-    assert_eq!(network.block_bytes(), per_block as u64);
+    assert_eq!(network.block_bytes(KvType::F32), per_block as u64);
 }
 
 fn refused(builder: &GgufBuilder) -> LoadError {
@@ -197,4 +197,35 @@ fn a_tensor_beyond_the_device_limit_is_refused() {
     let device = ComputeDevice { max_buffer_bytes: Some(1024), ..ComputeDevice::cpu() };
     let error = Network::from_gguf(&file, &device).unwrap_err();
     assert!(matches!(&error, LoadError::TooLarge { limit: 1024, .. }), "{error}");
+}
+
+/// Infinite numbers in the cache would make all logits of the sequence numbers that are none.
+#[test]
+fn values_that_a_cache_of_halves_can_not_hold_are_clamped_and_told_of() {
+    let mut tensors = testing::tensors();
+    let values = tensors.iter_mut().find(|(name, ..)| name == "blk.0.attn_v.weight").unwrap();
+    values.2.iter_mut().for_each(|weight| *weight *= 1e6);
+    let (_folder, file) = testing::builder(&tensors).open();
+    let mut network = Network::from_gguf(&file, &ComputeDevice::cpu()).unwrap();
+    for (stored, clamps) in [(KvType::F32, false), (KvType::F16, true)] {
+        network.allocate_cache(BLOCKS, stored).unwrap();
+        let logits = logits(&mut network, &[span(&tokens(7), 0)]);
+        assert!(logits.iter().all(|logit| logit.is_finite()));
+        assert_eq!(network.has_clamped(), clamps, "{stored:?}");
+    }
+}
+
+#[test]
+fn a_cache_of_halves_takes_half_and_computes_nearly_the_same() {
+    let (mut network, tensors) = (tiny(), testing::tensors());
+    let singles = network.memory(1, 1).cache;
+    network.allocate_cache(BLOCKS, KvType::F16).unwrap();
+    let block = network.block_bytes(KvType::F16);
+    assert_eq!(singles - network.memory(1, 1).cache, BLOCKS as u64 * block);
+    let tokens = tokens(40);
+    network.forward(&[span(&tokens[..39], 0)]).unwrap();
+    let got = logits(&mut network, &[span(&tokens[39..], 39)]);
+    for (got, wanted) in got.iter().zip(testing::reference(&tensors, &tokens)) {
+        assert!((f64::from(*got) - wanted).abs() < 5e-3, "{got} instead of {wanted}");
+    }
 }

@@ -281,7 +281,7 @@ mod tests {
         for (name, _) in TYPES {
             let shape: RandomShape = format!("tiny-{name}").parse().unwrap();
             let mut network = Network::random(shape, &ComputeDevice::cpu()).unwrap();
-            network.allocate_cache(1).unwrap();
+            network.allocate_cache(1, emberline_kernels::KvType::F16).unwrap();
             let span = StepSpan { tokens: &[1, 2, 3], start: 0, blocks: &[0], wants_logits: true };
             let logits = network.forward(&[span]).unwrap().unwrap().into_host().unwrap();
             assert_eq!(logits.len(), 1024);

@@ -37,6 +37,8 @@ pub struct Loaded {
     pub device: String,
     /// Its jobs.
     pub slots: Slots,
+    /// Bytes that it takes at most.
+    pub memory: Option<u64>,
 }
 
 impl Board {
@@ -73,6 +75,7 @@ impl Board {
                 capacity: slots.map_or(0, Slots::capacity),
                 active: slots.map_or(0, |slots| *slots.active().borrow()),
                 pace: slots.map_or(0.0, Slots::pace),
+                memory: row.loaded.as_ref().and_then(|loaded| loaded.memory),
             }
         };
         self.models.iter().map(status).collect()

@@ -14,11 +14,13 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use emberline_shared::bytes::Bytes;
 use serde::Deserialize;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
-use super::options::{Bytes, MAX_SLOTS, ModelOptions, OptionsError, Settings, Source, check_unique};
+use super::options::{MAX_SLOTS, ModelOptions, OptionsError, Settings, Source, check_unique};
+use crate::engine::burn::CacheDtype;
 use crate::model::{ModelSource, Quantize};
 
 /// How often the file is looked at. A change counts when it is the same twice in a row, so that
@@ -76,6 +78,7 @@ struct Entry {
     #[serde(default, deserialize_with = "slots")]
     slots: Option<u16>,
     cache_memory: Option<Bytes>,
+    cache_dtype: Option<CacheDtype>,
     #[serde(default, deserialize_with = "context_length")]
     context_length: Option<u32>,
 }
@@ -219,6 +222,7 @@ impl Entry {
             slots: self.slots.unwrap_or(defaults.slots),
             quantize: self.quantize.or(defaults.quantize),
             cache_memory: self.cache_memory.or(defaults.cache_memory),
+            cache_dtype: self.cache_dtype.unwrap_or(defaults.cache_dtype),
             context_length: self.context_length.or(defaults.context_length),
             ..defaults.clone()
         };

@@ -17,6 +17,7 @@ fn an_entry_says_what_it_wants_and_the_rest_is_as_for_all() {
         quantize = "q4"
         slots = 3
         cache_memory = "512MiB"
+        cache_dtype = "f32"
         context_length = 2048
 
         [[model]]
@@ -34,6 +35,7 @@ fn an_entry_says_what_it_wants_and_the_rest_is_as_for_all() {
         quantize: Some(Quantize::Q4),
         slots: 3,
         cache_memory: Some(Bytes(512 << 20)),
+        cache_dtype: CacheDtype::F32,
         context_length: Some(2048),
         ..settings()
     };
@@ -53,6 +55,7 @@ fn the_example_is_one() {
         example.replace("\n# slots", "\nslots").replace("\n# c", "\nc").replace("\n# q", "\nq");
     let all = parse_text(&in_full).unwrap().remove(0).settings;
     assert_eq!((all.slots, all.cache_memory), (8, Some(Bytes(1 << 30))));
+    assert_eq!(all.cache_dtype, CacheDtype::F32);
     assert_eq!((all.context_length, all.quantize), (Some(4096), Some(Quantize::Q8)));
 }
 

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use emberline_shared::bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+use tracing::field::display;
 
 use super::board::Loaded;
 use super::load::{LoadFailure, Loader};
@@ -12,7 +14,7 @@ use super::memory;
 use super::options::ModelOptions;
 use crate::bus::{Bus, BusError};
 use crate::engine::Engine;
-use crate::engine::thread::{self, EngineHandle, EngineThread};
+use crate::engine::thread::{self, EngineHandle, EngineInfo, EngineThread};
 use crate::intake::slots::Slots;
 use crate::intake::{Intake, Phase, Running, reached};
 use crate::tokens;
@@ -105,7 +107,15 @@ impl Instance {
             alive_timeout: self.shared.alive_timeout,
         });
         let name = &self.options.name;
-        tracing::info!(model = %name, engine = info.name, device = %info.device, slots = info.capacity, "serving");
+        let memory = info.memory.map(Bytes);
+        tracing::info!(
+            model = %name,
+            engine = info.name,
+            device = %info.device,
+            slots = info.capacity,
+            memory_at_most = memory.map(display),
+            "serving"
+        );
         tokio::spawn(tokens::serve(
             self.shared.bus.clone(),
             requests,
@@ -113,7 +123,8 @@ impl Instance {
             self.phase.subscribe(),
         ));
         let intake = tokio::spawn(intake.run(name.clone()));
-        self.report(Report::Serving(Loaded { served: info.models, device: info.device, slots }));
+        let EngineInfo { models: served, device, memory, .. } = info;
+        self.report(Report::Serving(Loaded { served, device, slots, memory }));
         let ended = self.see_off(intake, &handle).await;
         self.report(Report::Drained);
         drop(handle);

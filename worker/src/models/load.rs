@@ -3,8 +3,10 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
+use emberline_shared::bytes::Bytes;
+
 use super::memory::{self, NotEnough};
-use super::options::{Bytes, ModelOptions, Source};
+use super::options::{ModelOptions, Source};
 use crate::device::ComputeDevice;
 use crate::engine::Engine;
 use crate::engine::burn::{self, CacheSize, LoadOptions};
@@ -50,6 +52,7 @@ pub fn load_engine(options: &ModelOptions) -> Result<Box<dyn Engine>, LoadFailur
                 adapter: settings.adapter.clone(),
                 slots: usize::from(settings.slots),
                 cache: settings.cache_memory.map_or(CacheSize::Auto, |Bytes(bytes)| CacheSize::Bytes(bytes)),
+                cache_dtype: settings.cache_dtype,
                 context_length: settings.context_length,
                 prefill_budget: settings.prefill_budget.map(usize::from),
                 quantize: settings.quantize,

@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
+use emberline_shared::bytes::Bytes;
 use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, System};
 
-use super::options::{Bytes, ModelOptions};
+use super::options::ModelOptions;
 use crate::model::Quantize;
 
 /// What loading a model will take, and what there is.

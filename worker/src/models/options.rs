@@ -1,14 +1,13 @@
 //! What the operator says of a model, on the command line or in a file.
 
 use std::collections::HashSet;
-use std::fmt;
 use std::path::Path;
-use std::str::FromStr;
 
+use emberline_shared::bytes::Bytes;
 use emberline_shared::subject;
-use serde::Deserialize;
 
 use crate::device::Backend;
+use crate::engine::burn::CacheDtype;
 use crate::model::{ModelSource, Quantize};
 
 /// The source that stands for the engine without a model.
@@ -54,6 +53,8 @@ pub struct Settings {
     pub quantize: Option<Quantize>,
     /// Memory for keys and values.
     pub cache_memory: Option<Bytes>,
+    /// How keys and values are stored.
+    pub cache_dtype: CacheDtype,
     /// Prompt and completion together, in tokens; what the model allows if this is not given.
     pub context_length: Option<u32>,
     /// Tokens of prompts in a step; what suits the device if this is not given.
@@ -174,79 +175,6 @@ pub fn tokens_per_second(text: &str) -> Result<f64, &'static str> {
     }
 }
 
-/// An amount of memory, such as `512MiB`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
-#[serde(try_from = "Amount")]
-pub struct Bytes(pub u64);
-
-/// A text that is no amount of memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("give an amount of memory, such as 512MiB or 2GB")]
-pub struct NotBytes;
-
-impl FromStr for Bytes {
-    type Err = NotBytes;
-
-    fn from_str(text: &str) -> Result<Self, NotBytes> {
-        let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-        let (number, unit) = text.split_at(digits);
-        let unit: f64 = match unit.trim_start().to_ascii_lowercase().as_str() {
-            "" | "b" => 1.0,
-            "kb" => 1e3,
-            "mb" => 1e6,
-            "gb" => 1e9,
-            "tb" => 1e12,
-            "kib" => 1024.0,
-            "mib" => 1_048_576.0,
-            "gib" => 1_073_741_824.0,
-            "tib" => 1_099_511_627_776.0,
-            _ => return Err(NotBytes),
-        };
-        let bytes = number.parse::<f64>().map_err(|_| NotBytes)? * unit;
-        // The largest integer up to which a float has every integer.
-        if bytes > 9_007_199_254_740_992.0 {
-            return Err(NotBytes);
-        }
-        Ok(Self(bytes as u64))
-    }
-}
-
-impl fmt::Display for Bytes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let units = ["KiB", "MiB", "GiB", "TiB"];
-        let mut amount = self.0 as f64;
-        let mut unit = "bytes";
-        for larger in units {
-            if amount < 1024.0 {
-                break;
-            }
-            amount /= 1024.0;
-            unit = larger;
-        }
-        let digits = usize::from(unit != "bytes");
-        write!(f, "{amount:.digits$} {unit}")
-    }
-}
-
-/// As it stands in a file: a number of bytes, or a text with a unit.
-#[derive(Deserialize)]
-#[serde(untagged, expecting = "an amount of memory, such as \"512MiB\" or 2000000000")]
-enum Amount {
-    Number(u64),
-    Text(String),
-}
-
-impl TryFrom<Amount> for Bytes {
-    type Error = NotBytes;
-
-    fn try_from(amount: Amount) -> Result<Self, NotBytes> {
-        match amount {
-            Amount::Number(bytes) => Ok(Self(bytes)),
-            Amount::Text(text) => text.parse(),
-        }
-    }
-}
-
 #[cfg(test)]
 pub(crate) mod testing {
     use super::*;
@@ -259,6 +187,7 @@ pub(crate) mod testing {
             slots: 8,
             quantize: None,
             cache_memory: None,
+            cache_dtype: CacheDtype::Auto,
             context_length: None,
             prefill_budget: None,
             tokens_per_s: 50.0,
@@ -320,28 +249,10 @@ mod tests {
         assert_eq!(check_unique(&models[..2]), Ok(()));
     }
 
-    #[test]
-    fn amounts_of_memory_have_units() {
-        for (text, bytes, shown) in [
-            ("0", 0, "0 bytes"),
-            ("512MiB", 512 << 20, "512.0 MiB"),
-            ("1.5 gib", 3 << 29, "1.5 GiB"),
-            ("2GB", 2_000_000_000, "1.9 GiB"),
-            ("1000", 1000, "1000 bytes"),
-        ] {
-            let read: Bytes = text.parse().unwrap();
-            assert_eq!((read.0, read.to_string().as_str()), (bytes, shown));
-        }
-        for bad in ["", "GiB", "-1", "1.2.3", "5 apples", "1e9", "99999999 TiB", "12MiBB"] {
-            assert_eq!(bad.parse::<Bytes>(), Err(NotBytes), "{bad}");
-        }
-    }
-
     proptest! {
         #[test]
         fn no_text_makes_the_parsers_panic(text in "\\PC{0,20}") {
             let _ = parse(&text);
-            let _ = text.parse::<Bytes>();
         }
 
         #[test]

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
+use emberline_shared::bytes::Bytes;
 use emberline_shared::control::Control;
 use emberline_shared::event::Usage;
 use emberline_shared::heartbeat::ModelState::{Draining, Failed, Loading, Serving};
@@ -13,12 +14,13 @@ use emberline_shared::subject::JobId;
 use emberline_tests::nats::NatsServer;
 use emberline_worker::config::{BusConfig, Config};
 use emberline_worker::device::Backend;
+use emberline_worker::engine::burn::CacheDtype;
 use emberline_worker::engine::simulated::SimulatedEngine;
 use emberline_worker::engine::{Engine, EngineError, EventSink, Frontend, Prepared};
 use emberline_worker::models::file::ModelList;
 use emberline_worker::models::load::{LoadFailure, Loader};
 use emberline_worker::models::memory::NotEnough;
-use emberline_worker::models::options::{Bytes, Settings};
+use emberline_worker::models::options::Settings;
 use emberline_worker::serve::{ServeError, Signals, serve};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -141,6 +143,7 @@ impl Worker {
             slots: 2,
             quantize: None,
             cache_memory: None,
+            cache_dtype: CacheDtype::Auto,
             context_length: None,
             prefill_budget: None,
             tokens_per_s: 50.0,

@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use emberline_shared::measurement::{EngineMeasurement, LlamaCpp, Memory, Rate, Serving};
+use emberline_shared::measurement::{CacheRate, EngineMeasurement, LlamaCpp, Memory, Rate, Serving};
 use serde::Serialize;
 
 use super::plot::{Plot, Series};
@@ -120,6 +120,9 @@ impl Report {
         if !self.engine.decode_profile.is_empty() {
             parts.push(self.profile());
         }
+        if !self.engine.cache.is_empty() {
+            parts.push(self.cache());
+        }
         if let Some(serving) = &self.engine.serving {
             parts.extend(serving_tables(serving));
         }
@@ -205,6 +208,18 @@ impl Report {
         });
         let head = ["at once", "prompt", "tok/s", "ms (min / median / max)", "llama.cpp tok/s", "ratio"];
         format!("{title}\n{}", table(&head.map(String::from), rows))
+    }
+
+    fn cache(&self) -> String {
+        let rows = self.engine.cache.iter().map(|CacheRate { dtype, rate }| {
+            let depth = rate.prompt_tokens;
+            let of_same_depth = |other: &&CacheRate| other.rate.prompt_tokens == depth;
+            let first = self.engine.cache.iter().find(of_same_depth).map_or(rate, |first| &first.rate);
+            let ratio = rate.tokens_per_s / first.tokens_per_s;
+            [dtype.clone(), depth.to_string(), number(rate.tokens_per_s), format!("{ratio:.2}")]
+        });
+        let head = ["cache", "tokens in it", "tok/s", "ratio"].map(String::from);
+        format!("decode of one sequence, by what the cache stores\n{}", table(&head, rows))
     }
 
     fn profile(&self) -> String {

@@ -47,6 +47,10 @@ fn report() -> Report {
             alone_tokens_per_s: 150.0,
         }),
     };
+    let cache = |dtype: &str, depth, tokens_per_s| CacheRate {
+        dtype: dtype.to_owned(),
+        rate: rate(1, depth, tokens_per_s),
+    };
     let engine = EngineMeasurement {
         device: DeviceFacts {
             description: "CPU (flex, 2 threads)".into(),
@@ -68,6 +72,7 @@ fn report() -> Report {
         decode: vec![rate(1, 128, 100.0), rate(8, 128, 300.0)],
         dispatches_per_step: Some(213.0),
         decode_profile: vec![OpTime { op: "linear".into(), calls: 60.0, ms: 6.0 }],
+        cache: vec![cache("f32", 128, 100.0), cache("f32", 4000, 50.0), cache("f16", 4000, 60.0)],
         serving: Some(serving),
         memory: Memory { loaded: Some(200_000_000), peak: None, gpu_peak: None },
     };
@@ -126,6 +131,13 @@ fn serving_is_shown_whole() {
         "{text}"
     );
     assert_eq!(line(&text, "linear"), "linear 60 6.00 100 %".replace("6.00", "6.000"));
+}
+
+#[test]
+fn kinds_of_cache_are_compared_at_the_same_depth() {
+    let text = report().render();
+    assert_eq!(line(&text, "f32 128"), "f32 128 100 1.00");
+    assert_eq!(line(&text, "f16 4000"), "f16 4000 60.0 1.20");
 }
 
 #[test]

@@ -11,6 +11,7 @@ use std::cell::RefCell;
 use super::multiply::{Sums, multiply};
 use super::output::Parts;
 use super::simd::{self, Kernel, LANES, Simd, With, exp};
+use super::stored::{Padded, Stored};
 use super::threads;
 use crate::ops::HeadShape;
 use crate::paged::BLOCK_SIZE;
@@ -26,11 +27,11 @@ const QUERIES: usize = 24;
 
 /// What attention reads.
 #[derive(Clone, Copy)]
-pub(crate) struct Attention<'a> {
+pub(crate) struct Attention<'a, E> {
     /// `[rows, heads * head_dim]`.
     pub(crate) queries: &'a [f32],
-    pub(crate) keys: &'a [f32],
-    pub(crate) values: &'a [f32],
+    pub(crate) keys: &'a [E],
+    pub(crate) values: &'a [E],
     /// Position, span and slot of each row.
     pub(crate) rows: &'a [[usize; 3]],
     /// `[spans, width]`.
@@ -64,7 +65,7 @@ struct Buffers {
     scores: Vec<[[f32; LANES]; BLOCKS]>,
     weights: Vec<[f32; LANES]>,
     corrections: Vec<f32>,
-    padded: Vec<f32>,
+    padded: Padded,
     part: State,
     merged: State,
 }
@@ -73,7 +74,7 @@ thread_local! {
     static BUFFERS: RefCell<Buffers> = RefCell::default();
 }
 
-impl Attention<'_> {
+impl<E: Stored> Attention<'_, E> {
     /// `[rows, heads * head_dim]`.
     pub(crate) fn compute(&self) -> Vec<f32> {
         let HeadShape { heads, kv_heads, head_dim, .. } = self.shape;
@@ -221,22 +222,22 @@ impl Kernel for Merge<'_> {
 }
 
 /// One part of a group with a key/value head; leaves its state in the buffers.
-struct Part<'a, 'b> {
-    attention: &'a Attention<'b>,
+struct Part<'a, 'b, E> {
+    attention: &'a Attention<'b, E>,
     group: Group,
     head: usize,
     part: usize,
     buffers: &'a mut Buffers,
 }
 
-impl With for Part<'_, '_> {
+impl<E: Stored> With for Part<'_, '_, E> {
     fn call<S: Simd>(self, s: S) {
         let Self { attention, group, head, part, buffers } = self;
         let HeadShape { heads, kv_heads, head_dim, scale, .. } = attention.shape;
         let each = heads / kv_heads;
         let count = group.rows * each;
         let width = vectors(head_dim);
-        pack_queries::<S>(attention, group, head, &mut buffers.queries);
+        pack_queries::<S, E>(attention, group, head, &mut buffers.queries);
         buffers.part.reset(count, width);
         buffers.scores.resize(count, Default::default());
         buffers.corrections.resize(count, 0.0);
@@ -278,7 +279,7 @@ impl State {
 }
 
 /// Lays the queries of a group out for [`multiply`].
-fn pack_queries<S: Simd>(attention: &Attention<'_>, group: Group, head: usize, out: &mut Vec<f32>) {
+fn pack_queries<S: Simd, E>(attention: &Attention<'_, E>, group: Group, head: usize, out: &mut Vec<f32>) {
     let HeadShape { heads, kv_heads, head_dim, .. } = attention.shape;
     let each = heads / kv_heads;
     let count = group.rows * each;
@@ -297,24 +298,24 @@ fn pack_queries<S: Simd>(attention: &Attention<'_>, group: Group, head: usize, o
 }
 
 /// The keys and values of a stretch.
-struct Stretch<'a> {
+struct Stretch<'a, E> {
     /// `[head_dim, BLOCK_SIZE]` each.
-    keys: [&'a [f32]; BLOCKS],
+    keys: [&'a [E]; BLOCKS],
     /// `[BLOCK_SIZE, head_dim]` each.
-    values: [&'a [f32]; BLOCKS],
+    values: [&'a [E]; BLOCKS],
     blocks: usize,
     /// Positions that some row sees.
     positions: usize,
     head_dim: usize,
 }
 
-impl<'a> Stretch<'a> {
-    fn new(attention: &Attention<'a>, group: Group, head: usize, start: usize, end: usize) -> Self {
+impl<'a, E: Stored> Stretch<'a, E> {
+    fn new(attention: &Attention<'a, E>, group: Group, head: usize, start: usize, end: usize) -> Self {
         let HeadShape { kv_heads, head_dim, .. } = attention.shape;
         let positions = (end - start).min(STRETCH);
         let blocks = positions.div_ceil(BLOCK_SIZE);
         let table = &attention.tables[attention.rows[group.first][1] * attention.width..];
-        let (mut keys, mut values): ([&[f32]; BLOCKS], [&[f32]; BLOCKS]) = Default::default();
+        let (mut keys, mut values): ([&[E]; BLOCKS], [&[E]; BLOCKS]) = Default::default();
         for index in 0..blocks {
             let block = table[start / BLOCK_SIZE + index];
             let at = (block * kv_heads + head) * head_dim * BLOCK_SIZE;
@@ -344,8 +345,9 @@ impl<'a> Stretch<'a> {
         let width = vectors(self.head_dim);
         let mut values = self.values;
         if width * LANES != self.head_dim {
+            let padded = E::padded(padded);
             padded.clear();
-            padded.resize(STRETCH * width * LANES, 0.0);
+            padded.resize(STRETCH * width * LANES, E::default());
             let rows = self.values.iter().flat_map(|values| values.chunks_exact(self.head_dim));
             for (padded, row) in padded.chunks_exact_mut(width * LANES).zip(rows) {
                 padded[..self.head_dim].copy_from_slice(row);
@@ -450,16 +452,16 @@ impl Kernel for Total<'_> {
 
 /// Adds values to two vectors of each of a group's sums.
 #[derive(Clone, Copy)]
-struct Weigh<'a> {
+struct Weigh<'a, E> {
     /// `[BLOCK_SIZE, width]` vectors each.
-    values: [&'a [[f32; LANES]]; BLOCKS],
+    values: [&'a [[E; LANES]]; BLOCKS],
     positions: usize,
     width: usize,
     /// Where the two vectors are.
     at: usize,
 }
 
-impl Weigh<'_> {
+impl<E: Stored> Weigh<'_, E> {
     fn any<S: Simd>(
         self,
         s: S,
@@ -474,12 +476,12 @@ impl Weigh<'_> {
                         let scores = &scores.as_chunks::<$rows>().0[0];
                         let corrections = &corrections.as_chunks::<$rows>().0[0];
                         if S::PANELS == 2 {
-                            s.run(WeighOf::<$rows, 2> { weigh: self, scores, corrections, sums });
+                            s.run(WeighOf::<E, $rows, 2> { weigh: self, scores, corrections, sums });
                         } else {
                             let weigh = self;
-                            s.run(WeighOf::<$rows, 1> { weigh, scores, corrections, sums: &mut *sums });
+                            s.run(WeighOf::<E, $rows, 1> { weigh, scores, corrections, sums: &mut *sums });
                             let weigh = Weigh { at: self.at + 1, ..self };
-                            s.run(WeighOf::<$rows, 1> { weigh, scores, corrections, sums });
+                            s.run(WeighOf::<E, $rows, 1> { weigh, scores, corrections, sums });
                         }
                     })+
                     _ => unreachable!("a group of more queries than registers hold"),
@@ -490,14 +492,14 @@ impl Weigh<'_> {
     }
 }
 
-struct WeighOf<'a, const ROWS: usize, const N: usize> {
-    weigh: Weigh<'a>,
+struct WeighOf<'a, E, const ROWS: usize, const N: usize> {
+    weigh: Weigh<'a, E>,
     scores: &'a [[[f32; LANES]; BLOCKS]; ROWS],
     corrections: &'a [f32; ROWS],
     sums: &'a mut [[f32; LANES]],
 }
 
-impl<const ROWS: usize, const N: usize> Kernel for WeighOf<'_, ROWS, N> {
+impl<E: Stored, const ROWS: usize, const N: usize> Kernel for WeighOf<'_, E, ROWS, N> {
     type Output = ();
 
     #[inline(always)]
@@ -515,7 +517,7 @@ impl<const ROWS: usize, const N: usize> Kernel for WeighOf<'_, ROWS, N> {
                 let vectors = &vectors[at..at + N];
                 let mut loaded = [s.zero(); N];
                 for n in 0..N {
-                    loaded[n] = s.load(&vectors[n]);
+                    loaded[n] = E::load(s, &vectors[n]);
                 }
                 for row in 0..ROWS {
                     let weight = s.splat(scores[row][block][position % LANES]);

@@ -14,21 +14,26 @@ mod product;
 mod rotate;
 mod rows;
 mod simd;
+mod stored;
 mod threads;
 
 use burn::backend::flex::{FlexTensor, Layout};
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{DType, Flex, TensorMetadata};
 use burn::tensor::{Int, Shape, Tensor, TensorData};
+use half::f16;
 
 use self::pack::Strips;
 use self::product::{Finish, product};
 use self::rows::{Prepare, Rows, padded};
+use self::stored::Stored;
 use crate::matrix::MatrixSpec;
 use crate::native::KernelOps;
 use crate::ops::{Activation, HeadShape, PickRow};
 use crate::twin;
 
+pub(crate) use stored::F16_LARGEST;
+pub use stored::clamped;
 pub use threads::run_step;
 
 type Float = FloatTensor<Flex>;
@@ -91,11 +96,52 @@ fn multiplied(x: &Float, prepare: Prepare<'_>, weight: &Ints, spec: MatrixSpec, 
     tensor(out, [rows.count, width])
 }
 
-/// A tensor that fills a run of memory which nothing else refers to.
-#[allow(clippy::expect_used)] // a cache's numbers are f32
-fn writable(tensor: &mut Float) -> &mut [f32] {
+/// A pool of the cache.
+fn pool<E: Stored>(tensor: &Float) -> &[E] {
+    &E::of(tensor)[run(tensor)]
+}
+
+/// The same to write to; nothing else refers to it.
+fn pool_mut<E: Stored>(tensor: &mut Float) -> &mut [E] {
+    let run = run(tensor);
+    &mut E::of_mut(tensor)[run]
+}
+
+/// Where in its memory a pool is.
+#[allow(clippy::expect_used)] // made by `KvBlocks::zeros`, and never given another shape
+fn run(tensor: &Float) -> std::ops::Range<usize> {
     let (start, end) = tensor.layout().contiguous_offsets().expect("a pool in one run of memory");
-    &mut tensor.storage_mut::<f32>()[start..end]
+    start..end
+}
+
+fn attend<E: Stored>(
+    queries: &Float,
+    [keys, values]: [&Float; 2],
+    rows: &Ints,
+    tables: &Ints,
+    shape: HeadShape,
+) -> Float {
+    let queries = Floats::new(queries);
+    let (rows, width) = (row_triples(rows), tables.shape()[1]);
+    let attention = attention::Attention {
+        queries: queries.slice(),
+        keys: pool::<E>(keys),
+        values: pool::<E>(values),
+        rows: &rows,
+        tables: &indices(tables),
+        width,
+        shape,
+    };
+    tensor(attention.compute(), [rows.len(), shape.query_width()])
+}
+
+fn copy_within<E: Stored>(tensor: &mut Float, pairs: &[(u32, u32)]) {
+    let block: usize = tensor.shape()[1..].iter().product();
+    let pool = pool_mut::<E>(tensor);
+    for (from, to) in pairs {
+        let (from, to) = (*from as usize * block, *to as usize * block);
+        pool.copy_within(from..from + block, to);
+    }
 }
 
 /// [`StepRows`]' rows: position, span and slot of each.
@@ -165,8 +211,12 @@ impl KernelOps for Flex {
             rows: &rows,
             shape,
         };
-        let pools = rotate::Pools { keys: writable(&mut keys), values: writable(&mut values) };
-        let queries = step.run(pools);
+        let queries = match keys.dtype() {
+            DType::F16 => {
+                step.run::<f16>(rotate::Pools { keys: pool_mut(&mut keys), values: pool_mut(&mut values) })
+            }
+            _ => step.run::<f32>(rotate::Pools { keys: pool_mut(&mut keys), values: pool_mut(&mut values) }),
+        };
         (tensor(queries, [rows.len(), shape.query_width()]), keys, values)
     }
 
@@ -179,28 +229,18 @@ impl KernelOps for Flex {
         _tiles: Ints, // how a GPU deals out rows
         shape: HeadShape,
     ) -> Float {
-        let (queries, keys, values) = (Floats::new(&queries), Floats::new(&keys), Floats::new(&values));
-        let (rows, width) = (row_triples(&rows), tables.shape()[1]);
-        let attention = attention::Attention {
-            queries: queries.slice(),
-            keys: keys.slice(),
-            values: values.slice(),
-            rows: &rows,
-            tables: &indices(&tables),
-            width,
-            shape,
-        };
-        tensor(attention.compute(), [rows.len(), shape.query_width()])
+        match keys.dtype() {
+            DType::F16 => attend::<f16>(&queries, [&keys, &values], &rows, &tables, shape),
+            _ => attend::<f32>(&queries, [&keys, &values], &rows, &tables, shape),
+        }
     }
 
     fn copy_blocks(keys: Float, values: Float, pairs: Vec<(u32, u32)>) -> (Float, Float) {
         let (mut keys, mut values) = (keys, values);
         for pool in [&mut keys, &mut values] {
-            let block: usize = pool.shape()[1..].iter().product();
-            let pool = writable(pool);
-            for (from, to) in &pairs {
-                let (from, to) = (*from as usize * block, *to as usize * block);
-                pool.copy_within(from..from + block, to);
+            match pool.dtype() {
+                DType::F16 => copy_within::<f16>(pool, &pairs),
+                _ => copy_within::<f32>(pool, &pairs),
             }
         }
         (keys, values)

@@ -1,6 +1,7 @@
 //! The inner loop: a group of rows times two panels of numbers, all in registers.
 
 use super::simd::{Kernel, LANES, Simd};
+use super::stored::Stored;
 
 /// Where sums are kept: `[rows, stride]` vectors, of which two from `at` on are added to.
 pub(crate) struct Sums<'a> {
@@ -13,9 +14,9 @@ pub(crate) struct Sums<'a> {
 /// number and both panels' vectors; `fresh` starts sums from zero.
 ///
 /// `x` has for each input the numbers of all rows, at most [`Simd::ROWS`].
-pub(crate) fn multiply<S: Simd>(
+pub(crate) fn multiply<S: Simd, E: Stored>(
     s: S,
-    panels: [&[[f32; LANES]]; 2],
+    panels: [&[[E; LANES]]; 2],
     x: &[f32],
     rows: usize,
     sums: Sums<'_>,
@@ -29,12 +30,12 @@ pub(crate) fn multiply<S: Simd>(
                     let x = x.as_chunks::<$rows>().0;
                     if S::PANELS == 2 {
                         let sums = Sums { lines, stride, at };
-                        s.run(Multiply::<$rows, 2> { panels, x, sums, fresh });
+                        s.run(Multiply::<E, $rows, 2> { panels, x, sums, fresh });
                     } else {
                         let sums = Sums { lines: &mut *lines, stride, at };
-                        s.run(Multiply::<$rows, 1> { panels: [panels[0]], x, sums, fresh });
+                        s.run(Multiply::<E, $rows, 1> { panels: [panels[0]], x, sums, fresh });
                         let sums = Sums { lines, stride, at: at + 1 };
-                        s.run(Multiply::<$rows, 1> { panels: [panels[1]], x, sums, fresh });
+                        s.run(Multiply::<E, $rows, 1> { panels: [panels[1]], x, sums, fresh });
                     }
                 })+
                 _ => unreachable!("a group of more rows than registers hold"),
@@ -44,14 +45,14 @@ pub(crate) fn multiply<S: Simd>(
     rows!(1 2 3 4 5 6 7 8 9 10 11 12);
 }
 
-struct Multiply<'a, const ROWS: usize, const N: usize> {
-    panels: [&'a [[f32; LANES]]; N],
+struct Multiply<'a, E, const ROWS: usize, const N: usize> {
+    panels: [&'a [[E; LANES]]; N],
     x: &'a [[f32; ROWS]],
     sums: Sums<'a>,
     fresh: bool,
 }
 
-impl<const ROWS: usize, const N: usize> Kernel for Multiply<'_, ROWS, N> {
+impl<E: Stored, const ROWS: usize, const N: usize> Kernel for Multiply<'_, E, ROWS, N> {
     type Output = ();
 
     #[inline(always)]
@@ -66,8 +67,8 @@ impl<const ROWS: usize, const N: usize> Kernel for Multiply<'_, ROWS, N> {
             }
         }
         for ((x, first), last) in x.iter().zip(panels[0]).zip(panels[N - 1]) {
-            let mut weights = [s.load(first); N];
-            weights[N - 1] = s.load(last);
+            let mut weights = [E::load(s, first); N];
+            weights[N - 1] = E::load(s, last);
             for row in 0..ROWS {
                 let x = s.splat(x[row]);
                 for n in 0..N {

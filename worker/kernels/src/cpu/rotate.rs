@@ -3,6 +3,7 @@
 use super::output::Parts;
 use super::rows::rms_norm;
 use super::simd::{self, Kernel, Simd};
+use super::stored::{Stored, store};
 use super::threads;
 use crate::ops::HeadShape;
 use crate::paged::BLOCK_SIZE;
@@ -23,15 +24,15 @@ pub(crate) struct Step<'a> {
 }
 
 /// A cache's pools.
-pub(crate) struct Pools<'a> {
-    pub(crate) keys: &'a mut [f32],
-    pub(crate) values: &'a mut [f32],
+pub(crate) struct Pools<'a, E> {
+    pub(crate) keys: &'a mut [E],
+    pub(crate) values: &'a mut [E],
 }
 
 impl Step<'_> {
     /// Stores keys and values and gives the queries.
     #[allow(clippy::needless_pass_by_value)] // what is lent for writing is used up
-    pub(crate) fn run(self, pools: Pools<'_>) -> Vec<f32> {
+    pub(crate) fn run<E: Stored>(self, pools: Pools<'_, E>) -> Vec<f32> {
         let HeadShape { heads, kv_heads, .. } = self.shape;
         let mut queries = vec![0.0; self.rows.len() * self.shape.query_width()];
         let targets = Targets {
@@ -50,20 +51,20 @@ impl Step<'_> {
     }
 }
 
-struct Targets<'a> {
+struct Targets<'a, E> {
     queries: Parts<'a, f32>,
-    keys: Parts<'a, f32>,
-    values: Parts<'a, f32>,
+    keys: Parts<'a, E>,
+    values: Parts<'a, E>,
 }
 
 /// One head of all rows: a query head, key head or value head, in the order of `qkv`.
-struct Head<'a, 'b> {
+struct Head<'a, 'b, E> {
     step: Step<'a>,
     head: usize,
-    targets: &'a Targets<'b>,
+    targets: &'a Targets<'b, E>,
 }
 
-impl Kernel for Head<'_, '_> {
+impl<E: Stored> Kernel for Head<'_, '_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -72,6 +73,7 @@ impl Kernel for Head<'_, '_> {
         let HeadShape { heads, kv_heads, head_dim, rotary_dim, head_norm, .. } = shape;
         let width = (heads + 2 * kv_heads) * head_dim;
         let (mut plain, mut turned) = (vec![0.0; head_dim], vec![0.0; head_dim]);
+        let mut column = vec![E::default(); head_dim];
         for (row, [position, _, slot]) in rows.iter().enumerate() {
             plain.copy_from_slice(&qkv[row * width + head * head_dim..][..head_dim]);
             if shape.bias {
@@ -106,12 +108,13 @@ impl Kernel for Head<'_, '_> {
                     targets.queries.part(at, head_dim).copy_from_slice(&turned);
                 } else if head < heads + kv_heads {
                     let keys = targets.keys.part(of_pool(head - heads), head_dim * BLOCK_SIZE);
-                    for (key, number) in keys[offset..].iter_mut().step_by(BLOCK_SIZE).zip(&turned) {
+                    store(s, &turned, &mut column);
+                    for (key, number) in keys[offset..].iter_mut().step_by(BLOCK_SIZE).zip(&column) {
                         *key = *number;
                     }
                 } else {
                     let at = of_pool(head - heads - kv_heads) + offset * head_dim;
-                    targets.values.part(at, head_dim).copy_from_slice(&plain);
+                    store(s, &plain, targets.values.part(at, head_dim));
                 }
             }
         }

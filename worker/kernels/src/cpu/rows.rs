@@ -162,7 +162,7 @@ pub(crate) fn rms_norm<S: Simd>(s: S, x: &[f32], gamma: &[f32], epsilon: f32, ou
 
 /// Fewer than a vector's numbers, filled up with zeros.
 #[inline(always)]
-fn filled(numbers: &[f32]) -> [f32; LANES] {
+pub(crate) fn filled(numbers: &[f32]) -> [f32; LANES] {
     let mut lanes = [0.0; LANES];
     lanes[..numbers.len()].copy_from_slice(numbers);
     lanes

@@ -1,7 +1,7 @@
 //! The cache: rotation and storing, attention, copies.
 
 use burn::tensor::{Device, Tensor};
-use emberline_kernels::{BLOCK_SIZE, HeadShape, KvBlocks, RowSpan, StepRows, twin};
+use emberline_kernels::{BLOCK_SIZE, HeadShape, KvBlocks, KvType, RowSpan, StepRows, twin};
 use emberline_kernels::{attention, copy_blocks, rotate_and_store};
 
 use crate::support::{Random, assert_close, assert_same_bits, both, gpu, host};
@@ -73,7 +73,7 @@ impl Layer {
     }
 
     fn pool(&self, blocks: usize, device: &Device) -> KvBlocks {
-        KvBlocks::zeros(blocks, self.shape.kv_heads, self.shape.head_dim, device)
+        KvBlocks::zeros(blocks, self.shape.kv_heads, self.shape.head_dim, KvType::F32, device)
     }
 }
 

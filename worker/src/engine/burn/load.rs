@@ -10,6 +10,7 @@ use std::time::Instant;
 use emberline_kernels::BLOCK_SIZE;
 use emberline_shared::heartbeat::ServedModel;
 
+use super::cache::{self, CacheDtype, CacheSize};
 use super::pick::Picker;
 use super::prompt::PromptBuilder;
 use super::publish::Publisher;
@@ -17,8 +18,7 @@ use super::{BurnEngine, Counts, Facts, since_epoch, warm_up};
 use crate::constraint::Grammars;
 use crate::device::{Backend, ComputeDevice};
 use crate::engine::scheduler::{Limits, Scheduler};
-use crate::model::{Checkpoint, LoadError, Network, Quantize};
-use crate::models::memory::available;
+use crate::model::{Checkpoint, LoadError, Quantize};
 use crate::template::ChatTemplate;
 use crate::tokenizer::ModelTokenizer;
 
@@ -26,10 +26,6 @@ use crate::tokenizer::ModelTokenizer;
 /// well, and little enough that running sequences hardly notice.
 const CPU_PREFILL_BUDGET: usize = 256;
 const GPU_PREFILL_BUDGET: usize = 1024;
-/// The part of a machine's available memory that the cache may take.
-const MEMORY_SHARE: u64 = 4;
-/// What the cache takes where nobody says how much memory there is.
-const UNKNOWN_MEMORY: u64 = 2 << 30;
 
 /// What to load, and how to run it.
 #[derive(Debug, Clone)]
@@ -48,22 +44,12 @@ pub struct LoadOptions {
     pub prefill_budget: Option<usize>,
     /// Room for keys and values.
     pub cache: CacheSize,
+    /// How keys and values are stored.
+    pub cache_dtype: CacheDtype,
     /// Tokens of prompt and answer together, if less than the model allows.
     pub context_length: Option<u32>,
     /// What weights are turned into that are stored as floats.
     pub quantize: Option<Quantize>,
-}
-
-/// How much room there is for keys and values.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum CacheSize {
-    /// As much as all slots can need, but not more than a share of the memory.
-    #[default]
-    Auto,
-    /// So many bytes.
-    Bytes(u64),
-    /// So many blocks.
-    Blocks(usize),
 }
 
 impl LoadOptions {
@@ -77,6 +63,7 @@ impl LoadOptions {
             slots: 32,
             prefill_budget: None,
             cache: CacheSize::Auto,
+            cache_dtype: CacheDtype::Auto,
             context_length: None,
             quantize: None,
         }
@@ -94,6 +81,7 @@ pub fn load(options: &LoadOptions) -> Result<BurnEngine, LoadError> {
     let (tokenizer, template) = texts(&checkpoint)?;
     let device = ComputeDevice::open(options.backend, options.adapter.as_deref())?;
     let is_gpu = device.is_gpu;
+    let stored = options.cache_dtype.on(&device)?;
     let mut network = checkpoint.load(&device, options.quantize)?;
     let (tokens, rows) = (tokenizer.vocab_size(), network.vocabulary());
     if tokens > rows {
@@ -102,8 +90,8 @@ pub fn load(options: &LoadOptions) -> Result<BurnEngine, LoadError> {
 
     let slots = options.slots.max(1);
     let context = network.config().context_length;
-    let blocks = cache_blocks(options.cache, &network, &device, slots * context.div_ceil(BLOCK_SIZE));
-    network.allocate_cache(blocks)?;
+    let blocks = cache::blocks(options.cache, &network, stored, &device, slots);
+    network.allocate_cache(blocks, stored)?;
     // A sequence must fit the cache alone.
     let context_length = context.min(blocks * BLOCK_SIZE);
     if context_length < context {
@@ -117,11 +105,13 @@ pub fn load(options: &LoadOptions) -> Result<BurnEngine, LoadError> {
     if is_gpu {
         warm_up::run(&mut network, &Limits { sequences: slots, prefill_budget, blocks })?;
     }
+    let memory = network.memory(prefill_budget + slots, slots);
     tracing::info!(
         model = %options.name,
         device = %device.description,
-        memory = %network.memory(prefill_budget + slots, slots),
+        %memory,
         cache_tokens = blocks * BLOCK_SIZE,
+        cache_dtype = ?stored,
         context_length,
         calls = ?template.tool_format(),
         template_writes_tools = template.writes_tools(),
@@ -131,10 +121,10 @@ pub fn load(options: &LoadOptions) -> Result<BurnEngine, LoadError> {
 
     let context_length = u32::try_from(context_length).unwrap_or(u32::MAX);
     let created = since_epoch().as_secs();
-    // Quantised weights are others.
+    // Quantised weights are others, and what is rounded in the cache makes other numbers.
     let identity = match options.quantize {
-        Some(quantize) => format!("{} {quantize:?}", options.name),
-        None => options.name.clone(),
+        Some(quantize) => format!("{} {quantize:?} {stored:?}", options.name),
+        None => format!("{} {stored:?}", options.name),
     };
     let tokenizer = Arc::new(tokenizer);
     let grammars =
@@ -151,12 +141,14 @@ pub fn load(options: &LoadOptions) -> Result<BurnEngine, LoadError> {
             device: device.description,
             slots,
             prefill_budget,
+            memory,
         },
         network,
         requests: BTreeMap::new(),
         numbers: HashMap::new(),
         next_number: 0,
         counts: Counts::default(),
+        told_of_clamped: false,
     })
 }
 
@@ -170,26 +162,6 @@ fn texts(checkpoint: &Checkpoint) -> Result<(ModelTokenizer, ChatTemplate), Load
     let tokenizer = tokenizer.map_err(|source| LoadError::Tokenizer { path: path.to_owned(), source })?;
     let template = template.map_err(|source| LoadError::Template { path: path.to_owned(), source })?;
     Ok((tokenizer, template))
-}
-
-/// Blocks of the cache; `useful` are as many as sequences can ever hold.
-fn cache_blocks(size: CacheSize, network: &Network, device: &ComputeDevice, useful: usize) -> usize {
-    let block_bytes = network.block_bytes().max(1);
-    let in_bytes = |bytes: u64| usize::try_from(bytes / block_bytes).unwrap_or(usize::MAX);
-    let wanted = match size {
-        CacheSize::Blocks(blocks) => blocks,
-        CacheSize::Bytes(bytes) => in_bytes(bytes),
-        CacheSize::Auto => {
-            // Of a GPU nobody says how much is free.
-            let memory = if device.max_buffer_bytes.is_none() { available() } else { None };
-            useful.min(in_bytes(memory.map_or(UNKNOWN_MEMORY, |bytes| bytes / MEMORY_SHARE)))
-        }
-    };
-    // A layer's keys are one buffer, its values another.
-    let layers = network.config().layers.len().max(1) as u64;
-    let buffer_bytes = (block_bytes / (2 * layers)).max(1);
-    let limit = device.max_buffer_bytes.map_or(u64::MAX, |bytes| bytes / buffer_bytes);
-    wanted.min(usize::try_from(limit).unwrap_or(usize::MAX)).max(1)
 }
 
 /// Names engine version and weights: `emberline-<version>-<8 hexadecimal digits>`.

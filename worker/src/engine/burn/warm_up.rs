@@ -88,6 +88,8 @@ fn step(network: &mut Network, kind: Kind, limits: &Limits) -> Result<(), Comput
 
 #[cfg(test)]
 mod tests {
+    use emberline_kernels::KvType;
+
     use super::*;
     use crate::device::ComputeDevice;
     use crate::model::testing;
@@ -97,7 +99,7 @@ mod tests {
         let (_folder, file) = testing::builder(&testing::tensors()).open();
         let mut network = Network::from_gguf(&file, &ComputeDevice::cpu()).unwrap();
         for (sequences, prefill_budget, blocks) in [(1, 1, 1), (3, 40, 2), (9, 500, 100)] {
-            network.allocate_cache(blocks).unwrap();
+            network.allocate_cache(blocks, KvType::F32).unwrap();
             run(&mut network, &Limits { sequences, prefill_budget, blocks }).unwrap();
         }
     }

@@ -165,7 +165,7 @@ fn smollm3_computes_the_same_from_a_converted_file() {
     let device = ComputeDevice::cpu();
     let tokens: Vec<u32> = (0..40).map(|at| at * 7 % 256).collect();
     let logits = |mut network: Network| {
-        network.allocate_cache(3).unwrap();
+        network.allocate_cache(3, emberline_kernels::KvType::F32).unwrap();
         let span = StepSpan { tokens: &tokens, start: 0, blocks: &[0, 1, 2], wants_logits: true };
         network.forward(&[span]).unwrap().unwrap().into_host().unwrap()
     };

@@ -3,6 +3,8 @@
 
 use std::arch::x86_64::*;
 
+use half::f16;
+
 use super::{Kernel, LANES, Simd};
 
 /// AVX2, FMA and F16C.
@@ -122,6 +124,26 @@ impl Simd for Avx2 {
         let mask = both!(_mm256_and_si256, behind_from, before_to);
         let mask = both!(_mm256_castsi256_ps, mask);
         both!(_mm256_blendv_ps, b, a, mask)
+    }
+
+    #[inline(always)]
+    fn load_halves(self, lanes: &[f16; LANES]) -> [__m256; 2] {
+        unsafe {
+            [
+                _mm256_cvtph_ps(_mm_loadu_si128(lanes.as_ptr().cast())),
+                _mm256_cvtph_ps(_mm_loadu_si128(lanes[8..].as_ptr().cast())),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn store_halves(self, lanes: &mut [f16; LANES], floats: [__m256; 2]) {
+        unsafe {
+            let low = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(floats[0]);
+            let high = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(floats[1]);
+            _mm_storeu_si128(lanes.as_mut_ptr().cast(), low);
+            _mm_storeu_si128(lanes[8..].as_mut_ptr().cast(), high);
+        }
     }
 
     #[inline(always)]

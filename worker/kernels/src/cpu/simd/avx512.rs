@@ -3,6 +3,8 @@
 
 use std::arch::x86_64::*;
 
+use half::f16;
+
 use super::{Kernel, LANES, Simd};
 
 /// AVX-512 F, BW, DQ and VL, with AVX2, FMA and F16C.
@@ -102,6 +104,19 @@ impl Simd for Avx512 {
     fn within(self, from: usize, to: usize, a: __m512, b: __m512) -> __m512 {
         let below = |lane: usize| ((1_u32 << lane) - 1) as u16;
         unsafe { _mm512_mask_blend_ps(below(to) & !below(from), b, a) }
+    }
+
+    #[inline(always)]
+    fn load_halves(self, lanes: &[f16; LANES]) -> __m512 {
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(lanes.as_ptr().cast())) }
+    }
+
+    #[inline(always)]
+    fn store_halves(self, lanes: &mut [f16; LANES], floats: __m512) {
+        unsafe {
+            let halves = _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(floats);
+            _mm256_storeu_si256(lanes.as_mut_ptr().cast(), halves);
+        }
     }
 
     #[inline(always)]

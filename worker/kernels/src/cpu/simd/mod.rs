@@ -12,6 +12,8 @@ mod portable;
 
 use std::array;
 
+use half::f16;
+
 /// Lanes of a vector.
 pub(crate) const LANES: usize = 16;
 
@@ -44,15 +46,19 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn div(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
     /// `a * b + c`, rounded once.
     fn fma(self, a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
-    /// The larger of each two numbers, none of which may be NaN.
+    /// The larger of each two numbers; `b` where one of them is NaN.
     fn max(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
-    /// The smaller of each two numbers; `b` where `a` is NaN.
+    /// The smaller of each two numbers; `b` where one of them is NaN.
     fn min(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
     /// The largest lane.
     fn largest(self, a: Self::Floats) -> f32;
     /// `a` in lanes `from..to`, `b` in the others.
     fn within(self, from: usize, to: usize, a: Self::Floats, b: Self::Floats) -> Self::Floats;
 
+    /// Sixteen f16.
+    fn load_halves(self, lanes: &[f16; LANES]) -> Self::Floats;
+    /// The nearest f16 of each number, of two as near the even one.
+    fn store_halves(self, lanes: &mut [f16; LANES], floats: Self::Floats);
     /// f16 in little-endian bytes.
     fn halves(self, bytes: &[u8; 32]) -> Self::Floats;
     /// bf16 in little-endian bytes.

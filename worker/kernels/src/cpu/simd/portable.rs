@@ -20,6 +20,26 @@ fn parts<const BYTES: usize, const N: usize>(bytes: &[u8; BYTES]) -> [[u8; N]; L
     array::from_fn(|lane| array::from_fn(|byte| bytes[lane * N + byte]))
 }
 
+/// An f16 as f32, exactly.
+///
+/// Without branches and calls, which [`f16::to_f32`] has, so that the compiler makes vectors of it.
+/// As in Maratyszcza's FP16 library: exponent and mantissa move to their places in an f32, and a
+/// product puts the exponent's bias right; a number that is too small for that is the difference of
+/// two that are not.
+#[inline(always)]
+fn widened(half: f16) -> f32 {
+    const BIAS: u32 = 0xE0 << 23;
+    const SCALE: f32 = f32::from_bits((127 - 112) << 23); // 2⁻¹¹²
+    const MAGIC: u32 = 126 << 23; // 0.5
+    const SMALLEST: u32 = 1 << 27;
+    let word = u32::from(half.to_bits()) << 16;
+    let magnitude = word << 1;
+    let normal = f32::from_bits((magnitude >> 4).wrapping_add(BIAS)) * SCALE;
+    let small = f32::from_bits((magnitude >> 17) | MAGIC) - 0.5;
+    let number = if magnitude < SMALLEST { small } else { normal };
+    f32::from_bits((word & 0x8000_0000) | number.to_bits())
+}
+
 impl Simd for Portable {
     type Floats = Lanes;
     type Words = [u32; LANES];
@@ -94,8 +114,18 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn load_halves(self, lanes: &[f16; LANES]) -> Lanes {
+        lanes.map(widened)
+    }
+
+    #[inline(always)]
+    fn store_halves(self, lanes: &mut [f16; LANES], floats: Lanes) {
+        *lanes = floats.map(f16::from_f32);
+    }
+
+    #[inline(always)]
     fn halves(self, bytes: &[u8; 32]) -> Lanes {
-        parts(bytes).map(|half| f16::from_le_bytes(half).to_f32())
+        parts(bytes).map(|half| widened(f16::from_le_bytes(half)))
     }
 
     #[inline(always)]

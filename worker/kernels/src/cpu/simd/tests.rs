@@ -66,6 +66,64 @@ impl Kernel for Everything {
     }
 }
 
+#[derive(Clone)]
+struct Narrow([f32; LANES]);
+
+impl Kernel for Narrow {
+    type Output = [f16; LANES];
+
+    #[inline(always)]
+    fn call<S: Simd>(self, s: S) -> [f16; LANES] {
+        let mut halves = [f16::ZERO; LANES];
+        s.store_halves(&mut halves, s.load(&self.0));
+        halves
+    }
+}
+
+#[derive(Clone)]
+struct Widen([f16; LANES]);
+
+impl Kernel for Widen {
+    type Output = [f32; LANES];
+
+    #[inline(always)]
+    fn call<S: Simd>(self, s: S) -> [f32; LANES] {
+        let mut numbers = [0.0; LANES];
+        s.store(&mut numbers, s.load_halves(&self.0));
+        numbers
+    }
+}
+
+#[test]
+fn every_half_is_widened_exactly() {
+    for first in (0..=u16::MAX).step_by(LANES) {
+        let halves = array::from_fn(|lane| f16::from_bits(first + lane as u16));
+        for got in on_all(&Widen(halves)) {
+            for (half, got) in halves.into_iter().zip(got) {
+                let expected = half.to_f32();
+                let same = got.to_bits() == expected.to_bits() || got.is_nan() && expected.is_nan();
+                assert!(same, "{:#06x}: {got} for {expected}", half.to_bits());
+            }
+        }
+    }
+}
+
+/// A tie goes to the even one, and what rounds up leaves the range.
+#[test]
+fn halves_round_to_even() {
+    let mut numbers = [0.0; LANES];
+    let expected =
+        [(2049.0, 2048.0), (2051.0, 2052.0), (65519.0, 65504.0), (65520.0, f32::INFINITY), (2e-8, 0.0)];
+    for (number, (given, _)) in numbers.iter_mut().zip(expected) {
+        *number = given;
+    }
+    for got in on_all(&Narrow(numbers)) {
+        for (got, (given, wanted)) in got.into_iter().zip(expected) {
+            assert_eq!(got.to_f32(), wanted, "{given}");
+        }
+    }
+}
+
 proptest! {
     #[test]
     fn instruction_sets_agree(
@@ -85,6 +143,17 @@ proptest! {
         let outputs = on_all(&Everything { a, b, c, bytes, bits, mask, range });
         for output in &outputs[1..] {
             prop_assert_eq!(output, &outputs[0]);
+        }
+    }
+
+    #[test]
+    fn halves_are_the_nearest(bits: [u32; LANES]) {
+        let numbers = bits.map(f32::from_bits);
+        let expected = numbers.map(f16::from_f32);
+        for got in on_all(&Narrow(numbers)) {
+            for (got, expected) in got.into_iter().zip(expected) {
+                prop_assert!(got.to_bits() == expected.to_bits() || got.is_nan() && expected.is_nan());
+            }
         }
     }
 
