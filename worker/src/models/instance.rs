@@ -6,7 +6,6 @@ use std::time::Duration;
 use emberline_shared::bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tracing::field::display;
 
 use super::board::Loaded;
 use super::load::{LoadFailure, Loader};
