@@ -76,7 +76,8 @@ impl Story {
     pub fn push(&mut self, output: Output) {
         match output {
             Output::Accepted(acceptance) => {
-                self.reader = acceptance.tool_format.map(ToolCallReader::new);
+                let reader = |format| ToolCallReader::new(format, acceptance.beside_calls);
+                self.reader = acceptance.tool_format.map(reader);
                 self.status = Status::InProgress;
                 self.tell_response("response.in_progress");
             }

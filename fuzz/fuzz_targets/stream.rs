@@ -14,7 +14,7 @@ use emberline_shared::job::ToolChoice;
 use emberline_shared::responses::Outline;
 use emberline_shared::subject::JobId;
 use emberline_shared::token_details::TokenDetails;
-use emberline_shared::tools::ToolFormat;
+use emberline_shared::tools::{TextBesideCalls, ToolFormat};
 use libfuzzer_sys::fuzz_target;
 
 #[path = "../../tests/src/sse/transcript.rs"]
@@ -46,6 +46,14 @@ impl Input<'_> {
         }
     }
 
+    fn beside_calls(&self) -> TextBesideCalls {
+        match self.format / 4 % 3 {
+            0 => TextBesideCalls::None,
+            1 => TextBesideCalls::Free,
+            _ => TextBesideCalls::Formatted,
+        }
+    }
+
     fn limits(&self) -> Limits {
         let logprobs = self.with_logprobs.then_some(0);
         Limits { choices: 1, tokens: 64, logprobs, ids: self.with_logprobs, prompt: None }
@@ -53,8 +61,9 @@ impl Input<'_> {
 
     /// What a relay tells of these texts.
     fn outputs(&self, texts: &[&str]) -> Vec<Output> {
+        let (tool_format, beside_calls) = (self.format(), self.beside_calls());
         let mut outputs =
-            vec![Output::Accepted(Acceptance { tool_format: self.format(), ..Acceptance::default() })];
+            vec![Output::Accepted(Acceptance { tool_format, beside_calls, ..Acceptance::default() })];
         for text in texts {
             let token = TokenLogprob { id: 1, bytes: text.as_bytes().to_vec(), logprob: -0.5 };
             let logprobs = self.with_logprobs.then(|| vec![TokenLogprobs { token, top: Vec::new() }]);
@@ -110,6 +119,7 @@ fn chat(input: &Input<'_>, texts: &[&str]) -> Message {
         envelope,
         metadata: None,
         tool_format: input.format(),
+        beside_calls: input.beside_calls(),
         tool_choice,
         echo: None,
         details: TokenDetails::default(),

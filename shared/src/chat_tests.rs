@@ -9,7 +9,7 @@ use crate::parameters::MAX_STOP_TOKEN_IDS;
 use crate::prompt::{PromptScore, PromptToken};
 use crate::schema::assert_enforceable;
 use crate::subject::JobId;
-use crate::tools::{ToolFormat, call_id};
+use crate::tools::{TextBesideCalls, ToolFormat, call_id};
 
 fn parse(body: &Value) -> Result<ChatRequest, ApiError> {
     ChatRequest::parse(body.to_string().as_bytes())
@@ -502,6 +502,7 @@ fn answer() -> ChatAnswer {
         },
         metadata: None,
         tool_format: None,
+        beside_calls: TextBesideCalls::default(),
         tool_choice: ToolChoice::Auto,
         echo: None,
         details: TokenDetails::default(),
@@ -672,6 +673,19 @@ fn calls_are_told_apart_from_text() {
     let choice = told(only_call, FinishReason::Stop, ToolChoice::Named("f".into()));
     assert_eq!((&choice["message"]["content"], &choice["finish_reason"]), (&json!(null), &json!("stop")));
     assert_eq!(told(CALLS, FinishReason::Length, ToolChoice::Auto)["finish_reason"], "length");
+    let cut = ChatAnswer {
+        tool_format: Some(ToolFormat::Hermes),
+        beside_calls: TextBesideCalls::None,
+        tool_choice: ToolChoice::Required,
+        ..answer()
+    };
+    let choice = Choice {
+        text: "<tool_call>\n{\"na".into(),
+        logprobs: None,
+        finish_reason: Some(FinishReason::Length),
+    };
+    let cut = value(cut.completion(&[choice], &Usage::default()))["choices"][0].clone();
+    assert_eq!(cut["message"], json!({"role": "assistant", "content": "", "refusal": null}));
     let plain = told("", FinishReason::Stop, ToolChoice::Required);
     assert_eq!(plain["message"], json!({"role": "assistant", "content": "", "refusal": null}));
 }

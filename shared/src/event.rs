@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{ApiError, ErrorCode, ErrorType};
 use crate::prompt::PromptToken;
 use crate::relaxed::Relaxed;
-use crate::tools::ToolFormat;
+use crate::tools::{TextBesideCalls, ToolFormat};
 
 /// One entry of a job's log.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -101,6 +101,9 @@ pub struct Acceptance {
     /// How calls of functions are written in the text; `None` if it may have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tool_format: Option<ToolFormat>,
+    /// Which text there may be beside calls.
+    #[serde(default)]
+    pub beside_calls: TextBesideCalls,
     /// The prompt's text, if the job asks for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt_text: Option<String>,

@@ -24,6 +24,19 @@ pub enum ToolFormat {
     Mistral,
 }
 
+/// Which text an answer may have that is none of its calls. The worker sees to that, too.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TextBesideCalls {
+    /// None: a call is required.
+    None,
+    /// Any; once a call's opening mark is complete, that call follows.
+    Free,
+    /// What a response format allows, which may have the marks of calls in it.
+    #[default]
+    Formatted,
+}
+
 /// The id of a call: the same wherever and whenever a job's log is read.
 pub fn call_id(job: &JobId, choice: u32, index: u32) -> String {
     let digest = Sha256::digest(format!("{job}/{choice}/{index}"));

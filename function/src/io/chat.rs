@@ -22,10 +22,12 @@ pub(super) async fn serve(context: &Context, body: &mut Body) -> Result<Answer, 
     };
     let Generation { jobs, limits, envelope, acceptances, head_ns } =
         generation::begin(context, wish).await?;
+    let acceptance = acceptances.first();
     let answer = ChatAnswer {
         envelope,
         metadata: request.metadata,
-        tool_format: acceptances.first().and_then(|acceptance| acceptance.tool_format),
+        tool_format: acceptance.and_then(|acceptance| acceptance.tool_format),
+        beside_calls: acceptance.map(|acceptance| acceptance.beside_calls).unwrap_or_default(),
         tool_choice,
         echo: request.echo,
         details: request.details,

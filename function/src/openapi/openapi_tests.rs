@@ -8,6 +8,7 @@ use emberline_shared::responses::ResponsesRequest;
 use emberline_shared::subject::JobId;
 use emberline_shared::token_details::TokenDetails;
 use emberline_shared::tokenize::TokenRequest;
+use emberline_shared::tools::TextBesideCalls;
 use http::Method;
 
 use super::*;
@@ -96,6 +97,7 @@ fn an_answer_has_exactly_what_is_documented() {
         envelope,
         metadata: None,
         tool_format: None,
+        beside_calls: TextBesideCalls::default(),
         tool_choice: ToolChoice::Auto,
         echo: None,
         details: TokenDetails::default(),

@@ -1,4 +1,4 @@
-use emberline_shared::tools::ToolFormat;
+use emberline_shared::tools::{TextBesideCalls, ToolFormat};
 use proptest::prelude::*;
 
 use super::*;
@@ -127,6 +127,22 @@ fn what_breaks_off_is_incomplete() {
     assert_eq!((&body["status"], &body["incomplete_details"]), (&json!("cancelled"), &Value::Null));
     assert_eq!(events.last().unwrap().body()["type"], "response.incomplete");
     let (_, body) = told(None, &[], FinishReason::Stop);
+    assert_eq!(body["output"][0]["content"][0]["text"], "");
+}
+
+#[test]
+fn a_required_call_that_is_cut_off_before_its_name_is_no_text() {
+    let mut story = story(false);
+    let beside_calls = TextBesideCalls::None;
+    let acceptance =
+        Acceptance { tool_format: Some(ToolFormat::Hermes), beside_calls, ..Acceptance::default() };
+    story.push(Output::Accepted(acceptance));
+    story.push(text("<tool_call>\n{\"na"));
+    story.push(finish(FinishReason::Length));
+    story.push(Output::Done(USAGE));
+    assert!(!kinds(&story.take_events()).contains(&"response.output_text.delta".to_owned()));
+    let body = json!(story.response());
+    assert_eq!((&body["status"], &body["output"][0]["status"]), (&json!("incomplete"), &json!("incomplete")));
     assert_eq!(body["output"][0]["content"][0]["text"], "");
 }
 

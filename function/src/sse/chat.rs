@@ -42,7 +42,7 @@ impl ChatFrames {
     /// Frames for an answer with so many choices.
     pub fn new(answer: ChatAnswer, include_usage: bool, limits: Limits) -> Self {
         let choice = |_| Choice {
-            reader: answer.tool_format.map(ToolCallReader::new),
+            reader: answer.call_reader(),
             logprobs: limits.logprobs.map(|_| Vec::new()),
             ids: limits.ids.then(Vec::new),
         };

@@ -4,7 +4,7 @@ use emberline_shared::job::ToolChoice;
 use emberline_shared::prompt::PromptScore;
 use emberline_shared::subject::JobId;
 use emberline_shared::token_details::TokenDetails;
-use emberline_shared::tools::{ToolFormat, call_id};
+use emberline_shared::tools::{TextBesideCalls, ToolFormat, call_id};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -18,6 +18,7 @@ fn answer(tool_format: Option<ToolFormat>) -> ChatAnswer {
         envelope: Envelope { job, created: 2, model: "m".into(), fingerprint: "fp".into() },
         metadata: None,
         tool_format,
+        beside_calls: TextBesideCalls::default(),
         tool_choice: ToolChoice::Auto,
         echo: None,
         details: TokenDetails::default(),
@@ -137,6 +138,20 @@ fn a_call_comes_by_name_and_pieces_of_arguments() {
         .map(|delta| delta["tool_calls"][0]["function"]["arguments"].as_str().unwrap())
         .collect();
     assert_eq!(arguments, "{\"a\": \"é\"}");
+}
+
+#[test]
+fn a_required_call_that_is_cut_off_before_its_name_is_no_text() {
+    let required = ChatAnswer { beside_calls: TextBesideCalls::None, ..answer(Some(ToolFormat::Hermes)) };
+    let mut frames = ChatFrames::new(required, false, Limits { choices: 1, tokens: 9, logprobs: Some(0) });
+    let logprobs = Some(vec![token("<tool_call>"), token("\n{\"na")]);
+    let mut told =
+        choices(&frames.tell(Output::Text { choice: 0, text: "<tool_call>\n{\"na".into(), logprobs }));
+    told.extend(choices(&frames.tell(Output::Finish { choice: 0, reason: FinishReason::Length })));
+    let [tokens, end] = &told[..] else { panic!("{told:?}") };
+    assert_eq!((&tokens["delta"], &end["delta"]), (&json!({"content": ""}), &json!({})));
+    assert_eq!(tokens["logprobs"]["content"].as_array().unwrap().len(), 2);
+    assert_eq!(end["finish_reason"], "length");
 }
 
 proptest! {

@@ -12,7 +12,7 @@ use crate::event::{FinishReason, TokenLogprob, TokenLogprobs, Usage};
 use crate::job::ToolChoice;
 use crate::prompt::{PromptLogprobsBody, PromptToken};
 use crate::token_details::TokenDetails;
-use crate::tools::{Piece, ToolCallReader, ToolFormat, call_id};
+use crate::tools::{Piece, TextBesideCalls, ToolCallReader, ToolFormat, call_id};
 
 /// Makes what the client gets of one request.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,6 +23,8 @@ pub struct ChatAnswer {
     pub metadata: Option<Map<String, Value>>,
     /// How calls of functions are written in the text, if it may have any.
     pub tool_format: Option<ToolFormat>,
+    /// Which text there may be beside calls.
+    pub beside_calls: TextBesideCalls,
     /// As it was asked for.
     pub tool_choice: ToolChoice,
     /// What each choice begins with, apart from what is generated.
@@ -277,11 +279,10 @@ impl ChatAnswer {
     fn message(&self, choice: u32, text: &str) -> AssistantMessage {
         let content = self.echo.clone().filter(|echo| !echo.is_empty());
         let mut message = AssistantMessage { role: "assistant", content, ..AssistantMessage::default() };
-        let Some(format) = self.tool_format else {
+        let Some(mut reader) = self.call_reader() else {
             message.content.get_or_insert_default().push_str(text);
             return message;
         };
-        let mut reader = ToolCallReader::new(format);
         let mut pieces = reader.push(text);
         pieces.extend(reader.finish());
         for piece in pieces {
@@ -304,6 +305,11 @@ impl ChatAnswer {
             message.content.get_or_insert_default();
         }
         message
+    }
+
+    /// Tells calls from text in one choice; `None` if it may have none.
+    pub fn call_reader(&self) -> Option<ToolCallReader> {
+        self.tool_format.map(|format| ToolCallReader::new(format, self.beside_calls))
     }
 
     /// As in OpenAI's API, a call that the client has named itself is no reason of its own.

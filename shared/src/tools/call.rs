@@ -103,6 +103,11 @@ impl CallObject {
         self.started
     }
 
+    /// Whether the key of its name is there.
+    pub(super) fn has_name_key(&self) -> bool {
+        self.key == "name" || self.name.is_some()
+    }
+
     /// Whether its arguments have begun to be passed on, and are not complete.
     pub(super) fn is_in_arguments(&self) -> bool {
         self.started && matches!(self.place, Place::InValue(Member::Arguments, _))

@@ -2,8 +2,8 @@
 
 use std::mem::take;
 
-use super::ToolFormat;
 use super::call::{CallObject, Step};
+use super::{TextBesideCalls, ToolFormat};
 
 /// A part of an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,10 +35,12 @@ pub enum Piece {
 /// Reads the text of one choice.
 ///
 /// Text is held back only as long as it may belong to a call. What is no well-formed call is
-/// content; white space beside a call is not. How the text is cut makes no difference.
+/// content; white space beside a call is not, and neither is the beginning of a call where the answer
+/// is cut off. How the text is cut makes no difference.
 #[derive(Debug)]
 pub struct ToolCallReader {
     syntax: Syntax,
+    beside: TextBesideCalls,
     state: State,
     /// Text that is content unless a call follows, or mark-up after a call's arguments.
     held: String,
@@ -89,12 +91,13 @@ impl ToolFormat {
 }
 
 impl ToolCallReader {
-    /// At the beginning of an answer.
-    pub fn new(format: ToolFormat) -> Self {
+    /// At the beginning of an answer, which has text beside its calls as `beside` says.
+    pub fn new(format: ToolFormat, beside: TextBesideCalls) -> Self {
         let syntax = format.syntax();
         let state = if syntax.open.is_empty() { State::BeforeCall } else { State::Text };
         Self {
             syntax,
+            beside,
             state,
             held: String::new(),
             call: CallObject::default(),
@@ -110,23 +113,36 @@ impl ToolCallReader {
         take(&mut self.pieces)
     }
 
-    /// The answer has ended: what is held back is content, but for mark-up after arguments.
+    /// The answer has ended: what is held back is content, unless it belongs to a call.
     pub fn finish(&mut self) -> Vec<Piece> {
-        let after_arguments = match self.state {
-            State::Text | State::Plain | State::Opening(..) | State::BeforeCall => false,
-            State::InCall => self.call.has_started(),
-            State::AfterCall | State::Between | State::Closing(_) => true,
-        };
         if self.call.is_in_arguments() {
             self.pieces.push(Piece::CallEnd { index: self.index() });
         }
-        if !after_arguments {
+        if !self.holds_markup() {
             self.release();
         }
         self.held.clear();
         self.call = CallObject::default();
         self.state = State::Plain;
         take(&mut self.pieces)
+    }
+
+    /// Whether what is held back at the end belongs to a call, complete or not.
+    fn holds_markup(&self) -> bool {
+        let has_begun = match self.state {
+            State::AfterCall | State::Between | State::Closing(_) => return true,
+            State::InCall if self.call.has_started() => return true,
+            State::Text | State::Plain | State::Opening(0, _) => false,
+            State::Opening(..) => true,
+            // Without marks, only its first key tells a call from text.
+            State::BeforeCall | State::InCall if self.syntax.open.is_empty() => self.call.has_name_key(),
+            State::BeforeCall | State::InCall => true,
+        };
+        match self.beside {
+            TextBesideCalls::None => true,
+            TextBesideCalls::Free => has_begun,
+            TextBesideCalls::Formatted => false,
+        }
     }
 
     /// Calls so far.

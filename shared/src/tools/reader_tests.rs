@@ -38,8 +38,13 @@ impl Answer {
     }
 }
 
+/// An answer that may have marks in its text.
 fn read(format: ToolFormat, parts: &[&str]) -> Answer {
-    let mut reader = ToolCallReader::new(format);
+    read_beside(TextBesideCalls::Formatted, format, parts)
+}
+
+fn read_beside(beside: TextBesideCalls, format: ToolFormat, parts: &[&str]) -> Answer {
+    let mut reader = ToolCallReader::new(format, beside);
     let mut answer = Answer::default();
     for part in parts {
         answer.add(reader.push(part));
@@ -75,7 +80,7 @@ fn each_format_is_read() {
 
 #[test]
 fn arguments_are_passed_on_as_they_come() {
-    let mut reader = ToolCallReader::new(ToolFormat::Hermes);
+    let mut reader = ToolCallReader::new(ToolFormat::Hermes, TextBesideCalls::Free);
     let content = |text: &str| Piece::Content(text.to_owned());
     let arguments = |text: &str| Piece::Arguments { index: 0, text: text.to_owned() };
     assert_eq!(reader.push("Look: \n"), [content("Look:")]);
@@ -150,6 +155,39 @@ fn an_answer_may_end_anywhere() {
     }
     let text = r#"[TOOL_CALLS][{"name": "f", "arguments": {}}, "#;
     assert_eq!(read(ToolFormat::Mistral, &[text]), answer("", &[("f", "{}")]));
+}
+
+#[test]
+fn the_beginning_of_a_call_is_no_content_where_only_a_call_can_follow() {
+    let calls = [
+        (ToolFormat::Hermes, "<tool_call>", "\n{\"name\": \"fun\", \"arguments\": "),
+        (ToolFormat::Llama, "", "{\"name\": \"fun\", \"parameters\": "),
+        (ToolFormat::Mistral, "[TOOL_CALLS]", "[{\"name\": \"fun\", \"arguments\": "),
+    ];
+    for (format, mark, rest) in calls {
+        let call = format!("{mark}{rest}");
+        for end in 0..=call.len() {
+            let cut = &call[..end];
+            let required = read_beside(TextBesideCalls::None, format, &[cut]);
+            assert_eq!(required, Answer::default(), "{format:?} {cut}");
+            // Free text may begin as a mark does, and Llama's as a call does, up to its first key.
+            let begins_as_text = match format {
+                ToolFormat::Llama => end < "{\"name\"".len(),
+                _ => end < mark.len(),
+            };
+            let content = if begins_as_text { cut } else { "" };
+            let free = read_beside(TextBesideCalls::Free, format, &[cut]);
+            assert_eq!(free, answer(content, &[]), "{format:?} {cut}");
+            assert_eq!(read(format, &[cut]), answer(cut, &[]), "{format:?} {cut}");
+        }
+    }
+    let text = "Let me see. <tool_call>\n{\"na";
+    let free = read_beside(TextBesideCalls::Free, ToolFormat::Hermes, &[text]);
+    assert_eq!(free, answer("Let me see.", &[]));
+    let second = "<tool_call>{\"name\": \"f\", \"arguments\": {}}</tool_call>\n<tool_call>\n{\"name\": \"g";
+    for beside in [TextBesideCalls::None, TextBesideCalls::Free] {
+        assert_eq!(read_beside(beside, ToolFormat::Hermes, &[second]), answer("", &[("f", "{}")]));
+    }
 }
 
 /// Texts made of what readers look for.
@@ -237,6 +275,10 @@ proptest! {
         let parts = cut(&text, &cuts);
         let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
         for format in FORMATS {
+            for beside in [TextBesideCalls::None, TextBesideCalls::Free] {
+                let whole = read_beside(beside, format, &[&text]);
+                prop_assert_eq!(&read_beside(beside, format, &parts), &whole);
+            }
             let whole = read(format, &[&text]);
             prop_assert_eq!(&read(format, &parts), &whole);
             if whole.calls.is_empty() {

@@ -2,7 +2,7 @@
 //! else, and they are looked for in the prompt.
 
 use emberline_shared::job::{Message, Role, Tool, ToolCall};
-use emberline_shared::tools::{Piece, ToolCallReader, ToolFormat};
+use emberline_shared::tools::{Piece, TextBesideCalls, ToolCallReader, ToolFormat};
 use serde_json::{Map, json};
 
 use super::conversation::NoContent;
@@ -170,7 +170,7 @@ impl Probe<'_> {
 
 /// Whether a reader of this format finds the call.
 fn has_call(format: ToolFormat, text: &str) -> bool {
-    let mut reader = ToolCallReader::new(format);
+    let mut reader = ToolCallReader::new(format, TextBesideCalls::Free);
     let pieces = reader.push(text);
     let arguments = |pieces: &[Piece]| {
         let mut calls =

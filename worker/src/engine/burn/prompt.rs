@@ -5,10 +5,11 @@ use std::time::Instant;
 
 use emberline_shared::error::{ApiError, ErrorCode};
 use emberline_shared::event::Acceptance;
-use emberline_shared::job::{GenerationRequest, Job, RawPrompt};
+use emberline_shared::job::{GenerationRequest, Job, RawPrompt, ToolChoice};
 use emberline_shared::prompt::MAX_PROMPT_LOGPROBS;
 use emberline_shared::relaxed::Relaxed;
 use emberline_shared::tokens::{TokensReply, TokensRequest};
+use emberline_shared::tools::TextBesideCalls;
 use serde_json::{Map, Value};
 
 use super::bad_words;
@@ -45,6 +46,7 @@ impl Frontend for PromptBuilder {
         check_prompt_logprobs(&prompt, request)?;
         let acceptance = Acceptance {
             tool_format: may_call.then_some(format),
+            beside_calls: text_beside_calls(request),
             prompt_text: text.filter(|_| request.echo),
             relaxed,
             ..Acceptance::default()
@@ -163,6 +165,15 @@ fn check_prompt_logprobs(prompt: &[u32], request: &GenerationRequest) -> Result<
         request.n
     );
     Err(ApiError::field(ErrorCode::InvalidValue, name, message))
+}
+
+/// Which text the grammar allows beside calls.
+fn text_beside_calls(request: &GenerationRequest) -> TextBesideCalls {
+    match (&request.tool_choice, &request.constraint) {
+        (ToolChoice::Required | ToolChoice::Named(_), _) => TextBesideCalls::None,
+        (_, None) => TextBesideCalls::Free,
+        (_, Some(_)) => TextBesideCalls::Formatted,
+    }
 }
 
 pub(super) fn internal(error: &dyn std::error::Error) -> ApiError {
