@@ -110,8 +110,8 @@ async fn formats_that_cannot_be_kept_are_refused() -> Result<()> {
             "response_format.grammar",
         ),
         (json_schema(&loose, true), "invalid_value", at),
-        (json_schema(&unknown, false), "unsupported_parameter", at),
-        (json_schema(&json!({"type": "object", "$ref": "#/$defs/none"}), false), "invalid_value", at),
+        (json_schema(&unknown, true), "unsupported_parameter", at),
+        (json_schema(&json!({"type": "object", "$ref": "#/$defs/none"}), true), "invalid_value", at),
     ] {
         let (status, got, named) = refusal(&stack, "/v1/chat/completions", &ask(&more)).await?;
         let named = named.unwrap_or_default();

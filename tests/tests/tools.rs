@@ -3,7 +3,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use emberline_tests::both::{both, calls_of, refusal, with};
-use emberline_tests::stack::{MODEL, Stack};
+use emberline_tests::stack::{API_KEY, MODEL, Stack};
 use serde_json::{Value, json};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -164,7 +164,7 @@ async fn tools_that_are_none_are_refused() -> Result<()> {
             "tools[0].function.parameters",
         ),
         (
-            tool(json!({"name": "f", "parameters": object(json!({"uniqueItems": true}))})),
+            tool(json!({"name": "f", "strict": true, "parameters": object(json!({"uniqueItems": true}))})),
             "unsupported_parameter",
             "tools[0].function.parameters.uniqueItems",
         ),
@@ -173,6 +173,86 @@ async fn tools_that_are_none_are_refused() -> Result<()> {
         let named = named.unwrap_or_default();
         assert_eq!((status, got.as_str()), (400, code), "{more}: {named}");
         assert!(named.starts_with(param), "{more}: {named}");
+    }
+    Ok(())
+}
+
+/// A tool with what can't be enforced, as schemas of file tools have it.
+fn read_file(strict: bool) -> Value {
+    let parameters = json!({
+        "type": "object", "required": ["path", "lines"], "additionalProperties": false,
+        "properties": {
+            "path": {"type": "string", "format": "path", "maxLength": 8},
+            "lines": {"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": 9}, "maxItems": 3, "uniqueItems": true},
+        },
+    });
+    json!([{"type": "function", "function": {"name": "read_file", "parameters": parameters, "strict": strict}}])
+}
+
+#[tokio::test]
+async fn what_can_not_be_enforced_is_named_unless_the_client_insists() -> Result<()> {
+    let stack = Stack::start().await?;
+    let body = |strict: bool| ask(&json!({"tools": read_file(strict), "tool_choice": "required"}));
+    let properties = "tools[0].function.parameters.properties";
+    let named = format!("{properties}.path.format, {properties}.lines.uniqueItems");
+    for stream in [false, true] {
+        let response = stack.chat(&with(&body(false), &json!({"stream": stream}))).await?;
+        assert_eq!(response.status(), 200);
+        let header = response.headers().get("x-emberline-relaxed").context("header")?;
+        assert_eq!(header.to_str()?, named);
+    }
+    let answer = both(&stack, &body(false)).await?;
+    let [(name, arguments)] = &calls_of(&answer["choices"][0]["message"])[..] else {
+        anyhow::bail!("one call: {answer}");
+    };
+    let arguments: Value = serde_json::from_str(arguments)?;
+    assert_eq!(name, "read_file");
+    ensure!(arguments["path"].as_str().is_some_and(|path| path.chars().count() <= 8), "{arguments}");
+    let lines = arguments["lines"].as_array().context("lines")?;
+    ensure!(
+        lines.len() <= 3
+            && lines.iter().all(|line| line.as_u64().is_some_and(|line| (1..10).contains(&line))),
+        "{arguments}"
+    );
+
+    let response = stack.chat(&body(true)).await?;
+    assert_eq!(response.status(), 400);
+    ensure!(response.headers().get("x-emberline-relaxed").is_none(), "nothing is relaxed");
+    let error = response.json::<Value>().await?["error"].take();
+    assert_eq!(error["param"], format!("{properties}.path.format"));
+    let message = error["message"].as_str().context("message")?;
+    ensure!(message.contains("\"path\", which can't be enforced. Choose from date-time"), "{message}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_required_call_that_is_cut_off_is_no_text() -> Result<()> {
+    let stack = Stack::start().await?;
+    for choice in [json!({"tool_choice": "required"}), named("weather")] {
+        for max_tokens in 1..6 {
+            let answer = both(&stack, &ask(&with(&choice, &json!({"max_tokens": max_tokens})))).await?;
+            let choice = &answer["choices"][0];
+            assert_eq!(choice["finish_reason"], "length");
+            assert!(choice["message"]["content"].as_str().is_none_or(str::is_empty), "{choice}");
+        }
+    }
+    let tool = json!({"type": "function", "name": "now"});
+    for max_output_tokens in 1..6 {
+        let body = json!({
+            "model": MODEL, "input": "What time is it?", "tools": [tool], "tool_choice": "required",
+            "temperature": 0, "max_output_tokens": max_output_tokens,
+        });
+        let response: Value = stack.post("/v1/responses", API_KEY, &[], &body).await?.json().await?;
+        assert_eq!(response["status"], "incomplete", "{response}");
+        for part in response["output"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .flat_map(|item| item["content"].as_array())
+            .flatten()
+        {
+            assert_eq!(part["text"], "", "{response}");
+        }
     }
     Ok(())
 }

@@ -19,6 +19,9 @@ use emberline_worker::engine::burn::{BurnEngine, LoadOptions, load};
 use serde_json::{Value, json};
 use tokio::sync::mpsc::unbounded_channel;
 
+#[path = "schemas/corpus.rs"]
+mod corpus;
+
 const SEEDS: u64 = 10;
 const MAX_TOKENS: u32 = 160;
 /// Batches share the device's reading of the weights.
@@ -56,16 +59,27 @@ fn job(number: u64, question: &str, request: GenerationRequest) -> Job {
     }
 }
 
+/// What an answer is: its text, why it ended, and what it does without.
+struct Answer {
+    text: String,
+    reason: FinishReason,
+    relaxed: Vec<String>,
+}
+
 /// Runs all jobs together; the text of each and why it ended.
 fn run(jobs: Vec<Job>) -> Vec<(String, FinishReason)> {
+    answers(jobs).into_iter().map(|answer| (answer.text, answer.reason)).collect()
+}
+
+fn answers(jobs: Vec<Job>) -> Vec<Answer> {
     let mut engine = engine();
     let engine = engine.as_mut().unwrap();
     let mut receivers = Vec::new();
     for job in jobs {
         let (events, receiver) = unbounded_channel();
         let prepared = engine.frontend().prepare(job, Instant::now()).unwrap();
+        receivers.push((receiver, prepared.acceptance.relaxed.paths().to_vec()));
         engine.submit(prepared, events);
-        receivers.push(receiver);
     }
     let began = Instant::now();
     let before = engine.counts();
@@ -83,7 +97,7 @@ fn run(jobs: Vec<Job>) -> Vec<(String, FinishReason)> {
     );
     receivers
         .into_iter()
-        .map(|mut receiver| {
+        .map(|(mut receiver, relaxed)| {
             let mut said = (String::new(), None);
             while let Ok(event) = receiver.try_recv() {
                 match event {
@@ -93,7 +107,7 @@ fn run(jobs: Vec<Job>) -> Vec<(String, FinishReason)> {
                     _ => {}
                 }
             }
-            (said.0, said.1.unwrap())
+            Answer { text: said.0, reason: said.1.unwrap(), relaxed }
         })
         .collect()
 }
@@ -337,4 +351,38 @@ fn calls_fit_their_schemas() {
         }
     }
     assert!(called >= 10, "only {called} calls");
+}
+
+/// Random walks through all of the corpus are a test of the constraint's own.
+#[test]
+fn calls_with_schemas_of_the_corpus_are_valid_but_for_what_is_dropped() {
+    let of_objects = |(_, schema): &(String, Value)| schema["type"] == "object";
+    let schemas: Vec<(String, Value)> = corpus::schemas().into_iter().filter(of_objects).step_by(2).collect();
+    assert!(schemas.len() >= 40, "{}", schemas.len());
+    let call = |number: u64, name: &str, schema: &Value| {
+        let parameters = schema.as_object().unwrap().clone();
+        let request = GenerationRequest {
+            tools: vec![Tool { name: "f".into(), description: None, parameters, strict: false }],
+            tool_choice: ToolChoice::Named("f".into()),
+            ..GenerationRequest::default()
+        };
+        let mut job = job(number, &format!("Call the function for {name}, with short arguments."), request);
+        job.request.max_tokens = Some(80);
+        job
+    };
+    let jobs = schemas.iter().zip(0..).map(|((name, schema), number)| call(number, name, schema)).collect();
+    let (mut ended, mut wholly) = (0, 0);
+    for ((name, schema), Answer { text, reason, relaxed }) in schemas.iter().zip(answers(jobs)) {
+        if reason != FinishReason::Stop {
+            continue;
+        }
+        ended += 1;
+        let (_, calls) = calls(&text);
+        let [(function, arguments)] = &calls[..] else { panic!("{name}: {text}") };
+        let rest = corpus::validator_of_the_rest(schema, "tools[0].function.parameters", &relaxed);
+        assert!(function == "f" && rest.is_valid(arguments), "{name}: {text} without {relaxed:?}");
+        wholly += usize::from(corpus::validator_of_all(schema).is_some_and(|all| all.is_valid(arguments)));
+    }
+    eprintln!("{ended} of {} ended, all of them valid; {wholly} by the whole schema", schemas.len());
+    assert!(ended >= 20, "only {ended} of {} came to their end", schemas.len());
 }

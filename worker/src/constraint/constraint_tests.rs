@@ -11,7 +11,7 @@ use crate::gguf::testing::GgufBuilder;
 /// The end token of [`GgufBuilder::with_byte_tokenizer`], whose other tokens are the bytes.
 const END: u32 = 257;
 
-static GRAMMARS: LazyLock<Grammars> = LazyLock::new(|| {
+pub(super) static GRAMMARS: LazyLock<Grammars> = LazyLock::new(|| {
     let (_folder, file) = GgufBuilder::new().with_byte_tokenizer().open();
     Grammars::new(&ModelTokenizer::from_gguf(&file).unwrap()).unwrap()
 });
@@ -24,8 +24,17 @@ fn schema(schema: Value) -> GenerationRequest {
     constrained(Constraint::JsonSchema { schema, strict: false })
 }
 
+fn strict(schema: Value) -> GenerationRequest {
+    constrained(Constraint::JsonSchema { schema, strict: true })
+}
+
 fn compile(request: &GenerationRequest, format: ToolFormat) -> Grammar {
-    GRAMMARS.compile(request, format).unwrap().unwrap()
+    GRAMMARS.compile(request, format).unwrap().grammar.unwrap()
+}
+
+/// What a request does without.
+fn dropped(request: &GenerationRequest) -> Vec<String> {
+    GRAMMARS.compile(request, ToolFormat::Hermes).unwrap().relaxed.paths().to_vec()
 }
 
 /// How much of an answer is allowed, and whether it may end there.
@@ -95,24 +104,116 @@ fn schemas_grammars_and_expressions_are_enforced() {
     assert_forbids(&sum, ToolFormat::Hermes, "1+¦+");
 }
 
+const PLACE: &str = "response_format.json_schema.schema";
+
+/// Schemas that can't be enforced, the field that is at fault, and words of the reason.
+fn unenforceable() -> Vec<(Value, &'static str, &'static str)> {
+    let within = |schema: Value| json!({ "type": "array", "items": schema });
+    vec![
+        (json!({ "type": "string", "pattern": "(?=a)b" }), ".pattern", "look-around"),
+        (json!({ "type": "string", "pattern": "(a)\\1" }), ".pattern", "backreferences"),
+        (json!({ "type": "string", "format": "zip" }), ".format", "\"zip\", which can't be enforced"),
+        (json!({ "type": "thing" }), ".type", "no type of JSON"),
+        (json!({ "$ref": "#/$defs/a" }), ".$ref", "not in the schema"),
+        (
+            json!({ "type": "array", "items": { "type": "string" }, "uniqueItems": true }),
+            ".uniqueItems",
+            "can't be enforced",
+        ),
+        (within(json!({ "type": "integer", "minimum": 2, "maximum": 1, })), "", ""),
+        (json!({ "type": "integer", "minimum": 2, "maximum": 1 }), "", "'minimum' is 2, 'maximum' is 1"),
+        (
+            json!({ "type": "string", "minLength": 2, "maxLength": 1 }),
+            "",
+            "'minLength' is 2, 'maxLength' is 1",
+        ),
+        (json!({ "type": "string", "enum": [1] }), "", "nothing can fulfil it"),
+        (json!({ "type": "string", "pattern": "^a$", "maxLength": 0 }), "", "nothing can fulfil it"),
+        (json!({ "oneOf": [{ "type": "integer" }, { "type": "number" }] }), "", "may overlap"),
+        (json!({ "type": "number", "multipleOf": 1.234_567_890_12 }), "", "too many digits"),
+        (json!({ "$ref": "#" }), "", "nothing can fulfil it"),
+    ]
+}
+
+/// Words of the grammar that a schema becomes, and not of the schema.
+const INNARDS: [&str; 12] = [
+    "guidance", "lark", "%json", "$defs/0", "json_any", "fuel", "lexer", "(And", "Regex", "grammar", "<",
+    "\n",
+];
+
 #[test]
-fn what_llguidance_refuses_is_refused_with_its_place_and_reason() {
-    let place = "response_format.json_schema.schema";
-    for (request, param, reason) in [
-        (schema(json!({ "type": "string", "pattern": "(?=a)b" })), place, "look-around"),
-        (schema(json!({ "type": "string", "format": "zip" })), place, "Unknown format: zip"),
-        (schema(json!({ "type": "thing" })), place, "Invalid type: thing"),
-        (schema(json!({ "$ref": "#/$defs/a" })), place, "not found"),
-        (schema(json!({ "type": "integer", "minimum": 2, "maximum": 1 })), place, "minimum (2)"),
-        (schema(json!({ "oneOf": [{ "type": "integer" }, { "type": "number" }] })), place, "oneOf"),
-        (schema(json!({ "$ref": "#" })), place, "nothing can fulfil it"),
-        (constrained(Constraint::Regex("(".into())), "response_format.regex", "unclosed group"),
-        (constrained(Constraint::Regex("a\\".into())), "response_format.regex", "escape"),
-        (constrained(Constraint::Regex(String::new())), "response_format.regex", "empty"),
-        (constrained(Constraint::Grammar("start: x".into())), "response_format.grammar", "x"),
-        (constrained(Constraint::Grammar("begin: \"x\"".into())), "response_format.grammar", "no start rule"),
+fn what_can_not_be_enforced_is_refused_in_clear_words_where_the_client_insists() {
+    for (schema, field, reason) in unenforceable() {
+        let Err(error) = GRAMMARS.compile(&strict(schema.clone()), ToolFormat::Hermes) else {
+            assert_eq!(reason, "", "{schema} is enforced");
+            continue;
+        };
+        let param = format!("{PLACE}{field}");
+        assert_eq!(error.param.as_deref(), Some(&param[..]), "{schema}");
+        assert!(error.message.contains(reason) && error.message.contains(&param), "{}", error.message);
+        assert!(!INNARDS.iter().any(|word| error.message.contains(word)), "{}", error.message);
+    }
+}
+
+#[test]
+fn what_can_not_be_enforced_is_left_out_where_the_client_does_not_insist() {
+    for (schema, field, reason) in unenforceable() {
+        let in_object = json!({ "type": "object", "properties": { "a": { "const": 1 }, "b": schema.clone() }, "required": ["a", "b"] });
+        for (request, path) in [
+            (self::schema(schema.clone()), field.to_owned()),
+            (self::schema(in_object), format!(".properties.b{field}")),
+        ] {
+            let dropped = dropped(&request);
+            assert_eq!(dropped.is_empty(), reason.is_empty(), "{schema}");
+            // Within another schema, a reference to the root leads to that.
+            let path =
+                if schema.get("$ref").is_some_and(|target| target == "#") { "" } else { path.as_str() };
+            assert!(
+                dropped.iter().all(|dropped| dropped.starts_with(&format!("{PLACE}{path}"))),
+                "{dropped:?} of {schema}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_rest_of_a_schema_is_enforced() {
+    let rest = schema(json!({
+        "type": "object",
+        "properties": {
+            "even": { "type": "integer", "minimum": 5, "maximum": 1, "multipleOf": 2 },
+            "word": { "type": "string", "pattern": "^(?!b)", "maxLength": 3 },
+            "list": { "type": "array", "uniqueItems": true, "items": { "enum": ["x"] } },
+        },
+        "required": ["even", "word", "list"],
+    }));
+    assert_allows(&rest, ToolFormat::Hermes, "{\"even\": 6, \"word\": \"bbb\", \"list\": [\"x\", \"x\"]}");
+    assert_forbids(&rest, ToolFormat::Hermes, "{\"even\": 6, \"word\": \"bbb¦b\"");
+    assert_forbids(&rest, ToolFormat::Hermes, "{\"even\": 4¦,");
+    assert_forbids(&rest, ToolFormat::Hermes, "{\"even\": 7¦,");
+    let properties = format!("{PLACE}.properties");
+    assert_eq!(
+        dropped(&rest),
+        [
+            format!("{properties}.word.pattern"),
+            format!("{properties}.list.uniqueItems"),
+            format!("{properties}.even.maximum")
+        ]
+    );
+}
+
+#[test]
+fn expressions_and_grammars_that_can_not_be_followed_are_refused_with_the_reason() {
+    for (constraint, param, reason) in [
+        (Constraint::Regex("(".into()), "response_format.regex", "unclosed group"),
+        (Constraint::Regex("a\\".into()), "response_format.regex", "escape"),
+        (Constraint::Regex(String::new()), "response_format.regex", "empty"),
+        (Constraint::Regex("\\bx".into()), "response_format.regex", "no '\\b'"),
+        (Constraint::Regex("[a&&b]".into()), "response_format.regex", "nothing can fulfil it"),
+        (Constraint::Grammar("start: x".into()), "response_format.grammar", "x"),
+        (Constraint::Grammar("begin: \"x\"".into()), "response_format.grammar", "no start rule"),
     ] {
-        let error = GRAMMARS.compile(&request, ToolFormat::Hermes).unwrap_err();
+        let error = GRAMMARS.compile(&constrained(constraint), ToolFormat::Hermes).unwrap_err();
         assert_eq!((error.code, error.param.as_deref()), (ErrorCode::InvalidValue, Some(param)));
         assert!(error.message.contains(reason) && error.message.contains(param), "{}", error.message);
         assert!(!error.message.contains('<') && !error.message.contains('\n'), "{}", error.message);
@@ -144,8 +245,12 @@ fn hostile_sources_are_dealt_with() {
         constrained(Constraint::Grammar("start: a\na: a a | \"x\" a | \"\"\n".into())),
         constrained(Constraint::Grammar("start: <|im_end|>".into())),
     ] {
-        // Some of them can be followed; none of them takes the process with it.
-        let Ok(Some(grammar)) = GRAMMARS.compile(&request, ToolFormat::Hermes) else { continue };
+        // Some of them can be followed; none of them takes the process with it. On schemas the client
+        // doesn't insist: of each, something can be followed.
+        let compiled = GRAMMARS.compile(&request, ToolFormat::Hermes);
+        let is_schema = matches!(request.constraint, Some(Constraint::JsonSchema { .. }));
+        assert!(compiled.is_ok() || !is_schema, "{compiled:?}");
+        let Ok(Compiled { grammar: Some(grammar), .. }) = compiled else { continue };
         let mut progress = grammar.begin();
         for _ in 0..20 {
             let Ok(mask) = progress.mask() else { break };
@@ -267,13 +372,20 @@ fn an_answer_calls_or_obeys_the_response_format() {
 #[test]
 fn the_tool_whose_schema_is_at_fault_is_named() {
     let mut request = tools(ToolChoice::Auto, true);
-    request.tools[1].parameters.insert("properties".into(), json!({ "a": { "type": "thing" } }));
+    let contradiction = json!({ "a": { "type": "string", "enum": [1] } });
+    request.tools[1].parameters = json!({ "properties": contradiction, "required": ["a"], "additionalProperties": false, "not": { "const": 1 } })
+        .as_object()
+        .unwrap()
+        .clone();
+    let path = "tools[1].function.parameters";
+    assert_eq!(dropped(&request), [format!("{path}.not"), format!("{path}.properties.a.enum")]);
+    request.tools[1].strict = true;
     let error = GRAMMARS.compile(&request, ToolFormat::Hermes).unwrap_err();
-    assert_eq!(error.param.as_deref(), Some("tools[1].function.parameters"));
-    assert!(error.message.contains("Invalid type: thing"), "{}", error.message);
-    request.tools[1].parameters.insert("not".into(), json!({}));
+    assert_eq!(error.param, Some(format!("{path}.not")));
+    request.tools[1].parameters.remove("not");
     let error = GRAMMARS.compile(&request, ToolFormat::Hermes).unwrap_err();
-    assert_eq!(error.param.as_deref(), Some("tools[1].function.parameters.not"));
+    assert_eq!(error.param.as_deref(), Some(path));
+    assert!(error.message.contains("nothing can fulfil it"), "{}", error.message);
 }
 
 #[test]
@@ -355,7 +467,7 @@ fn object(members: Vec<(Value, bool)>, open: Option<bool>) -> Value {
 
 /// Walks at random through what is allowed, and prefers what brings it to its end; `None` if it
 /// takes too long.
-fn walk(grammar: &Grammar, random: &mut TestRng) -> Option<String> {
+pub(super) fn walk(grammar: &Grammar, random: &mut TestRng) -> Option<String> {
     let mut progress = grammar.begin();
     let mut bytes = Vec::new();
     while bytes.len() < 3000 {
@@ -392,9 +504,11 @@ fn whatever_is_allowed_is_valid() {
                 members.insert("$defs".into(), json!({ "tree": tree }));
             }
             let request = self::schema(schema.clone());
-            let grammar = GRAMMARS.compile(&request, ToolFormat::Hermes);
-            let grammar =
-                grammar.map_err(|error| TestCaseError::fail(format!("{error}: {schema}")))?.unwrap();
+            let compiled = GRAMMARS.compile(&request, ToolFormat::Hermes);
+            let Compiled { grammar, relaxed } =
+                compiled.map_err(|error| TestCaseError::fail(format!("{error}: {schema}")))?;
+            prop_assert!(relaxed.is_empty(), "{:?} of {}", relaxed, schema);
+            let grammar = grammar.unwrap();
             let validator = jsonschema::options().should_validate_formats(true).build(&schema).unwrap();
             for _ in 0..4 {
                 walks.set(walks.get() + 1);

@@ -22,23 +22,45 @@ pub(super) fn are_disjoint(options: &[Value], root: &Value) -> bool {
 }
 
 /// What a schema says once references that stand alone are followed.
-fn resolve<'a>(mut schema: &'a Value, root: &'a Value) -> Option<&'a Map<String, Value>> {
+fn resolve<'a>(schema: &'a Value, root: &'a Value) -> Option<&'a Map<String, Value>> {
+    resolve_members(schema.as_object()?, root)
+}
+
+fn resolve_members<'a>(
+    mut members: &'a Map<String, Value>,
+    root: &'a Value,
+) -> Option<&'a Map<String, Value>> {
     for _ in 0..MOST_HOPS {
-        let members = schema.as_object()?;
         let Some(reference) = members.get("$ref") else { return Some(members) };
-        schema = root.pointer(reference.as_str()?.strip_prefix('#')?)?;
+        members = root.pointer(reference.as_str()?.strip_prefix('#')?)?.as_object()?;
     }
     None
 }
 
 fn differ(one: &Map<String, Value>, other: &Map<String, Value>, root: &Value) -> bool {
-    types_differ(one, other) || values_differ(one, other) || {
-        let mut names = required(one).chain(required(other));
-        names.any(|name| match (property(one, name, root), property(other, name, root)) {
-            (Some(one), Some(other)) => types_differ(one, other) || values_differ(one, other),
-            _ => false,
-        })
-    }
+    let differ_by = |name: &str| match (property(one, name, root), property(other, name, root)) {
+        (Some(one), Some(other)) => types_differ(one, other) || values_differ(one, other),
+        _ => false,
+    };
+    types_differ(one, other)
+        || values_differ(one, other)
+        || required(one).chain(required(other)).any(differ_by)
+        || options_differ(one, other, root)
+        || options_differ(other, one, root)
+}
+
+/// Whether each of the alternatives of a schema differs from another schema.
+fn options_differ(one: &Map<String, Value>, other: &Map<String, Value>, root: &Value) -> bool {
+    let Some(Value::Array(options)) = one.get("anyOf") else { return false };
+    let differs = |option: &Value| match option {
+        // An alternative that refers to these again must not be followed for ever.
+        Value::Object(option) if !option.contains_key("anyOf") => {
+            let option = resolve_members(option, root).filter(|option| !option.contains_key("anyOf"));
+            option.is_some_and(|option| differ(option, other, root))
+        }
+        _ => false,
+    };
+    options.iter().all(differs)
 }
 
 fn required(schema: &Map<String, Value>) -> impl Iterator<Item = &str> {
@@ -80,17 +102,20 @@ fn types(schema: &Map<String, Value>) -> Option<Vec<&str>> {
 }
 
 fn values_differ(one: &Map<String, Value>, other: &Map<String, Value>) -> bool {
-    let (Some(one), Some(other)) = (strings(one), strings(other)) else { return false };
+    let (Some(one), Some(other)) = (values(one), values(other)) else { return false };
     !one.iter().any(|value| other.contains(value))
 }
 
-/// The only values that a schema allows, if they are strings.
-fn strings(schema: &Map<String, Value>) -> Option<Vec<&str>> {
-    match (schema.get("const"), schema.get("enum")) {
-        (Some(value), _) => Some(vec![value.as_str()?]),
-        (None, Some(Value::Array(values))) => values.iter().map(Value::as_str).collect(),
-        _ => None,
-    }
+/// The only values that a schema allows, if they are such that different ones are not the same: 1
+/// and 1.0 are.
+fn values(schema: &Map<String, Value>) -> Option<Vec<&Value>> {
+    let values: Vec<&Value> = match (schema.get("const"), schema.get("enum")) {
+        (Some(value), _) => vec![value],
+        (None, Some(Value::Array(values))) => values.iter().collect(),
+        _ => return None,
+    };
+    let is_such = |value: &&Value| value.is_string() || value.is_boolean() || value.is_null();
+    values.iter().all(is_such).then_some(values)
 }
 
 #[cfg(test)]
@@ -114,7 +139,9 @@ mod tests {
         assert!(disjoint(&json!([{ "type": "string" }, { "type": ["integer", "null"] }])));
         assert!(disjoint(&json!([{ "$ref": "#/$defs/cat" }, { "$ref": "#/$defs/dog" }, { "type": "null" }])));
         assert!(disjoint(&json!([{ "$ref": "#/$defs/pet" }, { "$ref": "#/$defs/dog" }])));
-        assert!(disjoint(&json!([{ "const": "a" }, { "enum": ["b", "c"] }])));
+        assert!(disjoint(&json!([{ "const": "a" }, { "enum": ["b", "c"] }, { "const": true }])));
+        let either = json!({ "anyOf": [{ "type": "string" }, { "$ref": "#/$defs/dog" }] });
+        assert!(disjoint(&json!([either, { "$ref": "#/$defs/cat" }, { "type": "null" }])));
     }
 
     #[test]
@@ -127,5 +154,7 @@ mod tests {
         assert!(!disjoint(&json!([{ "$ref": "#/$defs/none" }, { "type": "null" }])));
         assert!(!disjoint(&json!([true, { "type": "null" }])));
         assert!(!disjoint(&json!([{ "const": 1 }, { "const": 2 }])));
+        let either = json!({ "anyOf": [{ "type": "string" }, { "$ref": "#/$defs/pet" }] });
+        assert!(!disjoint(&json!([either, { "$ref": "#/$defs/cat" }])));
     }
 }

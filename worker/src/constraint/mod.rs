@@ -5,13 +5,22 @@
 //! grammar allows, computed on threads of its own while the device computes the logits. llguidance
 //! does the work: an Earley parser over the bytes of tokens, whose lexer is built as it is needed.
 //!
-//! [`schema`] says which JSON schemas can be enforced, [`source`] writes the grammars.
+//! What a client insists on and can't be enforced is an error; what it doesn't insist on is enforced as
+//! far as it can be, and the rest noted. [`schema`] is about JSON schemas, [`source`] writes the
+//! grammars.
 
 mod dates;
 mod disjoint;
+mod keywords;
+mod narrow;
+mod patterns;
 mod progress;
+mod reasons;
 mod schema;
+mod simplify;
 mod source;
+mod tree;
+mod values;
 mod vocabulary;
 
 use std::fmt;
@@ -20,6 +29,7 @@ use std::thread;
 
 use emberline_shared::error::{ApiError, ErrorCode};
 use emberline_shared::job::GenerationRequest;
+use emberline_shared::relaxed::Relaxed;
 use emberline_shared::tools::ToolFormat;
 use llguidance::api::{ParserLimits, TopLevelGrammar};
 use llguidance::earley::SlicedBiasComputer;
@@ -30,14 +40,18 @@ use toktrie::InferenceCapabilities;
 pub use progress::{Mask, Progress, Stuck};
 pub use toktrie::SimpleVob as TokenSet;
 
+use self::schema::Schema;
+use self::simplify::{Trials, simplify};
+use self::source::{Body, Source};
 use crate::tokenizer::ModelTokenizer;
 
 /// Stack of the thread that compiles a grammar, and of those that compute masks: llguidance recurses
 /// as deep as schemas and expressions are nested. Nothing is used of it until it is needed.
 const COMPILER_STACK: usize = 256 << 20;
 const MASK_STACK: usize = 32 << 20;
-/// Longest reason that a client is told.
-const LONGEST_REASON: usize = 400;
+/// Tries at most, with a request's schemas, to find what can't be compiled; a try takes some
+/// milliseconds.
+const MOST_TRIALS: usize = 150;
 
 /// No grammar can be made for a model's tokens.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +62,15 @@ pub struct GrammarsError(String);
 pub struct Grammars {
     factory: ParserFactory,
     masks: Arc<ThreadPool>,
+}
+
+/// What a request asks of its answers.
+#[derive(Debug, Clone, Default)]
+pub struct Compiled {
+    /// What every answer follows; `None` if they may be anything.
+    pub grammar: Option<Grammar>,
+    /// What is not enforced.
+    pub relaxed: Relaxed,
 }
 
 /// A request's demands on its answers.
@@ -64,7 +87,7 @@ impl Grammars {
         let slices = SlicedBiasComputer::general_slices();
         let factory =
             ParserFactory::new(&vocabulary::of(tokenizer), InferenceCapabilities::default(), &slices);
-        let mut factory = factory.map_err(|error| GrammarsError(reason(&error.to_string())))?;
+        let mut factory = factory.map_err(|error| GrammarsError(reasons::of_grammar(&error.to_string())))?;
         factory.quiet();
         *factory.limits_mut() = limits();
         let masks = ThreadPoolBuilder::new()
@@ -75,45 +98,64 @@ impl Grammars {
         Ok(Self { factory, masks: Arc::new(masks) })
     }
 
-    /// The grammar that a request's answers follow; `None` if they may be anything. Calls are written
-    /// as `format` says. What can't be enforced is refused, by name.
-    pub fn compile(
-        &self,
-        request: &GenerationRequest,
-        format: ToolFormat,
-    ) -> Result<Option<Grammar>, ApiError> {
-        let Some(source) = source::of(request, format)? else { return Ok(None) };
-        let matcher = self.build(source.lark).map_err(|reason| self.blame(source.parts, &reason))?;
-        Ok(Some(Grammar { matcher: Arc::new(matcher), masks: Arc::clone(&self.masks) }))
-    }
-
-    /// Names the part of a request that can't be compiled.
-    fn blame(&self, parts: Vec<(String, String)>, whole: &str) -> ApiError {
-        let only = match &parts[..] {
-            [(path, _)] => Some((path.clone(), whole.to_owned())),
-            _ => None,
+    /// The grammar that a request's answers follow. Calls are written as `format` says. What the
+    /// client insists on and can't be enforced is refused, by name.
+    pub fn compile(&self, request: &GenerationRequest, format: ToolFormat) -> Result<Compiled, ApiError> {
+        let Some(mut source) = source::of(request, format)? else { return Ok(Compiled::default()) };
+        let matcher = match self.build(source.lark()) {
+            Ok(matcher) => matcher,
+            Err(_) => self.build_less(&mut source)?,
         };
-        let first = || parts.into_iter().find_map(|(path, lark)| Some((path, self.build(lark).err()?)));
-        let (path, reason) = only.or_else(first).unwrap_or_else(|| ("tools".to_owned(), whole.to_owned()));
-        let message = format!("'{path}' can't be enforced: {reason}. Change it.");
-        ApiError::field(ErrorCode::InvalidValue, path, message)
+        let grammar = Grammar { matcher: Arc::new(matcher), masks: Arc::clone(&self.masks) };
+        Ok(Compiled { grammar: Some(grammar), relaxed: source.relaxed })
     }
 
-    /// Compiles a grammar, on a thread with a stack of its own; or says why it can't be done.
+    /// Compiles as much as can be of what can't be compiled as it is.
+    fn build_less(&self, source: &mut Source<'_>) -> Result<Matcher, ApiError> {
+        let mut compiles = |schema: &Schema| self.build(format!("start: {}", schema.to_lark())).is_ok();
+        let mut trials = Trials::new(MOST_TRIALS, &mut compiles);
+        let mut relaxed = Relaxed::default();
+        for part in source.parts_mut() {
+            let Err(error) = self.build(part.alone()) else { continue };
+            let anything = part.anything();
+            match &mut part.body {
+                Body::Schema(schema) if !part.strict => {
+                    relaxed.extend(&simplify(schema, &part.path, anything, &mut trials));
+                }
+                body => return Err(refuse(&part.path, &reason(body, &error))),
+            }
+        }
+        source.relaxed.extend(&relaxed);
+        // Each part can be compiled now, and all of them together may still be too much.
+        let mut given_up = 1;
+        loop {
+            let error = match self.build(source.lark()) {
+                Ok(matcher) => return Ok(matcher),
+                Err(error) => error,
+            };
+            if !source.give_up(given_up) {
+                return Err(refuse(source.path(), &reasons::of_schema(&error)));
+            }
+            given_up *= 2;
+        }
+    }
+
+    /// Compiles a grammar, on a thread with a stack of its own; or says, in llguidance's words, why it
+    /// can't be done.
     fn build(&self, lark: String) -> Result<Matcher, String> {
         let compile = || {
             let parser = self.factory.create_parser(TopLevelGrammar::from_lark(lark));
             let mut matcher = Matcher::new(parser);
             if let Some(error) = matcher.get_error() {
-                return Err(reason(&error));
+                return Err(error);
             }
             // What is said here is not enforced.
             if let Some(warning) = matcher.grammar_warnings().first() {
-                return Err(reason(warning));
+                return Err(warning.clone());
             }
             match matcher.compute_mask() {
                 Ok(_) => Ok(matcher),
-                Err(_) => Err("nothing can fulfil it".to_owned()),
+                Err(_) => Err(reasons::NOTHING.to_owned()),
             }
         };
         let failed = || "it could not be compiled".to_owned();
@@ -122,6 +164,23 @@ impl Grammars {
             let thread = thread.spawn_scoped(scope, compile).map_err(|_| failed())?;
             thread.join().map_err(|_| failed())?
         })
+    }
+}
+
+fn refuse(path: &str, reason: &str) -> ApiError {
+    let message = format!("'{path}' can't be enforced: {reason}. Change it.");
+    ApiError::field(ErrorCode::InvalidValue, path, message)
+}
+
+/// Why a part of a request can't be enforced, given what llguidance says.
+fn reason(body: &Body, error: &str) -> String {
+    match body {
+        Body::Schema(_) => reasons::of_schema(error),
+        Body::Grammar(_) => reasons::of_grammar(error),
+        Body::Regex(regex) => match patterns::check_whole(regex) {
+            Err(reason) => reason,
+            Ok(()) => reasons::of_regex(error),
+        },
     }
 }
 
@@ -157,19 +216,10 @@ fn limits() -> ParserLimits {
     ParserLimits { max_lexer_states: 25_000, verbose_errors: false, ..ParserLimits::default() }
 }
 
-/// What llguidance says, as one line.
-fn reason(error: &str) -> String {
-    // After it come backtraces and states, which are nobody's business.
-    let end = ["\n<", "panic:"].iter().filter_map(|mark| error.find(mark)).min().unwrap_or(error.len());
-    let line = error.get(..end).unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ");
-    let line = line.trim_end_matches('.');
-    match line.char_indices().nth(LONGEST_REASON) {
-        _ if line.is_empty() => "it is too complex".to_owned(),
-        Some((end, _)) => format!("{}…", line.get(..end).unwrap_or_default()),
-        None => line.to_owned(),
-    }
-}
-
 #[cfg(test)]
 #[path = "constraint_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "corpus_tests.rs"]
+mod corpus_tests;

@@ -8,7 +8,7 @@ use emberline_shared::error::{ApiError, ErrorCode};
 use llguidance::Matcher;
 use rayon::ThreadPool;
 
-use super::{TokenSet, reason};
+use super::{TokenSet, reasons};
 
 /// An answer can't go on: no token fits, or the grammar takes too long to follow.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -17,7 +17,9 @@ pub struct Stuck(String);
 
 impl Stuck {
     pub(super) fn new(error: &str) -> Self {
-        Self(reason(error))
+        // Its words are the grammar's, which is not the client's.
+        tracing::debug!(error, "an answer is stuck");
+        Self(reasons::of_answer(error).to_owned())
     }
 
     /// None of the tokens that are allowed has a probability.

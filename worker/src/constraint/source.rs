@@ -2,10 +2,10 @@
 
 use emberline_shared::error::{ApiError, ErrorCode};
 use emberline_shared::job::{Constraint, GenerationRequest, Tool, ToolChoice};
+use emberline_shared::relaxed::Relaxed;
 use emberline_shared::tools::ToolFormat;
-use serde_json::json;
 
-use super::schema::{Schema, of_arguments};
+use super::schema::Schema;
 
 /// Calls in one answer at most: a model that repeats itself comes to an end.
 const MOST_CALLS: usize = 16;
@@ -16,85 +16,152 @@ const LONGEST_SCHEMA: usize = 256 << 10;
 const LONGEST_GRAMMAR: usize = 128 << 10;
 const LONGEST_REGEX: usize = 16 << 10;
 
-/// A grammar, and which parts of the request it was made of.
+/// What a request's answers have to obey.
 #[derive(Debug, Clone)]
-pub(super) struct Source {
-    /// Its text.
-    pub(super) lark: String,
-    /// Each part as a grammar of its own, with its path in the request: the one that can't be
-    /// compiled is to blame.
-    pub(super) parts: Vec<(String, String)>,
+pub(super) struct Source<'r> {
+    request: &'r GenerationRequest,
+    format: ToolFormat,
+    /// The functions that may be called, each with what its arguments obey.
+    calls: Vec<(&'r str, Part)>,
+    /// What an answer that calls none obeys.
+    answer: Option<Part>,
+    /// What of it is not enforced.
+    pub(super) relaxed: Relaxed,
 }
 
-/// The grammar of a request's answers; `None` if they may be anything. Functions are called as
+/// A part of the request, with its path in it.
+#[derive(Debug, Clone)]
+pub(super) struct Part {
+    pub(super) path: String,
+    pub(super) body: Body,
+    /// Without it, what can't be enforced is dropped.
+    pub(super) strict: bool,
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum Body {
+    Schema(Schema),
+    /// A grammar of the client's own.
+    Grammar(String),
+    /// A regular expression.
+    Regex(String),
+}
+
+/// What a request's answers have to obey; `None` if they may be anything. Functions are called as
 /// `format` says.
-pub(super) fn of(request: &GenerationRequest, format: ToolFormat) -> Result<Option<Source>, ApiError> {
-    let constraint = request.constraint.as_ref().map(expression).transpose()?;
-    let answer =
-        |answer: Part| Source { lark: answer.alone(), parts: vec![(answer.path.clone(), answer.alone())] };
-    if request.tools.is_empty() {
-        return Ok(constraint.map(answer));
-    }
-    let tools = match &request.tool_choice {
-        ToolChoice::None => {
-            let none = || Source { lark: text_only(format), parts: Vec::new() };
-            return Ok(Some(constraint.map_or_else(none, answer)));
-        }
-        ToolChoice::Named(name) => vec![named(&request.tools, name)?],
-        ToolChoice::Auto | ToolChoice::Required => request.tools.iter().enumerate().collect(),
+pub(super) fn of(request: &GenerationRequest, format: ToolFormat) -> Result<Option<Source<'_>>, ApiError> {
+    let mut relaxed = Relaxed::default();
+    let answer = match &request.constraint {
+        Some(constraint) => Some(expression(constraint, &mut relaxed)?),
+        None if request.tools.is_empty() => return Ok(None),
+        None => None,
     };
-    let arguments =
-        tools.iter().map(|(index, tool)| arguments(*index, tool)).collect::<Result<Vec<_>, _>>()?;
-    let mut parts: Vec<_> = arguments.iter().map(|part| (part.path.clone(), part.alone())).collect();
-    let text = match request.tool_choice {
-        ToolChoice::Auto => Some(constraint.as_ref()),
-        _ => None,
+    let callable = match &request.tool_choice {
+        ToolChoice::None => Vec::new(),
+        ToolChoice::Named(name) if !request.tools.is_empty() => vec![named(&request.tools, name)?],
+        _ => request.tools.iter().enumerate().collect(),
     };
-    let mut lark =
-        calls(format, text.map(|text| text.map(|part| part.lark.as_str())), request.allows_several_calls());
-    for (number, ((_, tool), arguments)) in tools.iter().zip(&arguments).enumerate() {
-        let separator = if number == 0 { "call:" } else { "   |" };
-        let (open, close) = (literal(&open_call(format, &tool.name)), literal("}"));
-        lark.push_str(&format!("{separator} {open} {} {close}\n", arguments.lark));
+    let mut calls = Vec::with_capacity(callable.len());
+    for (index, tool) in callable {
+        calls.push((tool.name.as_str(), arguments(index, tool, &mut relaxed)?));
     }
-    parts.extend(constraint.map(|part| (part.path.clone(), part.alone())));
-    Ok(Some(Source { lark, parts }))
+    Ok(Some(Source { request, format, calls, answer, relaxed }))
 }
 
-/// Something that the request asks for, as an expression, and its path in the request.
-struct Part {
-    path: String,
-    lark: String,
+impl Source<'_> {
+    /// As a grammar.
+    pub(super) fn lark(&self) -> String {
+        if self.calls.is_empty() {
+            return self.answer.as_ref().map_or_else(|| text_only(self.format), Part::alone);
+        }
+        let answer = self.answer.as_ref().map(Part::lark);
+        let text = match self.request.tool_choice {
+            ToolChoice::Auto => Some(answer.as_deref()),
+            _ => None,
+        };
+        let mut lark = calls(self.format, text, self.request.allows_several_calls());
+        for (number, (name, arguments)) in self.calls.iter().enumerate() {
+            let separator = if number == 0 { "call:" } else { "   |" };
+            let (open, close) = (literal(&open_call(self.format, name)), literal("}"));
+            lark.push_str(&format!("{separator} {open} {} {close}\n", arguments.lark()));
+        }
+        lark
+    }
+
+    /// All that the request asks for.
+    pub(super) fn parts_mut(&mut self) -> impl Iterator<Item = &mut Part> {
+        self.calls.iter_mut().map(|(_, part)| part).chain(&mut self.answer)
+    }
+
+    /// What the client sees of all parts together.
+    pub(super) fn path(&self) -> &str {
+        match (&self.calls[..], &self.answer) {
+            ([(_, part)], None) | ([], Some(part)) => &part.path,
+            _ => "tools",
+        }
+    }
+
+    /// Gives up so many of the largest schemas on which the client doesn't insist; whether there were
+    /// any.
+    pub(super) fn give_up(&mut self, most: usize) -> bool {
+        let mut given_up = Vec::new();
+        let mut largest: Vec<(usize, &mut Part)> = self
+            .parts_mut()
+            .filter(|part| matches!(&part.body, Body::Schema(schema) if !part.strict && *schema != part.anything()))
+            .map(|part| (part.lark().len(), part))
+            .collect();
+        largest.sort_by_key(|(length, _)| std::cmp::Reverse(*length));
+        for (_, part) in largest.into_iter().take(most) {
+            part.body = Body::Schema(part.anything());
+            given_up.push(part.path.clone());
+        }
+        given_up.iter().for_each(|path| self.relaxed.push(path.as_str()));
+        !given_up.is_empty()
+    }
 }
 
 impl Part {
+    /// As an expression.
+    fn lark(&self) -> String {
+        match &self.body {
+            Body::Schema(schema) => schema.to_lark(),
+            Body::Grammar(grammar) => format!("%lark {{\n{grammar}\n}}"),
+            Body::Regex(regex) => format!("/{}/", llguidance::regex_to_lark(regex, "")),
+        }
+    }
+
     /// As a grammar of its own.
-    fn alone(&self) -> String {
-        match self.lark.strip_prefix(NESTED).and_then(|rest| rest.strip_suffix(NESTED_END)) {
-            Some(grammar) => grammar.to_owned(),
-            None => format!("start: {}", self.lark),
+    pub(super) fn alone(&self) -> String {
+        match &self.body {
+            Body::Grammar(grammar) => grammar.clone(),
+            _ => format!("start: {}", self.lark()),
+        }
+    }
+
+    /// What a schema becomes of which nothing can be enforced.
+    pub(super) fn anything(&self) -> Schema {
+        match self.path.starts_with("tools") {
+            true => Schema::of_any_object(),
+            false => Schema::of_anything(),
         }
     }
 }
 
-const NESTED: &str = "%lark {\n";
-const NESTED_END: &str = "\n}";
-
-fn expression(constraint: &Constraint) -> Result<Part, ApiError> {
-    let (path, lark) = match constraint {
-        Constraint::JsonObject => {
-            let path = "response_format";
-            (path, Schema::new(json!({ "type": "object" }), false, path)?.to_lark())
-        }
+fn expression(constraint: &Constraint, relaxed: &mut Relaxed) -> Result<Part, ApiError> {
+    let (path, body, strict) = match constraint {
+        Constraint::JsonObject => ("response_format", Body::Schema(Schema::of_any_object()), true),
         Constraint::JsonSchema { schema, strict } => {
             let path = "response_format.json_schema.schema";
-            check_length(schema.to_string().len(), LONGEST_SCHEMA, path)?;
-            (path, Schema::new(schema.clone(), *strict, path)?.to_lark())
+            let schema = match is_short(schema.to_string().len(), *strict, path, relaxed)? {
+                true => Schema::read(schema, *strict, path, relaxed)?,
+                false => Schema::of_anything(),
+            };
+            (path, Body::Schema(schema), *strict)
         }
         Constraint::Grammar(grammar) => {
             let path = "response_format.grammar";
             check_length(grammar.len(), LONGEST_GRAMMAR, path)?;
-            (path, format!("{NESTED}{grammar}{NESTED_END}"))
+            (path, Body::Grammar(grammar.clone()), true)
         }
         Constraint::Regex(regex) => {
             let path = "response_format.regex";
@@ -104,10 +171,10 @@ fn expression(constraint: &Constraint) -> Result<Part, ApiError> {
                 let message = format!("'{path}' is empty or ends within an escape. Give a whole expression.");
                 return Err(ApiError::field(ErrorCode::InvalidValue, path, message));
             }
-            (path, format!("/{}/", llguidance::regex_to_lark(regex, "")))
+            (path, Body::Regex(regex.clone()), true)
         }
     };
-    Ok(Part { path: path.to_owned(), lark })
+    Ok(Part { path: path.to_owned(), body, strict })
 }
 
 fn named<'a>(tools: &'a [Tool], name: &str) -> Result<(usize, &'a Tool), ApiError> {
@@ -119,12 +186,25 @@ fn named<'a>(tools: &'a [Tool], name: &str) -> Result<(usize, &'a Tool), ApiErro
 }
 
 /// A call's arguments.
-fn arguments(index: usize, tool: &Tool) -> Result<Part, ApiError> {
+fn arguments(index: usize, tool: &Tool, relaxed: &mut Relaxed) -> Result<Part, ApiError> {
     let path = format!("tools[{index}].function.parameters");
-    let schema = of_arguments(&tool.parameters, &path)?;
-    check_length(schema.to_string().len(), LONGEST_SCHEMA, &path)?;
-    let lark = Schema::new(schema, tool.strict, &path)?.to_lark();
-    Ok(Part { path, lark })
+    let length = serde_json::to_string(&tool.parameters).map_or(0, |text| text.len());
+    let schema = match is_short(length, tool.strict, &path, relaxed)? {
+        true => Schema::read_arguments(&tool.parameters, tool.strict, &path, relaxed)?,
+        false => Schema::of_any_object(),
+    };
+    Ok(Part { path, body: Body::Schema(schema), strict: tool.strict })
+}
+
+/// Whether a schema is not too long. One that is, and on which the client doesn't insist, is noted.
+fn is_short(length: usize, strict: bool, path: &str, relaxed: &mut Relaxed) -> Result<bool, ApiError> {
+    match check_length(length, LONGEST_SCHEMA, path) {
+        Err(_) if !strict => {
+            relaxed.push(path);
+            Ok(false)
+        }
+        checked => checked.map(|()| true),
+    }
 }
 
 fn check_length(length: usize, most: usize, path: &str) -> Result<(), ApiError> {

@@ -13,7 +13,7 @@ use emberline_shared::tools::TextBesideCalls;
 use serde_json::{Map, Value};
 
 use super::bad_words;
-use crate::constraint::Grammars;
+use crate::constraint::{Compiled, Grammars};
 use crate::engine::refusal::{no_room_for, prompt_field, too_long};
 use crate::engine::{Frontend, Prepared};
 use crate::template::{ChatTemplate, Conversation, TemplateError};
@@ -37,10 +37,11 @@ impl Frontend for PromptBuilder {
         check_tokens(request, self.tokenizer.vocab_size())?;
         let bad_words = bad_words::tokens(&request.sampling.bad_words, &self.tokenizer)?.into();
         let mut conversation = Conversation::of(request, job.created);
-        let relaxed = self.drop_unread(&mut conversation.variables, &OWN_PARAMETERS);
+        let mut relaxed = self.drop_unread(&mut conversation.variables, &OWN_PARAMETERS);
         let may_call = request.prompt.is_none() && !conversation.offered().is_empty();
         let format = self.template.tool_format();
-        let grammar = self.grammars.compile(request, format)?;
+        let Compiled { grammar, relaxed: unenforced } = self.grammars.compile(request, format)?;
+        relaxed.extend(&unenforced);
         let (prompt, text) = self.prompt(request, &conversation)?;
         let limit = self.limit(&prompt, request)?;
         check_prompt_logprobs(&prompt, request)?;

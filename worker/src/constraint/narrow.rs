@@ -1,0 +1,133 @@
+//! Narrows what a schema allows to what is of use.
+//!
+//! An answer stays valid, but:
+//!
+//! - Numbers stay within ±(2^53 - 1), so that every reader of JSON takes them for the same number,
+//!   and no digits run on for ever.
+//! - Objects whose `properties` are named, and that say nothing of others, get no others.
+//! - Dates and times are those that every reader takes.
+//!
+//! Schemas that put several conditions on the same value (`allOf`, `$ref` beside other keywords) are
+//! left open as they are: one condition may rely on what another would forbid.
+
+use serde_json::{Map, Value, json};
+
+use super::dates;
+use super::disjoint::are_disjoint;
+use super::keywords::{PATH, allows_anything, is_annotation};
+use super::tree::{any, subschemas_mut};
+use super::values::{LARGEST, has_type};
+
+/// Where the schema of any value is among the definitions.
+const ANY: &str = "any JSON value";
+
+/// The narrower schema, with all that it refers to.
+pub(super) fn narrow(schema: &Map<String, Value>) -> Map<String, Value> {
+    let root = Value::Object(schema.clone());
+    let combines = any(schema, &combines_conditions);
+    let mut narrow = schema.clone();
+    let mut definitions = match narrow.remove("$defs") {
+        Some(Value::Object(definitions)) => definitions,
+        _ => Map::new(),
+    };
+    definitions.values_mut().for_each(|definition| adapt(definition, &root, combines));
+    definitions.insert(ANY.to_owned(), any_value());
+    let mut narrow = Value::Object(narrow);
+    adapt(&mut narrow, &root, combines);
+    let mut narrow = match narrow {
+        Value::Object(narrow) => narrow,
+        _ => Map::new(),
+    };
+    narrow.insert("$defs".to_owned(), definitions.into());
+    narrow
+}
+
+fn adapt(schema: &mut Value, root: &Value, combines: bool) {
+    if !combines && allows_anything(schema) {
+        *schema = reference_to_any();
+        return;
+    }
+    let Value::Object(schema) = schema else { return };
+    schema.remove(PATH);
+    if !combines {
+        close(schema);
+        name_any(schema);
+    }
+    bound_numbers(schema);
+    dates::narrow(schema);
+    for member in subschemas_mut(schema) {
+        adapt(member, root, combines);
+    }
+    // llguidance knows of fewer alternatives that they exclude each other.
+    if let Some(Value::Array(options)) = schema.get("oneOf")
+        && !schema.contains_key("anyOf")
+        && are_disjoint(options, root)
+        && let Some(options) = schema.remove("oneOf")
+    {
+        schema.insert("anyOf".to_owned(), options);
+    }
+}
+
+/// Any value: what llguidance takes for any number, not every reader does.
+fn any_value() -> Value {
+    let value = reference_to_any();
+    json!({ "anyOf": [
+        { "type": ["null", "boolean", "string"] },
+        { "type": "number", "minimum": -LARGEST, "maximum": LARGEST },
+        { "type": "array", "items": value },
+        { "type": "object", "additionalProperties": value },
+    ] })
+}
+
+fn reference_to_any() -> Value {
+    json!({ "$ref": format!("#/$defs/{ANY}") })
+}
+
+/// Refers to [`any_value`] where a schema leaves open what members are.
+fn name_any(schema: &mut Map<String, Value>) {
+    for (kind, members) in [("array", "items"), ("object", "additionalProperties")] {
+        if has_type(schema, kind) && !schema.contains_key(members) {
+            schema.insert(members.to_owned(), true.into());
+        }
+    }
+}
+
+fn bound_numbers(schema: &mut Map<String, Value>) {
+    if !has_type(schema, "number") && !has_type(schema, "integer") {
+        return;
+    }
+    for (bound, exclusive, number) in
+        [("minimum", "exclusiveMinimum", -LARGEST), ("maximum", "exclusiveMaximum", LARGEST)]
+    {
+        if !schema.contains_key(bound) && !schema.contains_key(exclusive) {
+            schema.insert(bound.to_owned(), number.into());
+        }
+    }
+}
+
+fn close(schema: &mut Map<String, Value>) {
+    let says = ["additionalProperties", "patternProperties", "minProperties"];
+    if schema.contains_key("properties") && !says.iter().any(|keyword| schema.contains_key(*keyword)) {
+        let declared = schema.get("properties").and_then(Value::as_object);
+        let required = schema.get("required").and_then(Value::as_array);
+        let is_declared = |name: &Value| {
+            name.as_str().is_none_or(|name| declared.is_some_and(|members| members.contains_key(name)))
+        };
+        // One that is required but not described may be anything.
+        if required.is_none_or(|names| names.iter().all(is_declared)) {
+            schema.insert("additionalProperties".to_owned(), false.into());
+        }
+    }
+}
+
+/// Whether conditions on a value are spread over several schemas.
+fn combines_conditions(schema: &Map<String, Value>) -> bool {
+    let has = |keyword: &str| schema.contains_key(keyword);
+    let conditions = schema.keys().map(String::as_str).filter(|word| !is_annotation(word));
+    let others = conditions.filter(|word| !matches!(*word, "anyOf" | "oneOf" | "type")).count();
+    let alternatives = usize::from(has("anyOf")) + usize::from(has("oneOf"));
+    has("allOf")
+        || (has("$ref") && others + alternatives > 1)
+        || (alternatives > 0 && others + alternatives > 1)
+        || (has("properties") && (has("const") || has("enum")))
+}
