@@ -143,10 +143,18 @@ fn a_call_comes_by_name_and_pieces_of_arguments() {
 #[test]
 fn a_required_call_that_is_cut_off_before_its_name_is_no_text() {
     let required = ChatAnswer { beside_calls: TextBesideCalls::None, ..answer(Some(ToolFormat::Hermes)) };
-    let mut frames = ChatFrames::new(required, false, Limits { choices: 1, tokens: 9, logprobs: Some(0) });
+    let mut frames = ChatFrames::new(
+        required,
+        false,
+        Limits { choices: 1, tokens: 9, logprobs: Some(0), ..Limits::default() },
+    );
     let logprobs = Some(vec![token("<tool_call>"), token("\n{\"na")]);
-    let mut told =
-        choices(&frames.tell(Output::Text { choice: 0, text: "<tool_call>\n{\"na".into(), logprobs }));
+    let mut told = choices(&frames.tell(Output::Text {
+        choice: 0,
+        text: "<tool_call>\n{\"na".into(),
+        logprobs,
+        ids: None,
+    }));
     told.extend(choices(&frames.tell(Output::Finish { choice: 0, reason: FinishReason::Length })));
     let [tokens, end] = &told[..] else { panic!("{told:?}") };
     assert_eq!((&tokens["delta"], &end["delta"]), (&json!({"content": ""}), &json!({})));
