@@ -1,5 +1,5 @@
-//! Who may use the API: keys by `Authorization: Bearer` or `X-API-Key`, known by their hashes. The
-//! configuration lists a few for a first start; the others have a record in the `keys` bucket.
+//! Who may use the API: keys by `Authorization: Bearer`, `X-API-Key` or `api-key`, known by their
+//! hashes. The configuration lists a few for a first start; the others have a record in the `keys` bucket.
 
 use emberline_shared::PROTOCOL_VERSION;
 use emberline_shared::error::{ApiError, ErrorCode};
@@ -141,8 +141,12 @@ fn key_of(headers: &HeaderMap) -> Option<&[u8]> {
         let (scheme, key) = value.as_bytes().split_at_checked(b"Bearer ".len())?;
         scheme.eq_ignore_ascii_case(b"Bearer ").then_some(key)
     });
-    let plain = || headers.get("x-api-key").map(http::HeaderValue::as_bytes);
-    bearer.or_else(plain).map(<[u8]>::trim_ascii).filter(|key| !key.is_empty())
+    // The second is Azure's.
+    let plain = || ["x-api-key", "api-key"].iter().find_map(|name| headers.get(*name));
+    bearer
+        .or_else(|| plain().map(http::HeaderValue::as_bytes))
+        .map(<[u8]>::trim_ascii)
+        .filter(|key| !key.is_empty())
 }
 
 #[cfg(test)]
@@ -220,10 +224,21 @@ mod tests {
     }
 
     #[test]
-    fn both_headers_carry_keys() {
+    fn each_header_carries_keys_and_a_bearer_goes_before_the_others() {
         assert_eq!(check("authorization", "Bearer abc"), Ok(()));
         assert_eq!(check("authorization", "bearer  abc"), Ok(()));
         assert_eq!(check("x-api-key", "abc"), Ok(()));
+        assert_eq!(check("api-key", "abc"), Ok(()));
+        let key = |pairs: &[(&'static str, &str)]| {
+            let headers = pairs.iter().map(|(name, value)| {
+                (http::HeaderName::from_static(name), value.parse::<http::HeaderValue>().unwrap())
+            });
+            Credential::find(&headers.collect()).unwrap()
+        };
+        let [first, second] = [key(&[("api-key", "1")]), key(&[("api-key", "2")])];
+        assert_eq!(key(&[("api-key", "2"), ("authorization", "Bearer 1")]), first);
+        assert_eq!(key(&[("api-key", "2"), ("x-api-key", "1")]), first);
+        assert_eq!(key(&[("api-key", "2"), ("authorization", "Basic 1")]), second);
     }
 
     #[test]

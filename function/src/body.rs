@@ -1,8 +1,8 @@
 //! What a request body must be before anything reads it: JSON by its type, and not too large.
 
 use emberline_shared::error::{ApiError, ErrorCode};
-use http::HeaderMap;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue};
 
 /// Refuses a body that says that it is not JSON; no word counts as JSON.
 pub fn check_type(headers: &HeaderMap) -> Result<(), ApiError> {
@@ -13,6 +13,31 @@ pub fn check_type(headers: &HeaderMap) -> Result<(), ApiError> {
     }
     let message = "The body must be JSON. Send it with 'Content-Type: application/json'.";
     Err(ApiError::new(ErrorCode::UnsupportedMediaType, message))
+}
+
+/// Refuses a body that says that it is compressed.
+pub fn check_encoding(headers: &HeaderMap) -> Result<(), ApiError> {
+    let is_plain = |value: &&HeaderValue| {
+        let encoding = value.as_bytes().trim_ascii();
+        encoding.is_empty() || encoding.eq_ignore_ascii_case(b"identity")
+    };
+    match headers.get_all(CONTENT_ENCODING).iter().find(|value| !is_plain(value)) {
+        None => Ok(()),
+        Some(encoding) => {
+            let encoding: String = String::from_utf8_lossy(encoding.as_bytes()).chars().take(64).collect();
+            Err(compressed(&format!("'Content-Encoding: {encoding}'")))
+        }
+    }
+}
+
+/// Refuses a body that begins as gzip does, which JSON never does.
+pub fn check_plain(body: &[u8]) -> Result<(), ApiError> {
+    if body.starts_with(&[0x1f, 0x8b]) { Err(compressed("gzip")) } else { Ok(()) }
+}
+
+fn compressed(encoding: &str) -> ApiError {
+    let message = format!("The body is compressed ({encoding}). Send it uncompressed, without that header.");
+    ApiError::new(ErrorCode::UnsupportedMediaType, message)
 }
 
 /// Refuses a body that says itself that it is too large.
@@ -74,6 +99,21 @@ mod tests {
             let error = check_type(&headers(CONTENT_TYPE, value)).unwrap_err();
             assert_eq!(error.code.status(), 415, "{value}");
         }
+    }
+
+    #[test]
+    fn a_compressed_body_is_refused_by_its_header_or_its_first_bytes() {
+        for value in ["gzip", "br", "GZIP, identity", "zstd"] {
+            let error = check_encoding(&headers(CONTENT_ENCODING, value)).unwrap_err();
+            assert_eq!(error.code, ErrorCode::UnsupportedMediaType);
+            assert!(error.message.contains(value) && error.message.contains("uncompressed"), "{error}");
+        }
+        for value in ["identity", "Identity", ""] {
+            assert!(check_encoding(&headers(CONTENT_ENCODING, value)).is_ok(), "{value}");
+        }
+        assert!(check_encoding(&HeaderMap::new()).is_ok());
+        assert_eq!(check_plain(b"\x1f\x8b\x08\x00").unwrap_err().code.status(), 415);
+        assert!(check_plain(b"{}").is_ok() && check_plain(b"").is_ok());
     }
 
     #[test]

@@ -17,7 +17,7 @@ const EXPOSED: &str = "x-request-id, retry-after, retry-after-ms, x-should-retry
     x-ratelimit-limit-tokens, x-ratelimit-remaining-requests, x-ratelimit-remaining-tokens, \
     x-ratelimit-reset-requests, x-ratelimit-reset-tokens, x-emberline-relaxed";
 /// Headers of requests that a page may send, where the browser does not say which.
-const ACCEPTED: &str = "authorization, content-type, x-api-key, x-request-id, idempotency-key, \
+const ACCEPTED: &str = "authorization, content-type, x-api-key, api-key, x-request-id, idempotency-key, \
     x-request-timeout";
 /// Methods that some endpoint takes.
 const METHODS: &str = "GET, POST, DELETE";

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use emberline_shared::PROTOCOL_VERSION;
 use emberline_shared::error::{ApiError, ErrorCode};
 use emberline_shared::job::Job;
+use emberline_shared::paths::Paths;
 use emberline_shared::record::{Record, body_sha256};
 use emberline_shared::subject::{JobId, request};
 use http::{HeaderMap, HeaderName};
@@ -64,6 +65,11 @@ fn reused(message: &str) -> ApiError {
 /// What each job may produce at most.
 pub fn limits(record: &Record) -> Limits {
     Limits::of(&record.job.request, record.max_tokens)
+}
+
+/// What the body of a response's request calls its job's fields.
+pub fn paths(record: &Record) -> Paths {
+    record.outline.as_ref().map(|outline| outline.paths.clone()).unwrap_or_default()
 }
 
 /// What so many jobs may produce together.

@@ -53,6 +53,7 @@ fn build() -> Value {
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+                "azureKey": {"type": "apiKey", "in": "header", "name": "api-key"},
             },
         },
     })
@@ -103,7 +104,11 @@ impl Operation {
             responses.insert(status.to_string(), json!({"$ref": "#/components/responses/Error"}));
         }
         responses.sort_keys();
-        let security = if self.needs_key { json!([{"bearer": []}, {"apiKey": []}]) } else { json!([]) };
+        let security = if self.needs_key {
+            json!([{"bearer": []}, {"apiKey": []}, {"azureKey": []}])
+        } else {
+            json!([])
+        };
         let parameters = self.parameters.iter().map(|parameter| parameter.describe());
         let mut described = Map::new();
         described.insert("operationId".to_owned(), self.id.into());

@@ -18,6 +18,7 @@ use emberline_shared::error::{ApiError, ErrorCode};
 pub use emberline_shared::event::Acceptance;
 use emberline_shared::event::{Event, EventKind, FinishReason, TokenLogprobs, Usage};
 use emberline_shared::job::GenerationRequest;
+use emberline_shared::paths::Paths;
 use emberline_shared::prompt::PromptToken;
 
 pub use joined::Joined;
@@ -94,6 +95,20 @@ pub enum Output {
     Done(Usage),
     /// The job failed; nothing follows.
     Failed(ApiError),
+}
+
+impl Output {
+    /// The same, with fields called as the client's body calls them.
+    pub fn called_by(self, paths: &Paths) -> Self {
+        match self {
+            Self::Accepted(acceptance) => {
+                let relaxed = paths.relaxed(&acceptance.relaxed);
+                Self::Accepted(Acceptance { relaxed, ..acceptance })
+            }
+            Self::Failed(error) => Self::Failed(paths.error(error)),
+            output => output,
+        }
+    }
 }
 
 /// What of one choice has been told.

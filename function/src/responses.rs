@@ -15,6 +15,7 @@ use emberline_shared::event::{FinishReason, Usage};
 use emberline_shared::record::Record;
 use emberline_shared::responses::{
     Failure, IncompleteDetails, ItemStatus, Outline, OutputItem, OutputText, Response, ResponseUsage, Status,
+    TextLogprob,
 };
 use emberline_shared::subject::JobId;
 use emberline_shared::tools::{Piece, ToolCallReader, call_id};
@@ -39,6 +40,8 @@ pub struct Story {
     usage: Option<Usage>,
     reader: Option<ToolCallReader>,
     output: Vec<OutputItem>,
+    /// Of tokens that are no text yet.
+    logprobs: Vec<TextLogprob>,
     /// The number of the next event, if that is one without a delta.
     next: u64,
     events: Vec<Event>,
@@ -59,6 +62,7 @@ impl Story {
             usage: None,
             reader: None,
             output: Vec::new(),
+            logprobs: Vec::new(),
             next: 0,
             events: Vec::new(),
         };
@@ -81,7 +85,8 @@ impl Story {
                 self.status = Status::InProgress;
                 self.tell_response("response.in_progress");
             }
-            Output::Text { text, .. } => {
+            Output::Text { text, logprobs, .. } => {
+                self.logprobs.extend(logprobs.iter().flatten().map(TextLogprob::from));
                 let pieces = match &mut self.reader {
                     Some(reader) => reader.push(&text),
                     None => vec![Piece::Content(text)],
@@ -184,15 +189,18 @@ impl Story {
             self.close(ItemStatus::Completed);
             self.open_message();
         }
+        let logprobs = std::mem::take(&mut self.logprobs);
         if let Some(OutputItem::Message { content, .. }) = self.output.last_mut() {
-            match content.last_mut() {
-                Some(told) => told.text.push_str(&text),
-                None => content.push(OutputText::new(text.as_str())),
+            if content.is_empty() {
+                content.push(OutputText::new(""));
+            }
+            if let Some(told) = content.last_mut() {
+                told.text.push_str(&text);
+                told.logprobs.extend_from_slice(&logprobs);
             }
         }
-        let mut fields = self.place(true);
-        fields.insert("logprobs".to_owned(), json!([]));
-        self.tell_delta("response.output_text.delta", fields, text);
+        let fields = self.place(true);
+        self.tell_delta("response.output_text.delta", fields, text, Some(logprobs));
     }
 
     fn arguments(&mut self, text: String) {
@@ -200,7 +208,7 @@ impl Story {
         if !text.is_empty() {
             arguments.push_str(&text);
             let fields = self.place(false);
-            self.tell_delta("response.function_call_arguments.delta", fields, text);
+            self.tell_delta("response.function_call_arguments.delta", fields, text, None);
         }
     }
 
@@ -237,12 +245,15 @@ impl Story {
                 if content.is_empty() {
                     content.push(OutputText::new(""));
                 }
+                // What follows the text: the tokens of a stop string.
+                let rest = std::mem::take(&mut self.logprobs);
+                content.iter_mut().for_each(|told| told.logprobs.extend_from_slice(&rest));
                 let told = content.first().cloned().unwrap_or_else(|| OutputText::new(""));
                 let mut fields = self.place(true);
                 let mut part = fields.clone();
                 part.insert("part".to_owned(), json!(told));
                 fields.insert("text".to_owned(), told.text.into());
-                fields.insert("logprobs".to_owned(), json!([]));
+                fields.insert("logprobs".to_owned(), json!(told.logprobs));
                 self.tell("response.output_text.done", fields);
                 self.tell("response.content_part.done", part);
             }
@@ -287,9 +298,15 @@ impl Story {
         self.next = self.next.saturating_add(1);
     }
 
-    fn tell_delta(&mut self, kind: &'static str, fields: Map<String, Value>, delta: String) {
+    fn tell_delta(
+        &mut self,
+        kind: &'static str,
+        fields: Map<String, Value>,
+        delta: String,
+        logprobs: Option<Vec<TextLogprob>>,
+    ) {
         self.next = self.next.saturating_add(u64::try_from(delta.len()).unwrap_or(u64::MAX));
-        self.events.push(Event::with_delta(self.next.saturating_sub(1), kind, fields, delta));
+        self.events.push(Event::with_delta(self.next.saturating_sub(1), kind, fields, delta, logprobs));
     }
 
     /// The response as it stands.
@@ -299,6 +316,7 @@ impl Story {
             id: response_id(&self.job),
             object: "response",
             created_at: self.created,
+            completed_at: (),
             status: self.status,
             background: self.outline.background,
             error: self.error.as_ref().map(Failure::from),

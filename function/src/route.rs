@@ -1,4 +1,11 @@
 //! Which endpoint a request is for.
+//!
+//! Clients differ in what they take for the base of an address: OpenAI's endpoints are found with and
+//! without `/v1`, and slashes too many mean nothing.
+
+mod elsewhere;
+
+use std::borrow::Cow;
 
 use emberline_shared::error::{ApiError, ErrorCode};
 use http::Method;
@@ -10,6 +17,8 @@ pub enum Route {
     Chat,
     /// `POST /v1/responses`
     Responses,
+    /// `POST /v1/responses/input_tokens`
+    InputTokens,
     /// `GET` and `DELETE /v1/responses/{id}`
     Response(String),
     /// `POST /v1/responses/{id}/cancel`
@@ -32,6 +41,8 @@ pub enum Route {
     Health,
     /// `GET /ready`
     Ready,
+    /// `GET /version`
+    Version,
 }
 
 /// Why no endpoint answers.
@@ -50,18 +61,25 @@ const POST: &str = "POST";
 impl Route {
     /// Finds the endpoint at `path` (without query).
     pub fn find(method: &Method, path: &str) -> Result<Self, RouteError> {
-        let (route, allow) = match path {
-            "/v1/chat/completions" => (Self::Chat, POST),
-            "/v1/responses" => (Self::Responses, POST),
-            "/v1/completions" => (Self::Completions, POST),
-            "/v1/embeddings" => (Self::Embeddings, POST),
-            "/tokenize" => (Self::Tokenize, POST),
-            "/detokenize" => (Self::Detokenize, POST),
-            "/openapi.json" => (Self::OpenApi, GET),
-            "/v1/models" => (Self::Models, GET),
-            "/health" => (Self::Health, GET),
-            "/ready" => (Self::Ready, GET),
-            _ => Self::with_id(path).ok_or(RouteError::NotFound)?,
+        let path = &*without_idle_slashes(path);
+        let (route, allow) = match path.strip_prefix("/v1").unwrap_or(path) {
+            "/chat/completions" => (Self::Chat, POST),
+            "/responses" => (Self::Responses, POST),
+            "/responses/input_tokens" => (Self::InputTokens, POST),
+            // It would be a response's id.
+            "/responses/compact" => return Err(RouteError::NotFound),
+            "/completions" => (Self::Completions, POST),
+            "/embeddings" => (Self::Embeddings, POST),
+            "/models" => (Self::Models, GET),
+            below => match path {
+                "/tokenize" => (Self::Tokenize, POST),
+                "/detokenize" => (Self::Detokenize, POST),
+                "/openapi.json" => (Self::OpenApi, GET),
+                "/health" => (Self::Health, GET),
+                "/ready" => (Self::Ready, GET),
+                "/version" => (Self::Version, GET),
+                _ => Self::with_id(below).ok_or(RouteError::NotFound)?,
+            },
         };
         if allow.split(", ").any(|allowed| allowed == method.as_str()) {
             Ok(route)
@@ -70,13 +88,13 @@ impl Route {
         }
     }
 
-    /// The endpoint at a path that names a thing.
+    /// The endpoint at a path, without `/v1`, that names a thing.
     fn with_id(path: &str) -> Option<(Self, &'static str)> {
         let decode = |id: &str| percent_decode(id).filter(|id| !id.is_empty());
-        if let Some(id) = path.strip_prefix("/v1/models/") {
+        if let Some(id) = path.strip_prefix("/models/") {
             return Some((Self::Model(decode(id)?), GET));
         }
-        let id = path.strip_prefix("/v1/responses/")?;
+        let id = path.strip_prefix("/responses/")?;
         match id.split_once('/') {
             None => Some((Self::Response(decode(id)?), GET_DELETE)),
             Some((id, "cancel")) => Some((Self::CancelResponse(decode(id)?), POST)),
@@ -84,9 +102,19 @@ impl Route {
         }
     }
 
+    /// What an `Idempotency-Key` is counted for, however the path was written.
+    pub fn endpoint(&self) -> &'static str {
+        match self {
+            Self::Chat => "/v1/chat/completions",
+            Self::Completions => "/v1/completions",
+            Self::Responses => "/v1/responses",
+            _ => "",
+        }
+    }
+
     /// Whether the endpoint is for holders of a key only.
     pub fn needs_key(&self) -> bool {
-        !matches!(self, Self::Health | Self::Ready | Self::OpenApi)
+        !matches!(self, Self::Health | Self::Ready | Self::OpenApi | Self::Version)
     }
 }
 
@@ -95,10 +123,9 @@ impl RouteError {
     pub fn into_api(self, method: &Method, path: &str) -> ApiError {
         match self {
             Self::NotFound => {
+                let instead = elsewhere::instead_of(&without_idle_slashes(path));
                 let path: String = path.chars().take(200).collect();
-                let message =
-                    format!("There is nothing at '{path}'. Chat completions are at '/v1/chat/completions'.");
-                ApiError::new(ErrorCode::NotFound, message)
+                ApiError::new(ErrorCode::NotFound, format!("There is nothing at '{path}'. {instead}"))
             }
             Self::MethodNotAllowed(allow) => {
                 let message = format!("This endpoint does not take {method}. Use {allow}.");
@@ -106,6 +133,16 @@ impl RouteError {
             }
         }
     }
+}
+
+/// The path without a slash at its end, and with one where there are several.
+fn without_idle_slashes(path: &str) -> Cow<'_, str> {
+    let path = path.trim_end_matches('/');
+    if !path.contains("//") {
+        return if path.is_empty() { "/".into() } else { path.into() };
+    }
+    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+    format!("/{}", parts.join("/")).into()
 }
 
 /// Decodes `%XX`; nothing for a broken escape or for bytes that are no text.
@@ -149,6 +186,19 @@ mod tests {
             (Method::GET, "/v1/models/Qwen%2FQwen2.5%20x", Route::Model("Qwen/Qwen2.5 x".into())),
             (Method::GET, "/health", Route::Health),
             (Method::GET, "/ready", Route::Ready),
+            (Method::HEAD, "/version", Route::Version),
+            (Method::POST, "/v1/responses/input_tokens", Route::InputTokens),
+            // Without `/v1`, and with slashes too many.
+            (Method::GET, "/models", Route::Models),
+            (Method::GET, "/models/Qwen/Qwen2.5", Route::Model("Qwen/Qwen2.5".into())),
+            (Method::POST, "/chat/completions", Route::Chat),
+            (Method::POST, "/completions/", Route::Completions),
+            (Method::POST, "/responses", Route::Responses),
+            (Method::GET, "/responses/resp_1", Route::Response("resp_1".into())),
+            (Method::POST, "/v1/chat/completions/", Route::Chat),
+            (Method::POST, "//v1//chat/completions", Route::Chat),
+            (Method::GET, "/v1/models//", Route::Models),
+            (Method::GET, "/health/", Route::Health),
         ] {
             assert_eq!(Route::find(&method, path), Ok(route), "{path}");
         }
@@ -156,15 +206,41 @@ mod tests {
 
     #[test]
     fn other_paths_and_methods_are_told_apart() {
-        for path in
-            ["/", "/v1", "/v1/chat", "/v1/chat/completions/", "/v1/models/", "/health/", "/v1/models/%zz"]
-        {
+        for path in [
+            "",
+            "/",
+            "//",
+            "/v1",
+            "/v1/chat",
+            "/v1chat/completions",
+            "/v1/health",
+            "/v1/models/%zz",
+            "/v1/responses/compact",
+            "/v1/v1/models",
+        ] {
             assert_eq!(Route::find(&Method::GET, path), Err(RouteError::NotFound), "{path}");
         }
         let wrong = |method, path| Route::find(&method, path).unwrap_err();
         assert_eq!(wrong(Method::GET, "/v1/chat/completions"), RouteError::MethodNotAllowed(POST));
         assert_eq!(wrong(Method::POST, "/v1/models/a"), RouteError::MethodNotAllowed(GET));
         assert_eq!(wrong(Method::DELETE, "/health"), RouteError::MethodNotAllowed(GET));
+        assert_eq!(wrong(Method::GET, "/v1/responses/input_tokens"), RouteError::MethodNotAllowed(POST));
+    }
+
+    #[test]
+    fn an_endpoint_is_the_same_however_its_path_is_written() {
+        let endpoint = |path| Route::find(&Method::POST, path).unwrap().endpoint();
+        assert_eq!(endpoint("/chat/completions/"), endpoint("/v1/chat/completions"));
+        assert_ne!(endpoint("/v1/completions"), endpoint("/v1/responses"));
+    }
+
+    #[test]
+    fn whoever_asks_for_what_is_not_here_is_told_what_is() {
+        let told = |path| RouteError::NotFound.into_api(&Method::POST, path);
+        let error = told("/v1//messages/");
+        assert!(error.code == ErrorCode::NotFound && error.message.contains("Anthropic"), "{error}");
+        assert!(error.message.starts_with("There is nothing at '/v1//messages/'."), "{error}");
+        assert!(told(&"/x".repeat(1000)).message.len() < 400);
     }
 
     proptest! {

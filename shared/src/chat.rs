@@ -10,16 +10,19 @@ pub(crate) mod tool;
 
 pub use answer::{ChatAnswer, ChatCompletion, ChatCompletionChunk, Delta};
 pub(crate) use body::{MAX_LABEL, ServiceTier, Verbosity};
-pub(crate) use message::check_arguments;
-pub(crate) use tool::{MAX_TOOLS, ToolChoiceMode};
+pub(crate) use message::{Phase, check_arguments};
+pub(crate) use tool::ResponseFormat;
 
 use serde_json::{Map, Value};
 
 use self::body::ChatBody;
-use self::tool::ResponseFormat;
 use crate::error::{ApiError, ErrorCode};
 use crate::job::{GenerationRequest, Message, Role};
-use crate::parameters::{Stop, StreamOptions, read_seed};
+use crate::numbers::{Seed, TokenLimit};
+use crate::offer::Form;
+use crate::parameters::{Stop, StreamOptions, StreamUsage};
+use crate::paths::Paths;
+use crate::relaxed::Relaxed;
 use crate::schema::{BodySchema, Components};
 use crate::token_details::TokenDetails;
 
@@ -30,8 +33,8 @@ pub struct ChatRequest {
     pub model: String,
     /// Answer as server-sent events.
     pub stream: bool,
-    /// Send usage in a last chunk of its own.
-    pub include_usage: bool,
+    /// When a stream tells of usage.
+    pub usage: StreamUsage,
     /// Returned as it came.
     pub metadata: Option<Map<String, Value>>,
     /// The client's seed, if it gave one.
@@ -40,6 +43,10 @@ pub struct ChatRequest {
     pub echo: Option<String>,
     /// What the answer tells of tokens.
     pub details: TokenDetails,
+    /// What the answer does without.
+    pub relaxed: Relaxed,
+    /// What the body calls the job's fields.
+    pub paths: Paths,
     /// What to generate.
     pub generation: GenerationRequest,
 }
@@ -55,10 +62,25 @@ impl ChatRequest {
     /// Reads a request body.
     pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
         let body = BODY.read(body)?;
+        let (mut relaxed, mut paths) = (Relaxed::default(), Paths::default());
+        if body.store == Some(true) {
+            relaxed.push("store");
+        }
         let stream = body.stream.unwrap_or(false);
-        let include_usage = StreamOptions::include_usage(body.stream_options, stream)?;
+        let usage = StreamOptions::usage(body.stream_options, stream)?;
+        if usage == StreamUsage::Always {
+            relaxed.push("stream_options.continuous_usage_stats");
+        }
+        if body.max_completion_tokens.is_some() {
+            paths.rename("max_tokens", "max_completion_tokens");
+        } else if body.max_tokens.is_some() {
+            paths.rename("max_completion_tokens", "max_tokens");
+        }
         let max_tokens = read_max_tokens(body.max_tokens, body.max_completion_tokens)?;
-        let tools = tool::read_tools(body.tools.unwrap_or_default())?;
+        let offer = tool::read(body.tools, body.tool_choice, &mut relaxed)?;
+        offer.place(&Form::CHAT, &mut paths);
+        let format = body.response_format.and_then(ResponseFormat::into_constraint);
+        let constraint = body.structured.constraint(format, "response_format", &mut relaxed, &mut paths)?;
         let messages = message::read(body.messages)?;
         let continues = body.continue_final_message.unwrap_or(false);
         let mut generation = GenerationRequest {
@@ -66,10 +88,10 @@ impl ChatRequest {
             continue_final_message: continues,
             cache_salt: body.cache_salt,
             messages,
-            tool_choice: tool::read_tool_choice(body.tool_choice, &tools)?,
-            tools,
+            tool_choice: offer.choice,
+            tools: offer.tools,
             parallel_tool_calls: body.parallel_tool_calls.unwrap_or(true),
-            constraint: body.response_format.and_then(ResponseFormat::into_constraint),
+            constraint,
             template_variables: template_variables(
                 body.chat_template_kwargs,
                 body.reasoning_effort,
@@ -88,17 +110,19 @@ impl ChatRequest {
         Ok(Self {
             model: body.model,
             stream,
-            include_usage,
+            usage,
             echo,
             details,
             metadata: body.metadata,
-            seed: read_seed(body.seed),
+            seed: body.seed.map(|Seed(seed)| seed),
+            relaxed,
+            paths,
             generation,
         })
     }
 }
 
-fn read_max_tokens(old: Option<u32>, new: Option<u32>) -> Result<Option<u32>, ApiError> {
+fn read_max_tokens(old: Option<TokenLimit>, new: Option<TokenLimit>) -> Result<Option<u32>, ApiError> {
     if let (Some(old), Some(new)) = (old, new)
         && old != new
     {
@@ -107,7 +131,7 @@ fn read_max_tokens(old: Option<u32>, new: Option<u32>) -> Result<Option<u32>, Ap
         );
         return Err(ApiError::field(ErrorCode::InvalidValue, "max_tokens", message));
     }
-    Ok(new.or(old))
+    Ok(new.or(old).and_then(|TokenLimit(limit)| limit))
 }
 
 /// Whether the chat template begins the answer. It does not begin one that goes on with a message, which
@@ -167,3 +191,7 @@ pub(crate) fn template_variables(
 #[cfg(test)]
 #[path = "chat_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "chat/clients_tests.rs"]
+mod clients_tests;

@@ -11,11 +11,11 @@ use crate::schema::assert_enforceable;
 use crate::subject::JobId;
 use crate::tools::{TextBesideCalls, ToolFormat, call_id};
 
-fn parse(body: &Value) -> Result<ChatRequest, ApiError> {
+pub(super) fn parse(body: &Value) -> Result<ChatRequest, ApiError> {
     ChatRequest::parse(body.to_string().as_bytes())
 }
 
-fn with(name: &str, value: Value) -> Value {
+pub(super) fn with(name: &str, value: Value) -> Value {
     let mut body = json!({"model": "m", "messages": [{"role": "user", "content": "hi"}]});
     body[name] = value;
     body
@@ -70,9 +70,21 @@ fn each_bad_field_is_named() {
         ),
         (
             "messages",
-            json!([{"role": "assistant", "content": "", "annotations": [{}]}]),
-            InvalidValue,
-            "messages[0].annotations",
+            json!([{"role": "assistant", "content": "", "function_call": {"name": "f", "arguments": ""}}]),
+            UnsupportedParameter,
+            "messages[0].function_call",
+        ),
+        (
+            "messages",
+            json!([{"role": "assistant", "content": [{"type": "thinking", "thinking": "hm"}]}]),
+            UnsupportedParameter,
+            "messages[0].content[0].type",
+        ),
+        (
+            "messages",
+            json!([{"role": "user", "content": "x", "reasoning_content": "hm"}]),
+            UnknownParameter,
+            "messages[0].reasoning_content",
         ),
         (
             "messages",
@@ -131,15 +143,36 @@ fn each_bad_field_is_named() {
         ("top_logprobs", json!(true), InvalidType, "top_logprobs"),
         // Without `logprobs`.
         ("top_logprobs", json!(1), InvalidValue, "top_logprobs"),
-        ("store", json!(true), UnsupportedParameter, "store"),
+        ("store", json!("yes"), InvalidType, "store"),
         ("service_tier", json!("flex"), UnsupportedParameter, "service_tier"),
         ("metadata", json!({"a": 1}), InvalidType, "metadata.a"),
         ("service_tier", json!("golden"), InvalidValue, "service_tier"),
         ("modalities", json!(["text", "audio"]), UnsupportedParameter, "modalities[1]"),
-        ("functions", json!([]), UnsupportedParameter, "functions"),
+        ("functions", json!([{"name": "f"}]), UnsupportedParameter, "functions"),
+        ("function_call", json!({"name": "f"}), UnsupportedParameter, "function_call"),
+        ("best_of", json!(2), UnsupportedParameter, "best_of"),
+        ("skip_special_tokens", json!(false), UnsupportedParameter, "skip_special_tokens"),
+        ("length_penalty", json!(1.5), UnsupportedParameter, "length_penalty"),
+        ("priority", json!(-1), UnsupportedParameter, "priority"),
+        ("allowed_token_ids", json!([1]), UnsupportedParameter, "allowed_token_ids"),
+        ("use_beam_search", json!(1), InvalidType, "use_beam_search"),
+        ("max_tokens", json!(-2), InvalidValue, "max_tokens"),
+        ("max_tokens", json!(u64::MAX), InvalidValue, "max_tokens"),
+        ("seed", json!(0.5), InvalidType, "seed"),
+        ("seed", json!(-1e19), InvalidValue, "seed"),
+        ("seed", json!(2e19), InvalidValue, "seed"),
+        (
+            "structured_outputs",
+            json!({"structural_tag": "x"}),
+            UnsupportedParameter,
+            "structured_outputs.structural_tag",
+        ),
+        ("structured_outputs", json!({"regexp": "x"}), UnknownParameter, "structured_outputs.regexp"),
+        ("guided_choice", json!([]), InvalidValue, "guided_choice"),
+        ("guided_json", json!([1]), InvalidType, "guided_json"),
         ("web_search_options", json!({}), UnsupportedParameter, "web_search_options"),
         ("tools", json!([{}]), MissingField, "tools[0].type"),
-        ("tools", json!([{"type": "custom"}]), UnsupportedParameter, "tools[0].type"),
+        ("tools", json!([{"type": "functon"}]), InvalidValue, "tools[0].type"),
         (
             "tools",
             json!([{"type": "function", "function": {"name": "a b"}}]),
@@ -150,7 +183,13 @@ fn each_bad_field_is_named() {
         ("tool_choice", json!("required"), InvalidValue, "tool_choice"),
         ("tool_choice", json!("maybe"), InvalidValue, "tool_choice"),
         ("tool_choice", json!(1), InvalidType, "tool_choice"),
-        ("tool_choice", json!({"type": "allowed_tools"}), UnsupportedParameter, "tool_choice.type"),
+        ("tool_choice", json!({"type": "allowed_tools"}), MissingField, "tool_choice.allowed_tools"),
+        (
+            "tool_choice",
+            json!({"type": "custom", "custom": {"name": "f"}}),
+            UnsupportedParameter,
+            "tool_choice.type",
+        ),
         ("response_format", json!({"type": "yaml"}), InvalidValue, "response_format.type"),
         ("response_format", json!({"type": "json_schema"}), MissingField, "response_format.json_schema"),
         (
@@ -195,7 +234,7 @@ fn each_bad_field_is_named() {
     }
 }
 
-fn tool(name: &str) -> Value {
+pub(super) fn tool(name: &str) -> Value {
     json!({"type": "function", "function": {"name": name}})
 }
 
@@ -290,8 +329,16 @@ fn template_variables_are_gathered() {
 #[test]
 fn stream_options_are_read_to_the_last_field() {
     let mut body = with("stream", json!(true));
-    body["stream_options"] = json!({"include_usage": true, "include_obfuscation": false});
-    assert!(parse(&body).unwrap().include_usage);
+    for (options, usage) in [
+        (json!({}), StreamUsage::Never),
+        (json!({"include_usage": false, "continuous_usage_stats": false}), StreamUsage::Never),
+        (json!({"include_usage": true, "include_obfuscation": false}), StreamUsage::Last),
+        (json!({"include_usage": true, "continuous_usage_stats": true}), StreamUsage::Always),
+        (json!({"continuous_usage_stats": true}), StreamUsage::Always),
+    ] {
+        body["stream_options"] = options;
+        assert_eq!(parse(&body).unwrap().usage, usage);
+    }
     body["stream_options"] = json!({"usage": true});
     assert_eq!(parse(&body).unwrap_err().param.as_deref(), Some("stream_options.usage"));
 }
@@ -307,13 +354,48 @@ fn both_names_of_the_token_limit_must_agree() {
 
 #[test]
 fn values_that_ask_for_nothing_are_accepted() {
+    let plain = parse(&with("user", json!(null))).unwrap();
     for (name, value) in [
         ("response_format", json!({"type": "text"})),
+        ("stream_options", json!({})),
+        ("stream_options", json!({"include_usage": false})),
+        ("functions", json!([])),
+        ("function_call", json!("none")),
+        ("best_of", json!(1)),
+        ("add_special_tokens", json!(false)),
+        ("documents", json!([])),
+        ("client_metadata", json!({"session": "s"})),
+        ("prompt_cache_options", json!({"mode": "implicit"})),
+        ("skip_special_tokens", json!(true)),
+        ("spaces_between_special_tokens", json!(true)),
+        ("include_stop_str_in_output", json!(false)),
+        ("use_beam_search", json!(false)),
+        ("length_penalty", json!(1)),
+        ("length_penalty", json!(1.0)),
+        ("early_stopping", json!(false)),
+        ("detokenize", json!(true)),
+        ("priority", json!(0)),
+        ("truncate_prompt_tokens", json!(null)),
+        ("truncation_side", json!("left")),
+        ("thinking_token_budget", json!(-1)),
+        ("mm_processor_kwargs", json!({})),
+        ("logits_processors", json!([])),
+        ("no_stop_trim", json!(false)),
+        ("return_hidden_states", json!(false)),
+        ("cache_prompt", json!(true)),
+        ("typical_p", json!(1.0)),
+        ("mirostat", json!(0)),
+        ("dry_multiplier", json!(0.0)),
+        ("repeat_penalty", json!(1.0)),
+        ("n_probs", json!(0)),
+        ("max_tokens", json!(-1)),
+        ("max_completion_tokens", json!(-1)),
+        ("logit_bias", json!({})),
+        ("structured_outputs", json!({})),
         ("modalities", json!(["text"])),
         ("tools", json!([])),
-        ("tool_choice", json!("none")),
         ("tool_choice", json!("auto")),
-        ("parallel_tool_calls", json!(false)),
+        ("parallel_tool_calls", json!(true)),
         ("store", json!(false)),
         ("service_tier", json!("auto")),
         ("service_tier", json!("default")),
@@ -324,14 +406,10 @@ fn values_that_ask_for_nothing_are_accepted() {
         ("user", json!("u")),
         ("metadata", json!({"k": "v"})),
         ("top_k", json!(null)),
-        // As openai-python dumps a message that it received.
-        (
-            "messages",
-            json!([{"role": "assistant", "content": "", "refusal": null, "tool_calls": null,
-                            "annotations": [], "audio": null, "function_call": null}]),
-        ),
     ] {
-        assert!(parse(&with(name, value)).is_ok(), "{name}");
+        let request = parse(&with(name, value.clone())).unwrap();
+        assert_eq!(request.generation, plain.generation, "{name}: {value}");
+        assert!(request.relaxed.is_empty(), "{name}: {value}");
     }
 }
 
@@ -681,8 +759,8 @@ fn calls_are_told_apart_from_text() {
     };
     let choice = Choice {
         text: "<tool_call>\n{\"na".into(),
-        logprobs: None,
         finish_reason: Some(FinishReason::Length),
+        ..Choice::default()
     };
     let cut = value(cut.completion(&[choice], &Usage::default()))["choices"][0].clone();
     assert_eq!(cut["message"], json!({"role": "assistant", "content": "", "refusal": null}));

@@ -8,10 +8,16 @@ use serde_json::Value;
 
 pub use answer::{Completion, CompletionAnswer, Offsets};
 
+use crate::chat::ResponseFormat;
 use crate::error::{ApiError, ErrorCode};
 use crate::job::{GenerationRequest, RawPrompt};
-use crate::parameters::{MAX_CHOICES, MAX_SALT, Sampling, Stop, StreamOptions, read_seed};
+use crate::neutral::{Neutral, Only};
+use crate::numbers::{Seed, TokenLimit};
+use crate::parameters::{MAX_CHOICES, MAX_SALT, Sampling, Stop, StreamOptions, StreamUsage};
+use crate::paths::Paths;
+use crate::relaxed::Relaxed;
 use crate::schema::{BodySchema, Components};
+use crate::structured::Structured;
 use crate::token_details::{TokenDetails, TokenParameters};
 
 /// Most prompts of one request.
@@ -32,9 +38,8 @@ struct CompletionBody {
     model: String,
     /// Text or token ids, or several of either. Special tokens in text are recognised.
     prompt: Prompt,
-    /// Most tokens of an answer. Default 16. 0 only where the prompt is told.
-    #[schemars(range(min = 0, max = u32::MAX))]
-    max_tokens: Option<u32>,
+    /// Most tokens of an answer; -1 for what the context leaves. Default 16. 0 only where the prompt is told.
+    max_tokens: Option<TokenLimit<0>>,
     /// Choices for each prompt. Default 1.
     #[schemars(range(min = 1, max = MAX_CHOICES))]
     n: Option<u32>,
@@ -48,11 +53,10 @@ struct CompletionBody {
     logprobs: Option<u32>,
     /// Answer as server-sent events. Default false.
     stream: Option<bool>,
-    /// With `stream` only.
+    /// What a stream carries beside the answer.
     stream_options: Option<StreamOptions>,
     /// The same seed gives the same text. Default: drawn.
-    #[schemars(range(min = i64::MIN, max = i64::MAX))]
-    seed: Option<i64>,
+    seed: Option<Seed>,
     /// Strings that end the answer and are not part of it.
     stop: Option<Stop>,
     #[serde(flatten)]
@@ -62,10 +66,26 @@ struct CompletionBody {
     /// Extension. Only requests with the same salt share the computation of a common beginning.
     #[schemars(length(min = 1, max = MAX_SALT))]
     cache_salt: Option<String>,
+    /// Extension. What the answer has to obey.
+    response_format: Option<ResponseFormat>,
+    #[serde(flatten)]
+    structured: Structured,
+    #[serde(flatten)]
+    #[allow(dead_code)]
+    nothing: AsksNothing,
+}
+
+/// Parameters that are accepted because their values ask for nothing to be done.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[allow(dead_code)]
+struct AsksNothing {
+    /// The token that begins a prompt is there if the model wants one.
+    add_special_tokens: Option<Only<true>>,
     /// Asks for nothing.
     #[schemars(length(max = 1024))]
-    #[allow(dead_code)]
     user: Option<String>,
+    #[serde(flatten)]
+    neutral: Neutral,
 }
 
 /// Prompts as they are.
@@ -107,12 +127,16 @@ pub struct CompletionRequest {
     pub model: String,
     /// Answer as server-sent events.
     pub stream: bool,
-    /// Send usage in a last chunk of its own.
-    pub include_usage: bool,
+    /// When a stream tells of usage.
+    pub usage: StreamUsage,
     /// The client's seed, if it gave one.
     pub seed: Option<u64>,
     /// What the answer tells of tokens.
     pub details: TokenDetails,
+    /// What the answer does without.
+    pub relaxed: Relaxed,
+    /// What the body calls the job's fields.
+    pub paths: Paths,
     /// What to generate for each prompt, all alike otherwise; not empty.
     pub generations: Vec<GenerationRequest>,
 }
@@ -129,15 +153,23 @@ impl CompletionRequest {
     pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
         let body = BODY.read(body)?;
         let stream = body.stream.unwrap_or(false);
-        let include_usage = StreamOptions::include_usage(body.stream_options, stream)?;
+        let usage = StreamOptions::usage(body.stream_options, stream)?;
+        let (mut relaxed, mut paths) = (Relaxed::default(), Paths::default());
+        if usage == StreamUsage::Always {
+            relaxed.push("stream_options.continuous_usage_stats");
+        }
+        paths.rename("max_completion_tokens", "max_tokens");
+        let format = body.response_format.and_then(ResponseFormat::into_constraint);
+        let constraint = body.structured.constraint(format, "response_format", &mut relaxed, &mut paths)?;
         let n = body.n.unwrap_or(1);
         check_best_of(n, body.best_of)?;
         let prompts = body.prompt.into_vec();
         check_choices(prompts.len(), n)?;
-        let max_tokens = Some(body.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS));
+        let max_tokens = body.max_tokens.map_or(Some(DEFAULT_MAX_TOKENS), |TokenLimit(limit)| limit);
         let mut common = GenerationRequest {
             echo: body.echo.unwrap_or(false),
             cache_salt: body.cache_salt,
+            constraint,
             max_tokens,
             stop: body.stop.map(Stop::into_vec).unwrap_or_default(),
             n,
@@ -151,8 +183,10 @@ impl CompletionRequest {
         Ok(Self {
             model: body.model,
             stream,
-            include_usage,
-            seed: read_seed(body.seed),
+            usage,
+            seed: body.seed.map(|Seed(seed)| seed),
+            relaxed,
+            paths,
             details,
             generations: prompts.into_iter().map(generation).collect(),
         })

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::answer::{Choice, ChunkTokens, Envelope};
 use crate::event::{FinishReason, TokenLogprob, TokenLogprobs, Usage};
+use crate::job::Constraint;
 use crate::prompt::{PromptScore, PromptToken};
 use crate::schema::assert_enforceable;
 use crate::subject::JobId;
@@ -69,7 +70,11 @@ fn each_bad_field_is_named() {
         ("cache_salt", json!(""), InvalidValue, "cache_salt"),
         ("min_tokens", json!(17), InvalidValue, "min_tokens"),
         ("messages", json!([]), UnknownParameter, "messages"),
-        ("stream_options", json!({}), InvalidValue, "stream_options"),
+        ("stream_options", json!({"include_usage": true}), InvalidValue, "stream_options"),
+        ("add_special_tokens", json!(false), UnsupportedParameter, "add_special_tokens"),
+        ("skip_special_tokens", json!(false), UnsupportedParameter, "skip_special_tokens"),
+        ("max_tokens", json!(-2), InvalidValue, "max_tokens"),
+        ("structured_outputs", json!({"regex": ""}), InvalidValue, "structured_outputs.regex"),
     ] {
         let error = parse(name, &value).unwrap_err();
         assert_eq!((error.code, error.param.as_deref()), (code, Some(param)), "{name}: {value}: {error}");
@@ -104,6 +109,31 @@ fn what_measures_likelihood_is_read() {
         read(json!({"max_tokens": 0, "min_tokens": 1})).unwrap_err().param.as_deref(),
         Some("min_tokens")
     );
+}
+
+#[test]
+fn what_asks_for_nothing_changes_nothing() {
+    let plain = parse("user", &json!(null)).unwrap();
+    for (name, value) in [
+        ("add_special_tokens", json!(true)),
+        ("skip_special_tokens", json!(true)),
+        ("use_beam_search", json!(false)),
+        ("priority", json!(0)),
+        ("stream_options", json!({})),
+        ("response_format", json!({"type": "text"})),
+        ("max_tokens", json!(16)),
+    ] {
+        assert_eq!(parse(name, &value).unwrap(), plain, "{name}: {value}");
+    }
+    assert_eq!(parse("max_tokens", &json!(-1)).unwrap().generations[0].max_tokens, None);
+}
+
+#[test]
+fn answers_may_have_to_obey() {
+    let constraint = |name, value| parse(name, &value).unwrap().generations[0].constraint.clone();
+    assert_eq!(constraint("guided_regex", json!("a+")), Some(Constraint::Regex("a+".into())));
+    assert_eq!(constraint("structured_outputs", json!({"json_object": true})), Some(Constraint::JsonObject));
+    assert_eq!(constraint("response_format", json!({"type": "json_object"})), Some(Constraint::JsonObject));
 }
 
 fn answer() -> CompletionAnswer {

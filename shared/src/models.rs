@@ -129,6 +129,13 @@ pub struct Health {
     pub status: &'static str,
 }
 
+/// The answer of `GET /version`, as vLLM has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Version {
+    /// Of the function.
+    pub version: &'static str,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use crate::error::{ApiError, ErrorCode};
 use crate::job::SamplingOptions;
+use crate::neutral::Only;
 
 /// Most stop strings.
 pub const MAX_STOPS: usize = 4;
@@ -162,35 +163,44 @@ impl Stop {
 }
 
 /// What a stream carries beside the answer.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
-pub struct StreamOptions {
+pub(crate) struct StreamOptions {
     /// A last chunk without choices has the usage; all others have `usage: null`.
     include_usage: Option<bool>,
+    /// Extension. As `include_usage`; that every chunk has the usage so far is not honoured.
+    continuous_usage_stats: Option<bool>,
     /// Obfuscation of chunks is not supported.
-    #[schemars(extend("enum" = [false, null], "x-unsupported-values" = [true]))]
-    #[allow(dead_code)] // only false is left
-    include_obfuscation: Option<bool>,
+    #[allow(dead_code)]
+    include_obfuscation: Option<Only<false>>,
+}
+
+/// Whether and when a stream tells what was used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum StreamUsage {
+    /// Not at all.
+    #[default]
+    Never,
+    /// In a chunk of its own, the last one.
+    Last,
+    /// In every chunk, as far as it is: told as [`Self::Last`] for now, and the answer says so.
+    Always,
 }
 
 impl StreamOptions {
-    /// Whether usage is wanted; options without a stream are refused.
-    pub fn include_usage(options: Option<Self>, stream: bool) -> Result<bool, ApiError> {
-        check_stream_options(options.as_ref(), stream)?;
-        Ok(options.and_then(|options| options.include_usage).unwrap_or(false))
+    /// What is wanted of a stream; where there is none, wishes are refused.
+    pub(crate) fn usage(options: Option<Self>, stream: bool) -> Result<StreamUsage, ApiError> {
+        let options = options.unwrap_or_default();
+        let (last, always) = (options.include_usage, options.continuous_usage_stats);
+        let usage = match (last.unwrap_or(false), always.unwrap_or(false)) {
+            (_, true) => StreamUsage::Always,
+            (true, false) => StreamUsage::Last,
+            (false, false) => StreamUsage::Never,
+        };
+        if usage != StreamUsage::Never && !stream {
+            let message = "'stream_options' is only allowed when 'stream' is true.";
+            return Err(ApiError::field(ErrorCode::InvalidValue, "stream_options", message));
+        }
+        Ok(usage)
     }
-}
-
-/// Refuses options of a stream where there is none.
-pub(crate) fn check_stream_options<T>(options: Option<&T>, stream: bool) -> Result<(), ApiError> {
-    if options.is_some() && !stream {
-        let message = "'stream_options' is only allowed when 'stream' is true.";
-        return Err(ApiError::field(ErrorCode::InvalidValue, "stream_options", message));
-    }
-    Ok(())
-}
-
-/// The seed that a client gave. Its sign only names one of 2^64 seeds.
-pub(crate) fn read_seed(seed: Option<i64>) -> Option<u64> {
-    seed.map(|seed| seed as u64)
 }

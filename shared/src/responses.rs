@@ -5,21 +5,27 @@
 mod answer;
 mod body;
 mod input;
+mod input_tokens;
 mod tool;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 pub use self::answer::{
     DeletedResponse, Echo, Failure, IncompleteDetails, ItemStatus, OutputItem, OutputText, Response,
-    ResponseEvent, ResponseUsage, Status,
+    ResponseEvent, ResponseUsage, Status, TextLogprob,
 };
 use self::answer::{ReasoningEcho, TextEcho};
-use self::body::ResponsesBody;
-use crate::chat::template_variables;
+use self::body::{Format, Include, Reasoning, ResponsesBody};
+pub use self::input_tokens::{InputTokens, InputTokensRequest};
+use crate::chat::{Verbosity, template_variables};
 use crate::error::{ApiError, ErrorCode};
 use crate::job::{GenerationRequest, Message, Role, SamplingOptions};
-use crate::parameters::{check_stream_options, read_seed};
+use crate::numbers::{Seed, TokenLimit};
+use crate::offer::Form;
+use crate::parameters::Stop;
+use crate::paths::Paths;
+use crate::relaxed::Relaxed;
 use crate::schema::{BodySchema, Components};
 
 /// A request for a response, validated.
@@ -31,6 +37,8 @@ pub struct ResponsesRequest {
     pub stream: bool,
     /// The client's seed, if it gave one.
     pub seed: Option<u64>,
+    /// What the response does without.
+    pub relaxed: Relaxed,
     /// What the response will say besides its output.
     pub outline: Outline,
     /// What to generate.
@@ -44,6 +52,9 @@ pub struct Outline {
     pub background: bool,
     /// What it returns of its request.
     pub echo: Echo,
+    /// What the request's body calls the job's fields.
+    #[serde(default, skip_serializing_if = "Paths::is_empty")]
+    pub paths: Paths,
 }
 
 static BODY: BodySchema<ResponsesBody> = BodySchema::new();
@@ -61,41 +72,104 @@ impl ResponsesRequest {
 
     fn read(body: ResponsesBody) -> Result<Self, ApiError> {
         let (stream, background) = (body.stream.unwrap_or(false), body.background.unwrap_or(false));
-        check_delivery(&body, stream, background)?;
-        let sampling = body.sampling.clone().options(body.max_output_tokens)?;
+        let max_tokens = body.max_output_tokens.and_then(|TokenLimit(limit)| limit);
+        let sampling = body.sampling.clone().options(max_tokens)?;
         let echo = echo(&body, &sampling);
-        let tools = tool::read(body.tools.unwrap_or_default())?;
-        let tool_choice = tool::read_choice(body.tool_choice, &tools)?;
-        let text = body.text.unwrap_or_default();
-        let effort = body.reasoning.and_then(|reasoning| reasoning.effort);
-        let mut messages = input::read(body.input)?;
-        if let Some(instructions) = body.instructions {
-            messages.insert(0, Message::new(Role::System, instructions));
+        let (mut relaxed, mut paths) = (Relaxed::default(), paths());
+        if body.store == Some(true) && !background {
+            relaxed.push("store");
         }
+        body.reasoning.iter().for_each(|reasoning| relax_summaries(reasoning, &mut relaxed));
+        let logprobs = read_logprobs(&body)?;
+        let offer = tool::read(body.tools, body.tool_choice, &mut relaxed)?;
+        offer.place(&Form::RESPONSES, &mut paths);
+        let text = body.text.unwrap_or_default();
+        let format = text.format.and_then(Format::into_constraint);
+        let constraint = body.structured.constraint(format, "text.format", &mut relaxed, &mut paths)?;
         let generation = GenerationRequest {
-            messages,
-            tools,
-            tool_choice,
+            messages: conversation(body.instructions, body.input)?,
+            tools: offer.tools,
+            tool_choice: offer.choice,
             parallel_tool_calls: body.parallel_tool_calls.unwrap_or(true),
-            constraint: text.format.and_then(body::Format::into_constraint),
-            template_variables: template_variables(None, effort, text.verbosity)?,
-            max_tokens: body.max_output_tokens,
+            constraint,
+            template_variables: variables(body.chat_template_kwargs, body.reasoning, text.verbosity)?,
+            max_tokens,
+            stop: body.stop.map(Stop::into_vec).unwrap_or_default(),
+            logprobs,
             cache_salt: body.cache_salt,
             sampling,
             ..GenerationRequest::default()
         };
-        let seed = read_seed(body.seed);
-        Ok(Self { model: body.model, stream, seed, outline: Outline { background, echo }, generation })
+        let outline = Outline { background, echo, paths };
+        let seed = body.seed.map(|Seed(seed)| seed);
+        Ok(Self { model: body.model, stream, seed, relaxed, outline, generation })
     }
 }
 
-/// Rules between the parameters that say how a response is delivered.
-fn check_delivery(body: &ResponsesBody, stream: bool, background: bool) -> Result<(), ApiError> {
-    if body.store == Some(true) && !background {
-        let message = "'store' with true is supported for background responses only. Send false, or 'background': true.";
-        return Err(ApiError::field(ErrorCode::UnsupportedParameter, "store", message));
+/// What a body calls the fields that workers know by their names in a body of chat completions.
+fn paths() -> Paths {
+    let mut paths = Paths::default();
+    for (worker, client) in [
+        ("messages", "input"),
+        ("max_tokens", "max_output_tokens"),
+        ("max_completion_tokens", "max_output_tokens"),
+        ("reasoning_effort", "reasoning.effort"),
+        ("verbosity", "text.verbosity"),
+        ("response_format", "text.format"),
+        ("response_format.json_schema.schema", "text.format.schema"),
+        ("tool_choice.function.name", "tool_choice.name"),
+    ] {
+        paths.rename(worker, client);
     }
-    check_stream_options(body.stream_options.as_ref(), stream)
+    paths
+}
+
+/// The instructions, as a system message, before the input.
+fn conversation(instructions: Option<String>, input: input::Input) -> Result<Vec<Message>, ApiError> {
+    let input = input::read(input)?;
+    let instructions = instructions.map(|instructions| Message::new(Role::System, instructions));
+    Ok(instructions.into_iter().chain(input).collect())
+}
+
+/// Variables of the chat template. A medium verbosity is what a response has that asks for none.
+fn variables(
+    variables: Option<Map<String, Value>>,
+    reasoning: Option<Reasoning>,
+    verbosity: Option<Verbosity>,
+) -> Result<Map<String, Value>, ApiError> {
+    let effort = reasoning.and_then(|reasoning| reasoning.effort);
+    let verbosity = verbosity.filter(|verbosity| !matches!(verbosity, Verbosity::Medium));
+    template_variables(variables, effort, verbosity)
+}
+
+/// There are no summaries of what the model thinks.
+fn relax_summaries(reasoning: &Reasoning, relaxed: &mut Relaxed) {
+    for (path, asked) in [
+        ("reasoning.summary", &reasoning.summary),
+        ("reasoning.generate_summary", &reasoning.generate_summary),
+    ] {
+        if asked.is_some() {
+            relaxed.push(path);
+        }
+    }
+}
+
+/// How many alternatives come with each token's log-probability; `None` if that is not wanted.
+fn read_logprobs(body: &ResponsesBody) -> Result<Option<u32>, ApiError> {
+    let top = body.top_logprobs.unwrap_or(0);
+    let mut included = body.include.iter().flatten();
+    let path = match included.position(|include| *include == Include::Logprobs) {
+        Some(index) => format!("include[{index}]"),
+        None if top > 0 => "top_logprobs".to_owned(),
+        None => return Ok(None),
+    };
+    if body.tools.as_ref().is_some_and(|tools| !tools.is_empty()) {
+        let message = format!(
+            "'{path}' together with 'tools' is not supported: log-probabilities are those of a text. Leave one out."
+        );
+        return Err(ApiError::field(ErrorCode::UnsupportedParameter, path, message));
+    }
+    Ok(Some(top))
 }
 
 /// The parameters as a response returns them.
@@ -103,9 +177,11 @@ fn echo(body: &ResponsesBody, sampling: &SamplingOptions) -> Echo {
     let text = body.text.as_ref();
     Echo {
         instructions: body.instructions.clone(),
-        max_output_tokens: body.max_output_tokens,
+        frequency_penalty: decimal(sampling.frequency_penalty),
+        max_output_tokens: body.max_output_tokens.and_then(|TokenLimit(limit)| limit),
         metadata: body.metadata.clone().unwrap_or_default(),
         parallel_tool_calls: body.parallel_tool_calls.unwrap_or(true),
+        presence_penalty: decimal(sampling.presence_penalty),
         prompt_cache_key: body.nothing.prompt_cache_key.clone(),
         reasoning: ReasoningEcho {
             effort: body.reasoning.as_ref().and_then(|reasoning| reasoning.effort.clone()),
@@ -115,11 +191,12 @@ fn echo(body: &ResponsesBody, sampling: &SamplingOptions) -> Echo {
         service_tier: "default".to_owned(),
         temperature: decimal(sampling.temperature),
         text: TextEcho {
-            format: text.and_then(|text| text.format.as_ref()).unwrap_or(&body::Format::Text).echo(),
+            format: text.and_then(|text| text.format.as_ref()).unwrap_or(&Format::Text).echo(),
             verbosity: text.and_then(|text| text.verbosity).map_or("medium", |v| v.as_str()).to_owned(),
         },
         tool_choice: body.tool_choice.as_ref().map_or("auto".into(), tool::Choice::echo),
-        tools: body.tools.iter().flatten().map(tool::Tool::echo).collect(),
+        tools: body.tools.iter().flatten().filter_map(tool::Tool::echo).collect(),
+        top_logprobs: body.top_logprobs.unwrap_or(0),
         top_p: decimal(sampling.top_p),
         truncation: "disabled".to_owned(),
         user: body.nothing.user.clone(),

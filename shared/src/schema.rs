@@ -11,6 +11,8 @@
 //! - `x-unsupported`, on an object: names of parameters that are known and not supported;
 //! - `x-unsupported-values`: values that are known and not supported; for objects that are told
 //!   apart by a tag, values of the tag;
+//! - `x-unsupported-others`, beside `enum`: no other value is supported;
+//! - `x-instead`: by such names and values, what to do instead;
 //! - `x-hint`: what to do about a value that is refused.
 
 mod json;

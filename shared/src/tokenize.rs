@@ -7,8 +7,11 @@ use serde_json::{Map, Value};
 use crate::answer::to_json;
 use crate::chat::begins_answer;
 use crate::chat::message::{self, MessageBody};
-use crate::chat::tool::{self, MAX_TOOLS, ToolBody};
+use crate::chat::tool::{self, ToolBody};
 use crate::error::{ApiError, ErrorCode};
+use crate::offer::{Form, MAX_TOOLS};
+use crate::paths::Paths;
+use crate::relaxed::Relaxed;
 use crate::schema::{BodySchema, Components};
 use crate::tokens::{Tokenize, TokensInput, TokensReply, TokensRequest};
 
@@ -77,6 +80,10 @@ pub struct TokenRequest {
     pub model: String,
     /// What a worker is asked.
     pub request: TokensRequest,
+    /// What the answer does without.
+    pub relaxed: Relaxed,
+    /// What the body calls the question's fields.
+    pub paths: Paths,
 }
 
 static TOKENIZE: BodySchema<TokenizeBody> = BodySchema::new();
@@ -97,6 +104,7 @@ impl TokenRequest {
     pub fn parse_tokenize(body: &[u8]) -> Result<Self, ApiError> {
         let body = TOKENIZE.read(body)?;
         let is_chat = body.messages.is_some();
+        let (mut relaxed, mut paths) = (Relaxed::default(), Paths::default());
         let input = match (body.prompt, body.messages) {
             (Some(_), Some(_)) => {
                 let message = "'prompt' and 'messages' exclude each other. Send one of them.";
@@ -120,10 +128,12 @@ impl TokenRequest {
                 TokensInput::Text(prompt)
             }
             (None, Some(messages)) => {
+                let offer = tool::read(body.tools, None, &mut relaxed)?;
+                offer.place(&Form::CHAT, &mut paths);
                 let messages = message::read(messages)?;
                 let continues = body.continue_final_message.unwrap_or(false);
                 TokensInput::Chat {
-                    tools: tool::read_tools(body.tools.unwrap_or_default())?,
+                    tools: offer.tools,
                     template_variables: body.chat_template_kwargs.unwrap_or_default(),
                     add_generation_prompt: begins_answer(body.add_generation_prompt, continues, &messages)?,
                     continue_final_message: continues,
@@ -136,13 +146,14 @@ impl TokenRequest {
             add_special_tokens: body.add_special_tokens.unwrap_or(!is_chat),
             return_token_strs: body.return_token_strs.unwrap_or(false),
         });
-        Ok(Self { model: body.model, request })
+        Ok(Self { model: body.model, request, relaxed, paths })
     }
 
     /// Reads the body of `/detokenize`.
     pub fn parse_detokenize(body: &[u8]) -> Result<Self, ApiError> {
         let DetokenizeBody { model, tokens } = DETOKENIZE.read(body)?;
-        Ok(Self { model, request: TokensRequest::Detokenize { tokens } })
+        let (relaxed, paths) = (Relaxed::default(), Paths::default());
+        Ok(Self { model, request: TokensRequest::Detokenize { tokens }, relaxed, paths })
     }
 }
 

@@ -16,7 +16,8 @@ TIMEOUT = "x-request-timeout"
 
 
 def is_length(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 1 and value == int(value)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and value == int(value) and (value >= 1 or value == -1)
 
 
 def is_timeout(value):

@@ -135,11 +135,13 @@ fn fields() -> Vec<Case> {
         field("top_logprobs", &json!(2), "invalid_value", "top_logprobs"),
         field("response_format", &json!({"type": "yaml"}), "invalid_value", "response_format.type"),
         field("tools", &json!([{"type": "function"}]), "missing_field", "tools[0].function"),
-        field("tools", &json!([{"type": "custom"}]), "unsupported_parameter", "tools[0].type"),
+        field("tools", &json!([{"type": "functon"}]), "invalid_value", "tools[0].type"),
         field("tool_choice", &json!("required"), "invalid_value", "tool_choice"),
-        field("functions", &json!([]), "unsupported_parameter", "functions"),
+        field("functions", &json!([{"name": "f"}]), "unsupported_parameter", "functions"),
         field("audio", &json!({}), "unsupported_parameter", "audio"),
-        field("store", &json!(true), "unsupported_parameter", "store"),
+        field("store", &json!("yes"), "invalid_type", "store"),
+        field("max_tokens", &json!(-2), "invalid_value", "max_tokens"),
+        field("seed", &json!(-1e19), "invalid_value", "seed"),
         field("service_tier", &json!("priority"), "unsupported_parameter", "service_tier"),
         field("temprature", &json!(0.5), "unknown_parameter", "temprature"),
     ]
@@ -192,19 +194,34 @@ fn requests() -> Vec<Case> {
     let basic = vec![("authorization", "Basic c2s6".to_owned()), json_type.clone()];
     let other = vec![("x-api-key", "sk-emb-wrong".to_owned()), json_type.clone()];
     let text = vec![bearer(), ("content-type", "text/plain".to_owned())];
+    let zipped = vec![bearer(), json_type.clone(), ("content-encoding", "gzip".to_owned())];
+    let azure = vec![("api-key", "sk-emb-wrong".to_owned()), json_type.clone()];
     let form = vec![bearer(), ("content-type", "application/x-www-form-urlencoded".to_owned())];
     vec![
         case("no key", Method::POST, chat, vec![json_type.clone()], 401, "missing_auth_header"),
         case("a wrong key", Method::POST, chat, wrong, 401, "invalid_api_key"),
         case("a wrong X-API-Key", Method::POST, chat, other, 401, "invalid_api_key"),
+        case("a wrong api-key", Method::POST, chat, azure, 401, "invalid_api_key"),
         case("not a bearer", Method::POST, chat, basic, 401, "missing_auth_header"),
         case("models without a key", Method::GET, "/v1/models", vec![], 401, "missing_auth_header"),
         case("plain text", Method::POST, chat, text, 415, "unsupported_media_type"),
+        case("a compressed body", Method::POST, chat, zipped, 415, "unsupported_media_type"),
         case("a form", Method::POST, chat, form, 415, "unsupported_media_type"),
         case("GET chat", Method::GET, chat, vec![bearer()], 405, "method_not_allowed"),
         case("DELETE models", Method::DELETE, "/v1/models", vec![bearer()], 405, "method_not_allowed"),
         case("POST health", Method::POST, "/health", vec![json_type], 405, "method_not_allowed"),
         case("an unknown path", Method::POST, "/v1/chat", vec![bearer()], 404, "not_found"),
+        case("Anthropic's messages", Method::POST, "/v1/messages", vec![bearer()], 404, "not_found"),
+        case("compaction", Method::POST, "/v1/responses/compact", vec![bearer()], 404, "not_found"),
+        case("metrics", Method::GET, "/metrics", vec![], 404, "not_found"),
+        case(
+            "GET input_tokens",
+            Method::GET,
+            "/v1/responses/input_tokens",
+            vec![bearer()],
+            405,
+            "method_not_allowed",
+        ),
         case("a path outside /v1", Method::GET, "/secret", vec![bearer()], 404, "not_found"),
     ]
 }
@@ -252,16 +269,47 @@ async fn check(stack: &Stack, case: &Case) -> Result<()> {
 }
 
 #[tokio::test]
-async fn both_key_headers_open_the_door_and_a_request_id_comes_back() -> Result<()> {
+async fn each_key_header_opens_the_door_and_a_request_id_comes_back() -> Result<()> {
     let stack = Stack::start().await?;
     let url = format!("{}/v1/models", stack.url);
     let sane =
         stack.http.get(&url).header("x-api-key", API_KEY).header("x-request-id", "my-id.1").send().await?;
     assert_eq!(sane.status(), 200);
     assert_eq!(sane.headers()["x-request-id"], "my-id.1");
+    assert_eq!(stack.http.get(&url).header("api-key", API_KEY).send().await?.status(), 200, "Azure's");
     let spaced = stack.http.get(&url).bearer_auth(API_KEY).header("x-request-id", "a b").send().await?;
     assert_eq!(spaced.status(), 200);
     assert_ne!(spaced.headers()["x-request-id"], "a b", "an id that isn't sane is replaced");
+    Ok(())
+}
+
+#[tokio::test]
+async fn paths_are_found_however_clients_put_them_together() -> Result<()> {
+    let stack = Stack::start_with(Options { engine: Engine::Simulated, ..Options::default() }).await?;
+    let plain: Value = stack.get("/v1/models").await?.json().await?;
+    for path in ["/models", "/v1/models/", "//v1//models"] {
+        assert_eq!(stack.get(path).await?.json::<Value>().await?, plain, "{path}");
+    }
+    let chat =
+        json!({"model": "simulated-echo", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2});
+    let text = json!({"model": "simulated-echo", "prompt": "Hi", "max_tokens": 2});
+    let response = json!({"model": "simulated-echo", "input": "Hi", "max_output_tokens": 2});
+    for (path, body) in [
+        ("/chat/completions", &chat),
+        ("/v1/chat/completions/", &chat),
+        ("/v1//chat/completions", &chat),
+        ("/completions", &text),
+        ("/responses", &response),
+    ] {
+        let answer = stack.post(path, API_KEY, &[], body).await?;
+        assert_eq!(answer.status(), 200, "{path}: {}", answer.text().await?);
+    }
+    let version: Value = stack.http.get(format!("{}/version", stack.url)).send().await?.json().await?;
+    assert!(version["version"].as_str().is_some_and(|version| version.contains('.')), "{version}");
+    for path in ["/v1/models", "/health", "/ready", "/version", "/openapi.json"] {
+        let head = stack.http.head(format!("{}{path}", stack.url)).bearer_auth(API_KEY).send().await?;
+        assert_eq!((head.status().as_u16(), head.bytes().await?.len()), (200, 0), "{path}");
+    }
     Ok(())
 }
 

@@ -12,6 +12,7 @@ use crate::sse::ChatFrames;
 pub(super) async fn serve(context: &Context, body: &mut Body) -> Result<Answer, ApiError> {
     let body = context.read_body(body).await?;
     let request = ChatRequest::parse(&body)?;
+    context.relax(&request.relaxed);
     let tool_choice = request.generation.tool_choice.clone();
     let wish = Wish {
         body: &body,
@@ -19,6 +20,7 @@ pub(super) async fn serve(context: &Context, body: &mut Body) -> Result<Answer, 
         seed: request.seed,
         requests: vec![request.generation],
         outline: None,
+        paths: request.paths,
     };
     let Generation { jobs, limits, envelope, acceptances, head_ns } =
         generation::begin(context, wish).await?;
@@ -36,6 +38,6 @@ pub(super) async fn serve(context: &Context, body: &mut Body) -> Result<Answer, 
         let completion = Completion::new(limits, move |choices, usage| answer.completion(choices, usage));
         return answer::whole(jobs, completion, head_ns, &context.headers()).await;
     }
-    let frames = ChatFrames::new(answer, request.include_usage, limits);
+    let frames = ChatFrames::new(answer, request.usage, limits);
     answer::stream(jobs, frames, &context.headers())
 }

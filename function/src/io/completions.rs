@@ -13,6 +13,7 @@ use crate::sse::CompletionFrames;
 pub(super) async fn serve(context: &Context, body: &mut Body) -> Result<Answer, ApiError> {
     let body = context.read_body(body).await?;
     let request = CompletionRequest::parse(&body)?;
+    context.relax(&request.relaxed);
     let each = request.generations.first().map_or(1, |generation| generation.n);
     let wish = Wish {
         body: &body,
@@ -20,6 +21,7 @@ pub(super) async fn serve(context: &Context, body: &mut Body) -> Result<Answer, 
         seed: request.seed,
         requests: request.generations,
         outline: None,
+        paths: request.paths,
     };
     let Generation { jobs, limits, envelope, acceptances, head_ns } =
         generation::begin(context, wish).await?;
@@ -29,7 +31,7 @@ pub(super) async fn serve(context: &Context, body: &mut Body) -> Result<Answer, 
         let completion = Completion::new(limits, move |choices, usage| answer.whole(choices, &echoes, usage));
         return answer::whole(jobs, completion, head_ns, &context.headers()).await;
     }
-    let frames = CompletionFrames::new(answer, request.include_usage, limits, echoes);
+    let frames = CompletionFrames::new(answer, request.usage, limits, echoes);
     answer::stream(jobs, frames, &context.headers())
 }
 

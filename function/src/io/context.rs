@@ -17,7 +17,7 @@ use super::clock::{unix_ms, within};
 use super::connection::BusError;
 use super::{bus, log};
 use crate::auth::{Caller, Credential};
-use crate::body::{LimitedBody, check_length, check_type};
+use crate::body::{LimitedBody, check_encoding, check_length, check_plain, check_type};
 use crate::config::Config;
 use crate::limits::Increments;
 use crate::models::{Destination, Served};
@@ -48,6 +48,8 @@ const BODY_TIME: Duration = Duration::from_secs(30);
 /// A request whose sender is known.
 pub(super) struct Context {
     pub(super) head: Parts,
+    /// What it is for, however its path is written.
+    pub(super) endpoint: &'static str,
     /// When it came, on the monotonic clock.
     pub(super) arrived_ns: u64,
     pub(super) config: Config,
@@ -80,6 +82,7 @@ pub(super) async fn identify(headers: &HeaderMap, config: &Config) -> Result<Cal
 impl Context {
     pub(super) fn new(
         head: Parts,
+        endpoint: &'static str,
         arrived_ns: u64,
         config: Config,
         caller: Caller,
@@ -87,7 +90,7 @@ impl Context {
     ) -> Self {
         let (headers, limits_told) = (RefCell::new(headers), Cell::new(false));
         let (counted, backlog, relaxed) = (RefCell::default(), RefCell::default(), RefCell::default());
-        Self { head, arrived_ns, config, caller, headers, limits_told, counted, backlog, relaxed }
+        Self { head, endpoint, arrived_ns, config, caller, headers, limits_told, counted, backlog, relaxed }
     }
 
     /// Adds headers that every answer to this request is to carry.
@@ -137,12 +140,15 @@ impl Context {
         let max_bytes = self.config.max_body_bytes;
         let limit = self.config.request_timeout().min(BODY_TIME);
         check_type(&self.head.headers)?;
+        check_encoding(&self.head.headers)?;
         check_length(&self.head.headers, max_bytes)?;
-        within(limit, read_body(body, max_bytes)).await.unwrap_or_else(|| {
+        let body = within(limit, read_body(body, max_bytes)).await.unwrap_or_else(|| {
             let seconds = limit.as_secs();
             let message = format!("The body did not arrive in time ({seconds} seconds). Send it again.");
             Err(ApiError::new(ErrorCode::InvalidJson, message))
-        })
+        })?;
+        check_plain(&body)?;
+        Ok(body)
     }
 }
 

@@ -7,6 +7,7 @@ use emberline_shared::PROTOCOL_VERSION;
 use emberline_shared::answer::Envelope;
 use emberline_shared::error::{ApiError, ErrorCode};
 use emberline_shared::job::{GenerationRequest, Job};
+use emberline_shared::paths::Paths;
 use emberline_shared::record::{Record, Standing, body_sha256, idempotent_id};
 use emberline_shared::responses::Outline;
 use emberline_shared::subject::JobId;
@@ -40,6 +41,8 @@ pub(super) struct Wish<'a> {
     pub(super) requests: Vec<GenerationRequest>,
     /// Of a response.
     pub(super) outline: Option<Outline>,
+    /// What the body calls the jobs' fields.
+    pub(super) paths: Paths,
 }
 
 /// Jobs that are queued; those of a repeat may be running or done.
@@ -153,7 +156,7 @@ pub(super) async fn queue(context: &Context, wish: Wish<'_>) -> Result<Queued, A
     let endpoint = &context.config.nats;
     let schedule = Schedule::of(context)?;
     let name = kept::idempotency_key(&context.head.headers)?;
-    let id = name.map(|name| idempotent_id(&context.caller.key, context.head.uri.path(), name));
+    let id = name.map(|name| idempotent_id(&context.caller.key, context.endpoint, name));
     if let Some(id) = id
         && let Some(record) = store::record(endpoint, &JobId::from_random(id)).await?
     {
@@ -175,7 +178,7 @@ pub(super) async fn queue(context: &Context, wish: Wish<'_>) -> Result<Queued, A
             return repeat(context, wish, record, schedule).await;
         }
     }
-    match publish(endpoint, &jobs, limits, schedule.deadline_ns).await {
+    match publish(endpoint, &jobs, limits, schedule.deadline_ns, &wish.paths).await {
         Ok(running) => Ok(Queued {
             jobs: running,
             first,
@@ -258,6 +261,7 @@ async fn publish(
     jobs: &[Job],
     limits: Limits,
     deadline_ns: u64,
+    paths: &Paths,
 ) -> Result<Jobs, ApiError> {
     let begun = jobs.iter().map(|job| Exchange::begin(endpoint, job, limits, deadline_ns));
     let mut exchanges = Vec::with_capacity(jobs.len());
@@ -268,7 +272,7 @@ async fn publish(
             Err(error) => failure = failure.or(Some(error)),
         }
     }
-    let jobs = Jobs::new(exchanges, limits.choices);
+    let jobs = Jobs::new(exchanges, limits.choices, paths);
     match failure {
         None => Ok(jobs),
         Some(error) => {
@@ -289,7 +293,7 @@ async fn repeat(
     context.tell_limits().await;
     let first = record.job.clone();
     let is_served = context.served().await?.get(&first.model).is_some();
-    let (jobs, limits) = join(context, &record, true, schedule.deadline_ns).await?;
+    let (jobs, limits) = join(context, &record, &wish.paths, true, schedule.deadline_ns).await?;
     Ok(Queued {
         jobs,
         first,
@@ -307,6 +311,7 @@ async fn repeat(
 pub(super) async fn join(
     context: &Context,
     record: &Record,
+    paths: &Paths,
     again: bool,
     deadline_ns: u64,
 ) -> Result<(Jobs, Limits), ApiError> {
@@ -317,5 +322,5 @@ pub(super) async fn join(
     let joined = all.map(|job| Exchange::join(endpoint, job, limits, deadline_ns, again));
     let exchanges = try_join_all(joined).await?;
     let limits_of_all = kept::joined_limits(limits, exchanges.len());
-    Ok((Jobs::new(exchanges, limits.choices), limits_of_all))
+    Ok((Jobs::new(exchanges, limits.choices, paths), limits_of_all))
 }

@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 
 use emberline_shared::control::Control;
 use emberline_shared::error::{ApiError, ErrorCode};
+use emberline_shared::paths::Paths;
 use futures::future::join_all;
 
 use super::exchange::Exchange;
@@ -23,10 +24,11 @@ pub(super) struct Jobs {
 }
 
 impl Jobs {
-    /// Jobs that are published, each with so many choices.
-    pub(super) fn new(exchanges: Vec<Exchange>, choices_each: u32) -> Self {
+    /// Jobs that are published, each with so many choices. The client's body calls their fields by
+    /// `paths`.
+    pub(super) fn new(exchanges: Vec<Exchange>, choices_each: u32, paths: &Paths) -> Self {
         Self {
-            joined: Joined::new(exchanges.len(), choices_each),
+            joined: Joined::new(exchanges.len(), choices_each, paths.clone()),
             exchanges: exchanges.into_iter().map(Some).collect(),
             early: VecDeque::new(),
             turn: 0,

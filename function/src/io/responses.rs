@@ -25,6 +25,7 @@ const OVERDUE_MS: u64 = 60_000;
 pub(super) async fn create(context: &Context, body: &mut Body) -> Result<Answer, ApiError> {
     let body = context.read_body(body).await?;
     let request = ResponsesRequest::parse(&body)?;
+    context.relax(&request.relaxed);
     let outline = request.outline;
     let wish = Wish {
         body: &body,
@@ -32,6 +33,7 @@ pub(super) async fn create(context: &Context, body: &mut Body) -> Result<Answer,
         seed: request.seed,
         requests: vec![request.generation],
         outline: Some(outline.clone()),
+        paths: outline.paths.clone(),
     };
     let queued = generation::queue(context, wish).await?;
     let is_background = outline.background;
@@ -63,7 +65,7 @@ pub(super) async fn retrieve(context: &Context, id: &str) -> Result<Answer, ApiE
     if !query.stream {
         return Ok(told(&read(context, &record).await?));
     }
-    let (jobs, limits) = generation::join(context, &record, false, u64::MAX).await?;
+    let (jobs, limits) = generation::join(context, &record, &kept::paths(&record), false, u64::MAX).await?;
     let story = Story::of(record).ok_or_else(|| not_found(id))?;
     context.tell_limits().await;
     answer::stream(jobs, Telling::new(story, query.starting_after, limits), &context.headers())
@@ -107,7 +109,8 @@ async fn read(context: &Context, record: &Record) -> Result<Story, ApiError> {
         return Err(not_found(&id));
     }
     let mut story = Story::of(record.clone()).ok_or_else(|| not_found(&id))?;
-    outputs.into_iter().for_each(|output| story.push(output));
+    let paths = kept::paths(record);
+    outputs.into_iter().for_each(|output| story.push(output.called_by(&paths)));
     if record.standing.cancelled {
         story.cancel();
     }
@@ -126,7 +129,7 @@ async fn stop(context: &Context, mut record: Record) -> Result<Story, ApiError> 
     // A worker that takes the job from now on sees this; one that has it hears the control message.
     record.standing.cancelled = true;
     store::replace(&context.config.nats, &record).await?;
-    let (mut jobs, _) = generation::join(context, &record, false, u64::MAX).await?;
+    let (mut jobs, _) = generation::join(context, &record, &kept::paths(&record), false, u64::MAX).await?;
     jobs.send_control(Control::Cancel);
     let mut story = Story::of(record).ok_or_else(reply::internal_error)?;
     let ended = within(CANCEL_TIME, async {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use emberline_shared::error::{ApiError, ErrorCode};
-use emberline_shared::models::Health;
+use emberline_shared::models::{Health, Version};
 use http::HeaderMap;
 use http_body_util::{BodyExt, Full};
 use spin_sdk::http::{IntoResponse, Request};
@@ -61,6 +61,7 @@ async fn answer(
     match route {
         Route::Health => return (Ok(Answer::json(&Health { status: "ok" })), plain),
         Route::OpenApi => return (Ok(Answer::Whole(reply::json(200, openapi::document()))), plain),
+        Route::Version => return (Ok(Answer::json(&Version { version: env!("CARGO_PKG_VERSION") })), plain),
         _ => {}
     }
     let identified = async {
@@ -75,7 +76,7 @@ async fn answer(
         Err(error) => (Err(error), plain),
         Ok((config, None)) => (open(&route, &config).await, plain),
         Ok((config, Some(caller))) => {
-            let context = Context::new(head, arrived_ns, config, caller, plain);
+            let context = Context::new(head, route.endpoint(), arrived_ns, config, caller, plain);
             let answer = dispatch(&route, &context, body).await;
             match &answer {
                 // A stream's headers are on their way.
@@ -122,6 +123,7 @@ async fn dispatch(route: &Route, context: &Context, body: &mut Body) -> Result<A
     match route {
         Route::Chat => chat::serve(context, body).await,
         Route::Responses => responses::create(context, body).await,
+        Route::InputTokens => tokens::count_input(context, body).await,
         Route::Response(id) if context.head.method == http::Method::DELETE => {
             responses::delete(context, id).await
         }
@@ -136,7 +138,7 @@ async fn dispatch(route: &Route, context: &Context, body: &mut Body) -> Result<A
             context.caller.check_model(model, names)?;
             Ok(Answer::json(&context.served().await?.find(model, names)?))
         }
-        Route::Health | Route::Ready | Route::OpenApi => Err(reply::internal_error()),
+        Route::Health | Route::Ready | Route::OpenApi | Route::Version => Err(reply::internal_error()),
     }
 }
 

@@ -1,9 +1,11 @@
-//! `POST /tokenize` and `POST /detokenize`: a question to a worker, without a job.
+//! `POST /tokenize`, `POST /detokenize` and `POST /v1/responses/input_tokens`: a question to a worker,
+//! without a job.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 use emberline_shared::error::{ApiError, ErrorCode};
+use emberline_shared::responses::InputTokensRequest;
 use emberline_shared::tokenize::{self, TokenRequest};
 use emberline_shared::tokens::TokensReply;
 use watermelon_proto::ServerMessage;
@@ -18,14 +20,27 @@ use crate::reply;
 const ANSWER_TIME: Duration = Duration::from_secs(30);
 
 pub(super) async fn tokenize(context: &Context, body: &mut Body) -> Result<Answer, ApiError> {
-    ask(context, TokenRequest::parse_tokenize(&context.read_body(body).await?)?).await
+    let request = TokenRequest::parse_tokenize(&context.read_body(body).await?)?;
+    ask(context, request, tokenize::answer).await
 }
 
 pub(super) async fn detokenize(context: &Context, body: &mut Body) -> Result<Answer, ApiError> {
-    ask(context, TokenRequest::parse_detokenize(&context.read_body(body).await?)?).await
+    let request = TokenRequest::parse_detokenize(&context.read_body(body).await?)?;
+    ask(context, request, tokenize::answer).await
 }
 
-async fn ask(context: &Context, TokenRequest { model, request }: TokenRequest) -> Result<Answer, ApiError> {
+pub(super) async fn count_input(context: &Context, body: &mut Body) -> Result<Answer, ApiError> {
+    let request = InputTokensRequest::parse(&context.read_body(body).await?)?;
+    ask(context, request, InputTokensRequest::answer).await
+}
+
+async fn ask(
+    context: &Context,
+    request: TokenRequest,
+    write: fn(TokensReply) -> Result<String, ApiError>,
+) -> Result<Answer, ApiError> {
+    let TokenRequest { model, request, relaxed, paths } = request;
+    context.relax(&relaxed);
     let config = &context.config;
     let name = context.model(&model).await?.name;
     let question = serde_json::to_vec(&request).map_err(|_| reply::internal_error())?;
@@ -48,9 +63,10 @@ async fn ask(context: &Context, TokenRequest { model, request }: TokenRequest) -
         ApiError::new(ErrorCode::WorkerFailed, "The worker's answer could not be used. Try again.")
     })?;
     if let TokensReply::Tokenized { relaxed, .. } = &answer {
-        context.relax(relaxed);
+        context.relax(&paths.relaxed(relaxed));
     }
-    Ok(Answer::Whole(reply::json(200, tokenize::answer(answer)?)))
+    let body = write(answer).map_err(|error| paths.error(error))?;
+    Ok(Answer::Whole(reply::json(200, body)))
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -4,7 +4,7 @@ use emberline_shared::completions::CompletionRequest;
 use emberline_shared::embeddings;
 use emberline_shared::event::Usage;
 use emberline_shared::job::ToolChoice;
-use emberline_shared::responses::ResponsesRequest;
+use emberline_shared::responses::{InputTokensRequest, ResponsesRequest};
 use emberline_shared::subject::JobId;
 use emberline_shared::token_details::TokenDetails;
 use emberline_shared::tokenize::TokenRequest;
@@ -70,11 +70,12 @@ fn every_example_is_read() {
     ChatRequest::parse(example("/v1/chat/completions")).unwrap();
     CompletionRequest::parse(example("/v1/completions")).unwrap();
     ResponsesRequest::parse(example("/v1/responses")).unwrap();
+    InputTokensRequest::parse(example("/v1/responses/input_tokens")).unwrap();
     TokenRequest::parse_tokenize(example("/tokenize")).unwrap();
     TokenRequest::parse_detokenize(example("/detokenize")).unwrap();
     embeddings::parse_model(example("/v1/embeddings")).unwrap();
     let requests = OPERATIONS.iter().filter(|operation| operation.request.is_some());
-    assert_eq!(requests.count(), 6, "an example of another endpoint is not tried here");
+    assert_eq!(requests.count(), 7, "an example of another endpoint is not tried here");
 }
 
 #[test]

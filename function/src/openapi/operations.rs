@@ -3,8 +3,10 @@
 use emberline_shared::chat::{ChatCompletion, ChatCompletionChunk, ChatRequest};
 use emberline_shared::completions::{Completion, CompletionRequest};
 use emberline_shared::embeddings;
-use emberline_shared::models::{Health, Model, ModelList, Readiness};
-use emberline_shared::responses::{DeletedResponse, Response, ResponseEvent, ResponsesRequest};
+use emberline_shared::models::{Health, Model, ModelList, Readiness, Version};
+use emberline_shared::responses::{
+    DeletedResponse, InputTokens, InputTokensRequest, Response, ResponseEvent, ResponsesRequest,
+};
 use emberline_shared::schema::Components;
 use emberline_shared::tokenize::{DetokenizeAnswer, TokenRequest, TokenizeAnswer};
 use serde_json::{Value, json};
@@ -142,6 +144,21 @@ pub(super) const OPERATIONS: &[Operation] = &[
         errors: WITH_REPEATS,
     },
     Operation {
+        method: "post",
+        path: "/v1/responses/input_tokens",
+        id: "countInputTokens",
+        summary: "How many tokens the input of a response has",
+        parameters: &[],
+        needs_key: true,
+        request: Some(Request {
+            schema: InputTokensRequest::schema,
+            example: r#"{"model": "vllm-primary", "input": "What is machine learning?"}"#,
+        }),
+        answer: Some(|components| components.answer::<InputTokens>()),
+        event: None,
+        errors: WITH_MODEL,
+    },
+    Operation {
         method: "get",
         path: "/v1/responses/{id}",
         id: "retrieveResponse",
@@ -269,6 +286,18 @@ pub(super) const OPERATIONS: &[Operation] = &[
         answer: Some(|components| components.answer::<Readiness>()),
         event: None,
         errors: &[503],
+    },
+    Operation {
+        method: "get",
+        path: "/version",
+        id: "version",
+        summary: "The function's version",
+        parameters: &[],
+        needs_key: false,
+        request: None,
+        answer: Some(|components| components.answer::<Version>()),
+        event: None,
+        errors: &[],
     },
     Operation {
         method: "get",

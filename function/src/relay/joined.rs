@@ -1,14 +1,16 @@
 //! The answers of several jobs as one answer.
 
 use emberline_shared::event::Usage;
+use emberline_shared::paths::Paths;
 
 use super::{Acceptance, Output};
 
-/// Numbers the choices of several jobs through, and adds up what they used. They are accepted when
-/// the last of them is, with what is known of the first.
+/// Numbers the choices of several jobs through, adds up what they used, and calls fields as the client's
+/// body does. They are accepted when the last of them is, with what is known of the first.
 #[derive(Debug)]
 pub struct Joined {
     choices_each: u32,
+    paths: Paths,
     acceptances: Vec<Option<Acceptance>>,
     unfinished: usize,
     usage: Usage,
@@ -16,15 +18,15 @@ pub struct Joined {
 
 impl Joined {
     /// So many jobs, each with so many choices.
-    pub fn new(jobs: usize, choices_each: u32) -> Self {
+    pub fn new(jobs: usize, choices_each: u32, paths: Paths) -> Self {
         let acceptances = (0..jobs).map(|_| None).collect();
-        Self { choices_each, acceptances, unfinished: jobs, usage: Usage::default() }
+        Self { choices_each, paths, acceptances, unfinished: jobs, usage: Usage::default() }
     }
 
     /// What is to be told when job number `job` has told `output`.
     pub fn push(&mut self, job: usize, output: Output) -> Option<Output> {
         let first = u32::try_from(job).unwrap_or(u32::MAX).saturating_mul(self.choices_each);
-        match output {
+        match output.called_by(&self.paths) {
             Output::Accepted(acceptance) => {
                 if let Some(known) = self.acceptances.get_mut(job) {
                     *known = Some(acceptance);
@@ -59,7 +61,10 @@ impl Joined {
 
 #[cfg(test)]
 mod tests {
+    use emberline_shared::chat::ChatRequest;
+    use emberline_shared::error::{ApiError, ErrorCode};
     use emberline_shared::event::FinishReason;
+    use emberline_shared::relaxed::Relaxed;
 
     use super::*;
 
@@ -69,7 +74,7 @@ mod tests {
 
     #[test]
     fn choices_are_numbered_through_and_usage_is_added_up() {
-        let mut joined = Joined::new(2, 3);
+        let mut joined = Joined::new(2, 3, Paths::default());
         assert_eq!(joined.push(1, accepted("b")), None);
         assert_eq!(joined.acceptances(), None);
         assert_eq!(joined.push(0, accepted("a")), Some(accepted("a")));
@@ -89,5 +94,21 @@ mod tests {
         assert_eq!(joined.push(1, Output::Done(usage)), None);
         let sum = Usage { prompt_tokens: 8, cached_tokens: 2, completion_tokens: 4 };
         assert_eq!(joined.push(0, Output::Done(usage)), Some(Output::Done(sum)));
+    }
+    #[test]
+    fn fields_are_called_as_the_client_calls_them() {
+        let body = br#"{"model": "m", "messages": [{"role": "user", "content": "a"}],
+                        "tools": [{"type": "custom"}, {"type": "function", "function": {"name": "f"}}]}"#;
+        let mut joined = Joined::new(1, 1, ChatRequest::parse(body).unwrap().paths);
+        let path = "tools[0].function.parameters.properties.a.format";
+        let mut relaxed = Relaxed::default();
+        relaxed.push(path);
+        joined.push(0, Output::Accepted(Acceptance { relaxed, ..Acceptance::default() }));
+        let told = joined.acceptances().unwrap().remove(0).relaxed;
+        assert_eq!(told.paths(), ["tools[1].function.parameters.properties.a.format"]);
+        let error = ApiError::field(ErrorCode::InvalidValue, path, format!("'{path}' is wrong."));
+        let Some(Output::Failed(error)) = joined.push(0, Output::Failed(error)) else { panic!("no failure") };
+        assert_eq!(error.param.as_deref(), Some("tools[1].function.parameters.properties.a.format"));
+        assert!(error.message.starts_with("'tools[1]."), "{error}");
     }
 }

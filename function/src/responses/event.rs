@@ -1,7 +1,8 @@
 //! One event of a response's stream.
 
 use bytes::Bytes;
-use serde_json::{Map, Value};
+use emberline_shared::responses::TextLogprob;
+use serde_json::{Map, Value, json};
 
 /// An event with its sequence number.
 #[derive(Debug, Clone, PartialEq)]
@@ -11,13 +12,15 @@ pub struct Event {
     fields: Map<String, Value>,
     /// Text that it adds; its last byte has the event's number.
     pub(super) delta: Option<String>,
+    /// Of the tokens of a text's delta.
+    logprobs: Option<Vec<TextLogprob>>,
 }
 
 impl Event {
     /// One that adds no text.
     pub(super) fn new(number: u64, kind: &'static str, fields: Value) -> Self {
         let fields = if let Value::Object(fields) = fields { fields } else { Map::new() };
-        Self { number, kind, fields, delta: None }
+        Self { number, kind, fields, delta: None, logprobs: None }
     }
 
     /// One that adds text, which is not empty.
@@ -26,8 +29,9 @@ impl Event {
         kind: &'static str,
         fields: Map<String, Value>,
         delta: String,
+        logprobs: Option<Vec<TextLogprob>>,
     ) -> Self {
-        Self { number, kind, fields, delta: Some(delta) }
+        Self { number, kind, fields, delta: Some(delta), logprobs }
     }
 
     /// What of this event somebody has not heard who has heard everything up to the number `told`.
@@ -43,6 +47,7 @@ impl Event {
             start = start.saturating_sub(1);
         }
         *delta = delta.split_off(start);
+        self.logprobs.iter_mut().for_each(|logprobs| forget_heard(logprobs, start));
         Some(self)
     }
 
@@ -54,6 +59,9 @@ impl Event {
         if let Some(delta) = &self.delta {
             body.insert("delta".to_owned(), delta.as_str().into());
         }
+        if let Some(logprobs) = &self.logprobs {
+            body.insert("logprobs".to_owned(), json!(logprobs));
+        }
         Value::Object(body)
     }
 
@@ -61,4 +69,13 @@ impl Event {
     pub fn frame(&self) -> Bytes {
         format!("event: {}\ndata: {}\n\n", self.kind, self.body()).into()
     }
+}
+
+/// Leaves the tokens of which more than the first `heard` bytes are.
+fn forget_heard(logprobs: &mut Vec<TextLogprob>, heard: usize) {
+    let mut end = 0_usize;
+    logprobs.retain(|token| {
+        end = end.saturating_add(token.text_bytes());
+        end > heard
+    });
 }

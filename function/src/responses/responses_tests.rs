@@ -1,3 +1,4 @@
+use emberline_shared::event::{TokenLogprob, TokenLogprobs};
 use emberline_shared::tools::{TextBesideCalls, ToolFormat};
 use proptest::prelude::*;
 
@@ -93,6 +94,47 @@ fn a_text_is_told_as_openai_tells_it() {
     assert_eq!((&body["status"], &body["temperature"]), (&json!("completed"), &json!(0.0)));
     assert_eq!(body["usage"]["total_tokens"], 12);
     assert_eq!(job_of(body["id"].as_str().unwrap()), Some(id));
+}
+
+#[test]
+fn log_probabilities_come_with_the_text_of_their_tokens() {
+    let token = |bytes: &[u8]| TokenLogprobs {
+        token: TokenLogprob { id: 1, bytes: bytes.to_vec(), logprob: -0.1 },
+        top: vec![TokenLogprob { id: 2, bytes: b"x".to_vec(), logprob: -0.2 }],
+    };
+    let mut story = story(true);
+    story.push(accepted(None));
+    for (text, tokens) in [
+        ("ab", vec![token(b"a"), token(b"b")]),
+        ("", vec![token(&[0xe6, 0xbc])]),
+        ("漢c", vec![token(&[0xa2]), token(b"c")]),
+        ("", vec![token(b"STOP")]),
+    ] {
+        story.push(Output::Text { choice: 0, text: text.into(), logprobs: Some(tokens), ids: None });
+    }
+    story.push(finish(FinishReason::Stop));
+    story.push(Output::Done(USAGE));
+    let events = story.take_events();
+    let tokens = |logprobs: &Value| -> Vec<String> {
+        logprobs.as_array().unwrap().iter().map(|one| one["bytes"].to_string()).collect()
+    };
+    let deltas: Vec<Vec<String>> =
+        events.iter().filter(|e| e.delta.is_some()).map(|e| tokens(&e.body()["logprobs"])).collect();
+    assert_eq!(deltas, [vec!["[97]", "[98]"], vec!["[230,188]", "[162]", "[99]"]]);
+    let part = &json!(story.response())["output"][0]["content"][0];
+    assert_eq!(tokens(&part["logprobs"]).len(), 6);
+    let top = json!([{"token": "x", "logprob": -0.2, "bytes": [120]}]);
+    assert_eq!(
+        part["logprobs"][0],
+        json!({"token": "a", "logprob": -0.1, "bytes": [97], "top_logprobs": top})
+    );
+    let done =
+        events.iter().map(Event::body).find(|body| body["type"] == "response.output_text.done").unwrap();
+    assert_eq!(done["logprobs"], part["logprobs"]);
+    // Whoever has heard "a漢" of a delta hears of no token that was whole before that.
+    let last = events.iter().rfind(|event| event.delta.is_some()).unwrap().clone();
+    let rest = last.clone().after(last.number - 1).unwrap();
+    assert_eq!((rest.delta.as_deref(), tokens(&rest.body()["logprobs"])), (Some("c"), vec!["[99]".into()]));
 }
 
 #[test]

@@ -5,6 +5,7 @@ use emberline_shared::answer::ChunkTokens;
 use emberline_shared::chat::{ChatAnswer, Delta};
 use emberline_shared::error::ApiError;
 use emberline_shared::event::{FinishReason, TokenLogprobs};
+use emberline_shared::parameters::StreamUsage;
 use emberline_shared::prompt::PromptToken;
 use emberline_shared::tools::{Piece, ToolCallReader};
 
@@ -40,7 +41,8 @@ impl Choice {
 
 impl ChatFrames {
     /// Frames for an answer with so many choices.
-    pub fn new(answer: ChatAnswer, include_usage: bool, limits: Limits) -> Self {
+    pub fn new(answer: ChatAnswer, usage: StreamUsage, limits: Limits) -> Self {
+        let include_usage = usage != StreamUsage::Never;
         let choice = |_| Choice {
             reader: answer.call_reader(),
             logprobs: limits.logprobs.map(|_| Vec::new()),

@@ -26,7 +26,7 @@ fn answer(tool_format: Option<ToolFormat>) -> ChatAnswer {
 }
 
 fn frames(tool_format: Option<ToolFormat>, logprobs: Option<u32>) -> ChatFrames {
-    ChatFrames::new(answer(tool_format), false, limits(logprobs))
+    ChatFrames::new(answer(tool_format), StreamUsage::Never, limits(logprobs))
 }
 
 fn limits(logprobs: Option<u32>) -> Limits {
@@ -63,7 +63,7 @@ fn a_stream_has_the_documented_shape() {
 
 #[test]
 fn usage_comes_in_a_chunk_of_its_own() {
-    let mut frames = ChatFrames::new(answer(None), true, Limits { choices: 1, ..limits(None) });
+    let mut frames = ChatFrames::new(answer(None), StreamUsage::Last, Limits { choices: 1, ..limits(None) });
     assert_eq!(payload(&frames.tell(text(0, "x"))[0])["usage"], Value::Null);
     let usage = Usage { prompt_tokens: 1, cached_tokens: 0, completion_tokens: 2 };
     let end = frames.tell(Output::Done(usage));
@@ -92,7 +92,8 @@ fn a_prompt_that_is_told_comes_with_the_first_chunk() {
     let within = Limits { ids: true, prompt: Some(PromptLimits { logprobs: Some(0) }), ..limits(None) };
     let details = TokenDetails { ids: true, prompt_logprobs: Some(0), ..TokenDetails::default() };
     let echo = Some("Well".to_owned());
-    let mut frames = ChatFrames::new(ChatAnswer { details, echo, ..answer(None) }, false, within);
+    let mut frames =
+        ChatFrames::new(ChatAnswer { details, echo, ..answer(None) }, StreamUsage::Never, within);
     assert!(frames.begin().is_empty());
     let score = Some(PromptScore { logprob: -1.0, rank: 3, top: Vec::new() });
     let tokens = vec![
@@ -145,7 +146,7 @@ fn a_required_call_that_is_cut_off_before_its_name_is_no_text() {
     let required = ChatAnswer { beside_calls: TextBesideCalls::None, ..answer(Some(ToolFormat::Hermes)) };
     let mut frames = ChatFrames::new(
         required,
-        false,
+        StreamUsage::Never,
         Limits { choices: 1, tokens: 9, logprobs: Some(0), ..Limits::default() },
     );
     let logprobs = Some(vec![token("<tool_call>"), token("\n{\"na")]);
@@ -173,7 +174,7 @@ proptest! {
     #[test]
     fn every_token_has_its_log_probability_and_id_once_and_the_stream_is_the_whole(cuts in proptest::collection::vec(1_usize..5, 0..60)) {
         let within = Limits { ids: true, ..limits(Some(0)) };
-        let mut frames = ChatFrames::new(answer(Some(ToolFormat::Hermes)), false, within);
+        let mut frames = ChatFrames::new(answer(Some(ToolFormat::Hermes)), StreamUsage::Never, within);
         let mut rest: Vec<char> = CALL.chars().collect();
         let (mut told, mut tokens) = (Vec::new(), Vec::new());
         for cut in cuts.into_iter().chain([usize::MAX]) {

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use emberline_shared::answer::ChunkTokens;
 use emberline_shared::completions::{CompletionAnswer, Offsets};
 use emberline_shared::error::ApiError;
+use emberline_shared::parameters::StreamUsage;
 use emberline_shared::prompt::PromptToken;
 
 use super::{DONE, Narrator, data, error, max_backlog};
@@ -25,7 +26,8 @@ pub struct CompletionFrames {
 impl CompletionFrames {
     /// Frames for an answer within `limits`; each choice begins with its entry of `echoes`, if there
     /// is one.
-    pub fn new(answer: CompletionAnswer, include_usage: bool, limits: Limits, echoes: Vec<String>) -> Self {
+    pub fn new(answer: CompletionAnswer, usage: StreamUsage, limits: Limits, echoes: Vec<String>) -> Self {
+        let include_usage = usage != StreamUsage::Never;
         let offsets = (0..limits.choices).map(|_| Offsets::default()).collect();
         Self { answer, include_usage, echoes, limits, offsets }
     }
@@ -111,7 +113,7 @@ mod tests {
         let job = JobId::from_random(1);
         let envelope = Envelope { job, created: 2, model: "m".into(), fingerprint: "fp".into() };
         let echoes = echoes.iter().map(|&echo| echo.to_owned()).collect();
-        CompletionFrames::new(CompletionAnswer { envelope, details }, true, limits, echoes)
+        CompletionFrames::new(CompletionAnswer { envelope, details }, StreamUsage::Last, limits, echoes)
     }
 
     #[test]

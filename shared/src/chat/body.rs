@@ -8,10 +8,14 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::message::MessageBody;
-use super::tool::{MAX_TOOLS, ResponseFormat, ToolBody, ToolChoiceBody};
+use super::tool::{ResponseFormat, ToolBody, ToolChoiceBody};
+use crate::neutral::{Neutral, Only, OnlyAbsent, OnlyEmptyList, OnlyNumber};
+use crate::numbers::{Seed, TokenLimit};
+use crate::offer::MAX_TOOLS;
 use crate::parameters::{
     MAX_CHOICES, MAX_METADATA, MAX_SALT, MAX_TOP_LOGPROBS, Sampling, Stop, StreamOptions,
 };
+use crate::structured::Structured;
 use crate::token_details::TokenParameters;
 
 /// A request for the next message of a conversation.
@@ -19,9 +23,7 @@ use crate::token_details::TokenParameters;
 #[schemars(
     rename = "ChatCompletionRequest",
     deny_unknown_fields,
-    extend("x-unsupported" = [
-        "audio", "function_call", "functions", "moderation", "prediction", "web_search_options",
-    ]),
+    extend("x-unsupported" = ["audio", "moderation", "prediction", "web_search_options"]),
 )]
 pub(super) struct ChatBody {
     /// A model or an alias; `GET /v1/models` lists them.
@@ -32,20 +34,17 @@ pub(super) struct ChatBody {
     pub(super) messages: Vec<MessageBody>,
     /// Answer as server-sent events. Default false.
     pub(super) stream: Option<bool>,
-    /// With `stream` only.
+    /// What a stream carries beside the answer.
     pub(super) stream_options: Option<StreamOptions>,
-    /// Most tokens of an answer. Default: what the context leaves.
-    #[schemars(range(min = 1, max = u32::MAX))]
-    pub(super) max_completion_tokens: Option<u32>,
+    /// Most tokens of an answer; -1 for what the context leaves, which is the default.
+    pub(super) max_completion_tokens: Option<TokenLimit>,
     /// The older name of `max_completion_tokens`; both given must agree.
-    #[schemars(range(min = 1, max = u32::MAX))]
-    pub(super) max_tokens: Option<u32>,
+    pub(super) max_tokens: Option<TokenLimit>,
     /// Choices to generate; the prompt counts once. Default 1.
     #[schemars(range(min = 1, max = MAX_CHOICES))]
     pub(super) n: Option<u32>,
     /// The same seed gives the same text. Default: drawn.
-    #[schemars(range(min = i64::MIN, max = i64::MAX))]
-    pub(super) seed: Option<i64>,
+    pub(super) seed: Option<Seed>,
     /// Strings that end the answer and are not part of it.
     pub(super) stop: Option<Stop>,
     /// Adds the log-probability of each token. Default false.
@@ -59,6 +58,8 @@ pub(super) struct ChatBody {
     pub(super) sampling: Sampling,
     /// What the answer has to obey. With `tools`, it holds for answers that call none.
     pub(super) response_format: Option<ResponseFormat>,
+    #[serde(flatten)]
+    pub(super) structured: Structured,
     /// Functions that the model may call.
     #[schemars(length(max = MAX_TOOLS))]
     pub(super) tools: Option<Vec<ToolBody>>,
@@ -86,6 +87,8 @@ pub(super) struct ChatBody {
     /// Returned with the answer: up to 16 pairs of strings.
     #[schemars(with = "Option<BTreeMap<String, String>>", extend("maxProperties" = MAX_METADATA))]
     pub(super) metadata: Option<Map<String, Value>>,
+    /// True is not honoured: answers are not stored.
+    pub(super) store: Option<bool>,
     #[serde(flatten)]
     #[allow(dead_code)] // it asks for nothing
     pub(super) nothing: AsksNothing,
@@ -97,9 +100,29 @@ pub(super) struct ChatBody {
 pub(super) struct AsksNothing {
     /// Asks for nothing: answers are text.
     modalities: Option<Vec<Modality>>,
+    /// There are none; `tools` has functions.
+    #[schemars(extend("x-hint" = "Send 'tools'."))]
+    functions: Option<OnlyEmptyList>,
+    /// Of `functions`.
+    #[schemars(extend(
+        "enum" = ["auto", "none"], "x-unsupported-others" = true, "x-hint" = "Send 'tool_choice'.",
+    ))]
+    function_call: Option<Value>,
+    /// As many as `n`.
+    best_of: Option<OnlyNumber<1>>,
+    /// The chat template writes them.
+    add_special_tokens: Option<Only<false>>,
+    /// The template is the model's.
+    chat_template: Option<OnlyAbsent>,
+    /// There are none.
+    documents: Option<OnlyEmptyList>,
+    /// Asks for nothing: what a client notes of itself.
+    client_metadata: Option<Map<String, Value>>,
     /// Asks for nothing.
     #[schemars(length(max = MAX_LABEL))]
     prompt_cache_key: Option<String>,
+    /// Asks for nothing: what prompts begin with is shared.
+    prompt_cache_options: Option<Map<String, Value>>,
     /// Asks for nothing.
     #[schemars(length(max = MAX_LABEL))]
     prompt_cache_retention: Option<String>,
@@ -108,12 +131,11 @@ pub(super) struct AsksNothing {
     safety_identifier: Option<String>,
     /// Asks for nothing: there is one tier.
     service_tier: Option<ServiceTier>,
-    /// Answers are not stored.
-    #[schemars(extend("enum" = [false, null], "x-unsupported-values" = [true]))]
-    store: Option<bool>,
     /// Asks for nothing.
     #[schemars(length(max = MAX_LABEL))]
     user: Option<String>,
+    #[serde(flatten)]
+    neutral: Neutral,
 }
 
 /// Most characters of a name for something that asks for nothing.
@@ -128,7 +150,7 @@ pub(super) enum Modality {
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-#[schemars(inline, extend("x-unsupported-values" = ["flex", "priority", "scale"]))]
+#[schemars(inline, extend("x-unsupported-values" = ["fast", "flex", "priority", "scale"]))]
 pub(crate) enum ServiceTier {
     Auto,
     Default,

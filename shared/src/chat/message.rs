@@ -22,6 +22,9 @@ pub(crate) enum MessageBody {
         /// The speaker's name.
         #[schemars(length(min = 1, max = 64))]
         name: Option<String>,
+        /// Asks for nothing: what prompts begin with is shared.
+        #[allow(dead_code)]
+        cache_control: Option<Map<String, Value>>,
     },
     /// As `system`.
     Developer {
@@ -30,6 +33,9 @@ pub(crate) enum MessageBody {
         /// The speaker's name.
         #[schemars(length(min = 1, max = 64))]
         name: Option<String>,
+        /// Asks for nothing: what prompts begin with is shared.
+        #[allow(dead_code)]
+        cache_control: Option<Map<String, Value>>,
     },
     /// The human's turn.
     User {
@@ -38,9 +44,12 @@ pub(crate) enum MessageBody {
         /// The speaker's name.
         #[schemars(length(min = 1, max = 64))]
         name: Option<String>,
+        /// Asks for nothing: what prompts begin with is shared.
+        #[allow(dead_code)]
+        cache_control: Option<Map<String, Value>>,
     },
     /// An answer, as the API gave it.
-    #[schemars(extend("x-unsupported" = ["audio", "function_call", "reasoning_content"]))]
+    #[schemars(extend("x-unsupported" = ["audio", "function_call"]))]
     Assistant {
         /// What was said; may be absent where functions are called.
         content: Option<AssistantContent>,
@@ -52,13 +61,26 @@ pub(crate) enum MessageBody {
         /// Functions that were called.
         #[schemars(length(max = 128))]
         tool_calls: Option<Vec<ToolCallBody>>,
-        /// Always empty in our answers.
-        #[schemars(length(max = 0))]
+        /// What it thought before, for models whose chat template reads it.
+        reasoning_content: Option<String>,
+        /// Another name of `reasoning_content`.
+        reasoning: Option<String>,
+        /// Asks for nothing: sources of what was said.
         #[allow(dead_code)]
         annotations: Option<Vec<Value>>,
+        /// Asks for nothing: whether it was the answer or on the way to it.
+        #[allow(dead_code)]
+        phase: Option<Phase>,
+        /// As it came with the answer.
+        #[schemars(length(max = 256))]
+        #[allow(dead_code)]
+        id: Option<String>,
         /// What litellm's client notes of an answer; asks for nothing.
         #[allow(dead_code)]
         provider_specific_fields: Option<Map<String, Value>>,
+        /// Asks for nothing: what prompts begin with is shared.
+        #[allow(dead_code)]
+        cache_control: Option<Map<String, Value>>,
     },
     /// The result of a call.
     Tool {
@@ -70,7 +92,19 @@ pub(crate) enum MessageBody {
         /// The function's name.
         #[schemars(length(min = 1, max = 64))]
         name: Option<String>,
+        /// Asks for nothing: what prompts begin with is shared.
+        #[allow(dead_code)]
+        cache_control: Option<Map<String, Value>>,
     },
+}
+
+/// Whether an assistant's message was the answer.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub(crate) enum Phase {
+    Commentary,
+    FinalAnswer,
 }
 
 /// What is said: a string, or parts that are joined.
@@ -87,11 +121,22 @@ pub(crate) enum Content {
 #[schemars(
     rename = "ContentPart",
     deny_unknown_fields,
-    extend("x-unsupported-values" = ["image_url", "input_audio", "file", "video_url"]),
+    extend(
+        "x-unsupported-values" = ["audio_url", "file", "image_url", "input_audio", "thinking", "video_url"],
+        "x-instead" = {"thinking": THINKING},
+    ),
 )]
 pub(crate) enum Part {
-    Text { text: String },
+    Text {
+        text: String,
+        /// Asks for nothing: what prompts begin with is shared.
+        #[allow(dead_code)]
+        cache_control: Option<Map<String, Value>>,
+    },
 }
+
+/// What to do instead of a part that is thinking.
+const THINKING: &str = "Send it as the message's 'reasoning_content', or leave it out.";
 
 /// What an assistant said: a string, or parts that are joined.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -107,11 +152,21 @@ pub(crate) enum AssistantContent {
 #[schemars(
     rename = "AssistantContentPart",
     deny_unknown_fields,
-    extend("x-unsupported-values" = ["image_url", "input_audio", "file", "video_url"]),
+    extend(
+        "x-unsupported-values" = ["audio_url", "file", "image_url", "input_audio", "thinking", "video_url"],
+        "x-instead" = {"thinking": THINKING},
+    ),
 )]
 pub(crate) enum AssistantPart {
-    Text { text: String },
-    Refusal { refusal: String },
+    Text {
+        text: String,
+        /// Asks for nothing: what prompts begin with is shared.
+        #[allow(dead_code)]
+        cache_control: Option<Map<String, Value>>,
+    },
+    Refusal {
+        refusal: String,
+    },
 }
 
 /// A call of a function.
@@ -141,7 +196,7 @@ impl Content {
     fn into_text(self) -> String {
         match self {
             Self::Text(text) => text,
-            Self::Parts(parts) => parts.into_iter().map(|Part::Text { text }| text).collect(),
+            Self::Parts(parts) => parts.into_iter().map(|Part::Text { text, .. }| text).collect(),
         }
     }
 }
@@ -149,7 +204,7 @@ impl Content {
 impl AssistantContent {
     fn into_text(self) -> String {
         let text = |part| match part {
-            AssistantPart::Text { text } | AssistantPart::Refusal { refusal: text } => text,
+            AssistantPart::Text { text, .. } | AssistantPart::Refusal { refusal: text } => text,
         };
         match self {
             Self::Text(text) => text,
@@ -181,14 +236,16 @@ pub(crate) fn read(messages: Vec<MessageBody>) -> Result<Vec<Message>, ApiError>
 fn read_message(message: MessageBody, path: &str) -> Result<Message, ApiError> {
     let plain = |role, content: Content, name| Message { name, ..Message::new(role, content.into_text()) };
     Ok(match message {
-        MessageBody::System { content, name } | MessageBody::Developer { content, name } => {
+        MessageBody::System { content, name, .. } | MessageBody::Developer { content, name, .. } => {
             plain(Role::System, content, name)
         }
-        MessageBody::User { content, name } => plain(Role::User, content, name),
-        MessageBody::Tool { content, tool_call_id, name } => {
+        MessageBody::User { content, name, .. } => plain(Role::User, content, name),
+        MessageBody::Tool { content, tool_call_id, name, .. } => {
             Message { tool_call_id: Some(tool_call_id), ..plain(Role::Tool, content, name) }
         }
-        MessageBody::Assistant { content, name, refusal, tool_calls, .. } => {
+        MessageBody::Assistant {
+            content, name, refusal, tool_calls, reasoning_content, reasoning, ..
+        } => {
             let calls = tool_calls.unwrap_or_default();
             if content.is_none() && refusal.is_none() && calls.is_empty() {
                 let path = format!("{path}.content");
@@ -200,7 +257,8 @@ fn read_message(message: MessageBody, path: &str) -> Result<Message, ApiError> {
             let calls = calls.into_iter().enumerate();
             let calls = calls.map(|(i, call)| read_call(call, &format!("{path}.tool_calls[{i}]")));
             let tool_calls = calls.collect::<Result<_, _>>()?;
-            Message { name, tool_calls, ..Message::new(Role::Assistant, text) }
+            let reasoning = reasoning_content.or(reasoning).filter(|text| !text.is_empty());
+            Message { name, tool_calls, reasoning, ..Message::new(Role::Assistant, text) }
         }
     })
 }

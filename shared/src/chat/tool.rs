@@ -1,24 +1,34 @@
 //! What an answer has to obey: `tools`, `tool_choice` and `response_format` of a chat request.
 
-use std::collections::HashSet;
-
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::error::{ApiError, ErrorCode};
-use crate::job::{Constraint, Tool, ToolChoice};
+use crate::error::ApiError;
+use crate::job::{self, Constraint};
+use crate::offer::{AllowedMode, Form, MAX_TOOLS, Offer, OtherTool, ToolChoiceMode, Wanted};
 use crate::parameters::NAME_PATTERN;
-
-/// Most functions.
-pub(crate) const MAX_TOOLS: usize = 128;
+use crate::relaxed::Relaxed;
 
 /// Something that the model may call.
 #[derive(Debug, Deserialize, JsonSchema)]
-#[serde(tag = "type", rename_all = "snake_case")]
-#[schemars(rename = "Tool", deny_unknown_fields, extend("x-unsupported-values" = ["custom"]))]
+#[serde(untagged)]
+#[schemars(rename = "Tool")]
 pub(crate) enum ToolBody {
-    Function { function: Function },
+    Known(KnownTool),
+    Other(#[allow(dead_code)] OtherTool),
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+#[schemars(inline, deny_unknown_fields)]
+pub(crate) enum KnownTool {
+    Function {
+        function: Function,
+        /// Asks for nothing: what prompts begin with is shared.
+        #[allow(dead_code)]
+        cache_control: Option<Map<String, Value>>,
+    },
 }
 
 /// A function that the model may call.
@@ -34,6 +44,9 @@ pub(crate) struct Function {
     parameters: Option<Map<String, Value>>,
     /// The schema follows OpenAI's strict mode. Default false.
     strict: Option<bool>,
+    /// Asks for nothing: what prompts begin with is shared.
+    #[allow(dead_code)]
+    cache_control: Option<Map<String, Value>>,
 }
 
 /// Whether the model calls functions.
@@ -42,25 +55,18 @@ pub(crate) struct Function {
 #[schemars(rename = "ToolChoice")]
 pub(crate) enum ToolChoiceBody {
     Mode(ToolChoiceMode),
-    Named(NamedTool),
+    Tools(ChosenTools),
 }
 
-/// `none`: it calls none; `auto`: as it likes; `required`: at least one.
-#[derive(Debug, Clone, Copy, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-#[schemars(inline)]
-pub(crate) enum ToolChoiceMode {
-    None,
-    Auto,
-    Required,
-}
-
-/// The function that the model must call.
+/// The functions that the model must call, or may.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
-#[schemars(inline, deny_unknown_fields, extend("x-unsupported-values" = ["allowed_tools", "custom"]))]
-pub(crate) enum NamedTool {
+#[schemars(inline, deny_unknown_fields, extend("x-unsupported-values" = ["custom"]))]
+pub(crate) enum ChosenTools {
+    /// It must call this one.
     Function { function: FunctionName },
+    /// It calls none but these.
+    AllowedTools { allowed_tools: AllowedTools },
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -68,6 +74,29 @@ pub(crate) enum NamedTool {
 pub(crate) struct FunctionName {
     #[schemars(length(min = 1, max = 64), extend("pattern" = NAME_PATTERN))]
     name: String,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(inline, deny_unknown_fields)]
+pub(crate) struct AllowedTools {
+    mode: AllowedMode,
+    #[schemars(length(min = 1, max = MAX_TOOLS))]
+    tools: Vec<AllowedTool>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(untagged)]
+#[schemars(inline)]
+enum AllowedTool {
+    Known(AllowedFunction),
+    Other(#[allow(dead_code)] OtherTool),
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+#[schemars(inline, deny_unknown_fields)]
+enum AllowedFunction {
+    Function { function: FunctionName },
 }
 
 /// What the answer's text has to obey.
@@ -127,45 +156,37 @@ impl ResponseFormat {
     }
 }
 
-/// The job's functions, no two of the same name.
-pub(crate) fn read_tools(tools: Vec<ToolBody>) -> Result<Vec<Tool>, ApiError> {
-    let mut names = HashSet::new();
-    let mut read = Vec::with_capacity(tools.len());
-    for (i, ToolBody::Function { function }) in tools.into_iter().enumerate() {
-        let Function { name, description, parameters, strict } = function;
-        if !names.insert(name.clone()) {
-            let path = format!("tools[{i}].function.name");
-            let message = format!("'{path}': there are two functions '{name}'. Rename one.");
-            return Err(ApiError::field(ErrorCode::InvalidValue, path, message));
+impl From<ToolChoiceBody> for Wanted {
+    fn from(choice: ToolChoiceBody) -> Self {
+        match choice {
+            ToolChoiceBody::Mode(mode) => Self::Mode(mode),
+            ToolChoiceBody::Tools(ChosenTools::Function { function }) => Self::Named(function.name),
+            ToolChoiceBody::Tools(ChosenTools::AllowedTools {
+                allowed_tools: AllowedTools { mode, tools },
+            }) => {
+                let name = |tool| match tool {
+                    AllowedTool::Known(AllowedFunction::Function { function }) => Some(function.name),
+                    AllowedTool::Other(_) => None,
+                };
+                Self::Allowed(mode, tools.into_iter().map(name).collect())
+            }
         }
-        let parameters = parameters.unwrap_or_default();
-        read.push(Tool { name, description, parameters, strict: strict.unwrap_or(false) });
     }
-    Ok(read)
 }
 
-/// The job's choice among `tools`.
-pub(crate) fn read_tool_choice(
+/// What the model may call, and whether it does.
+pub(crate) fn read(
+    tools: Option<Vec<ToolBody>>,
     choice: Option<ToolChoiceBody>,
-    tools: &[Tool],
-) -> Result<ToolChoice, ApiError> {
-    let invalid = |path: &str, message: String| Err(ApiError::field(ErrorCode::InvalidValue, path, message));
-    match choice {
-        None | Some(ToolChoiceBody::Mode(ToolChoiceMode::Auto)) => Ok(ToolChoice::Auto),
-        Some(ToolChoiceBody::Mode(ToolChoiceMode::None)) => Ok(ToolChoice::None),
-        Some(_) if tools.is_empty() => invalid(
-            "tool_choice",
-            "'tool_choice' asks for a call, and there are no 'tools'. Add some, or leave it out.".to_owned(),
-        ),
-        Some(ToolChoiceBody::Mode(ToolChoiceMode::Required)) => Ok(ToolChoice::Required),
-        Some(ToolChoiceBody::Named(NamedTool::Function { function: FunctionName { name } })) => {
-            if tools.iter().any(|tool| tool.name == name) {
-                return Ok(ToolChoice::Named(name));
-            }
-            let path = "tool_choice.function.name";
-            let known: Vec<&str> = tools.iter().map(|tool| tool.name.as_str()).collect();
-            let known = known.join(", ");
-            invalid(path, format!("'{path}' is '{name}', which is not in 'tools' ({known})."))
+    relaxed: &mut Relaxed,
+) -> Result<Offer, ApiError> {
+    let tools = tools.unwrap_or_default().into_iter().map(|tool| match tool {
+        ToolBody::Other(_) => None,
+        ToolBody::Known(KnownTool::Function { function, .. }) => {
+            let Function { name, description, parameters, strict, .. } = function;
+            let parameters = parameters.unwrap_or_default();
+            Some(job::Tool { name, description, parameters, strict: strict.unwrap_or(false) })
         }
-    }
+    });
+    Offer::read(tools.collect(), choice.map(Wanted::from), &Form::CHAT, relaxed)
 }

@@ -6,8 +6,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::decimal;
 use crate::error::ApiError;
-use crate::event::Usage;
+use crate::event::{TokenLogprob, TokenLogprobs, Usage};
 
 /// A `response`.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -18,6 +19,8 @@ pub struct Response<'a> {
     pub object: &'static str,
     /// Unix seconds.
     pub created_at: u64,
+    /// Always null: a job's log does not tell when it ended.
+    pub completed_at: (),
     /// How it stands.
     pub status: Status,
     /// It runs to its end though nobody listens.
@@ -95,7 +98,7 @@ impl IncompleteDetails {
 }
 
 /// A part of the output.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum OutputItem {
     /// A text.
@@ -136,21 +139,60 @@ pub enum ItemStatus {
 }
 
 /// The text of a message.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 pub struct OutputText {
     r#type: &'static str,
     /// The text.
     pub text: String,
     /// Always empty.
     annotations: [(); 0],
-    /// Always empty.
-    logprobs: [(); 0],
+    /// Of the text's tokens, if they are asked for.
+    pub logprobs: Vec<TextLogprob>,
 }
 
 impl OutputText {
     /// A part that says this.
     pub fn new(text: impl Into<String>) -> Self {
-        Self { r#type: "output_text", text: text.into(), annotations: [], logprobs: [] }
+        Self { r#type: "output_text", text: text.into(), annotations: [], logprobs: Vec::new() }
+    }
+}
+
+/// The log-probability of a token, and of the most probable ones in its place.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[schemars(inline)]
+pub struct TextLogprob {
+    #[serde(flatten)]
+    token: TextToken,
+    top_logprobs: Vec<TextToken>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[schemars(inline)]
+struct TextToken {
+    token: String,
+    logprob: f64,
+    /// Empty for a token that stands for no bytes.
+    bytes: Vec<u8>,
+}
+
+impl TextLogprob {
+    /// How many bytes of the text the token is.
+    pub fn text_bytes(&self) -> usize {
+        self.token.bytes.len()
+    }
+}
+
+impl From<&TokenLogprobs> for TextLogprob {
+    fn from(logprobs: &TokenLogprobs) -> Self {
+        let top_logprobs = logprobs.top.iter().map(TextToken::from).collect();
+        Self { token: (&logprobs.token).into(), top_logprobs }
+    }
+}
+
+impl From<&TokenLogprob> for TextToken {
+    fn from(token: &TokenLogprob) -> Self {
+        let text = String::from_utf8_lossy(&token.bytes).into_owned();
+        Self { token: text, logprob: decimal(token.logprob), bytes: token.bytes.clone() }
     }
 }
 
@@ -200,12 +242,14 @@ impl From<&Usage> for ResponseUsage {
 #[serde(default)]
 pub struct Echo {
     pub(super) conversation: (),
+    pub(super) frequency_penalty: f64,
     pub(super) instructions: Option<String>,
     pub(super) max_output_tokens: Option<u32>,
     pub(super) max_tool_calls: (),
     #[schemars(with = "BTreeMap<String, String>")]
     pub(super) metadata: Map<String, Value>,
     pub(super) parallel_tool_calls: bool,
+    pub(super) presence_penalty: f64,
     pub(super) previous_response_id: (),
     pub(super) prompt_cache_key: Option<String>,
     pub(super) reasoning: ReasoningEcho,

@@ -4,9 +4,9 @@ use std::collections::HashSet;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-use crate::chat::check_arguments;
+use crate::chat::{Phase, check_arguments};
 use crate::error::{ApiError, ErrorCode};
 use crate::job::{Message, Role, ToolCall};
 use crate::parameters::NAME_PATTERN;
@@ -26,12 +26,12 @@ pub(super) enum Input {
 #[schemars(
     rename = "ResponseInputItem",
     deny_unknown_fields,
-    extend("x-unsupported-values" = [
+    extend("x-instead" = {"item_reference": ITEM_REFERENCE}, "x-unsupported-values" = [
         "additional_tools", "apply_patch_call", "apply_patch_call_output", "code_interpreter_call", "compaction",
-        "computer_call", "computer_call_output", "custom_tool_call", "custom_tool_call_output",
+        "compaction_trigger", "computer_call", "computer_call_output", "custom_tool_call", "custom_tool_call_output",
         "file_search_call", "image_generation_call", "item_reference", "local_shell_call",
         "local_shell_call_output", "mcp_approval_request", "mcp_approval_response", "mcp_call",
-        "mcp_list_tools", "reasoning", "shell_call", "shell_call_output", "tool_search_call",
+        "mcp_list_tools", "program", "program_output", "shell_call", "shell_call_output", "tool_search_call",
         "tool_search_output", "web_search_call",
     ]),
 )]
@@ -43,6 +43,30 @@ pub(super) enum Item {
         role: Speaker,
         /// What is said.
         content: Content,
+        /// As it came with a response.
+        #[schemars(length(max = 256))]
+        #[allow(dead_code)]
+        id: Option<String>,
+        /// As it came with a response.
+        #[allow(dead_code)]
+        status: Option<Status>,
+        /// Asks for nothing: whether it was the answer or on the way to it.
+        #[allow(dead_code)]
+        phase: Option<Phase>,
+        /// Asks for nothing: what prompts begin with is shared.
+        #[allow(dead_code)]
+        cache_control: Option<Map<String, Value>>,
+    },
+    /// What the model thought before what follows, for models whose chat template reads it.
+    Reasoning {
+        /// The thoughts.
+        content: Option<Vec<Thought>>,
+        /// Not part of the prompt.
+        #[allow(dead_code)]
+        summary: Option<Vec<Summary>>,
+        /// Not part of the prompt: there is no key to it here.
+        #[allow(dead_code)]
+        encrypted_content: Option<String>,
         /// As it came with a response.
         #[schemars(length(max = 256))]
         #[allow(dead_code)]
@@ -86,10 +110,32 @@ pub(super) enum Item {
     },
 }
 
+/// What to do instead of a reference.
+const ITEM_REFERENCE: &str = "Items are not stored: send the item itself.";
+
 fn without_required_type(schema: &mut schemars::Schema) {
     if let Some(Value::Array(required)) = schema.get_mut("required") {
         required.retain(|name| name != "type");
     }
+}
+
+/// A part of what the model thought.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+#[schemars(inline, deny_unknown_fields)]
+pub(super) enum Thought {
+    ReasoningText { text: String },
+}
+
+/// A summary of what the model thought.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+#[schemars(inline, deny_unknown_fields)]
+pub(super) enum Summary {
+    SummaryText {
+        #[allow(dead_code)]
+        text: String,
+    },
 }
 
 /// Who speaks; `developer` is as `system`.
@@ -131,18 +177,24 @@ pub(super) enum Content {
 )]
 pub(super) enum Part {
     /// What somebody else than the model said.
-    InputText { text: String },
+    InputText {
+        text: String,
+        /// Asks for nothing: what prompts begin with is shared.
+        #[allow(dead_code)]
+        cache_control: Option<Map<String, Value>>,
+    },
     /// What the model said, as the API gave it.
     OutputText {
         text: String,
-        /// Always empty in our responses.
-        #[schemars(length(max = 0))]
+        /// As they came with a response.
         #[allow(dead_code)]
         annotations: Option<Vec<Value>>,
-        /// Always empty in our responses.
-        #[schemars(length(max = 0))]
+        /// As they came with a response.
         #[allow(dead_code)]
         logprobs: Option<Vec<Value>>,
+        /// Asks for nothing: what prompts begin with is shared.
+        #[allow(dead_code)]
+        cache_control: Option<Map<String, Value>>,
     },
     /// What was said where a model refused.
     Refusal { refusal: String },
@@ -151,9 +203,9 @@ pub(super) enum Part {
 impl Content {
     fn into_text(self) -> String {
         let text = |part| match part {
-            Part::InputText { text } | Part::OutputText { text, .. } | Part::Refusal { refusal: text } => {
-                text
-            }
+            Part::InputText { text, .. }
+            | Part::OutputText { text, .. }
+            | Part::Refusal { refusal: text } => text,
         };
         match self {
             Self::Text(text) => text,
@@ -162,8 +214,8 @@ impl Content {
     }
 }
 
-/// The job's messages. Calls belong to the assistant's message before them; an output must follow
-/// its call.
+/// The job's messages. Calls belong to the assistant's message before them, thoughts to the one after
+/// them; an output must follow its call.
 pub(super) fn read(input: Input) -> Result<Vec<Message>, ApiError> {
     let items = match input {
         Input::Text(text) => return Ok(vec![Message::new(Role::User, text)]),
@@ -171,6 +223,7 @@ pub(super) fn read(input: Input) -> Result<Vec<Message>, ApiError> {
     };
     let mut messages: Vec<Message> = Vec::with_capacity(items.len());
     let mut calls = HashSet::new();
+    let mut reasoning: Option<String> = None;
     for (i, item) in items.into_iter().enumerate() {
         match item {
             Item::Message { role, content, .. } => {
@@ -179,16 +232,27 @@ pub(super) fn read(input: Input) -> Result<Vec<Message>, ApiError> {
                     Speaker::User => Role::User,
                     Speaker::Assistant => Role::Assistant,
                 };
-                messages.push(Message::new(role, content.into_text()));
+                let reasoning = reasoning.take().filter(|_| role == Role::Assistant);
+                messages.push(Message { reasoning, ..Message::new(role, content.into_text()) });
+            }
+            Item::Reasoning { content, .. } => {
+                let thoughts = content.into_iter().flatten();
+                let text: String = thoughts.map(|Thought::ReasoningText { text }| text).collect();
+                if !text.is_empty() {
+                    reasoning.get_or_insert_default().push_str(&text);
+                }
             }
             Item::FunctionCall { call_id: id, name, arguments, .. } => {
                 let arguments = check_arguments(arguments, &format!("input[{i}].arguments"))?;
                 calls.insert(id.clone());
                 let call = ToolCall { id, name, arguments };
                 match messages.last_mut() {
-                    Some(message) if message.role == Role::Assistant => message.tool_calls.push(call),
+                    Some(message) if message.role == Role::Assistant && reasoning.is_none() => {
+                        message.tool_calls.push(call);
+                    }
                     _ => messages.push(Message {
                         tool_calls: vec![call],
+                        reasoning: reasoning.take(),
                         ..Message::new(Role::Assistant, String::new())
                     }),
                 }
@@ -205,6 +269,9 @@ pub(super) fn read(input: Input) -> Result<Vec<Message>, ApiError> {
                 messages.push(Message { tool_call_id: Some(call_id), ..message });
             }
         }
+    }
+    if messages.is_empty() {
+        return Err(ApiError::field(ErrorCode::InvalidValue, "input", "'input' has no message. Add one."));
     }
     Ok(messages)
 }

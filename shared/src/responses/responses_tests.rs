@@ -102,14 +102,11 @@ fn what_is_not_supported_is_refused_by_name() {
         ("conversation", json!("c"), "conversation"),
         ("prompt", json!({"id": "p"}), "prompt"),
         ("max_tool_calls", json!(1), "max_tool_calls"),
-        ("store", json!(true), "store"),
         ("truncation", json!("auto"), "truncation"),
-        ("top_logprobs", json!(3), "top_logprobs"),
-        ("include", json!(["message.output_text.logprobs"]), "include[0]"),
         ("service_tier", json!("flex"), "service_tier"),
         ("stream_options", json!({"include_obfuscation": true}), "stream_options.include_obfuscation"),
-        ("reasoning", json!({"summary": "auto"}), "reasoning.summary"),
-        ("tools", json!([{"type": "web_search"}]), "tools[0].type"),
+        ("reasoning", json!({"mode": "pro"}), "reasoning.mode"),
+        ("enable_response_messages", json!(true), "enable_response_messages"),
         ("tool_choice", json!({"type": "mcp"}), "tool_choice.type"),
         ("input", json!([{"type": "item_reference", "id": "x"}]), "input[0].type"),
         (
@@ -150,7 +147,10 @@ fn what_is_wrong_is_named() {
         ),
         ("max_output_tokens", json!(0), ErrorCode::InvalidValue, "max_output_tokens"),
         ("tool_choice", json!("required"), ErrorCode::InvalidValue, "tool_choice"),
-        ("stream_options", json!({}), ErrorCode::InvalidValue, "stream_options"),
+        ("max_output_tokens", json!(-2), ErrorCode::InvalidValue, "max_output_tokens"),
+        ("input", json!([{"type": "reasoning", "summary": []}]), ErrorCode::InvalidValue, "input"),
+        ("top_logprobs", json!(21), ErrorCode::InvalidValue, "top_logprobs"),
+        ("include", json!(["everything"]), ErrorCode::InvalidValue, "include[0]"),
         ("text", json!({"format": {"type": "xml"}}), ErrorCode::InvalidValue, "text.format.type"),
     ] {
         let error = with(name, value.clone()).unwrap_err();
@@ -160,4 +160,185 @@ fn what_is_wrong_is_named() {
     assert_eq!((no_input.code, no_input.param.as_deref()), (ErrorCode::MissingField, Some("input")));
     let tool = json!({"type": "function", "name": "f"});
     assert!(with("tools", json!([tool, tool])).unwrap_err().param.is_some());
+}
+
+#[test]
+fn whoever_asks_to_go_on_by_an_id_is_told_what_to_send() {
+    for (name, value) in [
+        ("previous_response_id", json!("resp_1")),
+        ("conversation", json!("c")),
+        ("input", json!([{"type": "item_reference", "id": "x"}])),
+    ] {
+        let error = with(name, value).unwrap_err();
+        assert!(error.message.contains("send the "), "{error}");
+    }
+}
+
+#[test]
+fn what_asks_for_nothing_changes_nothing() {
+    let plain = with("user", json!(null)).unwrap();
+    for (name, value) in [
+        ("client_metadata", json!({"session": "s"})),
+        ("include", json!(["reasoning.encrypted_content", "web_search_call.action.sources"])),
+        ("stream_options", json!({})),
+        ("stream_options", json!({"include_usage": true})),
+        ("store", json!(false)),
+        ("reasoning", json!({"effort": null, "summary": null, "mode": "standard", "context": "auto"})),
+        ("text", json!({"format": {"type": "text"}, "verbosity": "medium"})),
+        ("prompt_cache_options", json!({"mode": "implicit"})),
+        ("service_tier", json!("auto")),
+        ("skip_special_tokens", json!(true)),
+        ("max_output_tokens", json!(-1)),
+        ("chat_template_kwargs", json!({})),
+        ("structured_outputs", json!({})),
+        ("presence_penalty", json!(0)),
+    ] {
+        let request = with(name, value.clone()).unwrap();
+        assert_eq!(
+            (request.generation, request.relaxed.paths()),
+            (plain.generation.clone(), &[][..]),
+            "{name}: {value}"
+        );
+    }
+}
+
+#[test]
+fn a_response_is_a_request_again() {
+    let tool = json!({"type": "function", "name": "f", "description": null, "parameters": {"type": "object"}, "strict": true});
+    for body in [
+        json!({"model": "m", "input": "hi"}),
+        json!({
+            "model": "m", "input": "hi", "instructions": "Be brief.", "max_output_tokens": 9, "temperature": 0.7,
+            "top_p": 0.9, "presence_penalty": 0.1, "frequency_penalty": -0.3, "tools": [tool], "tool_choice":
+            {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "f"}]},
+            "parallel_tool_calls": false, "metadata": {"a": "b"}, "user": "u", "safety_identifier": "s",
+            "prompt_cache_key": "k", "reasoning": {"effort": "none"},
+            "text": {"format": {"type": "json_schema", "name": "s", "schema": {"type": "object"}, "strict": false},
+                     "verbosity": "low"},
+        }),
+        json!({"model": "m", "input": "hi", "top_logprobs": 2, "background": true}),
+    ] {
+        let request = parse(&body).unwrap();
+        let response = json!(Response {
+            id: "resp_1".into(),
+            object: "response",
+            created_at: 1,
+            completed_at: (),
+            status: Status::Completed,
+            background: request.outline.background,
+            error: None,
+            incomplete_details: None,
+            model: "m",
+            output: &[],
+            usage: None,
+            store: request.outline.background,
+            echo: &request.outline.echo,
+        });
+        let known = BODY.schema()["properties"].as_object().unwrap();
+        let fields = response.as_object().unwrap().iter();
+        let fields = fields.filter(|(name, value)| known.contains_key(*name) || value.is_null());
+        let mut again: Map<String, Value> =
+            fields.map(|(name, value)| (name.clone(), value.clone())).collect();
+        assert!(again.len() > 15, "{again:?}");
+        again.insert("input".to_owned(), "hi".into());
+        let again = parse(&again.into()).unwrap();
+        assert_eq!(again, request);
+    }
+}
+
+#[test]
+fn a_coding_agent_is_understood() {
+    let request = parse(&json!({
+        "model": "m", "instructions": "You code.", "stream": true, "store": false, "tool_choice": "auto",
+        "parallel_tool_calls": false, "prompt_cache_key": "k", "include": ["reasoning.encrypted_content"],
+        "client_metadata": {"x": "y"}, "reasoning": {"effort": "medium", "summary": "auto"},
+        "tools": [
+            {"type": "function", "name": "shell", "strict": false, "parameters": {"type": "object"}, "defer_loading": false},
+            {"type": "web_search", "external_web_access": false},
+            {"type": "namespace", "name": "n", "description": "d", "tools": [{"type": "function", "name": "x"}]},
+            {"type": "custom", "name": "apply_patch", "format": {"type": "grammar"}},
+        ],
+        "input": [
+            {"type": "message", "role": "developer", "content": [{"type": "input_text", "text": "a"}]},
+            {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "b"}]},
+            {"type": "reasoning", "id": "rs_1", "summary": [{"type": "summary_text", "text": "s"}], "content": null,
+             "encrypted_content": "xyz", "status": null},
+            {"type": "message", "role": "assistant", "phase": "commentary", "id": "msg_1",
+             "content": [{"type": "output_text", "text": "c", "annotations": [{"type": "url_citation"}]}]},
+            {"type": "reasoning", "id": "rs_2", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]},
+            {"type": "function_call", "id": "fc_1", "call_id": "call_1", "name": "shell", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "call_1", "output": "d"},
+        ],
+    }))
+    .unwrap();
+    assert_eq!(request.relaxed.paths(), ["reasoning.summary", "tools[1]", "tools[2]", "tools[3]"]);
+    let messages = &request.generation.messages;
+    let said: Vec<(Role, &str)> = messages.iter().map(|m| (m.role, m.content.as_str())).collect();
+    let expected = [
+        (Role::System, "You code."),
+        (Role::System, "a"),
+        (Role::User, "b"),
+        (Role::Assistant, "c"),
+        (Role::Assistant, ""),
+        (Role::Tool, "d"),
+    ];
+    assert_eq!(said, expected);
+    assert_eq!((messages[3].reasoning.as_deref(), messages[4].reasoning.as_deref()), (None, Some("hm")));
+    assert_eq!(messages[4].tool_calls.len(), 1);
+    let echoed = json!(request.outline.echo);
+    assert_eq!(echoed["tools"].as_array().map(Vec::len), Some(1), "what is left out is not there");
+}
+
+#[test]
+fn what_is_asked_without_insisting_is_left_out_and_named() {
+    for (name, value, path) in [
+        ("store", json!(true), "store"),
+        ("reasoning", json!({"generate_summary": "concise"}), "reasoning.generate_summary"),
+        ("tools", json!([{"type": "mcp", "server_label": "s"}]), "tools[0]"),
+        ("guided_decoding_backend", json!("x"), "guided_decoding_backend"),
+    ] {
+        assert_eq!(with(name, value).unwrap().relaxed.paths(), [path]);
+    }
+    let kept = parse(&json!({"model": "m", "input": "hi", "store": true, "background": true})).unwrap();
+    assert!(kept.relaxed.is_empty());
+}
+
+#[test]
+fn workers_paths_become_those_of_the_body() {
+    let mut body =
+        json!({"model": "m", "input": "hi", "tools": [{"type": "mcp"}, {"type": "function", "name": "f"}]});
+    let paths = parse(&body).unwrap().outline.paths;
+    for (worker, client) in [
+        ("messages", "input"),
+        ("max_tokens", "max_output_tokens"),
+        ("reasoning_effort", "reasoning.effort"),
+        ("response_format.json_schema.schema.items.not", "text.format.schema.items.not"),
+        ("tools[0].function.parameters.properties.a", "tools[1].parameters.properties.a"),
+        ("temperature", "temperature"),
+    ] {
+        assert_eq!(paths.translate(worker), client);
+    }
+    body["structured_outputs"] = json!({"json": {"type": "object"}});
+    let paths = parse(&body).unwrap().outline.paths;
+    assert_eq!(paths.translate("response_format.json_schema.schema.not"), "structured_outputs.json.not");
+    body["text"] = json!({"format": {"type": "json_object"}});
+    assert_eq!(parse(&body).unwrap_err().param.as_deref(), Some("structured_outputs.json"));
+}
+
+#[test]
+fn log_probabilities_are_those_of_a_text() {
+    let logprobs = |name, value| with(name, value).unwrap().generation.logprobs;
+    assert_eq!(logprobs("include", json!(["message.output_text.logprobs"])), Some(0));
+    assert_eq!(logprobs("top_logprobs", json!(3)), Some(3));
+    assert_eq!(logprobs("top_logprobs", json!(0)), None);
+    let tool = json!({"type": "function", "name": "f"});
+    for (name, value, param) in [
+        ("include", json!(["reasoning.encrypted_content", "message.output_text.logprobs"]), "include[1]"),
+        ("top_logprobs", json!(3), "top_logprobs"),
+    ] {
+        let mut body = json!({"model": "m", "input": "hi", "tools": [tool]});
+        body[name] = value;
+        let error = parse(&body).unwrap_err();
+        assert_eq!((error.code, error.param.as_deref()), (ErrorCode::UnsupportedParameter, Some(param)));
+    }
 }

@@ -1,29 +1,29 @@
 //! `tools` and `tool_choice` of a request for a response.
 
-use std::collections::HashSet;
-
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::answer::ToolEcho;
-use crate::chat::ToolChoiceMode;
-use crate::error::{ApiError, ErrorCode};
-use crate::job::{self, ToolChoice};
+use crate::error::ApiError;
+use crate::job;
+use crate::offer::{AllowedMode, Form, MAX_TOOLS, Offer, OtherTool, ToolChoiceMode, Wanted};
 use crate::parameters::NAME_PATTERN;
+use crate::relaxed::Relaxed;
 
 /// Something that the model may call.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(tag = "type", rename_all = "snake_case")]
-#[schemars(
-    rename = "ResponseTool",
-    deny_unknown_fields,
-    extend("x-unsupported-values" = [
-        "apply_patch", "code_interpreter", "computer", "computer_use_preview", "custom", "file_search",
-        "image_generation", "local_shell", "mcp", "shell", "web_search", "web_search_preview",
-    ]),
-)]
+#[serde(untagged)]
+#[schemars(rename = "ResponseTool")]
 pub(super) enum Tool {
+    Known(KnownTool),
+    Other(#[allow(dead_code)] OtherTool),
+}
+
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+#[schemars(inline, deny_unknown_fields)]
+pub(super) enum KnownTool {
     /// A function.
     Function {
         /// Its name, by which it is called.
@@ -35,6 +35,12 @@ pub(super) enum Tool {
         parameters: Option<Map<String, Value>>,
         /// The schema follows OpenAI's strict mode. Default false.
         strict: Option<bool>,
+        /// Asks for nothing: every function is there from the beginning.
+        #[allow(dead_code)]
+        defer_loading: Option<bool>,
+        /// Asks for nothing: what prompts begin with is shared.
+        #[allow(dead_code)]
+        cache_control: Option<Map<String, Value>>,
     },
 }
 
@@ -44,17 +50,43 @@ pub(super) enum Tool {
 #[schemars(rename = "ResponseToolChoice")]
 pub(super) enum Choice {
     Mode(ToolChoiceMode),
-    Named(Named),
+    Tools(ChosenTools),
 }
 
-/// The function that the model must call.
+/// The functions that the model must call, or may.
 #[derive(Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[schemars(inline, deny_unknown_fields, extend("x-unsupported-values" = [
-    "allowed_tools", "apply_patch", "code_interpreter", "computer_use_preview", "custom", "file_search",
-    "image_generation", "mcp", "shell", "web_search_preview",
+    "apply_patch", "code_interpreter", "computer", "computer_use", "computer_use_preview", "custom", "file_search",
+    "image_generation", "mcp", "programmatic_tool_calling", "shell", "web_search_preview",
+    "web_search_preview_2025_03_11",
 ]))]
-pub(super) enum Named {
+pub(super) enum ChosenTools {
+    /// It must call this one.
+    Function {
+        #[schemars(length(min = 1, max = 64), extend("pattern" = NAME_PATTERN))]
+        name: String,
+    },
+    /// It calls none but these.
+    AllowedTools {
+        mode: AllowedMode,
+        #[schemars(length(min = 1, max = MAX_TOOLS))]
+        tools: Vec<AllowedTool>,
+    },
+}
+
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+#[serde(untagged)]
+#[schemars(inline)]
+pub(super) enum AllowedTool {
+    Known(AllowedFunction),
+    Other(OtherTool),
+}
+
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+#[schemars(inline, deny_unknown_fields)]
+pub(super) enum AllowedFunction {
     Function {
         #[schemars(length(min = 1, max = 64), extend("pattern" = NAME_PATTERN))]
         name: String,
@@ -62,15 +94,18 @@ pub(super) enum Named {
 }
 
 impl Tool {
-    pub(super) fn echo(&self) -> ToolEcho {
-        let Self::Function { name, description, parameters, strict } = self;
-        ToolEcho {
+    /// A function as a response returns it; tools that are left out are not part of the response.
+    pub(super) fn echo(&self) -> Option<ToolEcho> {
+        let Self::Known(KnownTool::Function { name, description, parameters, strict, .. }) = self else {
+            return None;
+        };
+        Some(ToolEcho {
             r#type: "function".to_owned(),
             name: name.clone(),
             description: description.clone(),
             parameters: parameters.clone().unwrap_or_default(),
             strict: strict.unwrap_or(false),
-        }
+        })
     }
 }
 
@@ -80,41 +115,34 @@ impl Choice {
     }
 }
 
-/// The job's functions, no two of the same name.
-pub(super) fn read(tools: Vec<Tool>) -> Result<Vec<job::Tool>, ApiError> {
-    let mut names = HashSet::new();
-    let mut read = Vec::with_capacity(tools.len());
-    for (i, Tool::Function { name, description, parameters, strict }) in tools.into_iter().enumerate() {
-        if !names.insert(name.clone()) {
-            let path = format!("tools[{i}].name");
-            let message = format!("'{path}': there are two functions '{name}'. Rename one.");
-            return Err(ApiError::field(ErrorCode::InvalidValue, path, message));
+impl From<Choice> for Wanted {
+    fn from(choice: Choice) -> Self {
+        match choice {
+            Choice::Mode(mode) => Self::Mode(mode),
+            Choice::Tools(ChosenTools::Function { name }) => Self::Named(name),
+            Choice::Tools(ChosenTools::AllowedTools { mode, tools }) => {
+                let name = |tool| match tool {
+                    AllowedTool::Known(AllowedFunction::Function { name }) => Some(name),
+                    AllowedTool::Other(_) => None,
+                };
+                Self::Allowed(mode, tools.into_iter().map(name).collect())
+            }
         }
-        let parameters = parameters.unwrap_or_default();
-        read.push(job::Tool { name, description, parameters, strict: strict.unwrap_or(false) });
     }
-    Ok(read)
 }
 
-/// The job's choice among `tools`.
-pub(super) fn read_choice(choice: Option<Choice>, tools: &[job::Tool]) -> Result<ToolChoice, ApiError> {
-    let invalid = |path: &str, message: String| Err(ApiError::field(ErrorCode::InvalidValue, path, message));
-    match choice {
-        None | Some(Choice::Mode(ToolChoiceMode::Auto)) => Ok(ToolChoice::Auto),
-        Some(Choice::Mode(ToolChoiceMode::None)) => Ok(ToolChoice::None),
-        Some(_) if tools.is_empty() => invalid(
-            "tool_choice",
-            "'tool_choice' asks for a call, and there are no 'tools'. Add some, or leave it out.".to_owned(),
-        ),
-        Some(Choice::Mode(ToolChoiceMode::Required)) => Ok(ToolChoice::Required),
-        Some(Choice::Named(Named::Function { name })) if tools.iter().any(|tool| tool.name == name) => {
-            Ok(ToolChoice::Named(name))
+/// What the model may call, and whether it does.
+pub(super) fn read(
+    tools: Option<Vec<Tool>>,
+    choice: Option<Choice>,
+    relaxed: &mut Relaxed,
+) -> Result<Offer, ApiError> {
+    let tools = tools.unwrap_or_default().into_iter().map(|tool| match tool {
+        Tool::Other(_) => None,
+        Tool::Known(KnownTool::Function { name, description, parameters, strict, .. }) => {
+            let parameters = parameters.unwrap_or_default();
+            Some(job::Tool { name, description, parameters, strict: strict.unwrap_or(false) })
         }
-        Some(Choice::Named(Named::Function { name })) => {
-            let known: Vec<&str> = tools.iter().map(|tool| tool.name.as_str()).collect();
-            let known = known.join(", ");
-            let path = "tool_choice.name";
-            invalid(path, format!("'{path}' is '{name}', which is not in 'tools' ({known})."))
-        }
-    }
+    });
+    Offer::read(tools.collect(), choice.map(Wanted::from), &Form::RESPONSES, relaxed)
 }

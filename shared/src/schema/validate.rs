@@ -8,10 +8,13 @@
 //! about the alternative that was meant. [`tests::assert_enforceable`] refuses schemas with
 //! keywords that are not enforced here.
 
+mod bounds;
+
 use std::fmt;
 
 use serde_json::{Map, Value};
 
+use self::bounds::{check_length, check_range, is_integer_beyond, matches, out_of_range};
 use super::json::kind;
 use crate::error::{ApiError, ErrorCode};
 
@@ -62,10 +65,14 @@ impl Path<'_> {
         self.error(ErrorCode::InvalidType, message)
     }
 
-    fn unsupported(self, value: Option<&Value>) -> ApiError {
+    /// `instead` says what to do about it.
+    fn unsupported(self, value: Option<&Value>, instead: Option<&str>) -> ApiError {
         let message = match value {
-            Some(value) => format!("'{self}' does not support {}. Choose another value.", shown(value)),
-            None => format!("'{self}' is not supported. Leave it out."),
+            Some(value) => {
+                let instead = instead.unwrap_or("Choose another value.");
+                format!("'{self}' does not support {}. {instead}", shown(value))
+            }
+            None => format!("'{self}' is not supported. {}", instead.unwrap_or("Leave it out.")),
         };
         self.error(ErrorCode::UnsupportedParameter, message)
     }
@@ -92,7 +99,19 @@ struct Shape<'s> {
     alternatives: Vec<&'s Object>,
     unsupported: Vec<&'s str>,
     unsupported_values: Vec<&'s Value>,
+    /// What to do instead, by names and values that are not supported.
+    instead: Vec<&'s Object>,
     hint: Option<&'s str>,
+}
+
+impl<'s> Shape<'s> {
+    fn instead(&self, name: &str) -> Option<&'s str> {
+        self.instead.iter().find_map(|instead| instead.get(name)?.as_str())
+    }
+
+    fn instead_of(&self, value: &Value) -> Option<&'s str> {
+        value.as_str().and_then(|name| self.instead(name))
+    }
 }
 
 struct Validator<'s> {
@@ -111,6 +130,7 @@ impl<'s> Validator<'s> {
         let listed = |name: &str| schema.get(name).and_then(Value::as_array).into_iter().flatten();
         shape.unsupported.extend(listed("x-unsupported").filter_map(Value::as_str));
         shape.unsupported_values.extend(listed("x-unsupported-values"));
+        shape.instead.extend(schema.get("x-instead").and_then(Value::as_object));
         shape.hint = shape.hint.or_else(|| schema.get("x-hint").and_then(Value::as_str));
         let unions = listed("anyOf").chain(listed("oneOf"));
         let reference = schema.get("$ref").and_then(Value::as_str).and_then(|target| self.resolve(target));
@@ -126,9 +146,12 @@ impl<'s> Validator<'s> {
     }
 
     fn check(&self, schema: &'s Value, value: &mut Value, path: Path<'_>) -> Result<(), ApiError> {
+        if *schema == Value::Bool(true) {
+            return Ok(());
+        }
         let shape = self.shape(schema);
         if shape.unsupported_values.contains(&&*value) {
-            return Err(path.unsupported(Some(value)));
+            return Err(path.unsupported(Some(value), shape.instead_of(value)));
         }
         let chosen = self.choose(&shape, value, path)?;
         self.check_bounds(chosen, shape.hint.unwrap_or_default(), value, path)?;
@@ -147,7 +170,13 @@ impl<'s> Validator<'s> {
     fn choose(&self, shape: &Shape<'s>, value: &Value, path: Path<'_>) -> Result<&'s Object, ApiError> {
         let of_type: Vec<&Object> =
             shape.alternatives.iter().copied().filter(|one| has_type(one, value)).collect();
-        let first = *of_type.first().ok_or_else(|| path.wrong_type(&types(&shape.alternatives), value))?;
+        let first = *of_type.first().ok_or_else(|| {
+            let beyond = shape.alternatives.iter().copied().find(|one| is_integer_beyond(one, value));
+            beyond.map_or_else(
+                || path.wrong_type(&types(&shape.alternatives), value),
+                |one| out_of_range(one, shape.hint.unwrap_or_default(), value, path),
+            )
+        })?;
         match value {
             Value::Object(object) => match tag_of(&of_type) {
                 Some(tag) => choose_by_tag(&of_type, tag, shape, object, path),
@@ -165,7 +194,7 @@ impl<'s> Validator<'s> {
                 })
             }
             _ if of_type.len() > 1 => {
-                let allows = |one: &&&Object| allowed(one).is_none_or(|values| values.contains(&value));
+                let allows = |one: &&&Object| allowed(one).is_none_or(|values| is_one_of(value, &values));
                 of_type.iter().find(allows).copied().ok_or_else(|| not_one_of(&of_type, shape, value, path))
             }
             _ => Ok(first),
@@ -180,8 +209,16 @@ impl<'s> Validator<'s> {
         path: Path<'_>,
     ) -> Result<(), ApiError> {
         if let Some(values) = allowed(schema)
-            && !values.contains(&value)
+            && !is_one_of(value, &values)
         {
+            if schema.get("x-unsupported-others") == Some(&Value::Bool(true)) {
+                let instead = match any_of(&values) {
+                    _ if !hint.is_empty() => hint.to_owned(),
+                    none if none.is_empty() => "Leave it out.".to_owned(),
+                    values => format!("Leave it out, or send {values}."),
+                };
+                return Err(path.unsupported(Some(value), Some(&instead)));
+            }
             let message = format!("must be {}, got {}", one_of(&values), shown(value));
             return Err(path.invalid(&message, hint));
         }
@@ -226,7 +263,7 @@ impl<'s> Validator<'s> {
             if let Some(name) = object.keys().find(|name| !is_known(name)) {
                 let field = Path::Field(&path, name);
                 return Err(match shape.unsupported.contains(&name.as_str()) {
-                    true => field.unsupported(None),
+                    true => field.unsupported(None, shape.instead(name)),
                     false => unknown(field),
                 });
             }
@@ -313,6 +350,15 @@ fn allowed(schema: &Object) -> Option<Vec<&Value>> {
     constant.or_else(|| Some(schema.get("enum")?.as_array()?.iter().collect()))
 }
 
+/// Whether `value` is in the list; 1.0 is 1.
+fn is_one_of(value: &Value, values: &[&Value]) -> bool {
+    let equals = |one: &&Value| match (one.as_f64(), value.as_f64()) {
+        (Some(one), Some(value)) => one == value,
+        _ => **one == *value,
+    };
+    values.iter().any(equals)
+}
+
 fn one_of(values: &[&Value]) -> String {
     let values: Vec<String> = values.iter().filter(|v| !v.is_null()).map(|v| shown(v)).collect();
     match &values[..] {
@@ -321,22 +367,36 @@ fn one_of(values: &[&Value]) -> String {
     }
 }
 
+fn any_of(values: &[&Value]) -> String {
+    let values: Vec<String> = values.iter().filter(|v| !v.is_null()).map(|v| shown(v)).collect();
+    values.join(" or ")
+}
+
 fn not_one_of(schemas: &[&Object], shape: &Shape<'_>, value: &Value, path: Path<'_>) -> ApiError {
     let values: Vec<&Value> = schemas.iter().filter_map(|one| allowed(one)).flatten().collect();
     let message = format!("must be {}, got {}", one_of(&values), shown(value));
     path.invalid(&message, shape.hint.unwrap_or_default())
 }
 
-/// The property whose constant tells these objects apart.
+/// The property whose constants tell these objects apart.
 fn tag_of<'s>(schemas: &[&'s Object]) -> Option<&'s str> {
-    let constant = |schema: &Object, name: &str| constant_of(schema, name).is_some();
     let properties = schemas.first()?.get("properties")?.as_object()?;
     let mut names = properties.keys().map(String::as_str);
-    names.find(|name| schemas.iter().all(|schema| constant(schema, name)))
+    let is_tag = |name: &&str| {
+        let has_constant = |schema: &&Object| property(schema, name).is_some_and(|p| p.contains_key("const"));
+        // One of several may stand for a list of values.
+        schemas.iter().any(has_constant) && schemas.iter().all(|schema| tag_values(schema, name).is_some())
+    };
+    names.find(is_tag)
 }
 
-fn constant_of<'s>(schema: &'s Object, name: &str) -> Option<&'s Value> {
-    schema.get("properties")?.get(name)?.get("const")
+fn property<'s>(schema: &'s Object, name: &str) -> Option<&'s Object> {
+    schema.get("properties")?.get(name)?.as_object()
+}
+
+/// The values of the tag `name` that these objects have.
+fn tag_values<'s>(schema: &'s Object, name: &str) -> Option<Vec<&'s Value>> {
+    allowed(property(schema, name)?)
 }
 
 fn required(schema: &Object) -> impl Iterator<Item = &str> {
@@ -359,98 +419,18 @@ fn choose_by_tag<'s>(
         }
         Some(value @ Value::String(_)) => {
             if shape.unsupported_values.contains(&value) {
-                return Err(path.unsupported(Some(value)));
+                return Err(path.unsupported(Some(value), shape.instead_of(value)));
             }
-            let found = schemas.iter().find(|schema| constant_of(schema, tag) == Some(value));
-            found.copied().ok_or_else(|| {
-                let known: Vec<&Value> = schemas.iter().filter_map(|one| constant_of(one, tag)).collect();
+            let has_value =
+                |schema: &&&Object| tag_values(schema, tag).is_some_and(|values| values.contains(&value));
+            schemas.iter().find(has_value).copied().ok_or_else(|| {
+                let known: Vec<&Value> =
+                    schemas.iter().filter_map(|one| tag_values(one, tag)).flatten().collect();
                 path.invalid(&format!("must be {}, got {}", one_of(&known), shown(value)), "")
             })
         }
         Some(other) => Err(path.wrong_type("a string", other)),
     }
-}
-
-fn check_range(schema: &Object, hint: &str, value: &Value, path: Path<'_>) -> Result<(), ApiError> {
-    let (low, high) = (schema.get("minimum"), schema.get("maximum"));
-    let above = schema.get("exclusiveMinimum");
-    let is_below = |a: &Value, b: &Value| match (integer(a), integer(b)) {
-        (Some(a), Some(b)) => a < b,
-        _ => a.as_f64() < b.as_f64(),
-    };
-    let fits = low.is_none_or(|low| !is_below(value, low))
-        && high.is_none_or(|high| !is_below(high, value))
-        && above.is_none_or(|above| is_below(above, value));
-    if fits {
-        return Ok(());
-    }
-    let an_integer = if types(&[schema]) == "an integer" { " an integer" } else { "" };
-    let range = match (low, high, above) {
-        (Some(low), Some(high), _) => format!("from {low} to {high}"),
-        (_, _, Some(above)) => format!("greater than {above}"),
-        (Some(low), ..) => format!("of at least {low}"),
-        (.., high, _) => format!("of at most {}", high.unwrap_or(&Value::Null)),
-    };
-    let hint = if hint.is_empty() { "Choose a value in that range." } else { hint };
-    Err(path.invalid(&format!("must be{an_integer} {range}, got {value}"), hint))
-}
-
-fn integer(value: &Value) -> Option<i128> {
-    value.as_i64().map(i128::from).or_else(|| value.as_u64().map(i128::from))
-}
-
-fn check_length(
-    length: u64,
-    min: Option<u64>,
-    max: Option<u64>,
-    what: &str,
-    hint: &str,
-    path: Path<'_>,
-) -> Result<(), ApiError> {
-    let fits = min.is_none_or(|min| length >= min) && max.is_none_or(|max| length <= max);
-    match (min, max) {
-        _ if fits => Ok(()),
-        (Some(1), _) if length == 0 && what == "entries" => {
-            Err(path.invalid("must not be empty", "Add at least one entry."))
-        }
-        (Some(1), None) => Err(path.invalid("must not be empty", hint)),
-        (Some(min), Some(max)) => {
-            Err(path.invalid(&format!("must have {min} to {max} {what}, got {length}"), hint))
-        }
-        (None, Some(max)) => {
-            Err(path.invalid(&format!("has {length} {what}; at most {max} are allowed"), hint))
-        }
-        (min, None) => {
-            let min = min.unwrap_or_default();
-            Err(path.invalid(&format!("has {length} {what}; at least {min} are needed"), hint))
-        }
-    }
-}
-
-/// Whether all of a non-empty text is of one class: patterns are of the form `^[a-z_]+$`, with
-/// a dash at the end of the class where that is meant.
-fn matches(pattern: &str, text: &str) -> bool {
-    let Some(class) = pattern.strip_prefix("^[").and_then(|rest| rest.strip_suffix("]+$")) else {
-        return false;
-    };
-    let is_of_class = |wanted: char| {
-        let mut class = class.chars();
-        while let Some(low) = class.next() {
-            let mut ahead = class.clone();
-            let high = match (ahead.next(), ahead.next()) {
-                (Some('-'), Some(high)) => {
-                    class = ahead;
-                    high
-                }
-                _ => low,
-            };
-            if (low..=high).contains(&wanted) {
-                return true;
-            }
-        }
-        false
-    };
-    !text.is_empty() && text.chars().all(is_of_class)
 }
 
 #[cfg(test)]

@@ -32,7 +32,9 @@ const KEYWORDS: &[&str] = &[
     "title",
     "type",
     "x-hint",
+    "x-instead",
     "x-unsupported",
+    "x-unsupported-others",
     "x-unsupported-values",
 ];
 
@@ -56,8 +58,8 @@ pub(crate) fn assert_enforceable(schema: &Value) {
         assert!(object.contains_key("minimum") && object.contains_key("maximum"), "no range: {schema}");
     }
     let has_own_names = object.contains_key("properties") && object.contains_key("type");
-    let is_closed = object.get("additionalProperties") == Some(&Value::Bool(false));
-    assert!(!has_own_names || is_closed, "not closed: {schema}");
+    let says_what_else = object.contains_key("additionalProperties");
+    assert!(!has_own_names || says_what_else, "neither closed nor open: {schema}");
 }
 
 fn schema() -> Value {
@@ -68,7 +70,9 @@ fn schema() -> Value {
             "share": {"type": "number", "exclusiveMinimum": 0, "x-hint": "1 is usual."},
             "name": {"type": "string", "minLength": 1, "maxLength": 5, "pattern": "^[a-z0-9_-]+$"},
             "size": {"oneOf": [{"type": "string", "const": "big"}, {"type": "string", "const": "small"}],
-                     "x-unsupported-values": ["huge"]},
+                     "x-unsupported-values": ["huge"], "x-instead": {"huge": "Say 'big'."}},
+            "safe": {"type": ["boolean", "null"], "enum": [true, null], "x-unsupported-others": true},
+            "power": {"type": "number", "enum": [1], "x-unsupported-others": true},
             "stop": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "maxItems": 2},
                                {"type": "null"}]},
             "prompt": {"anyOf": [{"type": "array", "items": {"type": "string"}},
@@ -78,10 +82,12 @@ fn schema() -> Value {
             "labels": {"type": "object", "additionalProperties": {"type": "string"}, "maxProperties": 2,
                        "propertyNames": {"maxLength": 3, "x-hint": "Short names only."}},
             "free": {"type": "object"},
+            "things": {"type": "array", "items": true},
         },
         "required": ["name"],
         "additionalProperties": false,
-        "x-unsupported": ["audio"],
+        "x-unsupported": ["audio", "video"],
+        "x-instead": {"video": "Send text."},
         "$defs": {
             "ids": {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 5}},
             "shape": {"oneOf": [
@@ -89,6 +95,8 @@ fn schema() -> Value {
                  "radius": {"type": "number"}}, "required": ["type", "radius"], "additionalProperties": false},
                 {"type": "object", "properties": {"type": {"type": "string", "const": "point"}},
                  "required": ["type"], "additionalProperties": false},
+                {"type": "object", "properties": {"type": {"type": "string", "enum": ["cube", "cone"]}},
+                 "required": ["type"], "additionalProperties": true},
             ], "x-unsupported-values": ["square"]},
         },
     })
@@ -114,6 +122,10 @@ fn what_the_schema_allows_passes() {
         ("prompt", json!([5, 0])),
         ("prompt", json!([[1], []])),
         ("shape", json!({"type": "circle", "radius": 1})),
+        ("shape", json!({"type": "cone", "height": null})),
+        ("safe", json!(true)),
+        ("things", json!([1, {"a": null}, null])),
+        ("power", json!(1.0)),
         ("labels", json!({"a": "b"})),
         ("free", json!({"a": null, "b": {"c": [1]}})),
         ("unheard_of", json!(null)),
@@ -141,19 +153,35 @@ fn every_complaint_names_field_and_remedy() {
             "count",
             "'count' must be an integer from 1 to 9, got 18446744073709551615. Choose a value in that range.",
         ),
+        (
+            "count",
+            json!(-1e19),
+            InvalidValue,
+            "count",
+            "'count' must be an integer from 1 to 9, got -1e+19. Choose a value in that range.",
+        ),
         ("count", json!(1.0), InvalidType, "count", "'count' must be an integer, got a number."),
         ("share", json!(0), InvalidValue, "share", "'share' must be greater than 0, got 0. 1 is usual."),
         ("name", json!(null), MissingField, "name", "'name' is required. Add it."),
         ("name", json!(""), InvalidValue, "name", "'name' must have 1 to 5 characters, got 0."),
         ("name", json!("äöü"), InvalidValue, "name", "'name' must match ^[a-z0-9_-]+$, got 'äöü'."),
         ("size", json!("tiny"), InvalidValue, "size", "'size' must be one of 'big', 'small', got 'tiny'."),
+        ("size", json!("huge"), UnsupportedParameter, "size", "'size' does not support 'huge'. Say 'big'."),
         (
-            "size",
-            json!("huge"),
+            "safe",
+            json!(false),
             UnsupportedParameter,
-            "size",
-            "'size' does not support 'huge'. Choose another value.",
+            "safe",
+            "'safe' does not support false. Leave it out, or send true.",
         ),
+        (
+            "power",
+            json!(1.5),
+            UnsupportedParameter,
+            "power",
+            "'power' does not support 1.5. Leave it out, or send 1.",
+        ),
+        ("power", json!("1"), InvalidType, "power", "'power' must be a number, got a string."),
         ("stop", json!(1), InvalidType, "stop", "'stop' must be a string or an array, got a number."),
         ("stop", json!(["a", 1]), InvalidType, "stop[1]", "'stop[1]' must be a string, got a number."),
         (
@@ -190,7 +218,7 @@ fn every_complaint_names_field_and_remedy() {
             json!({"type": "star"}),
             InvalidValue,
             "shape.type",
-            "'shape.type' must be one of 'circle', 'point', got 'star'.",
+            "'shape.type' must be one of 'circle', 'point', 'cube', 'cone', got 'star'.",
         ),
         (
             "shape",
@@ -230,6 +258,7 @@ fn every_complaint_names_field_and_remedy() {
             "'labels' has 3 entries; at most 2 are allowed.",
         ),
         ("audio", json!({}), UnsupportedParameter, "audio", "'audio' is not supported. Leave it out."),
+        ("video", json!({}), UnsupportedParameter, "video", "'video' is not supported. Send text."),
         (
             "nmae",
             json!(1),

@@ -535,7 +535,8 @@ fn or_null(read: Value, path: &str) -> Value {
     };
     let null = || json!({ PATH: path, "type": "null" });
     if ["$ref", "anyOf", "oneOf", "allOf", "const"].iter().any(|word| members.contains_key(*word)) {
-        return json!({ PATH: path, "anyOf": [members, null()] });
+        let options = [Value::Object(members), null()];
+        return json!({ PATH: path, "anyOf": options });
     }
     for word in ["type", "enum"] {
         let with_null = match members.remove(word) {

@@ -76,6 +76,9 @@ pub(super) struct Turn<'a> {
     content: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<&'a str>,
+    /// By the name that the templates of models that think read it by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning_content: Option<&'a str>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     tool_calls: Vec<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -94,6 +97,7 @@ impl<'a> Turn<'a> {
             role: message.role,
             content: (!is_null).then_some(&message.content),
             name: message.name.as_deref(),
+            reasoning_content: message.reasoning.as_deref(),
             tool_calls: calls.collect(),
             tool_call_id: message.tool_call_id.as_deref(),
         }

@@ -35,6 +35,18 @@ fn messages_and_tokens_are_there() {
 }
 
 #[test]
+fn what_the_assistant_thought_is_there_for_templates_that_read_it() {
+    let mut messages = conversation();
+    messages[2].reasoning = Some("Hm.".into());
+    let written =
+        |source: &str| template(source).unwrap().render(&Conversation::new(&messages, NOW)).unwrap();
+    let reads = "{% for m in messages %}{{ m.reasoning_content | default('-') }}{% endfor %}";
+    assert_eq!(written(reads), "--Hm.");
+    let reads_not = "{% for m in messages[2:] %}{{ m.content }}{% endfor %}";
+    assert_eq!(written(reads_not), "Hello.");
+}
+
+#[test]
 fn blocks_are_trimmed_and_one_last_line_end_is_dropped() {
     let source =
         "{% for m in messages %}\n    {% if loop.first %}\n  first\n    {% endif %}\n{% endfor %}\nend\n\n";
