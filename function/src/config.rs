@@ -1,8 +1,7 @@
 //! The function's settings: Spin variables in, typed values out.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::num::NonZeroU16;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use emberline_shared::key::{InvalidLimit, KeyLimits};
@@ -12,13 +11,10 @@ use crate::auth::{InvalidKeyHash, KeyHashes};
 use crate::cors::{InvalidOrigin, Origins};
 
 /// Every variable that the function reads; `spin.toml` declares them with their defaults.
-pub const VARIABLES: [&str; 18] = [
-    "nats_host",
-    "nats_port",
-    "nats_host_2",
-    "nats_port_2",
-    "nats_host_3",
-    "nats_port_3",
+pub const VARIABLES: [&str; 15] = [
+    FIRST_SERVER,
+    OTHER_SERVERS[0],
+    OTHER_SERVERS[1],
     "nats_user",
     "nats_password",
     "api_key_hashes",
@@ -32,6 +28,10 @@ pub const VARIABLES: [&str; 18] = [
     CORS_VARIABLE,
     "background_retention_s",
 ];
+
+const FIRST_SERVER: &str = "nats_server";
+/// Two more servers of its cluster, if there are any.
+const OTHER_SERVERS: [&str; 2] = ["nats_server_b", "nats_server_c"];
 
 /// Whose pages may use the API; every answer depends on it, even one that needs nothing else.
 pub const CORS_VARIABLE: &str = "cors_allowed_origins";
@@ -87,12 +87,13 @@ pub struct Config {
 pub enum ConfigError {
     #[error("variable '{0}' is not declared; spin.toml lists it under [component.function.variables]")]
     Missing(&'static str),
-    #[error("{0} '{1}' is not an IP address like 127.0.0.1 or [::1]; raw sockets look up no names")]
-    Host(&'static str, String),
-    #[error("{0} '{1}' is not a port from 1 to 65535")]
-    Port(&'static str, String),
-    #[error("{0} '{1}' is not a port from 1 to 65535, nor 0 for no such server")]
-    OtherPort(&'static str, String),
+    #[error(
+        "{0} '{1}' is not an IP address with a port. Write it like 127.0.0.1:4222 or [::1]:4222; \
+         raw sockets look up no names"
+    )]
+    Server(&'static str, String),
+    #[error("{0} '{1}' has port 0, which only further servers may have. Give it nats-server's port")]
+    NoServer(&'static str, String),
     #[error("api_key_hashes: {0}")]
     Keys(#[from] InvalidKeyHash),
     #[error("default_limits: {0}")]
@@ -120,20 +121,17 @@ impl Config {
     pub fn parse(values: &BTreeMap<&'static str, String>) -> Result<Self, ConfigError> {
         let get =
             |name: &'static str| values.get(name).map(|value| value.trim()).ok_or(ConfigError::Missing(name));
-        let host = |name| {
-            let host = get(name)?;
-            parse_ip(host).ok_or_else(|| ConfigError::Host(name, host.to_owned()))
+        let server = |name| {
+            let text = get(name)?;
+            parse_server(text).ok_or_else(|| ConfigError::Server(name, text.to_owned()))
         };
-        let port = get("nats_port")?;
-        let port: NonZeroU16 = port.parse().map_err(|_| ConfigError::Port("nats_port", port.to_owned()))?;
-        let mut servers = vec![SocketAddr::new(host("nats_host")?, port.get())];
-        for (host_name, port_name) in [("nats_host_2", "nats_port_2"), ("nats_host_3", "nats_port_3")] {
-            let (ip, port) = (host(host_name)?, get(port_name)?);
-            match port.parse() {
-                Ok(0) => {}
-                Ok(port) => servers.push(SocketAddr::new(ip, port)),
-                Err(_) => return Err(ConfigError::OtherPort(port_name, port.to_owned())),
-            }
+        let first = server(FIRST_SERVER)?;
+        if first.port() == 0 {
+            return Err(ConfigError::NoServer(FIRST_SERVER, get(FIRST_SERVER)?.to_owned()));
+        }
+        let mut servers = vec![first];
+        for name in OTHER_SERVERS {
+            servers.extend(Some(server(name)?).filter(|server| server.port() != 0));
         }
         let from = |min, name, max| {
             let text = get(name)?;
@@ -166,12 +164,9 @@ impl Config {
     }
 }
 
-/// An address; one of IPv6 may be in brackets, as `allowed_outbound_hosts` needs it.
-fn parse_ip(text: &str) -> Option<IpAddr> {
-    match text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
-        Some(inner) => inner.parse::<Ipv6Addr>().ok().map(IpAddr::V6),
-        None => text.parse().ok(),
-    }
+/// `127.0.0.1:4222` or `[::1]:4222`; an IPv6 address with a zone has no place in `allowed_outbound_hosts`.
+fn parse_server(text: &str) -> Option<SocketAddr> {
+    text.parse().ok().filter(|_| !text.contains('%'))
 }
 
 #[cfg(test)]
@@ -180,12 +175,9 @@ mod tests {
 
     fn values(changes: &[(&'static str, &str)]) -> BTreeMap<&'static str, String> {
         let defaults = [
-            ("nats_host", "127.0.0.1"),
-            ("nats_port", "4222"),
-            ("nats_host_2", "127.0.0.1"),
-            ("nats_port_2", "0"),
-            ("nats_host_3", "127.0.0.1"),
-            ("nats_port_3", "0"),
+            ("nats_server", "127.0.0.1:4222"),
+            ("nats_server_b", "127.0.0.1:0"),
+            ("nats_server_c", "127.0.0.1:0"),
             ("nats_user", "function"),
             ("nats_password", ""),
             ("api_key_hashes", ""),
@@ -217,17 +209,14 @@ mod tests {
     }
 
     #[test]
-    fn ipv6_addresses_are_taken_with_brackets_and_without() {
-        for host in ["[::1]", "::1", " [::1] "] {
-            let config = Config::parse(&values(&[("nats_host", host)])).unwrap();
-            assert_eq!(config.nats.servers, ["[::1]:4222".parse().unwrap()], "{host}");
-        }
+    fn an_ipv6_address_is_in_brackets() {
+        let config = Config::parse(&values(&[("nats_server", " [::1]:4222 ")])).unwrap();
+        assert_eq!(config.nats.servers, ["[::1]:4222".parse().unwrap()]);
     }
 
     #[test]
     fn there_may_be_up_to_three_servers() {
-        let third = [("nats_host_3", "10.0.0.3"), ("nats_port_3", "4223")];
-        let config = Config::parse(&values(&third)).unwrap();
+        let config = Config::parse(&values(&[("nats_server_c", "10.0.0.3:4223")])).unwrap();
         let shown: Vec<String> = config.nats.servers.iter().map(ToString::to_string).collect();
         assert_eq!(shown, ["127.0.0.1:4222", "10.0.0.3:4223"]);
     }
@@ -235,15 +224,20 @@ mod tests {
     #[test]
     fn a_bad_value_is_named() {
         for (name, value) in [
-            ("nats_host", "localhost"),
-            ("nats_host", "[127.0.0.1]"),
-            ("nats_host", "[::1"),
-            ("nats_host", "[[::1]]"),
-            ("nats_host", "[]"),
-            ("nats_port", "0"),
-            ("nats_port", "65536"),
-            ("nats_host_2", "nats-2"),
-            ("nats_port_3", "-1"),
+            ("nats_server", "localhost:4222"),
+            ("nats_server", "127.0.0.1"),
+            ("nats_server", "::1"),
+            ("nats_server", "[::1]"),
+            ("nats_server", "[127.0.0.1]:4222"),
+            ("nats_server", "[fe80::1%2]:4222"),
+            ("nats_server", "nats://127.0.0.1:4222"),
+            ("nats_server", "127.0.0.1:4222,127.0.0.2:4222"),
+            ("nats_server", "127.0.0.1:0"),
+            ("nats_server", "127.0.0.1:65536"),
+            ("nats_server", ""),
+            ("nats_server_b", "nats-2:4222"),
+            ("nats_server_c", "127.0.0.1:-1"),
+            ("nats_server_c", ""),
             ("api_key_hashes", "abc"),
             ("default_limits", "requests=1"),
             ("model_aliases", "x"),
@@ -259,6 +253,11 @@ mod tests {
         ] {
             let error = Config::parse(&values(&[(name, value)])).err().unwrap().to_string();
             assert!(error.contains(name), "{name}={value}: {error}");
+            if name.starts_with("nats_server") {
+                let remedy = ["127.0.0.1:4222 or [::1]:4222", "Give it nats-server's port"];
+                let names_both = error.contains(&format!("'{value}'"));
+                assert!(names_both && remedy.iter().any(|remedy| error.contains(remedy)), "{error}");
+            }
         }
     }
 

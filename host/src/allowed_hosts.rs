@@ -1,12 +1,14 @@
-//! Which addresses a component may connect to: the manifest's `allowed_outbound_hosts`.
+//! Which addresses a component may connect to: the manifest's `allowed_outbound_hosts`, read as
+//! Spin reads them (its `crates/outbound-networking-config/src/allowed_hosts.rs`).
 //!
 //! As on Spin, a raw socket reaches an IP address only, so an entry that names a host is
 //! accepted and never matches one; [`AllowedHosts::parse`] says so in the log.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 
-use crate::variables::{Template, VariableError, Variables};
+use crate::variables::{Declaration, Template, VariableError, Variables};
 
 /// An entry that can't be used.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -16,16 +18,30 @@ pub struct AllowedHostError {
     problem: Problem,
 }
 
+impl AllowedHostError {
+    /// True if Spin starts with such an entry.
+    pub fn is_unsupported(&self) -> bool {
+        matches!(self.problem, Problem::OtherScheme(_) | Problem::Undeclared(_))
+    }
+}
+
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 enum Problem {
     #[error("can't be used: {0}")]
-    Variable(VariableError),
+    Variable(#[from] VariableError),
+    // Spin starts, and then refuses every connection.
+    #[error("names the variable '{0}', which is not declared. Add it to [variables]")]
+    Undeclared(String),
+    #[error("with the default values is '{text}', which {problem}")]
+    Default { text: String, problem: Box<Self> },
     #[error("has no scheme. Write it as tcp://ADDRESS:PORT")]
     NoScheme,
+    #[error("has a scheme that is neither a word of letters nor *. Write tcp")]
+    Scheme,
     #[error(
         "is for {0}; this host opens only tcp sockets. Take it out, or run the application with `spin up`"
     )]
-    Scheme(String),
+    OtherScheme(String),
     #[error("has no port. Write it as tcp://ADDRESS:PORT, or tcp://ADDRESS:* for all ports")]
     NoPort,
     #[error("has a port that is neither a number, FROM..TO nor *")]
@@ -61,20 +77,42 @@ enum Port {
 }
 
 impl AllowedHosts {
+    /// Reads a manifest's entries as far as that goes before the variables have values: those with
+    /// variables must be right with their defaults, if all of them have one.
+    pub fn check(
+        entries: &[String],
+        declared: &BTreeMap<String, Declaration>,
+    ) -> Result<Vec<Template>, AllowedHostError> {
+        let defaults = Variables::defaults(declared);
+        let check = |text: &String| {
+            let template = Template::parse(text)?;
+            if let Some(name) = template.undeclared(declared) {
+                return Err(Problem::Undeclared(name));
+            }
+            if template.is_literal() {
+                Entry::parse(text)?;
+            } else if let Ok(text) = defaults.expand(&template)
+                && !is_left_out(&text)
+            {
+                Entry::parse(&text).map_err(|problem| Problem::Default { text, problem: problem.into() })?;
+            }
+            Ok(template)
+        };
+        let check = |text| check(text).map_err(|problem| AllowedHostError { entry: text.clone(), problem });
+        entries.iter().map(check).collect()
+    }
+
     /// Reads a component's entries, with variables put in.
     pub fn parse(entries: &[Template], variables: &Variables) -> Result<Self, AllowedHostError> {
         let mut read = Vec::with_capacity(entries.len());
         for template in entries {
-            let text = variables.expand(template).map_err(|error| AllowedHostError {
-                entry: template.to_string(),
-                problem: Problem::Variable(error),
-            })?;
-            // An optional endpoint whose variable is empty; Spin passes over these.
-            if !template.is_literal() && matches!(text.as_str(), "" | "http://" | "https://") {
+            let failed = |entry: &str, problem| AllowedHostError { entry: entry.to_owned(), problem };
+            let text =
+                variables.expand(template).map_err(|error| failed(&template.to_string(), error.into()))?;
+            if !template.is_literal() && is_left_out(&text) {
                 continue;
             }
-            let entry =
-                Entry::parse(&text).map_err(|problem| AllowedHostError { entry: text.clone(), problem })?;
+            let entry = Entry::parse(&text).map_err(|problem| failed(&text, problem))?;
             if entry.host == Host::Name {
                 tracing::warn!(
                     "allowed_outbound_hosts: '{text}' names a host, and a socket connects to an IP address: \
@@ -92,43 +130,64 @@ impl AllowedHosts {
     }
 }
 
+/// True for an optional endpoint whose variable is empty; Spin passes over these.
+fn is_left_out(text: &str) -> bool {
+    matches!(text, "" | "http://" | "https://")
+}
+
 impl Entry {
     fn parse(text: &str) -> Result<Self, Problem> {
         let (scheme, rest) = text.trim().split_once("://").ok_or(Problem::NoScheme)?;
-        if !matches!(scheme, "tcp" | "*") {
-            return Err(Problem::Scheme(scheme.to_owned()));
-        }
-        // What is an address as a whole has no port: `::1`.
-        if parse_network(rest).is_some() {
-            return Err(Problem::NoPort);
-        }
-        let (host, port) = rest.rsplit_once(':').ok_or(Problem::NoPort)?;
-        let port = match port.split_once('/') {
-            Some((port, "")) => port,
-            Some(_) => return Err(Problem::Path),
-            None => port,
+        let (host, port) = match rest.rsplit_once(':') {
+            None => (rest, ""),
+            // What is an address as a whole has no port: `[::1]`, `ff00::/8`.
+            Some((_, tail)) if !tail.is_empty() && Host::parse(rest).is_ok() => (rest, ""),
+            Some((host, tail)) => match tail.split_once('/') {
+                None => (host, tail),
+                Some((port, "")) => (host, port),
+                Some(_) => return Err(Problem::Path),
+            },
         };
-        Ok(Self { port: Port::parse(port)?, host: Host::parse(host.trim())? })
+        let port = Port::parse(port, scheme)?;
+        if scheme != "*" && scheme.chars().any(|c| !c.is_alphabetic()) {
+            return Err(Problem::Scheme);
+        }
+        let host = Host::parse(host)?;
+        if matches!(scheme, "tcp" | "*") {
+            Ok(Self { host, port })
+        } else {
+            Err(Problem::OtherScheme(scheme.to_owned()))
+        }
     }
 }
 
 impl Host {
     fn parse(text: &str) -> Result<Self, Problem> {
+        let text = text.trim();
         if text == "*" {
             return Ok(Self::Any);
         }
-        if let Some((address, prefix)) = parse_network(text) {
-            return Ok(Self::Network { address, prefix });
+        if let Some(network) = parse_network(text) {
+            return Ok(network);
         }
-        if let Some(inner) = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
-            let address = inner.parse().map_err(|_| Problem::Host)?;
-            return Ok(Self::Network { address: IpAddr::V6(address), prefix: 128 });
+        let text = text.strip_suffix('/').unwrap_or(text);
+        if text.contains('/') {
+            return Err(Problem::Path);
         }
-        let name = text.strip_prefix("*.").unwrap_or(text);
-        let label = |label: &str| {
-            !label.is_empty() && label.chars().all(|c| c.is_alphanumeric() || matches!(c, '-' | '_'))
+        let (name, is_wildcard) = match text.strip_prefix("*.") {
+            Some(name) => (name, true),
+            None => (text, false),
         };
-        if name.split('.').all(label) { Ok(Self::Name) } else { Err(Problem::Host) }
+        // Spin keeps braces for lists.
+        if name.contains('*') || text.starts_with('{') {
+            return Err(Problem::Host);
+        }
+        match (url::Host::parse(name).map_err(|_| Problem::Host)?, is_wildcard) {
+            (url::Host::Domain(_), _) => Ok(Self::Name),
+            (_, true) => Err(Problem::Host),
+            (url::Host::Ipv4(address), false) => Ok(Self::Network { address: address.into(), prefix: 32 }),
+            (url::Host::Ipv6(address), false) => Ok(Self::Network { address: address.into(), prefix: 128 }),
+        }
     }
 
     fn contains(&self, candidate: IpAddr) -> bool {
@@ -150,25 +209,19 @@ impl Host {
     }
 }
 
-/// `ADDRESS` or `ADDRESS/PREFIX`.
-fn parse_network(text: &str) -> Option<(IpAddr, u8)> {
-    let (address, prefix) = match text.split_once('/') {
-        Some((address, prefix)) => (address, Some(prefix)),
-        None => (text, None),
-    };
+/// `ADDRESS/PREFIX`.
+fn parse_network(text: &str) -> Option<Host> {
+    let (address, prefix) = text.split_once('/')?;
     let address: IpAddr = address.parse().ok()?;
     let longest = if address.is_ipv4() { 32 } else { 128 };
-    let prefix = match prefix {
-        Some(prefix) => prefix.parse().ok().filter(|prefix| *prefix <= longest)?,
-        None => longest,
-    };
-    Some((address, prefix))
+    let prefix = prefix.parse().ok().filter(|prefix| *prefix <= longest)?;
+    Some(Host::Network { address, prefix })
 }
 
 impl Port {
-    fn parse(text: &str) -> Result<Self, Problem> {
+    fn parse(text: &str, scheme: &str) -> Result<Self, Problem> {
         if text.is_empty() {
-            return Err(Problem::NoPort);
+            return well_known_port(scheme).map(Self::One).ok_or(Problem::NoPort);
         }
         if text == "*" {
             return Ok(Self::Any);
@@ -186,6 +239,19 @@ impl Port {
             Self::One(port) => *port == candidate,
             Self::Range(range) => range.contains(&candidate),
         }
+    }
+}
+
+/// The port of a scheme that needs none to be written.
+fn well_known_port(scheme: &str) -> Option<u16> {
+    match scheme {
+        "postgres" => Some(5432),
+        "mysql" => Some(3306),
+        "redis" => Some(6379),
+        "mqtt" => Some(1883),
+        "http" => Some(80),
+        "https" => Some(443),
+        _ => None,
     }
 }
 

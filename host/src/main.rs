@@ -11,7 +11,7 @@ use clap::Parser;
 use emberline_host::allowed_hosts::AllowedHosts;
 use emberline_host::function::{self, Settings};
 use emberline_host::manifest::Manifest;
-use emberline_host::server::{Phase, Server};
+use emberline_host::server::{Info, Phase, Server};
 use emberline_host::variables::Variables;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -32,8 +32,8 @@ struct Arguments {
     /// Sets a variable of the application; SPIN_VARIABLE_NAME in the environment does too
     #[arg(long, value_name = "NAME=VALUE", value_parser = parse_variable)]
     variable: Vec<(String, String)>,
-    /// How long responses that run may go on after SIGINT or SIGTERM
-    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    /// How long responses that run may go on after SIGINT or SIGTERM; Spin cuts them off at once
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     grace_s: u64,
 }
 
@@ -111,14 +111,16 @@ fn load(arguments: Arguments) -> anyhow::Result<std::sync::Arc<Server>> {
         };
         functions.insert(name, function::load(&engine, &component.source, settings)?);
     }
-    Ok(Server::new(manifest.router, functions))
+    let info = Info { name: manifest.name, version: manifest.version };
+    Ok(Server::new(info, manifest.router, functions))
 }
 
 /// Where compiled components are kept between runs.
 fn cache_folder() -> Option<PathBuf> {
     let from = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let caches = from("XDG_CACHE_HOME").or_else(|| from("HOME").map(|home| home.join(".cache")))?;
-    Some(caches.join("emberline").join("wasmtime"))
+    let caches = || from("XDG_CACHE_HOME").or_else(|| from("HOME").map(|home| home.join(".cache")));
+    let own = from("EMBERLINE_CACHE").or_else(|| caches().map(|caches| caches.join("emberline")))?;
+    Some(own.join("wasmtime"))
 }
 
 /// Says where it listens, on the one line that others wait for.

@@ -1,18 +1,27 @@
 //! Reads `spin.toml`.
 //!
-//! Every field is used, known to make no difference here, or refused by name: an application
-//! that Spin would run differently must not start.
+//! What Spin refuses is refused; what Spin runs and this host can't is refused by name. Everything
+//! else is used or makes no difference here: an application that Spin would run differently must
+//! not start. `tests/manifests.rs` holds the rules against the real Spin.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
+use toml::Value;
+
+use crate::allowed_hosts::{AllowedHostError, AllowedHosts};
+use crate::ids::{KebabId, LowerSnakeId};
 use crate::routes::{RouteError, Router};
-use crate::variables::{Declaration, Template, VariableError, check_name};
+use crate::variables::{Declaration, Template, VariableError};
 
-mod section;
+#[expect(dead_code, reason = "fields that this host has no use for are read for their types")]
+mod schema;
 
-pub use section::FieldError;
-use section::Section;
+use schema::{
+    AppManifest, Component as ComponentSection, ComponentSpec, Executor, HttpSettings, HttpTrigger, Route,
+    Source, Trigger, VersionProbe,
+};
 
 /// A manifest that can't be run.
 #[derive(Debug, thiserror::Error)]
@@ -31,29 +40,81 @@ pub enum Problem {
     /// The file can't be read.
     #[error("can't be read ({0}). Name the manifest with --from")]
     Read(#[from] std::io::Error),
-    /// The file isn't TOML.
-    #[error("is not TOML:\n{0}")]
+    /// The file isn't TOML, or not what a manifest holds.
+    #[error("is not a manifest:\n{0}")]
     Toml(#[from] toml::de::Error),
+    /// A part of it is not what a manifest holds.
+    #[error("'{path}': {problem}")]
+    Section {
+        /// Where it is: `trigger.http[0]`.
+        path: String,
+        /// What is wrong.
+        problem: toml::de::Error,
+    },
+    /// Another version of the format.
+    #[error("spin_manifest_version is {0}. Write spin_manifest_version = 2")]
+    Version(String),
     /// A field.
-    #[error("{0}")]
-    Field(#[from] FieldError),
-    /// A variable's name or a template, and where it is.
-    #[error("{field}: {problem}")]
+    #[error("'{path}' {message}")]
+    Field {
+        /// Where it is: `trigger.http[0].route`.
+        path: String,
+        /// What is wrong with it, and what to do.
+        message: &'static str,
+    },
+    /// Something that Spin has and this host has not.
+    #[error("'{path}' {reason}. Take it out, or run the application with `spin up`")]
+    Unsupported {
+        /// Where it is: `component.function.files`.
+        path: String,
+        /// What it asks for.
+        reason: &'static str,
+    },
+    /// A template, and where it is.
+    #[error("'{path}': {problem}")]
     Variable {
         /// The field's path.
-        field: String,
+        path: String,
         /// What is wrong.
         problem: VariableError,
+    },
+    /// A component's `allowed_outbound_hosts`.
+    #[error("component.{component}: {problem}")]
+    AllowedHosts {
+        /// The component's name.
+        component: KebabId,
+        /// What is wrong.
+        problem: AllowedHostError,
     },
     /// A route.
     #[error("trigger.http: {0}")]
     Route(#[from] RouteError),
     /// A trigger leads to a component that isn't there.
     #[error("trigger.http: the component '{0}' isn't there. Add [component.{0}]")]
-    NoSuchComponent(String),
+    NoSuchComponent(KebabId),
     /// Nothing to serve.
     #[error("has no [[trigger.http]]. Add one with a route and a component")]
     NoTriggers,
+}
+
+impl Problem {
+    fn field(path: impl Into<String>, message: &'static str) -> Self {
+        Self::Field { path: path.into(), message }
+    }
+
+    fn unsupported(path: impl Into<String>, reason: &'static str) -> Self {
+        Self::Unsupported { path: path.into(), reason }
+    }
+
+    /// True if Spin runs such an application.
+    pub fn is_unsupported(&self) -> bool {
+        match self {
+            Self::Unsupported { .. } => true,
+            Self::AllowedHosts { problem, .. } => problem.is_unsupported(),
+            Self::Route(problem) => problem.is_unsupported(),
+            _ => false,
+        }
+    }
 }
 
 /// An application.
@@ -61,6 +122,8 @@ pub enum Problem {
 pub struct Manifest {
     /// `application.name`.
     pub name: String,
+    /// `application.version`; may be empty.
+    pub version: String,
     /// `[variables]`.
     pub variables: BTreeMap<String, Declaration>,
     /// The components that have a route, by name.
@@ -93,181 +156,208 @@ impl Manifest {
 
     /// Reads a manifest's text; sources are relative to `directory`.
     pub fn parse(text: &str, directory: &Path) -> Result<Self, Problem> {
-        let mut root = Section::new("", text.parse()?);
-        match root.integer("spin_manifest_version")? {
-            Some(2) => {}
-            Some(other) => {
-                let message = format!("is {other}; this host reads version 2");
-                return Err(root.error("spin_manifest_version", message).into());
+        match toml::from_str::<VersionProbe>(text)?.spin_manifest_version {
+            Value::Integer(2) => {}
+            Value::String(version) if version == "1" => {
+                let reason = "is \"1\", and this host reads version 2";
+                return Err(Problem::unsupported("spin_manifest_version", reason));
             }
-            None => return Err(root.missing("spin_manifest_version", "= 2").into()),
+            Value::Integer(other) => return Err(Problem::Version(other.to_string())),
+            other => return Err(Problem::Version(format!("a {}", other.type_str()))),
         }
-        let name = read_application(&mut root)?;
-        let variables = read_variables(&mut root)?;
-        let mut components = read_components(&mut root, &variables, directory)?;
-        let router = read_triggers(&mut root)?;
-        root.finish()?;
-        for (_, component) in router.routes() {
-            if !components.contains_key(component) {
-                return Err(Problem::NoSuchComponent(component.to_owned()));
-            }
+        let manifest: AppManifest = toml::from_str(text)?;
+        check_settings(manifest.application.triggers)?;
+        let variables = read_variables(manifest.variables)?;
+        let mut components = BTreeMap::new();
+        for (name, section) in manifest.components {
+            let component = read_component(&name, section, &variables, directory)?;
+            components.insert(name.into(), component);
         }
+        let router = read_triggers(manifest.triggers, &components)?;
         components.retain(|name, _| router.routes().any(|(_, component)| component == name));
-        Ok(Self { name, variables, components, router })
+        let (name, version) = (manifest.application.name, manifest.application.version);
+        Ok(Self { name, version, variables, components, router })
     }
 }
 
-fn read_application(root: &mut Section) -> Result<String, Problem> {
-    let Some(mut section) = root.section("application")? else {
-        return Err(root.missing("application", "with a name").into());
-    };
-    let name = section.string("name")?.ok_or_else(|| section.missing("name", "= \"…\""))?;
-    section.ignore(&["version", "description", "authors", "targets", "tool"]);
-    section.refuse(&[("trigger", "gives settings to all triggers, which this host doesn't read")])?;
-    section.finish()?;
-    Ok(name)
+/// `application.trigger`; what is said of other kinds of triggers makes no difference to HTTP.
+fn check_settings(mut settings: BTreeMap<String, toml::Table>) -> Result<(), Problem> {
+    let Some(http) = settings.remove("http") else { return Ok(()) };
+    let section = |problem| Problem::Section { path: "application.trigger.http".to_owned(), problem };
+    match HttpSettings::deserialize(Value::Table(http)).map_err(section)?.base.as_deref() {
+        None | Some("/") => Ok(()),
+        Some(_) => {
+            let message = "is no longer read by Spin. Put it in front of each trigger's route";
+            Err(Problem::field("application.trigger.http.base", message))
+        }
+    }
 }
 
-fn read_variables(root: &mut Section) -> Result<BTreeMap<String, Declaration>, Problem> {
+fn read_variables(
+    declared: BTreeMap<LowerSnakeId, schema::Variable>,
+) -> Result<BTreeMap<String, Declaration>, Problem> {
     let mut variables = BTreeMap::new();
-    let Some(section) = root.section("variables")? else { return Ok(variables) };
-    for (name, mut section) in section.sections()? {
-        let field = format!("variables.{name}");
-        check_name(&name).map_err(|problem| Problem::Variable { field: field.clone(), problem })?;
-        let default = section.string("default")?;
-        let required = section.boolean("required")?.unwrap_or(false);
-        if default.is_none() && !required {
-            let message = "has neither a default nor required = true. Add one of them".to_owned();
-            return Err(FieldError { path: field, message }.into());
+    for (name, variable) in declared {
+        let path = format!("variables.{name}");
+        match (variable.required, &variable.default) {
+            (true, Some(_)) => {
+                return Err(Problem::field(path, "has a default and required = true. Take one out"));
+            }
+            (false, None) => {
+                return Err(Problem::field(path, "has neither a default nor required = true. Add one"));
+            }
+            _ => {}
         }
-        // Values are printed nowhere, so that a secret needs no more care.
-        section.ignore(&["description", "secret"]);
-        section.finish()?;
-        variables.insert(name, Declaration { default });
+        variables.insert(name.into(), Declaration { default: variable.default });
     }
     Ok(variables)
 }
 
-/// Fields of a component that ask for something this host hasn't got.
-const UNSUPPORTED: &[(&str, &str)] = &[
-    ("ai_models", "asks for language models of the host, which this host hasn't got"),
-    ("allowed_http_hosts", "is for outbound HTTP, which this host hasn't got"),
-    ("dependencies", "composes components, which this host doesn't do"),
-    ("dependencies_inherit_configuration", "composes components, which this host doesn't do"),
-    ("exclude_files", "mounts files, which this host doesn't do"),
-    ("files", "mounts files, which this host doesn't do"),
-    ("key_value_stores", "asks for key-value stores, which this host hasn't got"),
-    ("sqlite_databases", "asks for SQLite databases, which this host hasn't got"),
-];
-
-fn read_components(
-    root: &mut Section,
+fn read_component(
+    name: &KebabId,
+    section: ComponentSection,
     declared: &BTreeMap<String, Declaration>,
     directory: &Path,
-) -> Result<BTreeMap<String, Component>, Problem> {
-    let mut components = BTreeMap::new();
-    let Some(section) = root.section("component")? else { return Ok(components) };
-    for (name, mut section) in section.sections()? {
-        section.refuse(UNSUPPORTED)?;
-        // What describes or builds the component; profiles are chosen by `spin up --profile`.
-        section.ignore(&["description", "build", "tool", "targets", "profile"]);
-        let component = Component {
-            source: directory.join(read_source(&mut section)?),
-            variables: read_templates(&mut section, declared)?,
-            environment: section.strings_by_name("environment")?,
-            allowed_outbound_hosts: read_hosts(&mut section, declared)?,
-        };
-        section.finish()?;
-        components.insert(name, component);
-    }
-    Ok(components)
-}
-
-fn read_source(section: &mut Section) -> Result<String, FieldError> {
-    if section.is_table("source") {
-        let message = "comes from a URL or a registry, and this host doesn't download. \
-                       Name a local file, or run the application with `spin up`";
-        return Err(section.error("source", message.to_owned()));
-    }
-    section.string("source")?.ok_or_else(|| section.missing("source", "= \"path/to/component.wasm\""))
-}
-
-fn read_templates(
-    section: &mut Section,
-    declared: &BTreeMap<String, Declaration>,
-) -> Result<BTreeMap<String, Template>, Problem> {
-    let mut templates = BTreeMap::new();
-    for (name, text) in section.strings_by_name("variables")? {
-        let field = section.path_of(&format!("variables.{name}"));
-        check_name(&name)
-            .and_then(|()| read_template(&text, declared))
-            .map(|template| templates.insert(name, template))
-            .map_err(|problem| Problem::Variable { field, problem })?;
-    }
-    Ok(templates)
-}
-
-fn read_hosts(
-    section: &mut Section,
-    declared: &BTreeMap<String, Declaration>,
-) -> Result<Vec<Template>, Problem> {
-    let field = section.path_of("allowed_outbound_hosts");
-    let read = |text: String| {
-        read_template(&text, declared).map_err(|problem| Problem::Variable { field: field.clone(), problem })
+) -> Result<Component, Problem> {
+    let path = |field: &str| format!("component.{name}.{field}");
+    check_support(&section, path)?;
+    let source = match section.source {
+        Source::Local(source) => source,
+        Source::Remote { digest, .. } if !digest.starts_with("sha256:") => {
+            return Err(Problem::field(path("source.digest"), "does not begin with sha256:. Correct it"));
+        }
+        Source::Remote { .. } | Source::Registry { .. } => {
+            let reason = "comes from a URL or a registry, and this host doesn't download";
+            return Err(Problem::unsupported(path("source"), reason));
+        }
     };
-    section.strings("allowed_outbound_hosts")?.into_iter().map(read).collect()
-}
-
-fn read_template(text: &str, declared: &BTreeMap<String, Declaration>) -> Result<Template, VariableError> {
-    let template = Template::parse(text)?;
-    let undeclared = template.variables().find(|name| !declared.contains_key(*name)).map(str::to_owned);
-    match undeclared {
-        Some(name) => Err(VariableError::Undeclared(name)),
-        None => Ok(template),
+    let mut variables = BTreeMap::new();
+    for (variable, text) in section.variables {
+        let read = || {
+            let template = Template::parse(&text)?;
+            template.undeclared(declared).map_or(Ok(template), |name| Err(VariableError::Undeclared(name)))
+        };
+        let template = read()
+            .map_err(|problem| Problem::Variable { path: path(&format!("variables.{variable}")), problem })?;
+        variables.insert(variable.into(), template);
     }
+    let allowed_outbound_hosts = AllowedHosts::check(&section.allowed_outbound_hosts, declared)
+        .map_err(|problem| Problem::AllowedHosts { component: name.clone(), problem })?;
+    Ok(Component {
+        source: directory.join(source),
+        variables,
+        environment: section.environment,
+        allowed_outbound_hosts,
+    })
 }
 
-fn read_triggers(root: &mut Section) -> Result<Router, Problem> {
+/// Refuses what asks for something that this host hasn't got.
+fn check_support(section: &ComponentSection, path: impl Fn(&str) -> String) -> Result<(), Problem> {
+    let composes = "composes components, which this host doesn't do";
+    let in_profiles = section.profile.values().any(|profile| !profile.dependencies.is_empty());
+    for (asked, field, reason) in [
+        (!section.files.is_empty(), "files", "mounts files, which this host doesn't do"),
+        (!section.exclude_files.is_empty(), "exclude_files", "mounts files, which this host doesn't do"),
+        (
+            !section.allowed_http_hosts.is_empty(),
+            "allowed_http_hosts",
+            "is for outbound HTTP, which this host hasn't got",
+        ),
+        (
+            !section.key_value_stores.is_empty(),
+            "key_value_stores",
+            "asks for key-value stores, which this host hasn't got",
+        ),
+        (
+            !section.sqlite_databases.is_empty(),
+            "sqlite_databases",
+            "asks for SQLite databases, which this host hasn't got",
+        ),
+        (!section.ai_models.is_empty(), "ai_models", "asks for language models, which this host hasn't got"),
+        (!section.dependencies.is_empty(), "dependencies", composes),
+        (
+            section.dependencies_inherit_configuration == Some(true),
+            "dependencies_inherit_configuration",
+            composes,
+        ),
+        (in_profiles, "profile", composes),
+    ] {
+        if asked {
+            return Err(Problem::unsupported(path(field), reason));
+        }
+    }
+    Ok(())
+}
+
+fn read_triggers(
+    mut triggers: BTreeMap<String, Vec<Trigger>>,
+    components: &BTreeMap<String, Component>,
+) -> Result<Router, Problem> {
     let mut router = Router::default();
-    let Some(mut section) = root.section("trigger")? else { return Err(Problem::NoTriggers) };
-    for mut trigger in section.array_of_sections("http")? {
-        trigger.ignore(&["id"]);
-        trigger.refuse(&[
-            ("components", "chains components, which this host doesn't do"),
-            ("dependencies", "composes components, which this host doesn't do"),
-            ("static_response", "answers without a component, which this host doesn't do"),
-        ])?;
-        if trigger.is_table("route") {
-            let message = "is private; this host serves public routes. Take the trigger out".to_owned();
-            return Err(trigger.error("route", message).into());
+    for (index, trigger) in triggers.remove("http").unwrap_or_default().into_iter().enumerate() {
+        let (route, component) = read_trigger(&format!("trigger.http[{index}]"), trigger)?;
+        if !components.contains_key(component.as_ref()) {
+            return Err(Problem::NoSuchComponent(component));
         }
-        if let Some(mut executor) = trigger.section("executor")? {
-            let kind = executor.string("type")?.unwrap_or_default();
-            if !matches!(kind.as_str(), "http" | "spin") {
-                let message = format!("is '{kind}'; this host runs \"http\" only");
-                return Err(executor.error("type", message).into());
-            }
-            executor.finish()?;
-        }
-        let route = trigger.string("route")?.ok_or_else(|| trigger.missing("route", "= \"/...\""))?;
-        if trigger.is_table("component") {
-            let message = "holds a whole component. Move it to [component.NAME] and name it here".to_owned();
-            return Err(trigger.error("component", message).into());
-        }
-        let component =
-            trigger.string("component")?.ok_or_else(|| trigger.missing("component", "= \"NAME\""))?;
-        trigger.finish()?;
-        router.add(&route, &component)?;
+        router.add(&route, component.as_ref())?;
     }
-    if let Some(kind) = section.names().next() {
-        let message = "is not a trigger of this host, which has http only. \
-                       Take it out, or run the application with `spin up`";
-        return Err(section.error(kind, message.to_owned()).into());
+    if let Some((kind, _)) = triggers.iter().find(|(_, triggers)| !triggers.is_empty()) {
+        let reason = "is not a trigger of this host, which has http only";
+        return Err(Problem::unsupported(format!("trigger.{kind}"), reason));
     }
     if router.routes().next().is_none() {
         return Err(Problem::NoTriggers);
     }
     Ok(router)
+}
+
+/// The route of a `[[trigger.http]]` and the component that it leads to.
+fn read_trigger(path: &str, trigger: Trigger) -> Result<(String, KebabId), Problem> {
+    let field = |name: &str| format!("{path}.{name}");
+    let http = HttpTrigger::deserialize(Value::Table(trigger.config))
+        .map_err(|problem| Problem::Section { path: path.to_owned(), problem })?;
+    let route = match http.route {
+        Route::Public(route) => Some(route),
+        Route::Private(endpoint) if endpoint.private => None,
+        Route::Private(_) => {
+            return Err(Problem::field(field("route"), "has private = false. Write a path"));
+        }
+    };
+    let component = match (trigger.component, http.static_response) {
+        (Some(component), None) => Some(component),
+        (None, Some(_)) => None,
+        (Some(_), Some(_)) => {
+            return Err(Problem::field(path, "has a component and a static_response. Take one out"));
+        }
+        (None, None) => return Err(Problem::field(path, "leads nowhere. Add component = \"NAME\"")),
+    };
+    if let Some(Executor::Wagi(_)) = http.executor {
+        let reason = "runs a component as a command, which this host doesn't do";
+        return Err(Problem::unsupported(field("executor"), reason));
+    }
+    for (asked, name, reason) in [
+        (!trigger.components.is_empty(), "components", "chains components, which this host doesn't do"),
+        (!trigger.dependencies.is_empty(), "dependencies", "composes components, which this host doesn't do"),
+    ] {
+        if asked {
+            return Err(Problem::unsupported(field(name), reason));
+        }
+    }
+    let component = match component {
+        Some(ComponentSpec::Reference(component)) => component,
+        Some(ComponentSpec::Inline) => {
+            let reason = "holds a whole component, which this host does not read here";
+            return Err(Problem::unsupported(field("component"), reason));
+        }
+        None => {
+            let reason = "answers without a component, which this host doesn't do";
+            return Err(Problem::unsupported(field("static_response"), reason));
+        }
+    };
+    match route {
+        Some(route) => Ok((route, component)),
+        None => Err(Problem::unsupported(field("route"), "is private, and this host serves public routes")),
+    }
 }
 
 #[cfg(test)]

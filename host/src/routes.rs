@@ -2,7 +2,7 @@
 //!
 //! Routes are exact (`/health`) or end in a wildcard (`/v1/...`). As on Spin, slashes at the
 //! end of a path don't matter, an exact route goes before a wildcard, and a longer wildcard
-//! before a shorter one.
+//! before a shorter one. Spin's rules are in its `crates/routes` and in the crate `routefinder`.
 
 /// A route that this host doesn't serve.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -13,9 +13,22 @@ pub enum RouteError {
          Use an exact route or one that ends in /..., or run the application with `spin up`"
     )]
     Wildcard(String),
-    /// The same route twice.
+    /// A wildcard with a name, or a named segment without one.
+    #[error("the route '{0}' has a '*' with a name or a ':' without one. Use one that ends in /...")]
+    Name(String),
+    /// The same route twice; Spin takes the last.
     #[error("the route '{0}' is there twice. Take one [[trigger.http]] out")]
     Duplicate(String),
+}
+
+impl RouteError {
+    /// True if Spin starts with such a route.
+    pub fn is_unsupported(&self) -> bool {
+        match self {
+            Self::Wildcard(_) | Self::Duplicate(_) => true,
+            Self::Name(_) => false,
+        }
+    }
 }
 
 /// The routes of an application.
@@ -42,6 +55,13 @@ pub struct RouteMatch<'a> {
 }
 
 impl RouteMatch<'_> {
+    /// The route with a slash in front and none at its end.
+    pub fn based(&self) -> String {
+        let slash = if self.raw.starts_with('/') { "" } else { "/" };
+        let based = format!("{slash}{}", self.raw);
+        based.strip_suffix('/').map(str::to_owned).unwrap_or(based)
+    }
+
     /// The route without its wildcard.
     pub fn raw_prefix(&self) -> &str {
         self.raw.strip_suffix("/...").unwrap_or(self.raw)
@@ -53,12 +73,18 @@ impl Router {
     pub fn add(&mut self, raw: &str, component: &str) -> Result<(), RouteError> {
         let (prefix, wildcard) = match raw.strip_suffix("/...") {
             Some(prefix) => (prefix, true),
-            None => (raw, false),
+            None => (if raw == "..." { "" } else { raw }, raw == "..."),
         };
-        let prefix = prefix.trim_matches('/').to_owned();
-        if prefix.split('/').any(|segment| segment.starts_with([':', '*']) || segment == "...") {
+        let segments: Vec<&str> = prefix.split('/').filter(|segment| !segment.is_empty()).collect();
+        // Dots separate too: `/a.*b`.
+        let words = || segments.iter().flat_map(|segment| segment.split('.'));
+        if words().any(|word| word == ":" || (word.starts_with('*') && word != "*")) {
+            return Err(RouteError::Name(raw.to_owned()));
+        }
+        if words().any(|word| word.starts_with([':', '*'])) || segments.contains(&"...") {
             return Err(RouteError::Wildcard(raw.to_owned()));
         }
+        let prefix = segments.join("/");
         if self.0.iter().any(|route| route.prefix == prefix && route.wildcard == wildcard) {
             return Err(RouteError::Duplicate(raw.to_owned()));
         }
@@ -146,6 +172,16 @@ mod tests {
     }
 
     #[test]
+    fn slashes_that_are_missing_or_too_many_make_no_difference_to_a_route() {
+        for route in ["a/b", "/a/b/", "/a//b"] {
+            assert_eq!(component(&router(&[(route, "c")]), "/a/b"), Some("c"), "{route}");
+        }
+        for route in ["...", "/..."] {
+            assert_eq!(component(&router(&[(route, "c")]), "/a"), Some("c"), "{route}");
+        }
+    }
+
+    #[test]
     fn path_info_is_what_the_wildcard_stands_for() {
         let router = router(&[("/foo/...", "foo"), ("/exact", "exact")]);
         for (path, expected) in [
@@ -159,12 +195,16 @@ mod tests {
             assert_eq!(router.find(path).unwrap().path_info, expected, "{path}");
         }
         assert_eq!(router.find("/foo/bar").unwrap().raw_prefix(), "/foo");
+        assert_eq!(router.find("/foo/bar").unwrap().based(), "/foo/...");
     }
 
     #[test]
     fn what_is_not_matched_here_is_refused() {
-        for route in ["/:id", "/users/:id/...", "/a/*", "/.../x"] {
+        for route in ["/:id", "/users/:id/...", "/a/*", "/.../x", "/a.:type"] {
             assert_eq!(Router::default().add(route, "c"), Err(RouteError::Wildcard(route.to_owned())));
+        }
+        for route in ["/:", "/*rest", "/a.*b"] {
+            assert_eq!(Router::default().add(route, "c"), Err(RouteError::Name(route.to_owned())));
         }
         let mut router = router(&[("/a", "c")]);
         assert_eq!(router.add("/a/", "d"), Err(RouteError::Duplicate("/a/".to_owned())));

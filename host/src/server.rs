@@ -1,23 +1,25 @@
-//! HTTP/1.1 in front of the components, and an orderly end.
+//! HTTP/1.1 and HTTP/2 (with prior knowledge) in front of the components, and an orderly end.
 //!
 //! Requests get the headers that Spin adds, responses are streamed. A connection that the
-//! client closes drops the response body, which makes the component's next write fail.
+//! client closes drops the response body, which makes the component's next write fail. A request
+//! that names no host, or two, gets no response: its connection is closed, as Spin does
+//! (its `crates/trigger-http/src/server.rs`).
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONNECTION, HOST, HeaderName};
-use http::uri::{Authority, PathAndQuery, Scheme};
+use http::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderName};
+use http::uri::{Authority, Scheme};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use serde::Serialize;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -42,16 +44,27 @@ pub enum Phase {
     Stopped,
 }
 
+/// What the application says of itself, at `/.well-known/spin/info`.
+#[derive(Serialize)]
+pub struct Info {
+    /// Its name.
+    pub name: String,
+    /// Its version; may be empty.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub version: String,
+}
+
 /// Components and the routes to them.
 pub struct Server {
+    info: Info,
     router: Router,
     functions: BTreeMap<String, Function>,
 }
 
 impl Server {
     /// `functions` are by the names that the routes use.
-    pub fn new(router: Router, functions: BTreeMap<String, Function>) -> Arc<Self> {
-        Arc::new(Self { router, functions })
+    pub fn new(info: Info, router: Router, functions: BTreeMap<String, Function>) -> Arc<Self> {
+        Arc::new(Self { info, router, functions })
     }
 
     /// Serves until `phase` says otherwise and the connections are closed.
@@ -88,15 +101,16 @@ impl Server {
         client: SocketAddr,
         mut phase: watch::Receiver<Phase>,
     ) {
-        // A token must not wait for the one after it.
+        // A token must not wait for the one after it. Spin leaves that to the client.
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!("{client}: no TCP_NODELAY: {error}");
         }
         let service = service_fn(|request| {
             let server = self.clone();
-            async move { Ok::<_, Infallible>(server.respond(request, client).await) }
+            async move { server.respond(request, client).await }
         });
-        let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+        let builder = auto::Builder::new(TokioExecutor::new());
+        let connection = builder.serve_connection(TokioIo::new(stream), service);
         let mut connection = std::pin::pin!(connection);
         let result = tokio::select! {
             result = connection.as_mut() => result,
@@ -110,34 +124,42 @@ impl Server {
         }
     }
 
-    async fn respond(&self, request: Request<Incoming>, client: SocketAddr) -> Response<WasiBody> {
+    async fn respond(
+        &self,
+        mut request: Request<Incoming>,
+        client: SocketAddr,
+    ) -> Result<Response<WasiBody>, NoHost> {
+        strip(request.headers_mut());
         let path = request.uri().path();
         tracing::debug!("{client}: {} {path}", request.method());
         if let Some(name) = path.strip_prefix(WELL_KNOWN) {
-            return match name {
-                "health" => text(StatusCode::OK, "OK"),
+            return Ok(match name {
+                "health" => full(StatusCode::OK, "OK"),
+                "info" => self.tell_info(),
                 _ => empty(StatusCode::NOT_FOUND),
-            };
+            });
         }
-        let Some(route) = self.router.find(path) else { return empty(StatusCode::NOT_FOUND) };
+        let Some(route) = self.router.find(path) else { return Ok(empty(StatusCode::NOT_FOUND)) };
         let Some(function) = self.functions.get(route.component) else {
             tracing::error!("no component '{}' is loaded", route.component);
-            return empty(StatusCode::INTERNAL_SERVER_ERROR);
+            return Ok(empty(StatusCode::INTERNAL_SERVER_ERROR));
         };
-        let request = match prepare(request, &route, client) {
-            Ok(request) => request.map(|body| body.map_err(HttpError::Hyper).boxed_unsync()),
-            Err(refusal) => {
-                tracing::debug!("{client}: {refusal}");
-                return text(refusal.status, refusal.reason);
-            }
+        let Some(request) = prepare(request, &route, client)? else {
+            tracing::error!("{client}: a header is not UTF-8");
+            // It is the client's fault, but this is what Spin answers.
+            return Ok(empty(StatusCode::INTERNAL_SERVER_ERROR));
         };
-        match function.handle((), request).await {
-            Ok(response) => response,
-            Err(error) => {
-                tracing::error!("{}: no response: {error:#}", route.component);
-                empty(StatusCode::INTERNAL_SERVER_ERROR)
-            }
-        }
+        let request = request.map(|body| body.map_err(HttpError::Hyper).boxed_unsync());
+        Ok(function.handle((), request).await.unwrap_or_else(|error| {
+            tracing::error!("{}: no response: {error:#}", route.component);
+            empty(StatusCode::INTERNAL_SERVER_ERROR)
+        }))
+    }
+
+    fn tell_info(&self) -> Response<WasiBody> {
+        let mut response = full(StatusCode::OK, serde_json::to_vec_pretty(&self.info).unwrap_or_default());
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response
     }
 }
 
@@ -148,43 +170,56 @@ async fn reached(phase: &mut watch::Receiver<Phase>, wanted: Phase) {
     _ = phase.wait_for(enough).await;
 }
 
-/// A request that can't be handed on.
+/// A request does not say which host it is for; there is no response to it.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{status}: {reason}")]
-struct Refusal {
-    status: StatusCode,
-    reason: &'static str,
+enum NoHost {
+    #[error("the request has no Host header")]
+    Missing,
+    #[error("the Host header is not a host")]
+    Invalid,
+    #[error("the Host header and the request's target name different hosts")]
+    Different,
+    #[error("the request's target has no path")]
+    NoPath,
 }
 
-impl Refusal {
-    fn bad_request(reason: &'static str) -> Self {
-        Self { status: StatusCode::BAD_REQUEST, reason }
+/// Takes out what is not for components.
+fn strip(headers: &mut HeaderMap) {
+    // The names by which components call each other.
+    let is_internal = |value: &HeaderValue| {
+        let host = value.to_str().unwrap_or_default();
+        let host = host.rsplit_once(':').map_or(host, |(host, _)| host);
+        host.split_once('.').is_some_and(|(_, domain)| domain == "spin.internal")
+    };
+    if headers.get(HOST).is_some_and(is_internal) {
+        headers.remove(HOST);
     }
+    // It is about this connection, and a component that hands it on breaks another.
+    headers.remove(CONNECTION);
 }
 
-/// Gives a request what Spin gives it: an absolute URI and headers about the route.
+/// Gives a request what Spin gives it: an absolute URI and headers about the route. Nothing if one of
+/// its headers can't be handed on.
 fn prepare<B>(
     request: Request<B>,
     route: &RouteMatch<'_>,
     client: SocketAddr,
-) -> Result<Request<B>, Refusal> {
+) -> Result<Option<Request<B>>, NoHost> {
     let (mut parts, body) = request.into_parts();
     let authority = authority(&parts.uri, &parts.headers)?;
+    let path = parts.uri.path_and_query().cloned().ok_or(NoHost::NoPath)?;
+    let uri = Uri::builder().scheme(Scheme::HTTP).authority(authority).path_and_query(path.clone());
+    parts.uri = uri.build().map_err(|_| NoHost::NoPath)?;
     if parts.headers.values().any(|value| std::str::from_utf8(value.as_bytes()).is_err()) {
-        // Spin's status too, though it is the client's fault.
-        let status = StatusCode::INTERNAL_SERVER_ERROR;
-        return Err(Refusal { status, reason: "A header is not UTF-8." });
+        return Ok(None);
     }
-    let path = parts.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
-
-    // The header is about this connection, and a component that hands it on breaks another.
-    parts.headers.remove(CONNECTION);
-    let full_url = format!("http://{authority}{path}");
-    let client = client.to_string();
+    let host = parts.headers.get(HOST).and_then(|host| host.to_str().ok()).unwrap_or("localhost");
+    let full_url = format!("http://{host}{path}");
+    let (based, client) = (route.based(), client.to_string());
     for (name, value) in [
         ("spin-path-info", route.path_info.as_str()),
         ("spin-full-url", &full_url),
-        ("spin-matched-route", route.raw),
+        ("spin-matched-route", &based),
         ("spin-base-path", "/"),
         ("spin-raw-component-route", route.raw),
         ("spin-component-route", route.raw_prefix()),
@@ -195,26 +230,22 @@ fn prepare<B>(
             parts.headers.append(HeaderName::from_static(name), value);
         }
     }
-    let uri = Uri::builder().scheme(Scheme::HTTP).authority(authority).path_and_query(path);
-    parts.uri = uri.build().map_err(|_| Refusal::bad_request("The request's target is not a path."))?;
-    Ok(Request::from_parts(parts, body))
+    Ok(Some(Request::from_parts(parts, body)))
 }
 
-fn authority(uri: &Uri, headers: &HeaderMap) -> Result<Authority, Refusal> {
+fn authority(uri: &Uri, headers: &HeaderMap) -> Result<Authority, NoHost> {
     let from_header = match headers.get(HOST) {
         None => None,
         Some(value) => {
             let parsed = value.to_str().ok().and_then(|text| text.parse::<Authority>().ok());
-            Some(parsed.ok_or(Refusal::bad_request("The Host header is not a host."))?)
+            Some(parsed.ok_or(NoHost::Invalid)?)
         }
     };
     match (from_header, uri.authority()) {
-        (Some(header), Some(target)) if header != *target => {
-            Err(Refusal::bad_request("The Host header and the request's target name different hosts."))
-        }
+        (Some(header), Some(target)) if header != *target => Err(NoHost::Different),
         (Some(authority), _) => Ok(authority),
         (None, Some(authority)) => Ok(authority.clone()),
-        (None, None) => Err(Refusal::bad_request("The request has no Host header.")),
+        (None, None) => Err(NoHost::Missing),
     }
 }
 
@@ -222,9 +253,8 @@ fn empty(status: StatusCode) -> Response<WasiBody> {
     with_status(status, Empty::new().map_err(|never| match never {}).boxed_unsync())
 }
 
-fn text(status: StatusCode, text: &'static str) -> Response<WasiBody> {
-    let body = Full::new(Bytes::from_static(text.as_bytes()));
-    with_status(status, body.map_err(|never| match never {}).boxed_unsync())
+fn full(status: StatusCode, body: impl Into<Bytes>) -> Response<WasiBody> {
+    with_status(status, Full::new(body.into()).map_err(|never| match never {}).boxed_unsync())
 }
 
 fn with_status(status: StatusCode, body: WasiBody) -> Response<WasiBody> {
@@ -237,18 +267,23 @@ fn with_status(status: StatusCode, body: WasiBody) -> Response<WasiBody> {
 mod tests {
     use super::*;
 
-    fn prepared(request: Request<()>) -> Result<Request<()>, Refusal> {
+    fn prepared(mut request: Request<()>) -> Result<Option<Request<()>>, NoHost> {
         let mut router = Router::default();
         router.add("/v1/...", "function").unwrap();
-        let path = request.uri().path().to_owned();
-        prepare(request, &router.find(&path).unwrap(), "192.0.2.7:5555".parse().unwrap())
+        strip(request.headers_mut());
+        prepare(request, &router.find("/v1/models").unwrap(), "192.0.2.7:5555".parse().unwrap())
+    }
+
+    fn get(target: &str, headers: &[(HeaderName, &[u8])]) -> Result<Option<Request<()>>, NoHost> {
+        let request =
+            headers.iter().fold(Request::get(target), |request, (name, value)| request.header(name, *value));
+        prepared(request.body(()).unwrap())
     }
 
     #[test]
     fn a_request_gets_spins_headers_and_an_absolute_uri() {
-        let request =
-            Request::get("/v1/models?x=1").header(HOST, "localhost:3000").header(CONNECTION, "close");
-        let request = prepared(request.body(()).unwrap()).unwrap();
+        let headers = [(HOST, &b"localhost:3000"[..]), (CONNECTION, b"close")];
+        let request = get("/v1/models?x=1", &headers).unwrap().unwrap();
         assert_eq!(request.uri(), "http://localhost:3000/v1/models?x=1");
         let header = |name: &str| request.headers()[name].to_str().unwrap();
         assert_eq!(header("spin-full-url"), "http://localhost:3000/v1/models?x=1");
@@ -263,15 +298,23 @@ mod tests {
 
     #[test]
     fn a_request_must_say_one_host() {
-        let nowhere = Request::get("/v1/x").body(()).unwrap();
-        assert!(prepared(nowhere).unwrap_err().reason.contains("no Host"));
-        let two = Request::get("http://a/v1/x").header(HOST, "b").body(()).unwrap();
-        assert!(prepared(two).unwrap_err().reason.contains("different"));
-        let bad = Request::get("/v1/x").header(HOST, "a b").body(()).unwrap();
-        assert!(prepared(bad).unwrap_err().reason.contains("not a host"));
-        let bytes = Request::get("/v1/x").header(HOST, "a").header("x", &b"\xff"[..]).body(()).unwrap();
-        assert_eq!(prepared(bytes).unwrap_err().status, StatusCode::INTERNAL_SERVER_ERROR);
-        let target_only = Request::get("http://a/v1/x").body(()).unwrap();
-        assert_eq!(prepared(target_only).unwrap().uri(), "http://a/v1/x");
+        assert_eq!(get("/v1/x", &[]).unwrap_err(), NoHost::Missing);
+        assert_eq!(get("http://a/v1/x", &[(HOST, b"b")]).unwrap_err(), NoHost::Different);
+        assert_eq!(get("/v1/x", &[(HOST, b"a b")]).unwrap_err(), NoHost::Invalid);
+        for internal in ["other.spin.internal", "other.spin.internal:80"] {
+            assert_eq!(get("/v1/x", &[(HOST, internal.as_bytes())]).unwrap_err(), NoHost::Missing);
+        }
+        let connect = Request::builder().method("CONNECT").uri("a:80").header(HOST, "a:80").body(()).unwrap();
+        assert_eq!(prepared(connect).unwrap_err(), NoHost::NoPath);
+        // The target alone is enough, but no header says so.
+        let target_only = get("http://a/v1/x", &[]).unwrap().unwrap();
+        assert_eq!(target_only.uri(), "http://a/v1/x");
+        assert_eq!(target_only.headers()["spin-full-url"], "http://localhost/v1/x");
+    }
+
+    #[test]
+    fn a_header_that_is_no_text_is_not_handed_on() {
+        let bytes = HeaderName::from_static("x");
+        assert!(get("/v1/x", &[(HOST, b"a"), (bytes, b"\xff")]).unwrap().is_none());
     }
 }

@@ -1,4 +1,4 @@
-//! Application variables: templates such as `{{ nats_host }}`, and the values behind them.
+//! Application variables: templates such as `{{ nats_server }}`, and the values behind them.
 //!
 //! A value comes from, in this order: `--variable NAME=VALUE`, the environment variable
 //! `SPIN_VARIABLE_NAME`, the default in the manifest.
@@ -13,7 +13,7 @@ pub const ENVIRONMENT_PREFIX: &str = "SPIN_VARIABLE_";
 /// Why variables have no values.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum VariableError {
-    /// A name that Spin would not accept.
+    /// A name that no variable can have.
     #[error(
         "'{name}' is not a variable name: {problem}. \
          Use lower-case letters, digits and single underscores, beginning with a letter"
@@ -48,7 +48,8 @@ pub fn environment_name(name: &str) -> String {
     format!("{ENVIRONMENT_PREFIX}{}", name.to_ascii_uppercase())
 }
 
-/// Checks a name by Spin's rule.
+/// Checks the name in a component's question by Spin's rule, which is wider than that for a
+/// declaration ([`crate::ids::LowerSnakeId`]).
 pub fn check_name(name: &str) -> Result<(), VariableError> {
     let problem = if name.is_empty() {
         "it is empty"
@@ -102,8 +103,13 @@ impl Template {
         self.variables().next().is_none()
     }
 
+    /// The first name in it that nobody declared.
+    pub fn undeclared(&self, declared: &BTreeMap<String, Declaration>) -> Option<String> {
+        self.variables().find(|name| !declared.contains_key(*name)).map(str::to_owned)
+    }
+
     /// The names in it.
-    pub fn variables(&self) -> impl Iterator<Item = &str> {
+    fn variables(&self) -> impl Iterator<Item = &str> {
         self.0.iter().filter_map(|part| match part {
             Part::Literal(_) => None,
             Part::Variable(name) => Some(name.as_str()),
@@ -159,6 +165,13 @@ impl Variables {
             }
         }
         if missing.is_empty() { Ok(Self(values)) } else { Err(VariableError::Missing(missing)) }
+    }
+
+    /// The defaults of those that have one.
+    pub fn defaults(declared: &BTreeMap<String, Declaration>) -> Self {
+        let default =
+            |(name, declaration): (&String, &Declaration)| Some((name.clone(), declaration.default.clone()?));
+        Self(declared.iter().filter_map(default).collect())
     }
 
     /// Puts values into a template.

@@ -69,7 +69,7 @@ fn braces_must_be_closed() {
 
 #[test]
 fn names_follow_spins_rule() {
-    for good in ["a", "a1", "nats_host", "a_1_b"] {
+    for good in ["a", "a1", "nats_server", "a_1_b"] {
         assert_eq!(check_name(good), Ok(()), "{good}");
     }
     for bad in ["", "A", "1a", "_a", "a_", "a__b", "a-b", "ä", "a b"] {

@@ -3,6 +3,8 @@
 // In a test a failed step is a failed promise.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "serving/http.rs"]
+mod http;
 mod support;
 
 use std::collections::HashMap;
@@ -54,6 +56,8 @@ fn routes_and_spins_headers() {
     let host = Host::start(&text, &[]);
     assert_eq!(host.get("/served").0, 404);
     assert_eq!(host.get("/.well-known/spin/health"), (200, "OK".to_owned()));
+    let info = "{\n  \"name\": \"test\"\n}".to_owned();
+    assert_eq!(host.get("/.well-known/spin/info"), (200, info));
     assert_eq!(host.get("/.well-known/spin/other").0, 404);
     assert_eq!(host.get("/header?spin-full-url").1, "\"http://localhost/header?spin-full-url\"");
     assert_eq!(host.get("/header?spin-matched-route").1, "\"/header\"");
@@ -249,8 +253,8 @@ fn a_signal_lets_running_responses_finish() {
 
 #[test]
 fn the_grace_time_and_a_second_signal_cut_responses_off() {
-    for (grace, second_signal) in [("0", false), ("600", true)] {
-        let mut host = Host::start(&manifest(""), &["--grace-s", grace]);
+    for (arguments, second_signal) in [(&[][..], false), (&["--grace-s", "600"], true)] {
+        let mut host = Host::start(&manifest(""), arguments);
         let mut client = host.connect();
         client.send("/ticks");
         client.head();

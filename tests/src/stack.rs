@@ -292,10 +292,8 @@ async fn start_host(nats: &impl Nats, options: &Options) -> Result<(Group, Strin
         ("models", models.to_owned()),
         ("model_aliases", format!("vllm-primary={models}")),
     ];
-    for (address, number) in nats.addresses().iter().zip(["", "_2", "_3"]) {
-        let (host, port) = address.rsplit_once(':').context("an address has a port")?;
-        command.env(format!("SPIN_VARIABLE_NATS_HOST{number}"), host);
-        command.env(format!("SPIN_VARIABLE_NATS_PORT{number}"), port);
+    for (address, letter) in nats.addresses().iter().zip(["", "_B", "_C"]) {
+        command.env(format!("SPIN_VARIABLE_NATS_SERVER{letter}"), address);
     }
     for (name, value) in defaults.iter().chain(&options.variables) {
         command.env(format!("SPIN_VARIABLE_{}", name.to_uppercase()), value);

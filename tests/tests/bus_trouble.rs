@@ -240,14 +240,13 @@ async fn a_nats_server_without_jetstream_is_refused() -> Result<()> {
 
 #[tokio::test]
 async fn another_server_of_the_cluster_is_used_when_one_is_down() -> Result<()> {
-    let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await?.local_addr()?.port();
+    let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await?.local_addr()?.to_string();
     let mut stack = Stack::start_with(options(&[])).await?;
-    let port = stack.nats.address().rsplit_once(':').context("a port")?.1.to_owned();
     let through = Options {
         variables: vec![
-            ("nats_port", nobody.to_string()),
-            ("nats_port_2", nobody.to_string()),
-            ("nats_port_3", port),
+            ("nats_server", nobody.clone()),
+            ("nats_server_b", nobody),
+            ("nats_server_c", stack.nats.address().to_owned()),
         ],
         ..options(&[])
     };

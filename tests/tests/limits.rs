@@ -311,7 +311,8 @@ async fn jobs_at_once_are_free_again_when_they_end_and_when_their_worker_dies() 
 async fn who_asks_and_whether_there_is_room_takes_two_round_trips() -> Result<()> {
     let direct = Stack::start_with(options(&FAST)).await?;
     let proxy = Proxy::start(direct.nats.address()).await?;
-    let through = Options { variables: vec![("nats_port", proxy.port.to_string())], ..options(&FAST) };
+    let server = format!("127.0.0.1:{}", proxy.port);
+    let through = Options { variables: vec![("nats_server", server)], ..options(&FAST) };
     let mut stack = direct;
     let url = stack.add_function(&through).await?;
     let limits = ["--requests-per-minute", "5", "--requests-per-day", "5", "--tokens-per-minute", "1"];

@@ -1,13 +1,16 @@
 //! Which program runs the function: Spin, if what is called `spin` is one that can; the project's
 //! own host otherwise.
 
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use anyhow::Context;
 use clap::ValueEnum;
 
 use super::process::sibling;
+use crate::cache::Cache;
 use crate::console::Console;
 use crate::pull::{on_path, parse_version};
 
@@ -56,6 +59,17 @@ pub(crate) fn find(wanted: Option<Host>, console: &Console) -> Result<(Host, Pat
     Ok((Host::Local, sibling("emberline-host")?))
 }
 
+/// Writes the file that tells Spin to keep compiled components in the cache folder: it takes no
+/// folder itself, and would keep them in the user's.
+pub(crate) fn write_spin_cache(cache: &Cache) -> anyhow::Result<PathBuf> {
+    let folder = cache.folder("wasmtime")?;
+    let folder = folder.to_str().with_context(|| format!("{} is not UTF-8", folder.display()))?;
+    let file = cache.folder("spin")?.join("wasmtime.toml");
+    let text = format!("[cache]\ndirectory = {}\n", toml::Value::from(folder));
+    fs::write(&file, text).with_context(|| file.display().to_string())?;
+    Ok(file)
+}
+
 fn usable_spin(found: Option<PathBuf>) -> Result<PathBuf, Unfit> {
     let path = found.ok_or(Unfit::Absent)?;
     let said = ask_version(&path);
@@ -94,6 +108,14 @@ mod tests {
         {
             assert_eq!(number(other), None, "{other}");
         }
+    }
+
+    #[test]
+    fn spin_is_told_the_cache_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = write_spin_cache(&Cache::at(dir.path())).unwrap();
+        let read: toml::Table = fs::read_to_string(file).unwrap().parse().unwrap();
+        assert_eq!(read["cache"]["directory"].as_str(), dir.path().join("wasmtime").to_str());
     }
 
     #[test]

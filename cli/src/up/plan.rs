@@ -1,7 +1,7 @@
 //! What exactly `emberline up` starts: programs, arguments and environment of each part.
 
 use std::borrow::Cow;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
@@ -78,8 +78,12 @@ pub(crate) struct Plan {
     pub(crate) listen: SocketAddr,
     pub(crate) host: Host,
     pub(crate) host_program: PathBuf,
+    /// The folder of everything that is kept.
+    pub(crate) cache: PathBuf,
     /// What Spin would otherwise keep beside spin.toml.
     pub(crate) spin_state: PathBuf,
+    /// The file that tells Spin where to keep compiled components.
+    pub(crate) spin_cache: PathBuf,
     pub(crate) worker_program: PathBuf,
     pub(crate) workers: usize,
     pub(crate) backend: Backend,
@@ -167,19 +171,20 @@ impl Plan {
         let manifest = self.root.join("spin.toml");
         let listen = self.listen.to_string();
         let (manifest, state) = (manifest.to_string_lossy(), self.spin_state.to_string_lossy());
+        let cache = self.spin_cache.to_string_lossy();
         let common = ["--from", &manifest, "--listen", &listen];
         let args = match self.host {
-            Host::Spin => [&["up"], &common[..], &["--state-dir", &state]].concat(),
+            Host::Spin => [&["up"], &common[..], &["--state-dir", &state, "--cache", &cache]].concat(),
             Host::Local => common.to_vec(),
         };
-        let nats = self.nats_address();
         self.program(
             Part::Function,
             &self.host_program,
             &args,
             &[
-                ("SPIN_VARIABLE_NATS_HOST", &host_of_url(nats.ip())),
-                ("SPIN_VARIABLE_NATS_PORT", &nats.port().to_string()),
+                // Here it may be relative to another folder than the program's.
+                ("EMBERLINE_CACHE", &self.cache.to_string_lossy()),
+                ("SPIN_VARIABLE_NATS_SERVER", &self.nats_address().to_string()),
                 ("SPIN_VARIABLE_NATS_USER", "function"),
                 ("SPIN_VARIABLE_NATS_PASSWORD", &self.passwords.function),
                 ("SPIN_VARIABLE_API_KEY_HASHES", &hex::encode(&Sha256::digest(self.api_key.as_bytes()))),
@@ -197,14 +202,6 @@ impl Plan {
             env: env.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect(),
             folder: self.root.clone(),
         }
-    }
-}
-
-/// An address as it stands in front of a port, which is what `allowed_outbound_hosts` makes of it.
-fn host_of_url(ip: IpAddr) -> String {
-    match ip {
-        IpAddr::V4(ip) => ip.to_string(),
-        IpAddr::V6(ip) => format!("[{ip}]"),
     }
 }
 
@@ -233,7 +230,9 @@ mod tests {
             listen: "0.0.0.0:3333".parse().unwrap(),
             host: Host::Spin,
             host_program: "/bin/spin".into(),
+            cache: "/cache".into(),
             spin_state: "/state".into(),
+            spin_cache: "/cache.toml".into(),
             worker_program: "/bin/worker".into(),
             workers: 1,
             backend: Backend::Wgpu,
@@ -251,9 +250,9 @@ mod tests {
     fn the_function_gets_addresses_hashes_and_the_alias() {
         let function = plan().function();
         let common = ["--from", "/root/spin.toml", "--listen", "0.0.0.0:3333"];
-        assert_eq!(function.args, [&["up"], &common[..], &["--state-dir", "/state"]].concat());
-        assert_eq!(env(&function, "SPIN_VARIABLE_NATS_HOST"), "127.0.0.1");
-        assert_eq!(env(&function, "SPIN_VARIABLE_NATS_PORT"), "4333");
+        let spins_own = ["--state-dir", "/state", "--cache", "/cache.toml"];
+        assert_eq!(function.args, [&["up"], &common[..], &spins_own].concat());
+        assert_eq!(env(&function, "SPIN_VARIABLE_NATS_SERVER"), "127.0.0.1:4333");
         assert_eq!(env(&function, "SPIN_VARIABLE_MODEL_ALIASES"), "vllm-primary=m");
         let hash = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert_eq!(env(&function, "SPIN_VARIABLE_API_KEY_HASHES"), hash);
@@ -265,7 +264,7 @@ mod tests {
     fn an_ipv6_address_of_nats_is_in_brackets_where_a_port_follows() {
         for listen in ["[::1]:4333", "[::]:4333"] {
             let plan = Plan { nats_listen: listen.parse().unwrap(), ..plan() };
-            assert_eq!(env(&plan.function(), "SPIN_VARIABLE_NATS_HOST"), "[::1]");
+            assert_eq!(env(&plan.function(), "SPIN_VARIABLE_NATS_SERVER"), "[::1]:4333");
             assert_eq!(env(&plan.worker(1), "EMBERLINE_NATS"), "[::1]:4333");
         }
         let plan = Plan { nats_listen: "[::1]:4333".parse().unwrap(), ..plan() };

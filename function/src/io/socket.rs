@@ -25,7 +25,7 @@ pub(super) struct Socket {
 }
 
 impl Socket {
-    /// Connects, without a limit of time.
+    /// Connects, without a limit of time. Does not bind: Spin refuses that up to wasmtime 47.
     pub(super) async fn connect(address: SocketAddr) -> Result<Self, ErrorCode> {
         let (family, address) = to_wasi(address);
         let socket = TcpSocket::create(family)?;

@@ -2,31 +2,19 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Condvar, Mutex, OnceLock};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
+
+mod fixture;
+mod spin;
+
+use fixture::fixture;
+use spin::{Serving, Spin};
 
 /// Longest wait for anything; only a failure takes so long.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Builds the fixture component once.
-pub(crate) fn fixture() -> &'static Path {
-    static FIXTURE: OnceLock<PathBuf> = OnceLock::new();
-    FIXTURE.get_or_init(|| {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixture/Cargo.toml");
-        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
-        let status = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()))
-            .args(["build", "--quiet", "--locked", "--target", "wasm32-wasip2", "--manifest-path"])
-            .arg(source)
-            .arg("--target-dir")
-            .arg(target)
-            .status()
-            .expect("cargo starts");
-        assert!(status.success(), "the fixture doesn't build; is the target wasm32-wasip2 installed?");
-        target.join("wasm32-wasip2/debug/emberline_host_fixture.wasm")
-    })
-}
 
 /// A manifest for the fixture; `component` goes into `[component.fixture]`.
 pub(crate) fn manifest(component: &str) -> String {
@@ -99,6 +87,34 @@ impl Drop for Host {
     }
 }
 
+/// What serves a manifest: this host, and the real Spin where there is one.
+pub(crate) enum Server {
+    Host(Host),
+    Spin(Serving),
+}
+
+impl Server {
+    /// Both, one after the other.
+    pub(crate) fn each(manifest: &str) -> impl Iterator<Item = Self> {
+        let spin = Spin::find().map(|spin| Self::Spin(spin.serve(manifest).unwrap()));
+        std::iter::once(Self::Host(Host::start(manifest, &[]))).chain(spin)
+    }
+
+    pub(crate) fn connect(&self) -> Connection {
+        match self {
+            Self::Host(host) => host.connect(),
+            Self::Spin(spin) => Connection::open(spin.address),
+        }
+    }
+
+    pub(crate) fn signal(&self, name: &str) {
+        match self {
+            Self::Host(host) => host.signal(name),
+            Self::Spin(spin) => spin.signal(name),
+        }
+    }
+}
+
 /// Runs a host that is expected to end by itself; returns its exit status and its log.
 pub(crate) fn refused(
     manifest: &str,
@@ -120,7 +136,7 @@ fn command(directory: &Path, manifest: &str) -> Command {
         .arg("--from")
         .arg(directory)
         // All hosts of the tests share one cache of the compiled fixture.
-        .env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"))
+        .env("EMBERLINE_CACHE", env!("CARGO_TARGET_TMPDIR"))
         .env("EMBERLINE_LOG", "info,emberline_host=debug")
         .env("EMBERLINE_LISTEN", "127.0.0.1:0")
         .stdin(Stdio::null())
@@ -212,12 +228,37 @@ impl Connection {
 
     /// Reads a response's head; returns its status and its header lines.
     pub(crate) fn head(&mut self) -> (u16, String) {
+        self.try_head().expect("a response")
+    }
+
+    /// The same, or nothing if the connection ends instead.
+    pub(crate) fn try_head(&mut self) -> Option<(u16, String)> {
         let mut head = String::new();
         while !head.ends_with("\r\n\r\n") {
-            assert!(self.stream.read_line(&mut head).unwrap() > 0, "the connection ended: {head:?}");
+            // A connection that ends before all of a request was read is reset.
+            let read = self.stream.read_line(&mut head).unwrap_or(0);
+            if read == 0 {
+                assert_eq!(head, "", "the connection ended");
+                return None;
+            }
         }
         let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
-        (status.unwrap_or_else(|| panic!("no status: {head:?}")), head.to_ascii_lowercase())
+        Some((status.unwrap_or_else(|| panic!("no status: {head:?}")), head.to_ascii_lowercase()))
+    }
+
+    /// Reads so many bytes.
+    pub(crate) fn bytes(&mut self, count: usize) -> Vec<u8> {
+        let mut bytes = vec![0; count];
+        self.stream.read_exact(&mut bytes).unwrap();
+        bytes
+    }
+
+    /// True if the connection ends in the middle of a chunked body.
+    pub(crate) fn is_cut_off(&mut self) -> bool {
+        let mut rest = Vec::new();
+        // A reset is an end too.
+        _ = self.stream.read_to_end(&mut rest);
+        !rest.ends_with(b"0\r\n\r\n")
     }
 
     /// Reads one chunk of a chunked body; empty at its end.
@@ -225,8 +266,7 @@ impl Connection {
         let mut line = String::new();
         self.stream.read_line(&mut line).unwrap();
         let length = usize::from_str_radix(line.trim(), 16).unwrap_or_else(|_| panic!("no chunk: {line:?}"));
-        let mut chunk = vec![0; length + 2];
-        self.stream.read_exact(&mut chunk).unwrap();
+        let mut chunk = self.bytes(length + 2);
         assert!(chunk.ends_with(b"\r\n"));
         chunk.truncate(length);
         chunk
