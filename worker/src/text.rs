@@ -46,6 +46,8 @@ impl TextAssembler {
         if !pushed.stopped {
             pushed.text.push_str(&std::mem::take(&mut self.held));
         }
+        // Nothing is held any more that a later byte could complete to a stop string.
+        self.stopped = true;
         pushed.text
     }
 

@@ -159,15 +159,16 @@ fn what_can_not_be_enforced_is_refused_in_clear_words_where_the_client_insists()
 fn what_can_not_be_enforced_is_left_out_where_the_client_does_not_insist() {
     for (schema, field, reason) in unenforceable() {
         let in_object = json!({ "type": "object", "properties": { "a": { "const": 1 }, "b": schema.clone() }, "required": ["a", "b"] });
-        for (request, path) in [
+        // Within another schema, a reference to the root leads to that one.
+        let is_of_root = schema.get("$ref").is_some_and(|target| target == "#");
+        let requests = [
             (self::schema(schema.clone()), field.to_owned()),
             (self::schema(in_object), format!(".properties.b{field}")),
-        ] {
+        ];
+        for (request, path) in requests.into_iter().take(if is_of_root { 1 } else { 2 }) {
             let dropped = dropped(&request);
             assert_eq!(dropped.is_empty(), reason.is_empty(), "{schema}");
-            // Within another schema, a reference to the root leads to that.
-            let path =
-                if schema.get("$ref").is_some_and(|target| target == "#") { "" } else { path.as_str() };
+            let path = if is_of_root { "" } else { path.as_str() };
             assert!(
                 dropped.iter().all(|dropped| dropped.starts_with(&format!("{PLACE}{path}"))),
                 "{dropped:?} of {schema}"

@@ -290,7 +290,9 @@ fn strict_schemas_name_all_properties_and_no_others() {
 fn a_schema_that_repeats_itself_too_often_comes_to_an_end() {
     let wide: Map<String, Value> =
         (0..900).map(|name| (name.to_string(), json!({ "minLength": name }))).collect();
-    let nested = (0..100).fold(json!({ "properties": wide }), |inner, _| json!({ "allOf": [inner] }));
+    let names: Vec<_> = wide.keys().cloned().collect();
+    let wide = json!({ "properties": wide, "required": names, "additionalProperties": false });
+    let nested = (0..100).fold(wide, |inner, _| json!({ "allOf": [inner] }));
     let parts = (0..100).map(|depth| json!({ "$ref": format!("#/items{}", "/allOf/0".repeat(depth)) }));
     let schema = json!({ "items": nested, "anyOf": parts.collect::<Vec<_>>() });
     let error = strictly(&schema).unwrap_err();

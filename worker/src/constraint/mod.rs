@@ -9,8 +9,8 @@
 //! far as it can be, and the rest noted. [`schema`] is about JSON schemas, [`source`] writes the
 //! grammars.
 
-mod dates;
 mod disjoint;
+mod formats;
 mod keywords;
 mod narrow;
 mod patterns;

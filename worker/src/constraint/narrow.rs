@@ -5,15 +5,15 @@
 //! - Numbers stay within ±(2^53 - 1), so that every reader of JSON takes them for the same number,
 //!   and no digits run on for ever.
 //! - Objects whose `properties` are named, and that say nothing of others, get no others.
-//! - Dates and times are those that every reader takes.
+//! - Dates, times and e-mail addresses are those that every reader takes.
 //!
 //! Schemas that put several conditions on the same value (`allOf`, `$ref` beside other keywords) are
 //! left open as they are: one condition may rely on what another would forbid.
 
 use serde_json::{Map, Value, json};
 
-use super::dates;
 use super::disjoint::are_disjoint;
+use super::formats;
 use super::keywords::{PATH, allows_anything, is_annotation};
 use super::tree::{any, subschemas_mut};
 use super::values::{LARGEST, has_type};
@@ -54,7 +54,7 @@ fn adapt(schema: &mut Value, root: &Value, combines: bool) {
         name_any(schema);
     }
     bound_numbers(schema);
-    dates::narrow(schema);
+    formats::narrow(schema);
     for member in subschemas_mut(schema) {
         adapt(member, root, combines);
     }

@@ -1,7 +1,8 @@
-//! Dates and times that every reader takes.
+//! Dates, times and addresses that every reader takes.
 //!
-//! llguidance's formats allow 29 February in any year, the year 0 and leap seconds anywhere; many
-//! readers refuse these. A pattern beside the format leaves them out.
+//! llguidance's formats allow 29 February in any year, the year 0 and leap seconds anywhere, and
+//! addresses of any length and with rare characters; many readers refuse these. A pattern beside the
+//! format leaves them out.
 
 use std::sync::LazyLock;
 
@@ -14,6 +15,9 @@ static DATE: LazyLock<String> = LazyLock::new(|| {
     format!("(?:{year}-(?:0[13-9]|1[0-2])-[0-9]{{2}}|{year}-02-(?:[01][0-9]|2[0-8])|{leap}-02-29)")
 });
 const TIME: &str = "[0-9]{2}:[0-9]{2}:[0-5][0-9]";
+/// Far below the 64 and 255 characters that RFC 5321 allows on the sides of the `@`.
+const EMAIL: &str =
+    "^[A-Za-z0-9_+-]{1,30}(\\.[A-Za-z0-9_+-]{1,30})?@[A-Za-z0-9]{1,30}(\\.[A-Za-z0-9]{1,30}){1,3}$";
 
 /// Adds the pattern to a schema that has such a format and no pattern of its own.
 pub(super) fn narrow(schema: &mut Map<String, Value>) {
@@ -21,6 +25,7 @@ pub(super) fn narrow(schema: &mut Map<String, Value>) {
         Some("date") => format!("^{}$", *DATE),
         Some("date-time") => format!("^{}[tT]{TIME}", *DATE),
         Some("time") => format!("^{TIME}"),
+        Some("email") => EMAIL.to_owned(),
         _ => return,
     };
     schema.entry("pattern").or_insert(pattern.into());
