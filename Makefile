@@ -10,13 +10,15 @@ CHAOS_SECONDS := 60
 # How long `make fuzz` runs each target, and how many cases `make schemathesis` tries for each operation.
 FUZZ_SECONDS := 60
 CASES := 2000
+# Which clients `make clients` runs: all, or names with commas.
+CLIENTS := all
 # SPIR-V instead of WGSL where the GPU is driven by Vulkan.
 GPU_FEATURES := --features emberline-worker/$(if $(filter Darwin,$(shell uname -s)),gpu,vulkan)
 # Tests are built for the GPU, too, which is a software adapter where there is none.
 TEST_FEATURES := --features emberline-worker/gpu
 
-.PHONY: help up bench bench-engine bench-gpu soak chaos status build build-tests function setup pip test clients lint fmt \
-	fuzz schemathesis
+.PHONY: help up bench bench-engine bench-gpu soak chaos status build build-tests function setup pip test clients \
+	client-packages lint fmt fuzz schemathesis
 
 help:
 	@echo "make up        build everything, start it, print a curl line; Ctrl-C stops it"
@@ -25,6 +27,7 @@ help:
 	@echo "make bench-engine  measure the engine alone, and llama.cpp if it is there; make bench-gpu: on a GPU"
 	@echo "make soak      $(SOAK_SECONDS) s of mixed random load on the engine, then on all of it: nothing leaks, every answer is right"
 	@echo "make chaos     $(CHAOS_SECONDS) s of workers killed under load, and the other tests of what breaks"
+	@echo "make clients   client packages, frameworks and test suites of others against it: a table of what works"
 	@echo "make fuzz      each fuzz target for $(FUZZ_SECONDS) s"
 	@echo "make schemathesis  $(CASES) generated requests for each operation of /openapi.json"
 	@echo "make status    show the workers of the running stack"
@@ -79,16 +82,23 @@ setup:
 pip:
 	@deploy/setup.sh pip
 
-clients:
+# CLIENTS=aider,codex runs those alone.
+clients: build function pip
+	@deploy/setup.sh all_clients
+	model=$$($(EMBERLINE) pull $(MODEL)) && nats=$$($(EMBERLINE) pull --nats-server) && \
+	export EMBERLINE_TEST_MODEL=$$model EMBERLINE_TEST_NATS=$$nats EMBERLINE_TEST_CLIENTS=$(CLIENTS) && \
+	cargo test -p emberline-tests --test clients -- --nocapture
+
+client-packages:
 	@deploy/setup.sh clients
 
 # The second run, if there is one, has Spin instead of the project's own host.
-test: setup lint clients build-tests function pip
+test: setup lint client-packages build-tests function pip
 	model=$$($(EMBERLINE) pull $(MODEL)) && nats=$$($(EMBERLINE) pull --nats-server) && \
 	export EMBERLINE_TEST_MODEL=$$model EMBERLINE_TEST_NATS=$$nats && cargo test --workspace $(TEST_FEATURES) && \
 	if deploy/setup.sh spin_works; then EMBERLINE_TEST_HOST=spin cargo test -p emberline-tests; fi
 
-schemathesis: setup clients build function pip
+schemathesis: setup client-packages build function pip
 	nats=$$($(EMBERLINE) pull --nats-server) && export EMBERLINE_TEST_NATS=$$nats EMBERLINE_TEST_CASES=$(CASES) && \
 	cargo test -p emberline-tests --test openapi -- --nocapture
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What `make` needs from the machine. Each step looks first and changes only what is missing:
-#   deploy/setup.sh rust vulkan gpu pip programs wasm clients lint fuzz
+#   deploy/setup.sh rust vulkan gpu pip programs wasm clients all_clients lint fuzz
 # Packages of the system are installed only by root on Debian; otherwise it says what to install.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -135,32 +135,55 @@ wasm() {
 
 has_wasm_target() { [ -d "$(rustc --print sysroot)/lib/rustlib/wasm32-wasip2" ]; }
 
-# The client packages that the end-to-end tests use, at pinned versions, in the cache folder.
+# The client packages of `make test`, at pinned versions, in the cache folder; some need an older openai than others.
 clients() {
-  python_clients python-venv tests/clients/requirements.txt
-  python_clients python-openai-2-venv tests/clients/requirements-openai-2.txt
-  local node=$cache/clients/node
-  has node || install "the JavaScript clients' tests" nodejs || fail "there is no node; install Node.js 20 or newer"
-  if ! cmp -s tests/clients/package-lock.json "$node/installed.json"; then
-    has npm || install "the JavaScript clients' tests" npm || fail "there is no npm; install Node.js 20 or newer with npm"
-    mkdir -p "$node"
-    cp tests/clients/package.json tests/clients/package-lock.json "$node/"
-    npm ci --prefix "$node" --ignore-scripts --no-audit --no-fund --loglevel=error
-    cp tests/clients/package-lock.json "$node/installed.json"
+  local name
+  for name in python openai-2 node; do
+    environment "$name" || fail "the client packages '$name' can't be installed"
+  done
+}
+
+# Those of `make clients`: all that can be had. Of one that can't, the tests tell why.
+all_clients() {
+  local name
+  for name in tests/clients/environments/*; do
+    environment "$(basename "$name")" || say "note: the client packages '$(basename "$name")' can't be installed"
+  done
+}
+
+# environment NAME: installs what tests/clients/environments/NAME pins, unless that is done. A failure leaves its
+# last words in a file beside the folder. (What is called in a condition must chain its steps: -e is off there.)
+environment() {
+  local from=tests/clients/environments/$1 to=$cache/clients/$1 pins=requirements.txt create=python_environment
+  [ -e "$from/$pins" ] || { pins=package-lock.json create=node_environment; }
+  ! cmp -s "$from/$pins" "$to/installed" || return 0
+  say "installing the client packages '$1'"
+  mkdir -p "$cache/clients"
+  rm -rf "$to" "$to.log"
+  if "$create" "$from" "$to" >"$to.log" 2>&1; then
+    cp "$from/$pins" "$to/installed"
+    rm "$to.log"
+  else
+    tail -n 5 "$to.log" >&2
+    return 1
   fi
 }
 
-# python_clients FOLDER REQUIREMENTS: an environment of its own, since some clients need an older openai.
-python_clients() {
-  local venv=$cache/clients/$1 requirements=$2
-  ! cmp -s "$requirements" "$venv/requirements.txt" || return 0
+# The list of packages is whole, so that one may be left out: tests/clients/README.md says which.
+python_environment() {
   python3 -c 'import ensurepip, venv' 2>/dev/null || install "Python environments" python3-venv ||
-    fail "Python has no venv; install Python 3.10 or newer with venv and pip"
-  rm -rf "$venv"
-  mkdir -p "$cache/clients"
-  python3 -m venv "$venv"
-  "$venv/bin/python" -m pip install --quiet --require-hashes -r "$requirements"
-  cp "$requirements" "$venv/requirements.txt"
+    { say "Python has no venv; install Python 3.10 or newer with venv and pip" && return 1; }
+  python3 -m venv "$2" &&
+    "$2/bin/python" -m pip install --quiet --no-deps --require-hashes -r "$1/requirements.txt"
+}
+
+node_environment() {
+  has node || install "the JavaScript clients' tests" nodejs ||
+    { say "there is no node; install Node.js 20 or newer" && return 1; }
+  has npm || install "the JavaScript clients' tests" npm ||
+    { say "there is no npm; install Node.js 20 or newer with npm" && return 1; }
+  mkdir -p "$2" && cp "$1/package.json" "$1/package-lock.json" "$2/" &&
+    npm ci --prefix "$2" --ignore-scripts --no-audit --no-fund --loglevel=error
 }
 
 # Whether a Spin that can run the function is on PATH; `emberline up` judges it in the same way.

@@ -1,5 +1,5 @@
 // Uses the AI SDK of Vercel, by its providers for OpenAI and for servers that are compatible with it.
-// Prints one JSON object with what it saw; any surprise is an exception.
+// Any surprise is an exception.
 
 import assert from "node:assert/strict";
 import { createOpenAI } from "@ai-sdk/openai";
@@ -87,4 +87,10 @@ await refused("model", generateText({ ...asked, model: compatible("no-such-model
 await refused("absent", generateText({ ...asked, model: compatible("absent") }));
 await refused("key", generateText({ ...asked, model: createOpenAI({ baseURL, apiKey: "wrong" }).chat("vllm-primary") }));
 
-console.log(JSON.stringify({ text: texts.chat, errors }));
+assert.deepEqual(errors, {
+  temperature: [400, false, "invalid_value"],
+  model: [404, false, "model_not_found"],
+  absent: [503, true, "no_worker"],
+  key: [401, false, "invalid_api_key"],
+});
+assert.match(texts.chat, /Paris/);

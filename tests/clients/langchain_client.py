@@ -3,7 +3,7 @@
 import asyncio
 import json
 
-from common import MESSAGES, MODEL, Weather, check, is_weather, main
+from common import MESSAGES, MODEL, Weather, check, is_answered, is_weather, main
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.tools import tool
@@ -27,7 +27,7 @@ def text():
     usage = answer.usage_metadata
     assert usage["total_tokens"] == usage["input_tokens"] + usage["output_tokens"] > 0
     assert answer.response_metadata["finish_reason"] in ("stop", "length")
-    return answer.content
+    return is_answered(answer.content)
 
 
 @check

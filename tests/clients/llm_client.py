@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 
-from common import API_KEY, BASE_URL, MESSAGES, MODEL, check, is_weather, main
+from common import API_KEY, BASE_URL, MESSAGES, MODEL, check, is_answered, is_weather, main
 
 folder = tempfile.TemporaryDirectory()
 models = [
@@ -35,7 +35,7 @@ ASK = ["-m", "emberline", "-s", MESSAGES[0]["content"], "-o", "temperature", "0"
 def text():
     streamed = llm(*ASK, MESSAGES[1]["content"])
     assert streamed == llm(*ASK, "--no-stream", MESSAGES[1]["content"])
-    return streamed
+    return is_answered(streamed)
 
 
 @check

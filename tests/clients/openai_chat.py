@@ -3,7 +3,7 @@
 import asyncio
 
 import openai
-from common import MESSAGES, MODEL, check, main
+from common import MESSAGES, MODEL, check, is_answered, main
 
 client = openai.OpenAI(max_retries=0)
 OPTIONS = {"model": MODEL, "messages": MESSAGES, "temperature": 0, "max_tokens": 24}
@@ -23,7 +23,7 @@ def text():
     assert whole.object == "chat.completion"
     assert whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens
     assert whole.choices[0].message.role == "assistant"
-    return whole.choices[0].message.content
+    return is_answered(whole.choices[0].message.content)
 
 
 @check

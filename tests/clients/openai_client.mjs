@@ -1,5 +1,5 @@
 // Uses the openai package, in its own idioms, against the server at OPENAI_BASE_URL.
-// Prints one JSON object with what it saw; any surprise is an exception.
+// Any surprise is an exception.
 
 import assert from "node:assert/strict";
 import OpenAI from "openai";
@@ -164,4 +164,12 @@ await refused("absent", OpenAI.InternalServerError, patient.chat.completions.cre
 assert.deepEqual(attempts, [503, 503]);
 await assert.rejects(client.chat.completions.create(options, { timeout: 1 }), OpenAI.APIConnectionTimeoutError);
 
-console.log(JSON.stringify({ text, errors }));
+assert.deepEqual(errors, {
+  temperature: [400, "invalid_value", "temperature"],
+  top_logprobs: [400, "invalid_value", "top_logprobs"],
+  unknown: [400, "unknown_parameter", "no_such_parameter"],
+  model: [404, "model_not_found", "model"],
+  key: [401, "invalid_api_key", null],
+  absent: [503, "no_worker", "model"],
+});
+assert.match(text, /Paris/);

@@ -17,22 +17,22 @@ def errors():
         assert error.body["message"], error.body
         return [error.status_code, error.code, error.param]
 
-    return {
-        "temperature": refused(openai.BadRequestError, temperature=3),
-        "top_logprobs": refused(openai.BadRequestError, top_logprobs=2),
-        "unknown": refused(openai.BadRequestError, extra_body={"no_such_parameter": 1}),
-        "unsupported": refused(openai.BadRequestError, modalities=["text", "audio"]),
-        "model": refused(openai.NotFoundError, model="no-such-model"),
-        "absent": refused(openai.InternalServerError, model=ABSENT),
-        "stream": refused(openai.BadRequestError, temperature=3, stream=True),
-    }
+    assert refused(openai.BadRequestError, temperature=3) == [400, "invalid_value", "temperature"]
+    assert refused(openai.BadRequestError, top_logprobs=2) == [400, "invalid_value", "top_logprobs"]
+    unknown = refused(openai.BadRequestError, extra_body={"no_such_parameter": 1})
+    assert unknown == [400, "unknown_parameter", "no_such_parameter"]
+    unsupported = refused(openai.BadRequestError, modalities=["text", "audio"])
+    assert unsupported == [400, "unsupported_parameter", "modalities[1]"]
+    assert refused(openai.NotFoundError, model="no-such-model") == [404, "model_not_found", "model"]
+    assert refused(openai.InternalServerError, model=ABSENT) == [503, "no_worker", "model"]
+    assert refused(openai.BadRequestError, temperature=3, stream=True) == [400, "invalid_value", "temperature"]
 
 
 @check
 def keys():
     wrong = openai.OpenAI(api_key="wrong", max_retries=0)
     error = raises(openai.AuthenticationError, lambda: wrong.models.list())
-    return [error.status_code, error.code, error.param]
+    assert [error.status_code, error.code, error.param] == [401, "invalid_api_key", None]
 
 
 def attempts_of(max_retries, **options):

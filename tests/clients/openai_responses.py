@@ -3,7 +3,7 @@
 import time
 
 import openai
-from common import MODEL, WEATHER_TOOL, Weather, check, is_weather, main
+from common import MODEL, WEATHER_TOOL, Weather, check, is_answered, is_weather, main, raises
 
 client = openai.OpenAI(max_retries=0)
 OPTIONS = {"model": MODEL, "input": "What is the capital of France?", "temperature": 0, "max_output_tokens": 24, "store": False}
@@ -19,7 +19,7 @@ def text():
     items = [{"role": "system", "content": "You are a helpful assistant."}, {"role": "user", "content": OPTIONS["input"]}]
     same = client.responses.create(**{**OPTIONS, "input": items})
     assert same.output_text == answer.output_text
-    return answer.output_text
+    return is_answered(answer.output_text)
 
 
 @check
@@ -103,21 +103,15 @@ def cancelled():
 
 @check
 def refused():
-    errors = {}
-    for name, options in {
-        "previous_response_id": {"previous_response_id": "resp_1"},
-        "store": {"store": True},
-        "temperature": {"temperature": 3},
-    }.items():
-        try:
-            client.responses.create(**{**OPTIONS, **options})
-        except openai.BadRequestError as error:
-            errors[name] = [error.status_code, error.code, error.param]
-    try:
-        client.responses.retrieve("resp_" + "0" * 32)
-    except openai.NotFoundError as error:
-        errors["unknown"] = [error.status_code, error.code, error.param]
-    return errors
+    for options, code in [
+        ({"previous_response_id": "resp_1"}, "unsupported_parameter"),
+        ({"store": True}, "unsupported_parameter"),
+        ({"temperature": 3}, "invalid_value"),
+    ]:
+        error = raises(openai.BadRequestError, lambda: client.responses.create(**{**OPTIONS, **options}))
+        assert [error.status_code, error.code, error.param] == [400, code, next(iter(options))], error
+    error = raises(openai.NotFoundError, lambda: client.responses.retrieve("resp_" + "0" * 32))
+    assert [error.status_code, error.code, error.param] == [404, "not_found", None], error
 
 
 main()

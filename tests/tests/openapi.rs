@@ -16,12 +16,11 @@ const CASES: &str = "100";
 #[tokio::test]
 async fn schemathesis_finds_nothing() -> Result<()> {
     let stack = Stack::start().await?;
-    let python = env::var_os("EMBERLINE_TEST_PYTHON")
-        .map_or_else(|| cache().join("clients/python-venv/bin/python"), Into::into);
-    ensure!(python.exists(), "{} is missing: `make clients` installs it", python.display());
+    let program = cache().join("clients/python/bin/schemathesis");
+    ensure!(program.exists(), "{} is missing: `make test` installs it", program.display());
     let folder = tempfile::tempdir()?;
     let clients = repository().canonicalize()?.join("tests/clients");
-    let mut command = Command::new(python.with_file_name("schemathesis"));
+    let mut command = Command::new(program);
     command
         .env("SCHEMATHESIS_HOOKS", clients.join("schemathesis_hooks.py"))
         .env("PYTHONDONTWRITEBYTECODE", "1")
