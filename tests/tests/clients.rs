@@ -95,7 +95,7 @@ async fn clients_work() -> Result<()> {
     // The real model, and one called `absent` that is known and that no worker serves.
     let variables = vec![("models", format!("{MODEL},absent"))];
     let stack = Stack::start_with(Options { variables, ..Options::default() }).await?;
-    let (mut bad, mut outputs) = (Vec::new(), String::new());
+    let (mut bad, mut outputs) = (Vec::new(), Vec::new());
     for client in clients {
         let begun = Instant::now();
         let outcome = client.run(&stack).await?;
@@ -110,14 +110,14 @@ async fn clients_work() -> Result<()> {
         match outcome {
             Outcome::Failed(_, output) => {
                 bad.push(client.name);
-                outputs += &format!("\n--- {}\n{output}\n", client.name);
+                outputs.push(format!("--- {}\n{output}", client.name));
             }
             // `all` means all that this machine can have.
             Outcome::NotInstalled(_) if wanted != "all" => bad.push(client.name),
             Outcome::NotInstalled(_) | Outcome::Passed => {}
         }
     }
-    ensure!(bad.is_empty(), "did not pass: {}\n{outputs}", bad.join(", "));
+    ensure!(bad.is_empty(), "did not pass: {}\n{}", bad.join(", "), outputs.join("\n"));
     Ok(())
 }
 
