@@ -31,7 +31,7 @@ pub struct ManifestError {
     pub path: PathBuf,
     /// What is wrong with it.
     #[source]
-    pub problem: Problem,
+    pub problem: Box<Problem>,
 }
 
 /// What is wrong with a manifest.
@@ -151,7 +151,7 @@ impl Manifest {
         let path = if path.is_dir() { path.join("spin.toml") } else { path.to_owned() };
         let directory = path.parent().unwrap_or(Path::new("")).to_owned();
         let read = || Self::parse(&std::fs::read_to_string(&path)?, &directory);
-        read().map_err(|problem| ManifestError { path: path.clone(), problem })
+        read().map_err(|problem| ManifestError { path: path.clone(), problem: problem.into() })
     }
 
     /// Reads a manifest's text; sources are relative to `directory`.

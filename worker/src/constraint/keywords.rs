@@ -425,7 +425,7 @@ impl<'s> Reader<'s> {
             _ => return Names::Other,
         };
         let asks = |(word, value): &(&String, &Value)| {
-            !is_annotation(word) && !(*word == "type" && *value == "string")
+            !(is_annotation(word) || *word == "type" && *value == "string")
         };
         let mut conditions = members.iter().filter(asks);
         let only = match (conditions.next(), conditions.next()) {

@@ -22,7 +22,7 @@ pub(super) fn subschemas_mut(schema: &mut Map<String, Value>) -> Vec<&mut Value>
     for (word, value) in schema {
         match (word.as_str(), value) {
             ("properties" | "patternProperties", Value::Object(members)) => {
-                found.extend(members.values_mut())
+                found.extend(members.values_mut());
             }
             ("prefixItems" | "anyOf" | "oneOf" | "allOf", Value::Array(members)) => found.extend(members),
             ("items" | "additionalProperties", member) => found.push(member),

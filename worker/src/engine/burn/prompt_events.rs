@@ -48,8 +48,8 @@ impl ToldPrompt {
     /// log-probability.
     pub(super) fn opening(&self, tokenizer: &ModelTokenizer) -> Vec<EventKind> {
         let end = if self.is_scored { 1 } else { self.tokens.len() };
-        let unscored = (self.known..end).map(|position| self.token(position, None, tokenizer)).collect();
-        self.events(self.known, unscored)
+        let unscored = (self.known..end).map(|position| self.token(position, None, tokenizer));
+        self.events(self.known, &unscored.collect::<Vec<_>>())
     }
 
     /// What scores tell.
@@ -57,10 +57,10 @@ impl ToldPrompt {
         let first = scores.position as usize;
         let tokens = scores.scores.into_iter().zip(first..);
         let tokens = tokens.map(|(score, position)| self.token(position, Some(score), tokenizer));
-        self.events(first, tokens.collect())
+        self.events(first, &tokens.collect::<Vec<_>>())
     }
 
-    fn events(&self, first: usize, tokens: Vec<PromptToken>) -> Vec<EventKind> {
+    fn events(&self, first: usize, tokens: &[PromptToken]) -> Vec<EventKind> {
         let most = if self.is_scored { SCORED_PIECE } else { PIECE };
         let pieces = tokens.chunks(most).zip((first..).step_by(most));
         let event = |(tokens, position): (&[PromptToken], usize)| EventKind::Prompt {
