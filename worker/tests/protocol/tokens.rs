@@ -55,7 +55,7 @@ async fn any_worker_of_a_model_turns_text_into_tokens_and_back() {
 
     let text = "Hello 🙂 <|im_end|>\nthere";
     let reply = ask(&relay, TINY, &tokenize(TokensInput::Text(text.to_owned()), true)).await;
-    let TokensReply::Tokenized { tokens, token_strs, max_model_len } = reply else { panic!("{reply:?}") };
+    let TokensReply::Tokenized { tokens, token_strs, max_model_len, .. } = reply else { panic!("{reply:?}") };
     assert_eq!(max_model_len, 256);
     let token_strs = token_strs.unwrap();
     assert!(
