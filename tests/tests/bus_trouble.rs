@@ -246,7 +246,7 @@ async fn another_server_of_the_cluster_is_used_when_one_is_down() -> Result<()> 
         variables: vec![
             ("nats_server", nobody.clone()),
             ("nats_server_b", nobody),
-            ("nats_server_c", stack.nats.address().to_owned()),
+            ("nats_server_c", stack.nats.address()),
         ],
         ..options(&[])
     };
