@@ -136,7 +136,7 @@ async fn what_the_template_does_not_read_is_left_out_and_told() -> Result<()> {
         (json!({"verbosity": "low"}), Some("verbosity")),
         (
             json!({"chat_template_kwargs": {"enable_thinking": false, "depth": 3}}),
-            Some("chat_template_kwargs.depth, chat_template_kwargs.enable_thinking"),
+            Some("chat_template_kwargs.enable_thinking, chat_template_kwargs.depth"),
         ),
     ] {
         let body = with(&question(), &more);
