@@ -13,6 +13,7 @@ fuzz_target!(|input: (u8, &[u8])| {
         choices: u32::from(first % 3) + 1,
         tokens: 64,
         logprobs: (first & 4 != 0).then_some(u32::from(first % 2)),
+        ..Limits::default()
     };
     let log: Vec<Event> = log.split(|byte| *byte == b'\n').filter_map(|line| read_event(line).ok()).collect();
     // By the subscription, with the log where there is a gap.
@@ -75,14 +76,15 @@ impl Told {
                     self.over = true;
                 }
                 Output::Failed(_) => self.over = true,
+                Output::Prompt { .. } => {}
             }
             self.whole.push(output);
         }
     }
 
     /// An answer told in one piece has the same text.
-    fn check_whole(mut self) -> Vec<String> {
-        let whole = self.whole.choices_mut().iter().map(|choice| choice.text.clone());
+    fn check_whole(self) -> Vec<String> {
+        let whole = self.whole.choices().iter().map(|choice| choice.text.clone());
         let whole: Vec<String> = whole.collect();
         assert_eq!(whole, self.texts);
         whole

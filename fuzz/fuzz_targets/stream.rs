@@ -11,6 +11,7 @@ use emberline_shared::answer::Envelope;
 use emberline_shared::chat::ChatAnswer;
 use emberline_shared::event::{FinishReason, TokenLogprob, TokenLogprobs, Usage};
 use emberline_shared::job::ToolChoice;
+use emberline_shared::parameters::StreamUsage;
 use emberline_shared::responses::Outline;
 use emberline_shared::subject::JobId;
 use emberline_shared::token_details::TokenDetails;
@@ -124,7 +125,8 @@ fn chat(input: &Input<'_>, texts: &[&str]) -> Message {
         echo: None,
         details: TokenDetails::default(),
     };
-    let stream = input.read(&mut ChatFrames::new(answer, true, input.limits()), input.outputs(texts));
+    let stream =
+        input.read(&mut ChatFrames::new(answer, StreamUsage::Last, input.limits()), input.outputs(texts));
     assert!(stream.done);
     let mut message = Message { content: stream.text(), ..Message::default() };
     message.finish_reason = stream.finish_reason().map(str::to_owned);

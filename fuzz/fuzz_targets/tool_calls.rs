@@ -4,7 +4,7 @@
 #![no_main]
 
 use arbitrary::Arbitrary;
-use emberline_shared::tools::{Piece, ToolCallReader, ToolFormat};
+use emberline_shared::tools::{Piece, TextBesideCalls, ToolCallReader, ToolFormat};
 use libfuzzer_sys::fuzz_target;
 
 #[derive(Debug, Arbitrary)]
@@ -35,7 +35,7 @@ fuzz_target!(|input: Input<'_>| {
 });
 
 fn read(format: ToolFormat, texts: &[&str]) -> Read {
-    let mut reader = ToolCallReader::new(format);
+    let mut reader = ToolCallReader::new(format, TextBesideCalls::default());
     let mut pieces: Vec<Piece> = texts.iter().flat_map(|text| reader.push(text)).collect();
     pieces.extend(reader.finish());
     let mut read = Read::default();

@@ -25,7 +25,11 @@ pub(super) fn narrow(schema: &mut Map<String, Value>) {
         Some("date") => format!("^{}$", *DATE),
         Some("date-time") => format!("^{}[tT]{TIME}", *DATE),
         Some("time") => format!("^{TIME}"),
-        Some("email") => EMAIL.to_owned(),
+        Some("email") => {
+            // For one with a pattern of its own: no part of an address may have more than 63.
+            schema.entry("maxLength").or_insert(60.into());
+            EMAIL.to_owned()
+        }
         _ => return,
     };
     schema.entry("pattern").or_insert(pattern.into());

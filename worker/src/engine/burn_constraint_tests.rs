@@ -167,7 +167,7 @@ fn log_probabilities_are_the_networks_own() {
 
 #[test]
 fn what_can_not_be_enforced_is_refused_before_anything_is_computed() {
-    let schema = json!({ "not": {} });
+    let schema = json!({ "not": { "type": "string" } });
     let log = run(&mut engine(1), constrained(1, Constraint::JsonSchema { schema, strict: true }));
     assert_eq!(error(&log).code, ErrorCode::UnsupportedParameter);
     assert_eq!(error(&log).param.as_deref(), Some("response_format.json_schema.schema.not"));
