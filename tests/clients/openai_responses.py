@@ -105,7 +105,6 @@ def cancelled():
 def refused():
     for options, code in [
         ({"previous_response_id": "resp_1"}, "unsupported_parameter"),
-        ({"store": True}, "unsupported_parameter"),
         ({"temperature": 3}, "invalid_value"),
     ]:
         error = raises(openai.BadRequestError, lambda: client.responses.create(**{**OPTIONS, **options}))
