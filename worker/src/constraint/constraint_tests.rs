@@ -475,7 +475,7 @@ pub(super) fn walk(grammar: &Grammar, random: &mut TestRng) -> Option<String> {
         let allowed: Vec<u32> = progress.mask().unwrap().allowed.iter().collect();
         let closing: Vec<u32> =
             allowed.iter().copied().filter(|t| *t == END || b"\"]}".contains(&(*t as u8))).collect();
-        let hurry = !closing.is_empty() && random.random_bool(0.3 + bytes.len() as f64 / 4000.0);
+        let hurry = !closing.is_empty() && random.random_bool((0.3 + bytes.len() as f64 / 4000.0).min(1.0));
         let among = if hurry { closing } else { allowed };
         let token = among[random.random_range(0..among.len())];
         if token == END {
