@@ -71,11 +71,23 @@ fn one_event(event: &Value, error: &Value) -> Value {
     })
 }
 
-/// Says that bodies are closed, but for names without a value: `null` counts as absent.
+/// Says that bodies are closed, but for names without a value: `null` counts as absent, also for a tag
+/// that may be left out.
 fn let_null_be_absent(schema: &mut Value) {
     match schema {
         Value::Object(schema) => {
             schema.values_mut().for_each(let_null_be_absent);
+            let required: Vec<Value> =
+                schema.get("required").and_then(Value::as_array).cloned().unwrap_or_default();
+            if let Some(Value::Object(properties)) = schema.get_mut("properties") {
+                for (name, property) in properties {
+                    if let Some(value) = property.get("const").cloned()
+                        && !required.iter().any(|required| required == name.as_str())
+                    {
+                        *property = json!({"enum": [value, null]});
+                    }
+                }
+            }
             if let Some(rest) = schema.get_mut("additionalProperties")
                 && *rest == Value::Bool(false)
             {

@@ -8,7 +8,7 @@ use emberline_shared::answer::Choice;
 use emberline_shared::error::ApiError;
 use emberline_shared::event::Usage;
 
-use crate::relay::{Limits, Output, Whole};
+use crate::relay::{Ending, Limits, Output, Whole};
 use crate::responses::Story;
 use crate::sse::Narrator;
 
@@ -35,7 +35,7 @@ impl<F: FnMut(&[Choice], &Usage) -> String> Completion<F> {
 
 impl<F: FnMut(&[Choice], &Usage) -> String> Compose for Completion<F> {
     fn take(&mut self, output: Output) -> Option<Bytes> {
-        if let Output::Done(usage) = output {
+        if let Output::Done(Ending { usage, .. }) = output {
             return Some((self.write)(self.whole.choices(), &usage).into());
         }
         self.whole.push(output);
@@ -106,7 +106,7 @@ mod tests {
     use crate::relay::Acceptance;
 
     fn text(text: &str) -> Output {
-        Output::Text { choice: 0, text: text.into(), logprobs: None, ids: None }
+        Output::Text { choice: 0, text: text.into(), logprobs: None, ids: None, tokens: 1 }
     }
 
     fn completion() -> impl Compose {
@@ -125,7 +125,10 @@ mod tests {
         frames.extend(answer.tell(text("b")));
         frames.extend(answer.tell(Output::Finish { choice: 0, reason: FinishReason::Stop }));
         assert_eq!(frames.concat(), b"\n\n");
-        frames.extend(answer.tell(Output::Done(Usage { completion_tokens: 2, ..Usage::default() })));
+        frames.extend(answer.tell(Output::Done(Ending {
+            usage: Usage { completion_tokens: 2, ..Usage::default() },
+            at: None,
+        })));
         assert_eq!(serde_json::from_slice::<Value>(&frames.concat()).unwrap()["text"], "ab");
         assert!(answer.broken_off().is_none());
     }
@@ -140,7 +143,7 @@ mod tests {
         ] {
             assert_eq!(story.take(output), None);
         }
-        let json = story.take(Output::Done(Usage::default())).unwrap();
+        let json = story.take(Output::Done(Ending::default())).unwrap();
         assert_eq!(serde_json::from_slice::<Value>(&json).unwrap()["status"], "completed");
     }
 

@@ -83,6 +83,8 @@ pub enum Output {
         logprobs: Option<Vec<TokenLogprobs>>,
         /// The same tokens' ids, if they are asked for.
         ids: Option<Vec<u32>>,
+        /// How many tokens of the choice were written since it was last told of.
+        tokens: u32,
     },
     /// A choice is complete.
     Finish {
@@ -92,9 +94,18 @@ pub enum Output {
         reason: FinishReason,
     },
     /// Everything is complete.
-    Done(Usage),
+    Done(Ending),
     /// The job failed; nothing follows.
     Failed(ApiError),
+}
+
+/// How a job ended that is complete.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ending {
+    /// All its tokens.
+    pub usage: Usage,
+    /// When that was, in Unix seconds, if its worker said so.
+    pub at: Option<u64>,
 }
 
 impl Output {
@@ -115,6 +126,7 @@ impl Output {
 #[derive(Debug, Clone, Default)]
 struct Told {
     bytes: usize,
+    tokens: u32,
     finished: bool,
 }
 
@@ -275,8 +287,10 @@ impl Relay {
             let text = known.text.get(told.bytes..).unwrap_or_default().to_owned();
             if !(text.is_empty() && ids.is_empty() && logprobs.is_empty()) {
                 told.bytes = known.text.len().max(told.bytes);
+                let tokens = known.written().saturating_sub(told.tokens);
+                told.tokens = told.tokens.saturating_add(tokens);
                 let (logprobs, ids) = (limits.logprobs.map(|_| logprobs), limits.ids.then_some(ids));
-                outputs.push(Output::Text { choice, text, logprobs, ids });
+                outputs.push(Output::Text { choice, text, logprobs, ids, tokens });
             }
             if let Some(reason) = known.finish
                 && !std::mem::replace(&mut told.finished, true)
@@ -289,7 +303,7 @@ impl Relay {
             Some(End::Done(_)) if self.told.iter().any(|told| !told.finished) || self.lacks_prompt() => {
                 return Err(Fault::Unfinished);
             }
-            Some(End::Done(usage)) => outputs.push(Output::Done(*usage)),
+            Some(End::Done(ending)) => outputs.push(Output::Done(*ending)),
             Some(End::Failed(error)) => outputs.push(Output::Failed(error.clone())),
             None => {}
         }

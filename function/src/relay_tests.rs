@@ -41,7 +41,7 @@ fn finish_of(choice: u32, attempt: u32, index: u32) -> Event {
 }
 
 fn done(attempt: u32, index: u32) -> Event {
-    event(attempt, index, EventKind::Done { usage: Usage::default(), timings: Timings::default() })
+    event(attempt, index, EventKind::Done { usage: Usage::default(), timings: Timings::default(), at: None })
 }
 
 fn failed(attempt: u32, index: u32) -> Event {
@@ -50,7 +50,11 @@ fn failed(attempt: u32, index: u32) -> Event {
 }
 
 fn text(choice: u32, text: &str) -> Output {
-    Output::Text { choice, text: text.into(), logprobs: None, ids: None }
+    text_by(choice, text, 1)
+}
+
+fn text_by(choice: u32, text: &str, tokens: u32) -> Output {
+    Output::Text { choice, text: text.into(), logprobs: None, ids: None, tokens }
 }
 
 /// All text in a series of outputs.
@@ -78,9 +82,9 @@ fn an_answer_is_told_in_order() {
                 ..Acceptance::default()
             }),
             text(0, "a"),
-            text(0, "bc"),
+            text_by(0, "bc", 2),
             Output::Finish { choice: 0, reason: FinishReason::Stop },
-            Output::Done(Usage::default()),
+            Output::Done(Ending::default()),
         ]
     );
     assert!(relay.is_over());
@@ -109,9 +113,9 @@ fn choices_take_turns() {
             Output::Finish { choice: 1, reason: FinishReason::Stop },
             text(2, "y"),
             Output::Finish { choice: 2, reason: FinishReason::Stop },
-            text(0, "b"),
+            text_by(0, "b", 2),
             Output::Finish { choice: 0, reason: FinishReason::Stop },
-            Output::Done(Usage::default()),
+            Output::Done(Ending::default()),
         ]
     );
     assert_eq!(feed(&mut relay, &log), [], "nothing is told twice");
@@ -130,7 +134,7 @@ fn a_second_worker_goes_on_with_the_choices_that_are_not_complete() {
     let end = [
         text(1, "z"),
         Output::Finish { choice: 1, reason: FinishReason::Stop },
-        Output::Done(Usage::default()),
+        Output::Done(Ending::default()),
     ];
     assert_eq!(outputs, end);
 
@@ -188,6 +192,7 @@ fn log_probabilities_are_told_with_the_tokens_that_an_event_carries() {
         text: text.into(),
         logprobs: Some(logprobs.iter().copied().cloned().collect()),
         ids: None,
+        tokens: logprobs.len() as u32,
     };
     assert_eq!(feed(&mut relay, &log)[1..4], [told("ab", &[&a, &b]), told("", &[&c]), told("c", &[])]);
 
@@ -196,7 +201,7 @@ fn log_probabilities_are_told_with_the_tokens_that_an_event_carries() {
     let second = [accepted(2), with(tokens(2, 1, 2, 1, "c"), vec![other]), finish(2, 2), done(2, 3)];
     feed(&mut relay, &second);
     let outputs = relay.rebuild(&[&log[..], &second[..]].concat()).unwrap();
-    assert_eq!(outputs, [Output::Done(Usage::default())]);
+    assert_eq!(outputs, [Output::Done(Ending::default())]);
 }
 
 #[test]
@@ -213,6 +218,8 @@ fn ids_and_the_token_that_ends_an_answer_are_told_once() {
     let told = |text: &str, logprobs: Vec<TokenLogprobs>, ids: Vec<u32>| Output::Text {
         choice: 0,
         text: text.into(),
+        // The one that ends it has no place among them.
+        tokens: ids.iter().filter(|id| **id != 9).count() as u32,
         logprobs: Some(logprobs),
         ids: Some(ids),
     };
@@ -228,7 +235,7 @@ fn ids_and_the_token_that_ends_an_answer_are_told_once() {
     feed(&mut relay, &second);
     let outputs = relay.rebuild(&[&first[..], &second[..]].concat()).unwrap();
     let finish = Output::Finish { choice: 0, reason: FinishReason::Stop };
-    assert_eq!(outputs, [finish, Output::Done(Usage::default())]);
+    assert_eq!(outputs, [finish, Output::Done(Ending::default())]);
     // In a chat its log-probability is not told, and nobody else may tell it.
     let mut chat = Relay::new(limits);
     feed(&mut chat, &[accepted(1)]);
@@ -329,7 +336,7 @@ fn the_log_tells_an_end_that_was_missed() {
     let log = [accepted(1), tokens(1, 1, 0, 1, "a"), finish(1, 2), done(1, 3)];
     let mut relay = Relay::new(LIMITS);
     feed(&mut relay, &log[..2]);
-    assert_eq!(relay.rebuild(&log).unwrap().last(), Some(&Output::Done(Usage::default())));
+    assert_eq!(relay.rebuild(&log).unwrap().last(), Some(&Output::Done(Ending::default())));
     assert!(relay.is_over());
 }
 

@@ -21,7 +21,7 @@ use emberline_shared::subject::JobId;
 use emberline_shared::tools::{Piece, ToolCallReader, call_id};
 use serde_json::{Map, Value, json};
 
-use crate::relay::Output;
+use crate::relay::{Ending, Output};
 pub use event::Event;
 pub use query::Query;
 pub use telling::Telling;
@@ -38,6 +38,8 @@ pub struct Story {
     error: Option<ApiError>,
     finish: Option<FinishReason>,
     usage: Option<Usage>,
+    /// When it was complete, in Unix seconds.
+    ended: Option<u64>,
     reader: Option<ToolCallReader>,
     output: Vec<OutputItem>,
     /// Of tokens that are no text yet.
@@ -60,6 +62,7 @@ impl Story {
             error: None,
             finish: None,
             usage: None,
+            ended: None,
             reader: None,
             output: Vec::new(),
             logprobs: Vec::new(),
@@ -96,7 +99,7 @@ impl Story {
             // Responses tell nothing of it.
             Output::Prompt { .. } => {}
             Output::Finish { reason, .. } => self.finish(reason),
-            Output::Done(usage) => self.end(usage),
+            Output::Done(ending) => self.end(ending),
             Output::Failed(error) => self.fail(error),
         }
     }
@@ -153,8 +156,9 @@ impl Story {
         self.finish = Some(reason);
     }
 
-    fn end(&mut self, usage: Usage) {
+    fn end(&mut self, Ending { usage, at }: Ending) {
         self.usage = Some(usage);
+        self.ended = at;
         let (status, event) = match self.finish {
             Some(FinishReason::Stop) | None => (Status::Completed, "response.completed"),
             Some(FinishReason::Length) => (Status::Incomplete, "response.incomplete"),
@@ -316,7 +320,7 @@ impl Story {
             id: response_id(&self.job),
             object: "response",
             created_at: self.created,
-            completed_at: (),
+            completed_at: self.ended.filter(|_| self.status == Status::Completed),
             status: self.status,
             background: self.outline.background,
             error: self.error.as_ref().map(Failure::from),

@@ -3,6 +3,7 @@
 
 mod chat;
 mod completion;
+mod count;
 
 use bytes::Bytes;
 use emberline_shared::error::ApiError;
@@ -11,6 +12,7 @@ use emberline_shared::prompt::MAX_PROMPT_LOGPROBS;
 use crate::relay::{Limits, Output};
 pub use chat::ChatFrames;
 pub use completion::CompletionFrames;
+pub use count::Count;
 
 /// Bytes that a frame takes for one token, and for what does not depend on tokens.
 const FRAME_BYTES: usize = 4096;

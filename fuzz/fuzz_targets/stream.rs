@@ -4,12 +4,12 @@
 #![no_main]
 
 use arbitrary::Arbitrary;
-use emberline_function::relay::{Acceptance, Limits, Output};
+use emberline_function::relay::{Acceptance, Ending, Limits, Output};
 use emberline_function::responses::{Story, Telling};
-use emberline_function::sse::{ChatFrames, KEEP_ALIVE, Narrator};
+use emberline_function::sse::{ChatFrames, Count, KEEP_ALIVE, Narrator};
 use emberline_shared::answer::Envelope;
 use emberline_shared::chat::ChatAnswer;
-use emberline_shared::event::{FinishReason, TokenLogprob, TokenLogprobs, Usage};
+use emberline_shared::event::{FinishReason, TokenLogprob, TokenLogprobs};
 use emberline_shared::job::ToolChoice;
 use emberline_shared::parameters::StreamUsage;
 use emberline_shared::responses::Outline;
@@ -72,7 +72,7 @@ impl Input<'_> {
             outputs.push(Output::Text { choice: 0, text: (*text).to_owned(), logprobs, ids });
         }
         outputs.push(Output::Finish { choice: 0, reason: FinishReason::Stop });
-        outputs.push(Output::Done(Usage::default()));
+        outputs.push(Output::Done(Ending::default()));
         outputs
     }
 
@@ -125,8 +125,10 @@ fn chat(input: &Input<'_>, texts: &[&str]) -> Message {
         echo: None,
         details: TokenDetails::default(),
     };
-    let stream =
-        input.read(&mut ChatFrames::new(answer, StreamUsage::Last, input.limits()), input.outputs(texts));
+    let stream = input.read(
+        &mut ChatFrames::new(answer, Count::new(StreamUsage::Last, &[]), input.limits()),
+        input.outputs(texts),
+    );
     assert!(stream.done);
     let mut message = Message { content: stream.text(), ..Message::default() };
     message.finish_reason = stream.finish_reason().map(str::to_owned);

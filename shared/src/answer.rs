@@ -103,6 +103,29 @@ impl From<&Usage> for UsageBody {
     }
 }
 
+/// What a chunk of a stream says of usage.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum ChunkUsage {
+    /// Nothing: there is no such field.
+    #[default]
+    Absent,
+    /// That another chunk has it.
+    Null,
+    /// The counts so far.
+    Counts(Usage),
+}
+
+impl ChunkUsage {
+    /// As a field that is left out, null, or counts.
+    pub(crate) fn body(self) -> Option<Option<UsageBody>> {
+        match self {
+            Self::Absent => None,
+            Self::Null => Some(None),
+            Self::Counts(usage) => Some(Some((&usage).into())),
+        }
+    }
+}
+
 /// The ids of these tokens.
 pub(crate) fn ids_of(tokens: &[PromptToken]) -> Vec<u32> {
     tokens.iter().map(|token| token.id).collect()

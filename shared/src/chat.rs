@@ -68,9 +68,6 @@ impl ChatRequest {
         }
         let stream = body.stream.unwrap_or(false);
         let usage = StreamOptions::usage(body.stream_options, stream)?;
-        if usage == StreamUsage::Always {
-            relaxed.push("stream_options.continuous_usage_stats");
-        }
         if body.max_completion_tokens.is_some() {
             paths.rename("max_tokens", "max_completion_tokens");
         } else if body.max_tokens.is_some() {

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
-use crate::answer::{Choice, ChunkTokens, Envelope};
+use crate::answer::{Choice, ChunkTokens, ChunkUsage, Envelope};
 use crate::event::{FinishReason, IMPOSSIBLE, TokenLogprob, TokenLogprobs, Usage};
 use crate::job::{Constraint, Message, Role, SamplingOptions, ToolCall, ToolChoice};
 use crate::parameters::MAX_STOP_TOKEN_IDS;
@@ -595,18 +595,22 @@ fn value(text: String) -> Value {
 #[test]
 fn chunks_have_the_documented_shape() {
     let answer = answer();
-    let first = value(answer.chunk(0, Delta::Role, NO_TOKENS, false));
+    let first = value(answer.chunk(0, Delta::Role, NO_TOKENS, ChunkUsage::Absent));
     assert_eq!(first["object"], "chat.completion.chunk");
     assert_eq!(first["id"], format!("chatcmpl-{:032x}", 1));
     assert_eq!(first["choices"][0]["delta"], json!({"role": "assistant", "content": ""}));
     assert!(first.get("usage").is_none());
-    let more = value(answer.chunk(2, Delta::Content("x"), NO_TOKENS, false));
+    let more = value(answer.chunk(2, Delta::Content("x"), NO_TOKENS, ChunkUsage::Absent));
     assert_eq!(
         more["choices"],
         json!([{"index": 2, "delta": {"content": "x"}, "logprobs": null, "finish_reason": null}])
     );
-    let last =
-        value(answer.chunk(0, Delta::Finish { reason: FinishReason::Stop, calls: 0 }, NO_TOKENS, true));
+    let last = value(answer.chunk(
+        0,
+        Delta::Finish { reason: FinishReason::Stop, calls: 0 },
+        NO_TOKENS,
+        ChunkUsage::Null,
+    ));
     assert_eq!(last["choices"][0]["delta"], json!({}));
     assert_eq!(last["choices"][0]["finish_reason"], "stop");
     assert_eq!(last["usage"], Value::Null);
@@ -642,7 +646,7 @@ fn part_of_a_character_in_json() -> Value {
 fn a_chunk_carries_the_log_probabilities_of_its_tokens() {
     let chunk = |logprobs: &[TokenLogprobs]| {
         let tokens = ChunkTokens { logprobs: Some(logprobs), ids: None };
-        value(answer().chunk(1, Delta::Content(""), tokens, false))["choices"][0].clone()
+        value(answer().chunk(1, Delta::Content(""), tokens, ChunkUsage::Absent))["choices"][0].clone()
     };
     let part = chunk(&[part_of_a_character()]);
     assert_eq!(part["delta"], json!({"content": ""}));
@@ -770,7 +774,8 @@ fn calls_are_told_apart_from_text() {
 
 #[test]
 fn a_call_is_streamed_as_its_name_and_pieces_of_its_arguments() {
-    let delta = |delta| value(answer().chunk(0, delta, NO_TOKENS, false))["choices"][0]["delta"].clone();
+    let delta =
+        |delta| value(answer().chunk(0, delta, NO_TOKENS, ChunkUsage::Absent))["choices"][0]["delta"].clone();
     let id = call_id(&JobId::from_random(1), 0, 2);
     let function = json!({"name": "f", "arguments": ""});
     assert_eq!(

@@ -155,9 +155,6 @@ impl CompletionRequest {
         let stream = body.stream.unwrap_or(false);
         let usage = StreamOptions::usage(body.stream_options, stream)?;
         let (mut relaxed, mut paths) = (Relaxed::default(), Paths::default());
-        if usage == StreamUsage::Always {
-            relaxed.push("stream_options.continuous_usage_stats");
-        }
         paths.rename("max_completion_tokens", "max_tokens");
         let format = body.response_format.and_then(ResponseFormat::into_constraint);
         let constraint = body.structured.constraint(format, "response_format", &mut relaxed, &mut paths)?;

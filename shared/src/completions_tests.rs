@@ -2,7 +2,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::answer::{Choice, ChunkTokens, Envelope};
+use crate::answer::{Choice, ChunkTokens, ChunkUsage, Envelope};
 use crate::event::{FinishReason, TokenLogprob, TokenLogprobs, Usage};
 use crate::job::Constraint;
 use crate::prompt::{PromptScore, PromptToken};
@@ -246,11 +246,14 @@ fn an_echo_has_the_tokens_of_its_prompt() {
 
     // The same in a stream.
     let mut offsets = Offsets::default();
-    let first = value(&with(details).first(0, "é b", &prompt, &mut offsets, false))["choices"][0].clone();
+    let first = value(&with(details).first(0, "é b", &prompt, &mut offsets, ChunkUsage::Absent))["choices"]
+        [0]
+    .clone();
     assert_eq!((&first["text"], &first["logprobs"]["text_offset"]), (&json!("é b"), &json!([0, 0, 2])));
     let rest = [token(b"x", -2.0, &[])];
     let rest = ChunkTokens { logprobs: Some(&rest), ids: Some(&[4]) };
-    let rest = value(&with(details).text(0, "x", rest, &mut offsets, false))["choices"][0].clone();
+    let rest =
+        value(&with(details).text(0, "x", rest, &mut offsets, ChunkUsage::Absent))["choices"][0].clone();
     assert_eq!((&rest["token_ids"], &rest["logprobs"]["text_offset"]), (&json!([4]), &json!([3])));
 }
 
@@ -264,7 +267,7 @@ fn offsets_go_on_from_part_to_part() {
             "t",
             ChunkTokens { logprobs: Some(&tokens), ids: None },
             &mut offsets,
-            false,
+            ChunkUsage::Absent,
         ));
         assert_eq!((&part["choices"][0]["index"], part.get("usage")), (&json!(3), None));
         part["choices"][0]["logprobs"]["text_offset"][0].clone()
@@ -274,7 +277,7 @@ fn offsets_go_on_from_part_to_part() {
 
 #[test]
 fn a_stream_ends_with_the_reason_and_the_usage() {
-    let last = value(&answer().finish(1, FinishReason::Stop, true));
+    let last = value(&answer().finish(1, FinishReason::Stop, ChunkUsage::Null));
     assert_eq!(
         last["choices"][0],
         json!({"text": "", "index": 1, "logprobs": null, "finish_reason": "stop"})

@@ -84,6 +84,9 @@ pub enum EventKind {
         usage: Usage,
         /// Where the time went.
         timings: Timings,
+        /// When it was, in Unix seconds.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        at: Option<u64>,
     },
     /// The job failed; the last event of a job that did.
     Error(ErrorEvent),
@@ -194,6 +197,18 @@ pub struct Usage {
     pub cached_tokens: u32,
     /// Tokens generated, over all choices.
     pub completion_tokens: u32,
+}
+
+impl Usage {
+    /// That of two jobs.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            prompt_tokens: self.prompt_tokens.saturating_add(other.prompt_tokens),
+            cached_tokens: self.cached_tokens.saturating_add(other.cached_tokens),
+            completion_tokens: self.completion_tokens.saturating_add(other.completion_tokens),
+        }
+    }
 }
 
 /// Where a worker spent its time on a job, in milliseconds.

@@ -168,7 +168,7 @@ impl Stop {
 pub(crate) struct StreamOptions {
     /// A last chunk without choices has the usage; all others have `usage: null`.
     include_usage: Option<bool>,
-    /// Extension. As `include_usage`; that every chunk has the usage so far is not honoured.
+    /// Extension. Every chunk has the usage so far, and there is a last one as with `include_usage`.
     continuous_usage_stats: Option<bool>,
     /// Obfuscation of chunks is not supported.
     #[allow(dead_code)]
@@ -183,7 +183,7 @@ pub enum StreamUsage {
     Never,
     /// In a chunk of its own, the last one.
     Last,
-    /// In every chunk, as far as it is: told as [`Self::Last`] for now, and the answer says so.
+    /// In every chunk, as far as it is known, and in the last one.
     Always,
 }
 

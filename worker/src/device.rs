@@ -77,8 +77,6 @@ pub struct ComputeDevice {
     pub device: Device,
     /// In words, as the heartbeat shows it.
     pub description: String,
-    /// Whether it is wgpu's, and not the threads of this process.
-    pub is_gpu: bool,
     /// Largest tensor it can hold; `None` for no limit but memory.
     pub max_buffer_bytes: Option<u64>,
 }
@@ -92,7 +90,6 @@ impl ComputeDevice {
             class: DeviceClass::Host,
             device: Device::flex(),
             description: format!("CPU (flex, {threads} thread{plural})"),
-            is_gpu: false,
             max_buffer_bytes: None,
         }
     }

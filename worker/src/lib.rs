@@ -10,6 +10,7 @@
 
 pub mod bench;
 pub mod bus;
+mod clock;
 pub mod config;
 pub mod constraint;
 pub mod device;

@@ -14,7 +14,7 @@ use emberline_shared::prompt::PromptToken;
 use emberline_shared::subject::JobId;
 use emberline_tests::golden;
 use emberline_tests::stack::model_path;
-use emberline_worker::device::Backend;
+use emberline_worker::device::ComputeDevice;
 use emberline_worker::engine::Engine;
 use emberline_worker::engine::burn::{BurnEngine, CacheSize, LoadOptions, load};
 use rand::rngs::StdRng;
@@ -25,8 +25,8 @@ const BUDGET: usize = 48;
 
 fn options() -> LoadOptions {
     let budget = Some(BUDGET);
-    let options = LoadOptions::new(model_path().unwrap(), "real");
-    LoadOptions { backend: Backend::Cpu, slots: 6, prefill_budget: budget, ..options }
+    let options = LoadOptions::new(model_path().unwrap(), "real", ComputeDevice::cpu());
+    LoadOptions { slots: 6, prefill_budget: budget, ..options }
 }
 
 /// A choice's tokens and their log-probabilities.

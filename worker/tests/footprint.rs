@@ -16,7 +16,7 @@ use emberline_shared::event::EventKind;
 use emberline_shared::subject::JobId;
 use emberline_tests::stack::model_path;
 use emberline_worker::bench::resident;
-use emberline_worker::device::Backend;
+use emberline_worker::device::ComputeDevice;
 use emberline_worker::engine::Engine;
 use emberline_worker::engine::burn::{self, BurnEngine, LoadOptions};
 use rand::rngs::StdRng;
@@ -54,7 +54,7 @@ fn has_ended(events: &mut UnboundedReceiver<EventKind>) -> bool {
 fn an_engine_takes_no_more_than_it_says() {
     let seconds = std::env::var("SOAK_SECONDS").map_or(DEFAULT_SECONDS, |text| text.parse().unwrap());
     let mut random = StdRng::seed_from_u64(rand::random());
-    let options = LoadOptions { backend: Backend::Cpu, ..LoadOptions::new(model_path().unwrap(), "soak") };
+    let options = LoadOptions::new(model_path().unwrap(), "soak", ComputeDevice::cpu());
     let mut engine = burn::load(&options).unwrap();
     let at_most = engine.memory().expect("an engine that computes here knows what it takes");
     let mut running: Vec<UnboundedReceiver<EventKind>> = Vec::new();

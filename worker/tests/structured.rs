@@ -13,7 +13,7 @@ use emberline_shared::job::{
 };
 use emberline_shared::subject::JobId;
 use emberline_tests::stack::model_path;
-use emberline_worker::device::Backend;
+use emberline_worker::device::ComputeDevice;
 use emberline_worker::engine::Engine;
 use emberline_worker::engine::burn::{BurnEngine, LoadOptions, load};
 use serde_json::{Value, json};
@@ -33,8 +33,8 @@ static ENGINE: Mutex<Option<BurnEngine>> = Mutex::new(None);
 fn engine() -> MutexGuard<'static, Option<BurnEngine>> {
     let mut engine = ENGINE.lock().unwrap_or_else(PoisonError::into_inner);
     engine.get_or_insert_with(|| {
-        let options = LoadOptions::new(model_path().unwrap(), "real");
-        load(&LoadOptions { backend: Backend::Cpu, slots: SLOTS, ..options }).unwrap()
+        let options = LoadOptions::new(model_path().unwrap(), "real", ComputeDevice::cpu());
+        load(&LoadOptions { slots: SLOTS, ..options }).unwrap()
     });
     engine
 }

@@ -7,7 +7,7 @@ use super::answer;
 use super::context::{Answer, Body, Context};
 use super::generation::{self, Generation, Wish};
 use crate::piece::Completion;
-use crate::sse::ChatFrames;
+use crate::sse::{ChatFrames, Count};
 
 pub(super) async fn serve(context: &Context, body: &mut Body) -> Result<Answer, ApiError> {
     let body = context.read_body(body).await?;
@@ -38,6 +38,7 @@ pub(super) async fn serve(context: &Context, body: &mut Body) -> Result<Answer, 
         let completion = Completion::new(limits, move |choices, usage| answer.completion(choices, usage));
         return answer::whole(jobs, completion, head_ns, &context.headers()).await;
     }
-    let frames = ChatFrames::new(answer, request.usage, limits);
+    let count = Count::new(request.usage, &acceptances);
+    let frames = ChatFrames::new(answer, count, limits);
     answer::stream(jobs, frames, &context.headers())
 }

@@ -8,7 +8,7 @@ use super::context::{Answer, Body, Context};
 use super::generation::{self, Generation, Wish};
 use crate::piece::Completion;
 use crate::relay::Acceptance;
-use crate::sse::CompletionFrames;
+use crate::sse::{CompletionFrames, Count};
 
 pub(super) async fn serve(context: &Context, body: &mut Body) -> Result<Answer, ApiError> {
     let body = context.read_body(body).await?;
@@ -26,12 +26,13 @@ pub(super) async fn serve(context: &Context, body: &mut Body) -> Result<Answer, 
     let Generation { jobs, limits, envelope, acceptances, head_ns } =
         generation::begin(context, wish).await?;
     let answer = CompletionAnswer { envelope, details: request.details };
+    let count = Count::new(request.usage, &acceptances);
     let echoes = echoes(acceptances, each);
     if !request.stream {
         let completion = Completion::new(limits, move |choices, usage| answer.whole(choices, &echoes, usage));
         return answer::whole(jobs, completion, head_ns, &context.headers()).await;
     }
-    let frames = CompletionFrames::new(answer, request.usage, limits, echoes);
+    let frames = CompletionFrames::new(answer, count, limits, echoes);
     answer::stream(jobs, frames, &context.headers())
 }
 

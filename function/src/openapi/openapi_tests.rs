@@ -59,6 +59,18 @@ fn a_name_without_a_value_is_absent_and_the_document_says_so() {
     };
     ChatRequest::parse(body("null").as_bytes()).unwrap();
     assert_eq!(ChatRequest::parse(body("0").as_bytes()).unwrap_err().param.as_deref(), Some("no_such"));
+
+    let kinds = "/components/schemas/ResponseInputItem/oneOf";
+    let document = read();
+    let tag = |kind: &str| {
+        let kinds = document.pointer(kinds).and_then(Value::as_array).unwrap();
+        let of_kind = |tag: &&Value| tag["const"] == kind || tag["enum"][0] == kind;
+        kinds.iter().map(|item| &item["properties"]["type"]).find(of_kind).cloned()
+    };
+    assert_eq!(tag("message"), Some(json!({"enum": ["message", null]})), "a message needs no type");
+    assert_eq!(tag("function_call").unwrap()["const"], "function_call");
+    let untyped = r#"{"model":"a","input":[{"type":null,"role":"user","content":"b"}]}"#;
+    ResponsesRequest::parse(untyped.as_bytes()).unwrap();
 }
 
 #[test]

@@ -1,9 +1,8 @@
 //! The answers of several jobs as one answer.
 
-use emberline_shared::event::Usage;
 use emberline_shared::paths::Paths;
 
-use super::{Acceptance, Output};
+use super::{Acceptance, Ending, Output};
 
 /// Numbers the choices of several jobs through, adds up what they used, and calls fields as the client's
 /// body does. They are accepted when the last of them is, with what is known of the first.
@@ -13,14 +12,14 @@ pub struct Joined {
     paths: Paths,
     acceptances: Vec<Option<Acceptance>>,
     unfinished: usize,
-    usage: Usage,
+    ending: Ending,
 }
 
 impl Joined {
     /// So many jobs, each with so many choices.
     pub fn new(jobs: usize, choices_each: u32, paths: Paths) -> Self {
         let acceptances = (0..jobs).map(|_| None).collect();
-        Self { choices_each, paths, acceptances, unfinished: jobs, usage: Usage::default() }
+        Self { choices_each, paths, acceptances, unfinished: jobs, ending: Ending::default() }
     }
 
     /// What is to be told when job number `job` has told `output`.
@@ -35,19 +34,16 @@ impl Joined {
                 first.map(Output::Accepted)
             }
             Output::Prompt { choices, tokens, .. } => Some(Output::Prompt { first, choices, tokens }),
-            Output::Text { choice, text, logprobs, ids } => {
-                Some(Output::Text { choice: first.saturating_add(choice), text, logprobs, ids })
+            Output::Text { choice, text, logprobs, ids, tokens } => {
+                Some(Output::Text { choice: first.saturating_add(choice), text, logprobs, ids, tokens })
             }
             Output::Finish { choice, reason } => {
                 Some(Output::Finish { choice: first.saturating_add(choice), reason })
             }
-            Output::Done(usage) => {
+            Output::Done(Ending { usage, at }) => {
                 self.unfinished = self.unfinished.saturating_sub(1);
-                let sum = &mut self.usage;
-                sum.prompt_tokens = sum.prompt_tokens.saturating_add(usage.prompt_tokens);
-                sum.cached_tokens = sum.cached_tokens.saturating_add(usage.cached_tokens);
-                sum.completion_tokens = sum.completion_tokens.saturating_add(usage.completion_tokens);
-                (self.unfinished == 0).then_some(Output::Done(*sum))
+                self.ending = Ending { usage: self.ending.usage.and(usage), at: self.ending.at.max(at) };
+                (self.unfinished == 0).then_some(Output::Done(self.ending))
             }
             Output::Failed(error) => Some(Output::Failed(error)),
         }
@@ -63,7 +59,7 @@ impl Joined {
 mod tests {
     use emberline_shared::chat::ChatRequest;
     use emberline_shared::error::{ApiError, ErrorCode};
-    use emberline_shared::event::FinishReason;
+    use emberline_shared::event::{FinishReason, Usage};
     use emberline_shared::relaxed::Relaxed;
 
     use super::*;
@@ -82,7 +78,7 @@ mod tests {
             joined.acceptances().unwrap().into_iter().map(|acceptance| acceptance.prompt_text).collect();
         assert_eq!(prompts.unwrap(), ["a", "b"]);
 
-        let text = |choice| Output::Text { choice, text: "x".into(), logprobs: None, ids: None };
+        let text = |choice| Output::Text { choice, text: "x".into(), logprobs: None, ids: None, tokens: 1 };
         assert_eq!(joined.push(0, text(2)), Some(text(2)));
         assert_eq!(joined.push(1, text(2)), Some(text(5)));
         let prompt = |first| Output::Prompt { first, choices: 3, tokens: Vec::new().into() };
@@ -91,9 +87,10 @@ mod tests {
         assert_eq!(joined.push(1, finish(0)), Some(finish(3)));
 
         let usage = Usage { prompt_tokens: 4, cached_tokens: 1, completion_tokens: 2 };
-        assert_eq!(joined.push(1, Output::Done(usage)), None);
+        let done = |usage, at| Output::Done(Ending { usage, at: Some(at) });
+        assert_eq!(joined.push(1, done(usage, 7)), None);
         let sum = Usage { prompt_tokens: 8, cached_tokens: 2, completion_tokens: 4 };
-        assert_eq!(joined.push(0, Output::Done(usage)), Some(Output::Done(sum)));
+        assert_eq!(joined.push(0, done(usage, 6)), Some(done(sum, 7)));
     }
     #[test]
     fn fields_are_called_as_the_client_calls_them() {

@@ -36,7 +36,7 @@ fn finish(attempt: u32, index: u32, reason: FinishReason) -> Event {
 }
 
 fn done(attempt: u32, index: u32) -> Event {
-    event(attempt, index, EventKind::Done { usage: Usage::default(), timings: Timings::default() })
+    event(attempt, index, EventKind::Done { usage: Usage::default(), timings: Timings::default(), at: None })
 }
 
 fn relay(limits: PromptLimits) -> Relay {

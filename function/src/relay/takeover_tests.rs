@@ -209,7 +209,7 @@ impl Writer {
                 }),
             );
             if is_last {
-                words.push(EventKind::Done { usage: USAGE, timings: Timings::default() });
+                words.push(EventKind::Done { usage: USAGE, timings: Timings::default(), at: Some(5) });
             }
             let number = newest + 1;
             let in_time = if is_last { words.len() } else { words.len().saturating_sub(attempt.late).max(1) };
@@ -336,11 +336,13 @@ proptest! {
 
         let mut whole = Whole::new(limits);
         let mut finished = vec![false; choices as usize];
+        let mut written = vec![0; choices as usize];
         for (place, output) in outputs.iter().enumerate() {
             match output {
                 Output::Accepted(_) => prop_assert_eq!(place, 0),
                 Output::Prompt { .. } => prop_assert_eq!(place, 1),
-                Output::Text { choice, text, logprobs, ids: told } => {
+                Output::Text { choice, text, logprobs, ids: told, tokens } => {
+                    written[*choice as usize] += *tokens as usize;
                     prop_assert!(!finished[*choice as usize], "told after its end");
                     prop_assert_eq!((logprobs.is_some(), told.is_some()), (asked, ids));
                     let has_tokens = logprobs.as_ref().is_some_and(|tokens| !tokens.is_empty())
@@ -350,8 +352,8 @@ proptest! {
                 Output::Finish { choice, .. } => {
                     prop_assert!(!std::mem::replace(&mut finished[*choice as usize], true), "two ends");
                 }
-                Output::Done(usage) => {
-                    prop_assert_eq!(*usage, USAGE);
+                Output::Done(ending) => {
+                    prop_assert_eq!(*ending, Ending { usage: USAGE, at: Some(5) });
                     prop_assert_eq!(place + 1, outputs.len());
                 }
                 Output::Failed(error) => prop_assert!(false, "{}", error),
@@ -367,5 +369,9 @@ proptest! {
         });
         prop_assert_eq!(whole.choices(), expected.collect::<Vec<_>>());
         prop_assert!(matches!(outputs.last(), Some(Output::Done(_))));
+        // Tokens that complete no character are counted with the next ones.
+        for (choice, written) in (0..).zip(written) {
+            prop_assert!(written <= script(choice).len() && (!ids || written == script(choice).len()));
+        }
     }
 }

@@ -11,11 +11,11 @@ use std::collections::BTreeMap;
 
 use emberline_shared::PROTOCOL_VERSION;
 use emberline_shared::error::ApiError;
-use emberline_shared::event::{Event, EventKind, FinishReason, TokenLogprob, TokenLogprobs, Usage};
+use emberline_shared::event::{Event, EventKind, FinishReason, TokenLogprob, TokenLogprobs};
 use emberline_shared::prompt::PromptToken;
 
 use super::prompt::PromptLog;
-use super::{Acceptance, Limits};
+use super::{Acceptance, Ending, Limits};
 
 /// Most bytes of text that one token stands for. The longest tokens of known vocabularies,
 /// runs of blanks, have 128; text held back over several tokens comes with the last of them.
@@ -65,7 +65,7 @@ pub(super) enum Applied {
 /// How a job ended.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum End {
-    Done(Usage),
+    Done(Ending),
     Failed(ApiError),
 }
 
@@ -205,7 +205,7 @@ impl Transcript {
             // They tell workers how far others came, and clients nothing.
             EventKind::Taken { .. } | EventKind::HandedBack | EventKind::Withdrawn => {}
             EventKind::Error(error) => self.end = Some(End::Failed(error.clone().into())),
-            EventKind::Done { usage, .. } => self.end = Some(End::Done(*usage)),
+            &EventKind::Done { usage, at, .. } => self.end = Some(End::Done(Ending { usage, at })),
             // That may be at any time, even of a choice that was finished by an earlier attempt.
             EventKind::Finish { choice, reason: reason @ FinishReason::Cancelled } => {
                 choice_mut(&mut self.choices, event, *choice)?.finish.get_or_insert(*reason);
@@ -322,6 +322,11 @@ impl ChoiceLog {
         let known = self.untold.saturating_add(kept).saturating_sub(position);
         let fresh = usize::try_from(known).ok().and_then(|known| written.get(known..));
         fresh.unwrap_or_default()
+    }
+
+    /// How many tokens are written.
+    pub(super) fn written(&self) -> u32 {
+        self.next
     }
 
     /// Hands out ids and log-probabilities that nobody has been told of.

@@ -32,7 +32,7 @@ impl Whole {
                     choice.prompt = Some(Arc::clone(&tokens));
                 }
             }
-            Output::Text { choice, text, logprobs, ids } => {
+            Output::Text { choice, text, logprobs, ids, .. } => {
                 let Some(choice) = self.choice(choice) else { return };
                 choice.text.push_str(&text);
                 if let Some(known) = &mut choice.logprobs {

@@ -3,7 +3,7 @@ use emberline_shared::tools::{TextBesideCalls, ToolFormat};
 use proptest::prelude::*;
 
 use super::*;
-use crate::relay::Acceptance;
+use crate::relay::{Acceptance, Ending};
 
 const USAGE: Usage = Usage { prompt_tokens: 5, cached_tokens: 2, completion_tokens: 7 };
 
@@ -17,7 +17,7 @@ fn accepted(tool_format: Option<ToolFormat>) -> Output {
 }
 
 fn text(text: &str) -> Output {
-    Output::Text { choice: 0, text: text.into(), logprobs: None, ids: None }
+    Output::Text { choice: 0, text: text.into(), logprobs: None, ids: None, tokens: 1 }
 }
 
 fn finish(reason: FinishReason) -> Output {
@@ -30,7 +30,7 @@ fn told(format: Option<ToolFormat>, pieces: &[&str], reason: FinishReason) -> (V
     story.push(accepted(format));
     pieces.iter().for_each(|piece| story.push(text(piece)));
     story.push(finish(reason));
-    story.push(Output::Done(USAGE));
+    story.push(Output::Done(Ending { usage: USAGE, at: Some(9) }));
     assert!(story.is_over());
     (story.take_events(), json!(story.response()))
 }
@@ -110,10 +110,16 @@ fn log_probabilities_come_with_the_text_of_their_tokens() {
         ("漢c", vec![token(&[0xa2]), token(b"c")]),
         ("", vec![token(b"STOP")]),
     ] {
-        story.push(Output::Text { choice: 0, text: text.into(), logprobs: Some(tokens), ids: None });
+        story.push(Output::Text {
+            choice: 0,
+            text: text.into(),
+            logprobs: Some(tokens),
+            ids: None,
+            tokens: 1,
+        });
     }
     story.push(finish(FinishReason::Stop));
-    story.push(Output::Done(USAGE));
+    story.push(Output::Done(Ending { usage: USAGE, at: Some(9) }));
     let events = story.take_events();
     let tokens = |logprobs: &Value| -> Vec<String> {
         logprobs.as_array().unwrap().iter().map(|one| one["bytes"].to_string()).collect()
@@ -181,11 +187,12 @@ fn a_required_call_that_is_cut_off_before_its_name_is_no_text() {
     story.push(Output::Accepted(acceptance));
     story.push(text("<tool_call>\n{\"na"));
     story.push(finish(FinishReason::Length));
-    story.push(Output::Done(USAGE));
+    story.push(Output::Done(Ending { usage: USAGE, at: Some(9) }));
     assert!(!kinds(&story.take_events()).contains(&"response.output_text.delta".to_owned()));
     let body = json!(story.response());
     assert_eq!((&body["status"], &body["output"][0]["status"]), (&json!("incomplete"), &json!("incomplete")));
     assert_eq!(body["output"][0]["content"][0]["text"], "");
+    assert_eq!(body["completed_at"], Value::Null, "it was cut off");
 }
 
 #[test]
@@ -217,9 +224,12 @@ fn a_cancelled_response_says_so_before_its_log_does() {
     queued.cancel();
     assert_eq!(json!(queued.response())["status"], "cancelled");
     let mut done = story(true);
-    [accepted(None), finish(FinishReason::Stop), Output::Done(USAGE)].into_iter().for_each(|o| done.push(o));
+    [accepted(None), finish(FinishReason::Stop), Output::Done(Ending { usage: USAGE, at: Some(9) })]
+        .into_iter()
+        .for_each(|o| done.push(o));
     done.cancel();
-    assert_eq!(json!(done.response())["status"], "completed");
+    let done = json!(done.response());
+    assert_eq!((&done["status"], &done["completed_at"]), (&json!("completed"), &json!(9)));
 }
 
 #[test]

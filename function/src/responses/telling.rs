@@ -60,8 +60,9 @@ impl Narrator for Telling {
 mod tests {
     use super::*;
     use crate::relay::Acceptance;
+    use crate::relay::Ending;
     use emberline_shared::error::ErrorCode;
-    use emberline_shared::event::{FinishReason, Usage};
+    use emberline_shared::event::FinishReason;
     use emberline_shared::responses::Outline;
     use emberline_shared::subject::JobId;
 
@@ -71,9 +72,9 @@ mod tests {
         let mut frames = telling.begin();
         for output in [
             Output::Accepted(Acceptance::default()),
-            Output::Text { choice: 0, text: "abcdef".into(), logprobs: None, ids: None },
+            Output::Text { choice: 0, text: "abcdef".into(), logprobs: None, ids: None, tokens: 1 },
             Output::Finish { choice: 0, reason: FinishReason::Stop },
-            Output::Done(Usage::default()),
+            Output::Done(Ending::default()),
         ] {
             frames.extend(telling.tell(output));
         }

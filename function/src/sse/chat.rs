@@ -5,18 +5,17 @@ use emberline_shared::answer::ChunkTokens;
 use emberline_shared::chat::{ChatAnswer, Delta};
 use emberline_shared::error::ApiError;
 use emberline_shared::event::{FinishReason, TokenLogprobs};
-use emberline_shared::parameters::StreamUsage;
 use emberline_shared::prompt::PromptToken;
 use emberline_shared::tools::{Piece, ToolCallReader};
 
-use super::{DONE, Narrator, data, error, max_backlog};
-use crate::relay::{Limits, Output};
+use super::{Count, DONE, Narrator, data, error, max_backlog};
+use crate::relay::{Ending, Limits, Output};
 
 /// Makes the frames of one stream.
 #[derive(Debug)]
 pub struct ChatFrames {
     answer: ChatAnswer,
-    include_usage: bool,
+    count: Count,
     limits: Limits,
     choices: Vec<Choice>,
 }
@@ -40,16 +39,15 @@ impl Choice {
 }
 
 impl ChatFrames {
-    /// Frames for an answer with so many choices.
-    pub fn new(answer: ChatAnswer, usage: StreamUsage, limits: Limits) -> Self {
-        let include_usage = usage != StreamUsage::Never;
+    /// Frames for an answer within `limits`, whose tokens are counted.
+    pub fn new(answer: ChatAnswer, count: Count, limits: Limits) -> Self {
         let choice = |_| Choice {
             reader: answer.call_reader(),
             logprobs: limits.logprobs.map(|_| Vec::new()),
             ids: limits.ids.then(Vec::new),
         };
         let choices = (0..limits.choices).map(choice).collect();
-        Self { answer, include_usage, limits, choices }
+        Self { answer, count, limits, choices }
     }
 
     fn choice(&mut self, choice: u32) -> Option<&mut Choice> {
@@ -116,7 +114,7 @@ impl ChatFrames {
         let mut frames = Vec::new();
         for (choice, _) in (0..).zip(&self.choices) {
             frames.push(match prompt {
-                Some(prompt) if choice == 0 => data(&self.answer.first_chunk(prompt, self.include_usage)),
+                Some(prompt) if choice == 0 => data(&self.answer.first_chunk(prompt, self.count.of_chunk())),
                 _ => self.chunk(choice, Delta::Role, none),
             });
             let echo = self.answer.echo.as_deref().filter(|echo| !echo.is_empty());
@@ -126,7 +124,7 @@ impl ChatFrames {
     }
 
     fn chunk(&self, choice: u32, delta: Delta<'_>, tokens: ChunkTokens<'_>) -> Bytes {
-        data(&self.answer.chunk(choice, delta, tokens, self.include_usage))
+        data(&self.answer.chunk(choice, delta, tokens, self.count.of_chunk()))
     }
 }
 
@@ -139,10 +137,13 @@ impl Narrator for ChatFrames {
         match output {
             Output::Accepted(_) => Vec::new(),
             Output::Prompt { tokens, .. } => self.opening(Some(&tokens)),
-            Output::Text { choice, text, logprobs, ids } => self.text(choice, text, logprobs, ids),
+            Output::Text { choice, text, logprobs, ids, tokens } => {
+                self.count.add(tokens);
+                self.text(choice, text, logprobs, ids)
+            }
             Output::Finish { choice, reason } => self.finish(choice, reason),
-            Output::Done(usage) => {
-                let usage = self.include_usage.then(|| data(&self.answer.usage_chunk(&usage)));
+            Output::Done(Ending { usage, .. }) => {
+                let usage = self.count.is_told_last().then(|| data(&self.answer.usage_chunk(&usage)));
                 usage.into_iter().chain([DONE]).collect()
             }
             Output::Failed(failure) => vec![error(&failure)],

@@ -1,6 +1,7 @@
 use emberline_shared::answer::Envelope;
-use emberline_shared::event::{TokenLogprob, Usage};
+use emberline_shared::event::{Acceptance, TokenLogprob, Usage};
 use emberline_shared::job::ToolChoice;
+use emberline_shared::parameters::StreamUsage;
 use emberline_shared::prompt::PromptScore;
 use emberline_shared::subject::JobId;
 use emberline_shared::token_details::TokenDetails;
@@ -26,7 +27,7 @@ fn answer(tool_format: Option<ToolFormat>) -> ChatAnswer {
 }
 
 fn frames(tool_format: Option<ToolFormat>, logprobs: Option<u32>) -> ChatFrames {
-    ChatFrames::new(answer(tool_format), StreamUsage::Never, limits(logprobs))
+    ChatFrames::new(answer(tool_format), Count::new(StreamUsage::Never, &[]), limits(logprobs))
 }
 
 fn limits(logprobs: Option<u32>) -> Limits {
@@ -34,7 +35,7 @@ fn limits(logprobs: Option<u32>) -> Limits {
 }
 
 fn text(choice: u32, text: &str) -> Output {
-    Output::Text { choice, text: text.into(), logprobs: None, ids: None }
+    Output::Text { choice, text: text.into(), logprobs: None, ids: None, tokens: 1 }
 }
 
 fn choices(frames: &[Bytes]) -> Vec<Value> {
@@ -57,18 +58,43 @@ fn a_stream_has_the_documented_shape() {
     );
     let last = choices(&frames.tell(Output::Finish { choice: 0, reason: FinishReason::Length }));
     assert_eq!((&last[0]["delta"], &last[0]["finish_reason"]), (&json!({}), &json!("length")));
-    assert_eq!(frames.tell(Output::Done(Usage::default())), [DONE]);
+    assert_eq!(frames.tell(Output::Done(Ending::default())), [DONE]);
     assert!(frames.tell(text(2, "of no choice")).is_empty());
 }
 
 #[test]
 fn usage_comes_in_a_chunk_of_its_own() {
-    let mut frames = ChatFrames::new(answer(None), StreamUsage::Last, Limits { choices: 1, ..limits(None) });
+    let mut frames = ChatFrames::new(
+        answer(None),
+        Count::new(StreamUsage::Last, &[]),
+        Limits { choices: 1, ..limits(None) },
+    );
     assert_eq!(payload(&frames.tell(text(0, "x"))[0])["usage"], Value::Null);
     let usage = Usage { prompt_tokens: 1, cached_tokens: 0, completion_tokens: 2 };
-    let end = frames.tell(Output::Done(usage));
+    let end = frames.tell(Output::Done(Ending { usage, at: None }));
     let usage = payload(&end[0]);
     assert_eq!((&usage["choices"], &usage["usage"]["total_tokens"]), (&json!([]), &json!(3)));
+    assert_eq!(end[1..], [DONE]);
+}
+
+#[test]
+fn usage_so_far_comes_with_every_chunk_if_it_is_asked_for() {
+    let prompt = Acceptance { prompt_tokens: 5, ..Acceptance::default() };
+    let count = Count::new(StreamUsage::Always, &[prompt]);
+    let mut frames = ChatFrames::new(answer(None), count, Limits { choices: 1, ..limits(None) });
+    let counts = |frames: &[Bytes]| {
+        let usage = payload(&frames[0])["usage"].clone();
+        (usage["prompt_tokens"].clone(), usage["completion_tokens"].clone())
+    };
+    assert_eq!(counts(&frames.begin()), (json!(5), json!(0)));
+    assert_eq!(counts(&frames.tell(text(0, "x"))), (json!(5), json!(1)));
+    let three = Output::Text { choice: 0, text: "abc".into(), logprobs: None, ids: None, tokens: 3 };
+    assert_eq!(counts(&frames.tell(three)), (json!(5), json!(4)));
+    let finish = Output::Finish { choice: 0, reason: FinishReason::Stop };
+    assert_eq!(counts(&frames.tell(finish)), (json!(5), json!(4)));
+    let usage = Usage { prompt_tokens: 5, cached_tokens: 0, completion_tokens: 5 };
+    let end = frames.tell(Output::Done(Ending { usage, at: None }));
+    assert_eq!(counts(&end), (json!(5), json!(5)));
     assert_eq!(end[1..], [DONE]);
 }
 
@@ -80,7 +106,13 @@ fn token(text: &str) -> TokenLogprobs {
 #[test]
 fn log_probabilities_come_with_their_text() {
     let mut frames = frames(None, Some(0));
-    let output = Output::Text { choice: 1, text: String::new(), logprobs: Some(vec![token("x")]), ids: None };
+    let output = Output::Text {
+        choice: 1,
+        text: String::new(),
+        logprobs: Some(vec![token("x")]),
+        ids: None,
+        tokens: 1,
+    };
     let choice = &choices(&frames.tell(output))[0];
     assert_eq!((&choice["index"], &choice["delta"]), (&json!(1), &json!({"content": ""})));
     let token = json!({"token": "x", "logprob": -0.5, "bytes": [120], "top_logprobs": []});
@@ -92,8 +124,11 @@ fn a_prompt_that_is_told_comes_with_the_first_chunk() {
     let within = Limits { ids: true, prompt: Some(PromptLimits { logprobs: Some(0) }), ..limits(None) };
     let details = TokenDetails { ids: true, prompt_logprobs: Some(0), ..TokenDetails::default() };
     let echo = Some("Well".to_owned());
-    let mut frames =
-        ChatFrames::new(ChatAnswer { details, echo, ..answer(None) }, StreamUsage::Never, within);
+    let mut frames = ChatFrames::new(
+        ChatAnswer { details, echo, ..answer(None) },
+        Count::new(StreamUsage::Never, &[]),
+        within,
+    );
     assert!(frames.begin().is_empty());
     let score = Some(PromptScore { logprob: -1.0, rank: 3, top: Vec::new() });
     let tokens = vec![
@@ -111,7 +146,7 @@ fn a_prompt_that_is_told_comes_with_the_first_chunk() {
     assert_eq!((third.get("prompt_token_ids"), third.get("prompt_logprobs")), (None, None));
 
     // Tokens without text have a chunk of their own before the last.
-    let held = Output::Text { choice: 1, text: "x".into(), logprobs: None, ids: Some(vec![8, 9]) };
+    let held = Output::Text { choice: 1, text: "x".into(), logprobs: None, ids: Some(vec![8, 9]), tokens: 2 };
     assert_eq!(choices(&frames.tell(held))[0]["token_ids"], json!([8, 9]));
     let last = choices(&frames.tell(Output::Finish { choice: 1, reason: FinishReason::Stop }));
     assert_eq!((last.len(), last[0].get("token_ids")), (1, None));
@@ -146,7 +181,7 @@ fn a_required_call_that_is_cut_off_before_its_name_is_no_text() {
     let required = ChatAnswer { beside_calls: TextBesideCalls::None, ..answer(Some(ToolFormat::Hermes)) };
     let mut frames = ChatFrames::new(
         required,
-        StreamUsage::Never,
+        Count::new(StreamUsage::Never, &[]),
         Limits { choices: 1, tokens: 9, logprobs: Some(0), ..Limits::default() },
     );
     let logprobs = Some(vec![token("<tool_call>"), token("\n{\"na")]);
@@ -155,6 +190,7 @@ fn a_required_call_that_is_cut_off_before_its_name_is_no_text() {
         text: "<tool_call>\n{\"na".into(),
         logprobs,
         ids: None,
+        tokens: 2,
     }));
     told.extend(choices(&frames.tell(Output::Finish { choice: 0, reason: FinishReason::Length })));
     let [tokens, end] = &told[..] else { panic!("{told:?}") };
@@ -174,14 +210,14 @@ proptest! {
     #[test]
     fn every_token_has_its_log_probability_and_id_once_and_the_stream_is_the_whole(cuts in proptest::collection::vec(1_usize..5, 0..60)) {
         let within = Limits { ids: true, ..limits(Some(0)) };
-        let mut frames = ChatFrames::new(answer(Some(ToolFormat::Hermes)), StreamUsage::Never, within);
+        let mut frames = ChatFrames::new(answer(Some(ToolFormat::Hermes)), Count::new(StreamUsage::Never, &[]), within);
         let mut rest: Vec<char> = CALL.chars().collect();
         let (mut told, mut tokens) = (Vec::new(), Vec::new());
         for cut in cuts.into_iter().chain([usize::MAX]) {
             let part: String = rest.drain(..cut.min(rest.len())).collect();
             tokens.push(part.clone());
             let (logprobs, ids) = (Some(vec![token(&part)]), Some(vec![tokens.len() as u32]));
-            told.extend(choices(&frames.tell(Output::Text { choice: 0, text: part, logprobs, ids })));
+            told.extend(choices(&frames.tell(Output::Text { choice: 0, text: part, logprobs, ids, tokens: 1 })));
         }
         told.extend(choices(&frames.tell(Output::Finish { choice: 0, reason: FinishReason::Stop })));
         let heard: Vec<String> = told.iter()

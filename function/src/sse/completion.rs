@@ -6,17 +6,16 @@ use bytes::Bytes;
 use emberline_shared::answer::ChunkTokens;
 use emberline_shared::completions::{CompletionAnswer, Offsets};
 use emberline_shared::error::ApiError;
-use emberline_shared::parameters::StreamUsage;
 use emberline_shared::prompt::PromptToken;
 
-use super::{DONE, Narrator, data, error, max_backlog};
-use crate::relay::{Limits, Output};
+use super::{Count, DONE, Narrator, data, error, max_backlog};
+use crate::relay::{Ending, Limits, Output};
 
 /// Makes the frames of one stream.
 #[derive(Debug)]
 pub struct CompletionFrames {
     answer: CompletionAnswer,
-    include_usage: bool,
+    count: Count,
     /// Of each choice: what its text begins with.
     echoes: Vec<String>,
     limits: Limits,
@@ -26,15 +25,14 @@ pub struct CompletionFrames {
 impl CompletionFrames {
     /// Frames for an answer within `limits`; each choice begins with its entry of `echoes`, if there
     /// is one.
-    pub fn new(answer: CompletionAnswer, usage: StreamUsage, limits: Limits, echoes: Vec<String>) -> Self {
-        let include_usage = usage != StreamUsage::Never;
+    pub fn new(answer: CompletionAnswer, count: Count, limits: Limits, echoes: Vec<String>) -> Self {
         let offsets = (0..limits.choices).map(|_| Offsets::default()).collect();
-        Self { answer, include_usage, echoes, limits, offsets }
+        Self { answer, count, echoes, limits, offsets }
     }
 
     fn text(&mut self, choice: u32, text: &str, tokens: ChunkTokens<'_>) -> Option<Bytes> {
         let offsets = usize::try_from(choice).ok().and_then(|choice| self.offsets.get_mut(choice))?;
-        Some(data(&self.answer.text(choice, text, tokens, offsets, self.include_usage)))
+        Some(data(&self.answer.text(choice, text, tokens, offsets, self.count.of_chunk())))
     }
 
     /// How the choices begin that follow a prompt which is told.
@@ -44,7 +42,7 @@ impl CompletionFrames {
             let index = usize::try_from(choice).unwrap_or(usize::MAX);
             let Some(offsets) = self.offsets.get_mut(index) else { break };
             let echo = self.echoes.get(index).map_or("", String::as_str);
-            frames.push(data(&self.answer.first(choice, echo, tokens, offsets, self.include_usage)));
+            frames.push(data(&self.answer.first(choice, echo, tokens, offsets, self.count.of_chunk())));
         }
         frames
     }
@@ -66,15 +64,16 @@ impl Narrator for CompletionFrames {
             Output::Prompt { first, choices, tokens } => {
                 self.prompt(first..first.saturating_add(choices), &tokens)
             }
-            Output::Text { choice, text, logprobs, ids } => {
+            Output::Text { choice, text, logprobs, ids, tokens: count } => {
+                self.count.add(count);
                 let tokens = ChunkTokens { logprobs: logprobs.as_deref(), ids: ids.as_deref() };
                 self.text(choice, &text, tokens).into_iter().collect()
             }
             Output::Finish { choice, reason } => {
-                vec![data(&self.answer.finish(choice, reason, self.include_usage))]
+                vec![data(&self.answer.finish(choice, reason, self.count.of_chunk()))]
             }
-            Output::Done(usage) => {
-                let usage = self.include_usage.then(|| data(&self.answer.usage(&usage)));
+            Output::Done(Ending { usage, .. }) => {
+                let usage = self.count.is_told_last().then(|| data(&self.answer.usage(&usage)));
                 usage.into_iter().chain([DONE]).collect()
             }
             Output::Failed(failure) => vec![error(&failure)],
@@ -94,7 +93,8 @@ impl Narrator for CompletionFrames {
 #[cfg(test)]
 mod tests {
     use emberline_shared::answer::Envelope;
-    use emberline_shared::event::{FinishReason, TokenLogprob, TokenLogprobs, Usage};
+    use emberline_shared::event::{FinishReason, TokenLogprob, TokenLogprobs};
+    use emberline_shared::parameters::StreamUsage;
     use emberline_shared::prompt::PromptScore;
     use emberline_shared::subject::JobId;
     use emberline_shared::token_details::TokenDetails;
@@ -113,7 +113,8 @@ mod tests {
         let job = JobId::from_random(1);
         let envelope = Envelope { job, created: 2, model: "m".into(), fingerprint: "fp".into() };
         let echoes = echoes.iter().map(|&echo| echo.to_owned()).collect();
-        CompletionFrames::new(CompletionAnswer { envelope, details }, StreamUsage::Last, limits, echoes)
+        let count = Count::new(StreamUsage::Last, &[]);
+        CompletionFrames::new(CompletionAnswer { envelope, details }, count, limits, echoes)
     }
 
     #[test]
@@ -124,11 +125,17 @@ mod tests {
         assert_eq!(opening.len(), 1);
         let part = |text: &str, finish: Option<&str>| json!({"text": text, "index": 0, "logprobs": null, "finish_reason": finish});
         assert_eq!(choice(&opening[0]), part("Once", None));
-        let text = frames.tell(Output::Text { choice: 0, text: " upon".into(), logprobs: None, ids: None });
+        let text = frames.tell(Output::Text {
+            choice: 0,
+            text: " upon".into(),
+            logprobs: None,
+            ids: None,
+            tokens: 1,
+        });
         assert_eq!(choice(&text[0]), part(" upon", None));
         let finish = frames.tell(Output::Finish { choice: 0, reason: FinishReason::Stop });
         assert_eq!(choice(&finish[0]), part("", Some("stop")));
-        let end = frames.tell(Output::Done(Usage::default()));
+        let end = frames.tell(Output::Done(Ending::default()));
         assert_eq!(payload(&end[0])["object"], "text_completion");
         assert_eq!(end[1], DONE);
     }
@@ -168,7 +175,13 @@ mod tests {
         );
         assert_eq!(choice["prompt_logprobs"][2]["3"]["logprob"], -2.0);
         let logprobs = Some(vec![scored(b"x")]);
-        let told = frames.tell(Output::Text { choice: 0, text: "x".into(), logprobs, ids: Some(vec![7]) });
+        let told = frames.tell(Output::Text {
+            choice: 0,
+            text: "x".into(),
+            logprobs,
+            ids: Some(vec![7]),
+            tokens: 1,
+        });
         let choice = payload(&told[0])["choices"][0].clone();
         assert_eq!((&choice["token_ids"], &choice["logprobs"]["text_offset"]), (&json!([7]), &json!([2])));
         assert_eq!(choice.get("prompt_token_ids"), None);
@@ -179,7 +192,8 @@ mod tests {
         let mut frames = frames(Some(0), &[]);
         let mut offset = |choice| {
             let logprobs = Some(vec![scored(b"ab")]);
-            let told = frames.tell(Output::Text { choice, text: "ab".into(), logprobs, ids: None });
+            let told =
+                frames.tell(Output::Text { choice, text: "ab".into(), logprobs, ids: None, tokens: 1 });
             payload(&told[0])["choices"][0]["logprobs"]["text_offset"].clone()
         };
         assert_eq!([offset(0), offset(1), offset(0)], [json!([0]), json!([0]), json!([2])]);

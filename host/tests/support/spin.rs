@@ -3,12 +3,17 @@
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::fixture::fixture;
+
+/// Longest wait for it to serve or to end; only a failure takes so long.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The program.
 pub(crate) struct Spin(PathBuf);
@@ -36,27 +41,47 @@ impl Spin {
     /// not, what Spin says.
     pub(crate) fn serve(&self, manifest: &str) -> Result<Serving, String> {
         let folder = tempfile::tempdir().unwrap();
+        // One for all: compiling the fixture takes longer than all else that Spin does at its start.
+        let compiled = Path::new(env!("CARGO_TARGET_TMPDIR")).join("spin-cache");
+        let cache = folder.path().join("cache.toml");
+        std::fs::write(&cache, format!("[cache]\ndirectory = {compiled:?}\n")).unwrap();
         std::fs::write(folder.path().join("spin.toml"), manifest).unwrap();
         std::os::unix::fs::symlink(fixture(), folder.path().join("fixture.wasm")).unwrap();
         let mut command = Command::new(&self.0);
         command.args(["up", "--listen", "127.0.0.1:0", "--from"]).arg(folder.path());
         command.arg("--state-dir").arg(folder.path().join("state")).arg("--disable-pooling");
+        command.arg("--cache").arg(cache);
         command.current_dir(folder.path()).process_group(0);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut group = Group(command.spawn().unwrap());
-        let mut lines = BufReader::new(group.0.stdout.take().unwrap()).lines().map_while(Result::ok);
-        let address = lines.find_map(|line| line.split_once("Serving http://")?.1.trim().parse().ok());
-        let Some(address) = address else {
-            group.kill();
-            let mut said = String::new();
-            group.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-            return Err(said);
-        };
-        // Keeps its output from filling the pipes.
-        std::thread::spawn(move || lines.for_each(drop));
-        let stderr = group.0.stderr.take().unwrap();
-        std::thread::spawn(move || BufReader::new(stderr).lines().map_while(Result::ok).for_each(drop));
-        Ok(Serving { address, group, _folder: folder })
+        // Threads read all it says, so that no pipe gets full.
+        let (tell, told) = mpsc::channel();
+        let stdout = BufReader::new(group.0.stdout.take().unwrap());
+        std::thread::spawn(move || {
+            for line in stdout.lines().map_while(Result::ok) {
+                let address =
+                    line.split_once("Serving http://").and_then(|(_, rest)| rest.trim().parse().ok());
+                address.into_iter().for_each(|address: SocketAddr| _ = tell.send(address));
+            }
+        });
+        let mut stderr = group.0.stderr.take().unwrap();
+        let complaint = std::thread::spawn(move || {
+            let mut said = Vec::new();
+            _ = stderr.read_to_end(&mut said);
+            String::from_utf8_lossy(&said).into_owned()
+        });
+        match told.recv_timeout(PATIENCE) {
+            Ok(address) => Ok(Serving { address, group, _folder: folder }),
+            Err(error) => {
+                group.kill();
+                let said = complaint.join().unwrap();
+                assert!(
+                    error == RecvTimeoutError::Disconnected,
+                    "in {PATIENCE:?} Spin did not serve: {said}"
+                );
+                Err(said)
+            }
+        }
     }
 }
 

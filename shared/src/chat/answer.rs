@@ -7,7 +7,9 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::answer::{Choice, ChunkTokens, Envelope, FinishBody, UsageBody, ids_of, name_by_id, to_json};
+use crate::answer::{
+    Choice, ChunkTokens, ChunkUsage, Envelope, FinishBody, UsageBody, ids_of, name_by_id, to_json,
+};
 use crate::event::{FinishReason, TokenLogprob, TokenLogprobs, Usage};
 use crate::job::ToolChoice;
 use crate::prompt::{PromptLogprobsBody, PromptToken};
@@ -56,7 +58,8 @@ pub struct ChatCompletionChunk<'a> {
     choices: &'a [ChunkChoice<'a>],
     #[serde(flatten)]
     prompt: PromptBody<'a>,
-    /// With `stream_options.include_usage` only: null but for the last chunk.
+    /// With `stream_options.include_usage` only: null but for the last chunk, unless
+    /// `continuous_usage_stats` asks for the counts so far.
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Option<UsageBody>>,
 }
@@ -321,20 +324,14 @@ impl ChatAnswer {
         }
     }
 
-    /// One chunk of a stream, with its tokens; `include_usage` puts `usage: null` on it.
-    pub fn chunk(
-        &self,
-        choice: u32,
-        delta: Delta<'_>,
-        tokens: ChunkTokens<'_>,
-        include_usage: bool,
-    ) -> String {
-        self.chunk_after(None, choice, delta, tokens, include_usage)
+    /// One chunk of a stream, with its tokens.
+    pub fn chunk(&self, choice: u32, delta: Delta<'_>, tokens: ChunkTokens<'_>, usage: ChunkUsage) -> String {
+        self.chunk_after(None, choice, delta, tokens, usage)
     }
 
     /// The first chunk of a stream that tells of its prompt.
-    pub fn first_chunk(&self, prompt: &[PromptToken], include_usage: bool) -> String {
-        self.chunk_after(Some(prompt), 0, Delta::Role, ChunkTokens::default(), include_usage)
+    pub fn first_chunk(&self, prompt: &[PromptToken], usage: ChunkUsage) -> String {
+        self.chunk_after(Some(prompt), 0, Delta::Role, ChunkTokens::default(), usage)
     }
 
     fn chunk_after(
@@ -343,7 +340,7 @@ impl ChatAnswer {
         choice: u32,
         delta: Delta<'_>,
         tokens: ChunkTokens<'_>,
-        include_usage: bool,
+        usage: ChunkUsage,
     ) -> String {
         let mut body = DeltaBody::default();
         let mut finish_reason = None;
@@ -367,21 +364,16 @@ impl ChatAnswer {
         let logprobs = tokens.logprobs.map(|tokens| self.logprobs(tokens));
         let choice =
             ChunkChoice { index: choice, delta: body, logprobs, finish_reason, token_ids: tokens.ids };
-        self.chunk_of(&[choice], self.prompt(prompt), include_usage.then_some(None))
+        self.chunk_of(&[choice], self.prompt(prompt), usage)
     }
 
     /// The last chunk of a stream whose client asked for usage: no choices.
     pub fn usage_chunk(&self, usage: &Usage) -> String {
-        self.chunk_of(&[], PromptBody::default(), Some(Some(usage.into())))
+        self.chunk_of(&[], PromptBody::default(), ChunkUsage::Counts(*usage))
     }
 
-    /// `usage` is absent, or null, or counts.
-    fn chunk_of(
-        &self,
-        choices: &[ChunkChoice<'_>],
-        prompt: PromptBody<'_>,
-        usage: Option<Option<UsageBody>>,
-    ) -> String {
+    fn chunk_of(&self, choices: &[ChunkChoice<'_>], prompt: PromptBody<'_>, usage: ChunkUsage) -> String {
+        let usage = usage.body();
         to_json(&ChatCompletionChunk { head: self.head("chat.completion.chunk"), choices, prompt, usage })
     }
 }

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::answer::{Choice, ChunkTokens, Envelope, FinishBody, UsageBody, ids_of, name_by_id, to_json};
+use crate::answer::{
+    Choice, ChunkTokens, ChunkUsage, Envelope, FinishBody, UsageBody, ids_of, name_by_id, to_json,
+};
 use crate::event::{FinishReason, TokenLogprobs, Usage};
 use crate::prompt::{PromptLogprobsBody, PromptScore, PromptToken};
 use crate::token_details::TokenDetails;
@@ -32,7 +34,8 @@ pub struct Completion<'a> {
     /// Names weights and engine.
     system_fingerprint: &'a str,
     choices: Vec<CompletionChoice<'a>>,
-    /// In a stream with `stream_options.include_usage` only: null but for the last part.
+    /// In a stream with `stream_options.include_usage` only: null but for the last part, unless
+    /// `continuous_usage_stats` asks for the counts so far.
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Option<UsageBody>>,
 }
@@ -94,7 +97,7 @@ impl CompletionAnswer {
                 ..self.prompt(choice.prompt.as_deref())
             }
         });
-        self.completion(choices.collect(), Some(Some(usage.into())))
+        self.completion(choices.collect(), ChunkUsage::Counts(*usage))
     }
 
     /// The first part of a choice that tells of its prompt, and begins with `echo`.
@@ -104,7 +107,7 @@ impl CompletionAnswer {
         echo: &str,
         prompt: &[PromptToken],
         offsets: &mut Offsets,
-        include_usage: bool,
+        usage: ChunkUsage,
     ) -> String {
         let logprobs = self.details.echoed_logprobs.map(|_| {
             let mut body = self.logprobs();
@@ -113,7 +116,7 @@ impl CompletionAnswer {
         });
         let text = echo.to_owned();
         let choice = CompletionChoice { text, index: choice, logprobs, ..self.prompt(Some(prompt)) };
-        self.completion(vec![choice], include_usage.then_some(None))
+        self.completion(vec![choice], usage)
     }
 
     /// More text of a choice, and its tokens.
@@ -123,7 +126,7 @@ impl CompletionAnswer {
         text: &str,
         tokens: ChunkTokens<'_>,
         offsets: &mut Offsets,
-        include_usage: bool,
+        usage: ChunkUsage,
     ) -> String {
         let logprobs = tokens.logprobs.map(|tokens| {
             let mut body = self.logprobs();
@@ -133,22 +136,22 @@ impl CompletionAnswer {
         let (text, token_ids) = (text.to_owned(), tokens.ids);
         let choice =
             CompletionChoice { text, index: choice, logprobs, token_ids, ..CompletionChoice::default() };
-        self.completion(vec![choice], include_usage.then_some(None))
+        self.completion(vec![choice], usage)
     }
 
     /// The last part of a choice.
-    pub fn finish(&self, choice: u32, reason: FinishReason, include_usage: bool) -> String {
+    pub fn finish(&self, choice: u32, reason: FinishReason, usage: ChunkUsage) -> String {
         let finish_reason = Some(reason.into());
         let choice = CompletionChoice { index: choice, finish_reason, ..CompletionChoice::default() };
-        self.completion(vec![choice], include_usage.then_some(None))
+        self.completion(vec![choice], usage)
     }
 
     /// The last part of a stream whose client asked for usage: no choices.
     pub fn usage(&self, usage: &Usage) -> String {
-        self.completion(Vec::new(), Some(Some(usage.into())))
+        self.completion(Vec::new(), ChunkUsage::Counts(*usage))
     }
 
-    fn completion(&self, choices: Vec<CompletionChoice<'_>>, usage: Option<Option<UsageBody>>) -> String {
+    fn completion(&self, choices: Vec<CompletionChoice<'_>>, usage: ChunkUsage) -> String {
         let Envelope { job, created, model, fingerprint } = &self.envelope;
         to_json(&Completion {
             id: format!("cmpl-{job}"),
@@ -157,7 +160,7 @@ impl CompletionAnswer {
             model,
             system_fingerprint: fingerprint,
             choices,
-            usage,
+            usage: usage.body(),
         })
     }
 

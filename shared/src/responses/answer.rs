@@ -19,8 +19,8 @@ pub struct Response<'a> {
     pub object: &'static str,
     /// Unix seconds.
     pub created_at: u64,
-    /// Always null: a job's log does not tell when it ended.
-    pub completed_at: (),
+    /// Unix seconds; null unless it is completed.
+    pub completed_at: Option<u64>,
     /// How it stands.
     pub status: Status,
     /// It runs to its end though nobody listens.

@@ -223,7 +223,7 @@ fn a_response_is_a_request_again() {
             id: "resp_1".into(),
             object: "response",
             created_at: 1,
-            completed_at: (),
+            completed_at: None,
             status: Status::Completed,
             background: request.outline.background,
             error: None,

@@ -11,9 +11,10 @@ use emberline_shared::measurement::Constrained;
 use serde_json::json;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
+use super::BenchError;
 use super::network::median;
 use super::stream::Ask;
-use super::{BenchArgs, BenchError};
+use crate::device::ComputeDevice;
 use crate::engine::Engine;
 use crate::engine::burn::{self, BurnEngine, CacheSize, Counts, LoadOptions};
 
@@ -27,14 +28,12 @@ const SETTLING: usize = 12;
 const TOKENS: u32 = 512;
 
 /// Measures on an engine of its own, `steps` steps for each kind of company.
-pub(super) fn measure(path: &Path, args: &BenchArgs, steps: usize) -> Result<Constrained, BenchError> {
+pub(super) fn measure(path: &Path, device: &ComputeDevice, steps: usize) -> Result<Constrained, BenchError> {
     let tokens = 2 * STREAMS * (TOKENS as usize + 128);
     let engine = burn::load(&LoadOptions {
-        backend: args.backend.into(),
-        adapter: args.adapter.clone(),
         slots: 2 * STREAMS,
         cache: CacheSize::Blocks(tokens.div_ceil(BLOCK_SIZE)),
-        ..LoadOptions::new(path, "bench")
+        ..LoadOptions::new(path, "bench", device.clone())
     })?;
     let mut bench = Bench { engine, steps };
     let (mut alone, mut plain, mut constrained) = (Vec::new(), Vec::new(), Vec::new());

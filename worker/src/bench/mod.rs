@@ -2,10 +2,9 @@
 //!
 //! [`network`] measures the network by itself, as llama-bench does; [`serving`] the whole engine,
 //! as a job's submitter sees it; [`constrained`] what it costs to enforce a schema;
-//! [`bandwidth`] and [`memory`] what both are to be compared with.
+//! [`copy_bandwidth`] and [`memory`] what both are to be compared with.
 //! The result goes to standard output as JSON, which `emberline bench engine` shows as a table.
 
-mod bandwidth;
 mod constrained;
 mod memory;
 mod network;
@@ -15,6 +14,7 @@ mod stream;
 use std::path::PathBuf;
 
 use clap::Args;
+use emberline_kernels::copy_bandwidth;
 use emberline_shared::measurement::{DeviceFacts, EngineMeasurement, Memory, ModelFacts};
 
 use crate::config::BackendChoice;
@@ -23,6 +23,9 @@ use crate::engine::burn::CacheDtype;
 use crate::model::{Checkpoint, ComputeError, LoadError, Network, RandomShape};
 pub use memory::resident;
 use network::Load;
+
+/// Far more than the caches of any device hold.
+const COPY_BYTES: usize = 1 << 30;
 
 /// What to measure.
 #[derive(Debug, Clone, Args)]
@@ -110,13 +113,13 @@ pub fn run(args: &BenchArgs) -> Result<EngineMeasurement, BenchError> {
     let serving = match &args.model {
         Some(path) => {
             memory::forget_peak();
-            Some(serving::measure(path, args, &load, &measured.chunks)?)
+            Some(serving::measure(path, &device, &load, &measured.chunks)?)
         }
         None => None,
     };
     let peak = memory::peak();
     // Last of all: it needs more memory than anything else.
-    let copy_bytes_per_s = bandwidth::copy(&device);
+    let copy_bytes_per_s = copy_bandwidth(&device.device, COPY_BYTES).ok();
     Ok(EngineMeasurement {
         device: DeviceFacts {
             gpu: device.class == DeviceClass::Gpu,

@@ -11,7 +11,8 @@ use tokio::task::{JoinError, JoinHandle};
 
 use super::network::{Load, median};
 use super::stream::{Ask, Seen, Stream};
-use super::{BenchArgs, BenchError, constrained};
+use super::{BenchError, constrained};
+use crate::device::ComputeDevice;
 use crate::engine::burn::{self, CacheSize, LoadOptions};
 use crate::engine::thread::{self, EngineHandle, EngineThread};
 
@@ -32,12 +33,12 @@ const SYSTEM_TOKENS: usize = 1000;
 /// for each prefill budget.
 pub(super) fn measure(
     path: &Path,
-    args: &BenchArgs,
+    device: &ComputeDevice,
     load: &Load,
     chunks: &[(usize, f64)],
 ) -> Result<Serving, BenchError> {
     let mut serving = Serving::default();
-    let bench = Bench::start(path, args, load, None)?;
+    let bench = Bench::start(path, device, load, None)?;
     serving.prefill_budget = bench.prefill_budget;
     serving.cache_tokens = bench.cache_tokens;
     tracing::info!("measuring streams");
@@ -56,11 +57,11 @@ pub(super) fn measure(
     }
     bench.stop();
     tracing::info!("measuring streams that obey a schema");
-    serving.constrained = Some(constrained::measure(path, args, 2 * load.steps)?);
+    serving.constrained = Some(constrained::measure(path, device, 2 * load.steps)?);
     let long = load.long_prompt;
     for &(budget, chunk_ms) in chunks {
         tracing::info!(budget, "measuring running streams while a prompt arrives");
-        let bench = Bench::start(path, args, load, Some(budget))?;
+        let bench = Bench::start(path, device, load, Some(budget))?;
         if bench.fits(long) {
             serving.gaps.push(bench.gap(long, budget, chunk_ms)?);
         }
@@ -83,18 +84,21 @@ struct Bench {
 }
 
 impl Bench {
-    fn start(path: &Path, args: &BenchArgs, load: &Load, budget: Option<usize>) -> Result<Self, BenchError> {
+    fn start(
+        path: &Path,
+        device: &ComputeDevice,
+        load: &Load,
+        budget: Option<usize>,
+    ) -> Result<Self, BenchError> {
         let most = load.batches.iter().copied().max().unwrap_or(1);
         // Room for all that runs at once, so that nothing is preempted.
         let tokens = (most * 2 * STREAM_TOKENS as usize).max(load.long_prompt) + LOAD * LOAD_TOKENS;
         let blocks = tokens.div_ceil(BLOCK_SIZE);
         let options = LoadOptions {
-            backend: args.backend.into(),
-            adapter: args.adapter.clone(),
             slots: most.max(LOAD + 1),
             prefill_budget: budget,
             cache: CacheSize::Blocks(blocks),
-            ..LoadOptions::new(path, "bench")
+            ..LoadOptions::new(path, "bench", device.clone())
         };
         let failed = |error: std::io::Error| BenchError::Engine(error.to_string());
         let engine = burn::load(&options)?;

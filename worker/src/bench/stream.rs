@@ -95,7 +95,7 @@ impl Stream {
                 | EventKind::Finish { .. }
                 | EventKind::HandedBack
                 | EventKind::Withdrawn => {}
-                EventKind::Done { usage, timings } => seen.end = Some((usage, timings)),
+                EventKind::Done { usage, timings, .. } => seen.end = Some((usage, timings)),
                 EventKind::Error(error) => return Err(BenchError::Engine(error.message)),
             }
         }

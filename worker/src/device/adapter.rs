@@ -44,7 +44,6 @@ impl Adapter {
             class: if self.is_software() { DeviceClass::Software } else { DeviceClass::Gpu },
             device: self.device()?,
             description: self.to_string(),
-            is_gpu: true,
             max_buffer_bytes: Some(self.max_buffer_bytes),
         })
     }

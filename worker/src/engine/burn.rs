@@ -19,7 +19,7 @@ mod warm_up;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use emberline_shared::error::{ApiError, ErrorCode};
 use emberline_shared::event::{Acceptance, EventKind, Usage};
@@ -30,6 +30,7 @@ use super::blocks::Salt;
 use super::refusal::too_late;
 use super::scheduler::{Prompt, Scheduler, SequenceId, Step};
 use super::{Engine, EngineError, EventSink, Frontend, Prepared, Written};
+use crate::clock;
 use crate::constraint::Stuck;
 use crate::model::{ComputeError, Logits, MemoryUse, Network, StepSpan};
 pub use cache::{CacheDtype, CacheSize};
@@ -303,7 +304,7 @@ impl BurnEngine {
 
     /// Ends jobs whose deadline has passed and those that nobody listens to.
     fn drop_unwanted(&mut self) -> Result<(), EngineError> {
-        let now = u64::try_from(since_epoch().as_millis()).unwrap_or(u64::MAX);
+        let now = clock::unix_ms();
         let is_unwanted = |request: &Request| request.deadline <= now || request.events.is_closed();
         let unwanted = self.requests.iter().filter(|(_, request)| is_unwanted(request));
         let unwanted: Vec<u64> = unwanted.map(|(number, _)| *number).collect();
@@ -431,10 +432,6 @@ fn scheduled(prepared: &Prepared) -> Prompt {
     let scored = if request.prompt_logprobs.is_some() { known..last } else { 0..0 };
     let salt = request.cache_salt.as_deref().map(Salt::of).unwrap_or_default();
     Prompt { tokens, salt, scored }
-}
-
-fn since_epoch() -> Duration {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }
 
 #[cfg(test)]

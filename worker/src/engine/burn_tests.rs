@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::*;
-use crate::device::Backend;
+use crate::device::ComputeDevice;
 use crate::model::testing::{self, CONTEXT};
 
 /// The tiny model's end token.
@@ -17,7 +17,7 @@ const END: u32 = 257;
 const NEVER: u64 = u64::MAX;
 
 fn options(path: &Path) -> LoadOptions {
-    LoadOptions { backend: Backend::Cpu, slots: 1, ..LoadOptions::new(path, "tiny") }
+    LoadOptions { slots: 1, ..LoadOptions::new(path, "tiny", ComputeDevice::cpu()) }
 }
 
 /// The tiny model, with whatever else `change` wants.
@@ -122,9 +122,11 @@ fn run(runs: &mut Runs, job: Job) -> Vec<EventKind> {
 /// A log without what depends on clock and cache.
 fn content(log: &[EventKind]) -> Vec<EventKind> {
     let timeless = |kind: &EventKind| match kind.clone() {
-        EventKind::Done { usage, .. } => {
-            EventKind::Done { usage: Usage { cached_tokens: 0, ..usage }, timings: Timings::default() }
-        }
+        EventKind::Done { usage, .. } => EventKind::Done {
+            usage: Usage { cached_tokens: 0, ..usage },
+            timings: Timings::default(),
+            at: None,
+        },
         EventKind::Accepted(acceptance) => EventKind::Accepted(Acceptance { cached_tokens: 0, ..acceptance }),
         other => other,
     };

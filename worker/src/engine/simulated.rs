@@ -24,6 +24,7 @@ use emberline_shared::tokens::{TokensReply, TokensRequest};
 
 use super::refusal::{no_room_for, too_long};
 use super::{Engine, EngineError, EventSink, Frontend, Prepared, Written};
+use crate::clock;
 use crate::text::TextAssembler;
 
 /// Prompt and completion together.
@@ -250,7 +251,8 @@ impl Sequence {
     fn say_and_end(&self, mut events: Vec<EventKind>, now: Instant) -> bool {
         let finished = self.choices.iter().all(|choice| choice.finished);
         if finished {
-            events.push(EventKind::Done { usage: self.usage(), timings: self.timings(now) });
+            let at = Some(clock::unix_time().as_secs());
+            events.push(EventKind::Done { usage: self.usage(), timings: self.timings(now), at });
         }
         events.into_iter().for_each(|kind| self.say(kind));
         finished

@@ -7,7 +7,7 @@
 //! worker sends it and how often.
 
 use std::collections::VecDeque;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use async_nats::jetstream::context::{PublishAckFuture, PublishError};
 use async_nats::jetstream::message::PublishMessage;
@@ -19,6 +19,7 @@ use emberline_shared::subject::{self, JobId};
 use emberline_shared::usage::{Outcome, UsageEvent};
 
 use crate::bus::Bus;
+use crate::clock;
 
 /// How long a charge may take to be stored: longer than nats-server takes to restart.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -38,7 +39,7 @@ impl Tally {
     pub(super) fn of(last: &EventKind) -> Self {
         let nothing = (Usage::default(), Timings::default());
         let ((usage, timings), outcome) = match last {
-            EventKind::Done { usage, timings } => ((*usage, *timings), Outcome::Done),
+            EventKind::Done { usage, timings, .. } => ((*usage, *timings), Outcome::Done),
             EventKind::Error(error) => (nothing, Outcome::Failed(error.code)),
             _ => (nothing, Outcome::Cancelled),
         };
@@ -73,7 +74,7 @@ pub(super) struct Charge {
 impl Charge {
     /// The charge of `job`; empty for one that is charged to nobody.
     pub(super) fn new(bus: Bus, job: &Job, tally: &Tally) -> Self {
-        let unconfirmed = job.account.as_ref().map(|account| messages(job, account, tally, unix_ms()));
+        let unconfirmed = job.account.as_ref().map(|account| messages(job, account, tally, clock::unix_ms()));
         let unconfirmed = unconfirmed.unwrap_or_default().into();
         Self { bus, job: job.id.clone(), unconfirmed, answers: VecDeque::new() }
     }
@@ -144,11 +145,6 @@ fn messages(job: &Job, account: &Account, tally: &Tally, now_ms: u64) -> Vec<(St
     corrections.chain([(subject::usage(&account.key), event)]).collect()
 }
 
-fn unix_ms() -> u64 {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -216,7 +212,7 @@ mod tests {
         let error = ApiError::new(ErrorCode::Timeout, "late");
         assert_eq!(Tally::of(&EventKind::Error(error.into())).outcome, Outcome::Failed(ErrorCode::Timeout));
         let usage = Usage { prompt_tokens: 1, cached_tokens: 0, completion_tokens: 2 };
-        let done = Tally::of(&EventKind::Done { usage, timings: Timings::default() });
+        let done = Tally::of(&EventKind::Done { usage, timings: Timings::default(), at: None });
         assert_eq!((done.usage, done.outcome), (usage, Outcome::Done));
     }
 }

@@ -285,7 +285,7 @@ impl EventLog {
                 self.append(EventKind::Finish { choice, reason: FinishReason::Cancelled });
             }
         }
-        EventKind::Done { usage, timings: Timings::default() }
+        EventKind::Done { usage, timings: Timings::default(), at: None }
     }
 
     /// Whether all that was appended is stored.

@@ -1,6 +1,6 @@
 //! One job's life in a worker, from its message to its acknowledgement.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use async_nats::Subscriber;
 use async_nats::jetstream::context::PublishError;
@@ -26,6 +26,7 @@ use super::slots::Slot;
 use super::takeover::{MAX_FRUITLESS, Past};
 use super::{Intake, Phase, reached};
 use crate::bus::ACK_WAIT;
+use crate::clock;
 
 /// How long a job waits for the first word of its relay, which speaks every [`ALIVE_INTERVAL_S`]:
 /// what it said while the job was queued, a cancel perhaps, nobody heard.
@@ -491,8 +492,7 @@ fn late() -> ApiError {
 
 /// Time until `deadline`, in unix milliseconds; zero when it has passed.
 fn until(deadline: u64) -> Duration {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Duration::from_millis(deadline).saturating_sub(now)
+    Duration::from_millis(deadline).saturating_sub(clock::unix_time())
 }
 
 #[cfg(test)]

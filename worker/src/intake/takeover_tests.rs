@@ -105,7 +105,7 @@ fn attempts_that_add_nothing_are_counted_until_one_does_or_gives_the_job_back() 
 
 #[test]
 fn a_log_tells_its_end_and_that_nobody_waits() {
-    let done = EventKind::Done { usage: Usage::default(), timings: Timings::default() };
+    let done = EventKind::Done { usage: Usage::default(), timings: Timings::default(), at: None };
     let log = [event(1, 0, taken()), event(1, 1, done.clone())];
     assert_eq!(Past::of(log, 1).end, Some(done));
     let error = EventKind::Error(ApiError::new(ErrorCode::Timeout, "late").into());

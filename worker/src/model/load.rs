@@ -20,7 +20,7 @@ use super::quantize::Quantize;
 use super::rows::Rows;
 use super::tensors::TensorSource;
 use super::{LoadError, ModelConfig, Network};
-use crate::device::ComputeDevice;
+use crate::device::{ComputeDevice, DeviceClass};
 use crate::gguf::GgufFile;
 
 impl Network {
@@ -41,7 +41,7 @@ impl Network {
         let mut loader = Loader::new(&config, layout, source, target, quantize);
         let weights = loader.network()?;
         loader.finish()?;
-        Ok(Self::new(config, weights, target.device.clone(), !target.is_gpu))
+        Ok(Self::new(config, weights, target.device.clone(), target.class == DeviceClass::Host))
     }
 }
 

@@ -1,12 +1,12 @@
 //! Loads a model: the one place that knows which engine serves which source.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
 
 use emberline_shared::bytes::Bytes;
 
 use super::memory::{self, NotEnough};
 use super::options::{ModelOptions, Source};
+use crate::clock;
 use crate::device::ComputeDevice;
 use crate::engine::Engine;
 use crate::engine::burn::{self, CacheSize, LoadOptions};
@@ -34,7 +34,7 @@ pub fn load_engine(options: &ModelOptions) -> Result<Box<dyn Engine>, LoadFailur
     match &options.source {
         Source::Simulated { tokens_per_s } => {
             tracing::warn!(model = %options.name, "the simulated engine: fixed words, no model");
-            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            let now = clock::unix_time();
             let (name, slots) = (options.name.clone(), usize::from(settings.slots));
             Ok(Box::new(SimulatedEngine::new(name, slots, *tokens_per_s, now.as_secs())))
         }
@@ -48,15 +48,13 @@ pub fn load_engine(options: &ModelOptions) -> Result<Box<dyn Engine>, LoadFailur
                 memory::check(options, &path)?;
             }
             let engine = burn::load(&LoadOptions {
-                backend: settings.backend,
-                adapter: settings.adapter.clone(),
                 slots: usize::from(settings.slots),
                 cache: settings.cache_memory.map_or(CacheSize::Auto, |Bytes(bytes)| CacheSize::Bytes(bytes)),
                 cache_dtype: settings.cache_dtype,
                 context_length: settings.context_length,
                 prefill_budget: settings.prefill_budget.map(usize::from),
                 quantize: settings.quantize,
-                ..LoadOptions::new(path, &options.name)
+                ..LoadOptions::new(path, &options.name, device)
             })?;
             Ok(Box::new(engine))
         }

@@ -245,7 +245,7 @@ async fn a_job_whose_acknowledgement_was_lost_is_not_run_again() {
     let ended = job(1, 30_000);
     let mut events = relay.send_silently(&ended).await;
     let usage = emberline_shared::event::Usage::default();
-    let done = EventKind::Done { usage, timings: emberline_shared::event::Timings::default() };
+    let done = EventKind::Done { usage, timings: emberline_shared::event::Timings::default(), at: None };
     let jetstream = jetstream::new(nats.worker_client().await.unwrap());
     for (kind, index) in [EventKind::Taken { worker: "w".into() }, done].into_iter().zip(0..) {
         let event = Event { v: PROTOCOL_VERSION, attempt: 1, index, kind };

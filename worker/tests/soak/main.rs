@@ -18,7 +18,7 @@ use emberline_shared::event::EventKind;
 use emberline_shared::subject::JobId;
 use emberline_tests::stack::model_path;
 use emberline_worker::bench::resident;
-use emberline_worker::device::Backend;
+use emberline_worker::device::ComputeDevice;
 use emberline_worker::engine::Engine;
 use emberline_worker::engine::burn::{self, BurnEngine, CacheSize, LoadOptions};
 use rand::rngs::StdRng;
@@ -49,11 +49,10 @@ fn number<T: FromStr<Err: Debug>>(variable: &str, default: T) -> T {
 
 fn engine(blocks: usize) -> BurnEngine {
     let options = LoadOptions {
-        backend: Backend::Cpu,
         slots: SLOTS,
         prefill_budget: Some(PREFILL_BUDGET),
         cache: CacheSize::Blocks(blocks),
-        ..LoadOptions::new(model_path().unwrap(), "soak")
+        ..LoadOptions::new(model_path().unwrap(), "soak", ComputeDevice::cpu())
     };
     burn::load(&options).unwrap()
 }

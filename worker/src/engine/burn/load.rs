@@ -14,9 +14,10 @@ use super::cache::{self, CacheDtype, CacheSize};
 use super::pick::Picker;
 use super::prompt::PromptBuilder;
 use super::publish::Publisher;
-use super::{BurnEngine, Counts, Facts, since_epoch, warm_up};
+use super::{BurnEngine, Counts, Facts, warm_up};
+use crate::clock;
 use crate::constraint::Grammars;
-use crate::device::{Backend, ComputeDevice};
+use crate::device::{ComputeDevice, DeviceClass};
 use crate::engine::scheduler::{Limits, Scheduler};
 use crate::model::{Checkpoint, LoadError, Quantize};
 use crate::template::ChatTemplate;
@@ -35,9 +36,7 @@ pub struct LoadOptions {
     /// The name it is served under.
     pub name: String,
     /// Where to compute.
-    pub backend: Backend,
-    /// A wgpu adapter, by its number or part of its name.
-    pub adapter: Option<String>,
+    pub device: ComputeDevice,
     /// Jobs, and sequences, at once.
     pub slots: usize,
     /// Rows of a step that go to prompts; `None` for what suits the device.
@@ -53,13 +52,12 @@ pub struct LoadOptions {
 }
 
 impl LoadOptions {
-    /// Loads `path` on the best device there is.
-    pub fn new(path: impl Into<PathBuf>, name: impl Into<String>) -> Self {
+    /// Loads `path` on `device`, with what suits both.
+    pub fn new(path: impl Into<PathBuf>, name: impl Into<String>, device: ComputeDevice) -> Self {
         Self {
             path: path.into(),
             name: name.into(),
-            backend: Backend::Auto,
-            adapter: None,
+            device,
             slots: 32,
             prefill_budget: None,
             cache: CacheSize::Auto,
@@ -79,10 +77,9 @@ pub fn load(options: &LoadOptions) -> Result<BurnEngine, LoadError> {
         checkpoint.limit_context(tokens as usize);
     }
     let (tokenizer, template) = texts(&checkpoint)?;
-    let device = ComputeDevice::open(options.backend, options.adapter.as_deref())?;
-    let is_gpu = device.is_gpu;
-    let stored = options.cache_dtype.on(&device)?;
-    let mut network = checkpoint.load(&device, options.quantize)?;
+    let device = &options.device;
+    let stored = options.cache_dtype.on(device)?;
+    let mut network = checkpoint.load(device, options.quantize)?;
     let (tokens, rows) = (tokenizer.vocab_size(), network.vocabulary());
     if tokens > rows {
         return Err(LoadError::Vocabulary { path: path.clone(), tokens, rows });
@@ -90,7 +87,7 @@ pub fn load(options: &LoadOptions) -> Result<BurnEngine, LoadError> {
 
     let slots = options.slots.max(1);
     let context = network.config().context_length;
-    let blocks = cache::blocks(options.cache, &network, stored, &device, slots);
+    let blocks = cache::blocks(options.cache, &network, stored, device, slots);
     network.allocate_cache(blocks, stored)?;
     // A sequence must fit the cache alone.
     let context_length = context.min(blocks * BLOCK_SIZE);
@@ -100,9 +97,13 @@ pub fn load(options: &LoadOptions) -> Result<BurnEngine, LoadError> {
             "the cache is too small for the model's context of {context} tokens; give it more memory"
         );
     }
-    let default_budget = if is_gpu { GPU_PREFILL_BUDGET } else { CPU_PREFILL_BUDGET };
+    let default_budget = match device.class {
+        DeviceClass::Gpu => GPU_PREFILL_BUDGET,
+        DeviceClass::Host | DeviceClass::Software => CPU_PREFILL_BUDGET,
+    };
     let prefill_budget = options.prefill_budget.unwrap_or(default_budget).max(1);
-    if is_gpu {
+    let on_adapter = device.class != DeviceClass::Host;
+    if on_adapter {
         warm_up::run(&mut network, &Limits { sequences: slots, prefill_budget, blocks })?;
     }
     let memory = network.memory(prefill_budget + slots, slots);
@@ -120,7 +121,7 @@ pub fn load(options: &LoadOptions) -> Result<BurnEngine, LoadError> {
     );
 
     let context_length = u32::try_from(context_length).unwrap_or(u32::MAX);
-    let created = since_epoch().as_secs();
+    let created = clock::unix_time().as_secs();
     // Quantised weights are others, and what is rounded in the cache makes other numbers.
     let identity = match options.quantize {
         Some(quantize) => format!("{} {quantize:?} {stored:?}", options.name),
@@ -132,13 +133,13 @@ pub fn load(options: &LoadOptions) -> Result<BurnEngine, LoadError> {
     let publisher = Publisher::spawn(Arc::clone(&tokenizer)).map_err(LoadError::Thread)?;
     Ok(BurnEngine {
         scheduler: Scheduler::new(Limits { sequences: slots, prefill_budget, blocks }),
-        picker: Picker { vocabulary: tokens, on_device: is_gpu },
+        picker: Picker { vocabulary: tokens, on_device: on_adapter },
         prompts: Arc::new(PromptBuilder { template, tokenizer, grammars, context_length }),
         publisher,
         facts: Facts {
             served: ServedModel { name: options.name.clone(), context_length, created },
             fingerprint: fingerprint(checkpoint.path(), &identity)?,
-            device: device.description,
+            device: device.description.clone(),
             slots,
             prefill_budget,
             memory,

@@ -13,6 +13,7 @@ use emberline_shared::event::{EventKind, FinishReason, Timings, TokenLogprob, To
 use emberline_shared::job::GenerationRequest;
 
 use super::prompt_events::{PromptScores, ToldPrompt};
+use crate::clock;
 use crate::engine::scheduler::SequenceId;
 use crate::engine::{EngineError, EventSink, Written};
 use crate::sampling::Scores;
@@ -274,7 +275,8 @@ impl Answer {
         }
         let completion_tokens = self.choices.iter().map(|choice| choice.tokens).sum();
         let usage = Usage { completion_tokens, ..self.usage };
-        publish(&self.events, EventKind::Done { usage, timings: self.clock.timings() });
+        let at = Some(clock::unix_time().as_secs());
+        publish(&self.events, EventKind::Done { usage, timings: self.clock.timings(), at });
         true
     }
 }

@@ -1,12 +1,11 @@
 //! Text to tokens and back, beside jobs.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use emberline_shared::error::ApiError;
 use emberline_shared::relaxed::Relaxed;
 use emberline_shared::tokens::{Tokenize, TokensInput, TokensReply};
 
 use super::prompt::{PromptBuilder, internal};
+use crate::clock;
 use crate::template::Conversation;
 
 impl PromptBuilder {
@@ -22,14 +21,12 @@ impl PromptBuilder {
                 continue_final_message,
             } => {
                 relaxed = self.drop_unread(&mut variables, &[]);
-                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-                let now = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
                 self.render(&Conversation {
                     tools: &tools,
                     variables,
                     add_generation_prompt,
                     continue_final_message,
-                    ..Conversation::new(&messages, now)
+                    ..Conversation::new(&messages, clock::unix_ms())
                 })?
             }
         };
