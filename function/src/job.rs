@@ -82,7 +82,9 @@ fn prompt_tokens(wanted: &GenerationRequest) -> usize {
         bytes.fold(0, usize::saturating_add)
     };
     let messages = wanted.messages.iter().map(|message| {
-        tokens(message.content.len().saturating_add(calls(message))).saturating_add(MESSAGE_TOKENS)
+        let thoughts = message.reasoning.as_ref().map_or(0, String::len);
+        let bytes = message.content.len().saturating_add(calls(message)).saturating_add(thoughts);
+        tokens(bytes).saturating_add(MESSAGE_TOKENS)
     });
     let tools = wanted.tools.iter().map(|tool| {
         let parameters = serde_json::to_string(&tool.parameters).unwrap_or_default();

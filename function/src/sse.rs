@@ -65,7 +65,9 @@ pub fn max_backlog(limits: Limits) -> usize {
 /// Bytes that a stream takes at most, about, for what it tells of its prompts.
 fn prompt_bytes(limits: Limits) -> usize {
     let scores = usize::try_from(MAX_PROMPT_LOGPROBS).unwrap_or(usize::MAX).saturating_mul(LOGPROB_BYTES);
-    limits.prompt.map_or(0, |prompt| prompt.logprobs.map_or(PROMPT_IDS_BYTES, |_| scores))
+    let each = limits.prompt.map_or(0, |prompt| prompt.logprobs.map_or(PROMPT_IDS_BYTES, |_| scores));
+    // Each choice of a text completion tells of its prompt.
+    each.saturating_mul(usize::try_from(limits.choices).unwrap_or(usize::MAX))
 }
 
 /// A failure after the stream has begun; no [`DONE`] follows it.

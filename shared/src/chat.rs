@@ -9,7 +9,7 @@ pub(crate) mod message;
 pub(crate) mod tool;
 
 pub use answer::{ChatAnswer, ChatCompletion, ChatCompletionChunk, Delta};
-pub(crate) use body::{MAX_LABEL, ServiceTier, Verbosity};
+pub(crate) use body::Verbosity;
 pub(crate) use message::{Phase, check_arguments};
 pub(crate) use tool::ResponseFormat;
 
@@ -91,14 +91,17 @@ impl ChatRequest {
             constraint,
             template_variables: template_variables(
                 body.chat_template_kwargs,
-                body.reasoning_effort,
-                body.verbosity,
+                [
+                    ("reasoning_effort", "reasoning_effort", body.reasoning_effort),
+                    ("verbosity", "verbosity", body.verbosity.map(|verbosity| verbosity.as_str().to_owned())),
+                ],
+                &mut paths,
             )?,
             max_tokens,
             stop: body.stop.map(Stop::into_vec).unwrap_or_default(),
             n: body.n.unwrap_or(1),
             logprobs: read_logprobs(body.logprobs, body.top_logprobs)?,
-            sampling: body.sampling.options(max_tokens)?,
+            sampling: body.sampling.options(max_tokens).map_err(|error| paths.error(error))?,
             ..GenerationRequest::default()
         };
         let details = body.tokens.apply(&mut generation)?;
@@ -166,21 +169,31 @@ fn read_logprobs(wanted: Option<bool>, top: Option<u32>) -> Result<Option<u32>, 
     Ok(wanted.then_some(top))
 }
 
-/// What the chat template is told, from the parameters that say it.
+/// A variable of chat templates that has a parameter of its own: its name, the parameter's path, and what is
+/// asked for.
+pub(crate) type OwnParameter = (&'static str, &'static str, Option<String>);
+
+/// What the chat template is told. Workers call each variable by its place in `chat_template_kwargs`.
 pub(crate) fn template_variables(
     variables: Option<Map<String, Value>>,
-    reasoning_effort: Option<String>,
-    verbosity: Option<Verbosity>,
+    parameters: [OwnParameter; 2],
+    paths: &mut Paths,
 ) -> Result<Map<String, Value>, ApiError> {
     let mut variables = variables.unwrap_or_default();
-    let verbosity = verbosity.map(|verbosity| verbosity.as_str().to_owned());
-    for (name, value) in [("reasoning_effort", reasoning_effort), ("verbosity", verbosity)] {
+    for (name, path, value) in parameters {
         let Some(value) = value else { continue };
-        if variables.get(name).is_some_and(|known| *known != value) {
-            let message = format!("'{name}' and 'chat_template_kwargs.{name}' differ. Send only '{name}'.");
-            return Err(ApiError::field(ErrorCode::InvalidValue, name, message));
+        match variables.get(name) {
+            Some(known) if *known != value => {
+                let message =
+                    format!("'{path}' and 'chat_template_kwargs.{name}' differ. Send only '{path}'.");
+                return Err(ApiError::field(ErrorCode::InvalidValue, path, message));
+            }
+            Some(_) => {}
+            None => {
+                paths.rename(&format!("chat_template_kwargs.{name}"), path);
+                variables.insert(name.to_owned(), value.into());
+            }
         }
-        variables.insert(name.to_owned(), value.into());
     }
     Ok(variables)
 }

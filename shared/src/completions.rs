@@ -81,9 +81,6 @@ struct CompletionBody {
 struct AsksNothing {
     /// The token that begins a prompt is there if the model wants one.
     add_special_tokens: Option<Only<true>>,
-    /// Asks for nothing.
-    #[schemars(length(max = 1024))]
-    user: Option<String>,
     #[serde(flatten)]
     neutral: Neutral,
 }

@@ -7,6 +7,7 @@ mod only;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 pub(crate) use only::{Only, OnlyAbsent, OnlyEmptyList, OnlyEmptyObject, OnlyNumber};
 
@@ -15,11 +16,48 @@ pub(crate) use only::{Only, OnlyAbsent, OnlyEmptyList, OnlyEmptyObject, OnlyNumb
 #[allow(dead_code)] // they ask for nothing
 pub(crate) struct Neutral {
     #[serde(flatten)]
+    pub(crate) labels: Labels,
+    #[serde(flatten)]
     vllm: Vllm,
     #[serde(flatten)]
     sglang: Sglang,
     #[serde(flatten)]
     llama_cpp: LlamaCpp,
+}
+
+/// Most characters of a name for something that asks for nothing.
+const MAX_LABEL: usize = 1024;
+
+/// What OpenAI's clients note of themselves, and hints that nothing depends on here.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[allow(dead_code)] // responses return some
+pub(crate) struct Labels {
+    /// Asks for nothing: what a client notes of itself.
+    client_metadata: Option<Map<String, Value>>,
+    /// Asks for nothing; responses return it.
+    #[schemars(length(max = MAX_LABEL))]
+    pub(crate) prompt_cache_key: Option<String>,
+    /// Asks for nothing: what prompts begin with is shared.
+    prompt_cache_options: Option<Map<String, Value>>,
+    /// Asks for nothing: what prompts begin with is shared as long as there is room.
+    #[schemars(length(max = MAX_LABEL))]
+    prompt_cache_retention: Option<String>,
+    /// Asks for nothing; responses return it.
+    #[schemars(length(max = MAX_LABEL))]
+    pub(crate) safety_identifier: Option<String>,
+    /// Asks for nothing: there is one tier.
+    service_tier: Option<ServiceTier>,
+    /// Asks for nothing; responses return it.
+    #[schemars(length(max = MAX_LABEL))]
+    pub(crate) user: Option<String>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline, extend("x-unsupported-values" = ["fast", "flex", "priority", "scale"]))]
+enum ServiceTier {
+    Auto,
+    Default,
 }
 
 /// Defaults of vLLM.
@@ -65,7 +103,7 @@ struct Vllm {
     /// There are no processors of a client's own.
     logits_processors: Option<OnlyEmptyList>,
     /// Asks for nothing: any instance serves any request.
-    #[schemars(length(max = 1024))]
+    #[schemars(length(max = MAX_LABEL))]
     session_id: Option<String>,
     /// The answer's id is the server's.
     #[schemars(extend("x-hint" = "Name the request by the header 'X-Request-Id'."))]

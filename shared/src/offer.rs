@@ -158,11 +158,14 @@ impl Offer {
             Some(Wanted::Mode(ToolChoiceMode::None)) => ToolChoice::None,
             Some(Wanted::Mode(ToolChoiceMode::Required)) => ToolChoice::Required,
             Some(Wanted::Named(name)) => {
-                self.check_name(&name, &form.name_in("tool_choice"), has_others)?;
+                if self.tools.is_empty() {
+                    return Err(nothing_to_call(has_others));
+                }
+                self.check_name(&name, &form.name_in("tool_choice"))?;
                 ToolChoice::Named(name)
             }
             Some(Wanted::Allowed(mode, names)) => {
-                self.allow(names, form, has_others, relaxed)?;
+                self.allow(names, form, relaxed)?;
                 match mode {
                     AllowedMode::Auto => ToolChoice::Auto,
                     AllowedMode::Required => ToolChoice::Required,
@@ -180,7 +183,6 @@ impl Offer {
         &mut self,
         names: Vec<Option<String>>,
         form: &Form,
-        has_others: bool,
         relaxed: &mut Relaxed,
     ) -> Result<(), ApiError> {
         let mut allowed = HashSet::new();
@@ -188,7 +190,7 @@ impl Offer {
             let path = format!("{}[{index}]", form.allowed);
             match name {
                 Some(name) => {
-                    self.check_name(&name, &form.name_in(&path), has_others)?;
+                    self.check_name(&name, &form.name_in(&path))?;
                     allowed.insert(name);
                 }
                 None => relaxed.push(path),
@@ -200,21 +202,23 @@ impl Offer {
     }
 
     /// Refuses a name that no function has.
-    fn check_name(&self, name: &str, path: &str, has_others: bool) -> Result<(), ApiError> {
-        if self.tools.is_empty() {
-            return Err(nothing_to_call(has_others));
-        }
+    fn check_name(&self, name: &str, path: &str) -> Result<(), ApiError> {
         if self.tools.iter().any(|tool| tool.name == name) {
             return Ok(());
         }
         let known: Vec<&str> = self.tools.iter().map(|tool| tool.name.as_str()).collect();
-        let message = format!("'{path}' is '{name}', which is not in 'tools' ({}).", known.join(", "));
+        let known = match known.is_empty() {
+            true => "there are no functions".to_owned(),
+            false => known.join(", "),
+        };
+        let message =
+            format!("'{path}' is '{name}', which is not in 'tools' ({known}). Add it, or leave it out.");
         Err(ApiError::field(ErrorCode::InvalidValue, path, message))
     }
 
     /// The functions that the prompt tells of.
-    pub(crate) fn offered(self) -> Vec<Tool> {
-        if self.choice == ToolChoice::None { Vec::new() } else { self.tools }
+    pub(crate) fn offered(&self) -> &[Tool] {
+        if self.choice == ToolChoice::None { &[] } else { &self.tools }
     }
 
     /// Tells where in the client's body the functions are.

@@ -89,7 +89,9 @@ impl Paths {
         let translated = param.as_deref().map(|param| self.translate(param).into_owned());
         let message = match (&param, &translated) {
             // One that has spaces in it is not found by its form.
-            (Some(old), Some(new)) if old != new => message.replace(&format!("'{old}'"), &format!("'{new}'")),
+            (Some(old), Some(new)) if old != new && old.contains(char::is_whitespace) => {
+                message.replace(&format!("'{old}'"), &format!("'{new}'"))
+            }
             _ => message,
         };
         ApiError { code, message: self.translate_quoted(&message), param: translated }
@@ -170,6 +172,10 @@ mod tests {
             "'response_format.json_schema.schema.a b': the keyword 'a b' can't be enforced.",
         );
         assert_eq!(told.message, "'text.format.schema.a b': the keyword 'a b' can't be enforced.");
+        let told =
+            error("tools[0].function.parameters.not", "'tools[0].function.parameters.not' is too much.");
+        assert_eq!(told.param.as_deref(), Some("tools[1].parameters.not"));
+        assert_eq!(told.message, "'tools[1].parameters.not' is too much.", "translated once");
         let nothing = ApiError::new(ErrorCode::Timeout, "It's late.");
         assert_eq!(of_responses().error(nothing.clone()), nothing);
     }
@@ -178,9 +184,9 @@ mod tests {
     fn what_is_relaxed_is_named_by_the_clients_paths() {
         let mut relaxed = Relaxed::default();
         relaxed.push("tools[0].function.parameters.not");
-        relaxed.push("reasoning_effort");
+        relaxed.push("chat_template_kwargs.enable_thinking");
         let told = of_responses().relaxed(&relaxed);
-        assert_eq!(told.paths(), ["tools[1].parameters.not", "reasoning_effort"]);
+        assert_eq!(told.paths(), ["tools[1].parameters.not", "chat_template_kwargs.enable_thinking"]);
     }
 
     #[test]

@@ -6,11 +6,46 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::ser::{SerializeMap, SerializeSeq};
 use serde::{Deserialize, Serialize, Serializer};
 
+use crate::error::{ApiError, ErrorCode};
 use crate::event::TokenLogprob;
+use crate::job::GenerationRequest;
 
-/// Most log-probabilities of one prompt: its tokens times their alternatives and one, times the choices
-/// that repeat them. It keeps a log and an answer to some ten megabytes.
+/// Most log-probabilities of a request's prompts: their tokens times the alternatives and one, times the
+/// choices that repeat them. It keeps a log and an answer to some ten megabytes.
 pub const MAX_PROMPT_LOGPROBS: u64 = 1 << 17;
+
+/// How much a request is to be told of its prompts' log-probabilities.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PromptScoring {
+    /// The field that asks for it.
+    field: &'static str,
+    alternatives: u32,
+    choices: u32,
+}
+
+impl PromptScoring {
+    /// What `request` asks for.
+    pub fn of(request: &GenerationRequest) -> Option<Self> {
+        let alternatives = request.prompt_logprobs?;
+        let is_echo = request.echo && request.logprobs == Some(alternatives);
+        let field = if is_echo { "logprobs" } else { "prompt_logprobs" };
+        Some(Self { field, alternatives, choices: request.n.max(1) })
+    }
+
+    /// Refuses more than a log and an answer are to hold; `tokens` are those of all its prompts.
+    pub fn check(&self, tokens: u64) -> Result<(), ApiError> {
+        let Self { field, alternatives, choices } = *self;
+        let wanted = tokens.saturating_mul(u64::from(alternatives) + 1).saturating_mul(choices.into());
+        if wanted <= MAX_PROMPT_LOGPROBS {
+            return Ok(());
+        }
+        let message = format!(
+            "The prompt's {tokens} tokens with {alternatives} alternatives each, told by {choices} choices, are {wanted} \
+             log-probabilities; at most {MAX_PROMPT_LOGPROBS} are allowed. Lower '{field}' or shorten the prompt."
+        );
+        Err(ApiError::field(ErrorCode::InvalidValue, field, message))
+    }
+}
 
 /// A token of a prompt.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -13,6 +13,11 @@ pub const RELAXED_HEADER: &str = "x-emberline-relaxed";
 /// Longest value of the header, in bytes; proxies take lines of 8 KiB.
 const MAX_HEADER: usize = 4096;
 
+/// Most paths, and the longest in bytes: an event and a header have to hold them. Of what is more, only the
+/// fields of the body are told that it is part of.
+const MOST_PATHS: usize = 256;
+const LONGEST_PATH: usize = 512;
+
 /// Paths of fields that are not honoured, in the order in which they were found, each once.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -26,7 +31,11 @@ impl Relaxed {
 
     /// Adds the path of a field.
     pub fn push(&mut self, path: impl Into<String>) {
-        let path = path.into();
+        let mut path = path.into();
+        if self.0.len() >= MOST_PATHS || path.len() > LONGEST_PATH {
+            let field = path.find(['.', '[']).unwrap_or(path.len()).min(LONGEST_PATH);
+            path.truncate(path.floor_char_boundary(field));
+        }
         if !self.0.contains(&path) {
             self.0.push(path);
         }
@@ -100,6 +109,15 @@ mod tests {
     }
 
     #[test]
+    fn of_very_many_and_very_long_paths_the_field_is_told() {
+        let mut relaxed = Relaxed::default();
+        (0..10_000).for_each(|number| relaxed.push(format!("chat_template_kwargs.{number}")));
+        relaxed.push(format!("tools[0].{}", "x".repeat(1000)));
+        assert_eq!(relaxed.paths().len(), MOST_PATHS + 2);
+        assert_eq!(relaxed.paths()[MOST_PATHS..], ["chat_template_kwargs", "tools"]);
+    }
+
+    #[test]
     fn a_header_has_only_characters_that_it_may_have() {
         let value = relaxed(&["tools[0].p.a b,c\n%ü"]).header_value().unwrap();
         assert_eq!(value, "tools[0].p.a%20b%2Cc%0A%25%C3%BC");
@@ -107,14 +125,16 @@ mod tests {
 
     #[test]
     fn a_list_that_is_too_long_says_how_much_is_missing() {
-        let paths: Vec<String> = (0..1000).map(|n| format!("tools[{n}].function.parameters")).collect();
+        let paths: Vec<String> = (0..200).map(|n| format!("tools[{n}].function.parameters")).collect();
         let mut all = Relaxed::default();
         paths.iter().for_each(|path| all.push(path.as_str()));
         let value = all.header_value().unwrap();
         assert!(value.len() < MAX_HEADER + 40, "{}", value.len());
         let told = value.split(", ").count() - 1;
-        assert!(value.ends_with(&format!(", and {} more", 1000 - told)), "{value}");
-        let one = relaxed(&[&"x".repeat(2 * MAX_HEADER)]).header_value().unwrap();
-        assert_eq!(one, "and 1 more");
+        assert!(value.ends_with(&format!(", and {} more", 200 - told)), "{value}");
+        // Each byte takes three in the header.
+        let longest = relaxed(&[&"\u{e4}".repeat(LONGEST_PATH)]);
+        assert_eq!(longest.paths()[0].len(), LONGEST_PATH);
+        assert_eq!(longest.header_value().map(|value| value.len()), Some(3 * LONGEST_PATH));
     }
 }

@@ -22,7 +22,7 @@ use crate::chat::{Verbosity, template_variables};
 use crate::error::{ApiError, ErrorCode};
 use crate::job::{GenerationRequest, Message, Role, SamplingOptions};
 use crate::numbers::{Seed, TokenLimit};
-use crate::offer::Form;
+use crate::offer::{Form, Offer};
 use crate::parameters::Stop;
 use crate::paths::Paths;
 use crate::relaxed::Relaxed;
@@ -37,8 +37,6 @@ pub struct ResponsesRequest {
     pub stream: bool,
     /// The client's seed, if it gave one.
     pub seed: Option<u64>,
-    /// What the response does without.
-    pub relaxed: Relaxed,
     /// What the response will say besides its output.
     pub outline: Outline,
     /// What to generate.
@@ -55,6 +53,9 @@ pub struct Outline {
     /// What the request's body calls the job's fields.
     #[serde(default, skip_serializing_if = "Paths::is_empty")]
     pub paths: Paths,
+    /// What of the request was left out before the job was made.
+    #[serde(default, skip_serializing_if = "Relaxed::is_empty")]
+    pub relaxed: Relaxed,
 }
 
 static BODY: BodySchema<ResponsesBody> = BodySchema::new();
@@ -62,7 +63,7 @@ static BODY: BodySchema<ResponsesBody> = BodySchema::new();
 impl ResponsesRequest {
     /// Reads a request body.
     pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
-        Self::read(BODY.read(body)?)
+        Self::read(BODY.read(body)?).map_err(|error| paths().error(error))
     }
 
     /// The schema of its body.
@@ -80,19 +81,25 @@ impl ResponsesRequest {
             relaxed.push("store");
         }
         body.reasoning.iter().for_each(|reasoning| relax_summaries(reasoning, &mut relaxed));
-        let logprobs = read_logprobs(&body)?;
+        let asked = asked_logprobs(&body);
         let offer = tool::read(body.tools, body.tool_choice, &mut relaxed)?;
+        let logprobs = read_logprobs(asked, &offer)?;
         offer.place(&Form::RESPONSES, &mut paths);
         let text = body.text.unwrap_or_default();
         let format = text.format.and_then(Format::into_constraint);
         let constraint = body.structured.constraint(format, "text.format", &mut relaxed, &mut paths)?;
         let generation = GenerationRequest {
-            messages: conversation(body.instructions, body.input)?,
+            messages: conversation(body.instructions, body.input, &mut relaxed)?,
             tools: offer.tools,
             tool_choice: offer.choice,
             parallel_tool_calls: body.parallel_tool_calls.unwrap_or(true),
             constraint,
-            template_variables: variables(body.chat_template_kwargs, body.reasoning, text.verbosity)?,
+            template_variables: variables(
+                body.chat_template_kwargs,
+                body.reasoning,
+                text.verbosity,
+                &mut paths,
+            )?,
             max_tokens,
             stop: body.stop.map(Stop::into_vec).unwrap_or_default(),
             logprobs,
@@ -100,9 +107,9 @@ impl ResponsesRequest {
             sampling,
             ..GenerationRequest::default()
         };
-        let outline = Outline { background, echo, paths };
+        let outline = Outline { background, echo, paths, relaxed };
         let seed = body.seed.map(|Seed(seed)| seed);
-        Ok(Self { model: body.model, stream, seed, relaxed, outline, generation })
+        Ok(Self { model: body.model, stream, seed, outline, generation })
     }
 }
 
@@ -113,8 +120,6 @@ fn paths() -> Paths {
         ("messages", "input"),
         ("max_tokens", "max_output_tokens"),
         ("max_completion_tokens", "max_output_tokens"),
-        ("reasoning_effort", "reasoning.effort"),
-        ("verbosity", "text.verbosity"),
         ("response_format", "text.format"),
         ("response_format.json_schema.schema", "text.format.schema"),
         ("tool_choice.function.name", "tool_choice.name"),
@@ -125,8 +130,12 @@ fn paths() -> Paths {
 }
 
 /// The instructions, as a system message, before the input.
-fn conversation(instructions: Option<String>, input: input::Input) -> Result<Vec<Message>, ApiError> {
-    let input = input::read(input)?;
+fn conversation(
+    instructions: Option<String>,
+    input: input::Input,
+    relaxed: &mut Relaxed,
+) -> Result<Vec<Message>, ApiError> {
+    let input = input::read(input, relaxed)?;
     let instructions = instructions.map(|instructions| Message::new(Role::System, instructions));
     Ok(instructions.into_iter().chain(input).collect())
 }
@@ -136,10 +145,15 @@ fn variables(
     variables: Option<Map<String, Value>>,
     reasoning: Option<Reasoning>,
     verbosity: Option<Verbosity>,
+    paths: &mut Paths,
 ) -> Result<Map<String, Value>, ApiError> {
     let effort = reasoning.and_then(|reasoning| reasoning.effort);
-    let verbosity = verbosity.filter(|verbosity| !matches!(verbosity, Verbosity::Medium));
-    template_variables(variables, effort, verbosity)
+    let is_told = variables.as_ref().is_some_and(|variables| variables.contains_key("verbosity"));
+    let verbosity = verbosity.filter(|verbosity| is_told || !matches!(verbosity, Verbosity::Medium));
+    let verbosity = verbosity.map(|verbosity| verbosity.as_str().to_owned());
+    let parameters =
+        [("reasoning_effort", "reasoning.effort", effort), ("verbosity", "text.verbosity", verbosity)];
+    template_variables(variables, parameters, paths)
 }
 
 /// There are no summaries of what the model thinks.
@@ -154,22 +168,27 @@ fn relax_summaries(reasoning: &Reasoning, relaxed: &mut Relaxed) {
     }
 }
 
-/// How many alternatives come with each token's log-probability; `None` if that is not wanted.
-fn read_logprobs(body: &ResponsesBody) -> Result<Option<u32>, ApiError> {
+/// How many alternatives are to come with each token's log-probability, and which field asks for them.
+fn asked_logprobs(body: &ResponsesBody) -> Option<(String, u32)> {
     let top = body.top_logprobs.unwrap_or(0);
     let mut included = body.include.iter().flatten();
-    let path = match included.position(|include| *include == Include::Logprobs) {
-        Some(index) => format!("include[{index}]"),
-        None if top > 0 => "top_logprobs".to_owned(),
-        None => return Ok(None),
-    };
-    if body.tools.as_ref().is_some_and(|tools| !tools.is_empty()) {
-        let message = format!(
-            "'{path}' together with 'tools' is not supported: log-probabilities are those of a text. Leave one out."
-        );
-        return Err(ApiError::field(ErrorCode::UnsupportedParameter, path, message));
+    match included.position(|include| *include == Include::Logprobs) {
+        Some(index) => Some((format!("include[{index}]"), top)),
+        None => (top > 0).then(|| ("top_logprobs".to_owned(), top)),
     }
-    Ok(Some(top))
+}
+
+/// How many alternatives come with each token's log-probability; `None` if that is not wanted.
+fn read_logprobs(asked: Option<(String, u32)>, offer: &Offer) -> Result<Option<u32>, ApiError> {
+    match asked {
+        Some((path, _)) if !offer.offered().is_empty() => {
+            let message = format!(
+                "'{path}' together with 'tools' is not supported: log-probabilities are those of a text. Leave one out."
+            );
+            Err(ApiError::field(ErrorCode::UnsupportedParameter, path, message))
+        }
+        asked => Ok(asked.map(|(_, top)| top)),
+    }
 }
 
 /// The parameters as a response returns them.
@@ -182,12 +201,12 @@ fn echo(body: &ResponsesBody, sampling: &SamplingOptions) -> Echo {
         metadata: body.metadata.clone().unwrap_or_default(),
         parallel_tool_calls: body.parallel_tool_calls.unwrap_or(true),
         presence_penalty: decimal(sampling.presence_penalty),
-        prompt_cache_key: body.nothing.prompt_cache_key.clone(),
+        prompt_cache_key: body.nothing.neutral.labels.prompt_cache_key.clone(),
         reasoning: ReasoningEcho {
             effort: body.reasoning.as_ref().and_then(|reasoning| reasoning.effort.clone()),
             summary: (),
         },
-        safety_identifier: body.nothing.safety_identifier.clone(),
+        safety_identifier: body.nothing.neutral.labels.safety_identifier.clone(),
         service_tier: "default".to_owned(),
         temperature: decimal(sampling.temperature),
         text: TextEcho {
@@ -199,7 +218,7 @@ fn echo(body: &ResponsesBody, sampling: &SamplingOptions) -> Echo {
         top_logprobs: body.top_logprobs.unwrap_or(0),
         top_p: decimal(sampling.top_p),
         truncation: "disabled".to_owned(),
-        user: body.nothing.user.clone(),
+        user: body.nothing.neutral.labels.user.clone(),
         ..Echo::default()
     }
 }

@@ -31,6 +31,11 @@ use crate::error::{ApiError, ErrorCode};
 /// Deepest nesting of a request body.
 pub const MAX_DEPTH: usize = 64;
 
+/// Reads JSON of a client, nested no deeper than a body may be.
+pub(crate) fn parse_json(text: &[u8]) -> Result<Value, ApiError> {
+    json::parse(text, MAX_DEPTH)
+}
+
 /// How bodies of one type are read. The schema is made once, when the first body comes.
 pub struct BodySchema<T> {
     schema: OnceLock<Value>,
@@ -46,7 +51,7 @@ impl<T: JsonSchema + DeserializeOwned> BodySchema<T> {
 
     /// Reads a body.
     pub fn read(&self, body: &[u8]) -> Result<T, ApiError> {
-        let mut value = json::parse(body, MAX_DEPTH)?;
+        let mut value = parse_json(body)?;
         validate::check(self.schema(), &mut value)?;
         serde_json::from_value(value).map_err(|error| {
             let message = format!("The body can't be read: {error}. Compare it with /openapi.json.");

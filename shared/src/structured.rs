@@ -113,6 +113,8 @@ impl Structured {
             return Err(ApiError::field(ErrorCode::InvalidValue, path, message));
         }
         let (constraint, called) = asked.into_constraint(path)?;
+        // The one that is known last counts.
+        paths.rename("response_format", path);
         paths.rename(called, path);
         Ok(Some(constraint))
     }
@@ -152,11 +154,14 @@ impl Asked {
         Ok(match self {
             Self::Json(SchemaText::Schema(object)) => (schema(object), "response_format.json_schema.schema"),
             Self::Json(SchemaText::Text(text)) => {
-                let object = serde_json::from_str(&text).map_err(|error| {
-                    let message = format!("'{path}' is not a JSON schema as text: {error}. Send an object.");
+                let refused = |why: &str| {
+                    let message = format!("'{path}' is not a JSON schema as text: {why} Send an object.");
                     ApiError::field(ErrorCode::InvalidValue, path, message)
-                })?;
-                (schema(object), "response_format.json_schema.schema")
+                };
+                match crate::schema::parse_json(text.as_bytes()).map_err(|error| refused(&error.message))? {
+                    Value::Object(object) => (schema(object), "response_format.json_schema.schema"),
+                    _ => return Err(refused("It is no object.")),
+                }
             }
             Self::Regex(regex) => (Constraint::Regex(regex), "response_format.regex"),
             Self::Choice(texts) => (Constraint::Grammar(one_of(&texts)), "response_format.grammar"),

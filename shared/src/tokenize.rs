@@ -9,6 +9,7 @@ use crate::chat::begins_answer;
 use crate::chat::message::{self, MessageBody};
 use crate::chat::tool::{self, ToolBody};
 use crate::error::{ApiError, ErrorCode};
+use crate::job::ToolChoice;
 use crate::offer::{Form, MAX_TOOLS};
 use crate::paths::Paths;
 use crate::relaxed::Relaxed;
@@ -134,6 +135,8 @@ impl TokenRequest {
                 let continues = body.continue_final_message.unwrap_or(false);
                 TokensInput::Chat {
                     tools: offer.tools,
+                    tool_choice: ToolChoice::Auto,
+                    single_tool_call: false,
                     template_variables: body.chat_template_kwargs.unwrap_or_default(),
                     add_generation_prompt: begins_answer(body.add_generation_prompt, continues, &messages)?,
                     continue_final_message: continues,
@@ -199,6 +202,8 @@ mod tests {
         let input = TokensInput::Chat {
             messages: vec![Message::new(Role::User, "Hi")],
             tools: Vec::new(),
+            tool_choice: ToolChoice::Auto,
+            single_tool_call: false,
             template_variables: Map::new(),
             add_generation_prompt: true,
             continue_final_message: false,

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use crate::error::{ApiError, ErrorCode};
 use crate::event::ErrorEvent;
-use crate::job::{Message, Tool};
+use crate::job::{Message, Tool, ToolChoice};
 use crate::relaxed::Relaxed;
 
 /// What is to be turned into what.
@@ -49,6 +49,12 @@ pub enum TokensInput {
         /// Functions that the model may call.
         #[serde(default)]
         tools: Vec<Tool>,
+        /// Whether it calls them.
+        #[serde(default)]
+        tool_choice: ToolChoice,
+        /// It may call only one of them at a time.
+        #[serde(default)]
+        single_tool_call: bool,
         /// Variables of the chat template.
         #[serde(default)]
         template_variables: Map<String, Value>,
@@ -125,6 +131,8 @@ mod tests {
         let chat = TokensInput::Chat {
             messages: Vec::new(),
             tools: Vec::new(),
+            tool_choice: ToolChoice::Auto,
+            single_tool_call: false,
             template_variables: Map::new(),
             add_generation_prompt: true,
             continue_final_message: false,

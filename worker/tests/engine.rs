@@ -261,7 +261,7 @@ fn told(runs: &mut Runs, job: Job, others: impl IntoIterator<Item = Job>) -> Vec
 fn a_prompts_tokens_are_as_probable_as_when_they_are_generated() {
     let case = golden::cases().unwrap().remove(0);
     let prompt = [&case.prompt_token_ids[..], &case.greedy_token_ids].concat();
-    let mut scored = raw(1, &prompt);
+    let mut scored = raw(2001, &prompt);
     scored.request.prompt_logprobs = Some(2);
     let mut runs = Runs::new(&options());
     let whole = told(&mut runs, scored.clone(), []);
@@ -292,7 +292,7 @@ fn a_prompts_tokens_are_as_probable_as_when_they_are_generated() {
     for (budget, blocks) in [(7, None), (300, None), (48, Some(16))] {
         let cache = blocks.map_or(CacheSize::Auto, CacheSize::Blocks);
         let mut runs = Runs::new(&LoadOptions { prefill_budget: Some(budget), cache, ..options() });
-        runs.submit(raw(2, &prompt));
+        runs.submit(raw(2000, &prompt));
         runs.finish();
         assert_eq!(told(&mut runs, scored.clone(), jobs()), whole, "budget {budget}, {blocks:?} blocks");
     }

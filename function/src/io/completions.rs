@@ -2,6 +2,7 @@
 
 use emberline_shared::completions::{CompletionAnswer, CompletionRequest};
 use emberline_shared::error::ApiError;
+use emberline_shared::prompt::PromptScoring;
 
 use super::answer;
 use super::context::{Answer, Body, Context};
@@ -15,16 +16,23 @@ pub(super) async fn serve(context: &Context, body: &mut Body) -> Result<Answer, 
     let request = CompletionRequest::parse(&body)?;
     context.relax(&request.relaxed);
     let each = request.generations.first().map_or(1, |generation| generation.n);
+    let scoring = request.generations.first().and_then(PromptScoring::of);
     let wish = Wish {
         body: &body,
         model: request.model,
         seed: request.seed,
         requests: request.generations,
         outline: None,
-        paths: request.paths,
+        paths: request.paths.clone(),
     };
     let Generation { jobs, limits, envelope, acceptances, head_ns } =
         generation::begin(context, wish).await?;
+    // Each worker has seen to its own prompt.
+    let tokens = acceptances.iter().map(|acceptance| u64::from(acceptance.prompt_tokens)).sum();
+    if let Some(Err(error)) = scoring.map(|scoring| scoring.check(tokens)) {
+        jobs.cancel().await;
+        return Err(request.paths.error(error));
+    }
     let answer = CompletionAnswer { envelope, details: request.details };
     let count = Count::new(request.usage, &acceptances);
     let echoes = echoes(acceptances, each);

@@ -25,8 +25,8 @@ const OVERDUE_MS: u64 = 60_000;
 pub(super) async fn create(context: &Context, body: &mut Body) -> Result<Answer, ApiError> {
     let body = context.read_body(body).await?;
     let request = ResponsesRequest::parse(&body)?;
-    context.relax(&request.relaxed);
     let outline = request.outline;
+    context.relax(&outline.relaxed);
     let wish = Wish {
         body: &body,
         model: request.model,
@@ -62,6 +62,7 @@ pub(super) async fn create(context: &Context, body: &mut Body) -> Result<Answer,
 pub(super) async fn retrieve(context: &Context, id: &str) -> Result<Answer, ApiError> {
     let query = Query::parse(context.head.uri.query())?;
     let record = find(context, id).await?;
+    record.outline.iter().for_each(|outline| context.relax(&outline.relaxed));
     if !query.stream {
         return Ok(told(&read(context, &record).await?));
     }
@@ -74,6 +75,7 @@ pub(super) async fn retrieve(context: &Context, id: &str) -> Result<Answer, ApiE
 /// `POST /v1/responses/{id}/cancel`
 pub(super) async fn cancel(context: &Context, id: &str) -> Result<Answer, ApiError> {
     let record = find(context, id).await?;
+    record.outline.iter().for_each(|outline| context.relax(&outline.relaxed));
     Ok(told(&stop(context, record).await?))
 }
 
@@ -110,7 +112,12 @@ async fn read(context: &Context, record: &Record) -> Result<Story, ApiError> {
     }
     let mut story = Story::of(record.clone()).ok_or_else(|| not_found(&id))?;
     let paths = kept::paths(record);
-    outputs.into_iter().for_each(|output| story.push(output.called_by(&paths)));
+    for output in outputs.into_iter().map(|output| output.called_by(&paths)) {
+        if let Output::Accepted(acceptance) = &output {
+            context.relax(&acceptance.relaxed);
+        }
+        story.push(output);
+    }
     if record.standing.cancelled {
         story.cancel();
     }

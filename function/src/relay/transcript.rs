@@ -324,9 +324,9 @@ impl ChoiceLog {
         fresh.unwrap_or_default()
     }
 
-    /// How many tokens are written.
+    /// How many tokens are written, with the one that ended the choice if the log has it.
     pub(super) fn written(&self) -> u32 {
-        self.next
+        self.next.saturating_add(u32::from(self.ended))
     }
 
     /// Hands out ids and log-probabilities that nobody has been told of.

@@ -1,6 +1,7 @@
 //! What is here instead of what a path asks for: other servers' endpoints, and misspelt ones.
 
-/// Beginnings of paths, without `/v1`, and what to do instead. The first that fits counts.
+/// Beginnings of paths, without `/v1`, and what to do instead. The first that fits counts. What ends with a
+/// letter is a whole segment, unless a `*` follows.
 const INSTEAD: &[(&[&str], &str)] = &[
     (&["/v1/"], "The client's base URL has '/v1' already; leave one of the two out."),
     (
@@ -21,11 +22,11 @@ const INSTEAD: &[(&[&str], &str)] = &[
     ),
     (&["/chat"], "Chat completions are at 'POST /v1/chat/completions'."),
     (
-        &["/completion", "/infill", "/generate", "/engines/"],
+        &["/completion", "/infill", "/generate", "/generate_stream", "/engines/"],
         "Text completions are at 'POST /v1/completions'.",
     ),
     (
-        &["/embed", "/rerank", "/score", "/pooling", "/classify", "/similarity", "/moderations"],
+        &["/embed*", "/rerank", "/score", "/pooling", "/classify", "/similarity", "/moderations"],
         "Models here write text: they make no embeddings, ranks or scores. Conversations go to 'POST /v1/chat/completions'.",
     ),
     (
@@ -61,17 +62,24 @@ const INSTEAD: &[(&[&str], &str)] = &[
         &["/api/", "/v1beta/", "/openai/", "/v2/", "/invocations"],
         "This server speaks OpenAI's API: 'POST /v1/chat/completions', 'POST /v1/responses', 'POST /v1/completions' and 'GET /v1/models'.",
     ),
-    (&["/tokeniz", "/detokeniz", "/apply_template"], "There are 'POST /tokenize' and 'POST /detokenize'."),
-    (&["/docs", "/redoc", "/openapi", "/swagger"], "'GET /openapi.json' describes the API."),
-    (&["/model"], "'GET /v1/models' lists the models, 'GET /v1/models/{id}' describes one."),
+    (
+        &["/tokeniz*", "/detokeniz*", "/apply_template", "/apply-template"],
+        "There are 'POST /tokenize' and 'POST /detokenize'.",
+    ),
+    (&["/docs", "/redoc", "/openapi*", "/swagger*"], "'GET /openapi.json' describes the API."),
+    (&["/model*"], "'GET /v1/models' lists the models, 'GET /v1/models/{id}' describes one."),
 ];
 
 /// What to do instead of asking for `path`.
 pub(super) fn instead_of(path: &str) -> &'static str {
     let path = path.strip_prefix("/v1").filter(|rest| rest.starts_with('/')).unwrap_or(path);
-    let fits =
-        |(beginnings, _): &&(&[&str], &str)| beginnings.iter().any(|beginning| path.starts_with(beginning));
-    INSTEAD.iter().find(fits).map_or(
+    let begins = |beginning: &&str| match beginning.strip_suffix('*') {
+        Some(beginning) => path.starts_with(beginning),
+        None => path
+            .strip_prefix(*beginning)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || beginning.ends_with('/')),
+    };
+    INSTEAD.iter().find(|(beginnings, _)| beginnings.iter().any(|beginning| begins(&beginning))).map_or(
         "'GET /openapi.json' lists what is here, such as 'POST /v1/chat/completions' and 'GET /v1/models'.",
         |(_, instead)| instead,
     )
@@ -96,6 +104,8 @@ mod tests {
             ("/v1/images/generations", "text only"),
             ("/v1/files", "Nothing is stored"),
             ("/metrics", "emberline status"),
+            ("/v1/load_lora_adapter", "GET /openapi.json"),
+            ("/v1/embeddings/x", "no embeddings"),
             ("/api/chat", "OpenAI's API"),
             ("/props", "GET /v1/models"),
             ("/ping", "GET /health"),

@@ -116,44 +116,15 @@ pub(super) struct AsksNothing {
     chat_template: Option<OnlyAbsent>,
     /// There are none.
     documents: Option<OnlyEmptyList>,
-    /// Asks for nothing: what a client notes of itself.
-    client_metadata: Option<Map<String, Value>>,
-    /// Asks for nothing.
-    #[schemars(length(max = MAX_LABEL))]
-    prompt_cache_key: Option<String>,
-    /// Asks for nothing: what prompts begin with is shared.
-    prompt_cache_options: Option<Map<String, Value>>,
-    /// Asks for nothing.
-    #[schemars(length(max = MAX_LABEL))]
-    prompt_cache_retention: Option<String>,
-    /// Asks for nothing.
-    #[schemars(length(max = MAX_LABEL))]
-    safety_identifier: Option<String>,
-    /// Asks for nothing: there is one tier.
-    service_tier: Option<ServiceTier>,
-    /// Asks for nothing.
-    #[schemars(length(max = MAX_LABEL))]
-    user: Option<String>,
     #[serde(flatten)]
     neutral: Neutral,
 }
-
-/// Most characters of a name for something that asks for nothing.
-pub(crate) const MAX_LABEL: usize = 1024;
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(inline, extend("x-unsupported-values" = ["audio"]))]
 pub(super) enum Modality {
     Text,
-}
-
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-#[schemars(inline, extend("x-unsupported-values" = ["fast", "flex", "priority", "scale"]))]
-pub(crate) enum ServiceTier {
-    Auto,
-    Default,
 }
 
 #[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]

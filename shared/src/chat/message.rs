@@ -247,7 +247,8 @@ fn read_message(message: MessageBody, path: &str) -> Result<Message, ApiError> {
             content, name, refusal, tool_calls, reasoning_content, reasoning, ..
         } => {
             let calls = tool_calls.unwrap_or_default();
-            if content.is_none() && refusal.is_none() && calls.is_empty() {
+            let reasoning = read_thoughts(reasoning_content, reasoning, path)?;
+            if content.is_none() && refusal.is_none() && calls.is_empty() && reasoning.is_none() {
                 let path = format!("{path}.content");
                 let message = format!("'{path}' is required where 'tool_calls' is absent. Add it.");
                 return Err(ApiError::field(ErrorCode::MissingField, path, message));
@@ -257,10 +258,27 @@ fn read_message(message: MessageBody, path: &str) -> Result<Message, ApiError> {
             let calls = calls.into_iter().enumerate();
             let calls = calls.map(|(i, call)| read_call(call, &format!("{path}.tool_calls[{i}]")));
             let tool_calls = calls.collect::<Result<_, _>>()?;
-            let reasoning = reasoning_content.or(reasoning).filter(|text| !text.is_empty());
             Message { name, tool_calls, reasoning, ..Message::new(Role::Assistant, text) }
         }
     })
+}
+
+/// What the assistant thought, by either of its names; `None` if that is nothing.
+fn read_thoughts(
+    reasoning_content: Option<String>,
+    reasoning: Option<String>,
+    path: &str,
+) -> Result<Option<String>, ApiError> {
+    let is_told = |text: &String| !text.is_empty();
+    match (reasoning_content.filter(is_told), reasoning.filter(is_told)) {
+        (Some(one), Some(other)) if one != other => {
+            let path = format!("{path}.reasoning");
+            let message =
+                format!("'{path}' and 'reasoning_content' mean the same and differ. Send one of them.");
+            Err(ApiError::field(ErrorCode::InvalidValue, path, message))
+        }
+        (one, other) => Ok(one.or(other)),
+    }
 }
 
 fn read_call(call: ToolCallBody, path: &str) -> Result<ToolCall, ApiError> {

@@ -226,7 +226,8 @@ impl CompletionAnswer {
 
     /// What a token is called.
     fn name(&self, id: u32, bytes: &[u8]) -> String {
-        if self.details.called_by_ids {
+        // One that stands for no text has no other name.
+        if self.details.called_by_ids || bytes.is_empty() {
             return name_by_id(id);
         }
         match std::str::from_utf8(bytes) {

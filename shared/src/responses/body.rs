@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::input::Input;
 use super::tool::{Choice, Tool};
-use crate::chat::{MAX_LABEL, ServiceTier, Verbosity};
+use crate::chat::Verbosity;
 use crate::job::Constraint;
 use crate::neutral::{Neutral, Only};
 use crate::numbers::{Seed, TokenLimit};
@@ -94,30 +94,12 @@ pub(super) struct ResponsesBody {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[allow(dead_code)] // some are returned
 pub(super) struct AsksNothing {
-    /// Asks for nothing: what a client notes of itself.
-    client_metadata: Option<Map<String, Value>>,
     /// Responses have what OpenAI's have.
     enable_response_messages: Option<Only<false>>,
-    /// Asks for nothing; returned.
-    #[schemars(length(max = MAX_LABEL))]
-    pub(super) prompt_cache_key: Option<String>,
-    /// Asks for nothing: what prompts begin with is shared.
-    prompt_cache_options: Option<Map<String, Value>>,
-    /// Asks for nothing.
-    #[schemars(length(max = MAX_LABEL))]
-    prompt_cache_retention: Option<String>,
-    /// Asks for nothing; returned.
-    #[schemars(length(max = MAX_LABEL))]
-    pub(super) safety_identifier: Option<String>,
-    /// Asks for nothing: there is one tier.
-    service_tier: Option<ServiceTier>,
     /// Asks for nothing: an input that does not fit is refused.
     truncation: Option<Truncation>,
-    /// Asks for nothing; returned.
-    #[schemars(length(max = MAX_LABEL))]
-    pub(super) user: Option<String>,
     #[serde(flatten)]
-    neutral: Neutral,
+    pub(super) neutral: Neutral,
 }
 
 /// What a response may include. Of tools that are not here, there is nothing to include.

@@ -10,6 +10,7 @@ use crate::chat::{Phase, check_arguments};
 use crate::error::{ApiError, ErrorCode};
 use crate::job::{Message, Role, ToolCall};
 use crate::parameters::NAME_PATTERN;
+use crate::relaxed::Relaxed;
 
 /// What is said: the user's text, or the items of a conversation.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -215,15 +216,15 @@ impl Content {
 }
 
 /// The job's messages. Calls belong to the assistant's message before them, thoughts to the one after
-/// them; an output must follow its call.
-pub(super) fn read(input: Input) -> Result<Vec<Message>, ApiError> {
+/// them, without which they are left out; an output must follow its call.
+pub(super) fn read(input: Input, relaxed: &mut Relaxed) -> Result<Vec<Message>, ApiError> {
     let items = match input {
         Input::Text(text) => return Ok(vec![Message::new(Role::User, text)]),
         Input::Items(items) => items,
     };
     let mut messages: Vec<Message> = Vec::with_capacity(items.len());
     let mut calls = HashSet::new();
-    let mut reasoning: Option<String> = None;
+    let mut thoughts = Thoughts::default();
     for (i, item) in items.into_iter().enumerate() {
         match item {
             Item::Message { role, content, .. } => {
@@ -232,27 +233,30 @@ pub(super) fn read(input: Input) -> Result<Vec<Message>, ApiError> {
                     Speaker::User => Role::User,
                     Speaker::Assistant => Role::Assistant,
                 };
-                let reasoning = reasoning.take().filter(|_| role == Role::Assistant);
+                let reasoning = match role {
+                    Role::Assistant => thoughts.take(),
+                    _ => None,
+                };
+                if reasoning.is_none() {
+                    thoughts.drop(relaxed);
+                }
                 messages.push(Message { reasoning, ..Message::new(role, content.into_text()) });
             }
             Item::Reasoning { content, .. } => {
-                let thoughts = content.into_iter().flatten();
-                let text: String = thoughts.map(|Thought::ReasoningText { text }| text).collect();
-                if !text.is_empty() {
-                    reasoning.get_or_insert_default().push_str(&text);
-                }
+                let text = content.into_iter().flatten().map(|Thought::ReasoningText { text }| text);
+                thoughts.add(i, &text.collect::<String>());
             }
             Item::FunctionCall { call_id: id, name, arguments, .. } => {
                 let arguments = check_arguments(arguments, &format!("input[{i}].arguments"))?;
                 calls.insert(id.clone());
                 let call = ToolCall { id, name, arguments };
                 match messages.last_mut() {
-                    Some(message) if message.role == Role::Assistant && reasoning.is_none() => {
+                    Some(message) if message.role == Role::Assistant && thoughts.is_empty() => {
                         message.tool_calls.push(call);
                     }
                     _ => messages.push(Message {
                         tool_calls: vec![call],
-                        reasoning: reasoning.take(),
+                        reasoning: thoughts.take(),
                         ..Message::new(Role::Assistant, String::new())
                     }),
                 }
@@ -265,6 +269,7 @@ pub(super) fn read(input: Input) -> Result<Vec<Message>, ApiError> {
                     );
                     return Err(ApiError::field(ErrorCode::InvalidValue, path, message));
                 }
+                thoughts.drop(relaxed);
                 let message = Message::new(Role::Tool, output.into_text());
                 messages.push(Message { tool_call_id: Some(call_id), ..message });
             }
@@ -273,5 +278,38 @@ pub(super) fn read(input: Input) -> Result<Vec<Message>, ApiError> {
     if messages.is_empty() {
         return Err(ApiError::field(ErrorCode::InvalidValue, "input", "'input' has no message. Add one."));
     }
+    thoughts.drop(relaxed);
     Ok(messages)
+}
+
+/// What the model thought before what comes next.
+#[derive(Default)]
+struct Thoughts {
+    text: String,
+    items: Vec<usize>,
+}
+
+impl Thoughts {
+    fn is_empty(&self) -> bool {
+        self.text.is_empty()
+    }
+
+    fn add(&mut self, item: usize, text: &str) {
+        if !text.is_empty() {
+            self.text.push_str(text);
+            self.items.push(item);
+        }
+    }
+
+    /// Hands them to the assistant's message that follows them.
+    fn take(&mut self) -> Option<String> {
+        self.items.clear();
+        Some(std::mem::take(&mut self.text)).filter(|text| !text.is_empty())
+    }
+
+    /// Leaves them out: no message of the assistant follows them.
+    fn drop(&mut self, relaxed: &mut Relaxed) {
+        self.text.clear();
+        self.items.drain(..).for_each(|item| relaxed.push(format!("input[{item}]")));
+    }
 }

@@ -10,6 +10,7 @@ use super::tool::{Choice, Tool};
 use super::{conversation, paths, tool, variables};
 use crate::answer::to_json;
 use crate::error::ApiError;
+use crate::job::GenerationRequest;
 use crate::offer::{Form, MAX_TOOLS};
 use crate::relaxed::Relaxed;
 use crate::schema::{BodySchema, Components};
@@ -37,7 +38,8 @@ struct InputTokensBody {
     /// Functions that the model may call.
     #[schemars(length(max = MAX_TOOLS))]
     tools: Option<Vec<Tool>>,
-    /// Functions that it must not call are no part of the input.
+    /// Functions that it must not call are no part of the input; models whose chat template knows no functions
+    /// are told in words whether to call one.
     tool_choice: Option<Choice>,
     /// For models whose chat template knows it.
     reasoning: Option<Reasoning>,
@@ -45,8 +47,7 @@ struct InputTokensBody {
     text: Option<Text>,
     /// Extension. Variables for the model's chat template.
     chat_template_kwargs: Option<Map<String, Value>>,
-    /// No part of the input.
-    #[allow(dead_code)]
+    /// Models whose chat template knows no functions are told in words that they may call several.
     parallel_tool_calls: Option<bool>,
     /// Asks for nothing: an input that does not fit is refused.
     #[allow(dead_code)]
@@ -73,19 +74,33 @@ impl InputTokensRequest {
 
     /// Reads a request body.
     pub fn parse(body: &[u8]) -> Result<TokenRequest, ApiError> {
-        let body = BODY.read(body)?;
+        Self::read(BODY.read(body)?).map_err(|error| paths().error(error))
+    }
+
+    fn read(body: InputTokensBody) -> Result<TokenRequest, ApiError> {
         let (mut relaxed, mut paths) = (Relaxed::default(), paths());
         let offer = tool::read(body.tools, body.tool_choice, &mut relaxed)?;
         offer.place(&Form::RESPONSES, &mut paths);
         let verbosity = body.text.and_then(|text| text.verbosity);
+        // What a job of this request has, so that its prompt is counted.
+        let asked = GenerationRequest {
+            messages: conversation(body.instructions, body.input, &mut relaxed)?,
+            tools: offer.tools,
+            tool_choice: offer.choice,
+            parallel_tool_calls: body.parallel_tool_calls.unwrap_or(true),
+            ..GenerationRequest::default()
+        };
+        let single_tool_call = !asked.allows_several_calls();
         let input = TokensInput::Chat {
-            messages: conversation(body.instructions, body.input)?,
-            tools: offer.offered(),
-            template_variables: variables(body.chat_template_kwargs, body.reasoning, verbosity)?,
+            messages: asked.messages,
+            tools: asked.tools,
+            tool_choice: asked.tool_choice,
+            single_tool_call,
+            template_variables: variables(body.chat_template_kwargs, body.reasoning, verbosity, &mut paths)?,
             add_generation_prompt: true,
             continue_final_message: false,
         };
-        let tokenize = Tokenize { input, add_special_tokens: false, return_token_strs: false };
+        let tokenize = Tokenize { input, add_special_tokens: true, return_token_strs: false };
         Ok(TokenRequest { model: body.model, request: TokensRequest::Tokenize(tokenize), relaxed, paths })
     }
 
@@ -105,7 +120,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::job::{Message, Role};
+    use crate::job::{Message, Role, ToolChoice};
     use crate::schema::assert_enforceable;
 
     #[test]
@@ -129,15 +144,20 @@ mod tests {
             panic!("{input:?}")
         };
         assert_eq!(messages, [Message::new(Role::System, "Be brief."), Message::new(Role::User, "Hi")]);
-        assert_eq!((tools.len(), template_variables.len(), add_special_tokens), (1, 0, false));
+        assert_eq!((tools.len(), template_variables.len(), add_special_tokens), (1, 0, true));
         assert_eq!(request.relaxed.paths(), ["tools[0]"]);
         let mut none = body;
         none["tool_choice"] = json!("none");
         let request = InputTokensRequest::parse(none.to_string().as_bytes()).unwrap().request;
-        let TokensRequest::Tokenize(Tokenize { input: TokensInput::Chat { tools, .. }, .. }) = request else {
+        let TokensRequest::Tokenize(Tokenize { input: TokensInput::Chat { tool_choice, .. }, .. }) = request
+        else {
             panic!("{request:?}")
         };
-        assert!(tools.is_empty(), "the prompt does not tell of tools that are not to be called");
+        assert_eq!(
+            tool_choice,
+            ToolChoice::None,
+            "the prompt does not tell of tools that are not to be called"
+        );
     }
 
     #[test]

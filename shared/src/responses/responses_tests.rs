@@ -195,7 +195,7 @@ fn what_asks_for_nothing_changes_nothing() {
     ] {
         let request = with(name, value.clone()).unwrap();
         assert_eq!(
-            (request.generation, request.relaxed.paths()),
+            (request.generation, request.outline.relaxed.paths()),
             (plain.generation.clone(), &[][..]),
             "{name}: {value}"
         );
@@ -271,7 +271,7 @@ fn a_coding_agent_is_understood() {
         ],
     }))
     .unwrap();
-    assert_eq!(request.relaxed.paths(), ["reasoning.summary", "tools[1]", "tools[2]", "tools[3]"]);
+    assert_eq!(request.outline.relaxed.paths(), ["reasoning.summary", "tools[1]", "tools[2]", "tools[3]"]);
     let messages = &request.generation.messages;
     let said: Vec<(Role, &str)> = messages.iter().map(|m| (m.role, m.content.as_str())).collect();
     let expected = [
@@ -296,11 +296,19 @@ fn what_is_asked_without_insisting_is_left_out_and_named() {
         ("reasoning", json!({"generate_summary": "concise"}), "reasoning.generate_summary"),
         ("tools", json!([{"type": "mcp", "server_label": "s"}]), "tools[0]"),
         ("guided_decoding_backend", json!("x"), "guided_decoding_backend"),
+        (
+            "input",
+            json!([
+                {"type": "reasoning", "id": "rs", "content": [{"type": "reasoning_text", "text": "hm"}], "summary": []},
+                {"role": "user", "content": "hi"},
+            ]),
+            "input[0]",
+        ),
     ] {
-        assert_eq!(with(name, value).unwrap().relaxed.paths(), [path]);
+        assert_eq!(with(name, value).unwrap().outline.relaxed.paths(), [path]);
     }
     let kept = parse(&json!({"model": "m", "input": "hi", "store": true, "background": true})).unwrap();
-    assert!(kept.relaxed.is_empty());
+    assert!(kept.outline.relaxed.is_empty());
 }
 
 #[test]
@@ -311,18 +319,51 @@ fn workers_paths_become_those_of_the_body() {
     for (worker, client) in [
         ("messages", "input"),
         ("max_tokens", "max_output_tokens"),
-        ("reasoning_effort", "reasoning.effort"),
         ("response_format.json_schema.schema.items.not", "text.format.schema.items.not"),
         ("tools[0].function.parameters.properties.a", "tools[1].parameters.properties.a"),
         ("temperature", "temperature"),
     ] {
         assert_eq!(paths.translate(worker), client);
     }
+    body["reasoning"] = json!({"effort": "low"});
+    let paths = parse(&body).unwrap().outline.paths;
+    assert_eq!(paths.translate("chat_template_kwargs.reasoning_effort"), "reasoning.effort");
+    assert_eq!(
+        paths.translate("chat_template_kwargs.enable_thinking"),
+        "chat_template_kwargs.enable_thinking"
+    );
+    body["guided_regex"] = json!("a+");
+    let paths = parse(&body).unwrap().outline.paths;
+    assert_eq!(paths.translate("response_format"), "guided_regex");
+    body.as_object_mut().unwrap().remove("guided_regex");
     body["structured_outputs"] = json!({"json": {"type": "object"}});
     let paths = parse(&body).unwrap().outline.paths;
     assert_eq!(paths.translate("response_format.json_schema.schema.not"), "structured_outputs.json.not");
     body["text"] = json!({"format": {"type": "json_object"}});
     assert_eq!(parse(&body).unwrap_err().param.as_deref(), Some("structured_outputs.json"));
+}
+
+#[test]
+fn what_is_wrong_is_told_by_the_names_of_the_body() {
+    for (more, param, word) in [
+        (json!({"max_output_tokens": 5, "min_tokens": 6}), "min_tokens", "'max_output_tokens'"),
+        (
+            json!({"reasoning": {"effort": "low"}, "chat_template_kwargs": {"reasoning_effort": "high"}}),
+            "reasoning.effort",
+            "Send only 'reasoning.effort'.",
+        ),
+        (
+            json!({"text": {"verbosity": "medium"}, "chat_template_kwargs": {"verbosity": "low"}}),
+            "text.verbosity",
+            "differ",
+        ),
+    ] {
+        let mut body = json!({"model": "m", "input": "hi"});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let error = parse(&body).unwrap_err();
+        assert_eq!(error.param.as_deref(), Some(param));
+        assert!(error.message.contains(word), "{error}");
+    }
 }
 
 #[test]
@@ -340,5 +381,11 @@ fn log_probabilities_are_those_of_a_text() {
         body[name] = value;
         let error = parse(&body).unwrap_err();
         assert_eq!((error.code, error.param.as_deref()), (ErrorCode::UnsupportedParameter, Some(param)));
+        // Tools that are left out, or not called, write nothing.
+        body["tools"] = json!([{"type": "web_search"}]);
+        assert!(parse(&body).unwrap().generation.logprobs.is_some());
+        body["tools"] = json!([tool]);
+        body["tool_choice"] = json!("none");
+        assert!(parse(&body).unwrap().generation.logprobs.is_some());
     }
 }

@@ -59,8 +59,8 @@ pub fn norm_gated(
 /// Hendrycks and Gimpel, "Gaussian error linear units" (2016), section 2.
 fn gelu_tanh(x: Tensor<2>) -> Tensor<2> {
     let cubic = x.clone() + x.clone().powf_scalar(3.0).mul_scalar(0.044715);
-    let tanh = cubic.mul_scalar((2.0 / std::f64::consts::PI).sqrt()).tanh();
-    (tanh + 1.0).mul_scalar(0.5) * x
+    // (1 + tanh u) / 2 is sigmoid(2u), which loses no digits where u is negative.
+    sigmoid(cubic.mul_scalar(2.0 * (2.0 / std::f64::consts::PI).sqrt())) * x
 }
 
 /// See [`crate::ops::rotate_and_store`].

@@ -44,9 +44,14 @@ fn differ(one: &Map<String, Value>, other: &Map<String, Value>, root: &Value) ->
     };
     types_differ(one, other)
         || values_differ(one, other)
-        || required(one).chain(required(other)).any(differ_by)
+        || (only_objects(one) || only_objects(other)) && required(one).chain(required(other)).any(differ_by)
         || options_differ(one, other, root)
         || options_differ(other, one, root)
+}
+
+/// What says nothing of types, and requires properties, allows whatever is no object.
+fn only_objects(schema: &Map<String, Value>) -> bool {
+    types(schema).is_some_and(|types| types == ["object"])
 }
 
 /// Whether each of the alternatives of a schema differs from another schema.
@@ -154,6 +159,9 @@ mod tests {
         assert!(!disjoint(&json!([{ "$ref": "#/$defs/none" }, { "type": "null" }])));
         assert!(!disjoint(&json!([true, { "type": "null" }])));
         assert!(!disjoint(&json!([{ "const": 1 }, { "const": 2 }])));
+        // Both allow 5.
+        let tagged = |tag: &str| json!({ "properties": { "kind": { "const": tag } }, "required": ["kind"] });
+        assert!(!disjoint(&json!([tagged("a"), tagged("b")])));
         let either = json!({ "anyOf": [{ "type": "string" }, { "$ref": "#/$defs/pet" }] });
         assert!(!disjoint(&json!([either, { "$ref": "#/$defs/cat" }])));
     }

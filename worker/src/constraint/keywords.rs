@@ -30,11 +30,15 @@ const MOST_PATTERNS: usize = 20;
 /// Subschemas at most, each counted as often as definitions repeat it; llguidance takes as many.
 const MOST_SUBSCHEMAS: usize = 50_000;
 /// Paths at most that are noted of one schema; of one with more faults, the whole is.
-const MOST_NOTED: usize = 500;
+const MOST_NOTED: usize = 200;
 /// No answer is so long that a greater maximum would matter.
 const LARGEST_MAXIMUM: u64 = u32::MAX as u64 / 2;
 /// A reference to a reference and so on is followed so far.
 const MOST_HOPS: usize = 8;
+/// Longest path of a subschema, in bytes.
+const LONGEST_PATH: usize = 512;
+/// Bytes that the schema of properties may have together that is written once for each of their names.
+const MOST_REPEATED: usize = 1 << 20;
 
 const ANNOTATIONS: [&str; 19] = [
     "title",
@@ -103,6 +107,13 @@ struct Reader<'s> {
     count: usize,
 }
 
+/// The path of a part of what is at `path`; that itself where the part's would be very long: each subschema
+/// keeps its path.
+fn join(path: &str, part: std::fmt::Arguments<'_>) -> String {
+    let joined = format!("{path}{part}");
+    if joined.len() > LONGEST_PATH { path.to_owned() } else { joined }
+}
+
 /// A subschema that is being read.
 struct Draft<'d> {
     members: &'d Map<String, Value>,
@@ -149,7 +160,7 @@ impl<'s> Reader<'s> {
         let mut draft = Draft { members, path, read: Map::new(), unmatched: Vec::new() };
         draft.read.insert(PATH.to_owned(), path.into());
         for (word, value) in members {
-            let path = format!("{path}.{word}");
+            let path = join(path, format_args!(".{word}"));
             match self.keyword(word, value, &path, &mut draft) {
                 Ok(None) => {}
                 Ok(Some(value)) => drop(draft.read.insert(word.clone(), value)),
@@ -241,7 +252,7 @@ impl<'s> Reader<'s> {
         };
         let mut possible = Vec::with_capacity(values.len());
         for (index, value) in values.iter().enumerate() {
-            match check_constant(value, &format!("{path}[{index}]")) {
+            match check_constant(value, &join(path, format_args!("[{index}]"))) {
                 Ok(()) => possible.push(value.clone()),
                 Err(error) => self.fault(error)?,
             }
@@ -257,7 +268,9 @@ impl<'s> Reader<'s> {
             return Err(invalid(path, "is not an array", "Give an array of schemas."));
         };
         let members = members.iter().enumerate();
-        members.map(|(index, member)| self.subschema(member, &format!("{path}[{index}]"))).collect()
+        members
+            .map(|(index, member)| self.subschema(member, &join(path, format_args!("[{index}]"))))
+            .collect()
     }
 
     fn alternatives(&mut self, value: &'s Value, path: &str) -> Result<Value, ApiError> {
@@ -273,7 +286,7 @@ impl<'s> Reader<'s> {
         let members = named(value, MOST_PROPERTIES, path)?;
         let mut read = Map::new();
         for (name, member) in members {
-            read.insert(name.clone(), self.subschema(member, &format!("{path}.{name}"))?);
+            read.insert(name.clone(), self.subschema(member, &join(path, format_args!(".{name}")))?);
         }
         Ok(read.into())
     }
@@ -287,7 +300,7 @@ impl<'s> Reader<'s> {
         let members = named(value, MOST_PATTERNS, path)?;
         let mut read = Map::new();
         for (pattern, member) in members {
-            let path = format!("{path}.{pattern}");
+            let path = join(path, format_args!(".{pattern}"));
             let member = self.subschema(member, &path)?;
             match patterns::check(pattern) {
                 Ok(()) => drop(read.insert(pattern.clone(), member)),
@@ -356,7 +369,10 @@ impl<'s> Reader<'s> {
             let is_list = self.root.pointer(&parent).is_some_and(Value::is_array);
             parent = format!("{parent}/{segment}");
             let segment = segment.replace("~1", "/").replace("~0", "~");
-            path.push_str(&if is_list { format!("[{segment}]") } else { format!(".{segment}") });
+            path = match is_list {
+                true => join(&path, format_args!("[{segment}]")),
+                false => join(&path, format_args!(".{segment}")),
+            };
         }
         path
     }
@@ -365,11 +381,16 @@ impl<'s> Reader<'s> {
     fn join_properties(&mut self, draft: &mut Draft<'_>) {
         let Draft { members, path, read, unmatched } = draft;
         let is_lost = |word: &str| members.contains_key(word) && !read.contains_key(word);
+        // Of a list without its first items, the others' schema would be about these.
+        if is_lost("prefixItems") && read.shift_remove("items").is_some() {
+            self.relaxed.push(format!("{path}.items"));
+        }
+        let is_lost = |word: &str| members.contains_key(word) && !read.contains_key(word);
         let Some(rest) = read.get("additionalProperties").filter(|rest| **rest != Value::Bool(true)) else {
             return;
         };
         if is_lost("properties") || is_lost("patternProperties") {
-            read.remove("additionalProperties");
+            read.shift_remove("additionalProperties");
             self.relaxed.push(format!("{path}.additionalProperties"));
         } else if !unmatched.is_empty() {
             let rest = Some(rest).filter(|rest| **rest != Value::Bool(false)).cloned();
@@ -394,6 +415,12 @@ impl<'s> Reader<'s> {
         if ["properties", "patternProperties"].iter().any(|word| draft.members.contains_key(*word)) {
             return self.fault(unsupported("propertyNames", &format!("{}.propertyNames", draft.path)));
         }
+        if let Names::Listed(names) = &names {
+            let each = read.get("additionalProperties").map_or(0, |member| member.to_string().len());
+            if each.saturating_mul(names.len()) > MOST_REPEATED {
+                return self.fault(unsupported("propertyNames", &format!("{}.propertyNames", draft.path)));
+            }
+        }
         let member = read.insert("additionalProperties".to_owned(), false.into());
         let member = member.unwrap_or(Value::Bool(true));
         match names {
@@ -414,7 +441,11 @@ impl<'s> Reader<'s> {
     fn names_of(&self, schema: &Value) -> Names {
         let mut schema = schema;
         for _ in 0..MOST_HOPS {
-            let Some(pointer) = schema.get("$ref").and_then(|reference| self.resolve(reference).ok()) else {
+            let stands_alone = |members: &Map<String, Value>| {
+                members.keys().all(|word| word == "$ref" || is_annotation(word))
+            };
+            let pointer = schema.get("$ref").and_then(|reference| self.resolve(reference).ok());
+            let Some(pointer) = pointer.filter(|_| schema.as_object().is_some_and(stands_alone)) else {
                 break;
             };
             schema = self.root.pointer(&pointer).unwrap_or(schema);
@@ -452,7 +483,7 @@ impl<'s> Reader<'s> {
         let required = read.get("required").and_then(Value::as_array).map_or(0, |names| names.len() as u64);
         match read.get("minProperties").and_then(Value::as_u64) {
             Some(least) if least > required + 1 => {
-                read.remove("minProperties");
+                read.shift_remove("minProperties");
                 let path = format!("{}.minProperties", draft.path);
                 let what =
                     format!("is {least}, which can be enforced only up to one more than there are required");
@@ -493,9 +524,9 @@ fn named<'s>(value: &'s Value, most: usize, path: &str) -> Result<&'s Map<String
 
 /// A tuple of older drafts as one of 2020-12.
 fn name_tuple(read: &mut Map<String, Value>) {
-    let rest = read.remove("additionalItems");
+    let rest = read.shift_remove("additionalItems");
     if read.get("items").is_some_and(Value::is_array)
-        && let Some(items) = read.remove("items")
+        && let Some(items) = read.shift_remove("items")
     {
         read.insert("prefixItems".to_owned(), items);
         if let Some(rest) = rest {
@@ -508,8 +539,8 @@ fn name_tuple(read: &mut Map<String, Value>) {
 fn name_exclusive_bounds(read: &mut Map<String, Value>) {
     for (word, inclusive) in [("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")] {
         let Some(Value::Bool(is_exclusive)) = read.get(word).cloned() else { continue };
-        read.remove(word);
-        if is_exclusive && let Some(bound) = read.remove(inclusive) {
+        read.shift_remove(word);
+        if is_exclusive && let Some(bound) = read.shift_remove(inclusive) {
             read.insert(word.to_owned(), bound);
         }
     }
@@ -521,7 +552,7 @@ fn unwrap_only_member(mut read: Map<String, Value>) -> Value {
         let is_alone = read.keys().all(|other| other == PATH || other == word);
         is_alone && read.get(*word).and_then(Value::as_array).is_some_and(|members| members.len() == 1)
     });
-    match only.and_then(|word| read.remove(word)) {
+    match only.and_then(|word| read.shift_remove(word)) {
         Some(Value::Array(mut members)) => members.pop().unwrap_or_default(),
         _ => read.into(),
     }

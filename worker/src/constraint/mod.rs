@@ -24,6 +24,7 @@ mod values;
 mod vocabulary;
 
 use std::fmt;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::thread;
 
@@ -101,7 +102,20 @@ impl Grammars {
     /// The grammar that a request's answers follow. Calls are written as `format` says. What the
     /// client insists on and can't be enforced is refused, by name.
     pub fn compile(&self, request: &GenerationRequest, format: ToolFormat) -> Result<Compiled, ApiError> {
-        let Some(mut source) = source::of(request, format)? else { return Ok(Compiled::default()) };
+        let Some(source) = source::of(request, format)? else { return Ok(Compiled::default()) };
+        let thread = thread::Builder::new().name("grammar".to_owned()).stack_size(COMPILER_STACK);
+        thread::scope(|scope| {
+            // A worker without room for the thread must not come to another grammar than others do.
+            let thread = thread.spawn_scoped(scope, || self.compile_here(source)).map_err(|error| {
+                tracing::error!(%error, "no thread could be started to compile a grammar; give the worker more room");
+                no_compiler()
+            })?;
+            thread.join().unwrap_or_else(|_| Err(no_compiler()))
+        })
+    }
+
+    /// Compiles on this thread, whose stack must be large.
+    fn compile_here(&self, mut source: Source<'_>) -> Result<Compiled, ApiError> {
         let matcher = match self.build(source.lark()) {
             Ok(matcher) => matcher,
             Err(_) => self.build_less(&mut source)?,
@@ -140,8 +154,7 @@ impl Grammars {
         }
     }
 
-    /// Compiles a grammar, on a thread with a stack of its own; or says, in llguidance's words, why it
-    /// can't be done.
+    /// Compiles a grammar, or says in llguidance's words why it can't be done.
     fn build(&self, lark: String) -> Result<Matcher, String> {
         let compile = || {
             let parser = self.factory.create_parser(TopLevelGrammar::from_lark(lark));
@@ -158,13 +171,14 @@ impl Grammars {
                 Err(_) => Err(reasons::NOTHING.to_owned()),
             }
         };
-        let failed = || "it could not be compiled".to_owned();
-        thread::scope(|scope| {
-            let thread = thread::Builder::new().name("grammar".to_owned()).stack_size(COMPILER_STACK);
-            let thread = thread.spawn_scoped(scope, compile).map_err(|_| failed())?;
-            thread.join().map_err(|_| failed())?
-        })
+        // The factory keeps nothing of a grammar that it could not compile.
+        panic::catch_unwind(AssertUnwindSafe(compile))
+            .unwrap_or_else(|_| Err("it could not be compiled".to_owned()))
     }
+}
+
+fn no_compiler() -> ApiError {
+    ApiError::new(ErrorCode::InternalError, "What the answer has to obey could not be prepared. Try again.")
 }
 
 fn refuse(path: &str, reason: &str) -> ApiError {
@@ -193,7 +207,11 @@ impl Grammar {
     /// After `tokens` of an answer that someone else began.
     pub fn resume(&self, tokens: &[u32]) -> Result<Progress, Stuck> {
         let mut matcher = self.matcher.deep_clone();
-        matcher.consume_tokens(tokens).map_err(|error| Stuck::new(&error.to_string()))?;
+        for &token in tokens {
+            // A mask gives the lexer what it may take for a token, as it did when this one was written.
+            let step = matcher.compute_mask().and_then(|_| matcher.consume_token(token));
+            step.map_err(|error| Stuck::new(&error.to_string()))?;
+        }
         Ok(Progress::new(matcher, &self.masks))
     }
 }

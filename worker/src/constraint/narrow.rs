@@ -26,7 +26,7 @@ pub(super) fn narrow(schema: &Map<String, Value>) -> Map<String, Value> {
     let root = Value::Object(schema.clone());
     let combines = any(schema, &combines_conditions);
     let mut narrow = schema.clone();
-    let mut definitions = match narrow.remove("$defs") {
+    let mut definitions = match narrow.shift_remove("$defs") {
         Some(Value::Object(definitions)) => definitions,
         _ => Map::new(),
     };
@@ -48,7 +48,7 @@ fn adapt(schema: &mut Value, root: &Value, combines: bool) {
         return;
     }
     let Value::Object(schema) = schema else { return };
-    schema.remove(PATH);
+    schema.shift_remove(PATH);
     if !combines {
         close(schema);
         name_any(schema);
@@ -62,7 +62,7 @@ fn adapt(schema: &mut Value, root: &Value, combines: bool) {
     if let Some(Value::Array(options)) = schema.get("oneOf")
         && !schema.contains_key("anyOf")
         && are_disjoint(options, root)
-        && let Some(options) = schema.remove("oneOf")
+        && let Some(options) = schema.shift_remove("oneOf")
     {
         schema.insert("anyOf".to_owned(), options);
     }
@@ -93,7 +93,11 @@ fn name_any(schema: &mut Map<String, Value>) {
 }
 
 fn bound_numbers(schema: &mut Map<String, Value>) {
-    if !has_type(schema, "number") && !has_type(schema, "integer") {
+    let is_number = has_type(schema, "number") || has_type(schema, "integer");
+    let says = |words: &[&str]| words.iter().any(|word| schema.contains_key(*word));
+    let says_of_numbers = says(&["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"])
+        && !says(&["type", "$ref", "anyOf", "oneOf", "allOf", "const", "enum"]);
+    if !is_number && !says_of_numbers {
         return;
     }
     for (bound, exclusive, number) in

@@ -100,7 +100,7 @@ fn choose_freely(schema: &mut Map<String, Value>, root: &Value, relaxed: &mut Re
     if are_disjoint(options, root) {
         return;
     }
-    let Some(options) = schema.remove("oneOf") else { return };
+    let Some(options) = schema.shift_remove("oneOf") else { return };
     let path = schema.get(PATH).and_then(Value::as_str).unwrap_or_default().to_owned();
     relaxed.push(format!("{path}.oneOf"));
     match schema.contains_key("anyOf") {

@@ -72,7 +72,7 @@ impl<'c> Trials<'c> {
     /// Whether a part of a schema can be compiled, whatever it refers to.
     fn compiles_alone(&mut self, part: &Map<String, Value>) -> Option<bool> {
         let mut root = part.clone();
-        change_all(&mut root, &mut |schema| drop(schema.remove("$ref")));
+        change_all(&mut root, &mut |schema| drop(schema.shift_remove("$ref")));
         self.compiles(&Schema(root))
     }
 }
@@ -102,7 +102,7 @@ fn mend_root(schema: &mut Schema, trials: &mut Trials<'_>, relaxed: &mut Relaxed
     let Schema(root) = schema;
     let mut definitions = objects(definitions_mut(root));
     mend_all(&mut definitions, trials, relaxed)?;
-    let definitions = root.remove("$defs").unwrap_or_default();
+    let definitions = root.shift_remove("$defs").unwrap_or_default();
     let mended = mend(root, trials, relaxed);
     root.insert("$defs".to_owned(), definitions);
     mended?;
@@ -177,7 +177,7 @@ fn put_together(
         if !forbids && trials.compiles_alone(&kept)? {
             continue;
         }
-        kept.remove(word);
+        kept.shift_remove(word);
         match value {
             Value::Array(members) if word == "allOf" => {
                 let members = fitting(members, &kept, trials, relaxed)?;
@@ -226,7 +226,7 @@ fn cut(
         }
         for word in words {
             changed = true;
-            part.remove(word);
+            part.shift_remove(word);
             note(part, word, relaxed);
         }
     });

@@ -3,7 +3,7 @@
 use emberline_shared::error::ErrorCode;
 use emberline_shared::event::{ErrorEvent, EventKind};
 use emberline_shared::heartbeat::ModelState::Serving;
-use emberline_shared::job::{GenerationRequest, Job, Message, RawPrompt, Role};
+use emberline_shared::job::{GenerationRequest, Job, Message, RawPrompt, Role, ToolChoice};
 use emberline_shared::subject;
 use emberline_shared::tokens::{Tokenize, TokensInput, TokensReply, TokensRequest};
 use emberline_tests::nats::NatsServer;
@@ -82,6 +82,8 @@ async fn a_conversation_has_the_tokens_that_its_job_is_charged_for() {
     relay.wait_for_states(&[(TINY, Serving)]).await;
     let messages = vec![Message::new(Role::User, "Hello there")];
     let chat = |variables: &[(&str, bool)], add_generation_prompt| TokensInput::Chat {
+        tool_choice: ToolChoice::Auto,
+        single_tool_call: false,
         messages: messages.clone(),
         tools: Vec::new(),
         template_variables: variables.iter().map(|&(name, value)| (name.to_owned(), value.into())).collect(),
@@ -146,6 +148,8 @@ async fn a_model_without_a_tokenizer_says_so_and_nobody_answers_for_one_that_is_
     let error = error_of(ask(&relay, MODEL, &request).await);
     assert_eq!((error.status, error.code), (400, ErrorCode::UnsupportedParameter));
     let chat = TokensInput::Chat {
+        tool_choice: ToolChoice::Auto,
+        single_tool_call: false,
         messages: Vec::new(),
         tools: Vec::new(),
         template_variables: Map::new(),

@@ -46,9 +46,23 @@ fn validator(schema: &Value) -> Result<Validator, String> {
         number_bounds(&mut schema);
     }
     name_types(&mut schema);
+    forget_what_says_nothing(&mut schema);
     let options = jsonschema::options().should_validate_formats(true);
     let options = if is_old { options.with_draft(Draft::Draft7) } else { options };
     options.build(&schema).map_err(|error| error.to_string())
+}
+
+/// Drafts differ on whether encodings are enforced; the newest says that they only describe. A list of no
+/// schemas says nothing, and validators refuse it.
+fn forget_what_says_nothing(schema: &mut Value) {
+    each_object(schema, &|value| {
+        if let Some(members) = value.as_object_mut() {
+            if members.get("items").and_then(Value::as_array).is_some_and(Vec::is_empty) {
+                members.remove("items");
+            }
+            ["contentEncoding", "contentMediaType"].iter().for_each(|word| _ = members.remove(*word));
+        }
+    });
 }
 
 /// Removes what a path leads to, or makes it weaker where it is only weaker.
@@ -74,7 +88,10 @@ fn drop_path(schema: &mut Value, path: &str) {
     if name == Some("patternProperties") {
         let above = pointer.strip_suffix("/patternProperties").expect("a keyword");
         let above = schema.pointer_mut(above).and_then(Value::as_object_mut).expect("an object");
-        above.remove("additionalProperties");
+        // Its own path may follow.
+        if let Some(rest) = above.get_mut("additionalProperties") {
+            *rest = json!(true);
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 use emberline_shared::error::{ApiError, ErrorCode};
 use emberline_shared::event::Acceptance;
 use emberline_shared::job::{GenerationRequest, Job, RawPrompt, ToolChoice};
-use emberline_shared::prompt::MAX_PROMPT_LOGPROBS;
+use emberline_shared::prompt::PromptScoring;
 use emberline_shared::relaxed::Relaxed;
 use emberline_shared::tokens::{TokensReply, TokensRequest};
 use emberline_shared::tools::TextBesideCalls;
@@ -18,9 +18,6 @@ use crate::engine::refusal::{no_room_for, prompt_field, too_long};
 use crate::engine::{Frontend, Prepared};
 use crate::template::{ChatTemplate, Conversation, TemplateError};
 use crate::tokenizer::ModelTokenizer;
-
-/// Variables of templates that are parameters of their own in a request for an answer.
-const OWN_PARAMETERS: [&str; 2] = ["reasoning_effort", "verbosity"];
 
 /// A model's template and tokenizer, and what fits its context.
 #[derive(Debug)]
@@ -37,14 +34,16 @@ impl Frontend for PromptBuilder {
         check_tokens(request, self.tokenizer.vocab_size())?;
         let bad_words = bad_words::tokens(&request.sampling.bad_words, &self.tokenizer)?.into();
         let mut conversation = Conversation::of(request, job.created);
-        let mut relaxed = self.drop_unread(&mut conversation.variables, &OWN_PARAMETERS);
+        let mut relaxed = self.drop_unread(&mut conversation.variables);
         let may_call = request.prompt.is_none() && !conversation.offered().is_empty();
         let format = self.template.tool_format();
         let Compiled { grammar, relaxed: unenforced } = self.grammars.compile(request, format)?;
         relaxed.extend(&unenforced);
         let (prompt, text) = self.prompt(request, &conversation)?;
         let limit = self.limit(&prompt, request)?;
-        check_prompt_logprobs(&prompt, request)?;
+        if let Some(scoring) = PromptScoring::of(request) {
+            scoring.check(u64::try_from(prompt.len()).unwrap_or(u64::MAX))?;
+        }
         let acceptance = Acceptance {
             tool_format: may_call.then_some(format),
             beside_calls: text_beside_calls(request),
@@ -108,15 +107,12 @@ impl PromptBuilder {
         })
     }
 
-    /// Leaves out variables that the template does nothing with, and tells which. Those called as one of
-    /// `parameters` are parameters by themselves.
-    pub(super) fn drop_unread(&self, variables: &mut Map<String, Value>, parameters: &[&str]) -> Relaxed {
+    /// Leaves out variables that the template does nothing with, and tells which.
+    pub(super) fn drop_unread(&self, variables: &mut Map<String, Value>) -> Relaxed {
         let mut relaxed = Relaxed::default();
         variables.retain(|name, _| {
             let reads = self.template.reads(name);
-            if !reads && parameters.contains(&name.as_str()) {
-                relaxed.push(name.as_str());
-            } else if !reads {
+            if !reads {
                 relaxed.push(format!("chat_template_kwargs.{name}"));
             }
             reads
@@ -149,23 +145,6 @@ impl PromptBuilder {
             _ => Ok(limit),
         }
     }
-}
-
-/// Refuses more log-probabilities of a prompt than a log and an answer are to hold.
-fn check_prompt_logprobs(prompt: &[u32], request: &GenerationRequest) -> Result<(), ApiError> {
-    let Some(top) = request.prompt_logprobs else { return Ok(()) };
-    let tokens = u64::try_from(prompt.len()).unwrap_or(u64::MAX);
-    let wanted = tokens.saturating_mul(u64::from(top) + 1).saturating_mul(request.n.max(1).into());
-    if wanted <= MAX_PROMPT_LOGPROBS {
-        return Ok(());
-    }
-    let name = if request.echo && request.logprobs == Some(top) { "logprobs" } else { "prompt_logprobs" };
-    let message = format!(
-        "The prompt's {tokens} tokens with {top} alternatives each, told by {} choices, are {wanted} \
-         log-probabilities; at most {MAX_PROMPT_LOGPROBS} are allowed. Lower '{name}' or shorten the prompt.",
-        request.n
-    );
-    Err(ApiError::field(ErrorCode::InvalidValue, name, message))
 }
 
 /// Which text the grammar allows beside calls.

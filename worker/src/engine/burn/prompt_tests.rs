@@ -129,8 +129,7 @@ fn variables_go_to_the_template_or_the_answer_does_without_them() {
     let thoughtless = prepare(&prompts, with("enable_thinking", json!(false))).unwrap().prompt;
     assert_ne!(thoughtless, prepare(&prompts, chat()).unwrap().prompt);
     for (name, param) in [
-        ("reasoning_effort", "reasoning_effort"),
-        ("verbosity", "verbosity"),
+        ("reasoning_effort", "chat_template_kwargs.reasoning_effort"),
         ("nothing", "chat_template_kwargs.nothing"),
         ("messages", "chat_template_kwargs.messages"),
     ] {
@@ -148,7 +147,7 @@ fn variables_go_to_the_template_or_the_answer_does_without_them() {
     let prepared = prepare(&prompts, both).unwrap();
     assert_eq!(
         (prepared.prompt, prepared.acceptance.relaxed.paths()),
-        (thoughtless, &["verbosity".to_owned()][..])
+        (thoughtless, &["chat_template_kwargs.verbosity".to_owned()][..])
     );
 }
 

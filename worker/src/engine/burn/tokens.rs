@@ -16,13 +16,17 @@ impl PromptBuilder {
             TokensInput::Chat {
                 messages,
                 tools,
+                tool_choice,
+                single_tool_call,
                 template_variables: mut variables,
                 add_generation_prompt,
                 continue_final_message,
             } => {
-                relaxed = self.drop_unread(&mut variables, &[]);
+                relaxed = self.drop_unread(&mut variables);
                 self.render(&Conversation {
                     tools: &tools,
+                    tool_choice,
+                    parallel_tool_calls: !single_tool_call,
                     variables,
                     add_generation_prompt,
                     continue_final_message,
