@@ -51,11 +51,10 @@ bench-gpu: setup pip
 	@$(EMBERLINE) bench engine --backend wgpu --require-gpu
 	@$(EMBERLINE) bench engine --backend wgpu --require-gpu --random llama-1b
 
-soak: build function pip
+soak: build-tests function pip
 	model=$$($(EMBERLINE) pull $(MODEL)) && nats=$$($(EMBERLINE) pull --nats-server) && \
 	export EMBERLINE_TEST_MODEL=$$model EMBERLINE_TEST_NATS=$$nats SOAK_SECONDS=$(SOAK_SECONDS) && \
-	cargo test -p emberline-worker --test soak --test footprint -- --nocapture && \
-	cargo test -p emberline-tests --test soak -- --nocapture
+	cargo test --workspace $(TEST_FEATURES) --test soak --test footprint -- --nocapture
 
 chaos: build function pip
 	model=$$($(EMBERLINE) pull $(MODEL)) && nats=$$($(EMBERLINE) pull --nats-server) && \

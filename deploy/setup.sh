@@ -60,7 +60,7 @@ rust() {
 vulkan() {
   [ "$(uname -s)" = Linux ] || return 0
   local drivers=(/usr/share/vulkan/icd.d/*.json /etc/vulkan/icd.d/*.json)
-  if { ldconfig -p 2>/dev/null || /sbin/ldconfig -p; } | grep -q 'libvulkan\.so\.1' &&
+  if { ldconfig -p 2>/dev/null || /sbin/ldconfig -p; } | grep 'libvulkan\.so\.1' >/dev/null &&
     { [ -e "${drivers[0]}" ] || [ -e "${drivers[1]:-}" ] || [ -n "${VK_DRIVER_FILES:-${VK_ICD_FILENAMES:-}}" ]; }; then
     return 0
   fi
@@ -180,6 +180,8 @@ python_environment() {
 node_environment() {
   has node || install "the JavaScript clients' tests" nodejs ||
     { say "there is no node; install Node.js 20 or newer" && return 1; }
+  at_least 20 "$(node --version | sed 's/^v//')" ||
+    { say "node is $(node --version); install Node.js 20 or newer" && return 1; }
   has npm || install "the JavaScript clients' tests" npm ||
     { say "there is no npm; install Node.js 20 or newer with npm" && return 1; }
   mkdir -p "$2" && cp "$1/package.json" "$1/package-lock.json" "$2/" &&

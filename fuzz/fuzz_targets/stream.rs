@@ -69,7 +69,7 @@ impl Input<'_> {
             let token = TokenLogprob { id: 1, bytes: text.as_bytes().to_vec(), logprob: -0.5 };
             let logprobs = self.with_logprobs.then(|| vec![TokenLogprobs { token, top: Vec::new() }]);
             let ids = self.with_logprobs.then(|| vec![1]);
-            outputs.push(Output::Text { choice: 0, text: (*text).to_owned(), logprobs, ids });
+            outputs.push(Output::Text { choice: 0, text: (*text).to_owned(), logprobs, ids, tokens: 1 });
         }
         outputs.push(Output::Finish { choice: 0, reason: FinishReason::Stop });
         outputs.push(Output::Done(Ending::default()));

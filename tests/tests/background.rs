@@ -64,6 +64,26 @@ fn content(response: &Value) -> Value {
 }
 
 #[tokio::test]
+async fn what_is_left_out_is_named_whenever_the_response_is_asked_for() -> Result<()> {
+    let stack = Stack::start().await?;
+    let parameters =
+        json!({"type": "object", "properties": {"a": {"type": "string", "not": {"const": "b"}}}});
+    let id = begin(
+        &stack,
+        &json!({
+            "model": MODEL, "input": "Hi", "max_output_tokens": 3, "background": true,
+            "tools": [{"type": "web_search"}, {"type": "function", "name": "f", "parameters": parameters}],
+        }),
+    )
+    .await?;
+    wait_until_over(&stack, &id).await?;
+    let response = stack.get(&format!("{PATH}/{id}")).await?;
+    let header = response.headers().get("x-emberline-relaxed").context("header")?;
+    assert_eq!(header, "tools[0], tools[1].parameters.properties.a.not");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_stream_goes_on_exactly_where_a_killed_function_left_it() -> Result<()> {
     let options = Options::default();
     let mut stack = Stack::start_with(options.clone()).await?;

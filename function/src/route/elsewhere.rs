@@ -79,7 +79,7 @@ pub(super) fn instead_of(path: &str) -> &'static str {
             .strip_prefix(*beginning)
             .is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || beginning.ends_with('/')),
     };
-    INSTEAD.iter().find(|(beginnings, _)| beginnings.iter().any(|beginning| begins(&beginning))).map_or(
+    INSTEAD.iter().find(|(beginnings, _)| beginnings.iter().any(begins)).map_or(
         "'GET /openapi.json' lists what is here, such as 'POST /v1/chat/completions' and 'GET /v1/models'.",
         |(_, instead)| instead,
     )

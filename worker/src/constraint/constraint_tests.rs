@@ -404,6 +404,42 @@ fn an_answer_is_taken_up_where_someone_else_left_it() {
 }
 
 #[test]
+fn a_long_answer_is_taken_up_with_all_that_its_first_worker_had() {
+    // Each character is a new state of the lexer, which one token's share would not reach.
+    let long = schema(json!({ "type": "string", "pattern": "^([a-z]{1,9} )*$", "maxLength": 6000 }));
+    let text = format!("\"{}", "lamp river ".repeat(500));
+    let tokens: Vec<u32> = text.bytes().map(u32::from).collect();
+    let resumed = compile(&long, ToolFormat::Hermes).resume(&tokens).unwrap();
+    assert!(resumed.mask().unwrap().allowed.is_allowed(u32::from(b'"')));
+}
+
+#[test]
+fn addresses_are_those_that_people_have() {
+    let address = schema(json!({ "type": "string", "format": "email" }));
+    for allowed in ["a@x.com", "jane.q.public@x.com", "me@my-company.co.uk", "a_b+c-d@xn--bcher-kva.example"]
+    {
+        assert_allows(&address, ToolFormat::Hermes, &format!("\"{allowed}\""));
+    }
+    assert_forbids(&address, ToolFormat::Hermes, "\"a.¦.b");
+    assert_forbids(&address, ToolFormat::Hermes, "\"a@b-¦.c");
+    assert_forbids(&address, ToolFormat::Hermes, "\"a@b¦\"");
+    let known = strict(json!({ "type": "string", "format": "email", "enum": ["me@localhost.example"] }));
+    assert_allows(&known, ToolFormat::Hermes, "\"me@localhost.example\"");
+}
+
+#[test]
+fn properties_come_in_the_order_of_the_schema() {
+    let combined = schema(json!({
+        "type": "object",
+        "properties": { "own": { "type": "integer" } },
+        "required": ["own", "base"],
+        "allOf": [{ "$ref": "#/$defs/base" }],
+        "$defs": { "base": { "type": "object", "properties": { "base": { "type": "integer" } } } },
+    }));
+    assert_allows(&combined, ToolFormat::Hermes, "{\"own\": 1, \"base\": 2}");
+}
+
+#[test]
 fn a_token_that_is_not_allowed_is_an_error() {
     let mut progress = compile(&constrained(Constraint::JsonObject), ToolFormat::Hermes).begin();
     progress.mask().unwrap();

@@ -303,6 +303,46 @@ fn a_schema_that_repeats_itself_too_often_comes_to_an_end() {
 }
 
 #[test]
+fn what_is_written_for_each_name_does_not_multiply() {
+    let nested = (0..40).fold(
+        json!({ "type": "string" }),
+        |member, _| json!({ "propertyNames": { "enum": ["a", "b"] }, "additionalProperties": member }),
+    );
+    let (read, dropped) = relaxed(&nested);
+    assert!(read.to_string().len() < 4 * MOST_REPEATED, "{}", read.to_string().len());
+    assert!(
+        dropped.iter().all(|path| path.ends_with(".propertyNames")) && !dropped.is_empty(),
+        "{dropped:?}"
+    );
+    assert_eq!(
+        whole(&json!({ "propertyNames": { "enum": ["a"] }, "additionalProperties": { "minimum": 1 } })),
+        json!({ "properties": { "a": { "minimum": 1 } }, "additionalProperties": false })
+    );
+    // Beside a reference other conditions count, too.
+    let both = json!({ "propertyNames": { "$ref": "#/$defs/n", "maxLength": 3 }, "$defs": { "n": { "const": "a" } } });
+    assert_eq!(relaxed(&both).1, ["s.propertyNames"]);
+}
+
+#[test]
+fn paths_stay_short_however_long_names_are() {
+    let long = "n".repeat(100_000);
+    let parts: Vec<Value> = (0..1000).map(|_| json!({ "$comment": "" , "minLength": 1 })).collect();
+    let mut properties = Map::new();
+    properties.insert(long, json!({ "anyOf": parts }));
+    let mut noted = Relaxed::default();
+    let read = read(&json!({ "properties": properties }), false, "s", &mut noted).unwrap();
+    assert!(Value::Object(read).to_string().len() < 300_000);
+}
+
+#[test]
+fn a_list_that_lost_its_first_items_says_nothing_of_the_others() {
+    let (read, dropped) =
+        relaxed(&json!({ "type": "array", "prefixItems": { "type": "string" }, "items": false }));
+    assert_eq!(read, json!({ "type": "array" }));
+    assert_eq!(dropped, ["s.prefixItems", "s.items"]);
+}
+
+#[test]
 fn a_schema_with_very_many_faults_is_named_as_a_whole() {
     let faults: Map<String, Value> = (0..2000).map(|n| (format!("fault{n}"), json!(n))).collect();
     let (_, dropped) = relaxed(&faults.into());
