@@ -38,7 +38,7 @@ const MOST_HOPS: usize = 8;
 /// Longest path of a subschema, in bytes.
 const LONGEST_PATH: usize = 512;
 /// Bytes that the schema of properties may have together that is written once for each of their names.
-const MOST_REPEATED: usize = 1 << 20;
+const MOST_REPEATED: usize = 1 << 18;
 
 const ANNOTATIONS: [&str; 19] = [
     "title",

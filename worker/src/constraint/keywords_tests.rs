@@ -310,10 +310,7 @@ fn what_is_written_for_each_name_does_not_multiply() {
     );
     let (read, dropped) = relaxed(&nested);
     assert!(read.to_string().len() < 4 * MOST_REPEATED, "{}", read.to_string().len());
-    assert!(
-        dropped.iter().all(|path| path.ends_with(".propertyNames")) && !dropped.is_empty(),
-        "{dropped:?}"
-    );
+    assert_eq!(dropped.last().map(String::as_str), Some("s.propertyNames"));
     assert_eq!(
         whole(&json!({ "propertyNames": { "enum": ["a"] }, "additionalProperties": { "minimum": 1 } })),
         json!({ "properties": { "a": { "minimum": 1 } }, "additionalProperties": false })

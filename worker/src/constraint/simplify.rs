@@ -52,6 +52,9 @@ const DEAREST: [&[&str]; 3] = [
     &["anyOf", "oneOf", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"],
 ];
 
+/// Bytes of a schema whose trial takes no longer than starting one.
+const SMALL_SCHEMA: usize = 16 << 10;
+
 /// Tries whether schemas can be compiled, so many times at most.
 pub(super) struct Trials<'c> {
     compiles: &'c mut dyn FnMut(&Schema) -> bool,
@@ -63,9 +66,11 @@ impl<'c> Trials<'c> {
         Self { compiles, left }
     }
 
-    /// Whether it can be compiled; `None` if there have been trials enough.
+    /// Whether it can be compiled; `None` if there have been trials enough. A large schema counts as several
+    /// that are small.
     fn compiles(&mut self, schema: &Schema) -> Option<bool> {
-        self.left = self.left.checked_sub(1)?;
+        let size = serde_json::to_string(&schema.0).map_or(0, |text| text.len());
+        self.left = self.left.checked_sub(1 + size / SMALL_SCHEMA)?;
         Some((self.compiles)(schema))
     }
 

@@ -33,8 +33,11 @@ const DEFAULT_SECONDS: u64 = 15;
 const SLOTS: usize = 12;
 /// Jobs that run or wait at most; more than there are slots for.
 const JOBS: usize = 20;
-/// Steps at least, however slow the machine is.
+/// Steps at least, however slow the machine is; and at most, if the cache was never too small.
 const STEPS: u64 = 150;
+const MOST_STEPS: u64 = 3000;
+/// Blocks of the cache beyond those of the longest job.
+const SPARE_BLOCKS: usize = 4;
 /// One of so many jobs is cancelled, after up to so many steps.
 const CANCELLED: usize = 6;
 const CANCEL_WITHIN: u32 = 25;
@@ -174,21 +177,29 @@ fn mixed_random_load_leaks_nothing_and_changes_no_answer() {
 
     // Enough for the longest job and a little more: too little for all that may run.
     let most = asks.iter().zip(&alone).map(|(ask, answer)| ask.blocks(answer.prompt_tokens)).max().unwrap();
-    let engine = engine(most * 5 / 4);
+    let engine = engine(most + SPARE_BLOCKS);
     let mut soak =
         Soak { engine, asks: &asks, alone: &alone, running: HashMap::new(), tally: Tally::default() };
     let (began, whole) = (Instant::now(), Duration::from_secs(seconds));
     let mut memory: Vec<(Duration, u64)> = Vec::new();
     let mut next_sample = Duration::ZERO;
     let mut jobs = JOBS;
-    while began.elapsed() < whole || soak.engine.counts().steps < STEPS {
+    loop {
+        let counts = soak.engine.counts();
+        let is_over = began.elapsed() >= whole && counts.steps >= STEPS;
+        if is_over && (counts.preemptions > 0 || counts.steps >= MOST_STEPS) {
+            break;
+        }
         let now = began.elapsed();
         if now >= next_sample {
             memory.push((now, resident().unwrap_or(0)));
             next_sample += whole / 40;
         }
         // Full, half empty, almost idle.
-        if random.random_bool(0.01) {
+        if is_over {
+            // It was never crowded so far.
+            jobs = JOBS;
+        } else if random.random_bool(0.01) {
             jobs = *pick(&mut random, &[1, JOBS / 2, JOBS, JOBS]);
         }
         while soak.running.len() < jobs {
