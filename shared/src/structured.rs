@@ -106,7 +106,9 @@ impl Structured {
         }
         let mut wanted = self.wanted().into_iter();
         let Some((path, asked)) = wanted.next() else { return Ok(other) };
-        let second = wanted.next().map(|(path, _)| path).or(other.map(|_| other_name));
+        // Some clients send the same by its old and its new name.
+        let second = wanted.find(|(_, other)| *other != asked).map(|(path, _)| path);
+        let second = second.or(other.map(|_| other_name));
         if let Some(second) = second {
             let message =
                 format!("'{path}' and '{second}' both say what the answer has to obey. Send one of them.");
@@ -139,6 +141,7 @@ impl Structured {
     }
 }
 
+#[derive(PartialEq)]
 enum Asked {
     Json(SchemaText),
     Regex(String),
@@ -268,6 +271,15 @@ mod tests {
                 "{body}"
             );
         }
+    }
+
+    #[test]
+    fn the_same_by_its_old_and_its_new_name_is_said_once() {
+        // As guidance sends it.
+        let body =
+            json!({"structured_outputs": {"grammar": "start: \"a\""}, "guided_grammar": "start: \"a\""});
+        let (constraint, _, _) = read(body, None).unwrap();
+        assert_eq!(constraint, Some(Constraint::Grammar("start: \"a\"".to_owned())));
     }
 
     #[test]

@@ -1,10 +1,11 @@
 """aiperf: chat, text completions and responses, streamed and not, with the model's own tokenizer."""
 
 from common import API_KEY, BASE_URL, MODEL, check, main
-from hub_tokenizer import save
+from hub_tokenizer import save_in_cache
 from programs import run, the_json
 
-TOKENIZER = save()
+# Offline it takes no tokenizer from a path.
+HUB_CACHE, TOKENIZER = save_in_cache()
 REQUESTS = 4
 
 
@@ -18,6 +19,7 @@ def profile(kind, *options):
         *("--synthetic-input-tokens-mean", 40, "--output-tokens-mean", 12, "--random-seed", 1),
         *("--no-server-metrics", "--no-gpu-telemetry", "--ui", "none", "--artifact-dir", folder),
         *options,
+        HF_HUB_CACHE=HUB_CACHE,
     )
     results = the_json(folder, "profile_export_aiperf.json")
     assert not results.get("error_summary"), results["error_summary"]

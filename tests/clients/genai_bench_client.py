@@ -18,7 +18,7 @@ def benchmark(backend):
         *("--experiment-base-dir", ".", "--experiment-folder-name", backend),
         ENABLE_UI="false",
     )
-    metrics = the_json(backend, "D(40,12)*.json")["aggregated_metrics"]
+    metrics = the_json(backend, "D40_12_*.json")["aggregated_metrics"]
     assert metrics["num_error_requests"] == 0, metrics["error_codes_frequency"]
     assert metrics["num_completed_requests"] >= REQUESTS
     return metrics["num_completed_requests"]

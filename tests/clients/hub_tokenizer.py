@@ -34,3 +34,13 @@ def save(folder="SmolLM2-135M-Instruct"):
     wrapped.chat_template = told["chat_template"]
     wrapped.save_pretrained(folder)
     return str(pathlib.Path(folder).resolve())
+
+
+def save_in_cache(name="emberline/SmolLM2-135M-Instruct"):
+    """Writes it as if it had been fetched from a hub; the cache's folder and the name there."""
+    cache = pathlib.Path("hub").resolve()
+    repository, commit = cache / f"models--{name.replace('/', '--')}", "0" * 40
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    save(repository / "snapshots" / commit)
+    return str(cache), name
