@@ -100,10 +100,10 @@ pip() {
 
 # What `emberline up` starts; the GPU's part only where there is one, for it takes as long as all the rest.
 programs() {
-  local options=(-p emberline-host -p emberline-worker -p emberline-cli) what="the host, the worker and the CLI" minutes=20
+  local options=(-p emberline-host -p emberline-worker -p emberline-cli) what="the host, the worker and the CLI" minutes=12
   if has_gpu; then
     options+=(--features emberline-worker/gpu)
-    what="$what, for the GPU too" minutes=35
+    what="$what, for the GPU too" minutes=25
   fi
   [ -e "$target_dir/debug/emberline" ] ||
     say "compiling $what: about $minutes minutes on two idle cores the first time, seconds after that"

@@ -32,6 +32,9 @@ impl Relaxed {
     /// Adds the path of a field.
     pub fn push(&mut self, path: impl Into<String>) {
         let mut path = path.into();
+        if self.0.contains(&path) {
+            return;
+        }
         if self.0.len() >= MOST_PATHS || path.len() > LONGEST_PATH {
             let field = path.find(['.', '[']).unwrap_or(path.len()).min(LONGEST_PATH);
             path.truncate(path.floor_char_boundary(field));
