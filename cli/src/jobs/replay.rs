@@ -118,25 +118,34 @@ impl Log {
             self.next = Start::Sequence(event.sequence.saturating_add(1));
             let event: Event = serde_json::from_slice(&event.payload)
                 .context("an event can't be read; upgrade emberline")?;
-            let Some(kind) = self.fold.take(event) else { continue };
-            match kind {
-                EventKind::Tokens { choice, text, .. } => self.print(choice, &text)?,
-                EventKind::Finish { reason: FinishReason::Cancelled, .. } => self.is_cancelled = true,
-                EventKind::Done { usage, .. } => {
-                    self.end()?;
-                    if self.is_cancelled {
-                        bail!("the job was cancelled");
-                    }
-                    let (prompt, answer) = (usage.prompt_tokens, usage.completion_tokens);
-                    eprintln!("done: {prompt} tokens in, {answer} out");
+            for kind in self.fold.take(event) {
+                if self.apply(kind)? {
                     return Ok(true);
                 }
-                EventKind::Error(error) => {
-                    self.end()?;
-                    bail!("the job failed again: {} ({})", error.message, error.status);
-                }
-                _ => {}
             }
+        }
+        Ok(false)
+    }
+
+    /// Prints what an event says; whether it is the job's good end.
+    fn apply(&mut self, kind: EventKind) -> anyhow::Result<bool> {
+        match kind {
+            EventKind::Tokens { choice, text, .. } => self.print(choice, &text)?,
+            EventKind::Finish { reason: FinishReason::Cancelled, .. } => self.is_cancelled = true,
+            EventKind::Done { usage, .. } => {
+                self.end()?;
+                if self.is_cancelled {
+                    bail!("the job was cancelled");
+                }
+                let (prompt, answer) = (usage.prompt_tokens, usage.completion_tokens);
+                eprintln!("done: {prompt} tokens in, {answer} out");
+                return Ok(true);
+            }
+            EventKind::Error(error) => {
+                self.end()?;
+                bail!("the job failed again: {} ({})", error.message, error.status);
+            }
+            _ => {}
         }
         Ok(false)
     }
@@ -160,40 +169,55 @@ impl Log {
     }
 }
 
-/// Of a log, the events that count: of each attempt those that follow each other without a gap, and
-/// of these no tokens that an earlier attempt has written.
+/// Of a log, the events that count, in the order of their indexes: of each attempt those that follow each
+/// other without a gap, and of these no tokens that an earlier attempt has written. An event that had to be
+/// sent again is stored behind later ones of its attempt.
 #[derive(Debug, Default)]
 struct Fold {
     attempt: u32,
     index: u32,
+    /// Events of the attempt that were stored before one that precedes them.
+    early: BTreeMap<u32, EventKind>,
     /// Of each choice, the position of its next token.
     positions: HashMap<u32, u32>,
 }
 
 impl Fold {
-    fn take(&mut self, event: Event) -> Option<EventKind> {
+    /// What can be told now that `event` is known.
+    fn take(&mut self, event: Event) -> Vec<EventKind> {
         if event.attempt > self.attempt {
             self.attempt = event.attempt;
             self.index = 0;
+            self.early.clear();
         }
-        if (event.attempt, event.index) != (self.attempt, self.index) {
-            return None;
+        if event.attempt < self.attempt || event.index < self.index {
+            return Vec::new();
         }
-        self.index += 1;
-        if let EventKind::Tokens { choice, position, ids, .. } = &event.kind {
-            let next = self.positions.entry(*choice).or_default();
-            if position != next {
-                return None;
-            }
-            *next = next.saturating_add(u32::try_from(ids.len()).unwrap_or(u32::MAX));
+        self.early.insert(event.index, event.kind);
+        let mut due = Vec::new();
+        while let Some(kind) = self.early.remove(&self.index) {
+            self.index = self.index.saturating_add(1);
+            due.extend(self.is_fresh(&kind).then_some(kind));
         }
-        Some(event.kind)
+        due
+    }
+
+    /// Whether no earlier attempt has written the same.
+    fn is_fresh(&mut self, kind: &EventKind) -> bool {
+        let EventKind::Tokens { choice, position, ids, .. } = kind else { return true };
+        let next = self.positions.entry(*choice).or_default();
+        if position != next {
+            return false;
+        }
+        *next = next.saturating_add(u32::try_from(ids.len()).unwrap_or(u32::MAX));
+        true
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use emberline_shared::event::{Timings, Usage};
     use emberline_shared::job::GenerationRequest;
 
     #[test]
@@ -220,17 +244,46 @@ mod tests {
         assert_eq!(hurried.deadline, 560_000);
     }
 
+    fn event(attempt: u32, index: u32, kind: EventKind) -> Event {
+        Event { v: PROTOCOL_VERSION, attempt, index, kind }
+    }
+
+    fn taken() -> EventKind {
+        EventKind::Taken { worker: "w".into() }
+    }
+
+    fn tokens(position: u32, text: &str) -> EventKind {
+        EventKind::Tokens { choice: 0, position, ids: vec![0], text: text.into(), logprobs: Vec::new() }
+    }
+
+    /// The text of a log, and whether its end is seen.
+    fn told(log: impl IntoIterator<Item = Event>) -> (String, bool) {
+        let mut fold = Fold::default();
+        let (mut said, mut is_done) = (String::new(), false);
+        for kind in log.into_iter().flat_map(|event| fold.take(event)) {
+            match kind {
+                EventKind::Tokens { text, .. } => said += &text,
+                EventKind::Done { .. } => is_done = true,
+                _ => {}
+            }
+        }
+        (said, is_done)
+    }
+
+    #[test]
+    fn an_event_that_was_sent_again_is_told_in_its_place() {
+        let done = EventKind::Done { usage: Usage::default(), timings: Timings::default(), at: None };
+        let log = [
+            event(1, 0, taken()),
+            event(1, 2, tokens(1, "b")),
+            event(1, 3, done),
+            event(1, 1, tokens(0, "a")),
+        ];
+        assert_eq!(told(log), ("ab".to_owned(), true));
+    }
+
     #[test]
     fn what_counts_is_told_once() {
-        let event = |attempt, index, kind| Event { v: PROTOCOL_VERSION, attempt, index, kind };
-        let taken = || EventKind::Taken { worker: "w".into() };
-        let tokens = |position, text: &str| EventKind::Tokens {
-            choice: 0,
-            position,
-            ids: vec![0],
-            text: text.into(),
-            logprobs: Vec::new(),
-        };
         let log = [
             event(1, 0, taken()),
             event(1, 1, tokens(0, "a")),
@@ -242,14 +295,6 @@ mod tests {
             event(2, 1, tokens(1, "b")),
             event(2, 2, tokens(2, "c")),
         ];
-        let mut fold = Fold::default();
-        let text: String = log
-            .into_iter()
-            .filter_map(|event| match fold.take(event)? {
-                EventKind::Tokens { text, .. } => Some(text),
-                _ => None,
-            })
-            .collect();
-        assert_eq!(text, "abc");
+        assert_eq!(told(log), ("abc".to_owned(), false));
     }
 }
