@@ -123,6 +123,13 @@ struct Draft<'d> {
     unmatched: Vec<Value>,
 }
 
+impl Draft<'_> {
+    /// Whether a keyword is there and is not enforced.
+    fn has_lost(&self, word: &str) -> bool {
+        self.members.contains_key(word) && !self.read.contains_key(word)
+    }
+}
+
 impl<'s> Reader<'s> {
     /// The error, if the client insists; otherwise notes that what it names is dropped.
     fn fault(&mut self, error: ApiError) -> Result<(), ApiError> {
@@ -167,6 +174,7 @@ impl<'s> Reader<'s> {
                 Err(error) => self.fault(error)?,
             }
         }
+        self.join_items(&mut draft);
         self.join_properties(&mut draft);
         self.name_properties(&mut draft)?;
         self.count_properties(&mut draft)?;
@@ -377,19 +385,21 @@ impl<'s> Reader<'s> {
         path
     }
 
+    /// Of a list without its first items, the others' schema would be about these.
+    fn join_items(&mut self, draft: &mut Draft<'_>) {
+        if draft.has_lost("prefixItems") && draft.read.shift_remove("items").is_some() {
+            self.relaxed.push(format!("{}.items", draft.path));
+        }
+    }
+
     /// A schema without some of the properties that it names must not forbid these.
     fn join_properties(&mut self, draft: &mut Draft<'_>) {
-        let Draft { members, path, read, unmatched } = draft;
-        let is_lost = |word: &str| members.contains_key(word) && !read.contains_key(word);
-        // Of a list without its first items, the others' schema would be about these.
-        if is_lost("prefixItems") && read.shift_remove("items").is_some() {
-            self.relaxed.push(format!("{path}.items"));
-        }
-        let is_lost = |word: &str| members.contains_key(word) && !read.contains_key(word);
+        let is_lost = draft.has_lost("properties") || draft.has_lost("patternProperties");
+        let Draft { path, read, unmatched, .. } = draft;
         let Some(rest) = read.get("additionalProperties").filter(|rest| **rest != Value::Bool(true)) else {
             return;
         };
-        if is_lost("properties") || is_lost("patternProperties") {
+        if is_lost {
             read.shift_remove("additionalProperties");
             self.relaxed.push(format!("{path}.additionalProperties"));
         } else if !unmatched.is_empty() {
