@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use async_nats::{Client, ConnectOptions, HeaderMap, Request, StatusCode};
 use clap::Args;
-use emberline_shared::event::{Event, EventKind, Timings};
-use emberline_shared::heartbeat::Heartbeat;
-use emberline_shared::subject::{self, EVENTS_STREAM, JobId, MIN_NATS_VERSION, WORKERS_STREAM};
+use emberline_protocol::event::{Event, EventKind, Timings};
+use emberline_protocol::heartbeat::Heartbeat;
+use emberline_protocol::subject::{self, EVENTS_STREAM, JobId, MIN_NATS_VERSION, WORKERS_STREAM};
 use futures::StreamExt;
 
 use crate::cache::Cache;

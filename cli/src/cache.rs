@@ -17,7 +17,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use emberline_shared::hex;
+use emberline_protocol::hex;
 
 use crate::secret::new_api_key;
 

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::Path;
 
-use emberline_shared::hex;
+use emberline_protocol::hex;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 

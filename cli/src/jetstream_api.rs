@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use async_nats::{Client, Request, RequestErrorKind};
-use emberline_shared::streams::Stream;
+use emberline_protocol::streams::Stream;
 use serde_json::{Value, json};
 
 /// A cluster may have to choose leaders first.

@@ -1,6 +1,6 @@
 //! `emberline status`: the workers of a running stack, as their heartbeats tell.
 
-use emberline_shared::heartbeat::{Heartbeat, ModelState, ModelStatus};
+use emberline_protocol::heartbeat::{Heartbeat, ModelState, ModelStatus};
 
 use crate::access::{self, AccessArgs};
 use crate::cache::Cache;
@@ -81,7 +81,7 @@ pub(crate) fn table<R: AsRef<[String]> + Clone>(head: &R, rows: impl Iterator<It
 #[cfg(test)]
 mod tests {
     use super::*;
-    use emberline_shared::heartbeat::ServedModel;
+    use emberline_protocol::heartbeat::ServedModel;
 
     fn beat() -> Heartbeat {
         Heartbeat {

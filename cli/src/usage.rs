@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 
 use clap::{Args, ValueEnum};
-use emberline_shared::key::KeyId;
-use emberline_shared::subject::{USAGE_STREAM, USAGE_SUBJECTS};
-use emberline_shared::usage::{Outcome, UsageEvent};
+use emberline_protocol::key::KeyId;
+use emberline_protocol::subject::{USAGE_STREAM, USAGE_SUBJECTS};
+use emberline_protocol::usage::{Outcome, UsageEvent};
 
 use crate::access::{AdminArgs, Start, each_stored};
 use crate::cache::Cache;
@@ -152,9 +152,9 @@ fn write_csv(head: &[String], rows: &[Vec<String>]) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use emberline_shared::error::ErrorCode;
-    use emberline_shared::event::{Timings, Usage};
-    use emberline_shared::subject::JobId;
+    use emberline_protocol::error::ErrorCode;
+    use emberline_protocol::event::{Timings, Usage};
+    use emberline_protocol::subject::JobId;
 
     fn event(key: &[u8], outcome: Outcome) -> UsageEvent {
         UsageEvent {

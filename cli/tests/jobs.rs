@@ -7,11 +7,11 @@ use std::time::{Duration, SystemTime};
 
 use async_nats::HeaderMap;
 use async_nats::jetstream;
-use emberline_shared::PROTOCOL_VERSION;
-use emberline_shared::dead_letter::{ATTEMPTS_HEADER, QUEUED_ON_HEADER, REASON_HEADER};
-use emberline_shared::job::{GenerationRequest, Job, Message, Role};
-use emberline_shared::lane::Lane;
-use emberline_shared::subject::{self, JobId};
+use emberline_protocol::PROTOCOL_VERSION;
+use emberline_protocol::dead_letter::{ATTEMPTS_HEADER, QUEUED_ON_HEADER, REASON_HEADER};
+use emberline_protocol::job::{GenerationRequest, Job, Message, Role};
+use emberline_protocol::lane::Lane;
+use emberline_protocol::subject::{self, JobId};
 use emberline_tests::emberline::{command, emberline, refused};
 use emberline_tests::nats::NatsServer;
 use emberline_tests::stack::{Engine, Options};

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use async_nats::jetstream::stream::{Config, RetentionPolicy, StorageType};
 use async_nats::jetstream::{self, message::PublishMessage};
-use emberline_shared::lane::Lane;
-use emberline_shared::streams::{Layout, streams};
-use emberline_shared::subject::{self, JOBS_STREAM};
+use emberline_protocol::lane::Lane;
+use emberline_protocol::streams::{Layout, streams};
+use emberline_protocol::subject::{self, JOBS_STREAM};
 use emberline_tests::cluster::NatsCluster;
 use emberline_tests::emberline::{emberline, refused};
 use emberline_tests::nats::{Nats, NatsServer, admin_client};

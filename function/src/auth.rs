@@ -1,11 +1,11 @@
 //! Who may use the API: keys by `Authorization: Bearer`, `X-API-Key` or `api-key`, known by their
 //! hashes. The configuration lists a few for a first start; the others have a record in the `keys` bucket.
 
-use emberline_shared::PROTOCOL_VERSION;
-use emberline_shared::error::{ApiError, ErrorCode};
-use emberline_shared::key::{self, KeyId, KeyLimits, KeyRecord, KeyState};
-use emberline_shared::models::ModelNames;
-use emberline_shared::subject;
+use emberline_api::models::ModelNames;
+use emberline_protocol::PROTOCOL_VERSION;
+use emberline_protocol::error::{ApiError, ErrorCode};
+use emberline_protocol::key::{self, KeyId, KeyLimits, KeyRecord, KeyState};
+use emberline_protocol::subject;
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use subtle::{Choice, ConstantTimeEq};

@@ -1,6 +1,6 @@
 //! What a request body must be before anything reads it: JSON by its type, and not too large.
 
-use emberline_shared::error::{ApiError, ErrorCode};
+use emberline_protocol::error::{ApiError, ErrorCode};
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue};
 

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use emberline_shared::key::{InvalidLimit, KeyLimits};
-use emberline_shared::models::{InvalidAlias, ModelNames};
+use emberline_api::models::{InvalidAlias, ModelNames};
+use emberline_protocol::key::{InvalidLimit, KeyLimits};
 
 use crate::auth::{InvalidKeyHash, KeyHashes};
 use crate::cors::{InvalidOrigin, Origins};

@@ -1,12 +1,12 @@
 //! From a validated request to the job that is queued, and the limits of its answer.
 
 use bytes::Bytes;
-use emberline_shared::PROTOCOL_VERSION;
-use emberline_shared::control::Control;
-use emberline_shared::error::{ApiError, ErrorCode};
-use emberline_shared::event::{Event, EventKind};
-use emberline_shared::job::{Account, GenerationRequest, Job, Message, RawPrompt};
-use emberline_shared::subject::{JOBS_STREAM, JobId, jobs};
+use emberline_protocol::PROTOCOL_VERSION;
+use emberline_protocol::control::Control;
+use emberline_protocol::error::{ApiError, ErrorCode};
+use emberline_protocol::event::{Event, EventKind};
+use emberline_protocol::job::{Account, GenerationRequest, Job, Message, RawPrompt};
+use emberline_protocol::subject::{JOBS_STREAM, JobId, jobs};
 use watermelon_proto::headers::{HeaderMap, HeaderName, HeaderValue};
 use watermelon_proto::{MessageBase, Subject};
 
@@ -130,9 +130,9 @@ mod tests {
     use super::*;
     use crate::nats::codec::encode;
     use crate::relay::PromptLimits;
-    use emberline_shared::job::Role;
-    use emberline_shared::key::KeyId;
-    use emberline_shared::lane::Lane;
+    use emberline_protocol::job::Role;
+    use emberline_protocol::key::KeyId;
+    use emberline_protocol::lane::Lane;
     use watermelon_proto::proto::ClientOp;
 
     fn occasion() -> Occasion {

@@ -1,13 +1,14 @@
 //! Requests whose answer can be asked for again: how they are kept in NATS, and what a repeat of
 //! one has to have in common with it.
 
+pub mod record;
+
 use bytes::Bytes;
-use emberline_shared::PROTOCOL_VERSION;
-use emberline_shared::error::{ApiError, ErrorCode};
-use emberline_shared::job::Job;
-use emberline_shared::paths::Paths;
-use emberline_shared::record::{Record, body_sha256};
-use emberline_shared::subject::{JobId, request};
+use emberline_api::paths::Paths;
+use emberline_protocol::PROTOCOL_VERSION;
+use emberline_protocol::error::{ApiError, ErrorCode};
+use emberline_protocol::job::Job;
+use emberline_protocol::subject::{JobId, request};
 use http::{HeaderMap, HeaderName};
 use serde::Deserialize;
 use watermelon_proto::headers::{
@@ -15,6 +16,7 @@ use watermelon_proto::headers::{
 };
 use watermelon_proto::{MessageBase, Subject};
 
+use crate::kept::record::{Record, body_sha256};
 use crate::relay::Limits;
 use crate::reply::internal_error;
 
@@ -153,10 +155,10 @@ pub fn read(payload: &[u8]) -> Result<Record, Unreadable> {
 mod tests {
     use super::*;
     use crate::nats::codec::encode;
-    use emberline_shared::job::GenerationRequest;
-    use emberline_shared::key::KeyId;
-    use emberline_shared::record::Standing;
-    use emberline_shared::responses::Outline;
+    use emberline_api::responses::Outline;
+    use emberline_protocol::job::GenerationRequest;
+    use emberline_protocol::key::KeyId;
+    use emberline_protocol::stored_request::Standing;
     use proptest::prelude::*;
     use watermelon_proto::proto::ClientOp;
 

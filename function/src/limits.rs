@@ -8,10 +8,10 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-use emberline_shared::error::{ApiError, ErrorCode};
-use emberline_shared::key::{KeyId, KeyLimits};
-use emberline_shared::lane::Lane;
-use emberline_shared::limits::{Bucket, Counter, Owner, Unit};
+use emberline_protocol::counter::{Bucket, Counter, Owner, Unit};
+use emberline_protocol::error::{ApiError, ErrorCode};
+use emberline_protocol::key::{KeyId, KeyLimits};
+use emberline_protocol::lane::Lane;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::reply;

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use emberline_shared::PROTOCOL_VERSION;
-use emberline_shared::error::{ApiError, ErrorCode};
-use emberline_shared::heartbeat::{Heartbeat, ModelState, ServedModel};
-use emberline_shared::models::{Model, ModelList, ModelNames, Readiness};
+use emberline_api::models::{Model, ModelList, ModelNames, Readiness};
+use emberline_protocol::PROTOCOL_VERSION;
+use emberline_protocol::error::{ApiError, ErrorCode};
+use emberline_protocol::heartbeat::{Heartbeat, ModelState, ServedModel};
 
 use crate::auth::Caller;
 use crate::nats::jetstream::bus_unavailable;
@@ -149,8 +149,8 @@ fn entry(id: &str, model: &ServedModel) -> Model {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use emberline_shared::heartbeat::ModelStatus;
-    use emberline_shared::key::{KeyId, KeyLimits};
+    use emberline_protocol::heartbeat::ModelStatus;
+    use emberline_protocol::key::{KeyId, KeyLimits};
     use serde_json::json;
 
     #[test]

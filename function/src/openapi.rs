@@ -1,14 +1,14 @@
 //! `/openapi.json`: what the API takes and answers, made of the types that read and write it.
 //!
 //! [`operations`] lists what there is; the schemas come from the same declarations that every body
-//! is held against ([`emberline_shared::schema`]), so the document can't promise anything else.
+//! is held against ([`emberline_api::schema`]), so the document can't promise anything else.
 
 mod operations;
 
 use std::sync::OnceLock;
 
-use emberline_shared::error::ErrorBody;
-use emberline_shared::schema::Components;
+use emberline_api::error::ErrorBody;
+use emberline_api::schema::Components;
 use serde_json::{Map, Value, json};
 
 use operations::{OPERATIONS, Operation};

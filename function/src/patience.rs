@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use emberline_shared::error::{ApiError, ErrorCode};
+use emberline_protocol::error::{ApiError, ErrorCode};
 use http::{HeaderMap, HeaderName};
 
 /// Says how many seconds the client waits.

@@ -4,9 +4,9 @@
 //! is noticed that has gone. The status is told by then, so a failure breaks the transfer off.
 
 use bytes::Bytes;
-use emberline_shared::answer::Choice;
-use emberline_shared::error::ApiError;
-use emberline_shared::event::Usage;
+use emberline_api::answer::Choice;
+use emberline_protocol::error::ApiError;
+use emberline_protocol::event::Usage;
 
 use crate::relay::{Ending, Limits, Output, Whole};
 use crate::responses::Story;
@@ -96,10 +96,10 @@ impl<C: Compose> Narrator for OnePiece<C> {
 
 #[cfg(test)]
 mod tests {
-    use emberline_shared::error::ErrorCode;
-    use emberline_shared::event::FinishReason;
-    use emberline_shared::responses::Outline;
-    use emberline_shared::subject::JobId;
+    use emberline_api::responses::Outline;
+    use emberline_protocol::error::ErrorCode;
+    use emberline_protocol::event::FinishReason;
+    use emberline_protocol::subject::JobId;
     use serde_json::Value;
 
     use super::*;

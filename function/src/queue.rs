@@ -1,7 +1,7 @@
 //! Whether a model's queue has room, and when to come again if it has none.
 
-use emberline_shared::error::{ApiError, ErrorCode};
-use emberline_shared::heartbeat::ModelStatus;
+use emberline_protocol::error::{ApiError, ErrorCode};
+use emberline_protocol::heartbeat::ModelStatus;
 use http::HeaderMap;
 
 use crate::limits::duration;

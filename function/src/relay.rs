@@ -13,13 +13,13 @@ mod whole;
 
 use std::sync::Arc;
 
-use emberline_shared::PROTOCOL_VERSION;
-use emberline_shared::error::{ApiError, ErrorCode};
-pub use emberline_shared::event::Acceptance;
-use emberline_shared::event::{Event, EventKind, FinishReason, TokenLogprobs, Usage};
-use emberline_shared::job::GenerationRequest;
-use emberline_shared::paths::Paths;
-use emberline_shared::prompt::PromptToken;
+use emberline_api::paths::Paths;
+use emberline_protocol::PROTOCOL_VERSION;
+use emberline_protocol::error::{ApiError, ErrorCode};
+pub use emberline_protocol::event::Acceptance;
+use emberline_protocol::event::{Event, EventKind, FinishReason, TokenLogprobs, Usage};
+use emberline_protocol::job::GenerationRequest;
+use emberline_protocol::prompt::PromptToken;
 
 pub use joined::Joined;
 pub use prompt::PromptLimits;

@@ -1,5 +1,6 @@
+use emberline_protocol::event::{ErrorEvent, EventKind, Timings, TokenLogprob};
+
 use super::*;
-use emberline_shared::event::{ErrorEvent, EventKind, Timings, TokenLogprob};
 
 const LIMITS: Limits = Limits { choices: 1, tokens: 100, logprobs: None, ids: false, prompt: None };
 

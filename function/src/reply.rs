@@ -1,8 +1,9 @@
 //! HTTP replies that are complete when they are begun: JSON bodies and errors.
 
 use bytes::Bytes;
-use emberline_shared::error::{ApiError, ErrorCode};
-use emberline_shared::relaxed::{RELAXED_HEADER, Relaxed};
+use emberline_api::error::ErrorBody;
+use emberline_protocol::error::{ApiError, ErrorCode};
+use emberline_protocol::relaxed::{RELAXED_HEADER, Relaxed};
 use http::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 
@@ -40,7 +41,7 @@ pub fn json(status: u16, body: impl Into<Bytes>) -> Response<Bytes> {
 
 /// The reply to a request that failed.
 pub fn error(error: &ApiError) -> Response<Bytes> {
-    let mut reply = json(error.code.status(), error.body().to_string());
+    let mut reply = json(error.code.status(), ErrorBody::json(error).to_string());
     if let Some(seconds) = error.code.retry_after_s() {
         reply.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
     }

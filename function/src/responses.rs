@@ -10,17 +10,17 @@ mod event;
 mod query;
 mod telling;
 
-use emberline_shared::error::{ApiError, ErrorCode};
-use emberline_shared::event::{FinishReason, Usage};
-use emberline_shared::record::Record;
-use emberline_shared::responses::{
+use emberline_api::responses::{
     Failure, IncompleteDetails, ItemStatus, Outline, OutputItem, OutputText, Response, ResponseUsage, Status,
     TextLogprob,
 };
-use emberline_shared::subject::JobId;
-use emberline_shared::tools::{Piece, ToolCallReader, call_id};
+use emberline_protocol::error::{ApiError, ErrorCode};
+use emberline_protocol::event::{FinishReason, Usage};
+use emberline_protocol::subject::JobId;
+use emberline_protocol::tools::{Piece, ToolCallReader, call_id};
 use serde_json::{Map, Value, json};
 
+use crate::kept::record::Record;
 use crate::relay::{Ending, Output};
 pub use event::Event;
 pub use query::Query;

@@ -7,7 +7,7 @@ mod elsewhere;
 
 use std::borrow::Cow;
 
-use emberline_shared::error::{ApiError, ErrorCode};
+use emberline_protocol::error::{ApiError, ErrorCode};
 use http::Method;
 
 /// An endpoint.

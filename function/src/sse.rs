@@ -6,8 +6,9 @@ mod completion;
 mod count;
 
 use bytes::Bytes;
-use emberline_shared::error::ApiError;
-use emberline_shared::prompt::MAX_PROMPT_LOGPROBS;
+use emberline_api::error::ErrorBody;
+use emberline_protocol::error::ApiError;
+use emberline_protocol::prompt::MAX_PROMPT_LOGPROBS;
 
 use crate::relay::{Limits, Output};
 pub use chat::ChatFrames;
@@ -72,7 +73,7 @@ fn prompt_bytes(limits: Limits) -> usize {
 
 /// A failure after the stream has begun; no [`DONE`] follows it.
 pub fn error(error: &ApiError) -> Bytes {
-    data(&error.body().to_string())
+    data(&ErrorBody::json(error).to_string())
 }
 
 /// `json` has no line ends: serde_json escapes those within strings.
@@ -84,7 +85,7 @@ fn data(json: &str) -> Bytes {
 mod tests {
     use super::*;
     use crate::relay::PromptLimits;
-    use emberline_shared::error::ErrorCode;
+    use emberline_protocol::error::ErrorCode;
     use serde_json::Value;
 
     pub(super) fn payload(frame: &Bytes) -> Value {

@@ -4,7 +4,7 @@
 #![no_main]
 
 use emberline_function::relay::{Limits, Output, Relay, Whole, read_event};
-use emberline_shared::event::Event;
+use emberline_protocol::event::Event;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: (u8, &[u8])| {

@@ -5,7 +5,7 @@
 
 use arbitrary::Arbitrary;
 use emberline_function::auth::{Caller, Credential, KeyHashes, read_record};
-use emberline_shared::key::{KeyLimits, KeyState};
+use emberline_protocol::key::{KeyLimits, KeyState};
 use http::{HeaderMap, HeaderValue};
 use libfuzzer_sys::fuzz_target;
 

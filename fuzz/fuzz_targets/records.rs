@@ -5,7 +5,7 @@
 use emberline_function::kept;
 use emberline_function::models::Served;
 use emberline_function::responses::{Query, Story, job_of, response_id};
-use emberline_shared::job::Job;
+use emberline_protocol::job::Job;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|payload: &[u8]| {

@@ -3,14 +3,14 @@
 
 #![no_main]
 
-use emberline_shared::chat::ChatRequest;
-use emberline_shared::completions::CompletionRequest;
-use emberline_shared::embeddings;
-use emberline_shared::error::ApiError;
-use emberline_shared::job::GenerationRequest;
-use emberline_shared::responses::ResponsesRequest;
-use emberline_shared::tokenize::TokenRequest;
-use emberline_shared::tokens::TokensRequest;
+use emberline_api::chat::ChatRequest;
+use emberline_api::completions::CompletionRequest;
+use emberline_api::embeddings;
+use emberline_protocol::error::ApiError;
+use emberline_protocol::job::GenerationRequest;
+use emberline_api::responses::ResponsesRequest;
+use emberline_api::tokenize::TokenRequest;
+use emberline_protocol::tokens::TokensRequest;
 use libfuzzer_sys::fuzz_target;
 use serde::Serialize;
 use serde::de::DeserializeOwned;

@@ -7,15 +7,15 @@ use arbitrary::Arbitrary;
 use emberline_function::relay::{Acceptance, Ending, Limits, Output};
 use emberline_function::responses::{Story, Telling};
 use emberline_function::sse::{ChatFrames, Count, KEEP_ALIVE, Narrator};
-use emberline_shared::answer::Envelope;
-use emberline_shared::chat::ChatAnswer;
-use emberline_shared::event::{FinishReason, TokenLogprob, TokenLogprobs};
-use emberline_shared::job::ToolChoice;
-use emberline_shared::parameters::StreamUsage;
-use emberline_shared::responses::Outline;
-use emberline_shared::subject::JobId;
-use emberline_shared::token_details::TokenDetails;
-use emberline_shared::tools::{TextBesideCalls, ToolFormat};
+use emberline_api::answer::Envelope;
+use emberline_api::chat::ChatAnswer;
+use emberline_protocol::event::{FinishReason, TokenLogprob, TokenLogprobs};
+use emberline_protocol::job::ToolChoice;
+use emberline_api::parameters::StreamUsage;
+use emberline_api::responses::Outline;
+use emberline_protocol::subject::JobId;
+use emberline_api::token_details::TokenDetails;
+use emberline_protocol::tools::{TextBesideCalls, ToolFormat};
 use libfuzzer_sys::fuzz_target;
 
 #[path = "../../tests/src/sse/transcript.rs"]

@@ -4,7 +4,7 @@
 #![no_main]
 
 use arbitrary::Arbitrary;
-use emberline_shared::tools::{Piece, TextBesideCalls, ToolCallReader, ToolFormat};
+use emberline_protocol::tools::{Piece, TextBesideCalls, ToolCallReader, ToolFormat};
 use libfuzzer_sys::fuzz_target;
 
 #[derive(Debug, Arbitrary)]

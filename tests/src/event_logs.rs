@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use emberline_shared::event::Event;
-use emberline_shared::subject;
+use emberline_protocol::event::Event;
+use emberline_protocol::subject;
 
 use crate::nats::{Nats, worker_client};
 

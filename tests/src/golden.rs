@@ -1,7 +1,7 @@
 //! The reference numbers of the real model.
 
 use anyhow::{Context as _, Result};
-use emberline_shared::job::Message;
+use emberline_protocol::job::Message;
 use serde::Deserialize;
 
 /// A margin below this (in nats) may go the other way in other arithmetic.

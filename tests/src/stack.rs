@@ -6,8 +6,8 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use emberline_shared::heartbeat::Heartbeat;
-use emberline_shared::subject;
+use emberline_protocol::heartbeat::Heartbeat;
+use emberline_protocol::subject;
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
@@ -383,5 +383,5 @@ pub fn model_path() -> Result<PathBuf> {
 
 fn sha256_hex(text: &str) -> String {
     use sha2::Digest as _;
-    emberline_shared::hex::encode(&sha2::Sha256::digest(text))
+    emberline_protocol::hex::encode(&sha2::Sha256::digest(text))
 }

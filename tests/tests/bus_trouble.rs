@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use async_nats::jetstream::stream::{Config as StreamConfig, StorageType};
-use emberline_shared::PROTOCOL_VERSION;
-use emberline_shared::heartbeat::{Heartbeat, ServedModel};
-use emberline_shared::subject;
+use emberline_protocol::PROTOCOL_VERSION;
+use emberline_protocol::heartbeat::{Heartbeat, ServedModel};
+use emberline_protocol::subject;
 use emberline_tests::nats::NatsServer;
 use emberline_tests::sse::{Reading, Transcript};
 use emberline_tests::stack::{Engine, MODEL, Options, PATIENCE, Stack};

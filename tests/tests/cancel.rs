@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use emberline_shared::subject;
+use emberline_protocol::subject;
 use emberline_tests::stack::{API_KEY, MODEL, PATIENCE, Stack};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};

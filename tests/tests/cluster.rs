@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use emberline_shared::subject::{EVENTS_STREAM, JOBS_STREAM};
+use emberline_protocol::subject::{EVENTS_STREAM, JOBS_STREAM};
 use emberline_tests::chaos::load::{Client, Habits, Known, Load};
 use emberline_tests::chaos::{Timeline, asks, pause};
 use emberline_tests::cluster::NatsCluster;

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use emberline_shared::event::{Event, EventKind};
+use emberline_protocol::event::{Event, EventKind};
 use emberline_tests::event_logs;
 use emberline_tests::simulated::{Endpoint, paced};
 use emberline_tests::sse::Transcript;

@@ -2,8 +2,8 @@
 
 use anyhow::{Context as _, Result, ensure};
 use async_nats::jetstream;
-use emberline_shared::key::{KeyId, KeyRecord, hash};
-use emberline_shared::subject::{KEYS_STREAM, key};
+use emberline_protocol::key::{KeyId, KeyRecord, hash};
+use emberline_protocol::subject::{KEYS_STREAM, key};
 use emberline_tests::emberline::{emberline, new_key};
 use emberline_tests::nats::NatsServer;
 use serde_json::Value;

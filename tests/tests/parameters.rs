@@ -3,7 +3,7 @@
 //! the others.
 
 use anyhow::{Context as _, Result};
-use emberline_shared::relaxed::RELAXED_HEADER;
+use emberline_protocol::relaxed::RELAXED_HEADER;
 use emberline_tests::both::{both, refusal, with};
 use emberline_tests::stack::{API_KEY, MODEL, Stack};
 use serde_json::{Value, json};

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use emberline_shared::subject;
+use emberline_protocol::subject;
 use emberline_tests::seed;
 use emberline_tests::simulated::{Endpoint, paced, words};
 use emberline_tests::stack::Stack;

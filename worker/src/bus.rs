@@ -1,5 +1,5 @@
 //! The worker's side of NATS: connecting, and creating the streams, the buckets and the consumers
-//! that function and workers meet in ([`emberline_shared::streams`]).
+//! that function and workers meet in ([`emberline_protocol::streams`]).
 //!
 //! Streams and consumers are created where they are missing and otherwise left as they are, so that
 //! an operator may give them other limits or more replicas; only what the protocol rests on is
@@ -15,9 +15,9 @@ use async_nats::jetstream::context::CreateStreamErrorKind;
 use async_nats::jetstream::stream::{Config as StreamConfig, ConsumerCreateStrictErrorKind};
 use async_nats::jetstream::{self, ErrorCode as NatsCode};
 use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event as LinkEvent, Subscriber};
-pub use emberline_shared::streams::ACK_WAIT;
-use emberline_shared::streams::{self, Consumer, Difference, Layout, Stream};
-use emberline_shared::subject::{self, JOBS_STREAM};
+pub use emberline_protocol::streams::ACK_WAIT;
+use emberline_protocol::streams::{self, Consumer, Difference, Layout, Stream};
+use emberline_protocol::subject::{self, JOBS_STREAM};
 use serde::Serialize;
 use serde_json::Value;
 use tokio::sync::{Notify, watch};
@@ -319,7 +319,7 @@ mod tests {
     use super::*;
     use async_nats::jetstream::consumer::AckPolicy;
     use async_nats::jetstream::stream::{RetentionPolicy, StorageType};
-    use emberline_shared::lane::Lane;
+    use emberline_protocol::lane::Lane;
 
     fn stream(name: &str) -> Stream {
         streams::streams(&Layout::default()).into_iter().find(|stream| stream.name == name).unwrap()

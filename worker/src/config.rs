@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use async_nats::ServerAddr;
 use clap::{Parser, ValueEnum};
-use emberline_shared::bytes::Bytes;
-use emberline_shared::control::ALIVE_TIMEOUT_S;
+use emberline_protocol::bytes::Bytes;
+use emberline_protocol::control::ALIVE_TIMEOUT_S;
 
 use crate::device::Backend;
 use crate::engine::burn::CacheDtype;

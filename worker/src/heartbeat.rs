@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use async_nats::jetstream::context::PublishError;
 use async_nats::jetstream::message::PublishMessage;
-use emberline_shared::PROTOCOL_VERSION;
-use emberline_shared::heartbeat::{HEARTBEAT_INTERVAL_S, Heartbeat};
-use emberline_shared::subject::WORKERS_BUCKET;
+use emberline_protocol::PROTOCOL_VERSION;
+use emberline_protocol::heartbeat::{HEARTBEAT_INTERVAL_S, Heartbeat};
+use emberline_protocol::subject::WORKERS_BUCKET;
 use tokio::sync::watch;
 use tokio::time::Instant;
 

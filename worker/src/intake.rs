@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::jetstream::{AckKind, Message};
-use emberline_shared::subject::JobId;
+use emberline_protocol::subject::JobId;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 

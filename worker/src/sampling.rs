@@ -27,7 +27,7 @@ mod random;
 use std::sync::Arc;
 
 use emberline_kernels::PickRow;
-use emberline_shared::job::SamplingOptions;
+use emberline_protocol::job::SamplingOptions;
 
 use crate::constraint::TokenSet;
 

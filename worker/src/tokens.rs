@@ -4,9 +4,9 @@
 use std::sync::Arc;
 
 use async_nats::{Message, Subscriber};
-use emberline_shared::error::{ApiError, ErrorCode};
-use emberline_shared::subject::{self, TOKENS_QUEUE};
-use emberline_shared::tokens::TokensReply;
+use emberline_protocol::error::{ApiError, ErrorCode};
+use emberline_protocol::subject::{self, TOKENS_QUEUE};
+use emberline_protocol::tokens::TokensReply;
 use futures::StreamExt;
 use tokio::sync::{Semaphore, watch};
 

@@ -7,11 +7,11 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
-use emberline_shared::PROTOCOL_VERSION;
-use emberline_shared::event::{EventKind, TokenLogprobs};
-use emberline_shared::job::{GenerationRequest, Job, Message, RawPrompt, Role, SamplingOptions};
-use emberline_shared::prompt::PromptToken;
-use emberline_shared::subject::JobId;
+use emberline_protocol::PROTOCOL_VERSION;
+use emberline_protocol::event::{EventKind, TokenLogprobs};
+use emberline_protocol::job::{GenerationRequest, Job, Message, RawPrompt, Role, SamplingOptions};
+use emberline_protocol::prompt::PromptToken;
+use emberline_protocol::subject::JobId;
 use emberline_tests::golden;
 use emberline_tests::stack::model_path;
 use emberline_worker::device::ComputeDevice;

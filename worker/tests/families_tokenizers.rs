@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-use emberline_shared::job::{Message, Tool};
+use emberline_protocol::job::{Message, Tool};
 use emberline_worker::gguf::GgufFile;
 use emberline_worker::template::{ChatTemplate, Conversation, TemplateError};
 use emberline_worker::tokenizer::ModelTokenizer;

@@ -12,8 +12,8 @@ mod load;
 
 use std::time::{Duration, Instant};
 
-use emberline_shared::event::EventKind;
-use emberline_shared::subject::JobId;
+use emberline_protocol::event::EventKind;
+use emberline_protocol::subject::JobId;
 use emberline_tests::stack::model_path;
 use emberline_worker::bench::resident;
 use emberline_worker::device::ComputeDevice;

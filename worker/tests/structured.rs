@@ -6,12 +6,12 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use emberline_shared::PROTOCOL_VERSION;
-use emberline_shared::event::{EventKind, FinishReason};
-use emberline_shared::job::{
+use emberline_protocol::PROTOCOL_VERSION;
+use emberline_protocol::event::{EventKind, FinishReason};
+use emberline_protocol::job::{
     Constraint, GenerationRequest, Job, Message, Role, SamplingOptions, Tool, ToolChoice,
 };
-use emberline_shared::subject::JobId;
+use emberline_protocol::subject::JobId;
 use emberline_tests::stack::model_path;
 use emberline_worker::device::ComputeDevice;
 use emberline_worker::engine::Engine;

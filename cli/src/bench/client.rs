@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::time::{Duration, Instant};
 
-use emberline_shared::subject::JobId;
+use emberline_protocol::subject::JobId;
 use serde::Deserialize;
 
 /// What a client saw of one request.

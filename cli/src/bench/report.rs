@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use emberline_shared::event::Timings;
-use emberline_shared::heartbeat::Heartbeat;
+use emberline_protocol::event::Timings;
+use emberline_protocol::heartbeat::Heartbeat;
 use serde::Serialize;
 
 use super::client::Seen;
@@ -174,7 +174,7 @@ fn quantile(values: &[f64], q: f64) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use emberline_shared::subject::JobId;
+    use emberline_protocol::subject::JobId;
     use proptest::prelude::*;
 
     fn sample(first_token_ms: u64, worker_first_token_ms: f64) -> Sample {

@@ -1,10 +1,10 @@
 //! The dead letters: jobs that were given up, in the stream that workers put them into.
 
 use async_nats::Client;
-use emberline_shared::PROTOCOL_VERSION;
-use emberline_shared::dead_letter::{ATTEMPTS_HEADER, QUEUED_ON_HEADER, REASON_HEADER};
-use emberline_shared::job::Job;
-use emberline_shared::subject::{DEAD_STREAM, DEAD_SUBJECTS, JobId, model_of_dead};
+use emberline_protocol::PROTOCOL_VERSION;
+use emberline_protocol::dead_letter::{ATTEMPTS_HEADER, QUEUED_ON_HEADER, REASON_HEADER};
+use emberline_protocol::job::Job;
+use emberline_protocol::subject::{DEAD_STREAM, DEAD_SUBJECTS, JobId, model_of_dead};
 use serde_json::{Value, json};
 
 use crate::access::{AccessError, Start, Stored, each_stored};
@@ -142,7 +142,7 @@ mod tests {
         headers.insert("Nats-Time-Stamp", "2026-11-23T08:41:40.042123456Z");
         headers.insert(ATTEMPTS_HEADER, "3");
         headers.insert(REASON_HEADER, "its workers died");
-        let subject = emberline_shared::subject::dead("a=2Eb");
+        let subject = emberline_protocol::subject::dead("a=2Eb");
         Letter::from(Stored { subject, sequence: 5, headers, payload: payload.to_vec() })
     }
 

@@ -5,7 +5,7 @@ mod queues;
 mod replay;
 
 use clap::{Args, Subcommand};
-use emberline_shared::subject::{InvalidJobId, JobId};
+use emberline_protocol::subject::{InvalidJobId, JobId};
 use serde_json::json;
 
 use crate::access::AdminArgs;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use async_nats::Client;
-use emberline_shared::subject::{JOBS_STREAM, model_of_jobs};
+use emberline_protocol::subject::{JOBS_STREAM, model_of_jobs};
 use serde::Serialize;
 use serde_json::{Value, json};
 

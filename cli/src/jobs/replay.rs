@@ -7,11 +7,11 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use async_nats::Client;
 use async_nats::jetstream::{self, message::PublishMessage};
-use emberline_shared::PROTOCOL_VERSION;
-use emberline_shared::control::{ALIVE_INTERVAL_S, Control};
-use emberline_shared::event::{Event, EventKind, FinishReason};
-use emberline_shared::job::Job;
-use emberline_shared::subject::{self, EVENTS_STREAM, JobId};
+use emberline_protocol::PROTOCOL_VERSION;
+use emberline_protocol::control::{ALIVE_INTERVAL_S, Control};
+use emberline_protocol::event::{Event, EventKind, FinishReason};
+use emberline_protocol::job::Job;
+use emberline_protocol::subject::{self, EVENTS_STREAM, JobId};
 use rand::TryRng;
 use rand::rngs::SysRng;
 
@@ -217,8 +217,8 @@ impl Fold {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use emberline_shared::event::{Timings, Usage};
-    use emberline_shared::job::GenerationRequest;
+    use emberline_protocol::event::{Timings, Usage};
+    use emberline_protocol::job::GenerationRequest;
 
     #[test]
     fn a_renewed_job_is_the_same_work_at_nobodys_charge() {

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use clap::{Args, Subcommand};
-use emberline_shared::PROTOCOL_VERSION;
-use emberline_shared::key::{self, KeyId, KeyLimits, KeyRecord, KeyState, MAX_LIMIT};
+use emberline_protocol::PROTOCOL_VERSION;
+use emberline_protocol::key::{self, KeyId, KeyLimits, KeyRecord, KeyState, MAX_LIMIT};
 use serde_json::json;
 
 use crate::access::AdminArgs;

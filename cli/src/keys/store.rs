@@ -2,9 +2,9 @@
 
 use async_nats::Client;
 use async_nats::jetstream::{self, message::PublishMessage};
-use emberline_shared::key::{self, KeyRecord, KeyState};
-use emberline_shared::streams::{self, Layout};
-use emberline_shared::subject::{self, KEYS_STREAM, KEYS_SUBJECTS};
+use emberline_protocol::key::{self, KeyRecord, KeyState};
+use emberline_protocol::streams::{self, Layout};
+use emberline_protocol::subject::{self, KEYS_STREAM, KEYS_SUBJECTS};
 
 use crate::access::{AccessError, NatsAccess, Start, Stored, each_stored};
 use crate::jetstream_api::{self, JetStreamError};

@@ -1,7 +1,7 @@
 //! deploy/keda.yaml names what the code names.
 
-use emberline_shared::streams::consumers;
-use emberline_shared::subject::JOBS_STREAM;
+use emberline_protocol::streams::consumers;
+use emberline_protocol::subject::JOBS_STREAM;
 
 const MANIFEST: &str = include_str!("../../../deploy/keda.yaml");
 

@@ -10,7 +10,7 @@ use std::io::{self, IsTerminal, Write};
 use anyhow::{Context, bail, ensure};
 use async_nats::Client;
 use clap::{Args, Subcommand, ValueEnum};
-use emberline_shared::streams::{Storage, consumers};
+use emberline_protocol::streams::{Storage, consumers};
 
 use crate::access::{AdminArgs, NatsAccess};
 use crate::cache::Cache;

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 use async_nats::Client;
-use emberline_shared::limits::LIMITS_STREAM;
-use emberline_shared::streams::{self, Consumer, Difference, Layout, Storage, Stream, readable};
-use emberline_shared::subject::{EVENTS_STREAM, JOBS_STREAM, KEPT_STREAM, WORKERS_STREAM};
+use emberline_protocol::counter::LIMITS_STREAM;
+use emberline_protocol::streams::{self, Consumer, Difference, Layout, Storage, Stream, readable};
+use emberline_protocol::subject::{EVENTS_STREAM, JOBS_STREAM, KEPT_STREAM, WORKERS_STREAM};
 use serde_json::{Value, json};
 
 use crate::jetstream_api::{self, JetStreamError};

@@ -1,7 +1,7 @@
 //! What is planned for what is there.
 
 use super::*;
-use emberline_shared::lane::Lane;
+use emberline_protocol::lane::Lane;
 
 fn stream(name: &str, wishes: &Wishes) -> Stream {
     streams::streams(&wishes.layout(None)).into_iter().find(|stream| stream.name == name).unwrap()

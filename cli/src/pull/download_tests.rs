@@ -114,7 +114,7 @@ fn fetch(before: &[u8], answers: Vec<Answer>) -> Outcome {
     }
     let digest = Digest {
         size: content().len() as u64,
-        sha256: emberline_shared::hex::encode(&Sha256::digest(content())),
+        sha256: emberline_protocol::hex::encode(&Sha256::digest(content())),
     };
     let downloader = Downloader::with_pause(Duration::ZERO);
     let result = downloader.fetch(&server.url, &digest, &part, &ProgressBar::hidden());

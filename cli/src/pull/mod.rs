@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use emberline_shared::subject::MIN_NATS_VERSION;
+use emberline_protocol::subject::MIN_NATS_VERSION;
 
 use crate::cache::{Cache, CacheError, random_hex};
 use crate::catalogue::{
@@ -293,7 +293,7 @@ pub(crate) fn parse_version(said: &str) -> Option<(u32, u32)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use emberline_shared::hex;
+    use emberline_protocol::hex;
     use sha2::Digest as _;
 
     fn digest_of(bytes: &[u8]) -> Digest {

@@ -21,8 +21,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use clap::Args;
-use emberline_shared::bytes::Bytes;
-use emberline_shared::heartbeat::Heartbeat;
+use emberline_protocol::bytes::Bytes;
+use emberline_protocol::heartbeat::Heartbeat;
 use serde::Deserialize;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -305,7 +305,7 @@ fn render_curl(url: &str, api_key: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use emberline_shared::heartbeat::{ModelState, ModelStatus, ServedModel};
+    use emberline_protocol::heartbeat::{ModelState, ModelStatus, ServedModel};
 
     use super::*;
 

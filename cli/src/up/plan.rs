@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
-use emberline_shared::hex;
+use emberline_protocol::hex;
 use sha2::{Digest, Sha256};
 
 use super::host::Host;

@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use emberline_shared::error::ApiError;
+use emberline_protocol::error::ApiError;
 use spin_sdk::wasip3::http::types::{ErrorCode as HttpError, Fields, Response};
 use spin_sdk::wasip3::http_compat::BodyWriter;
 use spin_sdk::wasip3::spawn;

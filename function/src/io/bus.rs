@@ -6,8 +6,8 @@ use std::future::Future;
 use std::rc::Rc;
 use std::thread::LocalKey;
 
-use emberline_shared::key::KeyRecord;
-use emberline_shared::subject::{KEYS_STREAM, WORKERS_STREAM, WORKERS_SUBJECTS};
+use emberline_protocol::key::KeyRecord;
+use emberline_protocol::subject::{KEYS_STREAM, WORKERS_STREAM, WORKERS_SUBJECTS};
 use watermelon_proto::headers::HeaderMap;
 
 use super::clock::{monotonic_ns, within};

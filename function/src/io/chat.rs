@@ -1,7 +1,7 @@
 //! `POST /v1/chat/completions`.
 
-use emberline_shared::chat::{ChatAnswer, ChatRequest};
-use emberline_shared::error::ApiError;
+use emberline_api::chat::{ChatAnswer, ChatRequest};
+use emberline_protocol::error::ApiError;
 
 use super::answer;
 use super::context::{Answer, Body, Context};

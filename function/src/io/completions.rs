@@ -1,8 +1,8 @@
 //! `POST /v1/completions`.
 
-use emberline_shared::completions::{CompletionAnswer, CompletionRequest};
-use emberline_shared::error::ApiError;
-use emberline_shared::prompt::PromptScoring;
+use emberline_api::completions::{CompletionAnswer, CompletionRequest};
+use emberline_protocol::error::ApiError;
+use emberline_protocol::prompt::PromptScoring;
 
 use super::answer;
 use super::context::{Answer, Body, Context};

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use emberline_shared::error::ApiError;
+use emberline_protocol::error::ApiError;
 use watermelon_proto::proto::{ClientOp, ServerOp};
 use watermelon_proto::{MessageBase, ServerMessage, StatusCode, Subject, SubscriptionId, headers::HeaderMap};
 

@@ -5,9 +5,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use emberline_shared::error::{ApiError, ErrorCode};
-use emberline_shared::heartbeat::ServedModel;
-use emberline_shared::relaxed::Relaxed;
+use emberline_protocol::error::{ApiError, ErrorCode};
+use emberline_protocol::heartbeat::ServedModel;
+use emberline_protocol::relaxed::Relaxed;
 use http::HeaderMap;
 use http_body_util::BodyExt;
 use spin_sdk::wasip3::http::types::Response;

@@ -1,7 +1,7 @@
 //! `POST /v1/embeddings`, which no model answers yet.
 
-use emberline_shared::embeddings;
-use emberline_shared::error::ApiError;
+use emberline_api::embeddings;
+use emberline_protocol::error::ApiError;
 
 use super::context::{Answer, Body, Context};
 

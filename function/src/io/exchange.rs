@@ -10,11 +10,11 @@ use std::future::poll_fn;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use emberline_shared::control::{ALIVE_INTERVAL_S, Control};
-use emberline_shared::error::{ApiError, ErrorCode};
-use emberline_shared::event::{Event, FinishReason};
-use emberline_shared::job::Job;
-use emberline_shared::subject::control;
+use emberline_protocol::control::{ALIVE_INTERVAL_S, Control};
+use emberline_protocol::error::{ApiError, ErrorCode};
+use emberline_protocol::event::{Event, FinishReason};
+use emberline_protocol::job::Job;
+use emberline_protocol::subject::control;
 use link::{Link, News};
 use spin_sdk::wasip3::spawn;
 use watermelon_proto::{MessageBase, ServerMessage, Subject, SubscriptionId};

@@ -3,14 +3,14 @@
 
 use std::time::Duration;
 
-use emberline_shared::PROTOCOL_VERSION;
-use emberline_shared::answer::Envelope;
-use emberline_shared::error::{ApiError, ErrorCode};
-use emberline_shared::job::{GenerationRequest, Job};
-use emberline_shared::paths::Paths;
-use emberline_shared::record::{Record, Standing, body_sha256, idempotent_id};
-use emberline_shared::responses::Outline;
-use emberline_shared::subject::JobId;
+use emberline_api::answer::Envelope;
+use emberline_api::paths::Paths;
+use emberline_api::responses::Outline;
+use emberline_protocol::PROTOCOL_VERSION;
+use emberline_protocol::error::{ApiError, ErrorCode};
+use emberline_protocol::job::{GenerationRequest, Job};
+use emberline_protocol::stored_request::Standing;
+use emberline_protocol::subject::JobId;
 use futures::future::{join_all, try_join_all};
 
 use super::clock::{after, monotonic_ns, random_u64, random_u128, unix_ms, within};
@@ -21,6 +21,7 @@ use super::kept as store;
 use crate::config::Endpoint;
 use crate::job::{self, Occasion};
 use crate::kept;
+use crate::kept::record::{Record, body_sha256, idempotent_id};
 use crate::models::Destination;
 use crate::patience::Patience;
 use crate::relay::{Acceptance, Limits};

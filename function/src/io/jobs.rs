@@ -4,9 +4,9 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::task::{Context, Poll};
 
-use emberline_shared::control::Control;
-use emberline_shared::error::{ApiError, ErrorCode};
-use emberline_shared::paths::Paths;
+use emberline_api::paths::Paths;
+use emberline_protocol::control::Control;
+use emberline_protocol::error::{ApiError, ErrorCode};
 use futures::future::join_all;
 
 use super::exchange::Exchange;

@@ -2,11 +2,10 @@
 
 use std::future::poll_fn;
 
-use emberline_shared::error::ApiError;
-use emberline_shared::event::Event;
-use emberline_shared::job::Job;
-use emberline_shared::record::Record;
-use emberline_shared::subject::{JobId, REQUESTS_STREAM, request};
+use emberline_protocol::error::ApiError;
+use emberline_protocol::event::Event;
+use emberline_protocol::job::Job;
+use emberline_protocol::subject::{JobId, REQUESTS_STREAM, request};
 use watermelon_proto::MessageBase;
 
 use super::clock::{unix_ms, within};
@@ -14,6 +13,7 @@ use super::connection::{BusError, Connection, REPLY_TIMEOUT};
 use super::{bus, log};
 use crate::config::Endpoint;
 use crate::kept;
+use crate::kept::record::Record;
 use crate::nats::jetstream::{self, PublishError};
 use crate::relay::read_event;
 use crate::reply::internal_error;

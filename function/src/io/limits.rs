@@ -1,8 +1,8 @@
 //! The counters of keys and models in NATS: raised before a job is queued, taken back if it is not.
 
-use emberline_shared::error::{ApiError, ErrorCode};
-use emberline_shared::job::{Account, Job};
-use emberline_shared::limits::{Bucket, Counter, INCREMENT_HEADER};
+use emberline_protocol::counter::{Bucket, Counter, INCREMENT_HEADER};
+use emberline_protocol::error::{ApiError, ErrorCode};
+use emberline_protocol::job::{Account, Job};
 use watermelon_proto::headers::{HeaderMap, HeaderName, HeaderValue};
 
 use super::clock::unix_ms;

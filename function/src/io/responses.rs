@@ -2,16 +2,16 @@
 
 use std::time::Duration;
 
-use emberline_shared::control::Control;
-use emberline_shared::error::{ApiError, ErrorCode};
-use emberline_shared::record::Record;
-use emberline_shared::responses::{DeletedResponse, ResponsesRequest};
+use emberline_api::responses::{DeletedResponse, ResponsesRequest};
+use emberline_protocol::control::Control;
+use emberline_protocol::error::{ApiError, ErrorCode};
 
 use super::clock::{unix_ms, within};
 use super::context::{Answer, Body, Context};
 use super::generation::{self, Generation, Wish};
 use super::{answer, kept as store, log};
 use crate::kept;
+use crate::kept::record::Record;
 use crate::relay::{Output, Relay};
 use crate::reply;
 use crate::responses::{Query, Story, Telling, job_of, not_found, response_id};

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
-use emberline_shared::error::{ApiError, ErrorCode};
-use emberline_shared::models::{Health, Version};
+use emberline_api::models::{Health, Version};
+use emberline_protocol::error::{ApiError, ErrorCode};
 use http::HeaderMap;
 use http_body_util::{BodyExt, Full};
 use spin_sdk::http::{IntoResponse, Request};

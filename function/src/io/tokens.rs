@@ -4,10 +4,10 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use emberline_shared::error::{ApiError, ErrorCode};
-use emberline_shared::responses::InputTokensRequest;
-use emberline_shared::tokenize::{self, TokenRequest};
-use emberline_shared::tokens::TokensReply;
+use emberline_api::responses::InputTokensRequest;
+use emberline_api::tokenize::{self, TokenRequest};
+use emberline_protocol::error::{ApiError, ErrorCode};
+use emberline_protocol::tokens::TokensReply;
 use watermelon_proto::ServerMessage;
 
 use super::connection::{BusError, Connection, subject};
@@ -100,7 +100,7 @@ async fn ask_over(
         return Err(AskError::TooLarge);
     }
     let answer = connection
-        .ask(subject(emberline_shared::subject::tokens(model))?, question.clone(), ANSWER_TIME)
+        .ask(subject(emberline_protocol::subject::tokens(model))?, question.clone(), ANSWER_TIME)
         .await;
     match &answer {
         Ok(_) | Err(BusError::NoResponders(_)) => bus::give_back(endpoint, connection),

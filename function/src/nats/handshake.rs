@@ -1,6 +1,6 @@
 //! The first words on a connection: is this server one that Emberline runs on, and who are we?
 
-use emberline_shared::subject::{MIN_NATS_VERSION, is_supported_nats};
+use emberline_protocol::subject::{MIN_NATS_VERSION, is_supported_nats};
 use watermelon_proto::proto::ClientOp;
 use watermelon_proto::{Connect, NonStandardConnect, ServerInfo};
 

@@ -4,7 +4,7 @@
 //! and ends with status 204; see ADR-31 of nats-architecture-and-design.
 
 use bytes::Bytes;
-use emberline_shared::error::{ApiError, ErrorCode};
+use emberline_protocol::error::{ApiError, ErrorCode};
 use serde::Deserialize;
 use serde_json::Value;
 use watermelon_proto::headers::HeaderName;

@@ -1,14 +1,14 @@
-use emberline_shared::answer::{Choice, Envelope};
-use emberline_shared::chat::{ChatAnswer, ChatRequest};
-use emberline_shared::completions::CompletionRequest;
-use emberline_shared::embeddings;
-use emberline_shared::event::Usage;
-use emberline_shared::job::ToolChoice;
-use emberline_shared::responses::{InputTokensRequest, ResponsesRequest};
-use emberline_shared::subject::JobId;
-use emberline_shared::token_details::TokenDetails;
-use emberline_shared::tokenize::TokenRequest;
-use emberline_shared::tools::TextBesideCalls;
+use emberline_api::answer::{Choice, Envelope};
+use emberline_api::chat::{ChatAnswer, ChatRequest};
+use emberline_api::completions::CompletionRequest;
+use emberline_api::embeddings;
+use emberline_api::responses::{InputTokensRequest, ResponsesRequest};
+use emberline_api::token_details::TokenDetails;
+use emberline_api::tokenize::TokenRequest;
+use emberline_protocol::event::Usage;
+use emberline_protocol::job::ToolChoice;
+use emberline_protocol::subject::JobId;
+use emberline_protocol::tools::TextBesideCalls;
 use http::Method;
 
 use super::*;

@@ -1,14 +1,14 @@
 //! The list of what the API takes and answers.
 
-use emberline_shared::chat::{ChatCompletion, ChatCompletionChunk, ChatRequest};
-use emberline_shared::completions::{Completion, CompletionRequest};
-use emberline_shared::embeddings;
-use emberline_shared::models::{Health, Model, ModelList, Readiness, Version};
-use emberline_shared::responses::{
+use emberline_api::chat::{ChatCompletion, ChatCompletionChunk, ChatRequest};
+use emberline_api::completions::{Completion, CompletionRequest};
+use emberline_api::embeddings;
+use emberline_api::models::{Health, Model, ModelList, Readiness, Version};
+use emberline_api::responses::{
     DeletedResponse, InputTokens, InputTokensRequest, Response, ResponseEvent, ResponsesRequest,
 };
-use emberline_shared::schema::Components;
-use emberline_shared::tokenize::{DetokenizeAnswer, TokenRequest, TokenizeAnswer};
+use emberline_api::schema::Components;
+use emberline_api::tokenize::{DetokenizeAnswer, TokenRequest, TokenizeAnswer};
 use serde_json::{Value, json};
 
 /// One method of one path.

@@ -1,6 +1,6 @@
 //! The answers of several jobs as one answer.
 
-use emberline_shared::paths::Paths;
+use emberline_api::paths::Paths;
 
 use super::{Acceptance, Ending, Output};
 
@@ -57,10 +57,10 @@ impl Joined {
 
 #[cfg(test)]
 mod tests {
-    use emberline_shared::chat::ChatRequest;
-    use emberline_shared::error::{ApiError, ErrorCode};
-    use emberline_shared::event::{FinishReason, Usage};
-    use emberline_shared::relaxed::Relaxed;
+    use emberline_api::chat::ChatRequest;
+    use emberline_protocol::error::{ApiError, ErrorCode};
+    use emberline_protocol::event::{FinishReason, Usage};
+    use emberline_protocol::relaxed::Relaxed;
 
     use super::*;
 

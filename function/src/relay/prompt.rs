@@ -3,8 +3,8 @@
 //! A worker that takes a job over goes on with them where the log ends, so they lie behind each other
 //! whoever wrote them. What is known already counts, and must not differ.
 
-use emberline_shared::event::Event;
-use emberline_shared::prompt::{MAX_PROMPT_LOGPROBS, PromptToken};
+use emberline_protocol::event::Event;
+use emberline_protocol::prompt::{MAX_PROMPT_LOGPROBS, PromptToken};
 
 use super::transcript::{Fault, MAX_TOKEN_BYTES, is_sound_alone};
 

@@ -1,5 +1,5 @@
-use emberline_shared::event::{EventKind, FinishReason, Timings, TokenLogprob, Usage};
-use emberline_shared::prompt::PromptScore;
+use emberline_protocol::event::{EventKind, FinishReason, Timings, TokenLogprob, Usage};
+use emberline_protocol::prompt::PromptScore;
 
 use super::*;
 use crate::relay::{Acceptance, Limits, Output, Relay};

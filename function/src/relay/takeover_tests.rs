@@ -1,9 +1,9 @@
 //! Jobs of several choices and attempts, over a subscription that loses, repeats and reorders, with a
 //! log that is read too early, has holes, and is lost.
 
-use emberline_shared::answer::Choice;
-use emberline_shared::event::{Acceptance, Timings, TokenLogprob};
-use emberline_shared::prompt::PromptScore;
+use emberline_api::answer::Choice;
+use emberline_protocol::event::{Acceptance, Timings, TokenLogprob};
+use emberline_protocol::prompt::PromptScore;
 use proptest::prelude::*;
 
 use super::*;

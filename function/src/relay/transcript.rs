@@ -9,10 +9,10 @@
 
 use std::collections::BTreeMap;
 
-use emberline_shared::PROTOCOL_VERSION;
-use emberline_shared::error::ApiError;
-use emberline_shared::event::{Event, EventKind, FinishReason, TokenLogprob, TokenLogprobs};
-use emberline_shared::prompt::PromptToken;
+use emberline_protocol::PROTOCOL_VERSION;
+use emberline_protocol::error::ApiError;
+use emberline_protocol::event::{Event, EventKind, FinishReason, TokenLogprob, TokenLogprobs};
+use emberline_protocol::prompt::PromptToken;
 
 use super::prompt::PromptLog;
 use super::{Acceptance, Ending, Limits};

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use emberline_shared::answer::Choice;
+use emberline_api::answer::Choice;
 
 use super::{Limits, Output};
 

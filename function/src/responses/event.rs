@@ -1,7 +1,7 @@
 //! One event of a response's stream.
 
 use bytes::Bytes;
-use emberline_shared::responses::TextLogprob;
+use emberline_api::responses::TextLogprob;
 use serde_json::{Map, Value, json};
 
 /// An event with its sequence number.

@@ -1,6 +1,6 @@
 //! What `GET /v1/responses/{id}` is asked for.
 
-use emberline_shared::error::{ApiError, ErrorCode};
+use emberline_protocol::error::{ApiError, ErrorCode};
 
 /// The query of a request for a response.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -1,5 +1,5 @@
-use emberline_shared::event::{TokenLogprob, TokenLogprobs};
-use emberline_shared::tools::{TextBesideCalls, ToolFormat};
+use emberline_protocol::event::{TokenLogprob, TokenLogprobs};
+use emberline_protocol::tools::{TextBesideCalls, ToolFormat};
 use proptest::prelude::*;
 
 use super::*;

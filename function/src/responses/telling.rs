@@ -1,7 +1,7 @@
 //! A response as a stream.
 
 use bytes::Bytes;
-use emberline_shared::error::ApiError;
+use emberline_protocol::error::ApiError;
 
 use super::Story;
 use crate::relay::{Limits, Output};
@@ -61,10 +61,10 @@ mod tests {
     use super::*;
     use crate::relay::Acceptance;
     use crate::relay::Ending;
-    use emberline_shared::error::ErrorCode;
-    use emberline_shared::event::FinishReason;
-    use emberline_shared::responses::Outline;
-    use emberline_shared::subject::JobId;
+    use emberline_api::responses::Outline;
+    use emberline_protocol::error::ErrorCode;
+    use emberline_protocol::event::FinishReason;
+    use emberline_protocol::subject::JobId;
 
     fn told(heard: Option<u64>) -> String {
         let story = Story::new(JobId::from_random(1), 0, "m".into(), Outline::default());

@@ -1,12 +1,12 @@
 //! The frames of a streamed chat completion.
 
 use bytes::Bytes;
-use emberline_shared::answer::ChunkTokens;
-use emberline_shared::chat::{ChatAnswer, Delta};
-use emberline_shared::error::ApiError;
-use emberline_shared::event::{FinishReason, TokenLogprobs};
-use emberline_shared::prompt::PromptToken;
-use emberline_shared::tools::{Piece, ToolCallReader};
+use emberline_api::answer::ChunkTokens;
+use emberline_api::chat::{ChatAnswer, Delta};
+use emberline_protocol::error::ApiError;
+use emberline_protocol::event::{FinishReason, TokenLogprobs};
+use emberline_protocol::prompt::PromptToken;
+use emberline_protocol::tools::{Piece, ToolCallReader};
 
 use super::{Count, DONE, Narrator, data, error, max_backlog};
 use crate::relay::{Ending, Limits, Output};

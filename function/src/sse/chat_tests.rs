@@ -1,11 +1,11 @@
-use emberline_shared::answer::Envelope;
-use emberline_shared::event::{Acceptance, TokenLogprob, Usage};
-use emberline_shared::job::ToolChoice;
-use emberline_shared::parameters::StreamUsage;
-use emberline_shared::prompt::PromptScore;
-use emberline_shared::subject::JobId;
-use emberline_shared::token_details::TokenDetails;
-use emberline_shared::tools::{TextBesideCalls, ToolFormat, call_id};
+use emberline_api::answer::Envelope;
+use emberline_api::parameters::StreamUsage;
+use emberline_api::token_details::TokenDetails;
+use emberline_protocol::event::{Acceptance, TokenLogprob, Usage};
+use emberline_protocol::job::ToolChoice;
+use emberline_protocol::prompt::PromptScore;
+use emberline_protocol::subject::JobId;
+use emberline_protocol::tools::{TextBesideCalls, ToolFormat, call_id};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 

@@ -3,10 +3,10 @@
 use std::ops::Range;
 
 use bytes::Bytes;
-use emberline_shared::answer::ChunkTokens;
-use emberline_shared::completions::{CompletionAnswer, Offsets};
-use emberline_shared::error::ApiError;
-use emberline_shared::prompt::PromptToken;
+use emberline_api::answer::ChunkTokens;
+use emberline_api::completions::{CompletionAnswer, Offsets};
+use emberline_protocol::error::ApiError;
+use emberline_protocol::prompt::PromptToken;
 
 use super::{Count, DONE, Narrator, data, error, max_backlog};
 use crate::relay::{Ending, Limits, Output};
@@ -92,12 +92,12 @@ impl Narrator for CompletionFrames {
 
 #[cfg(test)]
 mod tests {
-    use emberline_shared::answer::Envelope;
-    use emberline_shared::event::{FinishReason, TokenLogprob, TokenLogprobs};
-    use emberline_shared::parameters::StreamUsage;
-    use emberline_shared::prompt::PromptScore;
-    use emberline_shared::subject::JobId;
-    use emberline_shared::token_details::TokenDetails;
+    use emberline_api::answer::Envelope;
+    use emberline_api::parameters::StreamUsage;
+    use emberline_api::token_details::TokenDetails;
+    use emberline_protocol::event::{FinishReason, TokenLogprob, TokenLogprobs};
+    use emberline_protocol::prompt::PromptScore;
+    use emberline_protocol::subject::JobId;
     use serde_json::json;
 
     use super::super::tests::payload;

@@ -1,8 +1,8 @@
 //! What a stream tells of usage.
 
-use emberline_shared::answer::ChunkUsage;
-use emberline_shared::event::{Acceptance, Usage};
-use emberline_shared::parameters::StreamUsage;
+use emberline_api::answer::ChunkUsage;
+use emberline_api::parameters::StreamUsage;
+use emberline_protocol::event::{Acceptance, Usage};
 
 /// Counts the tokens that a stream has told of.
 #[derive(Debug, Clone, Copy)]

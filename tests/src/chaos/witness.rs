@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use emberline_shared::event::{Event, EventKind};
+use emberline_protocol::event::{Event, EventKind};
 use futures::StreamExt as _;
 use tokio::task::JoinSet;
 

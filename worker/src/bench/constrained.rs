@@ -5,9 +5,9 @@ use std::path::Path;
 use std::time::Instant;
 
 use emberline_kernels::BLOCK_SIZE;
-use emberline_shared::event::EventKind;
-use emberline_shared::job::{Constraint, Job};
-use emberline_shared::measurement::Constrained;
+use emberline_protocol::event::EventKind;
+use emberline_protocol::job::{Constraint, Job};
+use emberline_protocol::measurement::Constrained;
 use serde_json::json;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 

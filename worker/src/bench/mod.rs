@@ -15,7 +15,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use emberline_kernels::copy_bandwidth;
-use emberline_shared::measurement::{DeviceFacts, EngineMeasurement, Memory, ModelFacts};
+use emberline_protocol::measurement::{DeviceFacts, EngineMeasurement, Memory, ModelFacts};
 
 use crate::config::BackendChoice;
 use crate::device::{Backend, ComputeDevice, DeviceClass, DeviceError};

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use emberline_kernels::{BLOCK_SIZE, KvType, PickRow};
-use emberline_shared::measurement::{CacheRate, OpTime, Rate};
+use emberline_protocol::measurement::{CacheRate, OpTime, Rate};
 
 use crate::model::{ComputeError, Network, StepSpan};
 

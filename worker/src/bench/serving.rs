@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use emberline_kernels::BLOCK_SIZE;
-use emberline_shared::measurement::{FirstToken, Gap, PrefixReuse, Serving, Streams};
+use emberline_protocol::measurement::{FirstToken, Gap, PrefixReuse, Serving, Streams};
 use tokio::runtime::Runtime;
 use tokio::task::{JoinError, JoinHandle};
 

@@ -2,10 +2,10 @@
 
 use std::time::Instant;
 
-use emberline_shared::PROTOCOL_VERSION;
-use emberline_shared::event::{Acceptance, EventKind, Timings, Usage};
-use emberline_shared::job::{GenerationRequest, Job, Message, Role, SamplingOptions};
-use emberline_shared::subject::JobId;
+use emberline_protocol::PROTOCOL_VERSION;
+use emberline_protocol::event::{Acceptance, EventKind, Timings, Usage};
+use emberline_protocol::job::{GenerationRequest, Job, Message, Role, SamplingOptions};
+use emberline_protocol::subject::JobId;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::BenchError;

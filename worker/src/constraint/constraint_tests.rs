@@ -1,6 +1,6 @@
 use std::sync::LazyLock;
 
-use emberline_shared::job::{Constraint, Tool, ToolChoice};
+use emberline_protocol::job::{Constraint, Tool, ToolChoice};
 use proptest::prelude::*;
 use proptest::test_runner::TestRng;
 use serde_json::{Map, Value, json};

@@ -1,6 +1,6 @@
 use std::fmt::Write;
 
-use emberline_shared::job::{Constraint, Tool, ToolChoice};
+use emberline_protocol::job::{Constraint, Tool, ToolChoice};
 use proptest::test_runner::{RngAlgorithm, TestRng};
 use serde_json::Value;
 

@@ -10,8 +10,8 @@
 //! leads to a definition under the root's `$defs`. Each subschema has its path in the request as
 //! [`PATH`], so that what is dropped later can be named, too.
 
-use emberline_shared::error::ApiError;
-use emberline_shared::relaxed::Relaxed;
+use emberline_protocol::error::ApiError;
+use emberline_protocol::relaxed::Relaxed;
 use serde_json::{Map, Value, json};
 
 use super::patterns;

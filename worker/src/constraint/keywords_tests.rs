@@ -1,4 +1,4 @@
-use emberline_shared::error::ErrorCode;
+use emberline_protocol::error::ErrorCode;
 
 use super::super::values::LARGEST;
 use super::*;

@@ -28,10 +28,10 @@ use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::thread;
 
-use emberline_shared::error::{ApiError, ErrorCode};
-use emberline_shared::job::GenerationRequest;
-use emberline_shared::relaxed::Relaxed;
-use emberline_shared::tools::ToolFormat;
+use emberline_protocol::error::{ApiError, ErrorCode};
+use emberline_protocol::job::GenerationRequest;
+use emberline_protocol::relaxed::Relaxed;
+use emberline_protocol::tools::ToolFormat;
 use llguidance::api::{ParserLimits, TopLevelGrammar};
 use llguidance::earley::SlicedBiasComputer;
 use llguidance::{Matcher, ParserFactory};

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use emberline_shared::error::{ApiError, ErrorCode};
+use emberline_protocol::error::{ApiError, ErrorCode};
 use llguidance::Matcher;
 use rayon::ThreadPool;
 

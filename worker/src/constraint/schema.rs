@@ -3,8 +3,8 @@
 //! [`keywords`] reads what a client sends, [`narrow`](super::narrow) leaves out what would be of no
 //! use, and [`simplify`](super::simplify) takes away what turns out to be too much.
 
-use emberline_shared::error::ApiError;
-use emberline_shared::relaxed::Relaxed;
+use emberline_protocol::error::ApiError;
+use emberline_protocol::relaxed::Relaxed;
 use serde_json::{Map, Value, json};
 
 use super::disjoint::are_disjoint;

@@ -8,7 +8,7 @@
 //!
 //! It depends on the schema alone and not on time, so that every worker comes to the same grammar.
 
-use emberline_shared::relaxed::Relaxed;
+use emberline_protocol::relaxed::Relaxed;
 use serde_json::{Map, Value, json};
 
 use super::keywords::PATH;

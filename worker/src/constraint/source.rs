@@ -1,9 +1,9 @@
 //! What an answer has to obey, written in llguidance's variant of Lark.
 
-use emberline_shared::error::{ApiError, ErrorCode};
-use emberline_shared::job::{Constraint, GenerationRequest, Tool, ToolChoice};
-use emberline_shared::relaxed::Relaxed;
-use emberline_shared::tools::ToolFormat;
+use emberline_protocol::error::{ApiError, ErrorCode};
+use emberline_protocol::job::{Constraint, GenerationRequest, Tool, ToolChoice};
+use emberline_protocol::relaxed::Relaxed;
+use emberline_protocol::tools::ToolFormat;
 
 use super::schema::Schema;
 

@@ -1,6 +1,6 @@
 //! Which values of keywords can be enforced.
 
-use emberline_shared::error::{ApiError, ErrorCode};
+use emberline_protocol::error::{ApiError, ErrorCode};
 use serde_json::{Map, Value, json};
 
 use super::patterns;

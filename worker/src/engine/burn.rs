@@ -21,10 +21,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use emberline_shared::error::{ApiError, ErrorCode};
-use emberline_shared::event::{Acceptance, EventKind, Usage};
-use emberline_shared::heartbeat::ServedModel;
-use emberline_shared::subject::JobId;
+use emberline_protocol::error::{ApiError, ErrorCode};
+use emberline_protocol::event::{Acceptance, EventKind, Usage};
+use emberline_protocol::heartbeat::ServedModel;
+use emberline_protocol::subject::JobId;
 
 use super::blocks::Salt;
 use super::refusal::too_late;

@@ -1,6 +1,6 @@
 //! Answers that obey.
 
-use emberline_shared::job::Constraint;
+use emberline_protocol::job::Constraint;
 use serde_json::{Value, json};
 
 use super::*;

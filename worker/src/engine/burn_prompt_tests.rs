@@ -1,8 +1,8 @@
 //! What is told of prompts, and answers without tokens.
 
-use emberline_shared::event::TokenLogprob;
-use emberline_shared::job::RawPrompt;
-use emberline_shared::prompt::PromptToken;
+use emberline_protocol::event::TokenLogprob;
+use emberline_protocol::job::RawPrompt;
+use emberline_protocol::prompt::PromptToken;
 
 use super::*;
 

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use emberline_shared::event::Event;
-use emberline_shared::job::{Constraint, RawPrompt};
+use emberline_protocol::event::Event;
+use emberline_protocol::job::{Constraint, RawPrompt};
 
 use super::*;
 use crate::intake::takeover::Past;

@@ -1,9 +1,9 @@
 use std::path::Path;
 
 use emberline_kernels::KvType;
-use emberline_shared::error::ErrorCode;
-use emberline_shared::event::{ErrorEvent, FinishReason, IMPOSSIBLE, Timings, TokenLogprobs};
-use emberline_shared::job::{GenerationRequest, Job, Message, Role, SamplingOptions};
+use emberline_protocol::error::ErrorCode;
+use emberline_protocol::event::{ErrorEvent, FinishReason, IMPOSSIBLE, Timings, TokenLogprobs};
+use emberline_protocol::job::{GenerationRequest, Job, Message, Role, SamplingOptions};
 use tempfile::TempDir;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
@@ -35,7 +35,7 @@ fn engine(slots: usize) -> Runs {
 fn job(number: u8) -> Job {
     let content = format!("number {number}");
     Job {
-        v: emberline_shared::PROTOCOL_VERSION,
+        v: emberline_protocol::PROTOCOL_VERSION,
         id: JobId::from_random(u128::from(number)),
         model: "tiny".to_owned(),
         created: 0,

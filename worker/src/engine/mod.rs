@@ -20,12 +20,12 @@ use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Instant;
 
-use emberline_shared::error::ApiError;
-use emberline_shared::event::{Acceptance, EventKind, FinishReason, Usage};
-use emberline_shared::heartbeat::ServedModel;
-use emberline_shared::job::Job;
-use emberline_shared::subject::JobId;
-use emberline_shared::tokens::{TokensReply, TokensRequest};
+use emberline_protocol::error::ApiError;
+use emberline_protocol::event::{Acceptance, EventKind, FinishReason, Usage};
+use emberline_protocol::heartbeat::ServedModel;
+use emberline_protocol::job::Job;
+use emberline_protocol::subject::JobId;
+use emberline_protocol::tokens::{TokensReply, TokensRequest};
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::constraint::Grammar;

@@ -1,7 +1,7 @@
 //! Refusals that more than one engine has to give.
 
-use emberline_shared::error::{ApiError, ErrorCode};
-use emberline_shared::job::GenerationRequest;
+use emberline_protocol::error::{ApiError, ErrorCode};
+use emberline_protocol::job::GenerationRequest;
 
 /// More tokens are wanted at least than there is room for.
 pub(super) fn no_room_for(min_tokens: u32, limit: u32, request: &GenerationRequest) -> ApiError {

@@ -12,15 +12,15 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use emberline_shared::error::{ApiError, ErrorCode};
-use emberline_shared::event::{
+use emberline_protocol::error::{ApiError, ErrorCode};
+use emberline_protocol::event::{
     Acceptance, EventKind, FinishReason, IMPOSSIBLE, Timings, TokenLogprob, TokenLogprobs, Usage,
 };
-use emberline_shared::heartbeat::ServedModel;
-use emberline_shared::job::{GenerationRequest, Job, RawPrompt};
-use emberline_shared::parameters::MAX_CHOICES;
-use emberline_shared::subject::JobId;
-use emberline_shared::tokens::{TokensReply, TokensRequest};
+use emberline_protocol::heartbeat::ServedModel;
+use emberline_protocol::job::MAX_CHOICES;
+use emberline_protocol::job::{GenerationRequest, Job, RawPrompt};
+use emberline_protocol::subject::JobId;
+use emberline_protocol::tokens::{TokensReply, TokensRequest};
 
 use super::refusal::{no_room_for, too_long};
 use super::{Engine, EngineError, EventSink, Frontend, Prepared, Written};

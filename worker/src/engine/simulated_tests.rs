@@ -1,5 +1,5 @@
-use emberline_shared::event::{Acceptance, Event};
-use emberline_shared::job::{Constraint, GenerationRequest, Message, Role, SamplingOptions, Tool};
+use emberline_protocol::event::{Acceptance, Event};
+use emberline_protocol::job::{Constraint, GenerationRequest, Message, Role, SamplingOptions, Tool};
 use proptest::prelude::*;
 use serde_json::Map;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};

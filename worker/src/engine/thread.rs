@@ -10,11 +10,11 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use emberline_shared::error::{ApiError, ErrorCode};
-use emberline_shared::event::{EventKind, Usage};
-use emberline_shared::heartbeat::ServedModel;
-use emberline_shared::job::Job;
-use emberline_shared::subject::JobId;
+use emberline_protocol::error::{ApiError, ErrorCode};
+use emberline_protocol::event::{EventKind, Usage};
+use emberline_protocol::heartbeat::ServedModel;
+use emberline_protocol::job::Job;
+use emberline_protocol::subject::JobId;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::{oneshot, watch};
 

@@ -1,6 +1,6 @@
-use emberline_shared::event::Acceptance;
-use emberline_shared::job::{GenerationRequest, SamplingOptions};
-use emberline_shared::tokens::{TokensReply, TokensRequest};
+use emberline_protocol::event::Acceptance;
+use emberline_protocol::job::{GenerationRequest, SamplingOptions};
+use emberline_protocol::tokens::{TokensReply, TokensRequest};
 
 use super::*;
 use crate::engine::simulated::SimulatedEngine;

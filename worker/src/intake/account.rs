@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use async_nats::jetstream::context::{PublishAckFuture, PublishError};
 use async_nats::jetstream::message::PublishMessage;
-use emberline_shared::PROTOCOL_VERSION;
-use emberline_shared::event::{EventKind, Timings, Usage};
-use emberline_shared::job::{Account, Job};
-use emberline_shared::limits::INCREMENT_HEADER;
-use emberline_shared::subject::{self, JobId};
-use emberline_shared::usage::{Outcome, UsageEvent};
+use emberline_protocol::PROTOCOL_VERSION;
+use emberline_protocol::counter::INCREMENT_HEADER;
+use emberline_protocol::event::{EventKind, Timings, Usage};
+use emberline_protocol::job::{Account, Job};
+use emberline_protocol::subject::{self, JobId};
+use emberline_protocol::usage::{Outcome, UsageEvent};
 
 use crate::bus::Bus;
 use crate::clock;
@@ -148,11 +148,11 @@ fn messages(job: &Job, account: &Account, tally: &Tally, now_ms: u64) -> Vec<(St
 #[cfg(test)]
 mod tests {
     use super::*;
-    use emberline_shared::error::{ApiError, ErrorCode};
-    use emberline_shared::job::GenerationRequest;
-    use emberline_shared::key::KeyId;
-    use emberline_shared::lane::Lane;
-    use emberline_shared::limits::{Bucket, Counter, Owner};
+    use emberline_protocol::counter::{Bucket, Counter, Owner};
+    use emberline_protocol::error::{ApiError, ErrorCode};
+    use emberline_protocol::job::GenerationRequest;
+    use emberline_protocol::key::KeyId;
+    use emberline_protocol::lane::Lane;
 
     const NOW: u64 = 180_000;
 

@@ -17,10 +17,10 @@ use async_nats::jetstream::context::{PublishAckFuture, PublishError, PublishErro
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use async_nats::jetstream::{self, ErrorCode};
-use emberline_shared::PROTOCOL_VERSION;
-use emberline_shared::event::{Event, EventKind, FinishReason, Timings, Usage};
-use emberline_shared::job::Job;
-use emberline_shared::subject::{self, JobId};
+use emberline_protocol::PROTOCOL_VERSION;
+use emberline_protocol::event::{Event, EventKind, FinishReason, Timings, Usage};
+use emberline_protocol::job::Job;
+use emberline_protocol::subject::{self, JobId};
 use futures::StreamExt;
 use serde_json::json;
 use tokio::sync::watch;

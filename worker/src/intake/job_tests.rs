@@ -1,4 +1,4 @@
-use emberline_shared::job::{GenerationRequest, SamplingOptions};
+use emberline_protocol::job::{GenerationRequest, SamplingOptions};
 use proptest::prelude::*;
 
 use super::*;

@@ -13,7 +13,7 @@
 
 use std::time::Duration;
 
-use emberline_shared::lane::{Lane, Turns};
+use emberline_protocol::lane::{Lane, Turns};
 use tokio::time::Instant;
 
 /// How long a standing request stands.

@@ -4,7 +4,7 @@ use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::jetstream::consumer::pull::BatchConfig;
 use async_nats::jetstream::{Context, Message};
 use async_nats::{StatusCode, Subject, Subscriber};
-use emberline_shared::lane::Lane;
+use emberline_protocol::lane::Lane;
 use futures::StreamExt;
 use tokio::time::Instant;
 

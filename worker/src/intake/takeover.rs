@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use emberline_shared::event::{Event, EventKind};
+use emberline_protocol::event::{Event, EventKind};
 
 use crate::engine::Written;
 

@@ -1,6 +1,6 @@
-use emberline_shared::error::{ApiError, ErrorCode};
-use emberline_shared::event::{FinishReason, Timings, Usage};
-use emberline_shared::prompt::PromptToken;
+use emberline_protocol::error::{ApiError, ErrorCode};
+use emberline_protocol::event::{FinishReason, Timings, Usage};
+use emberline_protocol::prompt::PromptToken;
 use proptest::prelude::*;
 
 use super::*;

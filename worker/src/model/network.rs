@@ -7,7 +7,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use emberline_kernels::{
     BLOCK_SIZE, KvBlocks, KvType, Matrix, RowSpan, StepRows, clamped, copy_blocks, embedding, norm_linear,
 };
-use emberline_shared::bytes::Bytes;
+use emberline_protocol::bytes::Bytes;
 
 use super::layer::Layer;
 use super::logits::{Hidden, Logits, select};

@@ -1,6 +1,6 @@
 //! What the worker's models are doing, for the heartbeat to tell.
 
-use emberline_shared::heartbeat::{ModelState, ModelStatus, ServedModel};
+use emberline_protocol::heartbeat::{ModelState, ModelStatus, ServedModel};
 
 use crate::intake::slots::Slots;
 

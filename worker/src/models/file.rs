@@ -14,7 +14,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use emberline_shared::bytes::Bytes;
+use emberline_protocol::bytes::Bytes;
 use serde::Deserialize;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use emberline_shared::heartbeat::ModelState;
+use emberline_protocol::heartbeat::ModelState;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 

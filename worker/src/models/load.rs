@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use emberline_shared::bytes::Bytes;
+use emberline_protocol::bytes::Bytes;
 
 use super::memory::{self, NotEnough};
 use super::options::{ModelOptions, Source};

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use emberline_shared::bytes::Bytes;
+use emberline_protocol::bytes::Bytes;
 use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, System};
 
 use super::options::ModelOptions;

@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use emberline_shared::bytes::Bytes;
-use emberline_shared::subject;
+use emberline_protocol::bytes::Bytes;
+use emberline_protocol::subject;
 
 use crate::device::Backend;
 use crate::engine::burn::CacheDtype;

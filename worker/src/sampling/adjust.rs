@@ -15,7 +15,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use emberline_shared::job::SamplingOptions;
+use emberline_protocol::job::SamplingOptions;
 
 use super::bad_words::BadWords;
 

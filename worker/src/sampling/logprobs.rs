@@ -1,6 +1,6 @@
 //! Log-probabilities as the network sees them: before adjustments, temperature and filters.
 
-use emberline_shared::event::IMPOSSIBLE;
+use emberline_protocol::event::IMPOSSIBLE;
 
 /// Natural logarithms of probabilities in one token's place.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,8 +1,8 @@
 //! What a template writes, found by trying: it is given conversations with words that occur nowhere
 //! else, and they are looked for in the prompt.
 
-use emberline_shared::job::{Message, Role, Tool, ToolCall};
-use emberline_shared::tools::{Piece, TextBesideCalls, ToolCallReader, ToolFormat};
+use emberline_protocol::job::{Message, Role, Tool, ToolCall};
+use emberline_protocol::tools::{Piece, TextBesideCalls, ToolCallReader, ToolFormat};
 use serde_json::{Map, json};
 
 use super::conversation::NoContent;

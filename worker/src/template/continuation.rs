@@ -3,7 +3,7 @@
 //! As Hugging Face's `apply_chat_template` does it: a mark is put behind the last message, and what the
 //! template writes is cut off where the mark begins.
 
-use emberline_shared::job::Message;
+use emberline_protocol::job::Message;
 
 /// Its space tells whether the template trims messages.
 const MARK: &str = "EMBERLINE-CUTS-HERE ";
@@ -32,7 +32,7 @@ pub(super) fn cut(mut text: String, space: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use emberline_shared::job::Role;
+    use emberline_protocol::job::Role;
 
     use super::*;
     use crate::template::{ChatTemplate, Conversation, TemplateError};

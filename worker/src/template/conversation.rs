@@ -1,7 +1,7 @@
 //! What a prompt is made of, in the shape in which Hugging Face's `apply_chat_template` gives it to
 //! templates.
 
-use emberline_shared::job::{GenerationRequest, Message, Role, Tool, ToolChoice};
+use emberline_protocol::job::{GenerationRequest, Message, Role, Tool, ToolChoice};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 

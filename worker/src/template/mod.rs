@@ -19,8 +19,8 @@ use std::error::Error as _;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use emberline_shared::job::{Message, Role, Tool};
-use emberline_shared::tools::ToolFormat;
+use emberline_protocol::job::{Message, Role, Tool};
+use emberline_protocol::tools::ToolFormat;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
 use minijinja::{Environment, Error, ErrorKind, Value, context};

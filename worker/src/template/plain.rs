@@ -9,7 +9,7 @@
 
 use std::collections::HashMap;
 
-use emberline_shared::job::{Message, Role, Tool, ToolCall, ToolChoice};
+use emberline_protocol::job::{Message, Role, Tool, ToolCall, ToolChoice};
 
 use super::conversation::{Conversation, described};
 use super::functions::python_json;

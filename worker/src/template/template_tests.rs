@@ -1,4 +1,4 @@
-use emberline_shared::job::Role;
+use emberline_protocol::job::Role;
 
 use super::*;
 use crate::gguf::testing::{GgufBuilder, Item};

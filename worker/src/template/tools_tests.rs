@@ -1,4 +1,4 @@
-use emberline_shared::job::{ToolCall, ToolChoice};
+use emberline_protocol::job::{ToolCall, ToolChoice};
 use serde_json::json;
 
 use super::*;

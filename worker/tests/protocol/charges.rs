@@ -4,15 +4,15 @@ use std::collections::BTreeMap;
 
 use async_nats::Client;
 use async_nats::jetstream::{self, message::PublishMessage};
-use emberline_shared::control::Control;
-use emberline_shared::error::ErrorCode;
-use emberline_shared::event::EventKind;
-use emberline_shared::job::{Account, Job};
-use emberline_shared::key::KeyId;
-use emberline_shared::lane::Lane;
-use emberline_shared::limits::{Bucket, Counter, INCREMENT_HEADER, Owner};
-use emberline_shared::subject::{self, JobId, USAGE_STREAM, USAGE_SUBJECTS};
-use emberline_shared::usage::{Outcome, UsageEvent};
+use emberline_protocol::control::Control;
+use emberline_protocol::counter::{Bucket, Counter, INCREMENT_HEADER, Owner};
+use emberline_protocol::error::ErrorCode;
+use emberline_protocol::event::EventKind;
+use emberline_protocol::job::{Account, Job};
+use emberline_protocol::key::KeyId;
+use emberline_protocol::lane::Lane;
+use emberline_protocol::subject::{self, JobId, USAGE_STREAM, USAGE_SUBJECTS};
+use emberline_protocol::usage::{Outcome, UsageEvent};
 use emberline_tests::nats::NatsServer;
 use futures::StreamExt;
 

@@ -1,10 +1,10 @@
 //! What happens to a job.
 
-use emberline_shared::control::Control;
-use emberline_shared::error::ErrorCode;
-use emberline_shared::event::{Event, EventKind, FinishReason, Usage};
-use emberline_shared::lane::Lane;
-use emberline_shared::subject::{self, JobId};
+use emberline_protocol::control::Control;
+use emberline_protocol::error::ErrorCode;
+use emberline_protocol::event::{Event, EventKind, FinishReason, Usage};
+use emberline_protocol::lane::Lane;
+use emberline_protocol::subject::{self, JobId};
 use emberline_tests::nats::NatsServer;
 
 use crate::support::{MODEL, Relay, Worker, job, text_of, wait_for_empty_queue};
@@ -132,15 +132,15 @@ async fn a_message_that_is_no_job_is_refused_and_others_go_on() {
 
     let queue = subject::jobs(MODEL, Lane::default());
     let good = job(1, 1);
-    let newer = serde_json::to_vec(&emberline_shared::job::Job { v: 99, ..good.clone() }).unwrap();
+    let newer = serde_json::to_vec(&emberline_protocol::job::Job { v: 99, ..good.clone() }).unwrap();
     let elsewhere =
-        serde_json::to_vec(&emberline_shared::job::Job { model: "other".into(), ..good }).unwrap();
+        serde_json::to_vec(&emberline_protocol::job::Job { model: "other".into(), ..good }).unwrap();
     let bodies = [b"not json".to_vec(), b"{}".to_vec(), vec![0xff; 100], Vec::new(), newer, elsewhere];
     for (id, body) in (100..).zip(bodies) {
         let id = JobId::from_random(id);
         // What has no id of its own is answered under its message id.
         let answered_at =
-            serde_json::from_slice::<emberline_shared::job::Job>(&body).map_or(id.clone(), |job| job.id);
+            serde_json::from_slice::<emberline_protocol::job::Job>(&body).map_or(id.clone(), |job| job.id);
         let mut answer = relay.client.subscribe(subject::events(&answered_at)).await.unwrap();
         relay.send_raw(&id, &queue, body).await;
         let answer =

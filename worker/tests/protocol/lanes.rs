@@ -3,12 +3,12 @@
 use std::time::{Duration, Instant};
 
 use async_nats::Subscriber;
-use emberline_shared::control::Control;
-use emberline_shared::event::{Event, EventKind};
-use emberline_shared::job::{Account, Job};
-use emberline_shared::key::KeyId;
-use emberline_shared::lane::Lane;
-use emberline_shared::subject::EVENTS_SUBJECTS;
+use emberline_protocol::control::Control;
+use emberline_protocol::event::{Event, EventKind};
+use emberline_protocol::job::{Account, Job};
+use emberline_protocol::key::KeyId;
+use emberline_protocol::lane::Lane;
+use emberline_protocol::subject::EVENTS_SUBJECTS;
 use emberline_tests::nats::NatsServer;
 use futures::StreamExt;
 
@@ -217,7 +217,7 @@ async fn the_heartbeat_tells_the_pace() {
     let nats = NatsServer::start().await.unwrap();
     let _worker = Worker::start(&nats, &["--slots", "1", "--simulated-tokens-per-s", "100"]);
     let relay = Relay::new(&nats).await;
-    let pace = |heartbeat: &emberline_shared::heartbeat::Heartbeat| heartbeat.states[0].pace;
+    let pace = |heartbeat: &emberline_protocol::heartbeat::Heartbeat| heartbeat.states[0].pace;
     assert_eq!(pace(&relay.wait_for_load(&[0]).await[0]), 0.0);
     // Ten words take 0.1 s.
     for number in 1..=20 {

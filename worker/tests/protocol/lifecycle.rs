@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::consumer::{FromConsumer, PullConsumer, pull};
-use emberline_shared::control::Control;
-use emberline_shared::event::EventKind;
-use emberline_shared::lane::Lane;
-use emberline_shared::subject;
+use emberline_protocol::control::Control;
+use emberline_protocol::event::EventKind;
+use emberline_protocol::lane::Lane;
+use emberline_protocol::subject;
 use emberline_tests::nats::NatsServer;
 use emberline_worker::bus::ACK_WAIT;
 

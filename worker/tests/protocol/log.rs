@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_nats::jetstream::stream::DirectGetErrorKind;
-use emberline_shared::control::Control;
-use emberline_shared::event::{Event, EventKind};
-use emberline_shared::subject::{self, JobId};
+use emberline_protocol::control::Control;
+use emberline_protocol::event::{Event, EventKind};
+use emberline_protocol::subject::{self, JobId};
 use emberline_tests::nats::NatsServer;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};

@@ -1,8 +1,8 @@
 //! Several models in one worker, by its file of models.
 
-use emberline_shared::control::Control;
-use emberline_shared::event::EventKind;
-use emberline_shared::heartbeat::ModelState::{Draining, Failed, Serving};
+use emberline_protocol::control::Control;
+use emberline_protocol::event::EventKind;
+use emberline_protocol::heartbeat::ModelState::{Draining, Failed, Serving};
 use emberline_tests::nats::NatsServer;
 
 use crate::support::{Models, Relay, Worker, job_for, text_of, wait_for_empty_queue};
@@ -131,7 +131,7 @@ async fn a_broken_file_is_reported_and_the_models_stay() {
     relay.wait_for_states(&[(A, Serving)]).await;
 
     models.write("[[model]]\nname = 'simulated-a'\nsauce = 'simulated'\n");
-    let told = |all: &[emberline_shared::heartbeat::Heartbeat]| all.iter().any(|h| h.problem.is_some());
+    let told = |all: &[emberline_protocol::heartbeat::Heartbeat]| all.iter().any(|h| h.problem.is_some());
     let beat = relay.wait_for("a problem", told).await.remove(0);
     let problem = beat.problem.unwrap();
     assert!(problem.contains("models.toml, line 3") && problem.contains("sauce"), "{problem}");
@@ -205,7 +205,7 @@ async fn a_hang_up_tries_again_what_has_failed() {
 
     std::fs::write(&weights, "now it is there, but no model").unwrap();
     worker.signal("HUP");
-    let another = |all: &[emberline_shared::heartbeat::Heartbeat]| match all {
+    let another = |all: &[emberline_protocol::heartbeat::Heartbeat]| match all {
         [beat] => beat.states.len() == 2 && beat.states[1].state == Failed && beat.states[1].reason != first,
         _ => false,
     };

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use async_nats::{Client, ConnectOptions, Event};
-use emberline_shared::lane::Lane;
-use emberline_shared::subject::{self, JobId};
-use emberline_shared::tokens::TokensRequest;
+use emberline_protocol::lane::Lane;
+use emberline_protocol::subject::{self, JobId};
+use emberline_protocol::tokens::TokensRequest;
 use emberline_tests::nats::NatsServer;
 use tokio::sync::mpsc;
 

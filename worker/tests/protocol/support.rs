@@ -7,12 +7,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use async_nats::jetstream::{self, message::PublishMessage};
 use async_nats::{Client, Subscriber};
-use emberline_shared::PROTOCOL_VERSION;
-use emberline_shared::control::Control;
-use emberline_shared::event::{Event, EventKind};
-use emberline_shared::heartbeat::{Heartbeat, ModelState};
-use emberline_shared::job::{GenerationRequest, Job, Message, Role, SamplingOptions};
-use emberline_shared::subject::{self, JobId};
+use emberline_protocol::PROTOCOL_VERSION;
+use emberline_protocol::control::Control;
+use emberline_protocol::event::{Event, EventKind};
+use emberline_protocol::heartbeat::{Heartbeat, ModelState};
+use emberline_protocol::job::{GenerationRequest, Job, Message, Role, SamplingOptions};
+use emberline_protocol::subject::{self, JobId};
 use emberline_tests::nats::NatsServer;
 use futures::StreamExt;
 use tempfile::TempDir;

@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
-use emberline_shared::bytes::Bytes;
-use emberline_shared::control::Control;
-use emberline_shared::event::Usage;
-use emberline_shared::heartbeat::ModelState::{Draining, Failed, Loading, Serving};
-use emberline_shared::heartbeat::ServedModel;
-use emberline_shared::subject::JobId;
+use emberline_protocol::bytes::Bytes;
+use emberline_protocol::control::Control;
+use emberline_protocol::event::Usage;
+use emberline_protocol::heartbeat::ModelState::{Draining, Failed, Loading, Serving};
+use emberline_protocol::heartbeat::ServedModel;
+use emberline_protocol::subject::JobId;
 use emberline_tests::nats::NatsServer;
 use emberline_worker::config::{BusConfig, Config};
 use emberline_worker::device::Backend;

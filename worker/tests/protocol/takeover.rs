@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 use async_nats::jetstream;
 use async_nats::jetstream::message::PublishMessage;
-use emberline_shared::control::Control;
-use emberline_shared::error::ErrorCode;
-use emberline_shared::event::{Event, EventKind, FinishReason};
-use emberline_shared::{PROTOCOL_VERSION, dead_letter, subject};
+use emberline_protocol::control::Control;
+use emberline_protocol::error::ErrorCode;
+use emberline_protocol::event::{Event, EventKind, FinishReason};
+use emberline_protocol::{PROTOCOL_VERSION, dead_letter, subject};
 use emberline_tests::nats::NatsServer;
 use emberline_worker::bus::ACK_WAIT;
 use emberline_worker::intake::takeover::MAX_FRUITLESS;
@@ -244,8 +244,8 @@ async fn a_job_whose_acknowledgement_was_lost_is_not_run_again() {
     // All of its log is there, written by a worker that died then.
     let ended = job(1, 30_000);
     let mut events = relay.send_silently(&ended).await;
-    let usage = emberline_shared::event::Usage::default();
-    let done = EventKind::Done { usage, timings: emberline_shared::event::Timings::default(), at: None };
+    let usage = emberline_protocol::event::Usage::default();
+    let done = EventKind::Done { usage, timings: emberline_protocol::event::Timings::default(), at: None };
     let jetstream = jetstream::new(nats.worker_client().await.unwrap());
     for (kind, index) in [EventKind::Taken { worker: "w".into() }, done].into_iter().zip(0..) {
         let event = Event { v: PROTOCOL_VERSION, attempt: 1, index, kind };

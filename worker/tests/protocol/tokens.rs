@@ -1,11 +1,11 @@
 //! Text to tokens and back.
 
-use emberline_shared::error::ErrorCode;
-use emberline_shared::event::{ErrorEvent, EventKind};
-use emberline_shared::heartbeat::ModelState::Serving;
-use emberline_shared::job::{GenerationRequest, Job, Message, RawPrompt, Role, ToolChoice};
-use emberline_shared::subject;
-use emberline_shared::tokens::{Tokenize, TokensInput, TokensReply, TokensRequest};
+use emberline_protocol::error::ErrorCode;
+use emberline_protocol::event::{ErrorEvent, EventKind};
+use emberline_protocol::heartbeat::ModelState::Serving;
+use emberline_protocol::job::{GenerationRequest, Job, Message, RawPrompt, Role, ToolChoice};
+use emberline_protocol::subject;
+use emberline_protocol::tokens::{Tokenize, TokensInput, TokensReply, TokensRequest};
 use emberline_tests::nats::NatsServer;
 use serde_json::Map;
 

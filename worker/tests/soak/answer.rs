@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use emberline_shared::event::{EventKind, FinishReason, TokenLogprobs};
+use emberline_protocol::event::{EventKind, FinishReason, TokenLogprobs};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 /// An answer, complete or until it was cancelled.

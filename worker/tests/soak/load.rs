@@ -1,9 +1,9 @@
 //! Random requests: a catalogue of jobs that differ in everything that a request can differ in.
 
 use emberline_kernels::BLOCK_SIZE;
-use emberline_shared::PROTOCOL_VERSION;
-use emberline_shared::job::{GenerationRequest, Job, Message, Role, SamplingOptions};
-use emberline_shared::subject::JobId;
+use emberline_protocol::PROTOCOL_VERSION;
+use emberline_protocol::job::{GenerationRequest, Job, Message, Role, SamplingOptions};
+use emberline_protocol::subject::JobId;
 use rand::RngExt;
 use rand::rngs::StdRng;
 

@@ -5,7 +5,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use emberline_shared::measurement::LlamaCpp;
+use emberline_protocol::measurement::LlamaCpp;
 
 /// Prints a [`LlamaCpp`] as JSON.
 const SCRIPT: &str = include_str!("llama_bench.py");

@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
-use emberline_shared::measurement::EngineMeasurement;
+use emberline_protocol::measurement::EngineMeasurement;
 
 use crate::cache::Cache;
 use crate::catalogue::Catalogue;

@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use emberline_shared::measurement::{CacheRate, EngineMeasurement, LlamaCpp, Memory, Rate, Serving};
+use emberline_protocol::measurement::{CacheRate, EngineMeasurement, LlamaCpp, Memory, Rate, Serving};
 use serde::Serialize;
 
 use super::plot::{Plot, Series};
@@ -253,7 +253,7 @@ fn first_tokens(serving: &Serving) -> Vec<Series> {
 }
 
 fn gaps(serving: &Serving) -> Vec<Series> {
-    type Pick = fn(&emberline_shared::measurement::Gap) -> f64;
+    type Pick = fn(&emberline_protocol::measurement::Gap) -> f64;
     let lines: [(&str, Pick); 4] = [
         ("median before", |gap| gap.before_ms),
         ("median while it is prefilled", |gap| gap.median_ms),

@@ -1,4 +1,4 @@
-use emberline_shared::measurement::{
+use emberline_protocol::measurement::{
     Constrained, DeviceFacts, FirstToken, Gap, ModelFacts, OpTime, PrefixReuse, Streams,
 };
 

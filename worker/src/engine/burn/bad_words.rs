@@ -1,6 +1,6 @@
 //! The tokens of words that an answer must not have.
 
-use emberline_shared::error::{ApiError, ErrorCode};
+use emberline_protocol::error::{ApiError, ErrorCode};
 
 use super::prompt::internal;
 use crate::tokenizer::ModelTokenizer;

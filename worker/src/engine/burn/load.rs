@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use emberline_kernels::BLOCK_SIZE;
-use emberline_shared::heartbeat::ServedModel;
+use emberline_protocol::heartbeat::ServedModel;
 
 use super::cache::{self, CacheDtype, CacheSize};
 use super::pick::Picker;

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use emberline_shared::error::{ApiError, ErrorCode};
-use emberline_shared::event::Acceptance;
-use emberline_shared::job::{GenerationRequest, Job, RawPrompt, ToolChoice};
-use emberline_shared::prompt::PromptScoring;
-use emberline_shared::relaxed::Relaxed;
-use emberline_shared::tokens::{TokensReply, TokensRequest};
-use emberline_shared::tools::TextBesideCalls;
+use emberline_protocol::error::{ApiError, ErrorCode};
+use emberline_protocol::event::Acceptance;
+use emberline_protocol::job::{GenerationRequest, Job, RawPrompt, ToolChoice};
+use emberline_protocol::prompt::PromptScoring;
+use emberline_protocol::relaxed::Relaxed;
+use emberline_protocol::tokens::{TokensReply, TokensRequest};
+use emberline_protocol::tools::TextBesideCalls;
 use serde_json::{Map, Value};
 
 use super::bad_words;

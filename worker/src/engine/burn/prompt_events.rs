@@ -1,7 +1,7 @@
 //! What the log is told of a prompt's tokens.
 
-use emberline_shared::event::{EventKind, TokenLogprob};
-use emberline_shared::prompt::{PromptScore, PromptToken};
+use emberline_protocol::event::{EventKind, TokenLogprob};
+use emberline_protocol::prompt::{PromptScore, PromptToken};
 
 use crate::engine::Prepared;
 use crate::sampling::Scores;

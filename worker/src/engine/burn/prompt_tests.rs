@@ -1,8 +1,8 @@
 use std::path::Path;
 
-use emberline_shared::job::{Message, Role, Tool, ToolChoice};
-use emberline_shared::subject::JobId;
-use emberline_shared::tools::ToolFormat;
+use emberline_protocol::job::{Message, Role, Tool, ToolChoice};
+use emberline_protocol::subject::JobId;
+use emberline_protocol::tools::ToolFormat;
 use serde_json::{Value, json};
 
 use super::*;
@@ -21,7 +21,7 @@ fn prompts(family: &str) -> PromptBuilder {
 
 fn prepare(prompts: &PromptBuilder, request: GenerationRequest) -> Result<Prepared, ApiError> {
     let job = Job {
-        v: emberline_shared::PROTOCOL_VERSION,
+        v: emberline_protocol::PROTOCOL_VERSION,
         id: JobId::from_random(1),
         model: "tiny".to_owned(),
         created: 0,

@@ -9,8 +9,8 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use emberline_shared::event::{EventKind, FinishReason, Timings, TokenLogprob, TokenLogprobs, Usage};
-use emberline_shared::job::GenerationRequest;
+use emberline_protocol::event::{EventKind, FinishReason, Timings, TokenLogprob, TokenLogprobs, Usage};
+use emberline_protocol::job::GenerationRequest;
 
 use super::prompt_events::{PromptScores, ToldPrompt};
 use crate::clock;

@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use emberline_shared::event::Usage;
-use emberline_shared::subject::JobId;
+use emberline_protocol::event::Usage;
+use emberline_protocol::subject::JobId;
 
 use super::publish::End;
 use crate::constraint::{Progress, Stuck};

@@ -1,8 +1,8 @@
 //! Text to tokens and back, beside jobs.
 
-use emberline_shared::error::ApiError;
-use emberline_shared::relaxed::Relaxed;
-use emberline_shared::tokens::{Tokenize, TokensInput, TokensReply};
+use emberline_protocol::error::ApiError;
+use emberline_protocol::relaxed::Relaxed;
+use emberline_protocol::tokens::{Tokenize, TokensInput, TokensReply};
 
 use super::prompt::{PromptBuilder, internal};
 use crate::clock;
