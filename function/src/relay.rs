@@ -6,9 +6,10 @@
 //! says so, and the caller brings the whole log to [`Relay::rebuild`], which lays it over what is
 //! known. So nothing is told twice, even if the log was lost and is written again.
 
+mod fault;
 mod joined;
 mod prompt;
-mod transcript;
+mod sound;
 mod whole;
 
 use std::sync::Arc;
@@ -19,12 +20,14 @@ use emberline_protocol::error::{ApiError, ErrorCode};
 pub use emberline_protocol::event::Acceptance;
 use emberline_protocol::event::{Event, EventKind, FinishReason, TokenLogprobs, Usage};
 use emberline_protocol::job::GenerationRequest;
+use emberline_protocol::log::{Applied, ChoiceLog, Conflict, EventLog, Fresh};
 use emberline_protocol::prompt::PromptToken;
 
+pub use fault::Fault;
 pub use joined::Joined;
 pub use prompt::PromptLimits;
-pub use transcript::Fault;
-use transcript::{Applied, End, Transcript};
+use prompt::PromptTokens;
+use sound::MAX_TOKEN_BYTES;
 pub use whole::Whole;
 
 /// Most events that are held back for each choice while a gap is being closed.
@@ -122,20 +125,22 @@ impl Output {
     }
 }
 
-/// What of one choice has been told.
+/// What of one choice has been told, and what is to be told next beside its text.
 #[derive(Debug, Clone, Default)]
 struct Told {
     bytes: usize,
     tokens: u32,
     finished: bool,
+    /// Of tokens that nobody has been told of, if the job asks for them.
+    logprobs: Vec<TokenLogprobs>,
+    ids: Vec<u32>,
 }
 
 /// Follows one job.
 #[derive(Debug)]
 pub struct Relay {
-    limits: Limits,
-    transcript: Transcript,
-    told: Vec<Told>,
+    log: EventLog,
+    telling: Telling,
     accepted: bool,
     ended: bool,
     taken: bool,
@@ -147,13 +152,21 @@ pub struct Relay {
     in_doubt: bool,
 }
 
+/// What is told of the log.
+#[derive(Debug)]
+struct Telling {
+    limits: Limits,
+    prompt: PromptTokens,
+    choices: Vec<Told>,
+}
+
 impl Relay {
     /// A relay that has told nothing yet.
     pub fn new(limits: Limits) -> Self {
+        let choices = (0..limits.choices).map(|_| Told::default()).collect();
         Self {
-            limits,
-            transcript: Transcript::new(limits),
-            told: (0..limits.choices).map(|_| Told::default()).collect(),
+            log: EventLog::new(limits.choices, limits.prompt.is_some()),
+            telling: Telling { limits, prompt: PromptTokens::default(), choices },
             accepted: false,
             ended: false,
             taken: false,
@@ -166,7 +179,7 @@ impl Relay {
     /// Takes the next event of the subscription.
     pub fn on_event(&mut self, event: Event) -> Result<Vec<Output>, Fault> {
         self.taken |= event.attempt > 0;
-        self.in_doubt |= self.transcript.rivals(&event);
+        self.in_doubt |= self.log.rivals(&event);
         if self.ended || self.is_of_no_use(&event) {
             return Ok(Vec::new());
         }
@@ -178,7 +191,7 @@ impl Relay {
     }
 
     fn hold_back(&mut self, event: Event) -> Result<Vec<Output>, Fault> {
-        if self.waiting.len() >= MAX_WAITING.saturating_mul(self.told.len()) {
+        if self.waiting.len() >= MAX_WAITING.saturating_mul(self.log.choices().len()) {
             return Err(Fault::TooManyWaiting);
         }
         self.waiting.push(event);
@@ -188,20 +201,21 @@ impl Relay {
     /// Of a worker that was replaced; or a takeover without more: whether the log has refused that
     /// shows in what comes after it.
     fn is_of_no_use(&self, event: &Event) -> bool {
-        event.attempt < self.transcript.newest()
-            || self.transcript.follows_a_takeover(event) && matches!(event.kind, EventKind::Taken { .. })
+        event.attempt < self.log.newest()
+            || self.log.follows_a_takeover(event) && matches!(event.kind, EventKind::Taken { .. })
     }
 
     /// Applies an event of the subscription, unless the log must be read before. That tells, too, of one
     /// in the wrong place whether it comes from another worker than those before it.
     fn must_wait(&mut self, event: &Event) -> Result<bool, Fault> {
-        if self.in_doubt || self.transcript.follows_a_takeover(event) {
+        if self.in_doubt || self.log.follows_a_takeover(event) {
             return Ok(true);
         }
-        match self.transcript.apply(event) {
-            Ok(Applied::Taken | Applied::Stale) => Ok(false),
-            Ok(Applied::Gap | Applied::Unplaced) | Err(Fault::Position { .. }) => Ok(true),
-            Err(fault) => Err(fault),
+        match self.log.apply(event) {
+            Ok(Applied::Counted(fresh)) => self.telling.take(event, fresh).map(|()| false),
+            Ok(Applied::Stale) => Ok(false),
+            Ok(Applied::Gap | Applied::Unplaced) | Err(Conflict::Position { .. }) => Ok(true),
+            Err(conflict) => Err(conflict.into()),
         }
     }
 
@@ -239,99 +253,136 @@ impl Relay {
 
     /// Takes the whole log, in the order in which it was stored. One that is not yet as far as the
     /// subscription, or lacks what it goes on from, leaves the gap open: bring it again a little later.
-    pub fn rebuild(&mut self, log: &[Event]) -> Result<Vec<Output>, Fault> {
-        (self.in_doubt, self.behind) = (false, false);
-        let log = valid(log);
-        self.taken |= log.iter().any(|event| event.attempt > 0);
-        if log.iter().any(|event| self.transcript.rivals(event)) {
-            self.transcript.forget_attempts();
+    pub fn rebuild(&mut self, stored: &[Event]) -> Result<Vec<Output>, Fault> {
+        self.in_doubt = false;
+        self.taken |= stored.iter().any(|event| event.attempt > 0);
+        let mut taken = Ok(());
+        let reading = self.log.read(stored, |event, fresh| {
+            if taken.is_ok() {
+                taken = self.telling.take(event, fresh);
+            }
+        });
+        taken?;
+        if let Some(conflict) = reading.conflict {
+            return Err(conflict.into());
+        }
+        if reading.is_new_log {
             self.waiting.clear();
         }
-        let newest = log.last().map(|event| event.attempt);
-        let mut broken_off = None;
-        for event in log {
-            if broken_off == Some(event.attempt) {
-                continue;
-            }
-            match self.transcript.apply(event)? {
-                Applied::Taken | Applied::Stale => {}
-                // Its successor did not count what comes after the hole.
-                Applied::Gap => {
-                    broken_off = Some(event.attempt);
-                    self.behind = broken_off == newest && event.attempt >= self.transcript.newest();
-                }
-                Applied::Unplaced => {
-                    self.behind = true;
-                    break;
-                }
-            }
-        }
+        self.behind = reading.is_behind;
         self.settle()?;
         self.tell()
     }
 
     /// Whatever is known and has not been told.
     fn tell(&mut self) -> Result<Vec<Output>, Fault> {
+        self.check_length()?;
         let mut outputs = Vec::new();
-        if let Some(acceptance) = self.transcript.acceptance()
+        if let Some(acceptance) = self.log.acceptance()
             && !std::mem::replace(&mut self.accepted, true)
         {
             outputs.push(Output::Accepted(acceptance.clone()));
         }
-        if let Some(tokens) = self.transcript.take_prompt() {
-            outputs.push(Output::Prompt { first: 0, choices: self.limits.choices, tokens: tokens.into() });
+        let Telling { limits, prompt, choices } = &mut self.telling;
+        if limits.prompt.is_some()
+            && self.log.has_prompt()
+            && let Some(tokens) = prompt.take()
+        {
+            outputs.push(Output::Prompt { first: 0, choices: limits.choices, tokens: tokens.into() });
         }
-        let limits = self.limits;
-        for ((told, known), choice) in self.told.iter_mut().zip(self.transcript.choices_mut()).zip(0..) {
-            let (ids, logprobs) = known.take_tokens();
-            let text = known.text.get(told.bytes..).unwrap_or_default().to_owned();
+        for ((told, known), choice) in choices.iter_mut().zip(self.log.choices()).zip(0..) {
+            let (ids, logprobs) = (std::mem::take(&mut told.ids), std::mem::take(&mut told.logprobs));
+            let text = known.text().get(told.bytes..).unwrap_or_default().to_owned();
             if !(text.is_empty() && ids.is_empty() && logprobs.is_empty()) {
-                told.bytes = known.text.len().max(told.bytes);
-                let tokens = known.written().saturating_sub(told.tokens);
+                told.bytes = known.text().len();
+                let tokens = known.token_count().saturating_sub(told.tokens);
                 told.tokens = told.tokens.saturating_add(tokens);
                 let (logprobs, ids) = (limits.logprobs.map(|_| logprobs), limits.ids.then_some(ids));
                 outputs.push(Output::Text { choice, text, logprobs, ids, tokens });
             }
-            if let Some(reason) = known.finish
+            if let Some(reason) = known.finish()
                 && !std::mem::replace(&mut told.finished, true)
             {
                 outputs.push(Output::Finish { choice, reason });
             }
         }
-        match self.transcript.end() {
-            Some(_) if self.ended => {}
-            Some(End::Done(_)) if self.told.iter().any(|told| !told.finished) || self.lacks_prompt() => {
-                return Err(Fault::Unfinished);
-            }
-            Some(End::Done(ending)) => outputs.push(Output::Done(*ending)),
-            Some(End::Failed(error)) => outputs.push(Output::Failed(error.clone())),
-            None => {}
+        let end = self.log.end().filter(|_| !self.ended);
+        match end {
+            Some(EventKind::Error(error)) => outputs.push(Output::Failed(error.clone().into())),
+            Some(EventKind::Done { .. }) if self.is_unfinished() => return Err(Fault::Unfinished),
+            Some(&EventKind::Done { usage, at, .. }) => outputs.push(Output::Done(Ending { usage, at })),
+            _ => {}
         }
-        self.ended = self.transcript.end().is_some();
+        self.ended = self.log.end().is_some();
         Ok(outputs)
     }
 
-    /// Whether the prompt is missing of an answer that nobody has cancelled.
-    fn lacks_prompt(&self) -> bool {
-        let cancelled = Some(FinishReason::Cancelled);
-        !self.transcript.has_prompt() && self.transcript.choices().iter().all(|log| log.finish != cancelled)
+    /// Refuses more than the job may produce.
+    fn check_length(&self) -> Result<(), Fault> {
+        let tokens = usize::try_from(self.telling.limits.tokens).unwrap_or(usize::MAX);
+        let bytes = tokens.saturating_add(1).saturating_mul(MAX_TOKEN_BYTES);
+        let is_too_long = |choice: &ChoiceLog| choice.ids().len() > tokens || choice.text().len() > bytes;
+        let any = self.log.choices().iter().any(is_too_long);
+        if any { Err(Fault::TooLong(self.log.newest())) } else { Ok(()) }
+    }
+
+    /// Whether a choice is not complete, or the prompt is missing of an answer that nobody has cancelled.
+    fn is_unfinished(&self) -> bool {
+        let choices = self.log.choices();
+        choices.iter().any(|choice| choice.finish().is_none())
+            || !self.log.has_prompt()
+                && choices.iter().all(|choice| choice.finish() != Some(FinishReason::Cancelled))
     }
 }
 
-/// What of a log counts, by attempts: what a worker writes that does not know of its successor's
-/// beginning is no part of the job any more. An event that had to be sent again lies behind later ones
-/// of its attempt.
-fn valid(log: &[Event]) -> Vec<&Event> {
-    let mut newest = 0;
-    let mut valid: Vec<&Event> = log
-        .iter()
-        .filter(|event| {
-            newest = newest.max(event.attempt);
-            event.attempt == newest
-        })
-        .collect();
-    valid.sort_by_key(|event| (event.attempt, event.index));
-    valid
+impl Telling {
+    /// Keeps what an event that counts has beside its text, if it is asked for.
+    fn take(&mut self, event: &Event, fresh: Fresh) -> Result<(), Fault> {
+        let (attempt, index) = (event.attempt, event.index);
+        let limits = self.limits;
+        match &event.kind {
+            EventKind::Prompt { position, tokens } => {
+                if let Some(limits) = limits.prompt {
+                    self.prompt.write(event, *position, tokens, fresh, limits)?;
+                }
+            }
+            EventKind::EndToken { choice, id, logprobs } => {
+                let is_asked = |token| limits.logprobs.is_some_and(|top| sound::is_sound(token, top));
+                if !logprobs.iter().all(is_asked) {
+                    return Err(Fault::Logprobs { attempt, index });
+                }
+                if let Some(told) = self.choice_mut(*choice)
+                    && fresh.first_token == 0
+                {
+                    told.ids.extend(limits.ids.then_some(*id));
+                    told.logprobs.extend(logprobs.clone());
+                }
+            }
+            EventKind::Tokens { choice, ids, logprobs, .. } => {
+                let is_asked = |top| {
+                    logprobs.len() == ids.len() && logprobs.iter().all(|token| sound::is_sound(token, top))
+                };
+                if !limits.logprobs.is_none_or(is_asked) {
+                    return Err(Fault::Logprobs { attempt, index });
+                }
+                if let Some(told) = self.choice_mut(*choice) {
+                    if limits.logprobs.is_some() {
+                        let fresh = logprobs.get(fresh.first_token..).unwrap_or_default();
+                        told.logprobs.extend_from_slice(fresh);
+                    }
+                    if limits.ids {
+                        told.ids.extend_from_slice(ids.get(fresh.first_token..).unwrap_or_default());
+                    }
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn choice_mut(&mut self, choice: u32) -> Option<&mut Told> {
+        usize::try_from(choice).ok().and_then(|choice| self.choices.get_mut(choice))
+    }
 }
 
 /// Reads one event of the log.

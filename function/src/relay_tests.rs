@@ -382,13 +382,13 @@ fn what_no_worker_should_write_is_a_fault() {
         assert_eq!(feed(&mut relay, std::slice::from_ref(&wrong)), []);
         assert!(relay.has_gap());
         let log = [accepted(1), tokens(1, 1, 0, 1, "a"), wrong];
-        assert_eq!(relay.rebuild(&log), Err(Fault::Position { attempt: 1, index: 2, position }));
+        assert_eq!(relay.rebuild(&log), Err(Conflict::Position { attempt: 1, index: 2, position }.into()));
     }
     for (wrong, fault) in [
         (tokens(1, 2, 1, 100, "b"), Fault::TooLong(1)),
         (tokens(1, 2, 1, 1, &"b".repeat(200_000)), Fault::TooLong(1)),
-        (event(1, 2, choice), Fault::Choice { attempt: 1, index: 2, choice: 1 }),
-        (tokens_of(7, 1, 2, 0, 1, "b"), Fault::Choice { attempt: 1, index: 2, choice: 7 }),
+        (event(1, 2, choice), Conflict::Choice { attempt: 1, index: 2, choice: 1 }.into()),
+        (tokens_of(7, 1, 2, 0, 1, "b"), Conflict::Choice { attempt: 1, index: 2, choice: 7 }.into()),
         (done(1, 2), Fault::Unfinished),
     ] {
         assert_eq!(start().on_event(wrong), Err(fault));
@@ -396,10 +396,10 @@ fn what_no_worker_should_write_is_a_fault() {
     for late in [tokens(1, 3, 1, 1, "b"), tokens(1, 3, 1, 1, ""), tokens(1, 3, 1, 0, "b")] {
         let mut relay = start();
         feed(&mut relay, &[finish(1, 2)]);
-        assert_eq!(relay.on_event(late), Err(Fault::OutOfOrder { attempt: 1, index: 3 }));
+        assert_eq!(relay.on_event(late), Err(Conflict::OutOfOrder { attempt: 1, index: 3 }.into()));
     }
     let early = Relay::new(LIMITS).on_event(tokens(1, 0, 0, 1, "a"));
-    assert_eq!(early, Err(Fault::OutOfOrder { attempt: 1, index: 0 }));
+    assert_eq!(early, Err(Conflict::OutOfOrder { attempt: 1, index: 0 }.into()));
 }
 
 #[test]
@@ -423,12 +423,12 @@ fn another_text_from_a_second_worker_is_a_fault() {
     let first = [accepted(1), tokens(1, 1, 0, 2, "ab")];
     feed(&mut relay, &first);
     let log = [&first[..], &[accepted(2), tokens(2, 1, 0, 2, "ax")]].concat();
-    assert_eq!(relay.rebuild(&log), Err(Fault::Differs { attempt: 2, position: 0 }));
+    assert_eq!(relay.rebuild(&log), Err(Conflict::Differs { attempt: 2, position: 0 }.into()));
     let told_as = "the first one's text, whichever attempt's number the second one has";
     let log = [taken(1, "other"), accepted_as(1, 1), tokens(1, 2, 0, 2, "xy")];
     let mut relay = Relay::new(LIMITS);
     feed(&mut relay, &[taken(1, "one"), accepted_as(1, 1), tokens(1, 2, 0, 2, "ab")]);
-    assert_eq!(relay.rebuild(&log), Err(Fault::Differs { attempt: 1, position: 0 }), "{told_as}");
+    assert_eq!(relay.rebuild(&log), Err(Conflict::Differs { attempt: 1, position: 0 }.into()), "{told_as}");
 }
 
 fn taken(attempt: u32, worker: &str) -> Event {

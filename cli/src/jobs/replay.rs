@@ -1,6 +1,5 @@
 //! Runs a job again: queues it as a new one, keeps it alive, and reads its event log to the end.
 
-use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Write};
 use std::time::Duration;
 
@@ -11,6 +10,7 @@ use emberline_protocol::PROTOCOL_VERSION;
 use emberline_protocol::control::{ALIVE_INTERVAL_S, Control};
 use emberline_protocol::event::{Event, EventKind, FinishReason};
 use emberline_protocol::job::Job;
+use emberline_protocol::log::EventLog;
 use emberline_protocol::subject::{self, EVENTS_STREAM, JobId};
 use rand::TryRng;
 use rand::rngs::SysRng;
@@ -91,11 +91,11 @@ async fn control(client: &Client, job: &JobId, control: Control) -> anyhow::Resu
 struct Log {
     subject: String,
     next: Start,
-    choices: u32,
-    fold: Fold,
-    /// Texts that are printed at the end, because there are several.
-    texts: BTreeMap<u32, String>,
-    is_cancelled: bool,
+    stored: Vec<Event>,
+    log: EventLog,
+    /// Bytes of the only choice's text that are printed. Of several choices the texts are printed at the
+    /// end.
+    printed: usize,
 }
 
 impl Log {
@@ -103,10 +103,9 @@ impl Log {
         Self {
             subject: subject::events(&job.id),
             next: Start::FIRST,
-            choices: job.request.n,
-            fold: Fold::default(),
-            texts: BTreeMap::new(),
-            is_cancelled: false,
+            stored: Vec::new(),
+            log: EventLog::new(job.request.n, job.request.tells_prompt()),
+            printed: 0,
         }
     }
 
@@ -116,108 +115,53 @@ impl Log {
         each_stored(client, EVENTS_STREAM, &self.subject, self.next, |event| stored.push(event)).await?;
         for event in stored {
             self.next = Start::Sequence(event.sequence.saturating_add(1));
-            let event: Event = serde_json::from_slice(&event.payload)
+            let event = serde_json::from_slice(&event.payload)
                 .context("an event can't be read; upgrade emberline")?;
-            for kind in self.fold.take(event) {
-                if self.apply(kind)? {
-                    return Ok(true);
-                }
-            }
+            self.stored.push(event);
         }
-        Ok(false)
+        let reading = self.log.read(&self.stored, |_, _| {});
+        self.print()?;
+        if let Some(conflict) = reading.conflict {
+            bail!("the workers disagree about the job: {conflict}");
+        }
+        match self.log.end() {
+            Some(EventKind::Error(error)) => {
+                bail!("the job failed again: {} ({})", error.message, error.status)
+            }
+            Some(EventKind::Done { .. }) if self.is_cancelled() => bail!("the job was cancelled"),
+            Some(EventKind::Done { usage, .. }) => {
+                eprintln!("done: {} tokens in, {} out", usage.prompt_tokens, usage.completion_tokens);
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
     }
 
-    /// Prints what an event says; whether it is the job's good end.
-    fn apply(&mut self, kind: EventKind) -> anyhow::Result<bool> {
-        match kind {
-            EventKind::Tokens { choice, text, .. } => self.print(choice, &text)?,
-            EventKind::Finish { reason: FinishReason::Cancelled, .. } => self.is_cancelled = true,
-            EventKind::Done { usage, .. } => {
-                self.end()?;
-                if self.is_cancelled {
-                    bail!("the job was cancelled");
-                }
-                let (prompt, answer) = (usage.prompt_tokens, usage.completion_tokens);
-                eprintln!("done: {prompt} tokens in, {answer} out");
-                return Ok(true);
-            }
-            EventKind::Error(error) => {
-                self.end()?;
-                bail!("the job failed again: {} ({})", error.message, error.status);
-            }
-            _ => {}
-        }
-        Ok(false)
+    fn is_cancelled(&self) -> bool {
+        self.log.choices().iter().any(|choice| choice.finish() == Some(FinishReason::Cancelled))
     }
 
-    fn print(&mut self, choice: u32, text: &str) -> io::Result<()> {
-        if self.choices > 1 {
-            self.texts.entry(choice).or_default().push_str(text);
-            return Ok(());
-        }
+    /// Prints the text that is new, and at the end all texts if there are several.
+    fn print(&mut self) -> io::Result<()> {
         let mut out = io::stdout();
-        out.write_all(text.as_bytes())?;
+        if let [choice] = self.log.choices() {
+            out.write_all(choice.text().as_bytes().get(self.printed..).unwrap_or_default())?;
+            self.printed = choice.text().len();
+            if self.log.end().is_some() {
+                writeln!(out)?;
+            }
+        } else if self.log.end().is_some() {
+            for (number, choice) in self.log.choices().iter().enumerate() {
+                writeln!(out, "[{number}] {}", choice.text())?;
+            }
+        }
         out.flush()
-    }
-
-    fn end(&self) -> io::Result<()> {
-        let mut out = io::stdout();
-        if self.texts.is_empty() {
-            return writeln!(out);
-        }
-        self.texts.iter().try_for_each(|(choice, text)| writeln!(out, "[{choice}] {text}"))
-    }
-}
-
-/// Of a log, the events that count, in the order of their indexes: of each attempt those that follow each
-/// other without a gap, and of these no tokens that an earlier attempt has written. An event that had to be
-/// sent again is stored behind later ones of its attempt.
-#[derive(Debug, Default)]
-struct Fold {
-    attempt: u32,
-    index: u32,
-    /// Events of the attempt that were stored before one that precedes them.
-    early: BTreeMap<u32, EventKind>,
-    /// Of each choice, the position of its next token.
-    positions: HashMap<u32, u32>,
-}
-
-impl Fold {
-    /// What can be told now that `event` is known.
-    fn take(&mut self, event: Event) -> Vec<EventKind> {
-        if event.attempt > self.attempt {
-            self.attempt = event.attempt;
-            self.index = 0;
-            self.early.clear();
-        }
-        if event.attempt < self.attempt || event.index < self.index {
-            return Vec::new();
-        }
-        self.early.insert(event.index, event.kind);
-        let mut due = Vec::new();
-        while let Some(kind) = self.early.remove(&self.index) {
-            self.index = self.index.saturating_add(1);
-            due.extend(self.is_fresh(&kind).then_some(kind));
-        }
-        due
-    }
-
-    /// Whether no earlier attempt has written the same.
-    fn is_fresh(&mut self, kind: &EventKind) -> bool {
-        let EventKind::Tokens { choice, position, ids, .. } = kind else { return true };
-        let next = self.positions.entry(*choice).or_default();
-        if position != next {
-            return false;
-        }
-        *next = next.saturating_add(u32::try_from(ids.len()).unwrap_or(u32::MAX));
-        true
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use emberline_protocol::event::{Timings, Usage};
     use emberline_protocol::job::GenerationRequest;
 
     #[test]
@@ -242,59 +186,5 @@ mod tests {
         assert_eq!((&new.request, new.seed), (&old.request, 5));
         let hurried = renewed(Job { deadline: 1500, ..old }, JobId::from_random(2), 500_000);
         assert_eq!(hurried.deadline, 560_000);
-    }
-
-    fn event(attempt: u32, index: u32, kind: EventKind) -> Event {
-        Event { v: PROTOCOL_VERSION, attempt, index, kind }
-    }
-
-    fn taken() -> EventKind {
-        EventKind::Taken { worker: "w".into() }
-    }
-
-    fn tokens(position: u32, text: &str) -> EventKind {
-        EventKind::Tokens { choice: 0, position, ids: vec![0], text: text.into(), logprobs: Vec::new() }
-    }
-
-    /// The text of a log, and whether its end is seen.
-    fn told(log: impl IntoIterator<Item = Event>) -> (String, bool) {
-        let mut fold = Fold::default();
-        let (mut said, mut is_done) = (String::new(), false);
-        for kind in log.into_iter().flat_map(|event| fold.take(event)) {
-            match kind {
-                EventKind::Tokens { text, .. } => said += &text,
-                EventKind::Done { .. } => is_done = true,
-                _ => {}
-            }
-        }
-        (said, is_done)
-    }
-
-    #[test]
-    fn an_event_that_was_sent_again_is_told_in_its_place() {
-        let done = EventKind::Done { usage: Usage::default(), timings: Timings::default(), at: None };
-        let log = [
-            event(1, 0, taken()),
-            event(1, 2, tokens(1, "b")),
-            event(1, 3, done),
-            event(1, 1, tokens(0, "a")),
-        ];
-        assert_eq!(told(log), ("ab".to_owned(), true));
-    }
-
-    #[test]
-    fn what_counts_is_told_once() {
-        let log = [
-            event(1, 0, taken()),
-            event(1, 1, tokens(0, "a")),
-            event(1, 1, tokens(0, "a")),
-            event(1, 2, tokens(1, "b")),
-            event(1, 4, tokens(3, "lost")),
-            event(2, 0, taken()),
-            event(1, 3, tokens(2, "late")),
-            event(2, 1, tokens(1, "b")),
-            event(2, 2, tokens(2, "c")),
-        ];
-        assert_eq!(told(log), ("abc".to_owned(), false));
     }
 }

@@ -4,9 +4,11 @@
 //! whoever wrote them. What is known already counts, and must not differ.
 
 use emberline_protocol::event::Event;
+use emberline_protocol::log::{Conflict, Fresh};
 use emberline_protocol::prompt::{MAX_PROMPT_LOGPROBS, PromptToken};
 
-use super::transcript::{Fault, MAX_TOKEN_BYTES, is_sound_alone};
+use super::fault::Fault;
+use super::sound::{MAX_TOKEN_BYTES, is_sound_alone};
 
 /// Most tokens of a prompt; no context is as long.
 const MAX_PROMPT_TOKENS: u64 = 1 << 22;
@@ -18,27 +20,24 @@ pub struct PromptLimits {
     pub logprobs: Option<u32>,
 }
 
-/// See the module.
+/// The tokens that nobody has been told of: all of them, or none.
 #[derive(Debug, Default)]
-pub(super) struct PromptLog {
-    /// Those that nobody has been told of: all of them, or none.
+pub(super) struct PromptTokens {
     tokens: Vec<PromptToken>,
-    /// Positions below this are written.
-    next: u32,
     told: bool,
 }
 
-impl PromptLog {
-    /// Takes tokens in; whether it is known where they lie.
+impl PromptTokens {
+    /// Takes tokens in, of which those from `fresh` on were not known.
     pub(super) fn write(
         &mut self,
         event: &Event,
         position: u32,
         tokens: &[PromptToken],
+        fresh: Fresh,
         limits: PromptLimits,
-    ) -> Result<bool, Fault> {
+    ) -> Result<(), Fault> {
         let (attempt, index) = (event.attempt, event.index);
-        let Some(known) = self.next.checked_sub(position) else { return Ok(false) };
         if !tokens.iter().zip(position..).all(|(token, position)| is_sound(token, position, limits)) {
             return Err(Fault::Logprobs { attempt, index });
         }
@@ -48,21 +47,15 @@ impl PromptLog {
         if u64::from(end) > most {
             return Err(Fault::TooLong(attempt));
         }
-        let count = |count: u32| usize::try_from(count).unwrap_or(usize::MAX);
-        let written = self.tokens.get(count(position)..).unwrap_or_default();
+        let first = usize::try_from(position).unwrap_or(usize::MAX);
+        let written = self.tokens.get(first..).unwrap_or_default();
         if written.iter().zip(tokens).any(|(known, token)| known.id != token.id) {
-            return Err(Fault::Differs { attempt, position });
+            return Err(Conflict::Differs { attempt, position }.into());
         }
         if !self.told {
-            self.tokens.extend_from_slice(tokens.get(count(known)..).unwrap_or_default());
+            self.tokens.extend_from_slice(tokens.get(fresh.first_token..).unwrap_or_default());
         }
-        self.next = self.next.max(end);
-        Ok(true)
-    }
-
-    /// Whether a prompt of so many tokens is written.
-    pub(super) fn is_complete(&self, prompt_tokens: u32) -> bool {
-        self.next >= prompt_tokens
+        Ok(())
     }
 
     /// Hands out the tokens, once.

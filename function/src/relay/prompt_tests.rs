@@ -143,7 +143,7 @@ fn what_no_worker_should_write_is_a_fault() {
     feed(&mut other, &[accepted(1, 3), prompt(1, 1, 0..2)]);
     let differs = EventKind::Prompt { position: 1, tokens: vec![PromptToken { id: 7, ..token(1) }] };
     let log = [accepted(1, 3), prompt(1, 1, 0..2), accepted(2, 3), event(2, 1, differs)];
-    assert_eq!(other.rebuild(&log), Err(Fault::Differs { attempt: 2, position: 1 }));
+    assert_eq!(other.rebuild(&log), Err(Conflict::Differs { attempt: 2, position: 1 }.into()));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 use emberline_api::answer::Choice;
 use emberline_protocol::event::{Acceptance, Timings, TokenLogprob};
+use emberline_protocol::log::LogState;
 use emberline_protocol::prompt::PromptScore;
 use proptest::prelude::*;
 
@@ -373,5 +374,58 @@ proptest! {
         for (choice, written) in (0..).zip(written) {
             prop_assert!(written <= script(choice).len() && (!ids || written == script(choice).len()));
         }
+    }
+}
+
+/// As `log` may be stored up to `end`: events are stored twice, and behind the next one of their attempt.
+fn disturbed(log: &[Event], end: usize, fates: &[u8]) -> Vec<Event> {
+    let mut stored: Vec<Event> = Vec::new();
+    for (event, fate) in log.iter().take(end).zip(fates.iter().cycle()) {
+        let is_next = stored.last().is_some_and(|last| last.attempt == event.attempt && last.index > 0);
+        match fate {
+            0 => stored.extend([event.clone(), event.clone()]),
+            1 if is_next => stored.insert(stored.len() - 1, event.clone()),
+            _ => stored.push(event.clone()),
+        }
+    }
+    stored
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+    /// The relay, a worker that takes the job over and `emberline jobs replay`, which reads a log as it
+    /// grows.
+    #[test]
+    fn all_who_read_a_log_agree(
+        choices in 1_u32..4,
+        prompt in any::<bool>(),
+        attempts in proptest::collection::vec(attempt(), 0..4),
+        last in attempt(),
+        fates in proptest::collection::vec(0_u8..6, 40),
+        part in 0.0..1.2_f64,
+    ) {
+        let prompt = prompt.then_some(PromptLimits { logprobs: None });
+        let limits = Limits { choices, tokens: 12, logprobs: None, ids: false, prompt };
+        let Writer { log, .. } = steps_of(limits, &attempts, Attempt { loss: None, ..last });
+        let end = ((log.len() as f64 * part) as usize).min(log.len());
+        let stored = disturbed(&log, end, &fates);
+
+        let mut relay = Relay::new(limits);
+        let mut whole = Whole::new(limits);
+        relay.rebuild(&stored).unwrap().into_iter().for_each(|output| whole.push(output));
+        let mut replay = EventLog::new(choices, prompt.is_some());
+        for end in 0..=stored.len() {
+            replay.read(&stored[..end], |_, _| {});
+        }
+        let progress = LogState::of(&stored, choices, prompt.is_some());
+
+        for ((told, replayed), resumed) in whole.choices().iter().zip(replay.choices()).zip(&progress.choices) {
+            prop_assert_eq!(&told.text, replayed.text());
+            prop_assert_eq!(&told.text, &resumed.text);
+            prop_assert_eq!(replayed.ids(), &resumed.ids[..]);
+            prop_assert_eq!((told.finish_reason, replayed.finish()), (resumed.finish, resumed.finish));
+        }
+        prop_assert_eq!((relay.is_over(), replay.end()), (progress.end.is_some(), progress.end.as_ref()));
+        prop_assert_eq!(relay.is_over(), end == log.len());
     }
 }

@@ -1,7 +1,7 @@
 //! What function, worker and command line agree on over NATS.
 //!
 //! The function publishes a [`job::Job`]; a worker answers with [`event::Event`]s in the job's log, is
-//! steered by [`control::Control`] messages and announces what it serves in [`heartbeat::Heartbeat`]s.
+//! steered by [`control::Control`] messages and announces what it serves in [`heartbeat::Heartbeat`]s. What a log says is read by [`log::EventLog`].
 //! [`subject`] and [`streams`] name the places in NATS where each of these lives, and
 //! [`error::ApiError`] is the one shape in which anything fails.
 //!
@@ -18,6 +18,7 @@ pub mod hex;
 pub mod job;
 pub mod key;
 pub mod lane;
+pub mod log;
 pub mod measurement;
 pub mod prompt;
 pub mod relaxed;

@@ -1,0 +1,133 @@
+//! One choice of a job, as far as its log says.
+
+use super::{Conflict, Fresh};
+use crate::event::{Event, FinishReason};
+
+/// The tokens and the text of one choice.
+#[derive(Debug, Clone, Default)]
+pub struct ChoiceLog {
+    text: String,
+    ids: Vec<u32>,
+    finish: Option<FinishReason>,
+    /// The log has the token that ended it.
+    has_end_token: bool,
+    /// Where in `text` each position begins at which an event began or ended; ascending.
+    offsets: Vec<(u32, usize)>,
+    cursor: Option<Cursor>,
+}
+
+/// Where an attempt writes on.
+#[derive(Debug, Clone, Copy)]
+struct Cursor {
+    attempt: u32,
+    position: u32,
+    offset: usize,
+}
+
+impl ChoiceLog {
+    /// All text.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// All tokens.
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
+    /// The text that the tokens complete. [`Self::text`] may hold more: what was held back and comes with
+    /// the choice's end, which whoever ends the choice writes again.
+    pub fn text_of_tokens(&self) -> &str {
+        let end = self.offset_of(self.next()).unwrap_or(self.text.len());
+        self.text.get(..end).unwrap_or_default()
+    }
+
+    /// Why it ended.
+    pub fn finish(&self) -> Option<FinishReason> {
+        self.finish
+    }
+
+    /// How many tokens are written, with the one that ended the choice if the log has it.
+    pub fn token_count(&self) -> u32 {
+        self.next().saturating_add(u32::from(self.has_end_token))
+    }
+
+    /// Positions below this are written.
+    fn next(&self) -> u32 {
+        u32::try_from(self.ids.len()).unwrap_or(u32::MAX)
+    }
+
+    pub(super) fn forget_attempts(&mut self) {
+        self.cursor = None;
+    }
+
+    /// It ends, whatever its state.
+    pub(super) fn cancel(&mut self, reason: FinishReason) {
+        self.finish.get_or_insert(reason);
+    }
+
+    /// It ends; false if it has ended for another reason.
+    pub(super) fn complete(&mut self, reason: FinishReason) -> bool {
+        *self.finish.get_or_insert(reason) == reason
+    }
+
+    /// Its end token is written; whether that was known.
+    pub(super) fn end(&mut self) -> bool {
+        std::mem::replace(&mut self.has_end_token, true)
+    }
+
+    /// Writes tokens from `position` on; `None` if it is not known where that lies in the text.
+    pub(super) fn write(
+        &mut self,
+        event: &Event,
+        position: u32,
+        ids: &[u32],
+        text: &str,
+    ) -> Result<Option<Fresh>, Conflict> {
+        let (attempt, index) = (event.attempt, event.index);
+        let start = match self.cursor.filter(|cursor| cursor.attempt == attempt) {
+            Some(cursor) if cursor.position == position => cursor.offset,
+            Some(_) => return Err(Conflict::Position { attempt, index, position }),
+            None => match self.offset_of(position) {
+                Some(offset) => offset,
+                None => return Ok(None),
+            },
+        };
+        let known = self.text.get(start..).unwrap_or_default();
+        let shared = known.len().min(text.len());
+        if known.as_bytes().get(..shared) != text.as_bytes().get(..shared) {
+            return Err(Conflict::Differs { attempt, position });
+        }
+        let fresh_text = text.get(shared..).unwrap_or_default();
+        let first_token = usize::try_from(self.next().saturating_sub(position)).unwrap_or(usize::MAX);
+        let fresh_ids = ids.get(first_token..).unwrap_or_default();
+        if self.finish.is_some() && !(fresh_text.is_empty() && fresh_ids.is_empty()) {
+            return Err(Conflict::OutOfOrder { attempt, index });
+        }
+        self.note_offset(position, start);
+        self.text.push_str(fresh_text);
+        self.ids.extend_from_slice(fresh_ids);
+        let end = start.saturating_add(text.len());
+        let next = position.saturating_add(u32::try_from(ids.len()).unwrap_or(u32::MAX));
+        self.note_offset(next, end);
+        self.cursor = Some(Cursor { attempt, position: next, offset: end });
+        Ok(Some(Fresh { first_token }))
+    }
+
+    /// Where in the text `position` begins.
+    fn offset_of(&self, position: u32) -> Option<usize> {
+        if position == 0 {
+            return Some(0);
+        }
+        let at = self.offsets.binary_search_by_key(&position, |(position, _)| *position).ok()?;
+        self.offsets.get(at).map(|(_, offset)| *offset)
+    }
+
+    fn note_offset(&mut self, position: u32, offset: usize) {
+        if let Err(at) = self.offsets.binary_search_by_key(&position, |(position, _)| *position)
+            && at <= self.offsets.len()
+        {
+            self.offsets.insert(at, (position, offset));
+        }
+    }
+}
