@@ -3,7 +3,7 @@
 //! For machines without the `spin` binary, and for tests. What works here works on Spin 4.1:
 //! the same instance reuse, the same limits on sockets, the same variables. A manifest that Spin
 //! refuses is refused; what Spin offers and this host does not is refused by name. What else differs
-//! is listed in `docs/design.md`.
+//! is listed in `docs/design/spin.md`.
 //!
 //! # Layout
 //! - [`manifest`]: reads `spin.toml`, with [`ids`] for its names.
