@@ -2,8 +2,8 @@
 
 use std::marker::PhantomData;
 
+use super::disjoint::Parts;
 use super::format::{self, Format, GROUP, OCTET, each_format};
-use super::output::Parts;
 use super::pack::{PANELS, STRIP, Strips};
 use super::simd::{self, Kernel, LANES, Simd, With};
 use super::threads;

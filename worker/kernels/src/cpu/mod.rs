@@ -3,18 +3,19 @@
 //! Numbers are computed in f32 by vector instructions ([`simd`]); weights stay packed in memory
 //! ([`format`], [`pack`]) and become f32 in registers or first-level cache ([`product`]).
 
+mod activation;
 mod attention;
+mod bandwidth;
+mod disjoint;
 mod embedding;
 mod format;
-mod math;
-mod multiply;
-mod output;
+mod kv_element;
+mod matmul;
+mod microkernel;
 mod pack;
-mod product;
-mod rotate;
+mod rotary;
 mod rows;
 mod simd;
-mod stored;
 mod threads;
 
 use burn::backend::flex::{FlexTensor, Layout};
@@ -23,17 +24,15 @@ use burn::backend::{DType, Flex, TensorMetadata};
 use burn::tensor::{Int, Shape, Tensor, TensorData};
 use half::f16;
 
+use self::kv_element::Stored;
+use self::matmul::{Finish, product};
 use self::pack::Strips;
-use self::product::{Finish, product};
 use self::rows::{Prepare, Rows, padded};
-use self::stored::Stored;
-use crate::matrix::MatrixSpec;
-use crate::native::KernelOps;
-use crate::ops::{Activation, HeadShape, PickRow};
-use crate::twin;
+use crate::reference;
+use crate::types::{Activation, HeadShape, KernelOps, MatrixSpec, PickRow};
 
-pub(crate) use stored::F16_LARGEST;
-pub use stored::clamped;
+pub(crate) use bandwidth::copy_bandwidth;
+pub use kv_element::clamped;
 pub use threads::run_step;
 
 type Float = FloatTensor<Flex>;
@@ -203,7 +202,7 @@ impl KernelOps for Flex {
         let (qkv, bias, norms) = (Floats::new(&qkv), Floats::new(&bias), Floats::new(&norms));
         let (rotary, rows) = (Floats::new(&rotary), row_triples(&rows));
         let (mut keys, mut values) = (keys, values);
-        let step = rotate::Step {
+        let step = rotary::Step {
             qkv: qkv.slice(),
             bias: bias.slice(),
             norms: norms.slice(),
@@ -213,9 +212,9 @@ impl KernelOps for Flex {
         };
         let queries = match keys.dtype() {
             DType::F16 => {
-                step.run::<f16>(rotate::Pools { keys: pool_mut(&mut keys), values: pool_mut(&mut values) })
+                step.run::<f16>(rotary::Pools { keys: pool_mut(&mut keys), values: pool_mut(&mut values) })
             }
-            _ => step.run::<f32>(rotate::Pools { keys: pool_mut(&mut keys), values: pool_mut(&mut values) }),
+            _ => step.run::<f32>(rotary::Pools { keys: pool_mut(&mut keys), values: pool_mut(&mut values) }),
         };
         (tensor(queries, [rows.len(), shape.query_width()]), keys, values)
     }
@@ -248,7 +247,7 @@ impl KernelOps for Flex {
 
     #[allow(clippy::expect_used)] // the twin's result is where its argument is
     fn pick(logits: Float, rows: Vec<PickRow>) -> Ints {
-        let picked = twin::pick(Tensor::from_primitive::<Flex>(logits), &rows);
+        let picked = reference::pick(Tensor::from_primitive::<Flex>(logits), &rows);
         picked.try_into_primitive::<Flex>().expect("a Flex tensor")
     }
 }

@@ -6,7 +6,7 @@ use rayon::slice::ParallelSliceMut;
 use super::format::{self, Format, GROUP, each_format, place};
 use super::simd::LANES;
 use crate::ggml::GgmlType;
-use crate::matrix::MatrixSpec;
+use crate::types::MatrixSpec;
 
 /// Panels of a strip.
 pub(crate) const PANELS: usize = 2;

@@ -1,7 +1,7 @@
 //! A product's left side: rows of activations, laid out for the registers.
 
+use super::disjoint::Parts;
 use super::format::GROUP;
-use super::output::Parts;
 use super::simd::{self, Kernel, LANES, Simd, With};
 use super::threads;
 

@@ -1,11 +1,11 @@
-//! Every operation against its twin, and that a row's bits depend on nothing but the row.
+//! Every operation against its reference, and that a row's bits depend on nothing but the row.
 
 use burn::tensor::{Device, Distribution, FloatDType};
 use proptest::prelude::*;
 
 use super::*;
 use crate::ggml::{GgmlType, extend_f32};
-use crate::{KvBlocks, KvType, Matrix, RowSpan, StepRows};
+use crate::types::{F16_LARGEST, KvBlocks, KvType, Matrix, RowSpan, StepRows};
 
 /// Bytes of whole blocks whose scales are sane.
 fn blocks(dtype: GgmlType, count: usize, seed: u64) -> Vec<u8> {
@@ -91,7 +91,7 @@ fn rows_of_a_table_are_the_numbers_of_its_blocks() {
             let ids: Vec<i32> = (0..rows as i32).rev().collect();
             let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [rows]), &Device::flex());
             let got = crate::embedding(ids.clone(), &table);
-            assert_eq!(bits(&got), bits(&twin::embedding(ids, &dense)), "{dtype}");
+            assert_eq!(bits(&got), bits(&reference::embedding(ids, &dense)), "{dtype}");
         }
     }
 }
@@ -119,13 +119,13 @@ proptest! {
         let inputs = inputs_of(dtype, units);
         let (weight, dense) = matrix(dtype, outputs, inputs, seed);
         let (x, residual, gamma) = (random([rows, inputs]), random([rows, outputs]), random([inputs]));
-        assert_close(&crate::linear(x.clone(), &weight), &twin::linear(x.clone(), &dense), 1e-5);
+        assert_close(&crate::linear(x.clone(), &weight), &reference::linear(x.clone(), &dense), 1e-5);
         let got = crate::linear_add(x.clone(), &weight, residual.clone());
-        assert_close(&got, &twin::linear_add(x.clone(), &dense, residual), 1e-5);
+        assert_close(&got, &reference::linear_add(x.clone(), &dense, residual), 1e-5);
         let got = crate::norm_linear(x.clone(), &gamma, 1e-5, &weight);
-        assert_close(&got, &twin::norm_linear(x.clone(), &gamma, 1e-5, &dense), 1e-5);
+        assert_close(&got, &reference::norm_linear(x.clone(), &gamma, 1e-5, &dense), 1e-5);
         let got = crate::rms_norm(x.clone(), &gamma, 1e-5);
-        assert_close(&got, &twin::rms_norm(x, &gamma, 1e-5), 1e-5);
+        assert_close(&got, &reference::rms_norm(x, &gamma, 1e-5), 1e-5);
     }
 
     #[test]
@@ -142,7 +142,7 @@ proptest! {
         let (weight, dense) = matrix(dtype, 2 * half, inputs, seed);
         let (x, gamma) = (random([rows, inputs]), random([inputs]));
         let got = crate::norm_gated(x.clone(), &gamma, 1e-5, &weight, activation);
-        assert_close(&got, &twin::norm_gated(x, &gamma, 1e-5, &dense, activation), 2e-5);
+        assert_close(&got, &reference::norm_gated(x, &gamma, 1e-5, &dense, activation), 2e-5);
     }
 
     #[test]
@@ -285,7 +285,7 @@ proptest! {
         let (norms, rotary) = (random([2, shape.head_dim]), random([64, 2, shape.rotary_dim / 2]));
         let (rows, cache) = (scene.rows(), scene.cache());
         let (expected, expected_cache) =
-            twin::rotate_and_store(qkv.clone(), &bias, &norms, &rotary, &rows, same_cache(&cache), shape);
+            reference::rotate_and_store(qkv.clone(), &bias, &norms, &rotary, &rows, same_cache(&cache), shape);
         let (got, cache) = crate::rotate_and_store(qkv, &bias, &norms, &rotary, &rows, cache, shape);
         assert_close(&got, &expected, 1e-5);
         assert_close(&cache.keys, &expected_cache.keys, scene.tolerance());
@@ -326,7 +326,7 @@ proptest! {
         let (rows, cache) = (scene.rows(), scene.cache());
         let queries = random([scene.count(), scene.shape.query_width()]);
         let got = crate::attention(queries.clone(), &cache, &rows, scene.shape);
-        assert_close(&got, &twin::attention(queries, &cache, &rows, scene.shape), 1e-5);
+        assert_close(&got, &reference::attention(queries, &cache, &rows, scene.shape), 1e-5);
     }
 
     #[test]

@@ -7,9 +7,9 @@ use burn::cubecl;
 use burn::cubecl::prelude::*;
 use burn::tensor::Device;
 
+use super::dequant::F4;
 use super::launch;
-use super::weight::F4;
-use crate::bandwidth::{fastest, rate};
+use crate::timing::{fastest, rate};
 
 const THREADS: usize = 256;
 /// Fours that a thread copies.

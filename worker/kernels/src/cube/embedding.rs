@@ -5,11 +5,11 @@ use burn::backend::wgpu::CubeTensor;
 use burn::cubecl;
 use burn::cubecl::prelude::*;
 
+use super::dequant::{second_place, unit_numbers, unit_place};
 use super::launch;
 use super::pack::{self, UNIT};
-use super::weight::{second_place, unit_numbers, unit_place};
-use crate::MatrixSpec;
 use crate::ggml::GgmlType;
+use crate::types::MatrixSpec;
 
 const THREADS: usize = 64;
 

@@ -2,30 +2,28 @@
 //!
 //! No kernel asks for more than WebGPU guarantees: cubes of up to 256 threads, 32 KiB of shared
 //! memory, no operations across the threads of a plane (their width and what they may do differ from
-//! driver to driver). Sums have one order, whatever the shape of the work: see [`product`] and
+//! driver to driver). Sums have one order, whatever the shape of the work: see [`matmul`] and
 //! [`attention`].
 
 mod attention;
 mod bandwidth;
-mod blocks;
+mod copy_blocks;
+mod dequant;
 mod embedding;
 mod launch;
-mod norm;
+mod matmul;
 mod pack;
-mod pick;
-mod product;
+mod rms_norm;
 mod rotary;
-mod weight;
+mod sample;
 
 use burn::backend::ops::IntTensorOps;
 use burn::backend::wgpu::{CubeBackend, CubeTensor};
 use burn::backend::{CubeDevice, DType};
 use burn::tensor::{Device, Int, IntDType, Tensor, TensorData};
 
-use self::product::Product;
-use crate::native::KernelOps;
-use crate::ops::{Activation, HeadShape, PickRow};
-use crate::{MatrixError, MatrixSpec};
+use self::matmul::Product;
+use crate::types::{Activation, HeadShape, KernelOps, MatrixError, MatrixSpec, PickRow};
 
 pub(crate) use self::bandwidth::copy_bandwidth;
 
@@ -68,7 +66,7 @@ impl KernelOps for CubeBackend {
     }
 
     fn rms_norm(x: CubeTensor, gamma: CubeTensor, epsilon: f32) -> CubeTensor {
-        norm::rms_norm(x, gamma, epsilon)
+        rms_norm::rms_norm(x, gamma, epsilon)
     }
 
     fn norm_linear(
@@ -122,11 +120,11 @@ impl KernelOps for CubeBackend {
     }
 
     fn copy_blocks(keys: CubeTensor, values: CubeTensor, pairs: Vec<(u32, u32)>) -> (CubeTensor, CubeTensor) {
-        blocks::copy_blocks(&keys, &values, &pairs);
+        copy_blocks::copy_blocks(&keys, &values, &pairs);
         (keys, values)
     }
 
     fn pick(logits: CubeTensor, rows: Vec<PickRow>) -> CubeTensor {
-        pick::pick(logits, &rows)
+        sample::pick(logits, &rows)
     }
 }

@@ -10,8 +10,8 @@ use burn::backend::wgpu::CubeTensor;
 use burn::cubecl::prelude::BufferArg;
 
 use super::launch;
-use crate::MatrixSpec;
 use crate::ggml::{GgmlType, k_scale_and_min};
+use crate::types::MatrixSpec;
 
 /// Numbers in a unit.
 pub(crate) const UNIT: usize = 8;

@@ -5,9 +5,8 @@ use burn::cubecl;
 use burn::cubecl::prelude::*;
 
 use super::launch;
-use super::norm::cube_sum;
-use crate::ops::HeadShape;
-use crate::paged::BLOCK_SIZE;
+use super::rms_norm::cube_sum;
+use crate::types::{BLOCK_SIZE, HeadShape};
 
 const THREADS: usize = 64;
 

@@ -1,7 +1,7 @@
 //! The cache: rotation and storing, attention, copies.
 
 use burn::tensor::{Device, Tensor};
-use emberline_kernels::{BLOCK_SIZE, HeadShape, KvBlocks, KvType, RowSpan, StepRows, twin};
+use emberline_kernels::{BLOCK_SIZE, HeadShape, KvBlocks, KvType, RowSpan, StepRows, reference};
 use emberline_kernels::{attention, copy_blocks, rotate_and_store};
 
 use crate::support::{Random, assert_close, assert_same_bits, both, gpu, host};
@@ -60,7 +60,7 @@ impl Layer {
         let rows = StepRows::new(spans, &Device::flex());
         let count: usize = spans.iter().map(|span| span.rows).sum();
         let (_, qkv) = both(qkv.to_vec(), [count, qkv.len() / count]);
-        let (queries, cache) = twin::rotate_and_store(
+        let (queries, cache) = reference::rotate_and_store(
             qkv,
             &self.bias.1,
             &self.norms.1,
@@ -69,7 +69,7 @@ impl Layer {
             cache,
             self.shape,
         );
-        (twin::attention(queries, &cache, &rows, self.shape), cache)
+        (reference::attention(queries, &cache, &rows, self.shape), cache)
     }
 
     fn pool(&self, blocks: usize, device: &Device) -> KvBlocks {
@@ -187,10 +187,17 @@ fn a_long_context_is_split_and_comes_out_the_same() {
         let rows = StepRows::new(&spans, &Device::flex());
         let (_, qkv) = both(sequences[0].clone(), [1000, sequences[0].len() / 1000]);
         let queries;
-        (queries, cache) =
-            twin::rotate_and_store(qkv, &layer.bias.1, &layer.norms.1, &layer.rotary.1, &rows, cache, shape);
+        (queries, cache) = reference::rotate_and_store(
+            qkv,
+            &layer.bias.1,
+            &layer.norms.1,
+            &layer.rotary.1,
+            &rows,
+            cache,
+            shape,
+        );
         let last = StepRows::new(&[RowSpan { start: 999, rows: 1, blocks: &tables[0] }], &Device::flex());
-        let expected = host(twin::attention(queries.narrow(0, 999, 1), &cache, &last, shape));
+        let expected = host(reference::attention(queries.narrow(0, 999, 1), &cache, &last, shape));
         assert_close("long", &whole[0][999 * width..], &expected, TOLERANCE);
     }
 }
@@ -204,7 +211,7 @@ fn copied_blocks_are_those_of_the_twin() {
         let (keys, keys_cpu) = pool(&mut random, [8, 2, 12, BLOCK_SIZE]);
         let (values, values_cpu) = pool(&mut random, [8, 2, BLOCK_SIZE, 12]);
         let got = copy_blocks(KvBlocks { keys, values }, &pairs);
-        let expected = twin::copy_blocks(KvBlocks { keys: keys_cpu, values: values_cpu }, &pairs);
+        let expected = reference::copy_blocks(KvBlocks { keys: keys_cpu, values: values_cpu }, &pairs);
         assert_same_bits("keys", &host(got.keys), &host(expected.keys));
         assert_same_bits("values", &host(got.values), &host(expected.values));
     }

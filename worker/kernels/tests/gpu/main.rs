@@ -1,4 +1,4 @@
-//! Every operation on the GPU against its twin, and that a row's bits depend on nothing but itself.
+//! Every operation on the GPU against its reference, and that a row's bits depend on nothing but itself.
 //!
 //! Runs on a software adapter where there is no GPU: `make test` installs one.
 
@@ -6,6 +6,6 @@
 
 mod bandwidth;
 mod cache;
-mod picks;
-mod products;
+mod matmul;
+mod sampling;
 mod support;

@@ -8,9 +8,7 @@ use burn::backend::DType;
 use burn::tensor::activation::{sigmoid, softmax};
 use burn::tensor::{FloatDType, Int, IntDType, Tensor, TensorData};
 
-use crate::cpu::F16_LARGEST;
-use crate::ops::{Activation, HeadShape, PickRow};
-use crate::paged::{BLOCK_SIZE, KvBlocks, StepRows};
+use crate::types::{Activation, BLOCK_SIZE, F16_LARGEST, HeadShape, KvBlocks, PickRow, StepRows};
 
 /// `table` is `[tokens, width]`.
 pub fn embedding(ids: Tensor<1, Int>, table: &Tensor<2>) -> Tensor<2> {

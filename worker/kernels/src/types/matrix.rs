@@ -1,12 +1,8 @@
 //! Weights as they are stored.
 
-use burn::backend::DispatchDevice;
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Int, Tensor};
 
-use crate::cpu;
-#[cfg(feature = "gpu")]
-use crate::cube;
-use crate::ggml::{GgmlType, extend_f32};
+use crate::ggml::GgmlType;
 
 /// Rows of numbers in one of ggml's formats, `[outputs, inputs]`, on a device.
 #[derive(Debug, Clone)]
@@ -77,30 +73,6 @@ impl MatrixSpec {
 }
 
 impl Matrix {
-    /// Puts `blocks`, rows in ggml's layout one after the other, on `device`.
-    pub fn new(spec: MatrixSpec, blocks: &[u8], device: &Device) -> Result<Self, MatrixError> {
-        let MatrixSpec { dtype, outputs, inputs } = spec;
-        if inputs % dtype.block_len() != 0 {
-            return Err(MatrixError::PartialBlock { inputs, dtype, block: dtype.block_len() });
-        }
-        let expected = outputs * spec.row_bytes();
-        if blocks.len() != expected {
-            return Err(MatrixError::Size { found: blocks.len(), expected });
-        }
-        let data = match device.as_dispatch() {
-            DispatchDevice::Flex(_) => MatrixData::Packed(cpu::pack(spec, blocks)),
-            #[cfg(feature = "gpu")]
-            DispatchDevice::Cube(cube) => MatrixData::Packed(cube::pack(spec, blocks, cube, device)?),
-            #[allow(unreachable_patterns)] // others are a matter of burn's features
-            _ => {
-                let mut numbers = Vec::with_capacity(outputs * inputs);
-                extend_f32(dtype, blocks, &mut numbers);
-                MatrixData::Dense(Tensor::from_data(TensorData::new(numbers, [outputs, inputs]), device))
-            }
-        };
-        Ok(Self { data, spec })
-    }
-
     /// Its shape and format.
     pub fn spec(&self) -> MatrixSpec {
         self.spec

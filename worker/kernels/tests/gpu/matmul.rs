@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use emberline_kernels::ggml::GgmlType;
-use emberline_kernels::{Activation, MatrixError, MatrixSpec, twin};
+use emberline_kernels::{Activation, MatrixError, MatrixSpec, reference};
 use emberline_kernels::{Matrix, embedding, linear, linear_add, norm_gated, norm_linear, rms_norm};
 
 use crate::support::{Random, assert_close, assert_same_bits, both, gpu, host, matrix};
@@ -30,7 +30,7 @@ fn every_format_multiplies_as_its_twin_and_each_row_for_itself() {
         let (outputs, inputs) = (40 + random.below(60), width(&mut random, dtype));
         let (weight, dense) = matrix(&mut random, MatrixSpec { dtype, outputs, inputs });
         let (x, expected) = both(random.numbers(9 * inputs), [9, inputs]);
-        let expected = host(twin::linear(expected, &dense));
+        let expected = host(reference::linear(expected, &dense));
         let all = host(linear(x.clone(), &weight));
         assert_close(&format!("{dtype}"), &all, &expected, TOLERANCE);
         let last = host(linear(rows_of(&x, 8, 1), &weight));
@@ -46,7 +46,7 @@ fn rows_come_out_of_every_format_as_they_went_in() {
         let (table, dense) = matrix(&mut random, MatrixSpec { dtype, outputs, inputs });
         let ids: Vec<i32> = (0..5).map(|_| random.below(outputs) as i32).collect();
         let ids = |device: &Device| Tensor::<1, Int>::from_data(TensorData::new(ids.clone(), [5]), device);
-        let expected = host(twin::embedding(ids(&Device::flex()), &dense));
+        let expected = host(reference::embedding(ids(&Device::flex()), &dense));
         let got = host(embedding(ids(&gpu()), &table));
         assert_close(&format!("{dtype}"), &got, &expected, 1e-6);
     }
@@ -72,13 +72,13 @@ fn what_is_fused_with_a_product_is_as_its_twin_and_each_row_for_itself() {
         let (all_normed, all_gated, all_norms) = (normed(x.clone()), gated(x.clone()), norms(x.clone()));
         let all_added = host(linear_add(x.clone(), &weight, residual.clone()));
 
-        let expected = host(twin::norm_linear(x_cpu.clone(), &gamma_cpu, EPSILON, &dense));
+        let expected = host(reference::norm_linear(x_cpu.clone(), &gamma_cpu, EPSILON, &dense));
         assert_close(&format!("{dtype} normed"), &all_normed, &expected, TOLERANCE);
-        let expected = host(twin::norm_gated(x_cpu.clone(), &gamma_cpu, EPSILON, &dense, activation));
+        let expected = host(reference::norm_gated(x_cpu.clone(), &gamma_cpu, EPSILON, &dense, activation));
         assert_close(&format!("{dtype} gated"), &all_gated, &expected, TOLERANCE);
-        let expected = host(twin::rms_norm(x_cpu.clone(), &gamma_cpu, EPSILON));
+        let expected = host(reference::rms_norm(x_cpu.clone(), &gamma_cpu, EPSILON));
         assert_close(&format!("{dtype} norm"), &all_norms, &expected, TOLERANCE);
-        let expected = host(twin::linear_add(x_cpu, &dense, residual_cpu));
+        let expected = host(reference::linear_add(x_cpu, &dense, residual_cpu));
         assert_close(&format!("{dtype} added"), &all_added, &expected, TOLERANCE);
 
         for (first, count) in [(16, 1), (3, 2), (5, 4), (2, 8)] {
@@ -101,7 +101,7 @@ fn many_outputs_are_cut_differently_and_come_out_the_same() {
     let (weight, dense) = matrix(&mut random, spec);
     let (x, x_cpu) = both(random.numbers(5 * 96), [5, 96]);
     let all = host(linear(x.clone(), &weight));
-    assert_close("many outputs", &all, &host(twin::linear(x_cpu, &dense)), TOLERANCE);
+    assert_close("many outputs", &all, &host(reference::linear(x_cpu, &dense)), TOLERANCE);
     for row in 0..5 {
         let alone = host(linear(rows_of(&x, row, 1), &weight));
         assert_same_bits("many outputs", &alone, &all[row * 4500..(row + 1) * 4500]);

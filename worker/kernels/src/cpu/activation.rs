@@ -1,7 +1,7 @@
 //! Activations.
 
 use super::simd::{Kernel, LANES, Simd, exp};
-use crate::ops::Activation;
+use crate::types::Activation;
 
 /// `activation(gate) * up`.
 #[inline(always)]

@@ -1,12 +1,11 @@
 //! Queries, keys and values of a step: bias, head norm, rotation, and into the cache.
 
-use super::output::Parts;
+use super::disjoint::Parts;
+use super::kv_element::{Stored, store};
 use super::rows::rms_norm;
 use super::simd::{self, Kernel, Simd};
-use super::stored::{Stored, store};
 use super::threads;
-use crate::ops::HeadShape;
-use crate::paged::BLOCK_SIZE;
+use crate::types::{BLOCK_SIZE, HeadShape};
 
 /// From this many rows on, threads share them.
 const MANY: usize = 8;

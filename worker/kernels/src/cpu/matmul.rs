@@ -9,15 +9,15 @@
 use std::cell::RefCell;
 use std::marker::PhantomData;
 
+use super::disjoint::Parts;
 use super::format::{self, Format, GROUP, OCTET, each_format};
-use super::multiply::{Sums, multiply};
-use super::output::Parts;
+use super::microkernel::{Sums, multiply};
 use super::pack::{PANELS, STRIP, Strips};
 use super::rows::Rows;
 use super::simd::{self, Kernel, LANES, Simd, With};
-use super::{math, threads};
+use super::{activation, threads};
 use crate::ggml::GgmlType;
-use crate::ops::Activation;
+use crate::types::Activation;
 
 /// Inputs whose decoded weights are kept: with a group of rows they fill the cache.
 const STRETCH: usize = 6 * GROUP;
@@ -68,7 +68,7 @@ fn gated_apart(x: &Rows, weight: &Strips<'_>, finish: Finish<'_>) -> Vec<f32> {
     for (out, both) in out.chunks_exact_mut(half).zip(both.chunks_exact(2 * half)) {
         let (gate, up) = both.split_at(half);
         out.copy_from_slice(gate);
-        simd::run(math::Gate { activation, gate: out, up });
+        simd::run(activation::Gate { activation, gate: out, up });
     }
     out
 }
@@ -109,7 +109,7 @@ impl Task<'_, '_> {
             let strip = self.width / STRIP + self.strip;
             simd::with(Lines { task: self, strip, tile, lines: more_lines });
             let up = more_lines.as_flattened().as_flattened();
-            simd::run(math::Gate { activation, gate: lines.as_flattened_mut().as_flattened_mut(), up });
+            simd::run(activation::Gate { activation, gate: lines.as_flattened_mut().as_flattened_mut(), up });
         }
         let column = self.strip * STRIP;
         let columns = STRIP.min(self.width - column);

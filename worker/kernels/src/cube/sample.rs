@@ -11,8 +11,8 @@ use burn::cubecl;
 use burn::cubecl::prelude::*;
 
 use super::launch;
-use super::norm::cube_sum;
-use crate::ops::PickRow;
+use super::rms_norm::cube_sum;
+use crate::types::PickRow;
 
 /// Threads of a cube, and bins of a histogram.
 const THREADS: usize = 256;

@@ -1,7 +1,7 @@
 //! Picking tokens.
 
 use burn::tensor::Tensor;
-use emberline_kernels::{PickRow, pick, twin};
+use emberline_kernels::{PickRow, pick, reference};
 
 use crate::support::{Random, both, gpu, host};
 
@@ -57,7 +57,7 @@ fn tokens_are_drawn_as_the_twin_draws_them() {
             .collect();
         let numbers = random.numbers(12 * vocabulary).iter().map(|number| 5.0 * number).collect();
         let (logits, logits_cpu) = both(numbers, [12, vocabulary]);
-        let expected: Vec<i64> = twin::pick(logits_cpu, &rows).into_data().iter::<i64>().collect();
+        let expected: Vec<i64> = reference::pick(logits_cpu, &rows).into_data().iter::<i64>().collect();
         let got = picked(logits, &rows);
         same += got.iter().zip(&expected).filter(|(got, expected)| got == expected).count();
         count += got.len();

@@ -1,7 +1,7 @@
 //! The inner loop: a group of rows times two panels of numbers, all in registers.
 
+use super::kv_element::Stored;
 use super::simd::{Kernel, LANES, Simd};
-use super::stored::Stored;
 
 /// Where sums are kept: `[rows, stride]` vectors, of which two from `at` on are added to.
 pub(crate) struct Sums<'a> {

@@ -8,13 +8,12 @@
 
 use std::cell::RefCell;
 
-use super::multiply::{Sums, multiply};
-use super::output::Parts;
-use super::simd::{self, Kernel, LANES, Simd, With, exp};
-use super::stored::{Padded, Stored};
-use super::threads;
-use crate::ops::HeadShape;
-use crate::paged::BLOCK_SIZE;
+use super::super::disjoint::Parts;
+use super::super::kv_element::{Padded, Stored};
+use super::super::microkernel::{Sums, multiply};
+use super::super::simd::{self, Kernel, LANES, Simd, With, exp};
+use super::super::threads;
+use crate::types::{BLOCK_SIZE, HeadShape};
 
 /// Blocks of a stretch.
 const BLOCKS: usize = 4;

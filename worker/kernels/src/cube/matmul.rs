@@ -12,12 +12,11 @@ use burn::backend::wgpu::CubeTensor;
 use burn::cubecl;
 use burn::cubecl::prelude::*;
 
+use super::dequant::{F4, second_place, unit_numbers, unit_place};
 use super::launch;
 use super::pack;
-use super::weight::{F4, second_place, unit_numbers, unit_place};
-use crate::MatrixSpec;
 use crate::ggml::GgmlType;
-use crate::ops::Activation;
+use crate::types::{Activation, MatrixSpec};
 
 /// Threads that share an output.
 const LANES: usize = 32;

@@ -13,9 +13,8 @@ use burn::backend::wgpu::CubeTensor;
 use burn::cubecl;
 use burn::cubecl::prelude::*;
 
-use super::launch;
-use crate::ops::HeadShape;
-use crate::paged::{BLOCK_SIZE, TILE_ROWS};
+use super::super::launch;
+use crate::types::{BLOCK_SIZE, HeadShape, TILE_ROWS};
 
 /// Positions of a partition, and threads of a cube.
 const PARTITION: usize = 128;

@@ -7,9 +7,7 @@ use half::f16;
 
 use super::rows::filled;
 use super::simd::{LANES, Simd};
-
-/// The largest number that f16 has.
-pub(crate) const F16_LARGEST: f32 = 65504.0;
+use crate::types::F16_LARGEST;
 
 static CLAMPED: AtomicU64 = AtomicU64::new(0);
 

@@ -8,22 +8,11 @@
 #![allow(missing_docs)] // documented in `ops`; the macro also makes an implementation of each
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
-use burn::backend::{Backend, DispatchDevice, backend_extension};
-use burn::tensor::Device;
+use burn::backend::{Backend, backend_extension};
 
-use crate::matrix::MatrixSpec;
-use crate::ops::{Activation, HeadShape, PickRow};
-
-/// Whether the device has operations of its own; others run the twins.
-pub(crate) fn runs_on(device: &Device) -> bool {
-    match device.as_dispatch() {
-        DispatchDevice::Flex(_) => true,
-        #[cfg(feature = "gpu")]
-        DispatchDevice::Cube(_) => true,
-        #[allow(unreachable_patterns)] // others are a matter of burn's features
-        _ => false,
-    }
-}
+use super::heads::{Activation, HeadShape};
+use super::matrix::MatrixSpec;
+use super::sampling::PickRow;
 
 #[cfg_attr(feature = "gpu", backend_extension(Flex, Cube))]
 #[cfg_attr(not(feature = "gpu"), backend_extension(Flex))]
