@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
-use super::{Kernel, LANES, Simd};
+use super::vector::{Kernel, LANES, Simd};
 
 /// AVX2, FMA and F16C.
 #[derive(Debug, Clone, Copy)]

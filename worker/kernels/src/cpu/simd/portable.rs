@@ -1,8 +1,10 @@
 //! Plain Rust, for processors without an implementation of their own.
 
+use std::array;
+
 use half::{bf16, f16};
 
-use super::{Kernel, LANES, Simd, array};
+use super::vector::{Kernel, LANES, Simd};
 
 /// Needs nothing.
 #[derive(Debug, Clone, Copy)]

@@ -1,5 +1,8 @@
 //! Every instruction set that this processor has gives the bits of the portable one.
 
+use std::array;
+
+use half::f16;
 use proptest::prelude::*;
 
 use super::*;
