@@ -1,4 +1,4 @@
-//! How fast a device moves memory: the ceiling of everything that reads weights once for each token.
+//! Memory bandwidth of a device: the upper limit for whatever reads all weights once per token.
 
 use burn::backend::{DispatchDevice, ExecutionError};
 use burn::tensor::Device;
@@ -7,25 +7,20 @@ use crate::cpu;
 #[cfg(feature = "gpu")]
 use crate::cube;
 
-/// Bytes that are read and written in a second while `bytes` bytes, or the most that one buffer
-/// holds, are copied on the device. It should be far more than the device's caches hold.
+/// Memory bandwidth of `device` in bytes per second, reads and writes together, measured by copying
+/// `bytes` bytes several times.
+///
+/// Less is copied if a buffer of the device does not hold so much. `bytes` should be far more than
+/// the device's caches hold.
+///
+/// # Errors
+/// Fails if the device can't run the copy, or has no kernel for it.
 pub fn copy_bandwidth(device: &Device, bytes: usize) -> Result<f64, ExecutionError> {
     match device.as_dispatch() {
         DispatchDevice::Flex(_) => Ok(cpu::copy_bandwidth(bytes)),
         #[cfg(feature = "gpu")]
         DispatchDevice::Cube(cube) => cube::copy_bandwidth(cube, device, bytes),
-        #[allow(unreachable_patterns)]
-        _ => Err(ExecutionError::generic("no way to measure this device".to_owned())),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_cpu_copies_at_a_sane_speed() {
-        let rate = copy_bandwidth(&Device::flex(), 64 << 20).unwrap();
-        assert!((1e8..1e13).contains(&rate), "{rate} bytes/s");
+        #[allow(unreachable_patterns)] // which others exist depends on burn's features
+        _ => Err(ExecutionError::generic("this backend has no kernel that measures bandwidth".to_owned())),
     }
 }

@@ -1,14 +1,18 @@
-//! The large copy.
+//! The bandwidth measurement. Its unit tests check the copy and the figure.
 
 use emberline_kernels::{copy_bandwidth, dispatches};
 
 use crate::support::gpu;
 
+/// The first copy compiles the kernel, eight runs are timed, and each has eight copies.
+const COPIES: u64 = (1 + 8) * 8;
+
 #[test]
-fn a_large_copy_takes_a_sane_time_and_is_counted() {
+fn every_copy_of_the_measurement_is_counted() {
     let before = dispatches();
-    let rate = copy_bandwidth(&gpu(), 32 << 20).unwrap();
-    println!("{:.1} GB/s", rate / 1e9);
-    assert!((1e8..1e14).contains(&rate), "{rate} bytes/s");
-    assert!(dispatches() > before);
+    let figure = copy_bandwidth(&gpu(), 32 << 20).unwrap();
+    println!("{:.1} GB/s", figure / 1e9);
+    assert!(figure.is_normal(), "{figure} bytes/s");
+    // Other tests may launch kernels meanwhile.
+    assert!(dispatches() - before >= COPIES);
 }
