@@ -26,7 +26,7 @@ mod random;
 
 use std::sync::Arc;
 
-use emberline_kernels::PickRow;
+use emberline_kernels::SamplingParams;
 use emberline_protocol::job::SamplingOptions;
 
 use crate::constraint::TokenSet;
@@ -91,12 +91,12 @@ impl Sampler {
     /// How the device is to pick the next token; `None` if it takes more than its logits.
     ///
     /// Depends on nothing outside this choice: its tokens must not depend on its company.
-    pub fn on_device(&self) -> Option<PickRow> {
+    pub fn on_device(&self) -> Option<SamplingParams> {
         let SamplingOptions { temperature, top_k, top_p, min_p, .. } = self.options;
         // Rounded down: 1 is not among the numbers that may be drawn.
         let random = (self.random() * f64::from(1 << 24)).floor() / f64::from(1 << 24);
         let temperature = if temperature.is_nan() { 0.0 } else { temperature };
-        let row = PickRow { temperature, top_k, top_p, min_p, random: random as f32 };
+        let row = SamplingParams { temperature, top_k, top_p, min_p, random: random as f32 };
         (!self.adjustments.apply_at(self.position)).then_some(row)
     }
 

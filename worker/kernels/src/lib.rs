@@ -1,14 +1,14 @@
-//! What a network computes, in few and large operations.
+//! The operations that a network computes: few, and large.
 //!
-//! The functions of this crate work on burn tensors; the device of their arguments decides what
-//! runs: the CPU's operations, or with the feature `gpu` those of a GPU. [`reference`] has each of them in
-//! plain burn operators over expanded weights: slow, and the standard that the others are tested
-//! against.
+//! The functions of this crate take burn tensors and run on the device of their arguments: with
+//! native code on the CPU, with cubecl kernels on GPUs (feature `gpu`). [`reference`] has each
+//! operation in plain burn operators over dequantised weights; it is slow, and what the others are
+//! tested against.
 //!
-//! Numbers are f32, except where weights ([`Matrix`]) and the cache ([`KvType`]) are stored; these
-//! are expanded inside the products, never as a whole. Every row of a result is computed from its own
-//! row of the argument, always in the same order: a row's bits do not depend on the other rows, nor
-//! on how many there are.
+//! Everything is computed in f32. Only weights ([`Matrix`]) and the cache ([`KvType`]) are stored in
+//! other formats, and they become f32 inside the kernels, never as a whole. Each row of a result is
+//! computed from the same row of the argument, always in the same order, so its bits depend neither
+//! on the other rows nor on their number.
 //!
 //! Start with [`ops`] for the operations, [`Matrix`] for weights and [`KvBlocks`] for the cache.
 
@@ -25,10 +25,10 @@ pub mod types;
 pub use cpu::{clamped, run_step};
 pub use dispatches::dispatches;
 pub use ops::{
-    attention, copy_bandwidth, copy_blocks, embedding, linear, linear_add, norm_gated, norm_linear, pick,
-    rms_norm, rotate_and_store,
+    attention, copy_bandwidth, copy_blocks, embedding, linear, linear_add, norm_gated, norm_linear, rms_norm,
+    rotate_and_store, sample,
 };
 pub use types::{
-    Activation, BLOCK_SIZE, HeadShape, KvBlocks, KvType, Matrix, MatrixError, MatrixSpec, PickRow, RowSpan,
-    StepRows,
+    Activation, BLOCK_SIZE, HeadShape, KvBlocks, KvType, Matrix, MatrixError, MatrixSpec, RowSpan,
+    SamplingParams, StepRows,
 };

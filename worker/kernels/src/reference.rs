@@ -1,21 +1,21 @@
-//! The operations in plain burn, over expanded weights.
+//! The reference implementation of the operations: plain burn over dequantised weights.
 //!
-//! Written to be obviously right, on any backend; see [`crate::ops`] for what each does.
+//! Written to be obviously correct, on any backend. [`crate::ops`] documents each operation.
 
-#![allow(clippy::needless_pass_by_value)] // signatures are those of the operations
+#![allow(clippy::needless_pass_by_value)] // the signatures are those of `ops`
 
 use burn::backend::DType;
 use burn::tensor::activation::{sigmoid, softmax};
 use burn::tensor::{FloatDType, Int, IntDType, Tensor, TensorData};
 
-use crate::types::{Activation, BLOCK_SIZE, F16_LARGEST, HeadShape, KvBlocks, PickRow, StepRows};
+use crate::types::{Activation, BLOCK_SIZE, F16_MAX, HeadShape, KvBlocks, SamplingParams, StepRows};
 
-/// `table` is `[tokens, width]`.
+/// See [`crate::ops::embedding`]; `table` is `[tokens, width]`.
 pub fn embedding(ids: Tensor<1, Int>, table: &Tensor<2>) -> Tensor<2> {
     table.clone().select(0, ids)
 }
 
-/// `weight` is `[outputs, inputs]`.
+/// See [`crate::ops::linear`]; `weight` is `[outputs, inputs]`.
 pub fn linear(x: Tensor<2>, weight: &Tensor<2>) -> Tensor<2> {
     x.matmul(weight.clone().transpose())
 }
@@ -57,7 +57,7 @@ pub fn norm_gated(
 /// Hendrycks and Gimpel, "Gaussian error linear units" (2016), section 2.
 fn gelu_tanh(x: Tensor<2>) -> Tensor<2> {
     let cubic = x.clone() + x.clone().powf_scalar(3.0).mul_scalar(0.044715);
-    // (1 + tanh u) / 2 is sigmoid(2u), which loses no digits where u is negative.
+    // (1 + tanh u) / 2 is sigmoid(2u), which keeps its precision where u is negative.
     sigmoid(cubic.mul_scalar(2.0 * (2.0 / std::f64::consts::PI).sqrt())) * x
 }
 
@@ -106,15 +106,15 @@ pub fn rotate_and_store(
     (queries.reshape([count, heads * head_dim]), cache)
 }
 
-/// As `pool` stores numbers; see [`crate::KvType`].
+/// `numbers` as `pool` stores them; see [`crate::KvType`].
 fn stored(numbers: Tensor<3>, pool: &Tensor<4>) -> Tensor<3> {
     match pool.dtype() {
-        DType::F16 => numbers.clamp(-F16_LARGEST, F16_LARGEST).cast(FloatDType::F16),
+        DType::F16 => numbers.clamp(-F16_MAX, F16_MAX).cast(FloatDType::F16),
         _ => numbers,
     }
 }
 
-/// Turns the first `dim` components of `x` `[rows, heads, head_dim]`.
+/// Rotates the first `dim` components of each head of `x` `[rows, heads, head_dim]`.
 fn rotate(x: Tensor<3>, angles: &Tensor<3>, dim: usize) -> Tensor<3> {
     if dim == 0 {
         return x;
@@ -171,51 +171,53 @@ pub fn copy_blocks(cache: KvBlocks, pairs: &[(u32, u32)]) -> KvBlocks {
     })
 }
 
-/// See [`crate::ops::pick`].
-pub fn pick(logits: Tensor<2>, rows: &[PickRow]) -> Tensor<1, Int> {
-    let picks: Vec<Tensor<1, Int>> = rows
+/// See [`crate::ops::sample`].
+pub fn sample(logits: Tensor<2>, params: &[SamplingParams]) -> Tensor<1, Int> {
+    let ids: Vec<Tensor<1, Int>> = params
         .iter()
         .enumerate()
-        .map(|(row, pick)| pick_one(logits.clone().narrow(0, row, 1), *pick).cast(IntDType::I32))
+        .map(|(row, params)| sample_row(logits.clone().narrow(0, row, 1), *params).cast(IntDType::I32))
         .collect();
-    Tensor::cat(picks, 0)
+    Tensor::cat(ids, 0)
 }
 
-fn pick_one(logits: Tensor<2>, pick: PickRow) -> Tensor<1, Int> {
-    if pick.temperature <= 0.0 {
+/// `logits` is `[1, vocabulary]`.
+fn sample_row(logits: Tensor<2>, params: SamplingParams) -> Tensor<1, Int> {
+    if params.temperature <= 0.0 {
         return logits.argmax(1).reshape([1]);
     }
     let [_, vocabulary] = logits.dims();
-    let (sorted, ids) = softmax(logits.div_scalar(pick.temperature), 1).sort_descending_with_indices(1);
-    let best = sorted.clone().narrow(1, 0, 1).expand([1, vocabulary]);
-    let weak = sorted.clone().lower(best.mul_scalar(pick.min_p));
-    let mut weights = sorted.mask_fill(weak, 0.0);
-    if pick.top_k > 0 && (pick.top_k as usize) < vocabulary {
-        let kept = pick.top_k as usize;
+    let (sorted, ids) = softmax(logits.div_scalar(params.temperature), 1).sort_descending_with_indices(1);
+    let highest = sorted.clone().narrow(1, 0, 1).expand([1, vocabulary]);
+    let below_min_p = sorted.clone().lower(highest.mul_scalar(params.min_p));
+    let mut weights = sorted.mask_fill(below_min_p, 0.0);
+    if params.top_k > 0 && (params.top_k as usize) < vocabulary {
+        let kept = params.top_k as usize;
         let zeros = Tensor::zeros([1, vocabulary - kept], &weights.device());
         weights = weights.slice_assign([0..1, kept..vocabulary], zeros);
     }
     let before = weights.clone().cumsum(1) - weights.clone();
-    let wanted = weights.clone().sum_dim(1).mul_scalar(pick.top_p).expand([1, vocabulary]);
+    let wanted = weights.clone().sum_dim(1).mul_scalar(params.top_p).expand([1, vocabulary]);
     let weights = weights.mask_fill(before.greater_equal(wanted), 0.0);
-    // Drawn in the order of ids, as on the host.
+    // The token is drawn in the order of ids, as the worker's own sampler does.
     let by_id = Tensor::zeros([1, vocabulary], &weights.device()).scatter(
         1,
         ids,
         weights,
         burn::tensor::IndexingUpdateOp::Add,
     );
-    let target = by_id.clone().sum_dim(1).mul_scalar(pick.random).expand([1, vocabulary]);
-    // The first whose cumulated weight exceeds the target.
+    let target = by_id.clone().sum_dim(1).mul_scalar(params.random).expand([1, vocabulary]);
+    // The first token whose cumulative weight exceeds the target.
     by_id.cumsum(1).greater(target).int().argmax(1).reshape([1])
 }
 
-/// Position, span and slot of each row.
+/// The position, span and slot of each row.
 fn layout(rows: &StepRows) -> Vec<[usize; 3]> {
     let numbers = rows.rows.clone().into_data().iter::<i64>().collect::<Vec<_>>();
     numbers.as_chunks::<3>().0.iter().map(|row| row.map(|number| number as usize)).collect()
 }
 
+/// The slot of each row.
 fn slots(rows: &StepRows) -> Vec<usize> {
     layout(rows).into_iter().map(|[_, _, slot]| slot).collect()
 }

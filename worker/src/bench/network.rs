@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use emberline_kernels::{BLOCK_SIZE, KvType, PickRow};
+use emberline_kernels::{BLOCK_SIZE, KvType, SamplingParams};
 use emberline_protocol::measurement::{CacheRate, OpTime, Rate};
 
 use crate::model::{ComputeError, Network, StepSpan};
@@ -10,7 +10,8 @@ use crate::model::{ComputeError, Network, StepSpan};
 /// Rows of a prefill step, as llama-bench has it.
 const CHUNK: usize = 512;
 
-const GREEDY: PickRow = PickRow { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, random: 0.0 };
+const GREEDY: SamplingParams =
+    SamplingParams { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, random: 0.0 };
 
 /// How much to measure.
 #[derive(Debug, Clone, PartialEq, Eq)]

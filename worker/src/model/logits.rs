@@ -1,7 +1,7 @@
 //! What a step ends with.
 
 use burn::tensor::{Int, Tensor, TensorData};
-use emberline_kernels::PickRow;
+use emberline_kernels::SamplingParams;
 
 use super::ComputeError;
 
@@ -45,11 +45,11 @@ impl Logits {
     }
 
     /// A token for each row, picked on the device; `rows` has one entry for each.
-    pub fn pick(&self, rows: &[PickRow]) -> Result<Vec<u32>, ComputeError> {
+    pub fn pick(&self, rows: &[SamplingParams]) -> Result<Vec<u32>, ComputeError> {
         if rows.len() != self.rows() {
             return Err(ComputeError(format!("{} picks for {} rows of logits", rows.len(), self.rows())));
         }
-        let ids = emberline_kernels::pick(self.tensor.clone(), rows);
+        let ids = emberline_kernels::sample(self.tensor.clone(), rows);
         ids.try_into_vec_as::<u32>().map_err(|error| ComputeError(error.to_string()))
     }
 

@@ -85,7 +85,7 @@ fn the_most_probable_token_is_picked_on_the_device() {
     let (mut network, tensors) = (tiny(), testing::tensors());
     let logits = network.forward(&[span(&tokens(7), 0)]).unwrap().unwrap();
     let greedy =
-        emberline_kernels::PickRow { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, random: 0.0 };
+        emberline_kernels::SamplingParams { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, random: 0.0 };
     let wanted = testing::reference(&tensors, &tokens(7));
     let wanted = wanted.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).unwrap().0;
     assert_eq!(logits.pick(&[greedy]).unwrap(), [wanted as u32]);

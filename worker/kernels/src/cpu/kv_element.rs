@@ -7,7 +7,7 @@ use half::f16;
 
 use super::rows::filled;
 use super::simd::{LANES, Simd};
-use crate::types::F16_LARGEST;
+use crate::types::F16_MAX;
 
 static CLAMPED: AtomicU64 = AtomicU64::new(0);
 
@@ -93,7 +93,7 @@ impl Stored for f16 {
 
     #[inline(always)]
     fn clamp<S: Simd>(s: S, floats: S::Floats) -> S::Floats {
-        s.max(s.splat(-F16_LARGEST), s.min(s.splat(F16_LARGEST), floats))
+        s.max(s.splat(-F16_MAX), s.min(s.splat(F16_MAX), floats))
     }
 
     #[inline(always)]
@@ -103,7 +103,7 @@ impl Stored for f16 {
 
     #[inline(always)]
     fn note(largest: f32) {
-        if largest > F16_LARGEST {
+        if largest > F16_MAX {
             CLAMPED.fetch_add(1, Ordering::Relaxed);
         }
     }

@@ -28,8 +28,7 @@ use self::kv_element::Stored;
 use self::matmul::{Finish, product};
 use self::pack::Strips;
 use self::rows::{Prepare, Rows, padded};
-use crate::reference;
-use crate::types::{Activation, HeadShape, KernelOps, MatrixSpec, PickRow};
+use crate::types::{Activation, HeadShape, KernelOps, MatrixSpec};
 
 pub(crate) use bandwidth::copy_bandwidth;
 pub use kv_element::clamped;
@@ -243,12 +242,6 @@ impl KernelOps for Flex {
             }
         }
         (keys, values)
-    }
-
-    #[allow(clippy::expect_used)] // the twin's result is where its argument is
-    fn pick(logits: Float, rows: Vec<PickRow>) -> Ints {
-        let picked = reference::pick(Tensor::from_primitive::<Flex>(logits), &rows);
-        picked.try_into_primitive::<Flex>().expect("a Flex tensor")
     }
 }
 

@@ -1,13 +1,14 @@
-//! Every operation against its reference, and that a row's bits depend on nothing but the row.
+//! Every operation matches the reference, and a row's bits depend on nothing but the row.
 
 use burn::tensor::{Device, Distribution, FloatDType};
 use proptest::prelude::*;
 
 use super::*;
 use crate::ggml::{GgmlType, extend_f32};
-use crate::types::{F16_LARGEST, KvBlocks, KvType, Matrix, RowSpan, StepRows};
+use crate::reference;
+use crate::types::{F16_MAX, KvBlocks, KvType, Matrix, RowSpan, StepRows};
 
-/// Bytes of whole blocks whose scales are sane.
+/// `count` random blocks whose scales are of a realistic size.
 fn blocks(dtype: GgmlType, count: usize, seed: u64) -> Vec<u8> {
     let mut state = seed | 1;
     let mut random = move || {
@@ -38,7 +39,7 @@ fn blocks(dtype: GgmlType, count: usize, seed: u64) -> Vec<u8> {
     bytes
 }
 
-/// A random matrix, packed and expanded.
+/// A random matrix, packed and dequantised.
 fn matrix(dtype: GgmlType, outputs: usize, inputs: usize, seed: u64) -> (Matrix, Tensor<2>) {
     let bytes = blocks(dtype, outputs * inputs / dtype.block_len(), seed);
     let device = Device::flex();
@@ -60,7 +61,7 @@ fn bits<const D: usize>(tensor: &Tensor<D>) -> Vec<u32> {
     numbers(tensor).into_iter().map(f32::to_bits).collect()
 }
 
-/// Within `tolerance` of the largest number that is expected.
+/// Asserts that the difference is at most `tolerance` times the largest expected number.
 fn assert_close<const D: usize>(got: &Tensor<D>, expected: &Tensor<D>, tolerance: f32) {
     assert_eq!(got.dims(), expected.dims());
     let (got, expected) = (numbers(got), numbers(expected));
@@ -75,7 +76,7 @@ fn any_type() -> impl Strategy<Value = GgmlType> {
     prop::sample::select(GgmlType::ALL.to_vec())
 }
 
-/// Inputs that the type allows: for plain floats, any.
+/// A number of inputs that the type allows: a multiple of its block, or any for plain floats.
 fn inputs_of(dtype: GgmlType, units: usize) -> usize {
     match dtype.block_len() {
         1 => units * 7 + 1,
@@ -84,7 +85,7 @@ fn inputs_of(dtype: GgmlType, units: usize) -> usize {
 }
 
 #[test]
-fn rows_of_a_table_are_the_numbers_of_its_blocks() {
+fn embedding_rows_are_the_dequantised_blocks() {
     for dtype in GgmlType::ALL {
         for (rows, units) in [(1, 1), (37, 3), (64, 2)] {
             let (table, dense) = matrix(dtype, rows, inputs_of(dtype, units), 7);
@@ -97,7 +98,7 @@ fn rows_of_a_table_are_the_numbers_of_its_blocks() {
 }
 
 #[test]
-fn memory_is_that_of_the_format() {
+fn a_packed_matrix_takes_the_memory_of_its_format() {
     for dtype in GgmlType::ALL {
         let (table, _) = matrix(dtype, 64, 512, 7);
         let stored = table.spec().row_bytes() * 64;
@@ -109,7 +110,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn products_are_those_of_expanded_weights(
+    fn products_match_the_reference(
         dtype in any_type(),
         rows in 1..40_usize,
         outputs in 1..100_usize,
@@ -129,7 +130,7 @@ proptest! {
     }
 
     #[test]
-    fn gated_products_are_those_of_expanded_weights(
+    fn gated_products_match_the_reference(
         dtype in any_type(),
         rows in 1..20_usize,
         half in prop::sample::select(vec![1_usize, 5, 16, 32, 40, 64]),
@@ -175,7 +176,7 @@ fn zeros(len: usize) -> Tensor<1> {
     Tensor::zeros([len], &Device::flex())
 }
 
-/// A head shape and rows of sequences that share a cache.
+/// A head shape, and rows of sequences that share a cache.
 #[derive(Debug, Clone)]
 struct Scene {
     shape: HeadShape,
@@ -185,7 +186,7 @@ struct Scene {
 }
 
 impl Scene {
-    /// Block tables: the spans' blocks interleaved, so that neighbours are strangers.
+    /// Block tables: the spans' blocks interleave, so that no span has two adjacent blocks.
     fn tables(&self) -> Vec<Vec<u32>> {
         let blocks = |(start, rows): &(usize, usize)| (start + rows).div_ceil(crate::BLOCK_SIZE);
         let mut tables: Vec<Vec<u32>> = vec![Vec::new(); self.spans.len()];
@@ -211,11 +212,11 @@ impl Scene {
         cast(&cache, self.stored)
     }
 
-    /// Numbers that differ by no more than computing in another order makes them differ.
+    /// What another order of the arithmetic may change.
     fn tolerance(&self) -> f32 {
         match self.stored {
             KvType::F32 => 1e-5,
-            // Two that are nearly alike may be rounded to neighbours.
+            // Two nearly equal numbers may round to adjacent f16.
             KvType::F16 => 1e-3,
         }
     }
@@ -235,11 +236,11 @@ impl Scene {
 }
 
 fn same_cache(cache: &KvBlocks) -> KvBlocks {
-    // `+ 0` makes tensors of their own.
+    // Adding 0 copies the tensors.
     KvBlocks { keys: cache.keys.clone() + 0.0, values: cache.values.clone() + 0.0 }
 }
 
-/// The same numbers, stored in another way.
+/// The same numbers in another storage format.
 fn cast(cache: &KvBlocks, stored: KvType) -> KvBlocks {
     let dtype = match stored {
         KvType::F32 => FloatDType::F32,
@@ -278,7 +279,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
-    fn rotation_and_storing_are_the_twins(scene in any_scene(40)) {
+    fn rotation_and_stores_match_the_reference(scene in any_scene(40)) {
         let shape = scene.shape;
         let width = shape.query_width() + 2 * shape.kv_width();
         let (qkv, bias) = (random([scene.count(), width]), random([width]));
@@ -293,7 +294,7 @@ proptest! {
     }
 
     #[test]
-    fn a_cache_of_halves_has_the_nearest_of_what_it_is_given(scene in any_scene(40)) {
+    fn an_f16_cache_stores_the_nearest_f16(scene in any_scene(40)) {
         let shape = scene.shape;
         let width = shape.query_width() + 2 * shape.kv_width();
         let (qkv, bias) = (random([scene.count(), width]), random([width]));
@@ -303,26 +304,26 @@ proptest! {
             let cache = KvBlocks::zeros(scene.cache().keys.dims()[0], shape.kv_heads, shape.head_dim, stored, &Device::flex());
             crate::rotate_and_store(qkv.clone(), &bias, &norms, &rotary, &rows, cache, shape).1
         };
-        let (singles, halves) = (store(KvType::F32), store(KvType::F16));
-        for (singles, halves) in [(&singles.keys, &halves.keys), (&singles.values, &halves.values)] {
+        let (f32s, f16s) = (store(KvType::F32), store(KvType::F16));
+        for (f32s, f16s) in [(&f32s.keys, &f16s.keys), (&f32s.values, &f16s.values)] {
             let nearest: Vec<u32> =
-                numbers(singles).into_iter().map(|number| f16::from_f32(number).to_f32().to_bits()).collect();
-            prop_assert_eq!(bits(halves), nearest);
+                numbers(f32s).into_iter().map(|number| f16::from_f32(number).to_f32().to_bits()).collect();
+            prop_assert_eq!(bits(f16s), nearest);
         }
     }
 
     #[test]
-    fn attention_over_halves_has_the_bits_of_the_same_numbers_in_singles(scene in any_scene(300)) {
+    fn attention_over_f16_has_the_bits_of_the_same_numbers_in_f32(scene in any_scene(300)) {
         let rows = scene.rows();
-        let halves = cast(&scene.cache(), KvType::F16);
-        let singles = cast(&halves, KvType::F32);
+        let f16s = cast(&scene.cache(), KvType::F16);
+        let f32s = cast(&f16s, KvType::F32);
         let queries = random([scene.count(), scene.shape.query_width()]);
-        let got = crate::attention(queries.clone(), &halves, &rows, scene.shape);
-        prop_assert_eq!(bits(&got), bits(&crate::attention(queries, &singles, &rows, scene.shape)));
+        let got = crate::attention(queries.clone(), &f16s, &rows, scene.shape);
+        prop_assert_eq!(bits(&got), bits(&crate::attention(queries, &f32s, &rows, scene.shape)));
     }
 
     #[test]
-    fn attention_is_the_twins(scene in any_scene(300)) {
+    fn attention_matches_the_reference(scene in any_scene(300)) {
         let (rows, cache) = (scene.rows(), scene.cache());
         let queries = random([scene.count(), scene.shape.query_width()]);
         let got = crate::attention(queries.clone(), &cache, &rows, scene.shape);
@@ -354,15 +355,15 @@ proptest! {
     }
 }
 
-/// What other sequences left behind in a block is never read.
+/// The rest of a block, which may hold what another sequence left, is never read.
 #[test]
-fn attention_ignores_positions_that_are_not_there() {
+fn attention_ignores_positions_beyond_the_sequence() {
     for stored in [KvType::F32, KvType::F16] {
-        check_that_other_positions_are_ignored(stored);
+        check_that_positions_beyond_the_sequence_are_ignored(stored);
     }
 }
 
-fn check_that_other_positions_are_ignored(stored: KvType) {
+fn check_that_positions_beyond_the_sequence_are_ignored(stored: KvType) {
     let scene = Scene {
         shape: HeadShape {
             heads: 4,
@@ -430,9 +431,9 @@ fn check_that_pools_are_written_in_place(stored: KvType) {
     assert!(block(1).iter().all(|bits| *bits == 0));
 }
 
-/// Infinite keys and values would make numbers of them that are none, so they are as large as can be.
+/// Infinite keys or values would make attention return NaN, so they are clamped.
 #[test]
-fn what_f16_can_not_hold_becomes_its_largest_number_and_is_counted() {
+fn numbers_beyond_f16_are_clamped_and_counted() {
     let shape = HeadShape {
         heads: 1,
         kv_heads: 1,
@@ -453,10 +454,10 @@ fn what_f16_can_not_hold_becomes_its_largest_number_and_is_counted() {
     let cache = KvBlocks::zeros(1, 1, 8, KvType::F16, &device);
     let (_, cache) = crate::rotate_and_store(qkv, &zeros(0), &norms, &rotary, &rows, cache, shape);
     assert_eq!(clamped() - before, 2, "the key and the value");
-    let expected = [1.0, F16_LARGEST, F16_LARGEST, F16_LARGEST, -F16_LARGEST, F16_LARGEST, -F16_LARGEST];
+    let expected = [1.0, F16_MAX, F16_MAX, F16_MAX, -F16_MAX, F16_MAX, -F16_MAX];
     let keys: Vec<f32> = numbers(&cache.keys).into_iter().step_by(crate::BLOCK_SIZE).collect();
     for stored in [&keys, &numbers(&cache.values)[..8]] {
         assert_eq!(stored[..7], expected);
-        assert!(stored[7].is_nan(), "what is no number is not made one");
+        assert!(stored[7].is_nan(), "NaN stays NaN");
     }
 }

@@ -23,7 +23,7 @@ use burn::backend::{CubeDevice, DType};
 use burn::tensor::{Device, Int, IntDType, Tensor, TensorData};
 
 use self::matmul::Product;
-use crate::types::{Activation, HeadShape, KernelOps, MatrixError, MatrixSpec, PickRow};
+use crate::types::{Activation, HeadShape, KernelOps, MatrixError, MatrixSpec, SamplingOps, SamplingParams};
 
 pub(crate) use self::bandwidth::copy_bandwidth;
 
@@ -123,8 +123,10 @@ impl KernelOps for CubeBackend {
         copy_blocks::copy_blocks(&keys, &values, &pairs);
         (keys, values)
     }
+}
 
-    fn pick(logits: CubeTensor, rows: Vec<PickRow>) -> CubeTensor {
-        sample::pick(logits, &rows)
+impl SamplingOps for CubeBackend {
+    fn sample(logits: CubeTensor, params: Vec<SamplingParams>) -> CubeTensor {
+        sample::sample(logits, &params)
     }
 }

@@ -1,4 +1,4 @@
-//! Weights on their way to a device.
+//! Uploads weights to a device.
 
 use burn::backend::DispatchDevice;
 use burn::tensor::{Device, Tensor, TensorData};
@@ -10,7 +10,11 @@ use crate::ggml::extend_f32;
 use crate::types::{Matrix, MatrixData, MatrixError, MatrixSpec};
 
 impl Matrix {
-    /// Puts `blocks`, rows in ggml's layout one after the other, on `device`.
+    /// Uploads `blocks`, consecutive rows in ggml's layout, to `device`.
+    ///
+    /// # Errors
+    /// Fails if a row is not a whole number of blocks, if `blocks` has the wrong length, or if the
+    /// matrix exceeds the device's largest buffer.
     pub fn new(spec: MatrixSpec, blocks: &[u8], device: &Device) -> Result<Self, MatrixError> {
         let MatrixSpec { dtype, outputs, inputs } = spec;
         if inputs % dtype.block_len() != 0 {
@@ -24,7 +28,7 @@ impl Matrix {
             DispatchDevice::Flex(_) => MatrixData::Packed(cpu::pack(spec, blocks)),
             #[cfg(feature = "gpu")]
             DispatchDevice::Cube(cube) => MatrixData::Packed(cube::pack(spec, blocks, cube, device)?),
-            #[allow(unreachable_patterns)] // others are a matter of burn's features
+            #[allow(unreachable_patterns)] // which others exist depends on burn's features
             _ => {
                 let mut numbers = Vec::with_capacity(outputs * inputs);
                 extend_f32(dtype, blocks, &mut numbers);

@@ -1,7 +1,7 @@
-//! The operations of a network.
+//! The operations of a network. Each runs the kernels of the device that its arguments are on.
 //!
-//! Shapes: `rows` are the tokens of a step, of one sequence or of many; a [`Matrix`] is
-//! `[outputs, inputs]` and multiplies from the right, transposed.
+//! `rows` are the tokens of a step, of one sequence or of many. A [`Matrix`] is `[outputs, inputs]`;
+//! a product multiplies rows with its transpose.
 
 mod bandwidth;
 mod matrix;
@@ -10,11 +10,15 @@ use burn::backend::{Dispatch, DispatchDevice};
 use burn::tensor::{Device, Int, Tensor};
 
 use crate::reference;
-use crate::types::{Activation, HeadShape, KernelOps, KvBlocks, Matrix, MatrixData, PickRow, StepRows};
+#[cfg(feature = "gpu")]
+use crate::types::SamplingOps;
+use crate::types::{
+    Activation, HeadShape, KernelOps, KvBlocks, Matrix, MatrixData, SamplingParams, StepRows,
+};
 
 pub use bandwidth::copy_bandwidth;
 
-/// Rows of `table` for `ids` `[rows]`: `[rows, inputs]`.
+/// The rows of `table` with the ids `[rows]`: `[rows, inputs]`.
 pub fn embedding(ids: Tensor<1, Int>, table: &Matrix) -> Tensor<2> {
     match &table.data {
         MatrixData::Dense(dense) => reference::embedding(ids, dense),
@@ -38,7 +42,7 @@ pub fn linear(x: Tensor<2>, weight: &Matrix) -> Tensor<2> {
     }
 }
 
-/// [`linear`] added to `residual` `[rows, outputs]`.
+/// [`linear`] plus `residual` `[rows, outputs]`.
 pub fn linear_add(x: Tensor<2>, weight: &Matrix, residual: Tensor<2>) -> Tensor<2> {
     match &weight.data {
         MatrixData::Dense(dense) => reference::linear_add(x, dense, residual),
@@ -51,11 +55,11 @@ pub fn linear_add(x: Tensor<2>, weight: &Matrix, residual: Tensor<2>) -> Tensor<
     }
 }
 
-/// `x / sqrt(mean(x²) + epsilon) * gamma` for each row of `x` `[rows, width]`; `gamma` `[width]`.
+/// `x / sqrt(mean(x²) + epsilon) * gamma` for each row of `x` `[rows, width]`; `gamma` is `[width]`.
 ///
 /// Zhang and Sennrich, "Root mean square layer normalization" (2019).
 pub fn rms_norm(x: Tensor<2>, gamma: &Tensor<1>, epsilon: f32) -> Tensor<2> {
-    if !runs_on(&x.device()) {
+    if !has_kernels(&x.device()) {
         return reference::rms_norm(x, gamma, epsilon);
     }
     Tensor::from_dispatch(Dispatch::rms_norm(x.into_dispatch(), gamma.clone().into_dispatch(), epsilon))
@@ -75,8 +79,9 @@ pub fn norm_linear(x: Tensor<2>, gamma: &Tensor<1>, epsilon: f32, weight: &Matri
     }
 }
 
-/// The gated half of a feed-forward layer: `activation(n·gateᵀ) * (n·upᵀ)` with `n` the
-/// [`rms_norm`] of `x`; `gate_up` holds the gate's rows, then as many of up: `[rows, outputs / 2]`.
+/// The gated half of a feed-forward layer: `activation(n·gateᵀ) * (n·upᵀ)`, where `n` is the
+/// [`rms_norm`] of `x`. `gate_up` holds the rows of gate, then those of up. The result is
+/// `[rows, outputs / 2]`.
 ///
 /// Shazeer, "GLU variants improve Transformer" (2020).
 pub fn norm_gated(
@@ -99,13 +104,15 @@ pub fn norm_gated(
     }
 }
 
-/// Prepares queries, keys and values of a step: bias, head norm, rotation; stores keys and values
-/// in the cache and returns the queries `[rows, heads * head_dim]`.
+/// Applies bias, head norm and rotary embedding to the queries, keys and values of a step, stores
+/// keys and values in the cache, and returns the queries `[rows, heads * head_dim]` and the cache.
 ///
 /// `qkv` is `[rows, (heads + 2 kv_heads) * head_dim]`: all queries, all keys, all values.
-/// `rotary` is `[positions, 2, rotary_dim / 2]`: cosines, then sines. `bias` is as wide as `qkv`,
-/// `norms` is `[2, head_dim]`: the weights of the norms of queries and keys; either may be empty
-/// where `shape` does not ask for it. Rotation: Su et al., "RoFormer" (2021).
+/// `rotary` is `[positions, 2, rotary_dim / 2]`: cosines, then sines. `bias` is as wide as `qkv`.
+/// `norms` is `[2, head_dim]`: the weights of the norms of queries and keys. `bias` and `norms` may
+/// be empty if `shape` has none.
+///
+/// Su et al., "RoFormer: Enhanced transformer with rotary position embedding" (2021).
 pub fn rotate_and_store(
     qkv: Tensor<2>,
     bias: &Tensor<1>,
@@ -115,7 +122,7 @@ pub fn rotate_and_store(
     cache: KvBlocks,
     shape: HeadShape,
 ) -> (Tensor<2>, KvBlocks) {
-    if !runs_on(&qkv.device()) {
+    if !has_kernels(&qkv.device()) {
         return reference::rotate_and_store(qkv, bias, norms, rotary, rows, cache, shape);
     }
     let (queries, keys, values) = Dispatch::rotate_and_store(
@@ -132,13 +139,13 @@ pub fn rotate_and_store(
     (Tensor::from_dispatch(queries), cache)
 }
 
-/// Causal attention of each row over its own sequence's positions, up to and with itself:
-/// `[rows, heads * head_dim]`, for queries of the same shape.
+/// Causal attention of each row over the positions of its own sequence up to and including its own.
+/// Queries and result are `[rows, heads * head_dim]`.
 ///
 /// Kwon et al., "Efficient memory management for large language model serving with
 /// PagedAttention" (2023).
 pub fn attention(queries: Tensor<2>, cache: &KvBlocks, rows: &StepRows, shape: HeadShape) -> Tensor<2> {
-    if !runs_on(&queries.device()) {
+    if !has_kernels(&queries.device()) {
         return reference::attention(queries, cache, rows, shape);
     }
     Tensor::from_dispatch(<Dispatch as KernelOps>::attention(
@@ -152,9 +159,9 @@ pub fn attention(queries: Tensor<2>, cache: &KvBlocks, rows: &StepRows, shape: H
     ))
 }
 
-/// Copies whole blocks, `(from, to)` each.
+/// Copies whole blocks of keys and values: for each pair `(from, to)`, in order.
 pub fn copy_blocks(cache: KvBlocks, pairs: &[(u32, u32)]) -> KvBlocks {
-    if !runs_on(&cache.keys.device()) {
+    if !has_kernels(&cache.keys.device()) {
         return reference::copy_blocks(cache, pairs);
     }
     let (keys, values) =
@@ -162,23 +169,25 @@ pub fn copy_blocks(cache: KvBlocks, pairs: &[(u32, u32)]) -> KvBlocks {
     KvBlocks { keys: Tensor::from_dispatch(keys), values: Tensor::from_dispatch(values) }
 }
 
-/// A token for each row of `logits` `[rows, vocabulary]`, picked on the device: `[rows]`.
+/// A token for each row of `logits` `[rows, vocabulary]`, sampled on the device: ids `[rows]`.
 ///
-/// Filters apply in the order min_p, top_k, top_p, as in the worker's `sampling`.
-pub fn pick(logits: Tensor<2>, rows: &[PickRow]) -> Tensor<1, Int> {
-    if !runs_on(&logits.device()) {
-        return reference::pick(logits, rows);
+/// `params` has one entry for each row. Filters apply in the order min_p, top_k, top_p, as in the
+/// worker's own sampler.
+pub fn sample(logits: Tensor<2>, params: &[SamplingParams]) -> Tensor<1, Int> {
+    #[cfg(feature = "gpu")]
+    if let DispatchDevice::Cube(_) = logits.device().as_dispatch() {
+        return Tensor::from_dispatch(Dispatch::sample(logits.into_dispatch(), params.to_vec()));
     }
-    Tensor::from_dispatch(Dispatch::pick(logits.into_dispatch(), rows.to_vec()))
+    reference::sample(logits, params)
 }
 
-/// Whether the device has operations of its own; others run the twins.
-fn runs_on(device: &Device) -> bool {
+/// Whether the device's backend has kernels; others compute the reference.
+fn has_kernels(device: &Device) -> bool {
     match device.as_dispatch() {
         DispatchDevice::Flex(_) => true,
         #[cfg(feature = "gpu")]
         DispatchDevice::Cube(_) => true,
-        #[allow(unreachable_patterns)] // others are a matter of burn's features
+        #[allow(unreachable_patterns)] // which others exist depends on burn's features
         _ => false,
     }
 }

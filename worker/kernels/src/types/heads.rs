@@ -1,32 +1,34 @@
-//! How a layer's heads and its feed-forward gate are configured.
+//! The shape of attention heads, and the activation of a gated feed-forward layer.
 
 /// The gate's activation in a gated feed-forward layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Activation {
     /// x · sigmoid(x).
     Silu,
-    /// GELU in its tanh approximation.
+    /// The tanh approximation of GELU.
     GeluTanh,
 }
 
 /// How one row of queries, keys and values is laid out, and what is done to it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct HeadShape {
-    /// Query heads.
+    /// Number of query heads.
     pub heads: usize,
-    /// Key/value heads; each serves `heads / kv_heads` query heads, which lie side by side.
+    /// Number of key/value heads; each serves `heads / kv_heads` adjacent query heads.
     pub kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// Leading components of a head that are rotated, as pairs (i, i + rotary_dim / 2); 0 for none.
+    /// Number of leading components of a head that are rotated, as pairs (i, i + rotary_dim / 2);
+    /// 0 for none.
     pub rotary_dim: usize,
-    /// RMS normalisation of each head's query and key before rotation: the epsilon.
+    /// Epsilon of the RMS norm of each head's query and key before rotation; `None` for no norm.
     pub head_norm: Option<f32>,
-    /// Whether a bias is added to queries, keys and values first.
+    /// Whether a bias is added to queries, keys and values before anything else.
     pub bias: bool,
-    /// What scores are multiplied with before the softmax.
+    /// Factor of the scores before the softmax.
     pub scale: f32,
-    /// How many positions back a token sees, itself included; `None` for all.
+    /// Size of the sliding window: the number of positions that a token attends to, its own
+    /// included. `None` for all positions.
     pub window: Option<usize>,
 }
 
@@ -36,7 +38,7 @@ impl HeadShape {
         self.heads * self.head_dim
     }
 
-    /// Width of all key (or value) heads together.
+    /// Width of all key heads together, which is also that of all value heads.
     pub fn kv_width(&self) -> usize {
         self.kv_heads * self.head_dim
     }

@@ -1,19 +1,21 @@
-//! The operations as a backend extension: what a backend with kernels of its own implements.
+//! The backend extensions: what a backend with kernels implements.
 //!
-//! Arguments and results are those of [`crate::ops`], as the backend's own tensors: weights are
-//! the packed data of a [`crate::Matrix`] and their [`MatrixSpec`], a step's rows are the tensors
-//! of [`crate::StepRows`], a cache the two of [`crate::KvBlocks`]. Pools come by value, are written
-//! in place and are given back.
+//! Arguments and results are those of [`crate::ops`], as tensors of the backend. A weight is the
+//! packed data of a [`crate::Matrix`] with its [`MatrixSpec`]; `rows`, `tables` and `tiles` are the
+//! tensors of [`crate::StepRows`]; `keys` and `values` those of [`crate::KvBlocks`]. The pools are
+//! passed by value, written in place and returned.
 
-#![allow(missing_docs)] // documented in `ops`; the macro also makes an implementation of each
+#![allow(missing_docs)] // documented in `ops`; the macro implements each for `Dispatch`
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, backend_extension};
 
 use super::heads::{Activation, HeadShape};
 use super::matrix::MatrixSpec;
-use super::sampling::PickRow;
+#[cfg(feature = "gpu")]
+use super::sampling::SamplingParams;
 
+/// The operations of a layer, on the CPU and on GPUs.
 #[cfg_attr(feature = "gpu", backend_extension(Flex, Cube))]
 #[cfg_attr(not(feature = "gpu"), backend_extension(Flex))]
 pub(crate) trait KernelOps: Backend {
@@ -47,7 +49,7 @@ pub(crate) trait KernelOps: Backend {
         activation: Activation,
     ) -> FloatTensor<Self>;
 
-    /// Queries, keys, values.
+    /// Returns queries, keys and values.
     #[allow(clippy::too_many_arguments)]
     fn rotate_and_store(
         qkv: FloatTensor<Self>,
@@ -70,12 +72,17 @@ pub(crate) trait KernelOps: Backend {
         shape: HeadShape,
     ) -> FloatTensor<Self>;
 
-    /// Keys, values.
+    /// Returns keys and values.
     fn copy_blocks(
         keys: FloatTensor<Self>,
         values: FloatTensor<Self>,
         pairs: Vec<(u32, u32)>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
+}
 
-    fn pick(logits: FloatTensor<Self>, rows: Vec<PickRow>) -> IntTensor<Self>;
+/// Sampling, on GPUs only: elsewhere [`crate::ops::sample`] takes the reference.
+#[cfg(feature = "gpu")]
+#[backend_extension(Cube)]
+pub(crate) trait SamplingOps: Backend {
+    fn sample(logits: FloatTensor<Self>, params: Vec<SamplingParams>) -> IntTensor<Self>;
 }

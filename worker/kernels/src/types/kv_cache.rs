@@ -1,26 +1,29 @@
 //! The paged cache of keys and values.
+//!
+//! Kwon et al., "Efficient memory management for large language model serving with
+//! PagedAttention" (2023).
 
 use burn::backend::DType;
 use burn::tensor::{Device, Tensor};
 
-/// Positions in a block of the cache.
+/// Number of positions in a block of the cache.
 pub const BLOCK_SIZE: usize = 16;
 
-/// The largest number that f16 has.
-pub(crate) const F16_LARGEST: f32 = 65504.0;
+/// The largest finite f16.
+pub(crate) const F16_MAX: f32 = 65504.0;
 
-/// How a cache stores its numbers. They are computed with as f32 in either case.
+/// How a cache stores its elements. Attention computes with f32 in either case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KvType {
-    /// As they are.
+    /// As computed.
     F32,
-    /// Rounded to the nearest f16, ties to even; what lies beyond its range becomes its largest
-    /// number, and is counted by [`crate::clamped`]. On the CPU only.
+    /// Rounded to the nearest f16, ties to even. Elements beyond f16's range are clamped to its
+    /// largest finite number and counted by [`crate::clamped`]. CPU only.
     F16,
 }
 
 impl KvType {
-    /// What a number takes.
+    /// Size of an element in bytes.
     pub const fn bytes(self) -> usize {
         match self {
             Self::F32 => 4,
@@ -38,22 +41,22 @@ impl From<KvType> for DType {
     }
 }
 
-/// One layer's pool of keys and values.
+/// One layer's pool of cache blocks.
 ///
-/// Keys are `[blocks, kv_heads, head_dim, BLOCK_SIZE]`, so that neighbouring positions lie side by
-/// side for the products with a query; values are `[blocks, kv_heads, BLOCK_SIZE, head_dim]`. The
-/// pool is written in place and must have one owner: operations that write take it and give it
-/// back.
+/// Keys are `[blocks, kv_heads, head_dim, BLOCK_SIZE]`, so that a product with a query reads
+/// adjacent positions from adjacent memory; values are `[blocks, kv_heads, BLOCK_SIZE, head_dim]`.
+/// The pool is written in place and must have one owner: operations that write to it take it by
+/// value and return it.
 #[derive(Debug)]
 pub struct KvBlocks {
-    /// Keys, rotated.
+    /// Keys, after rotation.
     pub keys: Tensor<4>,
     /// Values.
     pub values: Tensor<4>,
 }
 
 impl KvBlocks {
-    /// A pool of `blocks` zeroed blocks.
+    /// A pool of `blocks` blocks filled with zeros.
     pub fn zeros(blocks: usize, kv_heads: usize, head_dim: usize, stored: KvType, device: &Device) -> Self {
         let options = (device, DType::from(stored));
         Self {

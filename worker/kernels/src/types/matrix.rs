@@ -1,84 +1,84 @@
-//! Weights as they are stored.
+//! Weight matrices, in the formats in which checkpoints store them.
 
 use burn::tensor::{Int, Tensor};
 
 use crate::ggml::GgmlType;
 
-/// Rows of numbers in one of ggml's formats, `[outputs, inputs]`, on a device.
+/// A weight matrix `[outputs, inputs]` in one of ggml's formats, on a device.
 #[derive(Debug, Clone)]
 pub struct Matrix {
     pub(crate) data: MatrixData,
     pub(crate) spec: MatrixSpec,
 }
 
-/// What a device keeps of a [`Matrix`].
+/// How a device stores a [`Matrix`].
 #[derive(Debug, Clone)]
 pub(crate) enum MatrixData {
-    /// As the device's own operations want it.
+    /// Packed for the kernels of the device's backend.
     Packed(Tensor<1, Int>),
-    /// Expanded to `[outputs, inputs]`, for a device without operations of its own.
+    /// Dequantised to `[outputs, inputs]`, for a backend without kernels.
     Dense(Tensor<2>),
 }
 
-/// What a kernel must know of a [`Matrix`] besides its data.
+/// Format and shape of a [`Matrix`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MatrixSpec {
-    /// How numbers are stored.
+    /// Storage format.
     pub dtype: GgmlType,
-    /// Rows: the width of what a product gives.
+    /// Number of rows: the width of a product's result.
     pub outputs: usize,
-    /// Columns: the width of what a product takes.
+    /// Number of columns: the width of a product's input.
     pub inputs: usize,
 }
 
-/// Data that are no matrix of the wanted kind.
+/// Why bytes could not become a [`Matrix`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum MatrixError {
     /// A row is not a whole number of blocks.
-    #[error("rows of {inputs} numbers are not whole blocks of {dtype} ({block} numbers)")]
+    #[error("a row of {inputs} numbers is not a whole number of {dtype} blocks of {block} numbers")]
     PartialBlock {
-        /// Columns.
+        /// Numbers in a row.
         inputs: usize,
-        /// The format.
+        /// Storage format.
         dtype: GgmlType,
         /// Numbers in a block.
         block: usize,
     },
-    /// Too few or too many bytes.
-    #[error("{found} bytes for a matrix of {expected} bytes")]
+    /// The number of bytes does not match shape and format.
+    #[error("the matrix takes {expected} bytes, but {found} were given")]
     Size {
         /// Bytes given.
         found: usize,
-        /// Bytes that shape and format need.
+        /// Bytes that shape and format require.
         expected: usize,
     },
-    /// More than a buffer of the device can hold.
+    /// The matrix exceeds the largest buffer of the device.
     #[error(
-        "the device holds at most {limit} bytes in a buffer, the matrix takes {bytes}; use the cpu backend or a smaller format"
+        "the matrix takes {bytes} bytes, but a buffer of this device holds at most {limit}; use the cpu backend or a smaller format"
     )]
     TooLarge {
-        /// Bytes that the matrix takes.
+        /// Size of the matrix in bytes.
         bytes: u64,
-        /// Bytes of the largest buffer.
+        /// Size of the device's largest buffer in bytes.
         limit: u64,
     },
 }
 
 impl MatrixSpec {
-    /// Bytes of one row in ggml's layout.
+    /// Size of one row in ggml's layout, in bytes.
     pub fn row_bytes(&self) -> usize {
         self.inputs / self.dtype.block_len() * self.dtype.block_bytes()
     }
 }
 
 impl Matrix {
-    /// Its shape and format.
+    /// Format and shape.
     pub fn spec(&self) -> MatrixSpec {
         self.spec
     }
 
-    /// Bytes that it takes on the device.
+    /// Size on the device in bytes.
     pub fn bytes(&self) -> usize {
         match &self.data {
             MatrixData::Packed(data) => data.dims()[0] * data.dtype().size(),

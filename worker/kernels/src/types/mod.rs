@@ -1,4 +1,5 @@
-//! What operations, backends and their callers agree on: shapes, weights, the cache, errors.
+//! What the operations, their implementations and their callers share: shapes, weights, the paged
+//! cache, errors, and the traits that a backend with kernels implements.
 
 mod heads;
 mod kernel_ops;
@@ -9,11 +10,13 @@ mod sampling;
 
 pub use heads::{Activation, HeadShape};
 pub(crate) use kernel_ops::KernelOps;
-pub(crate) use kv_cache::F16_LARGEST;
+#[cfg(feature = "gpu")]
+pub(crate) use kernel_ops::SamplingOps;
+pub(crate) use kv_cache::F16_MAX;
 pub use kv_cache::{BLOCK_SIZE, KvBlocks, KvType};
 pub(crate) use matrix::MatrixData;
 pub use matrix::{Matrix, MatrixError, MatrixSpec};
 #[cfg(feature = "gpu")]
 pub(crate) use rows::TILE_ROWS;
 pub use rows::{RowSpan, StepRows};
-pub use sampling::PickRow;
+pub use sampling::SamplingParams;

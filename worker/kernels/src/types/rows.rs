@@ -1,10 +1,10 @@
-//! Which rows of a step belong to what.
+//! The rows of a scheduler step: which sequence, position and cache slot each has.
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use super::kv_cache::BLOCK_SIZE;
 
-/// Rows of a sequence that kernels may take together.
+/// Largest number of rows of one sequence that a GPU kernel computes together.
 pub(crate) const TILE_ROWS: usize = 8;
 
 /// Consecutive tokens of one sequence in a step.
@@ -12,30 +12,31 @@ pub(crate) const TILE_ROWS: usize = 8;
 pub struct RowSpan<'a> {
     /// Position of the first token in its sequence.
     pub start: usize,
-    /// How many tokens.
+    /// Number of tokens.
     pub rows: usize,
-    /// The sequence's block table: where positions `i * BLOCK_SIZE ..` are kept. It reaches to the
-    /// last of these tokens.
+    /// The sequence's block table: entry `i` is the block that holds the positions from
+    /// `i * BLOCK_SIZE` on. It covers at least the last of these tokens.
     pub blocks: &'a [u32],
 }
 
-/// Which sequence and position each row of a step is, on the device.
+/// The sequence, position and cache slot of each row of a step, on the device.
 #[derive(Debug, Clone)]
 pub struct StepRows {
-    /// `[rows, 3]`: the token's position, its span (a row of `tables`), and the slot that its key
-    /// and value go to (`block * BLOCK_SIZE + offset`).
+    /// `[rows, 3]`: the token's position, its span (a row of `tables`), and the slot where its key
+    /// and value are stored (`block * BLOCK_SIZE + offset`).
     pub rows: Tensor<2, Int>,
-    /// `[spans, most blocks]`: block tables, filled up with zeros.
+    /// `[spans, blocks of the longest table]`: block tables, padded with zeros.
     pub tables: Tensor<2, Int>,
-    /// `[tiles, 2]`: the first row and the number of rows, at most [`TILE_ROWS`] of one span.
+    /// `[tiles, 2]`: first row and number of rows of each tile, which has at most [`TILE_ROWS`]
+    /// rows of one span.
     pub(crate) tiles: Tensor<2, Int>,
 }
 
 impl StepRows {
-    /// Uploads the layout of a step. Rows of a span follow each other, spans in this order.
+    /// Uploads the layout of a step. The rows of a span are consecutive, and spans keep their order.
     ///
-    /// A position behind the end of its block table goes to block 0: the caller's mistake, but
-    /// never a write outside the pool.
+    /// A position beyond the end of its block table is assigned to block 0. That is a mistake of the
+    /// caller, but it never writes outside the pool.
     pub fn new(spans: &[RowSpan<'_>], device: &Device) -> Self {
         let (mut rows, mut tiles) = (Vec::new(), Vec::new());
         for (number, span) in spans.iter().enumerate() {

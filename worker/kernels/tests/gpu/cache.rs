@@ -1,4 +1,4 @@
-//! The cache: rotation and storing, attention, copies.
+//! The cache: rotary embedding and stores, attention, block copies.
 
 use burn::tensor::{Device, Tensor};
 use emberline_kernels::{BLOCK_SIZE, HeadShape, KvBlocks, KvType, RowSpan, StepRows, reference};
@@ -21,7 +21,7 @@ fn shape(heads: usize, kv_heads: usize, head_dim: usize) -> HeadShape {
     }
 }
 
-/// What a layer has besides its cache, on the GPU and on the CPU.
+/// A layer's shape and tensors except its cache, on the GPU and on the CPU.
 struct Layer {
     shape: HeadShape,
     bias: (Tensor<1>, Tensor<1>),
@@ -42,7 +42,7 @@ impl Layer {
         }
     }
 
-    /// Rows of queries, keys and values.
+    /// Random rows of queries, keys and values.
     fn projections(&self, random: &mut Random, rows: usize) -> Vec<f32> {
         random.numbers(rows * (self.shape.query_width() + 2 * self.shape.kv_width()))
     }
@@ -56,7 +56,7 @@ impl Layer {
         (attention(queries, &cache, &rows, self.shape), cache)
     }
 
-    fn twin(&self, qkv: &[f32], spans: &[RowSpan<'_>], cache: KvBlocks) -> (Tensor<2>, KvBlocks) {
+    fn reference(&self, qkv: &[f32], spans: &[RowSpan<'_>], cache: KvBlocks) -> (Tensor<2>, KvBlocks) {
         let rows = StepRows::new(spans, &Device::flex());
         let count: usize = spans.iter().map(|span| span.rows).sum();
         let (_, qkv) = both(qkv.to_vec(), [count, qkv.len() / count]);
@@ -77,7 +77,7 @@ impl Layer {
     }
 }
 
-/// Block tables of sequences that all have `blocks` blocks, scattered over a pool.
+/// Block tables of `sequences` sequences with `blocks` blocks each, scattered over a pool.
 fn tables(random: &mut Random, sequences: usize, blocks: usize) -> Vec<Vec<u32>> {
     let mut free: Vec<u32> = (0..(sequences * blocks) as u32).collect();
     let table = |_| (0..blocks).map(|_| free.swap_remove(random.below(free.len()))).collect();
@@ -85,7 +85,7 @@ fn tables(random: &mut Random, sequences: usize, blocks: usize) -> Vec<Vec<u32>>
 }
 
 #[test]
-fn a_few_steps_of_two_sequences_are_as_their_twins() {
+fn a_few_steps_of_two_sequences_match_the_reference() {
     let mut random = Random::new(11);
     let windowed = HeadShape { window: Some(20), ..shape(4, 2, 16) };
     let normed = HeadShape { head_norm: Some(1e-6), bias: true, rotary_dim: 8, ..shape(6, 2, 24) };
@@ -94,7 +94,7 @@ fn a_few_steps_of_two_sequences_are_as_their_twins() {
         let layer = Layer::new(&mut random, shape, 80);
         let tables = tables(&mut random, 2, 5);
         let (mut cache, mut expected_cache) = (layer.pool(10, &gpu()), layer.pool(10, &Device::flex()));
-        // (start, rows) of both sequences: a prompt in two chunks beside one in one, then tokens.
+        // (start, rows) of both sequences: a prompt in two chunks beside one in one chunk, then decoding.
         for step in [[(0, 19), (0, 3)], [(19, 14), (3, 1)], [(33, 1), (4, 1)], [(34, 1), (5, 30)]] {
             let spans: Vec<RowSpan<'_>> = step
                 .iter()
@@ -104,7 +104,7 @@ fn a_few_steps_of_two_sequences_are_as_their_twins() {
             let rows = spans.iter().map(|span| span.rows).sum();
             let qkv = layer.projections(&mut random, rows);
             let (got, new_cache) = layer.step(&qkv, &spans, cache);
-            let (expected, new_expected) = layer.twin(&qkv, &spans, expected_cache);
+            let (expected, new_expected) = layer.reference(&qkv, &spans, expected_cache);
             assert_close(&format!("{shape:?}"), &host(got), &host(expected), TOLERANCE);
             (cache, expected_cache) = (new_cache, new_expected);
         }
@@ -113,7 +113,8 @@ fn a_few_steps_of_two_sequences_are_as_their_twins() {
     }
 }
 
-/// Feeds `lengths` tokens of several sequences by chunks and returns each sequence's outputs.
+/// Runs `steps` of several sequences, each a list of `(sequence, start, rows)`, and returns each
+/// sequence's outputs.
 fn run(
     layer: &Layer,
     sequences: &[Vec<f32>],
@@ -154,9 +155,9 @@ fn a_row_attends_to_the_same_bits_alone_or_batched_in_any_chunks() {
         let layer = Layer::new(&mut random, shape, 400);
         let sequences = [layer.projections(&mut random, 400), layer.projections(&mut random, 30)];
         let tables = tables(&mut random, 2, 25);
-        // The whole prompt at once, beside nothing.
+        // Each prompt in one chunk, alone in its step.
         let alone = run(&layer, &sequences, &tables, &[vec![(0, 0, 400)], vec![(1, 0, 30)]]);
-        // Chunks of odd lengths, beside another sequence's tokens.
+        // Chunks of odd lengths, batched with another sequence's rows.
         let mut steps = vec![vec![(0, 0, 7)], vec![(1, 0, 9), (0, 7, 130)], vec![(0, 137, 250), (1, 9, 1)]];
         steps.extend((0..13).map(|i| vec![(0, 387 + i, 1), (1, 10 + i, 1)]));
         steps.push(vec![(1, 23, 7)]);
@@ -203,7 +204,7 @@ fn a_long_context_is_split_and_comes_out_the_same() {
 }
 
 #[test]
-fn copied_blocks_are_those_of_the_twin() {
+fn copied_blocks_match_the_reference() {
     let mut random = Random::new(14);
     for pairs in [vec![(0, 5), (3, 1), (7, 2)], vec![(0, 1), (1, 2), (4, 1)]] {
         let pool =
@@ -217,7 +218,7 @@ fn copied_blocks_are_those_of_the_twin() {
     }
 }
 
-/// A second owner, which there never is, sees the writes: nothing was copied.
+/// A second handle to the pool, which only this test holds, sees the writes: nothing was copied.
 #[test]
 fn the_pool_is_written_in_place() {
     let mut random = Random::new(15);

@@ -1,8 +1,8 @@
-//! Every operation on the GPU against its reference, and that a row's bits depend on nothing but itself.
+//! Every operation on the GPU matches the reference, and a row's bits depend on nothing but the row.
 //!
-//! Runs on a software adapter where there is no GPU: `make test` installs one.
+//! Without a GPU the tests run on a software adapter, which `make test` installs.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)] // also in the functions that tests call
+#![allow(clippy::unwrap_used, clippy::expect_used)] // also in functions that the tests call
 
 mod bandwidth;
 mod cache;

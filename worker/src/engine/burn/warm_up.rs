@@ -6,15 +6,16 @@
 
 use std::io::IsTerminal;
 
-use emberline_kernels::{BLOCK_SIZE, PickRow};
+use emberline_kernels::{BLOCK_SIZE, SamplingParams};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::engine::scheduler::Limits;
 use crate::model::{ComputeError, Network, StepSpan};
 
-const GREEDY: PickRow = PickRow { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, random: 0.5 };
-const DRAWN: PickRow = PickRow { temperature: 1.0, ..GREEDY };
-const FILTERED: PickRow = PickRow { top_k: 40, top_p: 0.9, min_p: 0.05, ..DRAWN };
+const GREEDY: SamplingParams =
+    SamplingParams { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, random: 0.5 };
+const DRAWN: SamplingParams = SamplingParams { temperature: 1.0, ..GREEDY };
+const FILTERED: SamplingParams = SamplingParams { top_k: 40, top_p: 0.9, min_p: 0.05, ..DRAWN };
 
 /// A kind of step.
 #[derive(Debug, Clone, Copy)]
@@ -76,7 +77,7 @@ fn step(network: &mut Network, kind: Kind, limits: &Limits) -> Result<(), Comput
     }
     let Some(logits) = network.forward(&spans)? else { return Ok(()) };
     for picks in [[GREEDY; 3], [DRAWN; 3], [GREEDY, DRAWN, FILTERED]] {
-        let rows: Vec<PickRow> = picks.into_iter().cycle().take(logits.rows()).collect();
+        let rows: Vec<SamplingParams> = picks.into_iter().cycle().take(logits.rows()).collect();
         logits.pick(&rows)?;
     }
     if decoding > 1 {
