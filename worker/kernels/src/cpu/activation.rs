@@ -1,4 +1,4 @@
-//! Activations.
+//! The activations of gated feed-forward layers.
 
 use super::simd::{Kernel, LANES, Simd, exp};
 use crate::types::Activation;
@@ -19,7 +19,7 @@ pub(crate) fn gate<S: Simd>(s: S, activation: Activation, gate: S::Floats, up: S
     s.mul(activated, up)
 }
 
-/// [`gate`] of slices, in place of `gate`.
+/// [`gate`] of slices; the result replaces `gate`.
 pub(crate) struct Gate<'a> {
     pub(crate) activation: Activation,
     pub(crate) gate: &'a mut [f32],

@@ -1,81 +1,80 @@
-//! Weights as the CPU keeps them, and how they become numbers in registers.
+//! The layout of packed weights on the CPU, and how they are dequantised in registers.
 //!
-//! A matrix is packed in panels of 16 outputs, so that a vector holds the same input's weights of
-//! 16 outputs. Two panels that are 32 outputs make a strip, which is one run of memory: for each
-//! stretch of inputs ([`Format::LEN`], the file format's block), a record of the first panel, then
-//! one of the second. The last strip is filled up with outputs of zeros, and rows of plain floats
-//! with zeros to whole stretches.
+//! A matrix is packed in panels of 16 outputs, so that a vector holds the weights of 16 outputs for
+//! one input. Two panels, 32 outputs, make a strip, which is contiguous: for each block of
+//! [`Format::INPUTS`] inputs, a record of the first panel, then one of the second. The last strip is
+//! padded with outputs of zeros, and rows of plain floats are padded with zeros to whole blocks.
 //!
-//! A record holds what the blocks of its 16 outputs hold, in as many bytes (a few more for the
-//! K formats' scales), by lane: scales are vectors of 16 f16 or bytes; numbers of 4 bits are words
-//! of eight successive inputs, the first in the lowest bits; further bits are words, of as many
-//! inputs as they hold; bytes and floats are one vector for each input.
+//! A record holds the blocks of its 16 outputs by lane, in the same number of bytes (a few more for
+//! the scales of the K formats). Scales are vectors of 16 f16 or bytes. Numbers of 4 bits are packed
+//! in words of eight consecutive inputs, the first in the lowest bits; higher bits are in words of
+//! their own, of as many inputs as fit. Bytes and floats are one vector per input.
 //!
-//! A weight is computed by the operations of [`crate::ggml`] in their order, or by others that
-//! are exact where those are, so it is the same number.
+//! A weight is computed by the operations of [`crate::ggml`] in the same order, or by others that are
+//! exact where those are, so it has the same bits.
 
-use super::simd::{Simd, part};
+use super::simd::{Simd, array_at};
 
-/// Inputs that share scales, at most: the unit of decoding.
+/// Largest number of inputs that share a scale.
 pub(crate) const GROUP: usize = 32;
-/// Inputs that are decoded at a time.
-pub(crate) const OCTET: usize = 8;
+/// Number of inputs that are decoded at a time.
+pub(crate) const CHUNK: usize = 8;
 
-/// A number format.
+/// The layout of a storage format.
 pub(crate) trait Format: 'static {
-    /// Inputs of a record.
-    const LEN: usize = GROUP;
-    /// Bytes of a record.
-    const RECORD: usize;
+    /// Number of inputs in a record.
+    const INPUTS: usize = GROUP;
+    /// Size of a record in bytes.
+    const BYTES: usize;
 
-    /// What all numbers of a group need: for the formats with one scale, that and an offset.
+    /// Scale and offset of a group; for Q6_K the two scales of its halves.
     fn scales<S: Simd>(s: S, record: &[u8], group: usize) -> (S::Floats, S::Floats);
 
-    /// Eight inputs' weights.
-    fn octet<S: Simd>(
+    /// The weights of [`CHUNK`] inputs, number `chunk` of the group.
+    fn decode<S: Simd>(
         s: S,
         record: &[u8],
         group: usize,
-        octet: usize,
+        chunk: usize,
         scales: (S::Floats, S::Floats),
-    ) -> [S::Floats; OCTET];
+    ) -> [S::Floats; CHUNK];
 }
 
-/// Bits of 2²³⁻ⁿ: a number of few bits at bit n of its mantissa counts in units.
+/// The bits of 2²³⁻ᵇⁱᵗ: an integer stored at `bit` of this float's mantissa adds its own value.
 const fn unit_at(bit: u32) -> u32 {
     (127 + 23 - bit) << 23
 }
 
-/// Numbers of `WIDTH` bits at their [`PLACES`] of eight words, less `zero`.
+/// The integers of `WIDTH` bits at their [`PLACES`] in eight words, as floats minus `zero`.
 ///
-/// With the exponent that makes the lowest bit of the number one unit, the number needs no
-/// conversion: subtracting what the exponent alone stands for is exact.
+/// No conversion is needed: the exponent is chosen so that the integer's lowest bit counts 1, and the
+/// subtraction of the exponent's own value is exact.
 #[inline(always)]
-fn unbiased<S: Simd, const WIDTH: u32>(s: S, words: [S::Words; OCTET], zero: f32) -> [S::Floats; OCTET] {
-    let mut numbers = [s.zero(); OCTET];
-    for i in 0..OCTET {
+fn unbiased<S: Simd, const WIDTH: u32>(s: S, words: [S::Words; CHUNK], zero: f32) -> [S::Floats; CHUNK] {
+    let mut numbers = [s.zero(); CHUNK];
+    for i in 0..CHUNK {
         let (bit, mask) = (PLACES[i], (1 << WIDTH) - 1);
-        let raised = s.with_bits(words[i], mask << bit, unit_at(bit));
+        let raised = s.and_or(words[i], mask << bit, unit_at(bit));
         numbers[i] = s.sub(raised, s.splat(f32::from_bits(unit_at(bit)) + zero));
     }
     numbers
 }
 
-/// Where each of a word's eight numbers is made a float; the last three only fit into a mantissa
-/// after the word is shifted by 12.
-const PLACES: [u32; OCTET] = [0, 4, 8, 12, 16, 8, 12, 16];
+/// The bit at which each of a word's eight integers is read; the last three fit into a mantissa only
+/// after the word is shifted right by 12.
+const PLACES: [u32; CHUNK] = [0, 4, 8, 12, 16, 8, 12, 16];
 
-/// Numbers of 4 bits, less `zero`.
+/// Integers of 4 bits, as floats minus `zero`.
 #[inline(always)]
-fn nibbles<S: Simd>(s: S, low: &[u8; 64], zero: f32) -> [S::Floats; OCTET] {
-    let low = s.words(low);
-    let shifted = s.right(low, 12);
+fn nibbles<S: Simd>(s: S, low: &[u8; 64], zero: f32) -> [S::Floats; CHUNK] {
+    let low = s.read_u32(low);
+    let shifted = s.shift_right(low, 12);
     let words = [low, low, low, low, low, shifted, shifted, shifted];
     unbiased::<S, 4>(s, words, zero)
 }
 
-/// Numbers of 4 low and `HIGH` high bits, less `zero`; the high bits are in `high` from `HIGH *
-/// first` on.
+/// Integers of 4 low and `HIGH` high bits, as floats minus `zero`. The high bits are in `high` from bit
+/// `HIGH * first` on.
 #[inline(always)]
 fn with_high<S: Simd, const HIGH: u32, const WIDTH: u32>(
     s: S,
@@ -83,14 +82,14 @@ fn with_high<S: Simd, const HIGH: u32, const WIDTH: u32>(
     high: &[u8; 64],
     first: u32,
     zero: f32,
-) -> [S::Floats; OCTET] {
-    let (low, high) = (s.words(low), s.right(s.words(high), HIGH * first));
-    let shifted = s.right(low, 12);
+) -> [S::Floats; CHUNK] {
+    let (low, high) = (s.read_u32(low), s.shift_right(s.read_u32(high), HIGH * first));
+    let shifted = s.shift_right(low, 12);
     let mut words = [low, low, low, low, low, shifted, shifted, shifted];
-    for i in 0..OCTET {
+    for i in 0..CHUNK {
         let bit = PLACES[i];
         let (from, to) = (HIGH * i as u32, bit + 4);
-        let moved = if from > to { s.right(high, from - to) } else { s.left(high, to - from) };
+        let moved = if from > to { s.shift_right(high, from - to) } else { s.shift_left(high, to - from) };
         words[i] = s.select(0xF << bit, words[i], moved);
     }
     unbiased::<S, WIDTH>(s, words, zero)
@@ -98,30 +97,30 @@ fn with_high<S: Simd, const HIGH: u32, const WIDTH: u32>(
 
 /// Each number times the scale.
 #[inline(always)]
-fn scaled<S: Simd>(s: S, numbers: [S::Floats; OCTET], scale: S::Floats) -> [S::Floats; OCTET] {
+fn scaled<S: Simd>(s: S, numbers: [S::Floats; CHUNK], scale: S::Floats) -> [S::Floats; CHUNK] {
     let mut weights = numbers;
-    for i in 0..OCTET {
+    for i in 0..CHUNK {
         weights[i] = s.mul(numbers[i], scale);
     }
     weights
 }
 
-/// Each number times the scale, plus the offset. The product is exact, as numbers have 5 bits and
-/// scales 17 at most: so it does not matter that it is not rounded by itself.
+/// Each number times the scale, plus the offset. The product is exact, as a number has at most 5 bits
+/// and a scale 17, so fusing it with the sum does not change the result.
 #[inline(always)]
 fn shifted<S: Simd>(
     s: S,
-    numbers: [S::Floats; OCTET],
+    numbers: [S::Floats; CHUNK],
     (scale, offset): (S::Floats, S::Floats),
-) -> [S::Floats; OCTET] {
+) -> [S::Floats; CHUNK] {
     let mut weights = numbers;
-    for i in 0..OCTET {
+    for i in 0..CHUNK {
         weights[i] = s.fma(numbers[i], scale, offset);
     }
     weights
 }
 
-/// A type for each format, with its record: parts and their sizes in bytes.
+/// Declares a type for each format. The docs list the fields of its record with their sizes in bytes.
 macro_rules! formats {
     ($($(#[$doc:meta])* $name:ident;)+) => {
         $($(#[$doc])* #[derive(Debug)] pub(crate) struct $name;)+
@@ -129,11 +128,11 @@ macro_rules! formats {
 }
 
 formats! {
-    /// 32 singles of 64.
+    /// 32 vectors of f32: 64 each.
     F32;
-    /// 32 halves of 32.
+    /// 32 vectors of f16: 32 each.
     F16;
-    /// 32 brain halves of 32.
+    /// 32 vectors of bf16: 32 each.
     BF16;
     /// Scale 32, low bits 4 · 64.
     Q4_0;
@@ -145,16 +144,16 @@ formats! {
     Q5_1;
     /// Scale 32, bytes 32 · 16.
     Q8_0;
-    /// Scale 32, minimum's scale 32, scales 8 · 16, minima 8 · 16, low bits 32 · 64.
+    /// Scale 32, dmin 32, scales 8 · 16, minima 8 · 16, low bits 32 · 64.
     Q4K;
-    /// As Q4_K, and fifth bits 8 · 64.
+    /// The fields of Q4_K, then fifth bits 8 · 64.
     Q5K;
     /// Scale 32, scales 16 · 16, low bits 32 · 64, high bits 16 · 64.
     Q6K;
 }
 
-/// Where the parts of records begin.
-pub(crate) mod place {
+/// Offsets of the fields of records, in bytes.
+pub(crate) mod offset {
     /// Q4_0 and Q8_0: numbers; Q5_0: fifth bits, Q4_1 and all K formats: the second scale.
     pub(crate) const SECOND: usize = 32;
     /// Q4_1: numbers; Q5_1: fifth bits; Q4_K and Q5_K: scales.
@@ -171,9 +170,9 @@ pub(crate) mod place {
     pub(crate) const Q6_HIGH: usize = Q6_LOW + 32 * 64;
 }
 
-use place::{K_HIGH, K_LOW, MINIMA, Q6_HIGH, Q6_LOW, SECOND, THIRD};
+use offset::{K_HIGH, K_LOW, MINIMA, Q6_HIGH, Q6_LOW, SECOND, THIRD};
 
-/// Calls a macro with all formats and what the file format is called.
+/// Calls a macro with ggml's name and the type of each format.
 macro_rules! each_format {
     ($call:ident) => {{
         use format::{BF16, F16, F32, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
@@ -199,7 +198,7 @@ pub(crate) use each_format;
 macro_rules! floats {
     ($name:ident, $bytes:literal, $read:ident) => {
         impl Format for $name {
-            const RECORD: usize = GROUP * $bytes;
+            const BYTES: usize = GROUP * $bytes;
 
             #[inline(always)]
             fn scales<S: Simd>(s: S, _: &[u8], _: usize) -> (S::Floats, S::Floats) {
@@ -207,16 +206,16 @@ macro_rules! floats {
             }
 
             #[inline(always)]
-            fn octet<S: Simd>(
+            fn decode<S: Simd>(
                 s: S,
                 record: &[u8],
                 _: usize,
-                octet: usize,
+                chunk: usize,
                 _: (S::Floats, S::Floats),
-            ) -> [S::Floats; OCTET] {
-                let mut weights = [s.zero(); OCTET];
-                for i in 0..OCTET {
-                    weights[i] = s.$read(part(record, (octet * OCTET + i) * $bytes));
+            ) -> [S::Floats; CHUNK] {
+                let mut weights = [s.zero(); CHUNK];
+                for i in 0..CHUNK {
+                    weights[i] = s.$read(array_at(record, (chunk * CHUNK + i) * $bytes));
                 }
                 weights
             }
@@ -224,128 +223,128 @@ macro_rules! floats {
     };
 }
 
-floats!(F32, 64, singles);
-floats!(F16, 32, halves);
-floats!(BF16, 32, brain_halves);
+floats!(F32, 64, read_f32);
+floats!(F16, 32, read_f16);
+floats!(BF16, 32, read_bf16);
 
 impl Format for Q4_0 {
-    const RECORD: usize = SECOND + 256;
+    const BYTES: usize = SECOND + 256;
 
     #[inline(always)]
     fn scales<S: Simd>(s: S, record: &[u8], _: usize) -> (S::Floats, S::Floats) {
-        (s.halves(part(record, 0)), s.zero())
+        (s.read_f16(array_at(record, 0)), s.zero())
     }
 
     #[inline(always)]
-    fn octet<S: Simd>(
+    fn decode<S: Simd>(
         s: S,
         record: &[u8],
         _: usize,
-        octet: usize,
+        chunk: usize,
         scales: (S::Floats, S::Floats),
-    ) -> [S::Floats; OCTET] {
-        scaled(s, nibbles(s, part(record, SECOND + octet * 64), 8.0), scales.0)
+    ) -> [S::Floats; CHUNK] {
+        scaled(s, nibbles(s, array_at(record, SECOND + chunk * 64), 8.0), scales.0)
     }
 }
 
 impl Format for Q4_1 {
-    const RECORD: usize = THIRD + 256;
+    const BYTES: usize = THIRD + 256;
 
     #[inline(always)]
     fn scales<S: Simd>(s: S, record: &[u8], _: usize) -> (S::Floats, S::Floats) {
-        (s.halves(part(record, 0)), s.halves(part(record, SECOND)))
+        (s.read_f16(array_at(record, 0)), s.read_f16(array_at(record, SECOND)))
     }
 
     #[inline(always)]
-    fn octet<S: Simd>(
+    fn decode<S: Simd>(
         s: S,
         record: &[u8],
         _: usize,
-        octet: usize,
+        chunk: usize,
         scales: (S::Floats, S::Floats),
-    ) -> [S::Floats; OCTET] {
-        shifted(s, nibbles(s, part(record, THIRD + octet * 64), 0.0), scales)
+    ) -> [S::Floats; CHUNK] {
+        shifted(s, nibbles(s, array_at(record, THIRD + chunk * 64), 0.0), scales)
     }
 }
 
 impl Format for Q5_0 {
-    const RECORD: usize = SECOND + 64 + 256;
+    const BYTES: usize = SECOND + 64 + 256;
 
     #[inline(always)]
     fn scales<S: Simd>(s: S, record: &[u8], _: usize) -> (S::Floats, S::Floats) {
-        (s.halves(part(record, 0)), s.zero())
+        (s.read_f16(array_at(record, 0)), s.zero())
     }
 
     #[inline(always)]
-    fn octet<S: Simd>(
+    fn decode<S: Simd>(
         s: S,
         record: &[u8],
         _: usize,
-        octet: usize,
+        chunk: usize,
         scales: (S::Floats, S::Floats),
-    ) -> [S::Floats; OCTET] {
-        let (high, low) = (part(record, SECOND), part(record, SECOND + 64 + octet * 64));
-        scaled(s, with_high::<S, 1, 5>(s, low, high, (octet * OCTET) as u32, 16.0), scales.0)
+    ) -> [S::Floats; CHUNK] {
+        let (high, low) = (array_at(record, SECOND), array_at(record, SECOND + 64 + chunk * 64));
+        scaled(s, with_high::<S, 1, 5>(s, low, high, (chunk * CHUNK) as u32, 16.0), scales.0)
     }
 }
 
 impl Format for Q5_1 {
-    const RECORD: usize = THIRD + 64 + 256;
+    const BYTES: usize = THIRD + 64 + 256;
 
     #[inline(always)]
     fn scales<S: Simd>(s: S, record: &[u8], _: usize) -> (S::Floats, S::Floats) {
-        (s.halves(part(record, 0)), s.halves(part(record, SECOND)))
+        (s.read_f16(array_at(record, 0)), s.read_f16(array_at(record, SECOND)))
     }
 
     #[inline(always)]
-    fn octet<S: Simd>(
+    fn decode<S: Simd>(
         s: S,
         record: &[u8],
         _: usize,
-        octet: usize,
+        chunk: usize,
         scales: (S::Floats, S::Floats),
-    ) -> [S::Floats; OCTET] {
-        let (high, low) = (part(record, THIRD), part(record, THIRD + 64 + octet * 64));
-        shifted(s, with_high::<S, 1, 5>(s, low, high, (octet * OCTET) as u32, 0.0), scales)
+    ) -> [S::Floats; CHUNK] {
+        let (high, low) = (array_at(record, THIRD), array_at(record, THIRD + 64 + chunk * 64));
+        shifted(s, with_high::<S, 1, 5>(s, low, high, (chunk * CHUNK) as u32, 0.0), scales)
     }
 }
 
 impl Format for Q8_0 {
-    const RECORD: usize = SECOND + GROUP * 16;
+    const BYTES: usize = SECOND + GROUP * 16;
 
     #[inline(always)]
     fn scales<S: Simd>(s: S, record: &[u8], _: usize) -> (S::Floats, S::Floats) {
-        (s.halves(part(record, 0)), s.zero())
+        (s.read_f16(array_at(record, 0)), s.zero())
     }
 
     #[inline(always)]
-    fn octet<S: Simd>(
+    fn decode<S: Simd>(
         s: S,
         record: &[u8],
         _: usize,
-        octet: usize,
+        chunk: usize,
         scales: (S::Floats, S::Floats),
-    ) -> [S::Floats; OCTET] {
-        let mut numbers = [s.zero(); OCTET];
+    ) -> [S::Floats; CHUNK] {
+        let mut numbers = [s.zero(); CHUNK];
         for (i, number) in numbers.iter_mut().enumerate() {
-            *number = s.signed(part(record, SECOND + (octet * OCTET + i) * 16));
+            *number = s.read_i8(array_at(record, SECOND + (chunk * CHUNK + i) * 16));
         }
         scaled(s, numbers, scales.0)
     }
 }
 
-/// A group's scale and offset of Q4_K and Q5_K.
+/// Scale and offset of a group of Q4_K or Q5_K.
 #[inline(always)]
 fn k_scales<S: Simd>(s: S, record: &[u8], group: usize) -> (S::Floats, S::Floats) {
-    let scale = s.unsigned(part(record, THIRD + group * 16));
-    let minimum = s.unsigned(part(record, MINIMA + group * 16));
-    let minimum = s.mul(s.halves(part(record, SECOND)), minimum);
-    (s.mul(s.halves(part(record, 0)), scale), s.mul(minimum, s.splat(-1.0)))
+    let scale = s.read_u8(array_at(record, THIRD + group * 16));
+    let minimum = s.read_u8(array_at(record, MINIMA + group * 16));
+    let minimum = s.mul(s.read_f16(array_at(record, SECOND)), minimum);
+    (s.mul(s.read_f16(array_at(record, 0)), scale), s.mul(minimum, s.splat(-1.0)))
 }
 
 impl Format for Q4K {
-    const LEN: usize = 256;
-    const RECORD: usize = K_HIGH;
+    const INPUTS: usize = 256;
+    const BYTES: usize = K_HIGH;
 
     #[inline(always)]
     fn scales<S: Simd>(s: S, record: &[u8], group: usize) -> (S::Floats, S::Floats) {
@@ -353,20 +352,20 @@ impl Format for Q4K {
     }
 
     #[inline(always)]
-    fn octet<S: Simd>(
+    fn decode<S: Simd>(
         s: S,
         record: &[u8],
         group: usize,
-        octet: usize,
+        chunk: usize,
         scales: (S::Floats, S::Floats),
-    ) -> [S::Floats; OCTET] {
-        shifted(s, nibbles(s, part(record, K_LOW + (group * 4 + octet) * 64), 0.0), scales)
+    ) -> [S::Floats; CHUNK] {
+        shifted(s, nibbles(s, array_at(record, K_LOW + (group * 4 + chunk) * 64), 0.0), scales)
     }
 }
 
 impl Format for Q5K {
-    const LEN: usize = 256;
-    const RECORD: usize = K_HIGH + 8 * 64;
+    const INPUTS: usize = 256;
+    const BYTES: usize = K_HIGH + 8 * 64;
 
     #[inline(always)]
     fn scales<S: Simd>(s: S, record: &[u8], group: usize) -> (S::Floats, S::Floats) {
@@ -374,43 +373,43 @@ impl Format for Q5K {
     }
 
     #[inline(always)]
-    fn octet<S: Simd>(
+    fn decode<S: Simd>(
         s: S,
         record: &[u8],
         group: usize,
-        octet: usize,
+        chunk: usize,
         scales: (S::Floats, S::Floats),
-    ) -> [S::Floats; OCTET] {
-        let low = part(record, K_LOW + (group * 4 + octet) * 64);
-        let high = part(record, K_HIGH + group * 64);
-        shifted(s, with_high::<S, 1, 5>(s, low, high, (octet * OCTET) as u32, 0.0), scales)
+    ) -> [S::Floats; CHUNK] {
+        let low = array_at(record, K_LOW + (group * 4 + chunk) * 64);
+        let high = array_at(record, K_HIGH + group * 64);
+        shifted(s, with_high::<S, 1, 5>(s, low, high, (chunk * CHUNK) as u32, 0.0), scales)
     }
 }
 
 impl Format for Q6K {
-    const LEN: usize = 256;
-    const RECORD: usize = Q6_HIGH + 16 * 64;
+    const INPUTS: usize = 256;
+    const BYTES: usize = Q6_HIGH + 16 * 64;
 
-    /// Of the first and of the second 16 inputs.
+    /// The scales of the first and of the second 16 inputs.
     #[inline(always)]
     fn scales<S: Simd>(s: S, record: &[u8], group: usize) -> (S::Floats, S::Floats) {
-        let scale = s.halves(part(record, 0));
-        let first = s.signed(part(record, SECOND + group * 32));
-        let second = s.signed(part(record, SECOND + group * 32 + 16));
+        let scale = s.read_f16(array_at(record, 0));
+        let first = s.read_i8(array_at(record, SECOND + group * 32));
+        let second = s.read_i8(array_at(record, SECOND + group * 32 + 16));
         (s.mul(scale, first), s.mul(scale, second))
     }
 
     #[inline(always)]
-    fn octet<S: Simd>(
+    fn decode<S: Simd>(
         s: S,
         record: &[u8],
         group: usize,
-        octet: usize,
+        chunk: usize,
         scales: (S::Floats, S::Floats),
-    ) -> [S::Floats; OCTET] {
-        let low = part(record, Q6_LOW + (group * 4 + octet) * 64);
-        let high = part(record, Q6_HIGH + (group * 2 + octet / 2) * 64);
-        let numbers = with_high::<S, 2, 6>(s, low, high, (octet % 2 * OCTET) as u32, 32.0);
-        scaled(s, numbers, if octet < 2 { scales.0 } else { scales.1 })
+    ) -> [S::Floats; CHUNK] {
+        let low = array_at(record, Q6_LOW + (group * 4 + chunk) * 64);
+        let high = array_at(record, Q6_HIGH + (group * 2 + chunk / 2) * 64);
+        let numbers = with_high::<S, 2, 6>(s, low, high, (chunk % 2 * CHUNK) as u32, 32.0);
+        scaled(s, numbers, if chunk < 2 { scales.0 } else { scales.1 })
     }
 }

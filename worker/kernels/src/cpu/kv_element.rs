@@ -1,56 +1,55 @@
-//! What the cache's numbers are stored as: f32, or f16 that become f32 in registers.
+//! How the cache stores an element: f32, or f16 that becomes f32 in registers.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use burn::backend::flex::FlexTensor;
 use half::f16;
 
-use super::rows::filled;
+use super::rows::padded_vector;
 use super::simd::{LANES, Simd};
 use crate::types::F16_MAX;
 
 static CLAMPED: AtomicU64 = AtomicU64::new(0);
 
-/// Grows whenever a step of this process has stored a key or a value beyond f16's range, as the
-/// largest number that f16 has.
+/// Counts the keys and values of one head, in this process, that had elements beyond f16's range and
+/// were clamped to its largest finite number.
 ///
-/// llama.cpp, whose cache is f16 by default, stores infinity there, and what is computed from it is
-/// not a number.
+/// llama.cpp, whose cache is f16 by default, stores infinity instead, and computes NaN from it.
 pub fn clamped() -> u64 {
     CLAMPED.load(Ordering::Relaxed)
 }
 
-/// A number in the cache.
-pub(crate) trait Stored: Copy + Default + Send + Sync + 'static {
-    /// All numbers of a tensor's memory.
-    fn of(tensor: &FlexTensor) -> &[Self];
-    /// The same to write to; a copy, if something else refers to it.
-    fn of_mut(tensor: &mut FlexTensor) -> &mut [Self];
+/// An element of the cache.
+pub(crate) trait KvElement: Copy + Default + Send + Sync + 'static {
+    /// All elements in a tensor's memory.
+    fn storage(tensor: &FlexTensor) -> &[Self];
+    /// The same, mutable; a copy if the memory is shared.
+    fn storage_mut(tensor: &mut FlexTensor) -> &mut [Self];
 
     fn load<S: Simd>(s: S, lanes: &[Self; LANES]) -> S::Floats;
-    /// Numbers that may be stored: NaN stays what it is.
+    /// `floats` within the range of this type. NaN stays NaN.
     fn clamp<S: Simd>(s: S, floats: S::Floats) -> S::Floats;
     fn store<S: Simd>(s: S, lanes: &mut [Self; LANES], floats: S::Floats);
-    /// Notes that [`Self::clamp`] has met numbers of this magnitude.
-    fn note(largest: f32);
+    /// Counts, for [`clamped`], numbers of this magnitude if [`Self::clamp`] changes them.
+    fn count_clamped(largest: f32);
 
-    /// A thread's memory for values that are no whole number of vectors wide.
-    fn padded(buffers: &mut Padded) -> &mut Vec<Self>;
+    /// A thread's buffer for values whose width is not a whole number of vectors.
+    fn padding_buffer(buffers: &mut PaddingBuffers) -> &mut Vec<Self>;
 }
 
-/// See [`Stored::padded`].
+/// See [`KvElement::padding_buffer`].
 #[derive(Default)]
-pub(crate) struct Padded {
-    singles: Vec<f32>,
-    halves: Vec<f16>,
+pub(crate) struct PaddingBuffers {
+    f32: Vec<f32>,
+    f16: Vec<f16>,
 }
 
-impl Stored for f32 {
-    fn of(tensor: &FlexTensor) -> &[Self] {
+impl KvElement for f32 {
+    fn storage(tensor: &FlexTensor) -> &[Self] {
         tensor.storage()
     }
 
-    fn of_mut(tensor: &mut FlexTensor) -> &mut [Self] {
+    fn storage_mut(tensor: &mut FlexTensor) -> &mut [Self] {
         tensor.storage_mut()
     }
 
@@ -70,25 +69,25 @@ impl Stored for f32 {
     }
 
     #[inline(always)]
-    fn note(_: f32) {}
+    fn count_clamped(_: f32) {}
 
-    fn padded(buffers: &mut Padded) -> &mut Vec<Self> {
-        &mut buffers.singles
+    fn padding_buffer(buffers: &mut PaddingBuffers) -> &mut Vec<Self> {
+        &mut buffers.f32
     }
 }
 
-impl Stored for f16 {
-    fn of(tensor: &FlexTensor) -> &[Self] {
+impl KvElement for f16 {
+    fn storage(tensor: &FlexTensor) -> &[Self] {
         tensor.storage()
     }
 
-    fn of_mut(tensor: &mut FlexTensor) -> &mut [Self] {
+    fn storage_mut(tensor: &mut FlexTensor) -> &mut [Self] {
         tensor.storage_mut()
     }
 
     #[inline(always)]
     fn load<S: Simd>(s: S, lanes: &[Self; LANES]) -> S::Floats {
-        s.load_halves(lanes)
+        s.load_f16(lanes)
     }
 
     #[inline(always)]
@@ -98,24 +97,24 @@ impl Stored for f16 {
 
     #[inline(always)]
     fn store<S: Simd>(s: S, lanes: &mut [Self; LANES], floats: S::Floats) {
-        s.store_halves(lanes, floats);
+        s.store_f16(lanes, floats);
     }
 
     #[inline(always)]
-    fn note(largest: f32) {
+    fn count_clamped(largest: f32) {
         if largest > F16_MAX {
             CLAMPED.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    fn padded(buffers: &mut Padded) -> &mut Vec<Self> {
-        &mut buffers.halves
+    fn padding_buffer(buffers: &mut PaddingBuffers) -> &mut Vec<Self> {
+        &mut buffers.f16
     }
 }
 
-/// Stores `numbers` in `out`.
+/// Stores `numbers` in `out`, clamped to the range of `E`.
 #[inline(always)]
-pub(crate) fn store<S: Simd, E: Stored>(s: S, numbers: &[f32], out: &mut [E]) {
+pub(crate) fn store<S: Simd, E: KvElement>(s: S, numbers: &[f32], out: &mut [E]) {
     let mut largest = s.zero();
     let (whole, rest) = numbers.as_chunks::<LANES>();
     let (outs, out_rest) = out.as_chunks_mut::<LANES>();
@@ -124,15 +123,15 @@ pub(crate) fn store<S: Simd, E: Stored>(s: S, numbers: &[f32], out: &mut [E]) {
     }
     if !rest.is_empty() {
         let mut last = [E::default(); LANES];
-        largest = store_vector(s, &filled(rest), &mut last, largest);
+        largest = store_vector(s, &padded_vector(rest), &mut last, largest);
         out_rest.copy_from_slice(&last[..rest.len()]);
     }
-    E::note(s.largest(largest));
+    E::count_clamped(s.reduce_max(largest));
 }
 
-/// The largest magnitudes so far.
+/// Stores one vector and returns the largest magnitudes so far.
 #[inline(always)]
-fn store_vector<S: Simd, E: Stored>(
+fn store_vector<S: Simd, E: KvElement>(
     s: S,
     numbers: &[f32; LANES],
     out: &mut [E; LANES],

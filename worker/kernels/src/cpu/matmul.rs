@@ -1,68 +1,68 @@
 //! Products with packed weights.
 //!
-//! Each output is one chain of fused multiply-adds over the inputs in ascending order, whatever
-//! the number of rows and the instruction set. A few rows are multiplied with weights as these are
-//! decoded, in registers; for more, a strip's weights are decoded once per [`STRETCH`] inputs into
-//! a buffer that the first-level cache holds, and multiplied from there with one group of rows
-//! after the other.
+//! Each output is one chain of fused multiply-adds over the inputs in ascending order, whatever the
+//! number of rows and the instruction set. A few rows are multiplied with weights in registers, as
+//! these are decoded. For more rows, [`TILE_INPUTS`] inputs of a strip are decoded at a time into a
+//! buffer that fits the first-level cache, and multiplied from there with one group of rows after the
+//! other.
 
 use std::cell::RefCell;
 use std::marker::PhantomData;
 
-use super::disjoint::Parts;
-use super::format::{self, Format, GROUP, OCTET, each_format};
+use super::disjoint::DisjointMut;
+use super::format::{self, CHUNK, Format, GROUP, each_format};
 use super::microkernel::{Sums, multiply};
-use super::pack::{PANELS, STRIP, Strips};
-use super::rows::Rows;
-use super::simd::{self, Kernel, LANES, Simd, With};
+use super::pack::{PANELS, PackedMatrix, STRIP_OUTPUTS};
+use super::rows::PackedRows;
+use super::simd::{self, Kernel, LANES, Simd, WithSimd};
 use super::{activation, threads};
 use crate::ggml::GgmlType;
 use crate::types::Activation;
 
-/// Inputs whose decoded weights are kept: with a group of rows they fill the cache.
-const STRETCH: usize = 6 * GROUP;
-/// Rows that go through all strips together: theirs and the weights' share of the second level.
+/// Inputs whose weights are decoded together: with a group of rows they fill the first-level cache.
+const TILE_INPUTS: usize = 6 * GROUP;
+/// Rows that pass through all strips together: they leave room for weights in the second-level cache.
 const BLOCK_ROWS: usize = 240;
 
-/// Results of one row with one strip.
-type Line = [[f32; LANES]; PANELS];
+/// The products of one row with one strip.
+type StripRow = [[f32; LANES]; PANELS];
 
-/// What becomes of a product.
+/// What is applied to a product.
 #[derive(Clone, Copy)]
-pub(crate) enum Finish<'a> {
-    /// It is the result.
+pub(crate) enum Epilogue<'a> {
+    /// Nothing.
     Store,
-    /// Added to as many numbers.
+    /// These values, `[rows, outputs]`, are added.
     Add(&'a [f32]),
-    /// The first half of the outputs, activated, times the second.
+    /// The activation of the first half of the outputs is multiplied with the second half.
     Gate(Activation),
 }
 
-/// `x` times `weight`: `[rows, outputs]`, or half as wide if gated.
-pub(crate) fn product(x: &Rows, weight: &Strips<'_>, finish: Finish<'_>) -> Vec<f32> {
-    let gated = matches!(finish, Finish::Gate(_));
-    if gated && !(weight.outputs / 2).is_multiple_of(STRIP) {
-        return gated_apart(x, weight, finish);
+/// `x` times `weight`, after the epilogue: `[rows, outputs]`, or half as wide if gated.
+pub(crate) fn matmul(x: &PackedRows, weight: &PackedMatrix<'_>, epilogue: Epilogue<'_>) -> Vec<f32> {
+    let gated = matches!(epilogue, Epilogue::Gate(_));
+    if gated && !(weight.outputs / 2).is_multiple_of(STRIP_OUTPUTS) {
+        return gate_unaligned(x, weight, epilogue);
     }
     let width = if gated { weight.outputs / 2 } else { weight.outputs };
     let mut out = vec![0.0; x.count * width];
-    let parts = Parts::new(&mut out);
-    let strips = width.div_ceil(STRIP);
-    let block_rows = BLOCK_ROWS.next_multiple_of(x.group());
-    threads::each(x.count.div_ceil(block_rows) * strips, |task| {
+    let shared = DisjointMut::new(&mut out);
+    let strips = width.div_ceil(STRIP_OUTPUTS);
+    let block_rows = BLOCK_ROWS.next_multiple_of(x.group_rows());
+    threads::for_each(x.count.div_ceil(block_rows) * strips, |task| {
         let (block, strip) = (task / strips, task % strips);
         let first = block * block_rows;
         let rows = block_rows.min(x.count - first);
-        let task = Task { x, weight, finish, strip, first, rows, width, out: &parts };
+        let task = StripTask { x, weight, epilogue, strip, first, rows, width, out: &shared };
         BUFFERS.with_borrow_mut(|buffers| task.compute(buffers));
     });
     out
 }
 
-/// Gating where a strip holds outputs of both halves.
-fn gated_apart(x: &Rows, weight: &Strips<'_>, finish: Finish<'_>) -> Vec<f32> {
-    let Finish::Gate(activation) = finish else { return Vec::new() };
-    let both = product(x, weight, Finish::Store);
+/// A gated product whose halves are not a whole number of strips.
+fn gate_unaligned(x: &PackedRows, weight: &PackedMatrix<'_>, epilogue: Epilogue<'_>) -> Vec<f32> {
+    let Epilogue::Gate(activation) = epilogue else { return Vec::new() };
+    let both = matmul(x, weight, Epilogue::Store);
     let half = weight.outputs / 2;
     let mut out = vec![0.0; x.count * half];
     for (out, both) in out.chunks_exact_mut(half).zip(both.chunks_exact(2 * half)) {
@@ -73,73 +73,76 @@ fn gated_apart(x: &Rows, weight: &Strips<'_>, finish: Finish<'_>) -> Vec<f32> {
     out
 }
 
-/// A strip times a block of rows.
-struct Task<'a, 'b> {
-    x: &'a Rows,
-    weight: &'a Strips<'a>,
-    finish: Finish<'a>,
+/// The product of a block of rows with a strip.
+struct StripTask<'a, 'b> {
+    x: &'a PackedRows,
+    weight: &'a PackedMatrix<'a>,
+    epilogue: Epilogue<'a>,
     strip: usize,
+    /// First row of the block.
     first: usize,
     rows: usize,
-    /// Of a row of the result.
+    /// Width of the result.
     width: usize,
-    out: &'a Parts<'b, f32>,
+    out: &'a DisjointMut<'b, f32>,
 }
 
-/// Buffers of a thread.
+/// Buffers of a thread, kept between calls.
 #[derive(Default)]
 struct Buffers {
+    /// Decoded weights.
     tile: Vec<[f32; LANES]>,
-    lines: Vec<Line>,
-    more_lines: Vec<Line>,
+    sums: Vec<StripRow>,
+    /// Sums of the second half of a gated product.
+    up_sums: Vec<StripRow>,
 }
 
 thread_local! {
     static BUFFERS: RefCell<Buffers> = RefCell::default();
 }
 
-impl Task<'_, '_> {
+impl StripTask<'_, '_> {
     fn compute(&self, buffers: &mut Buffers) {
-        let Buffers { tile, lines, more_lines } = buffers;
-        tile.resize(STRETCH * PANELS, [0.0; LANES]);
-        lines.resize(self.rows, [[0.0; LANES]; PANELS]);
-        simd::with(Lines { task: self, strip: self.strip, tile, lines });
-        if let Finish::Gate(activation) = self.finish {
-            more_lines.resize(self.rows, [[0.0; LANES]; PANELS]);
-            let strip = self.width / STRIP + self.strip;
-            simd::with(Lines { task: self, strip, tile, lines: more_lines });
-            let up = more_lines.as_flattened().as_flattened();
-            simd::run(activation::Gate { activation, gate: lines.as_flattened_mut().as_flattened_mut(), up });
+        let Buffers { tile, sums, up_sums } = buffers;
+        tile.resize(TILE_INPUTS * PANELS, [0.0; LANES]);
+        sums.resize(self.rows, [[0.0; LANES]; PANELS]);
+        simd::dispatch(StripProduct { task: self, strip: self.strip, tile, sums });
+        if let Epilogue::Gate(activation) = self.epilogue {
+            up_sums.resize(self.rows, [[0.0; LANES]; PANELS]);
+            let strip = self.width / STRIP_OUTPUTS + self.strip;
+            simd::dispatch(StripProduct { task: self, strip, tile, sums: up_sums });
+            let up = up_sums.as_flattened().as_flattened();
+            simd::run(activation::Gate { activation, gate: sums.as_flattened_mut().as_flattened_mut(), up });
         }
-        let column = self.strip * STRIP;
-        let columns = STRIP.min(self.width - column);
-        for (row, line) in lines.iter().enumerate() {
+        let column = self.strip * STRIP_OUTPUTS;
+        let columns = STRIP_OUTPUTS.min(self.width - column);
+        for (row, sums) in sums.iter().enumerate() {
             let at = (self.first + row) * self.width + column;
-            // SAFETY: a task is the only one with this strip and these rows.
+            // SAFETY: no other task has this strip and these rows.
             #[allow(unsafe_code)]
-            let out = unsafe { self.out.part(at, columns) };
-            let line = &line.as_flattened()[..columns];
-            match self.finish {
-                Finish::Add(residual) => {
-                    for ((out, number), residual) in out.iter_mut().zip(line).zip(&residual[at..]) {
-                        *out = number + residual;
+            let out = unsafe { self.out.slice_mut(at, columns) };
+            let sums = &sums.as_flattened()[..columns];
+            match self.epilogue {
+                Epilogue::Add(residual) => {
+                    for ((out, sum), residual) in out.iter_mut().zip(sums).zip(&residual[at..]) {
+                        *out = sum + residual;
                     }
                 }
-                _ => out.copy_from_slice(line),
+                _ => out.copy_from_slice(sums),
             }
         }
     }
 }
 
-/// The products of a task's rows with a strip.
-struct Lines<'a, 'b> {
-    task: &'a Task<'a, 'b>,
+/// The sums of a task's rows with a strip, before the epilogue.
+struct StripProduct<'a, 'b> {
+    task: &'a StripTask<'a, 'b>,
     strip: usize,
     tile: &'a mut [[f32; LANES]],
-    lines: &'a mut [Line],
+    sums: &'a mut [StripRow],
 }
 
-impl With for Lines<'_, '_> {
+impl WithSimd for StripProduct<'_, '_> {
     fn call<S: Simd>(self, s: S) {
         macro_rules! of {
             ($($dtype:ident: $format:ty,)+) => {
@@ -152,30 +155,30 @@ impl With for Lines<'_, '_> {
     }
 }
 
-impl Lines<'_, '_> {
+impl StripProduct<'_, '_> {
     fn compute<S: Simd, F: Format>(self, s: S) {
-        let Self { task, strip, tile, lines } = self;
+        let Self { task, strip, tile, sums } = self;
         let (x, first) = (task.x, task.first);
         let bytes = task.weight.strip(strip);
-        if lines.len() <= S::DIRECT {
-            return direct::<S, F>(s, bytes, x.of_group(first / x.group()), lines);
+        if sums.len() <= S::DIRECT_ROWS {
+            return direct::<S, F>(s, bytes, x.group(first / x.group_rows()), sums);
         }
-        for start in (0..x.inputs).step_by(STRETCH) {
-            let inputs = STRETCH.min(x.inputs - start);
+        for start in (0..x.inputs).step_by(TILE_INPUTS) {
+            let inputs = TILE_INPUTS.min(x.inputs - start);
             let tile = &mut tile[..inputs * PANELS];
             s.run(Decode::<F> { bytes, first: start / GROUP, tile, format: PhantomData });
-            for (group, lines) in lines.chunks_mut(x.group()).enumerate() {
-                let rows = lines.len();
-                let x = &x.of_group(first / x.group() + group)[start * rows..(start + inputs) * rows];
+            for (group, sums) in sums.chunks_mut(x.group_rows()).enumerate() {
+                let rows = sums.len();
+                let x = &x.group(first / x.group_rows() + group)[start * rows..(start + inputs) * rows];
                 let (first, second) = tile.split_at(inputs);
-                let out = Sums { lines: lines.as_flattened_mut(), stride: PANELS, at: 0 };
+                let out = Sums { vectors: sums.as_flattened_mut(), stride: PANELS, at: 0 };
                 multiply(s, [first, second], x, rows, out, start == 0);
             }
         }
     }
 }
 
-/// Decodes groups of a strip's weights from group `first` on, one panel after the other.
+/// Decodes a strip's weights from group `first` on into `tile`, `[panels, inputs]` vectors.
 struct Decode<'a, F> {
     bytes: &'a [u8],
     first: usize,
@@ -192,12 +195,12 @@ impl<F: Format> Kernel for Decode<'_, F> {
         for (panel, tile) in self.tile.chunks_exact_mut(inputs).enumerate() {
             for (index, tile) in tile.as_chunks_mut::<GROUP>().0.iter_mut().enumerate() {
                 let index = self.first + index;
-                let (block, group) = (index / (F::LEN / GROUP), index % (F::LEN / GROUP));
-                let record = &self.bytes[(block * PANELS + panel) * F::RECORD..][..F::RECORD];
+                let (block, group) = (index / (F::INPUTS / GROUP), index % (F::INPUTS / GROUP));
+                let record = &self.bytes[(block * PANELS + panel) * F::BYTES..][..F::BYTES];
                 let scales = F::scales(s, record, group);
-                for (octet, tile) in tile.as_chunks_mut::<OCTET>().0.iter_mut().enumerate() {
-                    let weights = F::octet(s, record, group, octet, scales);
-                    for i in 0..OCTET {
+                for (chunk, tile) in tile.as_chunks_mut::<CHUNK>().0.iter_mut().enumerate() {
+                    let weights = F::decode(s, record, group, chunk, scales);
+                    for i in 0..CHUNK {
                         s.store(&mut tile[i], weights[i]);
                     }
                 }
@@ -206,23 +209,23 @@ impl<F: Format> Kernel for Decode<'_, F> {
     }
 }
 
-/// Multiplies a few rows with weights as they are decoded.
-fn direct<S: Simd, F: Format>(s: S, bytes: &[u8], x: &[f32], lines: &mut [Line]) {
+/// Multiplies a few rows with weights in registers, as these are decoded.
+fn direct<S: Simd, F: Format>(s: S, bytes: &[u8], x: &[f32], sums: &mut [StripRow]) {
     macro_rules! rows {
         ($($rows:literal)+) => {
-            match lines.len() {
-                $($rows if $rows <= S::DIRECT => {
+            match sums.len() {
+                $($rows if $rows <= S::DIRECT_ROWS => {
                     let x = x.as_chunks::<$rows>().0;
-                    let lines = &mut lines.as_chunks_mut::<$rows>().0[0];
+                    let sums = &mut sums.as_chunks_mut::<$rows>().0[0];
                     let format = PhantomData::<F>;
-                    if S::PANELS == 2 {
-                        s.run(Direct::<F, $rows, 2> { bytes, panel: 0, x, lines, format });
+                    if S::TILE_PANELS == 2 {
+                        s.run(Direct::<F, $rows, 2> { bytes, panel: 0, x, sums, format });
                     } else {
-                        s.run(Direct::<F, $rows, 1> { bytes, panel: 0, x, lines, format });
-                        s.run(Direct::<F, $rows, 1> { bytes, panel: 1, x, lines, format });
+                        s.run(Direct::<F, $rows, 1> { bytes, panel: 0, x, sums, format });
+                        s.run(Direct::<F, $rows, 1> { bytes, panel: 1, x, sums, format });
                     }
                 })+
-                _ => unreachable!("more rows than are multiplied directly"),
+                _ => unreachable!("at most `DIRECT_ROWS` rows"),
             }
         };
     }
@@ -233,7 +236,7 @@ struct Direct<'a, F, const ROWS: usize, const N: usize> {
     bytes: &'a [u8],
     panel: usize,
     x: &'a [[f32; ROWS]],
-    lines: &'a mut [Line; ROWS],
+    sums: &'a mut [StripRow; ROWS],
     format: PhantomData<F>,
 }
 
@@ -242,23 +245,23 @@ impl<F: Format, const ROWS: usize, const N: usize> Kernel for Direct<'_, F, ROWS
 
     #[inline(always)]
     fn call<S: Simd>(self, s: S) {
-        let Self { bytes, panel, x, lines, .. } = self;
+        let Self { bytes, panel, x, sums: out, .. } = self;
         let mut sums = [[s.zero(); N]; ROWS];
-        let blocks = x.chunks_exact(F::LEN).zip(bytes.chunks_exact(PANELS * F::RECORD));
+        let blocks = x.chunks_exact(F::INPUTS).zip(bytes.chunks_exact(PANELS * F::BYTES));
         for (x, records) in blocks {
-            let records = &records[panel * F::RECORD..][..N * F::RECORD];
+            let records = &records[panel * F::BYTES..][..N * F::BYTES];
             for (group, x) in x.as_chunks::<GROUP>().0.iter().enumerate() {
                 let mut scales = [(s.zero(), s.zero()); N];
                 for n in 0..N {
-                    scales[n] = F::scales(s, &records[n * F::RECORD..][..F::RECORD], group);
+                    scales[n] = F::scales(s, &records[n * F::BYTES..][..F::BYTES], group);
                 }
-                for (octet, x) in x.as_chunks::<OCTET>().0.iter().enumerate() {
+                for (chunk, x) in x.as_chunks::<CHUNK>().0.iter().enumerate() {
                     for n in 0..N {
-                        let record = &records[n * F::RECORD..][..F::RECORD];
-                        let done = (group * 4 + octet) * (F::RECORD * OCTET / F::LEN);
-                        s.prefetch(record, AHEAD + done);
-                        let weights = F::octet(s, record, group, octet, scales[n]);
-                        for i in 0..OCTET {
+                        let record = &records[n * F::BYTES..][..F::BYTES];
+                        let done = (group * 4 + chunk) * (F::BYTES * CHUNK / F::INPUTS);
+                        s.prefetch(record, PREFETCH_DISTANCE + done);
+                        let weights = F::decode(s, record, group, chunk, scales[n]);
+                        for i in 0..CHUNK {
                             for row in 0..ROWS {
                                 sums[row][n] = s.fma(weights[i], s.splat(x[i][row]), sums[row][n]);
                             }
@@ -269,11 +272,12 @@ impl<F: Format, const ROWS: usize, const N: usize> Kernel for Direct<'_, F, ROWS
         }
         for row in 0..ROWS {
             for n in 0..N {
-                s.store(&mut lines[row][panel + n], sums[row][n]);
+                s.store(&mut out[row][panel + n], sums[row][n]);
             }
         }
     }
 }
 
-/// How far ahead weights are fetched: a strip's memory goes on in the next.
-const AHEAD: usize = 4096;
+/// How many bytes ahead weights are prefetched. Strips are contiguous, so the end of one prefetches
+/// the next.
+const PREFETCH_DISTANCE: usize = 4096;

@@ -1,20 +1,20 @@
-//! The inner loop: a group of rows times two panels of numbers, all in registers.
+//! The inner loop: a group of rows times two panels of weights, with all sums in registers.
 
-use super::kv_element::Stored;
+use super::kv_element::KvElement;
 use super::simd::{Kernel, LANES, Simd};
 
-/// Where sums are kept: `[rows, stride]` vectors, of which two from `at` on are added to.
+/// The sums: `[rows, stride]` vectors. The two vectors from `at` on of each row are updated.
 pub(crate) struct Sums<'a> {
-    pub(crate) lines: &'a mut [[f32; LANES]],
+    pub(crate) vectors: &'a mut [[f32; LANES]],
     pub(crate) stride: usize,
     pub(crate) at: usize,
 }
 
-/// Adds, for each of `rows` rows and each input in ascending order, the product of the row's
-/// number and both panels' vectors; `fresh` starts sums from zero.
+/// Adds the products of `rows` rows with both panels to the sums, input by input in ascending order.
+/// With `fresh` the sums start from zero.
 ///
-/// `x` has for each input the numbers of all rows, at most [`Simd::ROWS`].
-pub(crate) fn multiply<S: Simd, E: Stored>(
+/// `x` is `[inputs, rows]`, with at most [`Simd::TILE_ROWS`] rows. A panel has a vector for each input.
+pub(crate) fn multiply<S: Simd, E: KvElement>(
     s: S,
     panels: [&[[E; LANES]]; 2],
     x: &[f32],
@@ -22,23 +22,23 @@ pub(crate) fn multiply<S: Simd, E: Stored>(
     sums: Sums<'_>,
     fresh: bool,
 ) {
-    let Sums { lines, stride, at } = sums;
+    let Sums { vectors, stride, at } = sums;
     macro_rules! rows {
         ($($rows:literal)+) => {
             match rows {
-                $($rows if $rows <= S::ROWS => {
+                $($rows if $rows <= S::TILE_ROWS => {
                     let x = x.as_chunks::<$rows>().0;
-                    if S::PANELS == 2 {
-                        let sums = Sums { lines, stride, at };
+                    if S::TILE_PANELS == 2 {
+                        let sums = Sums { vectors, stride, at };
                         s.run(Multiply::<E, $rows, 2> { panels, x, sums, fresh });
                     } else {
-                        let sums = Sums { lines: &mut *lines, stride, at };
+                        let sums = Sums { vectors: &mut *vectors, stride, at };
                         s.run(Multiply::<E, $rows, 1> { panels: [panels[0]], x, sums, fresh });
-                        let sums = Sums { lines, stride, at: at + 1 };
+                        let sums = Sums { vectors, stride, at: at + 1 };
                         s.run(Multiply::<E, $rows, 1> { panels: [panels[1]], x, sums, fresh });
                     }
                 })+
-                _ => unreachable!("a group of more rows than registers hold"),
+                _ => unreachable!("at most `TILE_ROWS` rows"),
             }
         };
     }
@@ -52,17 +52,17 @@ struct Multiply<'a, E, const ROWS: usize, const N: usize> {
     fresh: bool,
 }
 
-impl<E: Stored, const ROWS: usize, const N: usize> Kernel for Multiply<'_, E, ROWS, N> {
+impl<E: KvElement, const ROWS: usize, const N: usize> Kernel for Multiply<'_, E, ROWS, N> {
     type Output = ();
 
     #[inline(always)]
     fn call<S: Simd>(self, s: S) {
-        let Self { panels, x, sums: Sums { lines, stride, at }, fresh } = self;
+        let Self { panels, x, sums: Sums { vectors, stride, at }, fresh } = self;
         let mut sums = [[s.zero(); N]; ROWS];
         if !fresh {
             for row in 0..ROWS {
                 for n in 0..N {
-                    sums[row][n] = s.load(&lines[row * stride + at + n]);
+                    sums[row][n] = s.load(&vectors[row * stride + at + n]);
                 }
             }
         }
@@ -78,7 +78,7 @@ impl<E: Stored, const ROWS: usize, const N: usize> Kernel for Multiply<'_, E, RO
         }
         for row in 0..ROWS {
             for n in 0..N {
-                s.store(&mut lines[row * stride + at + n], sums[row][n]);
+                s.store(&mut vectors[row * stride + at + n], sums[row][n]);
             }
         }
     }

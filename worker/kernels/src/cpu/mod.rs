@@ -1,7 +1,7 @@
 //! The operations on the CPU, for burn's Flex backend.
 //!
-//! Numbers are computed in f32 by vector instructions ([`simd`]); weights stay packed in memory
-//! ([`format`], [`pack`]) and become f32 in registers or first-level cache ([`product`]).
+//! Everything is computed in f32 with vector instructions ([`simd`]). Weights stay packed in memory
+//! ([`mod@format`], [`pack`]) and are dequantised in registers or the first-level cache ([`matmul`](self::matmul)).
 
 mod activation;
 mod attention;
@@ -24,10 +24,10 @@ use burn::backend::{DType, Flex, TensorMetadata};
 use burn::tensor::{Int, Shape, Tensor, TensorData};
 use half::f16;
 
-use self::kv_element::Stored;
-use self::matmul::{Finish, product};
-use self::pack::Strips;
-use self::rows::{Prepare, Rows, padded};
+use self::kv_element::KvElement;
+use self::matmul::{Epilogue, matmul};
+use self::pack::PackedMatrix;
+use self::rows::{PackedRows, Prologue, padded};
 use crate::types::{Activation, HeadShape, KernelOps, MatrixSpec};
 
 pub(crate) use bandwidth::copy_bandwidth;
@@ -37,10 +37,10 @@ pub use threads::run_step;
 type Float = FloatTensor<Flex>;
 type Ints = IntTensor<Flex>;
 
-/// What packed weights begin at a multiple of.
+/// Alignment of packed weights, in bytes.
 const CACHE_LINE: usize = 64;
 
-/// Rows in ggml's layout as the CPU wants them.
+/// Packs `blocks`, rows in ggml's layout, for the CPU: a tensor of bytes.
 pub(crate) fn pack(spec: MatrixSpec, blocks: &[u8]) -> Tensor<1, Int> {
     let len = pack::packed_bytes(spec);
     let mut bytes = vec![0; len + CACHE_LINE];
@@ -51,27 +51,27 @@ pub(crate) fn pack(spec: MatrixSpec, blocks: &[u8]) -> Tensor<1, Int> {
     Tensor::from_primitive::<Flex>(whole.with_layout(layout))
 }
 
-/// A matrix as it was packed.
-#[allow(clippy::expect_used)] // made by `pack`
-fn strips(weight: &Ints, spec: MatrixSpec) -> Strips<'_> {
-    Strips::new(weight.as_slice().expect("packed bytes"), spec)
+/// The data of a matrix, which [`pack`](fn@pack) made.
+#[allow(clippy::expect_used)] // `pack` makes bytes
+fn packed_matrix(weight: &Ints, spec: MatrixSpec) -> PackedMatrix<'_> {
+    PackedMatrix::new(weight.as_slice().expect("packed bytes"), spec)
 }
 
-/// A tensor of f32 in one run of memory.
-struct Floats(FlexTensor);
+/// A contiguous tensor of f32.
+struct ContiguousF32(FlexTensor);
 
-impl Floats {
+impl ContiguousF32 {
     fn new(tensor: &Float) -> Self {
         Self(tensor.to_contiguous())
     }
 
-    #[allow(clippy::expect_used)] // a network's numbers are f32
+    #[allow(clippy::expect_used)] // activations are always f32
     fn slice(&self) -> &[f32] {
         self.0.as_slice().expect("contiguous f32")
     }
 }
 
-/// Non-negative integers of whatever type; others become 0.
+/// The elements of a tensor of indices, of any integer type; negative ones become 0.
 fn indices(tensor: &Ints) -> Vec<usize> {
     let tensor = tensor.to_contiguous();
     match tensor.dtype() {
@@ -81,47 +81,55 @@ fn indices(tensor: &Ints) -> Vec<usize> {
     }
 }
 
-fn tensor(numbers: Vec<f32>, shape: [usize; 2]) -> Float {
-    FlexTensor::from_data(TensorData::new(numbers, shape))
+/// `values` as a tensor.
+fn tensor(values: Vec<f32>, shape: [usize; 2]) -> Float {
+    FlexTensor::from_data(TensorData::new(values, shape))
 }
 
-/// The product of `x`, prepared, and a packed matrix.
-fn multiplied(x: &Float, prepare: Prepare<'_>, weight: &Ints, spec: MatrixSpec, finish: Finish<'_>) -> Float {
-    let x = Floats::new(x);
-    let rows = Rows::new(x.slice(), spec.inputs, padded(spec.inputs), prepare);
-    let out = product(&rows, &strips(weight, spec), finish);
-    let width = if matches!(finish, Finish::Gate(_)) { spec.outputs / 2 } else { spec.outputs };
+/// The product of `x`, after the prologue, with a packed matrix.
+fn multiply(
+    x: &Float,
+    prologue: Prologue<'_>,
+    weight: &Ints,
+    spec: MatrixSpec,
+    epilogue: Epilogue<'_>,
+) -> Float {
+    let x = ContiguousF32::new(x);
+    let rows = PackedRows::new(x.slice(), spec.inputs, padded(spec.inputs), prologue);
+    let out = matmul(&rows, &packed_matrix(weight, spec), epilogue);
+    let width = if matches!(epilogue, Epilogue::Gate(_)) { spec.outputs / 2 } else { spec.outputs };
     tensor(out, [rows.count, width])
 }
 
-/// A pool of the cache.
-fn pool<E: Stored>(tensor: &Float) -> &[E] {
-    &E::of(tensor)[run(tensor)]
+/// The elements of a pool of the cache.
+fn pool<E: KvElement>(tensor: &Float) -> &[E] {
+    &E::storage(tensor)[pool_range(tensor)]
 }
 
-/// The same to write to; nothing else refers to it.
-fn pool_mut<E: Stored>(tensor: &mut Float) -> &mut [E] {
-    let run = run(tensor);
-    &mut E::of_mut(tensor)[run]
+/// The same, mutable; the pool has no other owner.
+fn pool_mut<E: KvElement>(tensor: &mut Float) -> &mut [E] {
+    let range = pool_range(tensor);
+    &mut E::storage_mut(tensor)[range]
 }
 
-/// Where in its memory a pool is.
-#[allow(clippy::expect_used)] // made by `KvBlocks::zeros`, and never given another shape
-fn run(tensor: &Float) -> std::ops::Range<usize> {
-    let (start, end) = tensor.layout().contiguous_offsets().expect("a pool in one run of memory");
+/// The range of a tensor's memory that a pool occupies.
+#[allow(clippy::expect_used)] // `KvBlocks::zeros` makes it contiguous, and it is never reshaped
+fn pool_range(tensor: &Float) -> std::ops::Range<usize> {
+    let (start, end) = tensor.layout().contiguous_offsets().expect("a contiguous pool");
     start..end
 }
 
-fn attend<E: Stored>(
+/// [`crate::attention`] over a cache of `E`.
+fn attend<E: KvElement>(
     queries: &Float,
     [keys, values]: [&Float; 2],
     rows: &Ints,
     tables: &Ints,
     shape: HeadShape,
 ) -> Float {
-    let queries = Floats::new(queries);
+    let queries = ContiguousF32::new(queries);
     let (rows, width) = (row_triples(rows), tables.shape()[1]);
-    let attention = attention::Attention {
+    let inputs = attention::AttentionInputs {
         queries: queries.slice(),
         keys: pool::<E>(keys),
         values: pool::<E>(values),
@@ -130,10 +138,11 @@ fn attend<E: Stored>(
         width,
         shape,
     };
-    tensor(attention.compute(), [rows.len(), shape.query_width()])
+    tensor(inputs.compute(), [rows.len(), shape.query_width()])
 }
 
-fn copy_within<E: Stored>(tensor: &mut Float, pairs: &[(u32, u32)]) {
+/// Copies blocks `(from, to)` of one pool, in order.
+fn copy_within<E: KvElement>(tensor: &mut Float, pairs: &[(u32, u32)]) {
     let block: usize = tensor.shape()[1..].iter().product();
     let pool = pool_mut::<E>(tensor);
     for (from, to) in pairs {
@@ -142,7 +151,7 @@ fn copy_within<E: Stored>(tensor: &mut Float, pairs: &[(u32, u32)]) {
     }
 }
 
-/// [`StepRows`]' rows: position, span and slot of each.
+/// The rows of [`crate::StepRows`]: position, span and slot of each.
 fn row_triples(rows: &Ints) -> Vec<[usize; 3]> {
     indices(rows).as_chunks().0.to_vec()
 }
@@ -150,20 +159,20 @@ fn row_triples(rows: &Ints) -> Vec<[usize; 3]> {
 impl KernelOps for Flex {
     fn embedding(ids: Ints, table: Ints, spec: MatrixSpec) -> Float {
         let ids = indices(&ids);
-        tensor(embedding::embedding(&strips(&table, spec), &ids), [ids.len(), spec.inputs])
+        tensor(embedding::embedding(&packed_matrix(&table, spec), &ids), [ids.len(), spec.inputs])
     }
 
     fn linear(x: Float, weight: Ints, spec: MatrixSpec) -> Float {
-        multiplied(&x, Prepare::Plain, &weight, spec, Finish::Store)
+        multiply(&x, Prologue::Plain, &weight, spec, Epilogue::Store)
     }
 
     fn linear_add(x: Float, weight: Ints, residual: Float, spec: MatrixSpec) -> Float {
-        let residual = Floats::new(&residual);
-        multiplied(&x, Prepare::Plain, &weight, spec, Finish::Add(residual.slice()))
+        let residual = ContiguousF32::new(&residual);
+        multiply(&x, Prologue::Plain, &weight, spec, Epilogue::Add(residual.slice()))
     }
 
     fn rms_norm(x: Float, gamma: Float, epsilon: f32) -> Float {
-        let (x, gamma) = (Floats::new(&x), Floats::new(&gamma));
+        let (x, gamma) = (ContiguousF32::new(&x), ContiguousF32::new(&gamma));
         let width = gamma.slice().len();
         let out = rows::rms_norm_rows(x.slice(), gamma.slice(), epsilon);
         let count = out.len() / width;
@@ -171,8 +180,8 @@ impl KernelOps for Flex {
     }
 
     fn norm_linear(x: Float, gamma: Float, weight: Ints, spec: MatrixSpec, epsilon: f32) -> Float {
-        let gamma = Floats::new(&gamma);
-        multiplied(&x, Prepare::Norm(gamma.slice(), epsilon), &weight, spec, Finish::Store)
+        let gamma = ContiguousF32::new(&gamma);
+        multiply(&x, Prologue::Norm(gamma.slice(), epsilon), &weight, spec, Epilogue::Store)
     }
 
     fn norm_gated(
@@ -183,9 +192,9 @@ impl KernelOps for Flex {
         epsilon: f32,
         activation: Activation,
     ) -> Float {
-        let gamma = Floats::new(&gamma);
-        let prepare = Prepare::Norm(gamma.slice(), epsilon);
-        multiplied(&x, prepare, &gate_up, spec, Finish::Gate(activation))
+        let gamma = ContiguousF32::new(&gamma);
+        let prologue = Prologue::Norm(gamma.slice(), epsilon);
+        multiply(&x, prologue, &gate_up, spec, Epilogue::Gate(activation))
     }
 
     fn rotate_and_store(
@@ -198,10 +207,11 @@ impl KernelOps for Flex {
         values: Float,
         shape: HeadShape,
     ) -> (Float, Float, Float) {
-        let (qkv, bias, norms) = (Floats::new(&qkv), Floats::new(&bias), Floats::new(&norms));
-        let (rotary, rows) = (Floats::new(&rotary), row_triples(&rows));
+        let (qkv, bias, norms) =
+            (ContiguousF32::new(&qkv), ContiguousF32::new(&bias), ContiguousF32::new(&norms));
+        let (rotary, rows) = (ContiguousF32::new(&rotary), row_triples(&rows));
         let (mut keys, mut values) = (keys, values);
-        let step = rotary::Step {
+        let projections = rotary::Projections {
             qkv: qkv.slice(),
             bias: bias.slice(),
             norms: norms.slice(),
@@ -210,10 +220,10 @@ impl KernelOps for Flex {
             shape,
         };
         let queries = match keys.dtype() {
-            DType::F16 => {
-                step.run::<f16>(rotary::Pools { keys: pool_mut(&mut keys), values: pool_mut(&mut values) })
-            }
-            _ => step.run::<f32>(rotary::Pools { keys: pool_mut(&mut keys), values: pool_mut(&mut values) }),
+            DType::F16 => projections
+                .run::<f16>(rotary::Pools { keys: pool_mut(&mut keys), values: pool_mut(&mut values) }),
+            _ => projections
+                .run::<f32>(rotary::Pools { keys: pool_mut(&mut keys), values: pool_mut(&mut values) }),
         };
         (tensor(queries, [rows.len(), shape.query_width()]), keys, values)
     }
@@ -224,7 +234,7 @@ impl KernelOps for Flex {
         values: Float,
         rows: Ints,
         tables: Ints,
-        _tiles: Ints, // how a GPU deals out rows
+        _tiles: Ints, // for GPUs
         shape: HeadShape,
     ) -> Float {
         match keys.dtype() {

@@ -1,44 +1,44 @@
-//! From ggml's blocks to the CPU's strips; [`super::format`] describes both ends.
+//! Packs ggml's blocks into strips; [`super::format`] describes the layout.
 
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::ParallelSliceMut;
 
-use super::format::{self, Format, GROUP, each_format, place};
+use super::format::{self, Format, GROUP, each_format, offset};
 use super::simd::LANES;
 use crate::ggml::GgmlType;
 use crate::types::MatrixSpec;
 
-/// Panels of a strip.
+/// Number of panels in a strip.
 pub(crate) const PANELS: usize = 2;
-/// Outputs of a strip.
-pub(crate) const STRIP: usize = PANELS * LANES;
+/// Number of outputs in a strip.
+pub(crate) const STRIP_OUTPUTS: usize = PANELS * LANES;
 
-/// A packed matrix.
+/// A packed matrix, borrowed from a tensor.
 #[derive(Clone, Copy)]
-pub(crate) struct Strips<'a> {
+pub(crate) struct PackedMatrix<'a> {
     bytes: &'a [u8],
     pub(crate) dtype: GgmlType,
     pub(crate) outputs: usize,
     pub(crate) inputs: usize,
-    strip: usize,
+    strip_bytes: usize,
 }
 
-impl<'a> Strips<'a> {
+impl<'a> PackedMatrix<'a> {
     pub(crate) fn new(bytes: &'a [u8], spec: MatrixSpec) -> Self {
         let MatrixSpec { dtype, outputs, inputs } = spec;
-        Self { bytes, dtype, outputs, inputs, strip: strip_bytes(spec) }
+        Self { bytes, dtype, outputs, inputs, strip_bytes: strip_bytes(spec) }
     }
 
-    /// A strip's bytes.
+    /// The bytes of a strip.
     pub(crate) fn strip(&self, index: usize) -> &'a [u8] {
-        &self.bytes[index * self.strip..][..self.strip]
+        &self.bytes[index * self.strip_bytes..][..self.strip_bytes]
     }
 }
 
-/// Inputs of a record, and its bytes.
+/// Number of inputs and of bytes of a record.
 fn record(dtype: GgmlType) -> (usize, usize) {
     fn of<F: Format>() -> (usize, usize) {
-        (F::LEN, F::RECORD)
+        (F::INPUTS, F::BYTES)
     }
     macro_rules! of {
         ($($dtype:ident: $format:ty,)+) => {
@@ -55,44 +55,44 @@ fn strip_bytes(spec: MatrixSpec) -> usize {
     PANELS * spec.inputs.div_ceil(len) * bytes
 }
 
-/// Bytes of a packed matrix.
+/// Size of a packed matrix in bytes.
 pub(crate) fn packed_bytes(spec: MatrixSpec) -> usize {
-    spec.outputs.div_ceil(STRIP) * strip_bytes(spec)
+    spec.outputs.div_ceil(STRIP_OUTPUTS) * strip_bytes(spec)
 }
 
-/// Writes rows in ggml's layout to `packed`, which is zeroed.
+/// Packs `blocks`, rows in ggml's layout, into `packed`, which is all zeros.
 pub(crate) fn pack(spec: MatrixSpec, blocks: &[u8], packed: &mut [u8]) {
     let (_, record_bytes) = record(spec.dtype);
     let row_bytes = spec.row_bytes();
-    // What becomes one lane of a record: a block, or as many plain floats.
-    let part = spec.dtype.block_bytes() * if spec.dtype.block_len() == 1 { GROUP } else { 1 };
+    // Bytes that become one lane of a record: a block, or GROUP plain floats.
+    let lane_bytes = spec.dtype.block_bytes() * if spec.dtype.block_len() == 1 { GROUP } else { 1 };
     packed.par_chunks_mut(strip_bytes(spec)).enumerate().for_each(|(strip, packed)| {
         for (index, record) in packed.chunks_exact_mut(record_bytes).enumerate() {
             let (block, panel) = (index / PANELS, index % PANELS);
-            let first = strip * STRIP + panel * LANES;
+            let first = strip * STRIP_OUTPUTS + panel * LANES;
             for lane in 0..LANES.min(spec.outputs.saturating_sub(first)) {
                 let row = &blocks[(first + lane) * row_bytes..][..row_bytes];
-                let part = &row[block * part..row_bytes.min((block + 1) * part)];
-                Lane { record: &mut *record, lane }.put(spec.dtype, part);
+                let source = &row[block * lane_bytes..row_bytes.min((block + 1) * lane_bytes)];
+                Lane { record: &mut *record, lane }.write(spec.dtype, source);
             }
         }
     });
 }
 
-/// One output's share of a record.
+/// The lane of one output in a record.
 struct Lane<'a> {
     record: &'a mut [u8],
     lane: usize,
 }
 
 impl Lane<'_> {
-    /// Bytes of the vector that begins at `place`.
-    fn set(&mut self, place: usize, bytes: &[u8]) {
-        self.record[place + self.lane * bytes.len()..][..bytes.len()].copy_from_slice(bytes);
+    /// Writes this lane of the vector at `offset`.
+    fn set(&mut self, offset: usize, bytes: &[u8]) {
+        self.record[offset + self.lane * bytes.len()..][..bytes.len()].copy_from_slice(bytes);
     }
 
-    fn put(&mut self, dtype: GgmlType, block: &[u8]) {
-        use place::{K_HIGH, K_LOW, SECOND, THIRD};
+    fn write(&mut self, dtype: GgmlType, block: &[u8]) {
+        use offset::{K_HIGH, K_LOW, SECOND, THIRD};
         match dtype {
             GgmlType::F32 => self.floats::<4>(block),
             GgmlType::F16 | GgmlType::BF16 => self.floats::<2>(block),
@@ -145,57 +145,57 @@ impl Lane<'_> {
         }
     }
 
-    /// 32 numbers of 4 bits, as in ggml's blocks of 32.
-    fn nibbles(&mut self, place: usize, low: &[u8]) {
-        for octet in 0..4 {
-            let bytes = &low[octet % 2 * 8..][..8];
-            self.words(place + octet * 64, bytes, 4 * (octet / 2));
+    /// Writes 32 numbers of 4 bits from ggml's order in a block of 32.
+    fn nibbles(&mut self, offset: usize, low: &[u8]) {
+        for chunk in 0..4 {
+            let bytes = &low[chunk % 2 * 8..][..8];
+            self.words(offset + chunk * 64, bytes, 4 * (chunk / 2));
         }
     }
 
-    /// A word of the four bits at `shift` of eight bytes.
-    fn words(&mut self, place: usize, bytes: &[u8], shift: usize) {
+    /// Writes a word of 4 bits from each of eight bytes, from bit `shift` on.
+    fn words(&mut self, offset: usize, bytes: &[u8], shift: usize) {
         let word = bytes.iter().rev().fold(0_u32, |word, byte| word << 4 | u32::from(byte >> shift & 0xF));
-        self.set(place, &word.to_le_bytes());
+        self.set(offset, &word.to_le_bytes());
     }
 
-    /// Two scales and twelve bytes of scales and minima.
+    /// Writes d, dmin, and the scales and minima that are packed in twelve bytes.
     fn k_scales(&mut self, block: &[u8]) {
         self.set(0, &block[..2]);
-        self.set(place::SECOND, &block[2..4]);
+        self.set(offset::SECOND, &block[2..4]);
         for group in 0..8 {
             let (scale, minimum) = crate::ggml::k_scale_and_min(&block[4..16], group);
-            self.set(place::THIRD + group * LANES, &[scale]);
-            self.set(place::MINIMA + group * LANES, &[minimum]);
+            self.set(offset::THIRD + group * LANES, &[scale]);
+            self.set(offset::MINIMA + group * LANES, &[minimum]);
         }
     }
 
-    /// 256 numbers of 4 bits: 32 bytes hold two groups.
-    fn k_low(&mut self, place: usize, low: &[u8]) {
-        for octet in 0..32 {
-            let (group, part) = (octet / 4, octet % 4);
+    /// Writes 256 numbers of 4 bits, of which each 32 bytes hold two groups.
+    fn k_low(&mut self, offset: usize, low: &[u8]) {
+        for chunk in 0..32 {
+            let (group, part) = (chunk / 4, chunk % 4);
             let bytes = &low[group / 2 * 32 + part * 8..][..8];
-            self.words(place + octet * 64, bytes, 4 * (group % 2));
+            self.words(offset + chunk * 64, bytes, 4 * (group % 2));
         }
     }
 
-    /// Two halves of four groups; see [`crate::ggml`].
+    /// Writes a Q6_K block: two halves of four groups each; see `q6_k` in [`crate::ggml`].
     fn q6_k(&mut self, block: &[u8]) {
         let (low, high, scales) = (&block[..128], &block[128..192], &block[192..208]);
         self.set(0, &block[208..]);
         for (i, scale) in scales.iter().enumerate() {
-            self.set(place::SECOND + i * LANES, &[*scale]);
+            self.set(offset::SECOND + i * LANES, &[*scale]);
         }
-        for octet in 0..32 {
-            let (half, group, part) = (octet / 16, octet / 4 % 4, octet % 4);
+        for chunk in 0..32 {
+            let (half, group, part) = (chunk / 16, chunk / 4 % 4, chunk % 4);
             let bytes = &low[half * 64 + group % 2 * 32 + part * 8..][..8];
-            self.words(place::Q6_LOW + octet * 64, bytes, 4 * (group / 2));
+            self.words(offset::Q6_LOW + chunk * 64, bytes, 4 * (group / 2));
         }
         for word in 0..16 {
             let (half, group, part) = (word / 8, word / 2 % 4, word % 2);
             let bytes = high[half * 32 + part * 16..][..16].iter().rev();
             let bits = bytes.fold(0_u32, |bits, byte| bits << 2 | u32::from(byte >> (2 * group) & 3));
-            self.set(place::Q6_HIGH + word * 64, &bits.to_le_bytes());
+            self.set(offset::Q6_HIGH + word * 64, &bits.to_le_bytes());
         }
     }
 }

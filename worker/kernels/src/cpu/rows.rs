@@ -1,70 +1,70 @@
-//! A product's left side: rows of activations, laid out for the registers.
+//! The left side of a product: rows of activations, packed for the microkernel.
 
-use super::disjoint::Parts;
+use super::disjoint::DisjointMut;
 use super::format::GROUP;
-use super::simd::{self, Kernel, LANES, Simd, With};
+use super::simd::{self, Kernel, LANES, Simd, WithSimd};
 use super::threads;
 
-/// Rows in groups of as many as a tile has; in a group, each input's numbers of all its rows lie
-/// side by side. The last group has the remaining rows.
-pub(crate) struct Rows {
-    numbers: Vec<f32>,
+/// Rows in groups of [`Simd::TILE_ROWS`]. A group is `[inputs, rows]`, so that the values of one input
+/// are adjacent. The last group has the remaining rows.
+pub(crate) struct PackedRows {
+    values: Vec<f32>,
     /// Rows of a full group.
-    group: usize,
-    /// How many rows there are.
+    group_rows: usize,
+    /// Number of rows.
     pub(crate) count: usize,
-    /// Inputs, filled up with zeros to whole groups of a format.
+    /// Number of inputs, padded with zeros to a multiple of [`GROUP`].
     pub(crate) inputs: usize,
 }
 
-/// What is done to a row before the product.
+/// What is applied to a row before the product.
 #[derive(Clone, Copy)]
-pub(crate) enum Prepare<'a> {
+pub(crate) enum Prologue<'a> {
     /// Nothing.
     Plain,
-    /// RMS normalisation with these weights and epsilon.
+    /// RMS norm with these weights and epsilon.
     Norm(&'a [f32], f32),
 }
 
-impl Rows {
-    /// Packs rows of `width` numbers for products with matrices whose rows are padded to `inputs`.
-    pub(crate) fn new(x: &[f32], width: usize, inputs: usize, prepare: Prepare<'_>) -> Self {
+impl PackedRows {
+    /// Packs the rows `x`, `[rows, width]`, padded to `inputs`.
+    pub(crate) fn new(x: &[f32], width: usize, inputs: usize, prologue: Prologue<'_>) -> Self {
         let count = x.len() / width;
-        let mut group = 0;
-        simd::with(GroupSize(&mut group));
-        let mut numbers = vec![0.0; count * inputs];
-        let parts = Parts::new(&mut numbers);
-        threads::each_of_many(count.div_ceil(group), 4, |index| {
-            let first = index * group;
-            let rows = group.min(count - first);
+        let mut group_rows = 0;
+        simd::dispatch(GroupRows(&mut group_rows));
+        let mut values = vec![0.0; count * inputs];
+        let shared = DisjointMut::new(&mut values);
+        threads::for_each_if_many(count.div_ceil(group_rows), 4, |index| {
+            let first = index * group_rows;
+            let rows = group_rows.min(count - first);
             // SAFETY: each group is packed once, and groups don't overlap.
             #[allow(unsafe_code)]
-            let out = unsafe { parts.part(first * inputs, rows * inputs) };
+            let out = unsafe { shared.slice_mut(first * inputs, rows * inputs) };
             let x = &x[first * width..(first + rows) * width];
-            simd::run(Pack { x, width, rows, prepare, out });
+            simd::run(Pack { x, width, rows, prologue, out });
         });
-        Self { numbers, group, count, inputs }
+        Self { values, group_rows, count, inputs }
     }
 
     /// Rows of a full group.
-    pub(crate) fn group(&self) -> usize {
-        self.group
+    pub(crate) fn group_rows(&self) -> usize {
+        self.group_rows
     }
 
-    /// The numbers of a group: for each input, those of its rows.
-    pub(crate) fn of_group(&self, group: usize) -> &[f32] {
-        let first = group * self.group;
-        let rows = self.group.min(self.count - first);
-        &self.numbers[first * self.inputs..(first + rows) * self.inputs]
+    /// The values of a group, `[inputs, rows]`.
+    pub(crate) fn group(&self, group: usize) -> &[f32] {
+        let first = group * self.group_rows;
+        let rows = self.group_rows.min(self.count - first);
+        &self.values[first * self.inputs..(first + rows) * self.inputs]
     }
 }
 
-/// Finds the rows of a group for this instruction set.
-struct GroupSize<'a>(&'a mut usize);
+/// Stores the instruction set's [`Simd::TILE_ROWS`].
+struct GroupRows<'a>(&'a mut usize);
 
-impl With for GroupSize<'_> {
+impl WithSimd for GroupRows<'_> {
     fn call<S: Simd>(self, _: S) {
-        *self.0 = S::ROWS;
+        *self.0 = S::TILE_ROWS;
     }
 }
 
@@ -72,7 +72,7 @@ struct Pack<'a> {
     x: &'a [f32],
     width: usize,
     rows: usize,
-    prepare: Prepare<'a>,
+    prologue: Prologue<'a>,
     out: &'a mut [f32],
 }
 
@@ -81,16 +81,16 @@ impl Kernel for Pack<'_> {
 
     #[inline(always)]
     fn call<S: Simd>(self, s: S) {
-        let Self { x, width, rows, prepare, out } = self;
+        let Self { x, width, rows, prologue, out } = self;
         let mut normed = vec![0.0; if rows > 1 { width } else { 0 }];
         for (row, x) in x.chunks_exact(width).enumerate() {
             if rows == 1 {
-                return prepared(s, x, prepare, &mut out[..width]);
+                return apply_prologue(s, x, prologue, &mut out[..width]);
             }
-            let x = match prepare {
-                Prepare::Plain => x,
-                Prepare::Norm(..) => {
-                    prepared(s, x, prepare, &mut normed);
+            let x = match prologue {
+                Prologue::Plain => x,
+                Prologue::Norm(..) => {
+                    apply_prologue(s, x, prologue, &mut normed);
                     &normed
                 }
             };
@@ -101,16 +101,16 @@ impl Kernel for Pack<'_> {
     }
 }
 
-/// One row, prepared.
+/// Writes row `x` to `out`, after the prologue.
 #[inline(always)]
-fn prepared<S: Simd>(s: S, x: &[f32], prepare: Prepare<'_>, out: &mut [f32]) {
-    match prepare {
-        Prepare::Plain => out.copy_from_slice(x),
-        Prepare::Norm(gamma, epsilon) => rms_norm(s, x, gamma, epsilon, out),
+fn apply_prologue<S: Simd>(s: S, x: &[f32], prologue: Prologue<'_>, out: &mut [f32]) {
+    match prologue {
+        Prologue::Plain => out.copy_from_slice(x),
+        Prologue::Norm(gamma, epsilon) => rms_norm(s, x, gamma, epsilon, out),
     }
 }
 
-/// [`rms_norm`] of rows as wide as `gamma`.
+/// [`rms_norm`] of each row of `x`, which is as wide as `gamma`.
 pub(crate) fn rms_norm_rows(x: &[f32], gamma: &[f32], epsilon: f32) -> Vec<f32> {
     let mut out = vec![0.0; x.len()];
     for (x, out) in x.chunks_exact(gamma.len()).zip(out.chunks_exact_mut(gamma.len())) {
@@ -135,7 +135,7 @@ impl Kernel for Norm<'_> {
     }
 }
 
-/// `x / sqrt(mean(x²) + epsilon) * gamma`.
+/// Writes `x / sqrt(mean(x²) + epsilon) * gamma` to `out`.
 #[inline(always)]
 pub(crate) fn rms_norm<S: Simd>(s: S, x: &[f32], gamma: &[f32], epsilon: f32, out: &mut [f32]) {
     let (whole, rest) = x.as_chunks::<LANES>();
@@ -145,10 +145,10 @@ pub(crate) fn rms_norm<S: Simd>(s: S, x: &[f32], gamma: &[f32], epsilon: f32, ou
         sum = s.fma(lanes, lanes, sum);
     }
     if !rest.is_empty() {
-        let lanes = s.load(&filled(rest));
+        let lanes = s.load(&padded_vector(rest));
         sum = s.fma(lanes, lanes, sum);
     }
-    let scale = 1.0 / (s.sum(sum) / x.len() as f32 + epsilon).sqrt();
+    let scale = 1.0 / (s.reduce_sum(sum) / x.len() as f32 + epsilon).sqrt();
     let (gammas, gamma_rest) = gamma.as_chunks::<LANES>();
     let (outs, out_rest) = out.as_chunks_mut::<LANES>();
     let scales = s.splat(scale);
@@ -160,15 +160,15 @@ pub(crate) fn rms_norm<S: Simd>(s: S, x: &[f32], gamma: &[f32], epsilon: f32, ou
     }
 }
 
-/// Fewer than a vector's numbers, filled up with zeros.
+/// At most a vector of values, padded with zeros.
 #[inline(always)]
-pub(crate) fn filled(numbers: &[f32]) -> [f32; LANES] {
+pub(crate) fn padded_vector(values: &[f32]) -> [f32; LANES] {
     let mut lanes = [0.0; LANES];
-    lanes[..numbers.len()].copy_from_slice(numbers);
+    lanes[..values.len()].copy_from_slice(values);
     lanes
 }
 
-/// A width filled up to whole stretches of a format.
+/// A number of inputs, padded to a multiple of [`GROUP`].
 pub(crate) fn padded(inputs: usize) -> usize {
     inputs.next_multiple_of(GROUP)
 }

@@ -12,33 +12,33 @@ use super::vector::{Kernel, LANES, Simd};
 pub(crate) struct Avx2(());
 
 impl Avx2 {
-    /// If the processor has it.
+    /// Returns `None` if the processor lacks it.
     #[inline]
     pub(crate) fn detect() -> Option<Self> {
-        let there = is_x86_feature_detected!("avx2")
+        let present = is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c");
-        there.then_some(Self(()))
+        present.then_some(Self(()))
     }
 }
 
 /// Applies an intrinsic to both halves of its arguments.
 macro_rules! both {
     ($intrinsic:ident $(::<$n:literal>)?, $($argument:expr),+) => {
-        // SAFETY: see the implementation below.
+        // SAFETY: see the `impl` below.
         unsafe { [$intrinsic$(::<$n>)?($($argument[0]),+), $intrinsic$(::<$n>)?($($argument[1]),+)] }
     };
 }
 
-// SAFETY, of all blocks below: only `detect` makes an `Avx2`, so the instructions are there;
-// pointers are to arrays of the vectors' size, and unaligned accesses are used.
+// SAFETY, of all blocks below: only `detect` makes an `Avx2`, so the processor has the instructions;
+// pointers are to arrays of the vectors' size, and accesses are unaligned.
 impl Simd for Avx2 {
     type Floats = [__m256; 2];
     type Words = [__m256i; 2];
 
-    const ROWS: usize = 6;
-    const PANELS: usize = 1;
-    const DIRECT: usize = 4;
+    const TILE_ROWS: usize = 6;
+    const TILE_PANELS: usize = 1;
+    const DIRECT_ROWS: usize = 4;
 
     #[inline(always)]
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
@@ -103,7 +103,7 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn largest(self, a: [__m256; 2]) -> f32 {
+    fn reduce_max(self, a: [__m256; 2]) -> f32 {
         unsafe {
             let of_8 = _mm256_max_ps(a[0], a[1]);
             let of_4 = _mm_max_ps(_mm256_castps256_ps128(of_8), _mm256_extractf128_ps::<1>(of_8));
@@ -113,21 +113,21 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn within(self, from: usize, to: usize, a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
-        let (lanes, before, behind) = unsafe {
+    fn select_lanes(self, from: usize, to: usize, a: [__m256; 2], b: [__m256; 2]) -> [__m256; 2] {
+        let (lanes, before, end) = unsafe {
             let lanes =
                 [_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_setr_epi32(8, 9, 10, 11, 12, 13, 14, 15)];
             (lanes, [_mm256_set1_epi32(from as i32 - 1); 2], [_mm256_set1_epi32(to as i32); 2])
         };
-        let behind_from = both!(_mm256_cmpgt_epi32, lanes, before);
-        let before_to = both!(_mm256_cmpgt_epi32, behind, lanes);
-        let mask = both!(_mm256_and_si256, behind_from, before_to);
+        let from_on = both!(_mm256_cmpgt_epi32, lanes, before);
+        let before_to = both!(_mm256_cmpgt_epi32, end, lanes);
+        let mask = both!(_mm256_and_si256, from_on, before_to);
         let mask = both!(_mm256_castsi256_ps, mask);
         both!(_mm256_blendv_ps, b, a, mask)
     }
 
     #[inline(always)]
-    fn load_halves(self, lanes: &[f16; LANES]) -> [__m256; 2] {
+    fn load_f16(self, lanes: &[f16; LANES]) -> [__m256; 2] {
         unsafe {
             [
                 _mm256_cvtph_ps(_mm_loadu_si128(lanes.as_ptr().cast())),
@@ -137,7 +137,7 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn store_halves(self, lanes: &mut [f16; LANES], floats: [__m256; 2]) {
+    fn store_f16(self, lanes: &mut [f16; LANES], floats: [__m256; 2]) {
         unsafe {
             let low = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(floats[0]);
             let high = _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(floats[1]);
@@ -147,7 +147,7 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn halves(self, bytes: &[u8; 32]) -> [__m256; 2] {
+    fn read_f16(self, bytes: &[u8; 32]) -> [__m256; 2] {
         unsafe {
             [
                 _mm256_cvtph_ps(_mm_loadu_si128(bytes.as_ptr().cast())),
@@ -157,7 +157,7 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn brain_halves(self, bytes: &[u8; 32]) -> [__m256; 2] {
+    fn read_bf16(self, bytes: &[u8; 32]) -> [__m256; 2] {
         let low = unsafe { _mm256_cvtepu16_epi32(_mm_loadu_si128(bytes.as_ptr().cast())) };
         let high = unsafe { _mm256_cvtepu16_epi32(_mm_loadu_si128(bytes[16..].as_ptr().cast())) };
         let wide = [low, high];
@@ -166,12 +166,12 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn singles(self, bytes: &[u8; 64]) -> [__m256; 2] {
+    fn read_f32(self, bytes: &[u8; 64]) -> [__m256; 2] {
         unsafe { [_mm256_loadu_ps(bytes.as_ptr().cast()), _mm256_loadu_ps(bytes[32..].as_ptr().cast())] }
     }
 
     #[inline(always)]
-    fn signed(self, bytes: &[u8; 16]) -> [__m256; 2] {
+    fn read_i8(self, bytes: &[u8; 16]) -> [__m256; 2] {
         unsafe {
             let all = _mm_loadu_si128(bytes.as_ptr().cast());
             [
@@ -182,7 +182,7 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn unsigned(self, bytes: &[u8; 16]) -> [__m256; 2] {
+    fn read_u8(self, bytes: &[u8; 16]) -> [__m256; 2] {
         unsafe {
             let all = _mm_loadu_si128(bytes.as_ptr().cast());
             [
@@ -193,20 +193,20 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn words(self, bytes: &[u8; 64]) -> [__m256i; 2] {
+    fn read_u32(self, bytes: &[u8; 64]) -> [__m256i; 2] {
         unsafe {
             [_mm256_loadu_si256(bytes.as_ptr().cast()), _mm256_loadu_si256(bytes[32..].as_ptr().cast())]
         }
     }
 
     #[inline(always)]
-    fn right(self, words: [__m256i; 2], bits: u32) -> [__m256i; 2] {
+    fn shift_right(self, words: [__m256i; 2], bits: u32) -> [__m256i; 2] {
         let bits = unsafe { [_mm256_set1_epi32(bits as i32); 2] };
         both!(_mm256_srlv_epi32, words, bits)
     }
 
     #[inline(always)]
-    fn left(self, words: [__m256i; 2], bits: u32) -> [__m256i; 2] {
+    fn shift_left(self, words: [__m256i; 2], bits: u32) -> [__m256i; 2] {
         let bits = unsafe { [_mm256_set1_epi32(bits as i32); 2] };
         both!(_mm256_sllv_epi32, words, bits)
     }
@@ -219,7 +219,7 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn with_bits(self, words: [__m256i; 2], mask: u32, ones: u32) -> [__m256; 2] {
+    fn and_or(self, words: [__m256i; 2], mask: u32, ones: u32) -> [__m256; 2] {
         let (mask, ones) = unsafe {
             ([_mm256_set1_epi32(mask.cast_signed()); 2], [_mm256_set1_epi32(ones.cast_signed()); 2])
         };
@@ -229,12 +229,12 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn bits(self, floats: [__m256; 2]) -> [__m256i; 2] {
+    fn to_bits(self, floats: [__m256; 2]) -> [__m256i; 2] {
         both!(_mm256_castps_si256, floats)
     }
 
     #[inline(always)]
-    fn add_bits(self, floats: [__m256; 2], words: [__m256i; 2]) -> [__m256; 2] {
+    fn add_to_bits(self, floats: [__m256; 2], words: [__m256i; 2]) -> [__m256; 2] {
         let bits = both!(_mm256_castps_si256, floats);
         let sum = both!(_mm256_add_epi32, bits, words);
         both!(_mm256_castsi256_ps, sum)

@@ -12,29 +12,29 @@ use super::vector::{Kernel, LANES, Simd};
 pub(crate) struct Avx512(());
 
 impl Avx512 {
-    /// If the processor has it.
+    /// Returns `None` if the processor lacks it.
     #[inline]
     pub(crate) fn detect() -> Option<Self> {
-        let there = is_x86_feature_detected!("avx512f")
+        let present = is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl")
             && is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
             && is_x86_feature_detected!("f16c");
-        there.then_some(Self(()))
+        present.then_some(Self(()))
     }
 }
 
-// SAFETY, of all blocks below: only `detect` makes an `Avx512`, so the instructions are there;
-// pointers are to arrays of the vector's size, and unaligned accesses are used.
+// SAFETY, of all blocks below: only `detect` makes an `Avx512`, so the processor has the instructions;
+// pointers are to arrays of the vector's size, and accesses are unaligned.
 impl Simd for Avx512 {
     type Floats = __m512;
     type Words = __m512i;
 
-    const ROWS: usize = 12;
-    const PANELS: usize = 2;
-    const DIRECT: usize = 4;
+    const TILE_ROWS: usize = 12;
+    const TILE_PANELS: usize = 2;
+    const DIRECT_ROWS: usize = 4;
 
     #[inline(always)]
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
@@ -96,23 +96,23 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn largest(self, a: __m512) -> f32 {
+    fn reduce_max(self, a: __m512) -> f32 {
         unsafe { _mm512_reduce_max_ps(a) }
     }
 
     #[inline(always)]
-    fn within(self, from: usize, to: usize, a: __m512, b: __m512) -> __m512 {
+    fn select_lanes(self, from: usize, to: usize, a: __m512, b: __m512) -> __m512 {
         let below = |lane: usize| ((1_u32 << lane) - 1) as u16;
         unsafe { _mm512_mask_blend_ps(below(to) & !below(from), b, a) }
     }
 
     #[inline(always)]
-    fn load_halves(self, lanes: &[f16; LANES]) -> __m512 {
+    fn load_f16(self, lanes: &[f16; LANES]) -> __m512 {
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(lanes.as_ptr().cast())) }
     }
 
     #[inline(always)]
-    fn store_halves(self, lanes: &mut [f16; LANES], floats: __m512) {
+    fn store_f16(self, lanes: &mut [f16; LANES], floats: __m512) {
         unsafe {
             let halves = _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(floats);
             _mm256_storeu_si256(lanes.as_mut_ptr().cast(), halves);
@@ -120,12 +120,12 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn halves(self, bytes: &[u8; 32]) -> __m512 {
+    fn read_f16(self, bytes: &[u8; 32]) -> __m512 {
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(bytes.as_ptr().cast())) }
     }
 
     #[inline(always)]
-    fn brain_halves(self, bytes: &[u8; 32]) -> __m512 {
+    fn read_bf16(self, bytes: &[u8; 32]) -> __m512 {
         unsafe {
             let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(bytes.as_ptr().cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
@@ -133,32 +133,32 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn singles(self, bytes: &[u8; 64]) -> __m512 {
+    fn read_f32(self, bytes: &[u8; 64]) -> __m512 {
         unsafe { _mm512_loadu_ps(bytes.as_ptr().cast()) }
     }
 
     #[inline(always)]
-    fn signed(self, bytes: &[u8; 16]) -> __m512 {
+    fn read_i8(self, bytes: &[u8; 16]) -> __m512 {
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(bytes.as_ptr().cast()))) }
     }
 
     #[inline(always)]
-    fn unsigned(self, bytes: &[u8; 16]) -> __m512 {
+    fn read_u8(self, bytes: &[u8; 16]) -> __m512 {
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(bytes.as_ptr().cast()))) }
     }
 
     #[inline(always)]
-    fn words(self, bytes: &[u8; 64]) -> __m512i {
+    fn read_u32(self, bytes: &[u8; 64]) -> __m512i {
         unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
     }
 
     #[inline(always)]
-    fn right(self, words: __m512i, bits: u32) -> __m512i {
+    fn shift_right(self, words: __m512i, bits: u32) -> __m512i {
         unsafe { _mm512_srlv_epi32(words, _mm512_set1_epi32(bits as i32)) }
     }
 
     #[inline(always)]
-    fn left(self, words: __m512i, bits: u32) -> __m512i {
+    fn shift_left(self, words: __m512i, bits: u32) -> __m512i {
         unsafe { _mm512_sllv_epi32(words, _mm512_set1_epi32(bits as i32)) }
     }
 
@@ -169,7 +169,7 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn with_bits(self, words: __m512i, mask: u32, ones: u32) -> __m512 {
+    fn and_or(self, words: __m512i, mask: u32, ones: u32) -> __m512 {
         unsafe {
             let (mask, ones) = (_mm512_set1_epi32(mask.cast_signed()), _mm512_set1_epi32(ones.cast_signed()));
             // The truth table of `(words & mask) | ones`.
@@ -178,12 +178,12 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    fn bits(self, floats: __m512) -> __m512i {
+    fn to_bits(self, floats: __m512) -> __m512i {
         unsafe { _mm512_castps_si512(floats) }
     }
 
     #[inline(always)]
-    fn add_bits(self, floats: __m512, words: __m512i) -> __m512 {
+    fn add_to_bits(self, floats: __m512, words: __m512i) -> __m512 {
         unsafe { _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(floats), words)) }
     }
 

@@ -2,13 +2,13 @@
 
 use super::vector::Simd;
 
-/// e to the power of each lane, lanes outside of -87..88 taken as the nearer end.
+/// e to the power of each lane; lanes are clamped to [-87, 88] first.
 ///
-/// Within 2 units in the last place: Cody and Waite's reduction to ±ln 2 / 2, then the polynomial
+/// Accurate to 2 units in the last place: Cody and Waite's reduction to ±ln 2 / 2, then the polynomial
 /// of Moshier's Cephes library.
 #[inline(always)]
 pub(crate) fn exp<S: Simd>(s: S, x: S::Floats) -> S::Floats {
-    // Adding it leaves the integer part in the low bits of the sum.
+    // Adding SHIFT leaves the integer part in the low bits of the sum.
     const SHIFT: f32 = 12_582_912.0; // 1.5 · 2²³
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
@@ -25,5 +25,5 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::Floats) -> S::Floats {
     }
     let square = s.mul(rest, rest);
     let one_and = s.add(s.fma(sum, square, rest), s.splat(1.0));
-    s.add_bits(one_and, s.left(s.bits(shifted), 23))
+    s.add_to_bits(one_and, s.shift_left(s.to_bits(shifted), 23))
 }

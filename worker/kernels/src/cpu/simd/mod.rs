@@ -1,8 +1,8 @@
-//! Sixteen f32 lanes, on whatever the processor has for them.
+//! Vectors of sixteen f32, in the best instruction set that the processor has.
 //!
-//! Kernels are written once over [`Simd`] and compiled for each instruction set; [`run`] takes the
-//! best that the processor has. Every operation here is one IEEE operation per lane (or a fixed
-//! sequence of them), so a kernel gives the same bits on all of them.
+//! Kernels are written once over [`Simd`] and compiled for each instruction set; [`run`] chooses one
+//! at run time. Every operation is one IEEE operation per lane, or a fixed sequence of them, so a
+//! kernel returns the same bits with every instruction set.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -13,19 +13,19 @@ mod portable;
 mod vector;
 
 pub(crate) use self::exp::exp;
-pub(crate) use self::vector::{Kernel, LANES, Simd, part};
+pub(crate) use self::vector::{Kernel, LANES, Simd, array_at};
 
-/// Something to do with the best instruction set of this processor.
+/// Work for [`dispatch`].
 ///
-/// Unlike a [`Kernel`] it is not compiled for the instruction set itself: it chooses among kernels
-/// and runs them, each of which is then a function of its own.
-pub(crate) trait With {
+/// Unlike a [`Kernel`] it is not compiled for the instruction set itself: it chooses kernels and runs
+/// them, and each of them is a function of its own.
+pub(crate) trait WithSimd {
     fn call<S: Simd>(self, simd: S);
 }
 
-/// Calls `work` with the best instruction set of this processor.
+/// Calls `work` with the best instruction set that this processor has.
 #[inline]
-pub(crate) fn with(work: impl With) {
+pub(crate) fn dispatch(work: impl WithSimd) {
     #[cfg(target_arch = "x86_64")]
     {
         if let Some(simd) = avx512::Avx512::detect() {
@@ -38,18 +38,18 @@ pub(crate) fn with(work: impl With) {
     work.call(portable::Portable);
 }
 
-/// Runs a kernel with the best instruction set of this processor.
+/// Runs a kernel with the best instruction set that this processor has.
 pub(crate) fn run<K: Kernel<Output = ()>>(kernel: K) {
     struct Run<K>(K);
 
-    impl<K: Kernel<Output = ()>> With for Run<K> {
+    impl<K: Kernel<Output = ()>> WithSimd for Run<K> {
         #[inline]
         fn call<S: Simd>(self, simd: S) {
             simd.run(self.0);
         }
     }
 
-    with(Run(kernel));
+    dispatch(Run(kernel));
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use half::{bf16, f16};
 
 use super::vector::{Kernel, LANES, Simd};
 
-/// Needs nothing.
+/// Available everywhere.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Portable;
 
@@ -22,12 +22,12 @@ fn parts<const BYTES: usize, const N: usize>(bytes: &[u8; BYTES]) -> [[u8; N]; L
     array::from_fn(|lane| array::from_fn(|byte| bytes[lane * N + byte]))
 }
 
-/// An f16 as f32, exactly.
+/// Converts an f16 to f32 exactly.
 ///
-/// Without branches and calls, which [`f16::to_f32`] has, so that the compiler makes vectors of it.
-/// As in Maratyszcza's FP16 library: exponent and mantissa move to their places in an f32, and a
-/// product puts the exponent's bias right; a number that is too small for that is the difference of
-/// two that are not.
+/// It has no branches or calls, unlike [`f16::to_f32`], so that the compiler can vectorise it. As in
+/// Maratyszcza's FP16 library: exponent and mantissa are shifted to their places in an f32, and a
+/// product corrects the exponent's bias. A subnormal is computed as the difference of two normal
+/// numbers.
 #[inline(always)]
 fn widened(half: f16) -> f32 {
     const BIAS: u32 = 0xE0 << 23;
@@ -46,9 +46,9 @@ impl Simd for Portable {
     type Floats = Lanes;
     type Words = [u32; LANES];
 
-    const ROWS: usize = 4;
-    const PANELS: usize = 1;
-    const DIRECT: usize = 1;
+    const TILE_ROWS: usize = 4;
+    const TILE_PANELS: usize = 1;
+    const DIRECT_ROWS: usize = 1;
 
     #[inline(always)]
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
@@ -106,62 +106,62 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn largest(self, a: Lanes) -> f32 {
+    fn reduce_max(self, a: Lanes) -> f32 {
         a.iter().copied().fold(f32::NEG_INFINITY, |a, b| if a > b { a } else { b })
     }
 
     #[inline(always)]
-    fn within(self, from: usize, to: usize, a: Lanes, b: Lanes) -> Lanes {
+    fn select_lanes(self, from: usize, to: usize, a: Lanes, b: Lanes) -> Lanes {
         array::from_fn(|lane| if (from..to).contains(&lane) { a[lane] } else { b[lane] })
     }
 
     #[inline(always)]
-    fn load_halves(self, lanes: &[f16; LANES]) -> Lanes {
+    fn load_f16(self, lanes: &[f16; LANES]) -> Lanes {
         lanes.map(widened)
     }
 
     #[inline(always)]
-    fn store_halves(self, lanes: &mut [f16; LANES], floats: Lanes) {
+    fn store_f16(self, lanes: &mut [f16; LANES], floats: Lanes) {
         *lanes = floats.map(f16::from_f32);
     }
 
     #[inline(always)]
-    fn halves(self, bytes: &[u8; 32]) -> Lanes {
+    fn read_f16(self, bytes: &[u8; 32]) -> Lanes {
         parts(bytes).map(|half| widened(f16::from_le_bytes(half)))
     }
 
     #[inline(always)]
-    fn brain_halves(self, bytes: &[u8; 32]) -> Lanes {
+    fn read_bf16(self, bytes: &[u8; 32]) -> Lanes {
         parts(bytes).map(|half| bf16::from_le_bytes(half).to_f32())
     }
 
     #[inline(always)]
-    fn singles(self, bytes: &[u8; 64]) -> Lanes {
+    fn read_f32(self, bytes: &[u8; 64]) -> Lanes {
         parts(bytes).map(f32::from_le_bytes)
     }
 
     #[inline(always)]
-    fn signed(self, bytes: &[u8; 16]) -> Lanes {
+    fn read_i8(self, bytes: &[u8; 16]) -> Lanes {
         bytes.map(|byte| f32::from(byte.cast_signed()))
     }
 
     #[inline(always)]
-    fn unsigned(self, bytes: &[u8; 16]) -> Lanes {
+    fn read_u8(self, bytes: &[u8; 16]) -> Lanes {
         bytes.map(f32::from)
     }
 
     #[inline(always)]
-    fn words(self, bytes: &[u8; 64]) -> [u32; LANES] {
+    fn read_u32(self, bytes: &[u8; 64]) -> [u32; LANES] {
         parts(bytes).map(u32::from_le_bytes)
     }
 
     #[inline(always)]
-    fn right(self, words: [u32; LANES], bits: u32) -> [u32; LANES] {
+    fn shift_right(self, words: [u32; LANES], bits: u32) -> [u32; LANES] {
         words.map(|word| word >> bits)
     }
 
     #[inline(always)]
-    fn left(self, words: [u32; LANES], bits: u32) -> [u32; LANES] {
+    fn shift_left(self, words: [u32; LANES], bits: u32) -> [u32; LANES] {
         words.map(|word| word << bits)
     }
 
@@ -171,17 +171,17 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn with_bits(self, words: [u32; LANES], mask: u32, ones: u32) -> Lanes {
+    fn and_or(self, words: [u32; LANES], mask: u32, ones: u32) -> Lanes {
         words.map(|word| f32::from_bits((word & mask) | ones))
     }
 
     #[inline(always)]
-    fn bits(self, floats: Lanes) -> [u32; LANES] {
+    fn to_bits(self, floats: Lanes) -> [u32; LANES] {
         floats.map(f32::to_bits)
     }
 
     #[inline(always)]
-    fn add_bits(self, floats: Lanes, words: [u32; LANES]) -> Lanes {
+    fn add_to_bits(self, floats: Lanes, words: [u32; LANES]) -> Lanes {
         array::from_fn(|lane| f32::from_bits(floats[lane].to_bits().wrapping_add(words[lane])))
     }
 

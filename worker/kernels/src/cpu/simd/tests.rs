@@ -1,4 +1,4 @@
-//! Every instruction set that this processor has gives the bits of the portable one.
+//! Every instruction set that this processor has returns the bits of the portable one.
 
 use std::array;
 
@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Runs a kernel with each instruction set that is there.
+/// Runs a kernel with each instruction set that this processor has.
 fn on_all<K: Kernel + Clone>(kernel: &K) -> Vec<K::Output> {
     let mut outputs = vec![portable::Portable.run(kernel.clone())];
     #[cfg(target_arch = "x86_64")]
@@ -35,8 +35,8 @@ impl Kernel for Everything {
     #[inline(always)]
     fn call<S: Simd>(self, s: S) -> Vec<u32> {
         let (a, b, c) = (s.load(&self.a), s.load(&self.b), s.load(&self.c));
-        let words = s.words(&self.bytes);
-        let other = s.bits(c);
+        let words = s.read_u32(&self.bytes);
+        let other = s.to_bits(c);
         let vectors = [
             s.add(a, b),
             s.sub(a, b),
@@ -46,23 +46,23 @@ impl Kernel for Everything {
             s.max(a, b),
             s.min(a, b),
             s.splat(self.a[0]),
-            s.within(self.range.0, self.range.1, a, b),
-            s.halves(part(&self.bytes, 0)),
-            s.brain_halves(part(&self.bytes, 32)),
-            s.singles(&self.bytes),
-            s.signed(part(&self.bytes, 16)),
-            s.unsigned(part(&self.bytes, 16)),
-            s.with_bits(s.right(words, self.bits), self.mask, 0x3F80_0000),
-            s.with_bits(s.left(words, self.bits), self.mask, 0x3F80_0000),
-            s.with_bits(s.select(self.mask, words, other), u32::MAX, 0),
-            s.add_bits(a, words),
+            s.select_lanes(self.range.0, self.range.1, a, b),
+            s.read_f16(array_at(&self.bytes, 0)),
+            s.read_bf16(array_at(&self.bytes, 32)),
+            s.read_f32(&self.bytes),
+            s.read_i8(array_at(&self.bytes, 16)),
+            s.read_u8(array_at(&self.bytes, 16)),
+            s.and_or(s.shift_right(words, self.bits), self.mask, 0x3F80_0000),
+            s.and_or(s.shift_left(words, self.bits), self.mask, 0x3F80_0000),
+            s.and_or(s.select(self.mask, words, other), u32::MAX, 0),
+            s.add_to_bits(a, words),
             exp(s, a),
         ];
-        let mut out = vec![s.largest(a).to_bits(), s.sum(a).to_bits()];
+        let mut out = vec![s.reduce_max(a).to_bits(), s.reduce_sum(a).to_bits()];
         for vector in vectors {
             let mut lanes = [0.0; LANES];
             s.store(&mut lanes, vector);
-            // Which NaN it is may differ.
+            // The payload of a NaN may differ.
             out.extend(lanes.map(|lane| if lane.is_nan() { f32::NAN.to_bits() } else { lane.to_bits() }));
         }
         out
@@ -78,7 +78,7 @@ impl Kernel for Narrow {
     #[inline(always)]
     fn call<S: Simd>(self, s: S) -> [f16; LANES] {
         let mut halves = [f16::ZERO; LANES];
-        s.store_halves(&mut halves, s.load(&self.0));
+        s.store_f16(&mut halves, s.load(&self.0));
         halves
     }
 }
@@ -92,13 +92,13 @@ impl Kernel for Widen {
     #[inline(always)]
     fn call<S: Simd>(self, s: S) -> [f32; LANES] {
         let mut numbers = [0.0; LANES];
-        s.store(&mut numbers, s.load_halves(&self.0));
+        s.store(&mut numbers, s.load_f16(&self.0));
         numbers
     }
 }
 
 #[test]
-fn every_half_is_widened_exactly() {
+fn every_f16_is_converted_exactly() {
     for first in (0..=u16::MAX).step_by(LANES) {
         let halves = array::from_fn(|lane| f16::from_bits(first + lane as u16));
         for got in on_all(&Widen(halves)) {
@@ -111,9 +111,9 @@ fn every_half_is_widened_exactly() {
     }
 }
 
-/// A tie goes to the even one, and what rounds up leaves the range.
+/// Ties round to even, and what rounds up beyond the range becomes infinity.
 #[test]
-fn halves_round_to_even() {
+fn f16_rounds_to_even() {
     let mut numbers = [0.0; LANES];
     let expected =
         [(2049.0, 2048.0), (2051.0, 2052.0), (65519.0, 65504.0), (65520.0, f32::INFINITY), (2e-8, 0.0)];
@@ -150,7 +150,7 @@ proptest! {
     }
 
     #[test]
-    fn halves_are_the_nearest(bits: [u32; LANES]) {
+    fn f16_is_the_nearest(bits: [u32; LANES]) {
         let numbers = bits.map(f32::from_bits);
         let expected = numbers.map(f16::from_f32);
         for got in on_all(&Narrow(numbers)) {
@@ -169,7 +169,7 @@ proptest! {
 
             #[inline(always)]
             fn call<S: Simd>(self, s: S) -> f32 {
-                s.largest(exp(s, s.splat(self.0)))
+                s.reduce_max(exp(s, s.splat(self.0)))
             }
         }
         let expected = f64::from(x).exp();

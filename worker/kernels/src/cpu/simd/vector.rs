@@ -1,28 +1,28 @@
-//! What an instruction set does, and what is computed with it.
+//! The vector operations that an instruction set provides.
 
 use half::f16;
 
-/// Lanes of a vector.
+/// Number of lanes of a vector.
 pub(crate) const LANES: usize = 16;
 
-/// An instruction set that is known to be there: a value of the type is the proof.
+/// An instruction set. A value of the type proves that the processor has it.
 ///
-/// The methods are to be inlined into [`Simd::run`], where the compiler may use the instruction
-/// set. Closures are not always inlined: hot loops do without.
+/// The methods must be inlined into [`Simd::run`], where the compiler may use the instruction set.
+/// Closures are not always inlined, so hot loops have none.
 pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Sixteen f32.
     type Floats: Copy;
     /// Sixteen u32.
     type Words: Copy;
 
-    /// Rows of a tile that the registers hold: see `product`.
-    const ROWS: usize;
-    /// Vectors of a tile's row.
-    const PANELS: usize;
-    /// Rows for which weights are not kept once they are decoded.
-    const DIRECT: usize;
+    /// Number of rows whose sums the registers hold: see `microkernel`.
+    const TILE_ROWS: usize;
+    /// Number of panels whose sums the registers hold.
+    const TILE_PANELS: usize;
+    /// Largest number of rows that are multiplied with weights in registers, as these are decoded.
+    const DIRECT_ROWS: usize;
 
-    /// Runs a kernel with the instruction set switched on.
+    /// Runs a kernel compiled for the instruction set.
     fn run<K: Kernel>(self, kernel: K) -> K::Output;
 
     fn splat(self, number: f32) -> Self::Floats;
@@ -34,46 +34,46 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn div(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
     /// `a * b + c`, rounded once.
     fn fma(self, a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
-    /// The larger of each two numbers; `b` where one of them is NaN.
+    /// The larger number in each lane; that of `b` where one of them is NaN.
     fn max(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
-    /// The smaller of each two numbers; `b` where one of them is NaN.
+    /// The smaller number in each lane; that of `b` where one of them is NaN.
     fn min(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
     /// The largest lane.
-    fn largest(self, a: Self::Floats) -> f32;
+    fn reduce_max(self, a: Self::Floats) -> f32;
     /// `a` in lanes `from..to`, `b` in the others.
-    fn within(self, from: usize, to: usize, a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    fn select_lanes(self, from: usize, to: usize, a: Self::Floats, b: Self::Floats) -> Self::Floats;
 
-    /// Sixteen f16.
-    fn load_halves(self, lanes: &[f16; LANES]) -> Self::Floats;
-    /// The nearest f16 of each number, of two as near the even one.
-    fn store_halves(self, lanes: &mut [f16; LANES], floats: Self::Floats);
-    /// f16 in little-endian bytes.
-    fn halves(self, bytes: &[u8; 32]) -> Self::Floats;
-    /// bf16 in little-endian bytes.
-    fn brain_halves(self, bytes: &[u8; 32]) -> Self::Floats;
-    /// f32 in little-endian bytes.
-    fn singles(self, bytes: &[u8; 64]) -> Self::Floats;
-    /// Signed bytes.
-    fn signed(self, bytes: &[u8; 16]) -> Self::Floats;
-    /// Unsigned bytes.
-    fn unsigned(self, bytes: &[u8; 16]) -> Self::Floats;
+    /// Converts from f16.
+    fn load_f16(self, lanes: &[f16; LANES]) -> Self::Floats;
+    /// Rounds to the nearest f16, ties to even.
+    fn store_f16(self, lanes: &mut [f16; LANES], floats: Self::Floats);
+    /// Reads little-endian f16.
+    fn read_f16(self, bytes: &[u8; 32]) -> Self::Floats;
+    /// Reads little-endian bf16.
+    fn read_bf16(self, bytes: &[u8; 32]) -> Self::Floats;
+    /// Reads little-endian f32.
+    fn read_f32(self, bytes: &[u8; 64]) -> Self::Floats;
+    /// Converts from i8.
+    fn read_i8(self, bytes: &[u8; 16]) -> Self::Floats;
+    /// Converts from u8.
+    fn read_u8(self, bytes: &[u8; 16]) -> Self::Floats;
 
-    /// u32 in little-endian bytes.
-    fn words(self, bytes: &[u8; 64]) -> Self::Words;
-    /// All lanes shifted to lower bits.
-    fn right(self, words: Self::Words, bits: u32) -> Self::Words;
-    /// All lanes shifted to higher bits.
-    fn left(self, words: Self::Words, bits: u32) -> Self::Words;
-    /// The bits of `a` where `mask` has ones, those of `b` elsewhere.
+    /// Reads little-endian u32.
+    fn read_u32(self, bytes: &[u8; 64]) -> Self::Words;
+    /// Shifts each lane right by `bits`.
+    fn shift_right(self, words: Self::Words, bits: u32) -> Self::Words;
+    /// Shifts each lane left by `bits`.
+    fn shift_left(self, words: Self::Words, bits: u32) -> Self::Words;
+    /// `(a & mask) | (b & !mask)`.
     fn select(self, mask: u32, a: Self::Words, b: Self::Words) -> Self::Words;
-    /// The bits `(words & mask) | ones` as floats.
-    fn with_bits(self, words: Self::Words, mask: u32, ones: u32) -> Self::Floats;
-    /// The bits of floats.
-    fn bits(self, floats: Self::Floats) -> Self::Words;
-    /// The sum of the bits of `floats` and `words`, as floats.
-    fn add_bits(self, floats: Self::Floats, words: Self::Words) -> Self::Floats;
+    /// `(words & mask) | ones`, reinterpreted as floats.
+    fn and_or(self, words: Self::Words, mask: u32, ones: u32) -> Self::Floats;
+    /// Reinterprets floats as words.
+    fn to_bits(self, floats: Self::Floats) -> Self::Words;
+    /// Adds `words` to the bits of `floats`, reinterpreted as floats.
+    fn add_to_bits(self, floats: Self::Floats, words: Self::Words) -> Self::Floats;
 
-    /// Fetches the cache line at `at` bytes behind `bytes`, which may be outside of it.
+    /// Prefetches the cache line `at` bytes after the start of `bytes`, which may be beyond its end.
     fn prefetch(self, bytes: &[u8], at: usize);
 
     /// All zeros.
@@ -84,7 +84,7 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 
     /// The sum of all lanes, always in the same order.
     #[inline(always)]
-    fn sum(self, floats: Self::Floats) -> f32 {
+    fn reduce_sum(self, floats: Self::Floats) -> f32 {
         let mut lanes = [0.0; LANES];
         self.store(&mut lanes, floats);
         let mut width = LANES / 2;
@@ -98,17 +98,17 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     }
 }
 
-/// Something to compute with an instruction set.
+/// A computation, compiled for each instruction set.
 pub(crate) trait Kernel {
     /// The result.
     type Output;
 
-    /// Computes it; `#[inline(always)]` in all implementations.
+    /// Computes it. Every implementation is `#[inline(always)]`.
     fn call<S: Simd>(self, simd: S) -> Self::Output;
 }
 
-/// `N` bytes of `bytes` from `at` on.
+/// The `N` bytes of `bytes` from `at` on.
 #[inline(always)]
-pub(crate) fn part<const N: usize>(bytes: &[u8], at: usize) -> &[u8; N] {
+pub(crate) fn array_at<const N: usize>(bytes: &[u8], at: usize) -> &[u8; N] {
     &bytes[at..at + N].as_chunks().0[0]
 }
