@@ -71,7 +71,7 @@ fn cubes(bytes: usize, limit: usize) -> usize {
 
 /// Copies `cubes * CUBE_BYTES` bytes.
 fn copy(cube: &CubeDevice, from: &Handle, to: &Handle, cubes: usize) {
-    let words = cubes * CUBE_BYTES / VECTOR_BYTES;
+    let vectors = cubes * CUBE_BYTES / VECTOR_BYTES;
     launch::count();
     // SAFETY: each cube copies `CUBE_BYTES` bytes, and both buffers hold that much for all cubes.
     #[allow(unsafe_code)]
@@ -80,8 +80,8 @@ fn copy(cube: &CubeDevice, from: &Handle, to: &Handle, cubes: usize) {
             &cube.client(),
             CubeCount::Static(cubes as u32, 1, 1),
             CubeDim::new_1d(THREADS as u32),
-            launch::part(from.clone(), words),
-            launch::part(to.clone(), words),
+            launch::slice(from.clone(), vectors),
+            launch::slice(to.clone(), vectors),
         );
     }
 }

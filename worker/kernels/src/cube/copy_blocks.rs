@@ -1,4 +1,4 @@
-//! Copies of whole cache blocks.
+//! Copies whole cache blocks.
 
 use std::collections::HashSet;
 
@@ -8,33 +8,35 @@ use burn::cubecl::prelude::*;
 
 use super::launch;
 
+/// Threads of a cube.
 const THREADS: usize = 256;
 
-/// Copies blocks `(from, to)` of both pools, as if one after the other.
+/// Copies blocks `(from, to)` of both pools, with the result of copying them in order.
 pub(crate) fn copy_blocks(keys: &CubeTensor, values: &CubeTensor, pairs: &[(u32, u32)]) {
     let written: HashSet<u32> = pairs.iter().map(|&(_, to)| to).collect();
     let independent = written.len() == pairs.len() && pairs.iter().all(|(from, _)| !written.contains(from));
-    let at_once = if independent { pairs.len() } else { 1 };
-    for pairs in pairs.chunks(at_once.max(1)) {
+    let pairs_per_launch = if independent { pairs.len() } else { 1 };
+    for pairs in pairs.chunks(pairs_per_launch.max(1)) {
         copy(keys, values, pairs);
     }
 }
 
+/// Copies `pairs` in one launch, in no particular order.
 fn copy(keys: &CubeTensor, values: &CubeTensor, pairs: &[(u32, u32)]) {
     let shape = keys.meta.shape();
     let (blocks, size) = (shape[0], shape.iter().skip(1).product::<usize>());
-    let numbers: Vec<u8> =
+    let bytes: Vec<u8> =
         pairs.iter().flat_map(|(from, to)| [*from, *to]).flat_map(u32::to_le_bytes).collect();
-    let table = keys.client.create_from_slice(&numbers);
+    let table = keys.client.create_from_slice(&bytes);
     launch::count();
-    // SAFETY: the kernel keeps to the `blocks` blocks of `size` numbers of both pools.
+    // SAFETY: the kernel stays within the `blocks` blocks of `size` elements of both pools.
     #[allow(unsafe_code)]
     unsafe {
         copy_kernel::launch_unchecked(
             &keys.client,
             CubeCount::Static(pairs.len() as u32, size.div_ceil(THREADS) as u32, 1),
             CubeDim::new_1d(THREADS as u32),
-            launch::part(table, 2 * pairs.len()),
+            launch::slice(table, 2 * pairs.len()),
             launch::buffer(keys),
             launch::buffer(values),
             blocks,

@@ -1,22 +1,22 @@
-//! Weights in registers: a unit of a packed matrix (see [`super::pack`]) to eight numbers.
+//! Dequantisation in registers: a unit of a packed matrix (see [`super::pack`]) becomes eight numbers.
 
 use burn::cubecl;
 use burn::cubecl::prelude::*;
 
 use crate::ggml::GgmlType;
 
-/// Four numbers side by side.
+/// A vector of four f32.
 pub(crate) type F4 = Vector<f32, Const<4>>;
 type U4 = Vector<u32, Const<4>>;
 
-/// Eight numbers of a row.
+/// Eight weights of a row.
 #[derive(CubeType, Clone, Copy)]
 pub(crate) struct Unit {
     pub(crate) first: F4,
     pub(crate) second: F4,
 }
 
-/// The numbers of `unit` in `row`. A row has `units` of them and `stride` words of `scales`.
+/// The weights of `unit` in `row`. A row has `units` units and `stride` words of `scales`.
 #[cube]
 pub(crate) fn unit_numbers<N: Size>(
     quants: &[Vector<u32, N>],
@@ -69,7 +69,7 @@ pub(crate) fn unit_numbers<N: Size>(
             let blocks = units / 4;
             let d = F4::new(packed_half(scales, base, unit / 4));
             let high = scales[base + blocks.div_ceil(2) + unit / 4];
-            let both = quintets(quants[at].extract(0usize), high, unit % 4);
+            let both = five_bit_numbers(quants[at].extract(0usize), high, unit % 4);
             Unit { first: (both.first - F4::new(16.0)) * d, second: (both.second - F4::new(16.0)) * d }
         }
         GgmlType::Q5_1 => {
@@ -77,7 +77,7 @@ pub(crate) fn unit_numbers<N: Size>(
             let pair = scales[block];
             let d = F4::new(half_to_f32(pair & 0xFFFF));
             let m = F4::new(half_to_f32(pair >> 16));
-            let both = quintets(quants[at].extract(0usize), scales[block + 1], unit % 4);
+            let both = five_bit_numbers(quants[at].extract(0usize), scales[block + 1], unit % 4);
             Unit { first: fma(both.first, d, m), second: fma(both.second, d, m) }
         }
         GgmlType::Q4_K => {
@@ -106,7 +106,8 @@ pub(crate) fn unit_numbers<N: Size>(
     }
 }
 
-/// Which fours of a row's numbers the unit holds: the first, and how many fours on the second.
+/// Where the weights of a unit are in their row: the index of its first vector of four. The second
+/// vector is [`second_place`] vectors further on.
 #[cube]
 pub(crate) fn unit_place(unit: usize, #[comptime] dtype: GgmlType) -> usize {
     match dtype {
@@ -117,7 +118,7 @@ pub(crate) fn unit_place(unit: usize, #[comptime] dtype: GgmlType) -> usize {
     }
 }
 
-/// See [`unit_place`].
+/// Distance of a unit's second vector from its first; see [`unit_place`].
 pub(crate) fn second_place(dtype: GgmlType) -> usize {
     match dtype {
         GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 | GgmlType::Q8_0 => 1,
@@ -127,25 +128,25 @@ pub(crate) fn second_place(dtype: GgmlType) -> usize {
     }
 }
 
-/// Exact for every finite number; no infinities.
+/// Converts the bits of an f16 exactly. Infinities and NaN are not supported.
 #[cube]
 pub(crate) fn half_to_f32(bits: u32) -> f32 {
     let magnitude = bits & 0x7FFF;
     let normal = f32::reinterpret((magnitude << 13) + 0x3800_0000);
-    // 2^-24: not by way of a subnormal f32, which many GPUs take for zero.
+    // Multiples of 2^-24. A subnormal f32 would be flushed to zero on many GPUs.
     let subnormal = f32::cast_from(magnitude) * 5.960_464_5e-8;
     let number = select(magnitude < 0x0400, subnormal, normal);
     f32::reinterpret(u32::reinterpret(number) | ((bits & 0x8000) << 16))
 }
 
-/// Number `index` of halves that lie two to a word from `base` on.
+/// The f16 with this `index`, of those packed two to a word from word `base` on.
 #[cube]
 fn packed_half(scales: &[u32], base: usize, index: usize) -> f32 {
     let word = scales[base + index / 2];
     half_to_f32((word >> (16 * (index % 2) as u32)) & 0xFFFF)
 }
 
-/// The bits of `mask` in each byte of `word`, from bit `first` of the byte on.
+/// For each byte of `word`: the bits of `mask`, from bit `first` of the byte on.
 #[cube]
 fn fields(word: u32, #[comptime] first: u32, #[comptime] mask: u32) -> U4 {
     let mut out = U4::empty();
@@ -156,6 +157,7 @@ fn fields(word: u32, #[comptime] first: u32, #[comptime] mask: u32) -> U4 {
     out
 }
 
+/// The four bytes of `word`, as signed integers.
 #[cube]
 fn signed_bytes(word: u32) -> F4 {
     let mut out = F4::empty();
@@ -206,9 +208,9 @@ fn bf16_numbers<N: Size>(words: Vector<u32, N>, #[comptime] first: usize) -> F4 
     out
 }
 
-/// Five bits each: word `place` of a block of 32, whose fifth bits are `high`.
+/// Integers of 5 bits: word `place` of a block of 32, with the fifth bits from `high`.
 #[cube]
-fn quintets(word: u32, high: u32, place: usize) -> Unit {
+fn five_bit_numbers(word: u32, high: u32, place: usize) -> Unit {
     let shift = 4 * place as u32;
     Unit {
         first: F4::cast_from(fields(word, 0u32, 0x0Fu32) | fifth_bits(high >> shift)),
@@ -216,7 +218,7 @@ fn quintets(word: u32, high: u32, place: usize) -> Unit {
     }
 }
 
-/// The lowest four bits, each as a fifth bit.
+/// The lowest four bits, each moved to bit 4 of its number.
 #[cube]
 fn fifth_bits(bits: u32) -> U4 {
     let mut out = U4::empty();
@@ -227,7 +229,7 @@ fn fifth_bits(bits: u32) -> U4 {
     out
 }
 
-/// Scales and minima of two groups of 32.
+/// Scales and minima of two adjacent groups of 32.
 #[derive(CubeType, Clone, Copy)]
 struct KGroups {
     scale_0: f32,
@@ -253,14 +255,14 @@ fn k_numbers(bits: U4, scale: f32, min: f32) -> F4 {
     fma(F4::cast_from(bits), F4::new(scale), F4::new(-min))
 }
 
-/// Two groups' fours: groups 0 and 2 of a half block, or 1 and 3.
+/// Four weights of each of two groups: groups 0 and 2 of half a block, or 1 and 3.
 #[cube]
 fn q6_k_numbers(word: u32, scales: &[u32], block: usize, unit: usize) -> Unit {
     let half = unit / 16;
     let odd = unit % 16 / 8;
     let high = scales[block + 8 * half + unit % 8] >> (2 * odd as u32);
     let d = half_to_f32(scales[block + 20]);
-    // A scale serves 16 numbers: two to a group, eight to a half.
+    // A scale belongs to 16 numbers: there are two in a group and eight in half a block.
     let first_scale = 8 * half + 2 * odd + unit % 8 / 4;
     let first = fields(word, 0u32, 0x0Fu32) | (fields(high, 0u32, 3u32) << U4::new(4));
     let second = fields(word, 4u32, 0x0Fu32) | (fields(high, 4u32, 3u32) << U4::new(4));
@@ -272,6 +274,7 @@ fn q6_k_numbers(word: u32, scales: &[u32], block: usize, unit: usize) -> Unit {
     }
 }
 
+/// Byte `index` from word `base` on, as a signed integer.
 #[cube]
 fn signed_byte(words: &[u32], base: usize, index: usize) -> f32 {
     let word = words[base + index / 4];

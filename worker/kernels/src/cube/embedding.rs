@@ -1,4 +1,4 @@
-//! Rows of a packed matrix as numbers.
+//! Dequantises single rows of a packed matrix.
 
 use burn::backend::DType;
 use burn::backend::wgpu::CubeTensor;
@@ -11,6 +11,7 @@ use super::pack::{self, UNIT};
 use crate::ggml::GgmlType;
 use crate::types::MatrixSpec;
 
+/// Threads of a cube.
 const THREADS: usize = 64;
 
 /// Rows `ids` of `table`: `[ids, inputs]`.
@@ -23,9 +24,9 @@ pub(crate) fn embedding(ids: CubeTensor, table: &CubeTensor, spec: MatrixSpec) -
     if rows * units == 0 {
         return out;
     }
-    let (quants, scales) = pack::parts(table, spec);
+    let (quants, scales) = pack::buffers(table, spec);
     launch::count();
-    // SAFETY: the kernel keeps ids below `outputs`, rows below `rows` and columns below `inputs`.
+    // SAFETY: the kernel clamps ids to `outputs - 1` and stays below `rows` and `inputs`.
     #[allow(unsafe_code)]
     unsafe {
         embedding_kernel::launch_unchecked(

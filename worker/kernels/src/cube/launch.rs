@@ -1,4 +1,4 @@
-//! What every launch needs.
+//! Helpers for kernel launches: results and arguments.
 
 use burn::backend::wgpu::CubeTensor;
 use burn::backend::{DType, Shape};
@@ -8,7 +8,7 @@ use burn::cubecl::std::tensor::into_contiguous;
 
 pub(crate) use crate::dispatches::count;
 
-/// Room for a result, next to `like`.
+/// An uninitialised tensor on the device of `like`.
 pub(crate) fn empty(like: &CubeTensor, shape: &[usize], dtype: DType) -> CubeTensor {
     let size = shape.iter().product::<usize>() * dtype.size();
     let handle = like.client.empty(size.max(4));
@@ -21,7 +21,7 @@ pub(crate) fn empty(like: &CubeTensor, shape: &[usize], dtype: DType) -> CubeTen
     )
 }
 
-/// The same numbers, row by row.
+/// `tensor` itself if it is contiguous, or else a contiguous copy.
 pub(crate) fn contiguous(tensor: CubeTensor) -> CubeTensor {
     if tensor.is_contiguous() {
         return tensor;
@@ -32,14 +32,14 @@ pub(crate) fn contiguous(tensor: CubeTensor) -> CubeTensor {
     CubeTensor::new_contiguous(client, device, shape, output.handle, dtype)
 }
 
-/// A tensor as an argument of a kernel.
+/// A tensor as a kernel argument.
 pub(crate) fn buffer(tensor: &CubeTensor) -> BufferArg {
     tensor.clone().into_buffer_arg()
 }
 
-/// `words` words of `handle` as an argument of a kernel.
+/// The first `len` elements of `handle` as a kernel argument.
 #[allow(unsafe_code)]
-pub(crate) fn part(handle: Handle, words: usize) -> BufferArg {
-    // SAFETY: callers pass handles of at least so many words.
-    unsafe { BufferArg::from_raw_parts(handle, words) }
+pub(crate) fn slice(handle: Handle, len: usize) -> BufferArg {
+    // SAFETY: callers pass handles of at least `len` elements.
+    unsafe { BufferArg::from_raw_parts(handle, len) }
 }

@@ -1,12 +1,12 @@
-//! Products of a few rows with a packed matrix.
+//! Products of rows with a packed matrix.
 //!
 //! 32 threads, the *lanes*, share an output: lane l sums the units l, l + 32, … of the row in this
-//! order, and the 32 sums are added up in a fixed order. How many rows and outputs a thread holds in
-//! registers depends on how many there are; what is added to what does not, so that a row's bits do
-//! not depend on the others.
+//! order, and the 32 sums are added in a fixed order. The number of rows and outputs whose sums a
+//! thread holds in registers depends on the shape of the product, but the order of the additions does
+//! not. So a row's bits do not depend on the other rows.
 //!
-//! A norm before the product needs no pass of its own: its weights are multiplied with the row as it
-//! is read, the row's squares are summed by the way, and the result is scaled.
+//! A norm before the product needs no kernel of its own: the row is multiplied with the norm's weights
+//! as it is read, its squares are summed at the same time, and the result is scaled.
 
 use burn::backend::wgpu::CubeTensor;
 use burn::cubecl;
@@ -20,29 +20,29 @@ use crate::types::{Activation, MatrixSpec};
 
 /// Threads that share an output.
 const LANES: usize = 32;
-/// Shared memory of a lane's sums: a column has one word more than lanes, so that neighbouring
-/// threads read from different banks.
+/// Words of shared memory for the lanes' sums of a column: one more than there are lanes, so that
+/// adjacent threads read from different banks.
 const COLUMN: usize = LANES + 1;
 
-/// What happens to the sums.
+/// What is applied to a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Epilogue {
-    /// They are the result.
+    /// Nothing.
     Store,
     /// A residual is added.
     Add,
-    /// The first half of the matrix gates the second.
+    /// The activation of the first half of the outputs is multiplied with the second half.
     Gate(Activation),
 }
 
-/// How the work is cut; none of it changes a result.
+/// How the work is divided. It does not change any result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Tile {
-    /// Rows of a thread.
+    /// Rows whose sums a thread holds.
     rows: usize,
-    /// Matrix rows of a thread.
+    /// Matrix rows whose sums a thread holds.
     outputs: usize,
-    /// Groups of lanes in a cube.
+    /// Groups of [`LANES`] threads in a cube.
     groups: usize,
 }
 
@@ -60,12 +60,12 @@ impl Variant {
         matches!(self.epilogue, Epilogue::Gate(_))
     }
 
-    /// Results of a thread for one row.
+    /// Outputs of a thread for one row.
     fn results(&self) -> usize {
         if self.gated() { self.tile.outputs / 2 } else { self.tile.outputs }
     }
 
-    /// Sums of a lane.
+    /// Number of sums that a thread holds.
     fn sums(&self) -> usize {
         self.tile.rows * self.tile.outputs
     }
@@ -80,9 +80,9 @@ struct Sums {
     squares: Array<f32>,
 }
 
-#[allow(clippy::too_many_arguments)] // A kernel's buffers.
+#[allow(clippy::too_many_arguments)]
 #[cube(launch_unchecked)]
-fn product_kernel<N: Size>(
+fn matmul_kernel<N: Size>(
     x: &[F4],
     gamma: &[F4],
     quants: &[Vector<u32, N>],
@@ -118,7 +118,7 @@ fn product_kernel<N: Size>(
     let mut matrix_rows = Array::<usize>::new(tile.outputs);
     #[unroll]
     for o in 0..tile.outputs {
-        // Outputs behind the last are computed like the last and not stored.
+        // Outputs beyond the last are computed like the last, but not stored.
         let output = min(first_output + group * results + o % results, outputs - 1);
         matrix_rows[o] = output + (o / results) * outputs;
     }
@@ -215,7 +215,7 @@ fn product_kernel<N: Size>(
     }
 }
 
-/// `sum` and four products, in order.
+/// `sum` plus the four products, added in order.
 #[cube]
 fn sum_of_products(a: F4, b: F4, sum: f32) -> f32 {
     let mut sum = sum;
@@ -226,7 +226,7 @@ fn sum_of_products(a: F4, b: F4, sum: f32) -> f32 {
     sum
 }
 
-/// The lanes' sums of a column, added up.
+/// The total of the lanes' sums of a column.
 #[cube]
 fn column_sum(shared: &[f32], column: usize) -> f32 {
     let base = column * COLUMN;
@@ -251,23 +251,23 @@ fn activate(x: f32, #[comptime] activation: Activation) -> f32 {
         Activation::Silu => x / (1.0 + (-x).exp()),
         Activation::GeluTanh => {
             let inner = 0.797_884_6 * fma(0.044715 * x * x, x, x);
-            // Far from zero tanh is 1, and some GPUs' tanh overflows.
+            // Far from zero tanh is ±1, but on some GPUs it overflows.
             0.5 * x * (1.0 + min(max(inner, -15.0), 15.0).tanh())
         }
     }
 }
 
-/// What a product needs besides its row argument.
-pub(crate) struct Product<'a> {
+/// A product, except for the rows.
+pub(crate) struct Matmul<'a> {
     pub(crate) weight: &'a CubeTensor,
     pub(crate) spec: MatrixSpec,
-    /// Weights and epsilon of a norm of the rows.
+    /// Weights and epsilon of the RMS norm of the rows, if there is one.
     pub(crate) norm: Option<(&'a CubeTensor, f32)>,
     pub(crate) residual: Option<&'a CubeTensor>,
     pub(crate) activation: Option<Activation>,
 }
 
-impl<'a> Product<'a> {
+impl<'a> Matmul<'a> {
     /// The plain product.
     pub(crate) fn new(weight: &'a CubeTensor, spec: MatrixSpec) -> Self {
         Self { weight, spec, norm: None, residual: None, activation: None }
@@ -299,13 +299,13 @@ impl<'a> Product<'a> {
         let x = pad(x, units * pack::UNIT);
         let gamma = self.norm.map(|(gamma, _)| pad(launch::contiguous(gamma.clone()), units * pack::UNIT));
         let residual = self.residual.map(|residual| launch::contiguous(residual.clone()));
-        let (quants, scales) = pack::parts(self.weight, self.spec);
+        let (quants, scales) = pack::buffers(self.weight, self.spec);
         launch::count();
-        // SAFETY: rows and outputs are kept below their numbers by the kernel, and the buffers have
-        // the sizes that these and `units` say.
+        // SAFETY: the kernel stays below `rows` and `outputs`, and the buffers have the sizes that
+        // follow from these and `units`.
         #[allow(unsafe_code)]
         unsafe {
-            product_kernel::launch_unchecked(
+            matmul_kernel::launch_unchecked(
                 &x.client.clone(),
                 count,
                 CubeDim::new_1d((LANES * tile.groups) as u32),
@@ -329,29 +329,29 @@ impl<'a> Product<'a> {
     }
 }
 
-/// Enough threads to fill a GPU, then as much in registers as pays.
+/// For few rows and outputs, enough threads to fill a GPU; for more, more sums in registers.
 fn tile(rows: usize, outputs: usize) -> Tile {
-    let held = match rows {
+    let tile_rows = match rows {
         1 => 1,
         2 => 2,
         3 | 4 => 4,
         _ => 8,
     };
-    // Also the gate's and up's row of each output, where there are two.
-    let outputs = if outputs >= 4096 || held == 8 { 4 } else { 2 };
-    Tile { rows: held, outputs, groups: 4 }
+    // With a gate, half of them are rows of gate and half are rows of up.
+    let outputs = if outputs >= 4096 || tile_rows == 8 { 4 } else { 2 };
+    Tile { rows: tile_rows, outputs, groups: 4 }
 }
 
-/// Rows filled up with zeros to `width`; only matrices of unquantised numbers have odd widths.
+/// Rows padded with zeros to `width`. Only matrices of plain floats need it.
 fn pad(x: CubeTensor, width: usize) -> CubeTensor {
-    let narrow = x.meta.shape().last().copied().unwrap_or(width);
-    if narrow == width {
+    let row_width = x.meta.shape().last().copied().unwrap_or(width);
+    if row_width == width {
         return x;
     }
-    let rows = x.meta.num_elements() / narrow.max(1);
+    let rows = x.meta.num_elements() / row_width.max(1);
     let out = launch::empty(&x, &[rows, width], x.dtype);
     launch::count();
-    // SAFETY: the kernel keeps to `rows * width` numbers of `out` and to the rows of `x`.
+    // SAFETY: the kernel stays within the `rows * width` elements of `out` and the rows of `x`.
     #[allow(unsafe_code)]
     unsafe {
         pad_kernel::launch_unchecked(
@@ -361,7 +361,7 @@ fn pad(x: CubeTensor, width: usize) -> CubeTensor {
             launch::buffer(&x),
             launch::buffer(&out),
             rows,
-            narrow,
+            row_width,
             width,
         );
     }
@@ -369,11 +369,11 @@ fn pad(x: CubeTensor, width: usize) -> CubeTensor {
 }
 
 #[cube(launch_unchecked)]
-fn pad_kernel(x: &[f32], out: &mut [f32], rows: usize, narrow: usize, width: usize) {
+fn pad_kernel(x: &[f32], out: &mut [f32], rows: usize, row_width: usize, width: usize) {
     let row = ABSOLUTE_POS / width;
     let column = ABSOLUTE_POS % width;
     if row < rows {
-        let inside = min(column, narrow - 1);
-        out[ABSOLUTE_POS] = select(column < narrow, x[row * narrow + inside], 0.0);
+        let inside = min(column, row_width - 1);
+        out[ABSOLUTE_POS] = select(column < row_width, x[row * row_width + inside], 0.0);
     }
 }

@@ -1,9 +1,9 @@
-//! The operations on the GPU, in cubecl: one source for every graphics API and for CUDA.
+//! The operations on GPUs, in cubecl: one source for every graphics API and for CUDA.
 //!
-//! No kernel asks for more than WebGPU guarantees: cubes of up to 256 threads, 32 KiB of shared
-//! memory, no operations across the threads of a plane (their width and what they may do differ from
-//! driver to driver). Sums have one order, whatever the shape of the work: see [`matmul`] and
-//! [`attention`].
+//! Kernels need no more than WebGPU guarantees: cubes (workgroups) of up to 256 threads and 32 KiB of
+//! shared memory. They use no plane (subgroup) operations, whose width and support vary with the
+//! driver. The order of a sum does not depend on how the work is divided: see [`matmul`](mod@matmul)
+//! and [`attention`](mod@attention).
 
 mod attention;
 mod bandwidth;
@@ -22,29 +22,28 @@ use burn::backend::wgpu::{CubeBackend, CubeTensor};
 use burn::backend::{CubeDevice, DType};
 use burn::tensor::{Device, Int, IntDType, Tensor, TensorData};
 
-use self::matmul::Product;
+use self::matmul::Matmul;
 use crate::types::{Activation, HeadShape, KernelOps, MatrixError, MatrixSpec, SamplingOps, SamplingParams};
 
 pub(crate) use self::bandwidth::copy_bandwidth;
 
-/// Rows in ggml's layout as the kernels want them.
+/// Packs `blocks`, rows in ggml's layout, for the kernels: a tensor of 32-bit words.
+///
+/// # Errors
+/// Fails if the matrix exceeds the device's largest buffer.
 pub(crate) fn pack(
     spec: MatrixSpec,
     blocks: &[u8],
     cube: &CubeDevice,
     device: &Device,
 ) -> Result<Tensor<1, Int>, MatrixError> {
-    let bytes = 4 * pack::words(spec) as u64;
-    let limit = cube.client().properties().memory.max_page_size;
-    if bytes > limit {
-        return Err(MatrixError::TooLarge { bytes, limit });
-    }
+    pack::check_size(spec, cube.client().properties().memory.max_page_size)?;
     let words: Vec<i32> = pack::pack(spec, blocks).into_iter().map(u32::cast_signed).collect();
     let count = words.len();
     Ok(Tensor::from_data(TensorData::new(words, [count]), (device, DType::I32)))
 }
 
-/// Integers as the kernels read them, 32 bits each.
+/// A tensor of integers with 32 bits each, as the kernels read them.
 fn words(tensor: CubeTensor) -> CubeTensor {
     match tensor.dtype {
         DType::I32 | DType::U32 => tensor,
@@ -58,11 +57,11 @@ impl KernelOps for CubeBackend {
     }
 
     fn linear(x: CubeTensor, weight: CubeTensor, spec: MatrixSpec) -> CubeTensor {
-        Product::new(&weight, spec).launch(x)
+        Matmul::new(&weight, spec).launch(x)
     }
 
     fn linear_add(x: CubeTensor, weight: CubeTensor, residual: CubeTensor, spec: MatrixSpec) -> CubeTensor {
-        Product { residual: Some(&residual), ..Product::new(&weight, spec) }.launch(x)
+        Matmul { residual: Some(&residual), ..Matmul::new(&weight, spec) }.launch(x)
     }
 
     fn rms_norm(x: CubeTensor, gamma: CubeTensor, epsilon: f32) -> CubeTensor {
@@ -76,7 +75,7 @@ impl KernelOps for CubeBackend {
         spec: MatrixSpec,
         epsilon: f32,
     ) -> CubeTensor {
-        Product { norm: Some((&gamma, epsilon)), ..Product::new(&weight, spec) }.launch(x)
+        Matmul { norm: Some((&gamma, epsilon)), ..Matmul::new(&weight, spec) }.launch(x)
     }
 
     fn norm_gated(
@@ -88,7 +87,7 @@ impl KernelOps for CubeBackend {
         activation: Activation,
     ) -> CubeTensor {
         let norm = Some((&gamma, epsilon));
-        Product { norm, activation: Some(activation), ..Product::new(&gate_up, spec) }.launch(x)
+        Matmul { norm, activation: Some(activation), ..Matmul::new(&gate_up, spec) }.launch(x)
     }
 
     fn rotate_and_store(
@@ -101,8 +100,8 @@ impl KernelOps for CubeBackend {
         values: CubeTensor,
         shape: HeadShape,
     ) -> (CubeTensor, CubeTensor, CubeTensor) {
-        let step = rotary::Projections { qkv, bias, norms, rotary, rows: words(rows) };
-        let queries = rotary::rotate_and_store(step, &keys, &values, shape);
+        let projections = rotary::Projections { qkv, bias, norms, rotary, rows: words(rows) };
+        let queries = rotary::rotate_and_store(projections, &keys, &values, shape);
         (queries, keys, values)
     }
 
@@ -116,7 +115,8 @@ impl KernelOps for CubeBackend {
         shape: HeadShape,
     ) -> CubeTensor {
         let (rows, tables, tiles) = (words(rows), words(tables), words(tiles));
-        attention::attention(queries, attention::Paged { keys, values, rows, tables, tiles }, shape)
+        let inputs = attention::AttentionInputs { keys, values, rows, tables, tiles };
+        attention::attention(queries, inputs, shape)
     }
 
     fn copy_blocks(keys: CubeTensor, values: CubeTensor, pairs: Vec<(u32, u32)>) -> (CubeTensor, CubeTensor) {

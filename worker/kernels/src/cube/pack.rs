@@ -1,22 +1,22 @@
-//! Weights as the kernels read them: whole 32-bit words.
+//! The layout of packed weights on GPUs: whole 32-bit words.
 //!
-//! ggml's blocks have odd sizes, so that most of their numbers straddle words. Here a matrix is two
-//! runs of words, one behind the other. *Quants* are the low bits in their order, by *units* of
-//! eight numbers, which are one to eight words; a thread reads one unit at a time and its neighbour
-//! the next. *Scales* are what a row needs besides: scales, minima and high bits. Bits are moved,
-//! never changed; the six-bit scales of Q4_K and Q5_K alone take a byte each (3% of the matrix).
+//! Most of ggml's blocks are not a whole number of words. Here a matrix is two arrays of words, one
+//! after the other. *Quants* are the low bits in ggml's order, in *units* of eight numbers, which are
+//! one to eight words; adjacent threads read adjacent units. *Scales* are the rest of a row: scales,
+//! minima and high bits. Packing moves bits but does not change them, except that the six-bit scales
+//! of Q4_K and Q5_K take a byte each (3% of the matrix).
 
 use burn::backend::wgpu::CubeTensor;
 use burn::cubecl::prelude::BufferArg;
 
 use super::launch;
 use crate::ggml::{GgmlType, k_scale_and_min};
-use crate::types::MatrixSpec;
+use crate::types::{MatrixError, MatrixSpec};
 
-/// Numbers in a unit.
+/// Number of weights in a unit.
 pub(crate) const UNIT: usize = 8;
 
-/// Words to which scales are aligned: as far as any device wants a buffer's start aligned.
+/// Alignment of the scales in words: the strictest that a device requires of a buffer's offset.
 const ALIGNMENT: usize = 64;
 
 #[derive(Debug)]
@@ -56,27 +56,33 @@ pub(crate) fn scale_words(dtype: GgmlType, inputs: usize) -> usize {
     }
 }
 
-/// Units of a row; the last is filled up with zeros.
+/// Units of a row; the last is padded with zeros.
 pub(crate) fn units(inputs: usize) -> usize {
     inputs.div_ceil(UNIT)
 }
 
-/// Words of all quants, with what aligns the scales behind them.
+/// Words of all quants, with the padding that aligns the scales.
 fn quant_words(spec: MatrixSpec) -> usize {
     (spec.outputs * units(spec.inputs) * unit_words(spec.dtype)).next_multiple_of(ALIGNMENT)
 }
 
-/// Words of all scales; there is always one, as there are no empty buffers.
+/// Words of all scales; at least one, as a buffer can't be empty.
 fn all_scale_words(spec: MatrixSpec) -> usize {
     (spec.outputs * scale_words(spec.dtype, spec.inputs)).max(1)
 }
 
-/// Words of a matrix.
-pub(crate) fn words(spec: MatrixSpec) -> usize {
+/// Words of a packed matrix.
+fn words(spec: MatrixSpec) -> usize {
     quant_words(spec) + all_scale_words(spec)
 }
 
-/// Rearranges `blocks`, whole rows in ggml's layout one after the other, to [`words`] words.
+/// Checks that a packed matrix fits into a buffer of `limit` bytes.
+pub(crate) fn check_size(spec: MatrixSpec, limit: u64) -> Result<(), MatrixError> {
+    let bytes = 4 * words(spec) as u64;
+    if bytes > limit { Err(MatrixError::TooLarge { bytes, limit }) } else { Ok(()) }
+}
+
+/// Packs `blocks`, consecutive rows in ggml's layout, into [`words`] words.
 pub(crate) fn pack(spec: MatrixSpec, blocks: &[u8]) -> Vec<u32> {
     let mut packed =
         Packed { quants: Vec::with_capacity(words(spec)), scales: Vec::with_capacity(all_scale_words(spec)) };
@@ -89,20 +95,20 @@ pub(crate) fn pack(spec: MatrixSpec, blocks: &[u8]) -> Vec<u32> {
     packed.quants
 }
 
-/// Quants and scales of a matrix on the device.
-pub(crate) fn parts(weight: &CubeTensor, spec: MatrixSpec) -> (BufferArg, BufferArg) {
+/// Quants and scales of a packed matrix as kernel arguments.
+pub(crate) fn buffers(weight: &CubeTensor, spec: MatrixSpec) -> (BufferArg, BufferArg) {
     let scales = weight.handle.clone().offset_start(4 * quant_words(spec) as u64);
-    (launch::part(weight.handle.clone(), quant_words(spec)), launch::part(scales, all_scale_words(spec)))
+    (launch::slice(weight.handle.clone(), quant_words(spec)), launch::slice(scales, all_scale_words(spec)))
 }
 
 impl Packed {
     fn push_row(&mut self, dtype: GgmlType, row: &[u8]) {
         let blocks = row.chunks_exact(dtype.block_bytes());
         match dtype {
-            GgmlType::F32 => self.push_numbers(row, 8 * 4),
-            GgmlType::F16 | GgmlType::BF16 => self.push_numbers(row, 8 * 2),
+            GgmlType::F32 => self.push_floats(row, 8 * 4),
+            GgmlType::F16 | GgmlType::BF16 => self.push_floats(row, 8 * 2),
             GgmlType::Q4_0 | GgmlType::Q8_0 => {
-                self.scales.extend(halves(blocks.clone().map(|block| half(block, 0))));
+                self.scales.extend(pack_pairs(blocks.clone().map(|block| f16_bits(block, 0))));
                 blocks.for_each(|block| self.quants.extend(le_words(&block[2..])));
             }
             GgmlType::Q4_1 => blocks.for_each(|block| {
@@ -110,7 +116,7 @@ impl Packed {
                 self.quants.extend(le_words(&block[4..]));
             }),
             GgmlType::Q5_0 => {
-                self.scales.extend(halves(blocks.clone().map(|block| half(block, 0))));
+                self.scales.extend(pack_pairs(blocks.clone().map(|block| f16_bits(block, 0))));
                 blocks.for_each(|block| {
                     self.scales.extend(le_words(&block[2..6]));
                     self.quants.extend(le_words(&block[6..]));
@@ -131,21 +137,21 @@ impl Packed {
             }),
             GgmlType::Q6_K => blocks.for_each(|block| {
                 self.scales.extend(le_words(&block[128..208]));
-                self.scales.push(u32::from(half(block, 208)));
+                self.scales.push(u32::from(f16_bits(block, 208)));
                 self.quants.extend(le_words(&block[..128]));
             }),
         }
     }
 
-    /// Numbers that are stored as they are, up to a multiple of `unit` bytes.
-    fn push_numbers(&mut self, row: &[u8], unit: usize) {
+    /// Pushes a row of plain floats, padded with zeros to whole units of `unit` bytes.
+    fn push_floats(&mut self, row: &[u8], unit: usize) {
         let mut row = row.to_vec();
         row.resize(row.len().next_multiple_of(unit), 0);
         self.quants.extend(le_words(&row));
     }
 
-    /// Five words: one for each two of the eight groups (scale, minimum, scale, minimum, a byte
-    /// each), then d and the minimum's d.
+    /// Pushes five words: one for each pair of the eight groups (scale, minimum, scale, minimum, a
+    /// byte each), then d and dmin.
     fn push_k_scales(&mut self, block: &[u8]) {
         let group = |index: usize| k_scale_and_min(&block[4..16], index);
         for pair in 0..4 {
@@ -156,18 +162,36 @@ impl Packed {
     }
 }
 
-/// Little-endian words; `bytes` is a multiple of four.
+/// Little-endian words; the length of `bytes` is a multiple of four.
 fn le_words(bytes: &[u8]) -> impl Iterator<Item = u32> {
     bytes.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word))
 }
 
-fn half(block: &[u8], at: usize) -> u16 {
+/// The bits of the f16 at byte `at`.
+fn f16_bits(block: &[u8], at: usize) -> u16 {
     u16::from_le_bytes([block[at], block[at + 1]])
 }
 
-/// Two to a word, the first one low.
-fn halves(numbers: impl Iterator<Item = u16>) -> Vec<u32> {
+/// Packs two 16-bit numbers in a word, the first in the low bits.
+fn pack_pairs(numbers: impl Iterator<Item = u16>) -> Vec<u32> {
     let numbers: Vec<u16> = numbers.collect();
     let word = |pair: &[u16]| u32::from(pair[0]) | pair.get(1).map_or(0, |&high| u32::from(high) << 16);
     numbers.chunks(2).map(word).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_matrix_larger_than_a_buffer_is_refused() {
+        for dtype in GgmlType::ALL {
+            let spec = MatrixSpec { dtype, outputs: 48, inputs: 512 };
+            let blocks = vec![0; spec.outputs * spec.row_bytes()];
+            let bytes = 4 * pack(spec, &blocks).len() as u64;
+            assert_eq!(check_size(spec, bytes), Ok(()), "{dtype}");
+            let limit = bytes - 1;
+            assert_eq!(check_size(spec, limit), Err(MatrixError::TooLarge { bytes, limit }), "{dtype}");
+        }
+    }
 }

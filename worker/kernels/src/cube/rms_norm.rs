@@ -1,4 +1,4 @@
-//! Norms of rows.
+//! The RMS norm of rows.
 
 use burn::backend::wgpu::CubeTensor;
 use burn::cubecl;
@@ -6,6 +6,7 @@ use burn::cubecl::prelude::*;
 
 use super::launch;
 
+/// Threads of a cube.
 const THREADS: usize = 64;
 
 /// See [`crate::rms_norm`].
@@ -19,7 +20,7 @@ pub(crate) fn rms_norm(x: CubeTensor, gamma: CubeTensor, epsilon: f32) -> CubeTe
         return out;
     }
     launch::count();
-    // SAFETY: one cube a row; the kernel keeps to `width` numbers of each.
+    // SAFETY: there is one cube for each row, and it stays within the `width` elements of its row.
     #[allow(unsafe_code)]
     unsafe {
         rms_norm_kernel::launch_unchecked(
@@ -51,7 +52,7 @@ fn rms_norm_kernel(x: &[f32], gamma: &[f32], out: &mut [f32], width: usize, epsi
     }
 }
 
-/// Adds up one number of each of `threads` threads, a power of two.
+/// The sum of `sums`, which has one element for each of `threads` threads, a power of two.
 #[cube]
 pub(crate) fn cube_sum(sums: &mut [f32], #[comptime] threads: usize) -> f32 {
     let unit = UNIT_POS as usize;

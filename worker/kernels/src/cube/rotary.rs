@@ -1,4 +1,5 @@
-//! Queries, keys and values of a step: bias, head norm, rotation and the way into the cache.
+//! Bias, head norm and rotary embedding of a step's queries, keys and values, and the store to the
+//! cache.
 
 use burn::backend::wgpu::CubeTensor;
 use burn::cubecl;
@@ -8,9 +9,10 @@ use super::launch;
 use super::rms_norm::cube_sum;
 use crate::types::{BLOCK_SIZE, HeadShape};
 
+/// Threads of a cube.
 const THREADS: usize = 64;
 
-/// What is compiled into the kernel.
+/// Constants that are compiled into the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Heads {
     heads: usize,
@@ -21,7 +23,7 @@ struct Heads {
     bias: bool,
 }
 
-/// The step's tensors, as [`crate::rotate_and_store`] has them.
+/// The arguments of [`crate::rotate_and_store`] except the cache.
 pub(crate) struct Projections {
     pub(crate) qkv: CubeTensor,
     pub(crate) bias: CubeTensor,
@@ -30,21 +32,21 @@ pub(crate) struct Projections {
     pub(crate) rows: CubeTensor,
 }
 
-/// Writes keys and values to their slots; the queries.
+/// Stores keys and values, and returns the queries.
 pub(crate) fn rotate_and_store(
-    step: Projections,
+    projections: Projections,
     keys: &CubeTensor,
     values: &CubeTensor,
     shape: HeadShape,
 ) -> CubeTensor {
-    let qkv = launch::contiguous(step.qkv);
+    let qkv = launch::contiguous(projections.qkv);
     let rows = qkv.meta.shape()[0];
     let queries = launch::empty(&qkv, &[rows, shape.query_width()], qkv.dtype);
     if rows == 0 {
         return queries;
     }
-    // An empty tensor has no buffer to speak of.
-    let given = |used: bool, tensor: CubeTensor| if used { launch::contiguous(tensor) } else { qkv.clone() };
+    // An unused tensor may be empty, which is no valid argument.
+    let buffer = |used: bool, tensor: CubeTensor| if used { launch::contiguous(tensor) } else { qkv.clone() };
     let heads = Heads {
         heads: shape.heads,
         kv_heads: shape.kv_heads,
@@ -53,11 +55,11 @@ pub(crate) fn rotate_and_store(
         norm: shape.head_norm.is_some(),
         bias: shape.bias,
     };
-    let positions = step.rotary.meta.shape()[0];
+    let positions = projections.rotary.meta.shape()[0];
     let slots = keys.meta.shape()[0] * BLOCK_SIZE;
     launch::count();
-    // SAFETY: the kernel keeps to the slots of the pool, to the positions of the table and to the
-    // widths that the shape says; pools are contiguous as they were made and never reshaped.
+    // SAFETY: the kernel stays within the slots of the pool, the positions of the table and the widths
+    // of `shape`. Pools are created contiguous and never reshaped.
     #[allow(unsafe_code)]
     unsafe {
         rotate_kernel::launch_unchecked(
@@ -65,10 +67,10 @@ pub(crate) fn rotate_and_store(
             CubeCount::Static(rows as u32, (shape.heads + 2 * shape.kv_heads) as u32, 1),
             CubeDim::new_1d(THREADS as u32),
             launch::buffer(&qkv),
-            launch::buffer(&given(shape.bias, step.bias)),
-            launch::buffer(&given(shape.head_norm.is_some(), step.norms)),
-            launch::buffer(&given(shape.rotary_dim > 0, step.rotary)),
-            launch::buffer(&launch::contiguous(step.rows)),
+            launch::buffer(&buffer(shape.bias, projections.bias)),
+            launch::buffer(&buffer(shape.head_norm.is_some(), projections.norms)),
+            launch::buffer(&buffer(shape.rotary_dim > 0, projections.rotary)),
+            launch::buffer(&launch::contiguous(projections.rows)),
             launch::buffer(&queries),
             launch::buffer(keys),
             launch::buffer(values),
@@ -81,7 +83,7 @@ pub(crate) fn rotate_and_store(
     queries
 }
 
-/// One cube for each head of each row.
+/// A cube computes one head of one row.
 #[allow(clippy::too_many_arguments)]
 #[cube(launch_unchecked)]
 fn rotate_kernel(

@@ -1,9 +1,9 @@
-//! Tokens from logits.
+//! Sampling.
 //!
-//! A cube takes a row and passes over it a few times. Probabilities are whole numbers of 2^-31
-//! where they are added up, so that no order of adding changes a sum: what is kept and what is
-//! drawn depends on the row alone. The k-th most probable token and the end of the nucleus are
-//! found digit by digit (radix select), in a histogram over one byte of the logits at a time.
+//! A cube reads one row several times. Probabilities are summed as integer multiples of 2^-31, so a
+//! sum does not depend on its order, and the result depends on the row alone. The k-th most probable
+//! token and the end of the nucleus are found by radix select: digit by digit, in a histogram over one
+//! byte of the logits at a time.
 
 use burn::backend::DType;
 use burn::backend::wgpu::CubeTensor;
@@ -12,39 +12,39 @@ use burn::cubecl::prelude::*;
 
 use super::launch;
 use super::rms_norm::cube_sum;
-use crate::types::PickRow;
+use crate::types::SamplingParams;
 
-/// Threads of a cube, and bins of a histogram.
+/// Threads of a cube, and bins of the histogram.
 const THREADS: usize = 256;
-/// Numbers of a [`PickRow`].
+/// Number of fields of [`SamplingParams`].
 const FIELDS: usize = 5;
-/// Probability one.
+/// Probability 1, in units of 2^-31.
 const ONE: f32 = 2_147_483_648.0;
-/// Logits below can't be picked.
+/// Logits up to this one have probability 0.
 const LOWEST: f32 = -3.0e38;
 
-/// See [`crate::pick`].
-pub(crate) fn pick(logits: CubeTensor, picks: &[PickRow]) -> CubeTensor {
+/// See [`crate::sample`].
+pub(crate) fn sample(logits: CubeTensor, params: &[SamplingParams]) -> CubeTensor {
     let logits = launch::contiguous(logits);
     let shape = logits.meta.shape().to_vec();
-    let rows = shape[0].min(picks.len());
+    let rows = shape[0].min(params.len());
     let out = launch::empty(&logits, &[rows], DType::I32);
     if rows == 0 || shape[1] == 0 {
         return out;
     }
-    let fields = |pick: &PickRow| [pick.temperature, pick.top_k as f32, pick.top_p, pick.min_p, pick.random];
-    let bytes: Vec<u8> = picks.iter().flat_map(fields).flat_map(f32::to_le_bytes).collect();
-    let options = logits.client.create_from_slice(&bytes);
+    let fields = |row: &SamplingParams| [row.temperature, row.top_k as f32, row.top_p, row.min_p, row.random];
+    let bytes: Vec<u8> = params.iter().flat_map(fields).flat_map(f32::to_le_bytes).collect();
+    let fields = logits.client.create_from_slice(&bytes);
     launch::count();
-    // SAFETY: one cube a row, which keeps to the `vocabulary` logits of its own.
+    // SAFETY: there is one cube for each row, and it stays within the `vocabulary` logits of its row.
     #[allow(unsafe_code)]
     unsafe {
-        pick_kernel::launch_unchecked(
+        sample_kernel::launch_unchecked(
             &logits.client,
             CubeCount::Static(rows as u32, 1, 1),
             CubeDim::new_1d(THREADS as u32),
             launch::buffer(&logits),
-            launch::part(options, FIELDS * picks.len()),
+            launch::slice(fields, FIELDS * params.len()),
             launch::buffer(&out),
             shape[1],
         );
@@ -52,36 +52,37 @@ pub(crate) fn pick(logits: CubeTensor, picks: &[PickRow]) -> CubeTensor {
     out
 }
 
-/// Which tokens are left: those with a larger key than `key`, and those with this key and an id
-/// below `end`.
+/// The tokens that the filters keep: those with a key above `key`, and those with this key and an id
+/// below `end`. A key is that of [`order_key`].
 #[derive(CubeType)]
-struct Cut {
+struct Threshold {
     key: u32,
     end: usize,
 }
 
-/// How a row's logits become weights.
+/// A row of logits, and how they become weights.
 #[derive(CubeType)]
 struct Row {
+    /// Index of the row's first logit.
     base: usize,
     vocabulary: usize,
     largest: f32,
     temperature: f32,
-    /// Makes weights to whole numbers.
+    /// Converts a weight to a probability in units of 2^-31.
     unit: f32,
     min_p: f32,
 }
 
 #[cube(launch_unchecked)]
-fn pick_kernel(logits: &[f32], options: &[f32], out: &mut [u32], vocabulary: usize) {
+fn sample_kernel(logits: &[f32], params: &[f32], out: &mut [u32], vocabulary: usize) {
     let unit = UNIT_POS as usize;
     let number = CUBE_POS_X as usize;
     let base = number * vocabulary;
-    let temperature = options[number * FIELDS];
-    let top_k = u32::cast_from(options[number * FIELDS + 1]);
-    let top_p = options[number * FIELDS + 2];
+    let temperature = params[number * FIELDS];
+    let top_k = u32::cast_from(params[number * FIELDS + 1]);
+    let top_p = params[number * FIELDS + 2];
 
-    // The largest logit, and the lowest id that has it.
+    // The largest logit, and the lowest id with it.
     let mut largest = Shared::<[f32]>::new_slice(THREADS);
     let mut ids = Shared::<[u32]>::new_slice(THREADS);
     let mut best = LOWEST.runtime();
@@ -121,7 +122,7 @@ fn pick_kernel(logits: &[f32], options: &[f32], out: &mut [u32], vocabulary: usi
         largest: largest[0],
         temperature,
         unit: 1.0,
-        min_p: options[number * FIELDS + 3],
+        min_p: params[number * FIELDS + 3],
     };
     sync_cube();
     let mut sum = 0.0f32;
@@ -134,82 +135,82 @@ fn pick_kernel(logits: &[f32], options: &[f32], out: &mut [u32], vocabulary: usi
     let bins = Shared::<[Atomic<u32>]>::new_slice(THREADS);
     let mut scan = Shared::<[u32]>::new_slice(THREADS);
     let mut found = Shared::<[u32]>::new_slice(4usize);
-    let mut cut = Cut { key: 0, end: vocabulary };
+    let mut kept = Threshold { key: 0, end: vocabulary };
     if top_k > 0 && (top_k as usize) < vocabulary {
-        let new = select_cut(logits, &row, &cut, top_k, &bins, &mut scan, &mut found, false);
-        cut.key = new.key;
-        cut.end = new.end;
+        let new = select_threshold(logits, &row, &kept, top_k, &bins, &mut scan, &mut found, false);
+        kept.key = new.key;
+        kept.end = new.end;
     }
     if top_p < 1.0 {
-        let whole = total(logits, &row, &cut, &mut scan);
+        let whole = total(logits, &row, &kept, &mut scan);
         let wanted = max(u32::cast_from(f32::cast_from(whole) * top_p), 1);
-        let new = select_cut(logits, &row, &cut, wanted, &bins, &mut scan, &mut found, true);
-        cut.key = new.key;
-        cut.end = new.end;
+        let new = select_threshold(logits, &row, &kept, wanted, &bins, &mut scan, &mut found, true);
+        kept.key = new.key;
+        kept.end = new.end;
     }
 
-    // The first id, in their order, whose probability reaches over the random share.
-    let random = options[number * FIELDS + 4];
+    // The first id whose cumulative probability exceeds the random share of the total.
+    let random = params[number * FIELDS + 4];
     let mut mass = 0u32;
     let each = vocabulary.div_ceil(THREADS);
     let from = unit * each;
     let to = min(from + each, vocabulary);
     for id in from..to {
-        mass += mass_of(logits[base + id], id, &row, &cut);
+        mass += probability(logits[base + id], id, &row, &kept);
     }
     let up_to = inclusive_scan(&mut scan, mass);
     let all = scan[THREADS - 1];
     let target = min(u32::cast_from(f32::cast_from(all) * random), all - 1);
     if target < up_to && target >= up_to - mass {
         let mut left = target - (up_to - mass);
-        let mut picked = ids[0];
-        let mut open = true;
+        let mut sampled = ids[0];
+        let mut searching = true;
         for id in from..to {
-            let mass = mass_of(logits[base + id], id, &row, &cut);
-            if open && left < mass {
-                picked = id as u32;
-                open = false;
+            let mass = probability(logits[base + id], id, &row, &kept);
+            if searching && left < mass {
+                sampled = id as u32;
+                searching = false;
             }
             left -= min(mass, left);
         }
-        out[number] = picked;
+        out[number] = sampled;
     }
 }
 
-/// Not normalised: the most probable token has 1.
+/// The weight of a token: its probability relative to the most probable token.
 #[cube]
 fn weight(logit: f32, row: &Row) -> f32 {
     select(logit > LOWEST, ((logit - row.largest) / row.temperature).exp(), 0.0)
 }
 
-/// The probability of a token that is left, in whole numbers.
+/// The probability of a token in units of 2^-31; 0 if it is filtered out.
 #[cube]
-fn mass_of(logit: f32, id: usize, row: &Row, cut: &Cut) -> u32 {
+fn probability(logit: f32, id: usize, row: &Row, kept: &Threshold) -> u32 {
     let weight = weight(logit, row);
-    let key = order(logit);
-    let kept = weight >= row.min_p && (key > cut.key || (key == cut.key && id < cut.end));
-    select(kept, u32::cast_from(fma(weight, row.unit, 0.5)), 0)
+    let key = order_key(logit);
+    let passes = weight >= row.min_p && (key > kept.key || (key == kept.key && id < kept.end));
+    select(passes, u32::cast_from(fma(weight, row.unit, 0.5)), 0)
 }
 
-/// Orders as its logit does.
+/// An integer that is ordered like its logit.
 #[cube]
-fn order(logit: f32) -> u32 {
+fn order_key(logit: f32) -> u32 {
     let bits = u32::reinterpret(logit);
     select(bits >> 31 == 1, !bits, bits | 0x8000_0000)
 }
 
-/// What all tokens that are left have together.
+/// The sum of the probabilities of the tokens that are kept.
 #[cube]
-fn total(logits: &[f32], row: &Row, cut: &Cut, scan: &mut [u32]) -> u32 {
+fn total(logits: &[f32], row: &Row, kept: &Threshold, scan: &mut [u32]) -> u32 {
     let mut mass = 0u32;
     for id in range_stepped(UNIT_POS as usize, row.vocabulary, THREADS) {
-        mass += mass_of(logits[row.base + id], id, row, cut);
+        mass += probability(logits[row.base + id], id, row, kept);
     }
     inclusive_scan(scan, mass);
     scan[THREADS - 1]
 }
 
-/// The numbers of all threads up to and with this one's, added up.
+/// The sum of `mine` over all threads up to and including this one.
 #[cube]
 fn inclusive_scan(scan: &mut [u32], mine: u32) -> u32 {
     let unit = UNIT_POS as usize;
@@ -227,19 +228,20 @@ fn inclusive_scan(scan: &mut [u32], mine: u32) -> u32 {
     scan[unit]
 }
 
-/// Leaves the most probable tokens that are `wanted` many, or have `wanted` mass together.
+/// Keeps the most probable tokens: `wanted` of them, or with `by_mass` as many as it takes for their
+/// probabilities to add up to `wanted`.
 #[allow(clippy::too_many_arguments)]
 #[cube]
-fn select_cut(
+fn select_threshold(
     logits: &[f32],
     row: &Row,
-    cut: &Cut,
+    kept: &Threshold,
     wanted: u32,
     bins: &[Atomic<u32>],
     scan: &mut [u32],
     found: &mut [u32],
     #[comptime] by_mass: bool,
-) -> Cut {
+) -> Threshold {
     let unit = UNIT_POS as usize;
     let mut left = wanted;
     let mut key = 0u32;
@@ -256,9 +258,9 @@ fn select_cut(
         }
         for id in range_stepped(unit, row.vocabulary, THREADS) {
             let logit = logits[row.base + id];
-            let mass = mass_of(logit, id, row, cut);
-            let this = order(logit);
-            // All digits before this one are those that were found.
+            let mass = probability(logit, id, row, kept);
+            let this = order_key(logit);
+            // The digits before this one must equal those found so far.
             let known = comptime!(if digit == 0 { 0u32 } else { u32::MAX << (32 - 8 * digit) });
             if mass > 0 && (this & known) == key {
                 let bin = ((this >> shift) & 0xFF) as usize;
@@ -270,7 +272,7 @@ fn select_cut(
             }
         }
         sync_cube();
-        // From the largest bin down.
+        // The bins are scanned from the largest down.
         let mine = bins[THREADS - 1 - unit].load();
         let up_to = inclusive_scan(scan, mine);
         if up_to >= left && up_to - mine < left {
@@ -284,7 +286,7 @@ fn select_cut(
         enough = enough && found[2] == 1;
         sync_cube();
     }
-    // Of those with this key, the lowest ids.
+    // Of the tokens with this key, those with the lowest ids are kept.
     let mut keep = left;
     if comptime!(by_mass) {
         let one = u32::cast_from(fma(weight(logit_of(key), row), row.unit, 0.5));
@@ -296,7 +298,7 @@ fn select_cut(
     let to = min(from + each, row.vocabulary);
     for id in from..to {
         let logit = logits[row.base + id];
-        if order(logit) == key && mass_of(logit, id, row, cut) > 0 {
+        if order_key(logit) == key && probability(logit, id, row, kept) > 0 {
             ties += 1;
         }
     }
@@ -309,7 +311,7 @@ fn select_cut(
         let mut seen = up_to - ties;
         for id in from..to {
             let logit = logits[row.base + id];
-            if order(logit) == key && mass_of(logit, id, row, cut) > 0 {
+            if order_key(logit) == key && probability(logit, id, row, kept) > 0 {
                 seen += 1;
                 if seen == keep {
                     found[3] = id as u32 + 1;
@@ -320,10 +322,10 @@ fn select_cut(
     sync_cube();
     let end = found[3] as usize;
     sync_cube();
-    Cut { key: select(enough, key, cut.key), end: select(enough, end, cut.end) }
+    Threshold { key: select(enough, key, kept.key), end: select(enough, end, kept.end) }
 }
 
-/// The other way round than [`order`].
+/// The inverse of [`order_key`].
 #[cube]
 fn logit_of(key: u32) -> f32 {
     f32::reinterpret(select(key >> 31 == 1, key & 0x7FFF_FFFF, !key))

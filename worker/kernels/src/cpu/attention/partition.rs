@@ -109,9 +109,9 @@ fn pack_queries<S: Simd, E>(
 
 /// The keys and values of a tile of one key/value head.
 struct KvTile<'a, E> {
-    /// `[head_dim, BLOCK_SIZE]` group_size.
+    /// `[head_dim, BLOCK_SIZE]` each.
     keys: [&'a [E]; TILE_BLOCKS],
-    /// `[BLOCK_SIZE, head_dim]` group_size.
+    /// `[BLOCK_SIZE, head_dim]` each.
     values: [&'a [E]; TILE_BLOCKS],
     blocks: usize,
     /// Positions of the tile that some row attends to.

@@ -1,39 +1,39 @@
-//! How attention is cut into cubes.
+//! How the work of attention is divided among cubes and threads.
 
 use crate::types::{BLOCK_SIZE, HeadShape};
 
-/// Positions of a partition, and threads of a cube.
+/// Positions of a partition, which is also the number of threads of a cube.
 pub(super) const PARTITION: usize = 128;
-/// Threads that share a head's scores when their largest and their sum are found.
-pub(super) const SHARERS: usize = 8;
-/// Query heads times rows that a cube holds at most.
-pub(super) const MOST_QUERIES: usize = 32;
-/// Shared memory that a cube uses at most, so that several fit on a processor.
-pub(super) const MOST_SHARED: usize = 24 << 10;
-/// Partitions that a cube walks over before a row's are given to many cubes.
-pub(super) const MOST_PARTITIONS: usize = 4;
-/// What the parts of a split row may take until they are put together.
-pub(super) const MOST_PARTS_BYTES: usize = 64 << 20;
-/// Stands for minus infinity.
-pub(super) const LOWEST: f32 = -1.0e30;
+/// Threads that reduce a query's scores to their maximum and sum.
+pub(super) const REDUCERS: usize = 8;
+/// Largest number of queries (query heads times rows) of a cube.
+pub(super) const MAX_QUERIES: usize = 32;
+/// Largest size of a cube's shared memory in bytes, so that several cubes fit on a multiprocessor.
+pub(super) const MAX_SHARED_BYTES: usize = 24 << 10;
+/// Largest number of partitions that one cube computes in turn; with more, each has a cube of its own.
+pub(super) const MAX_PARTITIONS: usize = 4;
+/// Largest size of all partial results in bytes, until they are merged.
+pub(super) const MAX_PARTIAL_BYTES: usize = 64 << 20;
+/// Score of a masked position, in place of minus infinity.
+pub(super) const MASKED: f32 = -1.0e30;
 
-/// What is compiled into the kernels.
+/// Constants that are compiled into the kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Config {
+pub(crate) struct Config {
     pub(super) kv_heads: usize,
     pub(super) head_dim: usize,
-    /// Query heads to a key/value head.
+    /// Query heads of a key/value head.
     pub(super) group: usize,
-    /// Of these, how many a cube holds.
+    /// Query heads of a cube.
     pub(super) heads: usize,
-    /// Rows that a cube holds.
+    /// Rows of a cube.
     pub(super) rows: usize,
-    /// Rows come in tiles; otherwise each for itself.
+    /// Whether rows come in tiles; otherwise a cube has one row.
     pub(super) tiled: bool,
-    /// A cube has one partition.
+    /// Whether a cube has one partition; otherwise it computes all of its rows'.
     pub(super) split: bool,
-    /// Numbers that are read at once.
-    pub(super) chunk: usize,
+    /// Elements of a vector, which are read together.
+    pub(super) vector_len: usize,
 }
 
 impl Config {
@@ -48,45 +48,48 @@ impl Config {
             rows: 1,
             tiled,
             split: false,
-            chunk: if shape.head_dim.is_multiple_of(4) { 4 } else { 1 },
+            vector_len: if shape.head_dim.is_multiple_of(4) { 4 } else { 1 },
         };
         let with = |rows: usize| Self { rows, ..config };
-        let fits = |config: &Self| config.queries() <= MOST_QUERIES && config.shared() <= MOST_SHARED;
+        let fits =
+            |config: &Self| config.queries() <= MAX_QUERIES && config.shared_bytes() <= MAX_SHARED_BYTES;
         let rows = if tiled { [8, 4, 2].map(with).into_iter().find(fits) } else { None };
         rows.unwrap_or(config)
     }
 
+    /// Queries of a cube.
     pub(super) fn queries(&self) -> usize {
         self.heads * self.rows
     }
 
-    /// Chunks of a head.
-    pub(super) fn chunks(&self) -> usize {
-        self.head_dim / self.chunk
+    /// Vectors of a head.
+    pub(super) fn vectors(&self) -> usize {
+        self.head_dim / self.vector_len
     }
 
-    /// Chunks of the heads of a cube, each the work of a thread.
+    /// Vectors of all query heads of a cube. Each is summed by one thread, or one thread per slice.
     pub(super) fn items(&self) -> usize {
-        self.heads * self.chunks()
+        self.heads * self.vectors()
     }
 
     /// Items of a thread.
-    pub(super) fn items_each(&self) -> usize {
+    pub(super) fn items_per_thread(&self) -> usize {
         self.items().div_ceil(PARTITION)
     }
 
-    /// Parts of a partition whose values different threads add up; whole blocks.
+    /// Number of slices of a partition, whole blocks each, whose values different threads sum.
     pub(super) fn slices(&self) -> usize {
-        let most = (PARTITION / self.items().min(PARTITION)).min(PARTITION / BLOCK_SIZE);
-        1 << most.ilog2()
+        let largest = (PARTITION / self.items().min(PARTITION)).min(PARTITION / BLOCK_SIZE);
+        1 << largest.ilog2()
     }
 
-    /// Numbers of the slices' sums.
+    /// Vectors of the slices' sums.
     pub(super) fn sliced(&self) -> usize {
-        if self.slices() > 1 { self.slices() * self.queries() * self.chunks() } else { 1 }
+        if self.slices() > 1 { self.slices() * self.queries() * self.vectors() } else { 1 }
     }
 
-    pub(super) fn shared(&self) -> usize {
-        4 * (self.queries() * (self.head_dim + PARTITION + 2 * SHARERS) + self.sliced() * self.chunk)
+    /// Size of a cube's shared memory in bytes.
+    pub(super) fn shared_bytes(&self) -> usize {
+        4 * (self.queries() * (self.head_dim + PARTITION + 2 * REDUCERS) + self.sliced() * self.vector_len)
     }
 }

@@ -1,46 +1,51 @@
-//! The kernels.
+//! The kernels of attention.
 
 use burn::cubecl;
 use burn::cubecl::prelude::*;
 
-use super::config::{Config, LOWEST, PARTITION, SHARERS};
+use super::config::{Config, MASKED, PARTITION, REDUCERS};
 use crate::types::{BLOCK_SIZE, TILE_ROWS};
 
-/// What has been put together of a row's partitions: the largest score, the sum of the scores'
-/// exponentials over it, and the values weighted with these.
+/// The online softmax over some partitions of a query: the maximum of the scores, the sum of their
+/// exponentials relative to it, and the values weighted with these.
 #[derive(CubeType)]
-struct Running<N: Size> {
-    largest: f32,
+struct Accumulator<N: Size> {
+    max: f32,
     sum: f32,
     values: Vector<f32, N>,
 }
 
-/// `running` and the next partition.
+/// Merges the next partition into `running`.
 #[cube]
-#[allow(clippy::needless_pass_by_value)] // a kernel passes values
-fn fold<N: Size>(running: Running<N>, largest: f32, sum: f32, values: Vector<f32, N>) -> Running<N> {
-    let new = max(running.largest, largest);
-    let old_share = (running.largest - new).exp();
-    let share = (largest - new).exp();
-    // A partition without any visible position must not even change a zero's sign.
-    let seen = largest > LOWEST;
+#[allow(clippy::needless_pass_by_value)] // kernels pass values
+fn merge_partition<N: Size>(
+    running: Accumulator<N>,
+    partition_max: f32,
+    sum: f32,
+    values: Vector<f32, N>,
+) -> Accumulator<N> {
+    let new = max(running.max, partition_max);
+    let old_share = (running.max - new).exp();
+    let share = (partition_max - new).exp();
+    // A partition without a visible position must change nothing, not even the sign of a zero.
+    let seen = partition_max > MASKED;
     let both = fma(values, Vector::new(share), running.values * Vector::new(old_share));
-    Running::<N> {
-        largest: new,
+    Accumulator::<N> {
+        max: new,
         sum: select(seen, fma(sum, share, running.sum * old_share), running.sum),
         values: select(seen, both, running.values),
     }
 }
 
-/// The first position that a row sees.
+/// The first position that a row attends to.
 #[cube]
-fn oldest(position: usize, window: usize) -> usize {
+fn first_visible(position: usize, window: usize) -> usize {
     select(position + 1 > window, position + 1 - min(window, position + 1), 0)
 }
 
 #[allow(clippy::too_many_arguments)]
 #[cube(launch_unchecked)]
-pub(super) fn attend_kernel<N: Size>(
+pub(crate) fn attend_kernel<N: Size>(
     queries: &[Vector<f32, N>],
     keys: &[f32],
     values: &[Vector<f32, N>],
@@ -57,37 +62,37 @@ pub(super) fn attend_kernel<N: Size>(
     #[comptime] config: Config,
 ) {
     let tile_rows = comptime!(config.rows);
-    let chunks = comptime!(config.chunks());
+    let vectors = comptime!(config.vectors());
     let count_queries = comptime!(config.queries());
     let items = comptime!(config.items());
-    let items_each = comptime!(config.items_each());
+    let items_per_thread = comptime!(config.items_per_thread());
     let slices = comptime!(config.slices());
     let all_heads = comptime!(config.kv_heads * config.group);
     let unit = UNIT_POS as usize;
 
-    // Which rows.
+    // The rows of this cube.
     let mut first_row = CUBE_POS_X as usize;
     let mut count = 1usize;
     if comptime!(config.tiled) {
         let cubes = comptime!(TILE_ROWS / tile_rows);
         let tile = CUBE_POS_X as usize / cubes;
-        let skipped = CUBE_POS_X as usize % cubes * tile_rows;
+        let offset = CUBE_POS_X as usize % cubes * tile_rows;
         let all = tiles[2 * tile + 1] as usize;
-        if skipped >= all {
+        if offset >= all {
             terminate!();
         }
-        first_row = tiles[2 * tile] as usize + skipped;
-        count = min(all - skipped, tile_rows);
+        first_row = tiles[2 * tile] as usize + offset;
+        count = min(all - offset, tile_rows);
     }
-    // Which heads.
+    // Its heads.
     let sets = comptime!(config.group / config.heads);
     let kv_head = CUBE_POS_Y as usize / sets;
     let first_head = CUBE_POS_Y as usize * config.heads;
-    // Which positions.
+    // Its positions.
     let position = rows[3 * first_row] as usize;
     let table = rows[3 * first_row + 1] as usize * width;
     let last = position + count - 1;
-    let mut start = oldest(position, window) / PARTITION;
+    let mut start = first_visible(position, window) / PARTITION;
     let mut end = last / PARTITION + 1;
     if comptime!(config.split) {
         let own = CUBE_POS_Z as usize;
@@ -98,24 +103,24 @@ pub(super) fn attend_kernel<N: Size>(
         end = own + 1;
     }
 
-    let mut queried = Shared::<[Vector<f32, N>]>::new_slice(comptime!(count_queries * chunks));
-    for i in range_stepped(unit, comptime!(count_queries * chunks), PARTITION) {
-        let query = i / chunks;
+    let mut queried = Shared::<[Vector<f32, N>]>::new_slice(comptime!(count_queries * vectors));
+    for i in range_stepped(unit, comptime!(count_queries * vectors), PARTITION) {
+        let query = i / vectors;
         let row = first_row + min(query % tile_rows, count - 1);
         let head = first_head + query / tile_rows;
-        queried[i] = queries[(row * all_heads + head) * chunks + i % chunks];
+        queried[i] = queries[(row * all_heads + head) * vectors + i % vectors];
     }
     let mut scores = Shared::<[f32]>::new_slice(comptime!(count_queries * PARTITION));
-    let mut largest = Shared::<[f32]>::new_slice(comptime!(count_queries * SHARERS));
-    let mut sums = Shared::<[f32]>::new_slice(comptime!(count_queries * SHARERS));
+    let mut maxima = Shared::<[f32]>::new_slice(comptime!(count_queries * REDUCERS));
+    let mut sums = Shared::<[f32]>::new_slice(comptime!(count_queries * REDUCERS));
     let mut sliced = Shared::<[Vector<f32, N>]>::new_slice(comptime!(config.sliced()));
 
-    let mut run_largest = Array::<f32>::new(comptime!(items_each * tile_rows));
-    let mut run_sum = Array::<f32>::new(comptime!(items_each * tile_rows));
-    let mut run_values = Array::<Vector<f32, N>>::new(comptime!(items_each * tile_rows));
+    let mut run_max = Array::<f32>::new(comptime!(items_per_thread * tile_rows));
+    let mut run_sum = Array::<f32>::new(comptime!(items_per_thread * tile_rows));
+    let mut run_values = Array::<Vector<f32, N>>::new(comptime!(items_per_thread * tile_rows));
     #[unroll]
-    for i in 0..comptime!(items_each * tile_rows) {
-        run_largest[i] = LOWEST;
+    for i in 0..comptime!(items_per_thread * tile_rows) {
+        run_max[i] = MASKED;
         run_sum[i] = 0.0;
         run_values[i] = Vector::new(0.0);
     }
@@ -123,28 +128,28 @@ pub(super) fn attend_kernel<N: Size>(
     for partition in start..end {
         let first = partition * PARTITION;
         sync_cube();
-        // Scores: a position to each thread.
+        // Scores: a position for each thread.
         let at = first + unit;
-        let kept = min(at, last);
-        let block = min(tables[table + kept / BLOCK_SIZE] as usize, blocks - 1);
-        let key =
-            (block * config.kv_heads + kv_head) * comptime!(config.head_dim * BLOCK_SIZE) + kept % BLOCK_SIZE;
+        let clamped = min(at, last);
+        let block = min(tables[table + clamped / BLOCK_SIZE] as usize, blocks - 1);
+        let key = (block * config.kv_heads + kv_head) * comptime!(config.head_dim * BLOCK_SIZE)
+            + clamped % BLOCK_SIZE;
         let mut own = Array::<f32>::new(count_queries);
         #[unroll]
         for q in 0..count_queries {
             own[q] = 0.0;
         }
-        for c in 0..chunks {
-            let mut numbers = Array::<f32>::new(config.chunk);
+        for c in 0..vectors {
+            let mut numbers = Array::<f32>::new(config.vector_len);
             #[unroll]
-            for i in 0..config.chunk {
-                numbers[i] = keys[key + (c * config.chunk + i) * BLOCK_SIZE];
+            for i in 0..config.vector_len {
+                numbers[i] = keys[key + (c * config.vector_len + i) * BLOCK_SIZE];
             }
             #[unroll]
             for q in 0..count_queries {
-                let query = queried[q * chunks + c];
+                let query = queried[q * vectors + c];
                 #[unroll]
-                for i in 0..config.chunk {
+                for i in 0..config.vector_len {
                     own[q] = fma(query.extract(i), numbers[i], own[q]);
                 }
             }
@@ -153,68 +158,67 @@ pub(super) fn attend_kernel<N: Size>(
         for q in 0..count_queries {
             let of = position + comptime!(q % tile_rows);
             let visible = at <= of && at + window > of;
-            scores[q * PARTITION + unit] = select(visible, own[q] * scale, LOWEST);
+            scores[q * PARTITION + unit] = select(visible, own[q] * scale, MASKED);
         }
         sync_cube();
-        // The largest score of each query, then the exponentials over it and their sum.
+        // The largest score of each query, then the exponentials relative to it and their sum.
         #[unroll]
-        for i in 0..comptime!((count_queries * SHARERS).div_ceil(PARTITION)) {
+        for i in 0..comptime!((count_queries * REDUCERS).div_ceil(PARTITION)) {
             let share = unit + i * PARTITION;
-            if share < count_queries * SHARERS {
-                let from = share / SHARERS * PARTITION + share % SHARERS;
+            if share < count_queries * REDUCERS {
+                let from = share / REDUCERS * PARTITION + share % REDUCERS;
                 let mut found = scores[from];
-                for j in 1..comptime!(PARTITION / SHARERS) {
-                    found = max(found, scores[from + j * SHARERS]);
+                for j in 1..comptime!(PARTITION / REDUCERS) {
+                    found = max(found, scores[from + j * REDUCERS]);
                 }
-                largest[share] = found;
+                maxima[share] = found;
             }
         }
         sync_cube();
         #[unroll]
-        for i in 0..comptime!((count_queries * SHARERS).div_ceil(PARTITION)) {
+        for i in 0..comptime!((count_queries * REDUCERS).div_ceil(PARTITION)) {
             let share = unit + i * PARTITION;
-            if share < count_queries * SHARERS {
-                let from = share / SHARERS * PARTITION + share % SHARERS;
-                let top = largest_of(&largest, share / SHARERS);
+            if share < count_queries * REDUCERS {
+                let from = share / REDUCERS * PARTITION + share % REDUCERS;
+                let top = max_of(&maxima, share / REDUCERS);
                 let mut sum = 0.0f32;
-                for j in 0..comptime!(PARTITION / SHARERS) {
-                    let score = scores[from + j * SHARERS];
-                    let weight = select(score > LOWEST, (score - top).exp(), 0.0);
-                    scores[from + j * SHARERS] = weight;
+                for j in 0..comptime!(PARTITION / REDUCERS) {
+                    let score = scores[from + j * REDUCERS];
+                    let weight = select(score > MASKED, (score - top).exp(), 0.0);
+                    scores[from + j * REDUCERS] = weight;
                     sum += weight;
                 }
                 sums[share] = sum;
             }
         }
         sync_cube();
-        // The values of the partition: a chunk of a head, in a slice of the positions, to each
-        // thread.
-        let known = min(last + 1 - first, PARTITION);
+        // Values: each thread sums one vector of a head over one slice of the positions.
+        let visible = min(last + 1 - first, PARTITION);
         let slice = unit / items;
         let from = slice * comptime!(PARTITION / slices);
-        let to = min(from + comptime!(PARTITION / slices), known);
-        let mut part = Array::<Vector<f32, N>>::new(comptime!(items_each * tile_rows));
+        let to = min(from + comptime!(PARTITION / slices), visible);
+        let mut partial = Array::<Vector<f32, N>>::new(comptime!(items_per_thread * tile_rows));
         #[unroll]
-        for i in 0..comptime!(items_each * tile_rows) {
-            part[i] = Vector::new(0.0);
+        for i in 0..comptime!(items_per_thread * tile_rows) {
+            partial[i] = Vector::new(0.0);
         }
         #[unroll]
-        for i in 0..items_each {
+        for i in 0..items_per_thread {
             let item = select(comptime!(slices > 1), unit % items, unit + i * PARTITION);
             let busy = select(comptime!(slices > 1), slice < slices, item < items);
             if busy {
-                let weights = item / chunks * tile_rows * PARTITION;
+                let weights = item / vectors * tile_rows * PARTITION;
                 for in_block in range_stepped(from, to, BLOCK_SIZE) {
                     let block = min(tables[table + (first + in_block) / BLOCK_SIZE] as usize, blocks - 1);
-                    let value =
-                        (block * config.kv_heads + kv_head) * comptime!(BLOCK_SIZE * chunks) + item % chunks;
+                    let value = (block * config.kv_heads + kv_head) * comptime!(BLOCK_SIZE * vectors)
+                        + item % vectors;
                     for offset in 0..min(to - in_block, BLOCK_SIZE) {
-                        let numbers = values[value + offset * chunks];
+                        let numbers = values[value + offset * vectors];
                         #[unroll]
                         for r in 0..tile_rows {
                             let weight = scores[weights + r * PARTITION + in_block + offset];
-                            let sum = part[i * tile_rows + r];
-                            part[i * tile_rows + r] = fma(numbers, Vector::new(weight), sum);
+                            let sum = partial[i * tile_rows + r];
+                            partial[i * tile_rows + r] = fma(numbers, Vector::new(weight), sum);
                         }
                     }
                 }
@@ -224,7 +228,7 @@ pub(super) fn attend_kernel<N: Size>(
             if slice < slices {
                 #[unroll]
                 for r in 0..tile_rows {
-                    sliced[(slice * tile_rows + r) * items + unit % items] = part[r];
+                    sliced[(slice * tile_rows + r) * items + unit % items] = partial[r];
                 }
             }
             sync_cube();
@@ -236,37 +240,37 @@ pub(super) fn attend_kernel<N: Size>(
                     for s in 1..slices {
                         sum += sliced[(s * tile_rows + r) * items + unit];
                     }
-                    part[r] = sum;
+                    partial[r] = sum;
                 }
             }
         }
-        // Together with the partitions before it.
+        // Merge with the partitions before this one.
         #[unroll]
-        for i in 0..items_each {
+        for i in 0..items_per_thread {
             let item = unit + i * PARTITION;
             if item < items {
                 #[unroll]
                 for r in 0..tile_rows {
                     let state = comptime!(i * tile_rows + r);
-                    let query = item / chunks * tile_rows + r;
-                    let top = largest_of(&largest, query);
+                    let query = item / vectors * tile_rows + r;
+                    let top = max_of(&maxima, query);
                     let sum = sum_of(&sums, query);
                     if comptime!(config.split) {
-                        let head = first_head + item / chunks;
+                        let head = first_head + item / vectors;
                         let to = (first_row * all_heads + head) * partitions + partition;
-                        out[to * chunks + item % chunks] = part[state];
-                        if item.is_multiple_of(chunks) {
+                        out[to * vectors + item % vectors] = partial[state];
+                        if item.is_multiple_of(vectors) {
                             stats[2 * to] = top;
                             stats[2 * to + 1] = sum;
                         }
                     } else {
-                        let before = Running::<N> {
-                            largest: run_largest[state],
+                        let before = Accumulator::<N> {
+                            max: run_max[state],
                             sum: run_sum[state],
                             values: run_values[state],
                         };
-                        let now = fold::<N>(before, top, sum, part[state]);
-                        run_largest[state] = now.largest;
+                        let now = merge_partition::<N>(before, top, sum, partial[state]);
+                        run_max[state] = now.max;
                         run_sum[state] = now.sum;
                         run_values[state] = now.values;
                     }
@@ -276,14 +280,14 @@ pub(super) fn attend_kernel<N: Size>(
     }
     if comptime!(!config.split) {
         #[unroll]
-        for i in 0..items_each {
+        for i in 0..items_per_thread {
             let item = unit + i * PARTITION;
             #[unroll]
             for r in 0..tile_rows {
                 if item < items && r < count {
                     let state = comptime!(i * tile_rows + r);
-                    let head = first_head + item / chunks;
-                    let to = ((first_row + r) * all_heads + head) * chunks + item % chunks;
+                    let head = first_head + item / vectors;
+                    let to = ((first_row + r) * all_heads + head) * vectors + item % vectors;
                     out[to] = run_values[state] / Vector::new(run_sum[state]);
                 }
             }
@@ -291,30 +295,32 @@ pub(super) fn attend_kernel<N: Size>(
     }
 }
 
+/// The largest score of a query, from those that its reducers found.
 #[cube]
-fn largest_of(largest: &[f32], query: usize) -> f32 {
-    let mut found = largest[query * SHARERS];
+fn max_of(maxima: &[f32], query: usize) -> f32 {
+    let mut found = maxima[query * REDUCERS];
     #[unroll]
-    for i in 1..SHARERS {
-        found = max(found, largest[query * SHARERS + i]);
+    for i in 1..REDUCERS {
+        found = max(found, maxima[query * REDUCERS + i]);
     }
     found
 }
 
+/// The sum of a query's exponentials, from those of its reducers.
 #[cube]
 fn sum_of(sums: &[f32], query: usize) -> f32 {
-    let mut sum = sums[query * SHARERS];
+    let mut sum = sums[query * REDUCERS];
     #[unroll]
-    for i in 1..SHARERS {
-        sum += sums[query * SHARERS + i];
+    for i in 1..REDUCERS {
+        sum += sums[query * REDUCERS + i];
     }
     sum
 }
 
-/// Puts the partitions of a row and head together.
+/// Merges the partitions of one row and head, in order.
 #[allow(clippy::too_many_arguments)]
 #[cube(launch_unchecked)]
-pub(super) fn merge_kernel<N: Size>(
+pub(crate) fn merge_kernel<N: Size>(
     sums: &[Vector<f32, N>],
     stats: &[f32],
     rows: &[u32],
@@ -322,25 +328,30 @@ pub(super) fn merge_kernel<N: Size>(
     partitions: usize,
     window: usize,
     heads: usize,
-    chunks: usize,
+    vectors: usize,
 ) {
     let row = CUBE_POS_X as usize;
     let position = rows[3 * row] as usize;
     let to = row * heads + CUBE_POS_Y as usize;
-    let start = oldest(position, window) / PARTITION;
+    let start = first_visible(position, window) / PARTITION;
     let end = position / PARTITION + 1;
-    for chunk in range_stepped(UNIT_POS as usize, chunks, 64) {
-        let mut largest = LOWEST.runtime();
+    for vector in range_stepped(UNIT_POS as usize, vectors, 64) {
+        let mut running_max = MASKED.runtime();
         let mut sum = 0.0f32;
         let mut values = Vector::<f32, N>::new(0.0);
         for partition in start..end {
-            let part = to * partitions + partition;
-            let before = Running::<N> { largest, sum, values };
-            let now = fold::<N>(before, stats[2 * part], stats[2 * part + 1], sums[part * chunks + chunk]);
-            largest = now.largest;
+            let partial = to * partitions + partition;
+            let before = Accumulator::<N> { max: running_max, sum, values };
+            let now = merge_partition::<N>(
+                before,
+                stats[2 * partial],
+                stats[2 * partial + 1],
+                sums[partial * vectors + vector],
+            );
+            running_max = now.max;
             sum = now.sum;
             values = now.values;
         }
-        out[to * chunks + chunk] = values / Vector::new(sum);
+        out[to * vectors + vector] = values / Vector::new(sum);
     }
 }

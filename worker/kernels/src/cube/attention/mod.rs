@@ -1,11 +1,11 @@
-//! Attention over the paged cache.
+//! Attention over the inputs cache.
 //!
-//! A cube holds a few query heads that share a key/value head, for one row or for a tile of
-//! consecutive rows of a sequence, and walks over the sequence in partitions of 128 positions,
-//! which are cut at multiples of 128: scores of a partition, its largest and their sum, its share
-//! of the values. Partitions are put together in their order by `fold`, by the cube itself or,
-//! for few rows with long contexts, by a second kernel after a cube for each partition. What a
-//! row's numbers go through is the same in all cases, and so are their bits.
+//! A cube computes a few query heads of one key/value head, for one row or for a tile of consecutive
+//! rows of a sequence. It processes the sequence in partitions of 128 positions, aligned to multiples
+//! of 128: the scores of a partition, their maximum, the sum of their exponentials, and the weighted
+//! values. `merge_partition` merges partitions in order, either in the cube itself or, for few rows
+//! with long contexts, in a second kernel after one cube for each partition. The arithmetic of a row
+//! is the same in all cases, and so are its bits.
 //!
 //! Dao et al., "FlashAttention" (2022), and "Flash-Decoding" (2023).
 
@@ -15,13 +15,13 @@ mod kernel;
 use burn::backend::wgpu::CubeTensor;
 use burn::cubecl::prelude::*;
 
-use self::config::{Config, MOST_PARTITIONS, MOST_PARTS_BYTES, PARTITION};
+use self::config::{Config, MAX_PARTIAL_BYTES, MAX_PARTITIONS, PARTITION};
 use self::kernel::{attend_kernel, merge_kernel};
 use super::launch;
 use crate::types::{BLOCK_SIZE, HeadShape, TILE_ROWS};
 
-/// The step's tensors, as [`crate::StepRows`] and [`crate::KvBlocks`] have them.
-pub(crate) struct Paged {
+/// The tensors of the cache ([`crate::KvBlocks`]) and of a step's rows ([`crate::StepRows`]).
+pub(crate) struct AttentionInputs {
     pub(crate) keys: CubeTensor,
     pub(crate) values: CubeTensor,
     pub(crate) rows: CubeTensor,
@@ -30,57 +30,61 @@ pub(crate) struct Paged {
 }
 
 /// See [`crate::attention`].
-pub(crate) fn attention(queries: CubeTensor, paged: Paged, shape: HeadShape) -> CubeTensor {
+pub(crate) fn attention(queries: CubeTensor, inputs: AttentionInputs, shape: HeadShape) -> CubeTensor {
     let queries = launch::contiguous(queries);
-    let rows = paged.rows.meta.shape()[0];
-    let tiles = paged.tiles.meta.shape()[0];
-    let width = paged.tables.meta.shape()[1];
+    let rows = inputs.rows.meta.shape()[0];
+    let tiles = inputs.tiles.meta.shape()[0];
+    let width = inputs.tables.meta.shape()[1];
     let out = launch::empty(&queries, &[rows, shape.query_width()], queries.dtype);
     if rows == 0 {
         return out;
     }
     let partitions = (width * BLOCK_SIZE).div_ceil(PARTITION);
     let mut config = Config::new(shape, tiles != rows);
-    let parts = rows * shape.heads * partitions;
-    config.split =
-        !config.tiled && partitions > MOST_PARTITIONS && 4 * parts * (shape.head_dim + 2) <= MOST_PARTS_BYTES;
+    let partials = rows * shape.heads * partitions;
+    config.split = !config.tiled
+        && partitions > MAX_PARTITIONS
+        && 4 * partials * (shape.head_dim + 2) <= MAX_PARTIAL_BYTES;
     if !config.split {
-        attend(&queries, &paged, &out, &out, shape, config, partitions);
+        attend(&queries, &inputs, &out, &out, shape, config, partitions);
         return out;
     }
-    let sums = launch::empty(&queries, &[parts, shape.head_dim], queries.dtype);
-    let stats = launch::empty(&queries, &[parts, 2], queries.dtype);
-    attend(&queries, &paged, &sums, &stats, shape, config, partitions);
+    let sums = launch::empty(&queries, &[partials, shape.head_dim], queries.dtype);
+    let stats = launch::empty(&queries, &[partials, 2], queries.dtype);
+    attend(&queries, &inputs, &sums, &stats, shape, config, partitions);
     launch::count();
-    // SAFETY: one cube for each row and head, over the parts that the first kernel wrote.
+    // SAFETY: there is one cube for each row and head; it reads the partial results that the first
+    // kernel wrote.
     #[allow(unsafe_code)]
     unsafe {
         merge_kernel::launch_unchecked(
             &queries.client,
             CubeCount::Static(rows as u32, shape.heads as u32, 1),
             CubeDim::new_1d(64),
-            config.chunk,
+            config.vector_len,
             launch::buffer(&sums),
             launch::buffer(&stats),
-            launch::buffer(&launch::contiguous(paged.rows)),
+            launch::buffer(&launch::contiguous(inputs.rows)),
             launch::buffer(&out),
             partitions,
             window(shape),
             shape.heads,
-            config.chunks(),
+            config.vectors(),
         );
     }
     out
 }
 
-/// How many positions a row sees; more than there are where it sees all.
+/// Number of positions that a row attends to; without a sliding window, more than there can be.
 fn window(shape: HeadShape) -> usize {
     shape.window.unwrap_or(i32::MAX as usize).max(1)
 }
 
+/// Launches the kernel that computes partitions. With `config.split` it writes partial results to
+/// `out` and `stats`, and otherwise the result to `out`.
 fn attend(
     queries: &CubeTensor,
-    paged: &Paged,
+    inputs: &AttentionInputs,
     out: &CubeTensor,
     stats: &CubeTensor,
     shape: HeadShape,
@@ -88,8 +92,8 @@ fn attend(
     partitions: usize,
 ) {
     let cubes = match config.tiled {
-        true => paged.tiles.meta.shape()[0] * (TILE_ROWS / config.rows),
-        false => paged.rows.meta.shape()[0],
+        true => inputs.tiles.meta.shape()[0] * (TILE_ROWS / config.rows),
+        false => inputs.rows.meta.shape()[0],
     };
     let count = CubeCount::Static(
         cubes as u32,
@@ -97,25 +101,25 @@ fn attend(
         if config.split { partitions as u32 } else { 1 },
     );
     launch::count();
-    // SAFETY: rows and tiles are those of the step, blocks are kept below those of the pool, and
-    // block tables reach to the last position of their rows (see `StepRows`).
+    // SAFETY: rows and tiles are those of the step, the kernel stays within the blocks of the pool, and
+    // block tables cover the last position of their rows (see `StepRows`).
     #[allow(unsafe_code)]
     unsafe {
         attend_kernel::launch_unchecked(
             &queries.client,
             count,
             CubeDim::new_1d(PARTITION as u32),
-            config.chunk,
+            config.vector_len,
             launch::buffer(queries),
-            launch::buffer(&paged.keys),
-            launch::buffer(&paged.values),
-            launch::buffer(&launch::contiguous(paged.rows.clone())),
-            launch::buffer(&launch::contiguous(paged.tables.clone())),
-            launch::buffer(&launch::contiguous(paged.tiles.clone())),
+            launch::buffer(&inputs.keys),
+            launch::buffer(&inputs.values),
+            launch::buffer(&launch::contiguous(inputs.rows.clone())),
+            launch::buffer(&launch::contiguous(inputs.tables.clone())),
+            launch::buffer(&launch::contiguous(inputs.tiles.clone())),
             launch::buffer(out),
             launch::buffer(stats),
-            paged.tables.meta.shape()[1],
-            paged.keys.meta.shape()[0],
+            inputs.tables.meta.shape()[1],
+            inputs.keys.meta.shape()[0],
             partitions,
             window(shape),
             shape.scale,
