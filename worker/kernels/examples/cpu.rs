@@ -1,7 +1,7 @@
-//! Speed of the products on the CPU: `cargo run -p emberline-kernels --example cpu`.
+//! Speed of products on the CPU: `cargo run -p emberline-kernels --example cpu`.
 //!
-//! For each shape of SmolLM2-135M and number of rows: time, weights' bytes a second, arithmetic a
-//! second, and how many times faster that is than burn's product with f32 weights.
+//! For each shape of SmolLM2-135M and number of rows: the time, bytes of weights per second, floating
+//! point operations per second, and how many times faster that is than burn's product with f32 weights.
 
 use std::time::Instant;
 
@@ -9,7 +9,7 @@ use burn::tensor::{Device, Distribution, Tensor};
 use emberline_kernels::ggml::GgmlType;
 use emberline_kernels::{Activation, Matrix, MatrixSpec, linear, norm_gated, run_step};
 
-/// Name, outputs, inputs, format.
+/// Name, outputs, inputs and format of a matrix.
 const SHAPES: [(&str, usize, usize, GgmlType); 7] = [
     ("qkv", 960, 576, GgmlType::Q4_1),
     ("out", 576, 576, GgmlType::Q4_1),
@@ -20,7 +20,7 @@ const SHAPES: [(&str, usize, usize, GgmlType); 7] = [
     ("wide Q6_K", 4096, 4096, GgmlType::Q6_K),
 ];
 
-/// The shortest of some runs, in seconds.
+/// The shortest of several runs, in seconds.
 fn best(mut work: impl FnMut() + Send) -> f64 {
     run_step(|| {
         let mut best = f64::MAX;
@@ -43,11 +43,11 @@ fn main() {
         let blocks: Vec<u8> = (0..outputs * spec.row_bytes())
             .map(|_| {
                 state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                (state >> 24) as u8 & 0x3B // no f16 of it is infinite
+                (state >> 24) as u8 & 0x3B // never an infinite f16
             })
             .collect();
         let Ok(weight) = Matrix::new(spec, &blocks, &device) else {
-            println!("{name}: not a matrix");
+            println!("{name}: the shape does not fit the format");
             continue;
         };
         let gamma = Tensor::<1>::ones([inputs], &device);

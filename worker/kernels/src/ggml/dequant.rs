@@ -1,15 +1,16 @@
-//! Blocks of quantised numbers to f32.
+//! Dequantisation: blocks to f32.
 //!
-//! The layouts are ggml's (`block_q4_0` … `block_q6_K` in ggml-common.h) and so is the order of the
+//! The layouts are ggml's (`block_q4_0` … `block_q6_K` in ggml-common.h), and so is the order of the
 //! arithmetic (`dequantize_row_*` in ggml-quants.c). In all of them d and m are a block's scale and
-//! offset in f16, and a byte of low bits holds two numbers: of a block of 32, number i in the low
-//! half and number i + 16 in the high half.
+//! offset in f16. A byte of low bits holds two numbers: in a block of 32, number i is in the low half
+//! and number i + 16 in the high half. The docs of a function list the fields of its block in order,
+//! then the formula.
 
 use half::{bf16, f16};
 
 use super::GgmlType;
 
-/// Appends the numbers of whole blocks; `bytes` is a multiple of the type's block.
+/// Appends the weights of `bytes`, which are whole blocks of `dtype`, to `out`.
 pub fn extend_f32(dtype: GgmlType, bytes: &[u8], out: &mut Vec<f32>) {
     match dtype {
         GgmlType::F32 => each_block(bytes, out, |block| [f32::from_le_bytes(*block)]),
@@ -86,9 +87,11 @@ fn q8_0(block: &[u8; 34]) -> [f32; 32] {
     std::array::from_fn(|i| f32::from(block[2 + i].cast_signed()) * d)
 }
 
-/// Scale and minimum, 6 bits each, of one of the eight groups of a K block's 256 numbers. Groups 0
-/// to 3 have theirs in the low six bits of bytes 0 to 3 and 4 to 7; groups 4 to 7 have the low four
-/// bits of theirs in bytes 8 to 11 and the high two in what the others left.
+/// Scale and minimum, 6 bits each, of one of the eight groups in a K block of 256 numbers.
+///
+/// Those of groups 0 to 3 are the low six bits of bytes 0 to 3 (scales) and 4 to 7 (minima). Of groups
+/// 4 to 7, the low four bits are in bytes 8 to 11, and the high two bits in the two bits of bytes 0 to 7
+/// that the other groups leave unused.
 pub(crate) fn k_scale_and_min(scales: &[u8], group: usize) -> (u8, u8) {
     if group < 4 {
         (scales[group] & 0x3F, scales[group + 4] & 0x3F)
@@ -98,17 +101,19 @@ pub(crate) fn k_scale_and_min(scales: &[u8], group: usize) -> (u8, u8) {
     }
 }
 
-/// d, minimum's d, 12 bytes of scales, 4 bits each; q (d scale) - (dmin min).
+/// d, dmin, 12 bytes of scales, 4 bits each; q (d scale) - (dmin min).
 fn q4_k(block: &[u8; 144]) -> [f32; 256] {
     k_numbers(block, &block[16..], |_, _| 0)
 }
 
-/// As [`q4_k`], with 32 bytes of fifth bits: bit g of byte i belongs to number i of group g.
+/// d, dmin, 12 bytes of scales, 32 bytes of fifth bits, 4 bits each; as [`q4_k`]. Bit g of byte i of the
+/// fifth bits belongs to number i of group g.
 fn q5_k(block: &[u8; 176]) -> [f32; 256] {
     k_numbers(block, &block[48..], |group, i| (block[16 + i] >> group & 1) << 4)
 }
 
-/// Each 32 bytes of low bits hold two groups: one in the low halves, the next in the high halves.
+/// The numbers of a Q4_K or Q5_K block. Each 32 bytes of `low` hold two groups: one in the low halves,
+/// the next in the high halves.
 fn k_numbers(block: &[u8], low: &[u8], high_bit: impl Fn(usize, usize) -> u8) -> [f32; 256] {
     let (d, dmin) = (half_at(block, 0), half_at(block, 2));
     let groups: [(f32, f32); 8] = std::array::from_fn(|group| {
@@ -126,9 +131,9 @@ fn k_numbers(block: &[u8], low: &[u8], high_bit: impl Fn(usize, usize) -> u8) ->
 
 /// Low four bits (128 bytes), high two bits (64 bytes), 16 signed scales, d; (q - 32) (d scale).
 ///
-/// Each half of 128 numbers is four groups of 32: the first two have their low bits in the low
-/// halves of 64 bytes, the other two in the high halves; a byte of high bits serves one number of
-/// each group. A scale serves 16 numbers.
+/// Each half of 128 numbers is four groups of 32. The first two groups have their low bits in the low
+/// halves of 64 bytes, the other two in the high halves. A byte of high bits holds those of one number
+/// of each group. A scale belongs to 16 numbers.
 fn q6_k(block: &[u8; 210]) -> [f32; 256] {
     let (low, high, scales) = (&block[..128], &block[128..192], &block[192..208]);
     let d = half_at(block, 208);

@@ -1,12 +1,13 @@
-//! Every type against numbers that other code computed, and by hand where a layout is easily
+//! Every type against numbers from another implementation, and by hand where a layout is easily
 //! mistaken.
 
 use serde::Deserialize;
 
 use super::*;
 
-/// Two blocks of each type, their bits random and their scales sane, with what the gguf Python
-/// package 0.19.0 (`gguf.quants.dequantize`) makes of them. Both are little-endian bytes in hex.
+/// Two blocks of each type, with random bits and scales of a realistic size, and the numbers that the
+/// Python package gguf 0.19.0 (`gguf.quants.dequantize`) makes of them. Both are little-endian bytes in
+/// hex.
 const VECTORS: &str = include_str!("dequant_vectors.json");
 
 #[derive(Deserialize)]
@@ -32,7 +33,7 @@ fn half(number: f32) -> [u8; 2] {
 }
 
 #[test]
-fn numbers_equal_the_reference_bit_for_bit() {
+fn numbers_equal_those_of_gguf_bit_for_bit() {
     let vectors: Vec<Vector> = serde_json::from_str(VECTORS).unwrap();
     assert_eq!(vectors.len(), GgmlType::ALL.len());
     for vector in vectors {
@@ -47,7 +48,7 @@ fn numbers_equal_the_reference_bit_for_bit() {
 }
 
 #[test]
-fn special_floats_survive() {
+fn infinities_nan_and_subnormals_are_kept() {
     let halves = [f16::INFINITY, f16::NEG_ZERO, f16::from_bits(1)].map(f16::to_le_bytes).concat();
     let numbers = expand(GgmlType::F16, &halves);
     assert_eq!(numbers, [f32::INFINITY, 0.0, 2.0_f32.powi(-24)]);
@@ -107,7 +108,7 @@ fn scales_of_a_k_block_are_unpacked_from_12_bytes() {
 }
 
 #[test]
-fn a_q6_k_number_is_put_together_from_three_places() {
+fn a_q6_k_number_is_assembled_from_three_fields() {
     // Only number 200 (half 1, group 2, place 8) is 63: its four low bits are in the high half of
     // low byte 64 + 8, its two high bits at bit 4 of high byte 32 + 8. The others are 0.
     let mut block = [0; 210];

@@ -1,12 +1,12 @@
-//! Whether stored numbers are numbers at all.
+//! Finds infinities and NaN in stored weights.
 
 use half::{bf16, f16};
 
 use super::GgmlType;
 
-/// Whether none of the numbers in whole blocks is infinite or NaN.
+/// Whether all weights of `bytes`, which are whole blocks of `dtype`, are finite.
 ///
-/// Of quantised blocks only the scales are looked at: the rest are integers.
+/// Of quantised blocks only the scales are checked; the rest are integers.
 pub fn all_finite(dtype: GgmlType, bytes: &[u8]) -> bool {
     let halves = |places: &[usize]| {
         bytes.chunks_exact(dtype.block_bytes()).all(|block| {
@@ -28,7 +28,7 @@ mod tests {
     use super::super::extend_f32;
     use super::*;
 
-    /// Every place of a block in which an infinity matters is found, and no other.
+    /// An infinity is reported in exactly those bytes of a block where it makes a weight infinite or NaN.
     #[test]
     fn infinities_are_found_where_they_count() {
         for dtype in GgmlType::ALL {
@@ -39,7 +39,7 @@ mod tests {
                 _ => f16::INFINITY.to_le_bytes().to_vec(),
             };
             for place in (0..3 * dtype.block_bytes()).step_by(step) {
-                // Small integers, so that a scale of infinity does not meet a zero only.
+                // Not 0, so that an infinite scale makes weights infinite.
                 let mut bytes = vec![1; 3 * dtype.block_bytes()];
                 bytes[place..place + step].copy_from_slice(&infinity);
                 let mut numbers = Vec::new();

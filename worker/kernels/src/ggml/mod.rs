@@ -1,4 +1,4 @@
-//! ggml's number formats: how weights are stored in files and in memory.
+//! ggml's storage formats: how weights are stored in files and in memory.
 
 mod dequant;
 mod finite;

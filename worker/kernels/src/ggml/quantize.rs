@@ -1,15 +1,15 @@
-//! Numbers to quantised blocks, by ggml's own rules (`quantize_row_*_ref` in ggml-quants.c).
+//! Quantisation by ggml's own rules (`quantize_row_*_ref` in ggml-quants.c).
 
 use half::f16;
 
 use super::GgmlType;
 
-/// Fills `blocks` with `numbers` as Q8_0, whole blocks of them.
+/// Quantises `numbers`, whole blocks of 32, to Q8_0. `blocks` must have room for them.
 pub fn quantize_q8_0(numbers: &[f32], blocks: &mut [u8]) {
     each_block(GgmlType::Q8_0, numbers, blocks, q8_0);
 }
 
-/// Fills `blocks` with `numbers` as Q4_0, whole blocks of them.
+/// Quantises `numbers`, whole blocks of 32, to Q4_0. `blocks` must have room for them.
 pub fn quantize_q4_0(numbers: &[f32], blocks: &mut [u8]) {
     each_block(GgmlType::Q4_0, numbers, blocks, q4_0);
 }
@@ -19,7 +19,7 @@ fn each_block(dtype: GgmlType, numbers: &[f32], blocks: &mut [u8], quantize: imp
     numbers.chunks_exact(dtype.block_len()).zip(blocks).for_each(|(numbers, block)| quantize(numbers, block));
 }
 
-/// The largest number becomes 127.
+/// The number that is farthest from zero becomes 127 or -127.
 fn q8_0(numbers: &[f32], block: &mut [u8]) {
     let largest = numbers.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
     let scale = largest / 127.0;
@@ -52,8 +52,8 @@ mod tests {
 
     use super::*;
 
-    /// Numbers and what the gguf Python package 0.19.0 (`gguf.quants.quantize`) makes of them:
-    /// little-endian bytes in hex.
+    /// Numbers, and the blocks that the Python package gguf 0.19.0 (`gguf.quants.quantize`) makes of
+    /// them: little-endian bytes in hex.
     const VECTORS: &str = include_str!("quantize_vectors.json");
 
     #[derive(Deserialize)]
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_equal_the_reference_byte_for_byte() {
+    fn blocks_equal_those_of_gguf_byte_for_byte() {
         let vectors: Vec<Vector> = serde_json::from_str(VECTORS).unwrap();
         for name in ["Q8_0", "Q4_0"] {
             assert!(vectors.iter().any(|vector| vector.r#type == name));

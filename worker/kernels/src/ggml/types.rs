@@ -1,8 +1,8 @@
-//! The tensor types that are read.
+//! The tensor types that are supported.
 
 use std::fmt;
 
-/// How a tensor's numbers are stored: ggml's name for it.
+/// The storage format of a tensor, under ggml's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(non_camel_case_types, missing_docs)] // ggml's own names
 pub enum GgmlType {
@@ -20,7 +20,7 @@ pub enum GgmlType {
 }
 
 impl GgmlType {
-    /// Every type, in the order of ggml's numbers.
+    /// Every type, in the order of ggml's ids.
     pub const ALL: [Self; 11] = [
         Self::F32,
         Self::F16,
@@ -35,7 +35,7 @@ impl GgmlType {
         Self::BF16,
     ];
 
-    /// ggml's number for it in a file.
+    /// ggml's id of the type, as in a GGUF file.
     pub const fn id(self) -> u32 {
         match self {
             Self::F32 => 0,
@@ -52,12 +52,12 @@ impl GgmlType {
         }
     }
 
-    /// The type with this number, if it is one that is read.
+    /// The type with this id; `None` if it is not supported.
     pub fn from_id(id: u32) -> Option<Self> {
         Self::ALL.into_iter().find(|dtype| dtype.id() == id)
     }
 
-    /// How many numbers a block holds.
+    /// Number of weights in a block.
     pub const fn block_len(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::BF16 => 1,
@@ -66,7 +66,7 @@ impl GgmlType {
         }
     }
 
-    /// How many bytes a block takes.
+    /// Size of a block in bytes.
     pub const fn block_bytes(self) -> usize {
         match self {
             Self::F32 => 4,
@@ -82,7 +82,7 @@ impl GgmlType {
         }
     }
 
-    /// ggml's name for it.
+    /// ggml's name of the type.
     pub const fn name(self) -> &'static str {
         match self {
             Self::F32 => "F32",
@@ -99,7 +99,7 @@ impl GgmlType {
         }
     }
 
-    /// All names, for messages.
+    /// All names, separated by commas, for messages.
     pub fn names() -> String {
         Self::ALL.map(Self::name).join(", ")
     }
@@ -111,7 +111,7 @@ impl fmt::Display for GgmlType {
     }
 }
 
-/// What to call a type that is not read: ggml's name where it has one.
+/// A name for an unsupported type, for messages: ggml's, or its id if it has none.
 pub fn unsupported_name(id: u32) -> String {
     let name = match id {
         9 => "Q8_1",

@@ -1,4 +1,4 @@
-//! A device, random numbers, random weights.
+//! A device, random numbers, random weights, and comparisons.
 
 use std::sync::OnceLock;
 
@@ -7,7 +7,7 @@ use emberline_kernels::ggml::{GgmlType, extend_f32};
 use emberline_kernels::{Matrix, MatrixSpec};
 use half::f16;
 
-/// The GPU, or a software adapter; each can be opened once in a process.
+/// The GPU, or else a software adapter. Either can be opened only once in a process.
 pub(crate) fn gpu() -> Device {
     static DEVICE: OnceLock<Device> = OnceLock::new();
     let open = || {
@@ -20,13 +20,13 @@ pub(crate) fn gpu() -> Device {
         let device = Device::wgpu_options().device_kind(DeviceKind::Cpu).init().unwrap_or_else(|error| {
             panic!("no wgpu adapter ({error}); `deploy/setup.sh vulkan` installs a software one")
         });
-        println!("on a software adapter: right or wrong, but not how fast");
+        println!("on a software adapter: its results count, its speed does not");
         device
     };
     DEVICE.get_or_init(open).clone()
 }
 
-/// Marsaglia, "Xorshift RNGs" (2003).
+/// A pseudorandom generator: Marsaglia, "Xorshift RNGs" (2003).
 pub(crate) struct Random(u64);
 
 impl Random {
@@ -58,7 +58,7 @@ impl Random {
         f16::from_f32(self.number() / 16.0).to_le_bytes()
     }
 
-    /// Rows in ggml's layout: any bits, with scales of a sane size.
+    /// Rows in ggml's layout, with random bits and scales of a realistic size.
     pub(crate) fn blocks(&mut self, spec: MatrixSpec) -> Vec<u8> {
         let bytes = spec.outputs * spec.row_bytes();
         let mut blocks: Vec<u8> = (0..bytes).map(|_| self.next() as u8).collect();
@@ -79,7 +79,7 @@ impl Random {
     }
 }
 
-/// A matrix on the GPU, and its numbers on the CPU.
+/// A random matrix on the GPU, and dequantised on the CPU.
 pub(crate) fn matrix(random: &mut Random, spec: MatrixSpec) -> (Matrix, Tensor<2>) {
     let blocks = random.blocks(spec);
     let mut numbers = Vec::new();
@@ -98,7 +98,7 @@ pub(crate) fn host<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.into_data().try_to_vec().unwrap()
 }
 
-/// Equal but for rounding: relative to the largest number.
+/// Asserts that the difference is at most `tolerance` times the largest expected number.
 pub(crate) fn assert_close(what: &str, got: &[f32], wanted: &[f32], tolerance: f32) {
     assert_eq!(got.len(), wanted.len(), "{what}");
     let largest = wanted.iter().fold(1e-6_f32, |largest, number| largest.max(number.abs()));
