@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 
 use emberline_protocol::hex;
 
-use crate::secret::new_api_key;
+use crate::key_gen::new_api_key;
 
 /// The cache folder.
 #[derive(Debug, Clone)]

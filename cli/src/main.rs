@@ -2,25 +2,25 @@
 //!
 //! [`up`] starts nats-server, the workers and the function and looks after them; [`pull`] gets
 //! models and the server from the [`catalogue`] into the [`cache`]; [`bench`] and [`status`] ask a
-//! running stack, which they find by the file that [`up::state`] keeps; [`keys`] says who may use it
-//! and [`usage`] how much they did; [`nats`] sets up the streams, and [`jobs`] looks after the jobs that
+//! running stack, which they find by [`running_stack`]; [`keys`] says who may use it
+//! and [`usage`] how much they did; [`nats_setup`] sets up the streams, and [`jobs`] looks after the jobs that
 //! were given up. Open [`up`] first.
 
-mod access;
 mod bench;
 mod cache;
 mod catalogue;
 mod console;
-mod jetstream_api;
 mod jobs;
+mod key_gen;
 mod keys;
 mod nats;
+mod nats_setup;
 mod pull;
-mod secret;
+mod running_stack;
 mod status;
+mod time_format;
 mod up;
 mod usage;
-mod when;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -50,7 +50,7 @@ enum Command {
     /// Measure the running stack, or one that is started for it.
     Bench(Box<bench::BenchArgs>),
     /// Show the workers of a running stack.
-    Status(access::AccessArgs),
+    Status(nats::access::AccessArgs),
     /// Make, list, replace and take back API keys.
     Keys(Box<keys::KeysArgs>),
     /// Show what keys and models have used.
@@ -58,10 +58,10 @@ enum Command {
     /// List the queues and the jobs that were given up; run one again.
     Jobs(jobs::JobsArgs),
     /// Set up what lives in NATS.
-    Nats(Box<nats::NatsArgs>),
+    Nats(Box<nats_setup::NatsArgs>),
     /// Run a program that ends when this process's parent does.
     #[command(hide = true)]
-    Tether(up::tether::TetherArgs),
+    Tether(up::parent_death::TetherArgs),
 }
 
 #[derive(Args)]
@@ -96,8 +96,8 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Keys(args) => keys::run(&args, &Cache::from_env()?),
         Command::Usage(args) => usage::run(&args, &Cache::from_env()?),
         Command::Jobs(args) => jobs::run(&args, &Cache::from_env()?),
-        Command::Nats(args) => nats::run(&args, &Cache::from_env()?),
-        Command::Tether(args) => Err(up::tether::run(&args)).context("emberline tether"),
+        Command::Nats(args) => nats_setup::run(&args, &Cache::from_env()?),
+        Command::Tether(args) => Err(up::parent_death::run(&args)).context("emberline tether"),
     }
 }
 

@@ -2,8 +2,8 @@
 
 use emberline_protocol::heartbeat::{Heartbeat, ModelState, ModelStatus};
 
-use crate::access::{self, AccessArgs};
 use crate::cache::Cache;
+use crate::nats::access::{self, AccessArgs};
 
 pub(crate) fn run(args: &AccessArgs, cache: &Cache) -> anyhow::Result<()> {
     let access = args.resolve(cache)?;

@@ -8,12 +8,12 @@ use emberline_protocol::key::KeyId;
 use emberline_protocol::subject::{USAGE_STREAM, USAGE_SUBJECTS};
 use emberline_protocol::usage::{Outcome, UsageEvent};
 
-use crate::access::{AdminArgs, Start, each_stored};
 use crate::cache::Cache;
 use crate::keys::Keys;
+use crate::nats::access::{AdminArgs, Start, each_stored};
 use crate::status::table;
+use crate::time_format::{self, When, now_ms, parse_when};
 use crate::up::runtime;
-use crate::when::{self, When, now_ms, parse_when};
 
 #[derive(Debug, Args)]
 pub(crate) struct UsageArgs {
@@ -105,7 +105,7 @@ fn group(by: By, event: &UsageEvent) -> String {
     match by {
         By::Key => event.key.to_string(),
         By::Model => event.model.clone(),
-        By::Day => when::day(event.finished),
+        By::Day => time_format::day(event.finished),
     }
 }
 

@@ -15,11 +15,11 @@ use std::time::Instant;
 use anyhow::{Context, ensure};
 use clap::{Args, Subcommand};
 
-use crate::access::{self, AccessArgs, NatsAccess};
 use crate::cache::Cache;
 use crate::console::Console;
+use crate::nats::access::{self, AccessArgs, NatsAccess};
+use crate::running_stack::{self, State};
 use crate::up::plan::ALIAS;
-use crate::up::state::{self, State};
 use crate::up::{self, UpArgs};
 use client::{Client, RequestError, Seen};
 use report::{Report, Row, Sample, Series};
@@ -98,7 +98,7 @@ pub(crate) fn run(args: &BenchArgs, cache: &Cache) -> anyhow::Result<()> {
 /// The stack that was named on the command line, or the running one.
 fn running_target(args: &BenchArgs, cache: &Cache) -> anyhow::Result<Option<Target>> {
     let Some(url) = args.url.clone() else {
-        return Ok(state::running(cache)?.as_ref().map(Target::from));
+        return Ok(running_stack::running(cache)?.as_ref().map(Target::from));
     };
     let key = args.up.api_key.clone().map_or_else(|| cache.existing_api_key(), |key| Ok(Some(key)))?;
     let api_key = key.context("--url needs --api-key or EMBERLINE_API_KEY")?;

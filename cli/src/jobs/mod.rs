@@ -1,6 +1,6 @@
 //! `emberline jobs`: the queues, and the jobs that were given up: shown, run again, thrown away.
 
-mod letters;
+mod dead_letters;
 mod queues;
 mod replay;
 
@@ -8,12 +8,12 @@ use clap::{Args, Subcommand};
 use emberline_protocol::subject::{InvalidJobId, JobId};
 use serde_json::json;
 
-use crate::access::AdminArgs;
 use crate::cache::Cache;
+use crate::nats::access::AdminArgs;
 use crate::status::table;
+use crate::time_format;
 use crate::up::runtime;
-use crate::when;
-use letters::{DeadLetters, Letter};
+use dead_letters::{DeadLetters, Letter};
 use queues::Queue;
 
 #[derive(Debug, Args)]
@@ -120,7 +120,7 @@ fn rendered_letters(letters: &[Letter]) -> String {
         [
             or_unknown(letter.id.as_ref().map(ToString::to_string)),
             letter.model.clone(),
-            or_unknown(letter.when.map(when::minute)),
+            or_unknown(letter.when.map(time_format::minute)),
             or_unknown(letter.attempts.clone()),
             letter.reason.clone(),
         ]

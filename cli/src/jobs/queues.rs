@@ -7,7 +7,7 @@ use emberline_protocol::subject::{JOBS_STREAM, model_of_jobs};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::jetstream_api::{self, JetStreamError};
+use crate::nats::jetstream_api::{self, JetStreamError};
 
 /// One model's jobs, in all lanes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

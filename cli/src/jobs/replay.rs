@@ -15,8 +15,8 @@ use emberline_protocol::subject::{self, EVENTS_STREAM, JobId};
 use rand::TryRng;
 use rand::rngs::SysRng;
 
-use crate::access::{Start, each_stored};
-use crate::when::now_ms;
+use crate::nats::access::{Start, each_stored};
+use crate::time_format::now_ms;
 
 /// How often the log is looked into.
 const LOOK: Duration = Duration::from_millis(200);

@@ -12,12 +12,12 @@ use emberline_protocol::PROTOCOL_VERSION;
 use emberline_protocol::key::{self, KeyId, KeyLimits, KeyRecord, KeyState, MAX_LIMIT};
 use serde_json::json;
 
-use crate::access::AdminArgs;
 use crate::cache::Cache;
-use crate::secret::new_api_key;
+use crate::key_gen::new_api_key;
+use crate::nats::access::AdminArgs;
 use crate::status::table;
+use crate::time_format::{self, When, now_ms, parse_duration, parse_when};
 use crate::up::runtime;
-use crate::when::{self, When, now_ms, parse_duration, parse_when};
 pub(crate) use store::Keys;
 
 #[derive(Debug, Args)]
@@ -195,7 +195,7 @@ async fn rotate(keys: &Keys, args: &RotateArgs) -> anyhow::Result<()> {
     keys.add(&secret, &record).await?;
     match args.grace {
         Some(grace) => {
-            let end = now.saturating_add(when::milliseconds(grace));
+            let end = now.saturating_add(time_format::milliseconds(grace));
             old.record.expires = Some(old.record.expires.map_or(end, |expires| expires.min(end)));
         }
         None => old.record.revoked = Some(now),
@@ -292,8 +292,8 @@ fn render(records: &[KeyRecord], now: u64) -> String {
             record.name.clone(),
             format!("…{}", record.last_four),
             state(record, now).to_owned(),
-            when::minute(record.created),
-            record.expires.map_or_else(|| "never".to_owned(), when::minute),
+            time_format::minute(record.created),
+            record.expires.map_or_else(|| "never".to_owned(), time_format::minute),
             record.models.as_ref().map_or_else(|| "all".to_owned(), |models| models.join(",")),
             limits(&record.limits),
         ]

@@ -6,8 +6,8 @@ use emberline_protocol::key::{self, KeyRecord, KeyState};
 use emberline_protocol::streams::{self, Layout};
 use emberline_protocol::subject::{self, KEYS_STREAM, KEYS_SUBJECTS};
 
-use crate::access::{AccessError, NatsAccess, Start, Stored, each_stored};
-use crate::jetstream_api::{self, JetStreamError};
+use crate::nats::access::{AccessError, NatsAccess, Start, Stored, each_stored};
+use crate::nats::jetstream_api::{self, JetStreamError};
 
 /// All keys that there are.
 pub(crate) struct Keys {

@@ -3,17 +3,16 @@
 //! [`prepare`] decides everything that can be decided before anything runs: the [`ports`], the
 //! model, the programs; the result is a [`plan`]. [`with_stack`] starts its parts as [`process`]es
 //! of a [`stack`], which restarts workers within the limits of [`restart`] and writes down what
-//! the parts say in a [`transcript`]. [`state`] tells other commands where the stack is, and
-//! [`tether`] sees to it that no part outlives it.
+//! the parts say in a [`transcript`]. [`crate::running_stack`] tells other commands where the stack is, and
+//! [`parent_death`] sees to it that no part outlives it.
 
 mod host;
+pub(crate) mod parent_death;
 pub(crate) mod plan;
 mod ports;
 pub(crate) mod process;
 mod restart;
 mod stack;
-pub(crate) mod state;
-pub(crate) mod tether;
 mod transcript;
 
 use std::io;
@@ -26,16 +25,16 @@ use emberline_protocol::heartbeat::Heartbeat;
 use serde::Deserialize;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::access;
 use crate::cache::Cache;
 use crate::catalogue::Catalogue;
 use crate::console::Console;
+use crate::nats::access;
 use crate::pull::Puller;
+use crate::running_stack::{Running, State};
 use host::Host;
 use plan::{ALIAS, Backend, Model, Models, Passwords, Plan};
 use ports::{Claim, Listen};
 use stack::Stack;
-use state::{Running, State};
 use transcript::Transcript;
 
 #[derive(Debug, Clone, Args)]

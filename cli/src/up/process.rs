@@ -14,7 +14,7 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use super::tether;
+use super::parent_death;
 use super::transcript::{Part, Transcript};
 
 /// How long the output of a dead process is waited for, should something else hold its pipe open.
@@ -127,7 +127,7 @@ impl Process {
 }
 
 fn tether_command(program: &Program) -> io::Result<tokio::process::Command> {
-    let mut command = tether::command(&program.path)?;
+    let mut command = parent_death::command(&program.path)?;
     command
         .args(&program.args)
         .envs(program.env.iter().map(|(name, value)| (name, value)))

@@ -10,8 +10,8 @@ use super::plan::Plan;
 use super::process::{Exit, Process, SpawnError, describe};
 use super::restart::{RestartLimit, Verdict};
 use super::transcript::{Part, Transcript};
-use crate::access::{AccessError, NatsAccess};
 use crate::console::Console;
+use crate::nats::access::{AccessError, NatsAccess};
 
 /// Deaths of workers within [`DEATHS_WINDOW`] that end the whole.
 const MOST_DEATHS: usize = 3;
@@ -86,7 +86,7 @@ impl<'a> Stack<'a> {
         self.unless_one_ends(wait_for_nats(&access)).await??;
         let (address, password) = (self.plan.nats_address().to_string(), self.plan.passwords.admin.clone());
         let admin = NatsAccess::admin(address, password);
-        let set_up = self.unless_one_ends(crate::nats::bring_up_to_date(&admin)).await?;
+        let set_up = self.unless_one_ends(crate::nats_setup::bring_up_to_date(&admin)).await?;
         set_up.map_err(|error| StackError::SetUp(format!("{error:#}")))?;
         for number in 1..=self.plan.workers {
             let worker = Process::spawn(&self.plan.worker(number), self.transcript, &self.tell_exits)?;

@@ -7,9 +7,9 @@ use emberline_protocol::job::Job;
 use emberline_protocol::subject::{DEAD_STREAM, DEAD_SUBJECTS, JobId, model_of_dead};
 use serde_json::{Value, json};
 
-use crate::access::{AccessError, Start, Stored, each_stored};
-use crate::jetstream_api::{self, JetStreamError};
-use crate::when;
+use crate::nats::access::{AccessError, Start, Stored, each_stored};
+use crate::nats::jetstream_api::{self, JetStreamError};
+use crate::time_format;
 
 /// All of them.
 pub(super) struct DeadLetters {
@@ -97,7 +97,7 @@ impl Letter {
         json!({
             "id": self.id,
             "model": self.model,
-            "given_up": self.when.map(when::rfc3339),
+            "given_up": self.when.map(time_format::rfc3339),
             "attempts": self.attempts.as_ref().and_then(|attempts| attempts.parse::<u32>().ok()),
             "reason": self.reason,
         })
@@ -122,7 +122,7 @@ impl From<Stored> for Letter {
             sequence: stored.sequence,
             id,
             model,
-            when: stored.header("Nats-Time-Stamp").and_then(when::parse_rfc3339),
+            when: stored.header("Nats-Time-Stamp").and_then(time_format::parse_rfc3339),
             attempts: header(ATTEMPTS_HEADER),
             reason: header(REASON_HEADER).unwrap_or_default(),
             queued_on: header(QUEUED_ON_HEADER),

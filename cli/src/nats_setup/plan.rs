@@ -14,7 +14,7 @@ use emberline_protocol::streams::{self, Consumer, Difference, Layout, Storage, S
 use emberline_protocol::subject::{EVENTS_STREAM, JOBS_STREAM, KEPT_STREAM, WORKERS_STREAM};
 use serde_json::{Value, json};
 
-use crate::jetstream_api::{self, JetStreamError};
+use crate::nats::jetstream_api::{self, JetStreamError};
 
 /// Fields that JetStream does not change of what is there.
 const FIXED: [&str; 4] = ["storage", "retention", "allow_msg_counter", "ack_policy"];

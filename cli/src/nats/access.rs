@@ -10,8 +10,8 @@ use emberline_protocol::subject::{self, EVENTS_STREAM, JobId, MIN_NATS_VERSION, 
 use futures::StreamExt;
 
 use crate::cache::Cache;
-use crate::up::state::{self, StateError};
-use crate::when;
+use crate::running_stack::{self, StateError};
+use crate::time_format;
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -72,7 +72,7 @@ impl AccessArgs {
         if let (Some(address), Some(password)) = (self.nats.clone(), self.nats_password.clone()) {
             return Ok(NatsAccess::worker(address, password));
         }
-        let state = state::running(cache)?.ok_or(AccessError::NoStack)?;
+        let state = running_stack::running(cache)?.ok_or(AccessError::NoStack)?;
         Ok(NatsAccess::worker(state.nats, state.worker_password))
     }
 }
@@ -84,7 +84,7 @@ impl AdminArgs {
             let password = self.admin_password.clone().ok_or(AccessError::NoPassword)?;
             return Ok(NatsAccess::admin(address, password));
         }
-        let state = state::running(cache)?.ok_or(AccessError::NoStack)?;
+        let state = running_stack::running(cache)?.ok_or(AccessError::NoStack)?;
         Ok(NatsAccess::admin(state.nats, state.admin_password))
     }
 }
@@ -198,7 +198,7 @@ pub(crate) async fn each_stored(
     let failed = |reason: String| AccessError::LookUp { stream, reason };
     let mut query = serde_json::json!({"next_by_subj": filter, "batch": BATCH});
     match start {
-        Start::Time(since) => query["start_time"] = when::rfc3339(since).into(),
+        Start::Time(since) => query["start_time"] = time_format::rfc3339(since).into(),
         Start::Sequence(sequence) => query["seq"] = sequence.into(),
     }
     loop {

@@ -1,0 +1,186 @@
+//! `emberline nats setup`: creates what Emberline needs in NATS and changes what is there, and shows
+//! what it is going to do before it does.
+//!
+//! [`plan`] compares what is there with what is wanted; here it is shown, asked about and carried out.
+
+mod plan;
+
+use std::io::{self, IsTerminal, Write};
+
+use anyhow::{Context, bail, ensure};
+use async_nats::Client;
+use clap::{Args, Subcommand, ValueEnum};
+use emberline_protocol::streams::{Storage, consumers};
+
+use crate::cache::Cache;
+use crate::nats::access::{AdminArgs, NatsAccess};
+use crate::up::runtime;
+use plan::{Plan, Wishes};
+
+#[derive(Debug, Args)]
+pub(crate) struct NatsArgs {
+    #[command(subcommand)]
+    command: NatsCommand,
+    #[command(flatten)]
+    access: AdminArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum NatsCommand {
+    /// Create or update the streams, buckets and consumers; shows the plan first.
+    Setup(SetupArgs),
+}
+
+#[derive(Debug, Args)]
+struct SetupArgs {
+    #[command(flatten)]
+    wishes: WishArgs,
+    /// Only show the plan
+    #[arg(long)]
+    dry_run: bool,
+    /// Carry it out without asking
+    #[arg(long, conflicts_with = "dry_run")]
+    yes: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "What to change [default: what is there stays as it is]")]
+struct WishArgs {
+    /// Servers that hold each message: 1, 3 or 5
+    #[arg(long, value_name = "N", value_parser = parse_replicas)]
+    replicas: Option<u8>,
+    /// Where events, heartbeats and counters of minutes lie [default of new ones: memory]
+    #[arg(long, value_enum)]
+    storage: Option<StorageChoice>,
+    /// Jobs of one model and lane that may wait or run [default of a new queue: 1000]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..=1_000_000))]
+    queue_jobs: Option<i64>,
+    /// Room for jobs that wait or run [default of a new queue: 512MiB]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    queue_bytes: Option<i64>,
+    /// Room for the event logs of running jobs [default of a new stream: 256MiB]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    events_bytes: Option<i64>,
+    /// Room for the event logs of background jobs [default of a new stream: 512MiB]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    kept_bytes: Option<i64>,
+    /// A model whose consumers are to be there before any worker is, for scaling from zero; may be repeated
+    #[arg(long = "model", value_name = "NAME")]
+    models: Vec<String>,
+    /// Remove and make anew what can't be changed in place; the plan says what is lost
+    #[arg(long)]
+    recreate: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum StorageChoice {
+    Memory,
+    File,
+}
+
+impl From<&WishArgs> for Wishes {
+    fn from(args: &WishArgs) -> Self {
+        Self {
+            replicas: args.replicas,
+            storage: args.storage.map(|storage| match storage {
+                StorageChoice::Memory => Storage::Memory,
+                StorageChoice::File => Storage::File,
+            }),
+            queue_jobs: args.queue_jobs,
+            queue_bytes: args.queue_bytes,
+            events_bytes: args.events_bytes,
+            kept_bytes: args.kept_bytes,
+            consumers: args.models.iter().flat_map(|model| consumers(model)).collect(),
+            recreate: args.recreate,
+        }
+    }
+}
+
+fn parse_replicas(text: &str) -> Result<u8, &'static str> {
+    match text {
+        "1" => Ok(1),
+        "3" => Ok(3),
+        "5" => Ok(5),
+        _ => Err("give 1, 3 or 5: with an even number no more servers may fail than with one less"),
+    }
+}
+
+/// Reads `1000000`, `512MiB` or `2GiB`.
+fn parse_bytes(text: &str) -> Result<i64, &'static str> {
+    let wrong = "give a number of bytes, or one with KiB, MiB or GiB after it";
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let unit = match unit {
+        "" | "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        _ => return Err(wrong),
+    };
+    let bytes = number.parse::<i64>().ok().and_then(|number| number.checked_mul(unit));
+    bytes.filter(|bytes| *bytes > 0).ok_or(wrong)
+}
+
+pub(crate) fn run(args: &NatsArgs, cache: &Cache) -> anyhow::Result<()> {
+    let access = args.access.resolve(cache)?;
+    let NatsCommand::Setup(args) = &args.command;
+    runtime()?.block_on(async {
+        let client = access.connect().await?;
+        setup(&client, args).await
+    })
+}
+
+/// Makes what is missing and changes what an older version left behind, as long as that loses nothing.
+pub(crate) async fn bring_up_to_date(access: &NatsAccess) -> anyhow::Result<()> {
+    let client = access.connect().await?;
+    let plan = Plan::make(&client, &Wishes::default()).await?;
+    ensure!(!plan.is_blocked(), "what is there does not fit this version:\n{plan}");
+    plan.carry_out(&client, drop).await
+}
+
+async fn setup(client: &Client, args: &SetupArgs) -> anyhow::Result<()> {
+    let plan = Plan::make(client, &Wishes::from(&args.wishes)).await?;
+    println!("{plan}");
+    ensure!(!plan.is_blocked(), "nothing was changed: the plan says what stands in the way");
+    let changes = plan.changes();
+    if changes == 0 {
+        println!("nothing is to be changed");
+        return Ok(());
+    }
+    if args.dry_run {
+        println!("{changes} to change; nothing was changed");
+        return Ok(());
+    }
+    if !args.yes && !confirm(changes)? {
+        bail!("nothing was changed");
+    }
+    plan.carry_out(client, |done| println!("{done}")).await
+}
+
+fn confirm(changes: usize) -> anyhow::Result<bool> {
+    ensure!(io::stdin().is_terminal(), "nothing was changed: give --yes to carry it out without being asked");
+    eprint!("Change {changes}? [y/N] ");
+    io::stderr().flush()?;
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer).context("no answer")?;
+    Ok(["y", "yes"].contains(&answer.trim().to_lowercase().as_str()))
+}
+
+#[cfg(test)]
+mod manifest_tests;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_read() {
+        for (text, bytes) in [("1", 1), ("10B", 10), ("3KiB", 3072), ("512MiB", 512 << 20), ("2GiB", 2 << 30)]
+        {
+            assert_eq!(parse_bytes(text), Ok(bytes));
+        }
+        for wrong in ["", "0", "MiB", "-1", "1.5GiB", "1MB", "99999999999GiB", "1 MiB", "é"] {
+            assert!(parse_bytes(wrong).is_err(), "{wrong}");
+        }
+        assert!(parse_replicas("3").is_ok() && parse_replicas("2").is_err());
+    }
+}
