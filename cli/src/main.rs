@@ -15,23 +15,22 @@ mod key_gen;
 mod keys;
 mod nats;
 mod nats_setup;
+mod programs;
 mod pull;
 mod running_stack;
+mod runtime;
 mod status;
+mod table;
 mod time_format;
 mod up;
 mod usage;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::{Args, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 
 use cache::Cache;
-use catalogue::Catalogue;
-use console::Console;
-use pull::Puller;
 
 /// Large language models behind the OpenAI API, on Spin, NATS and burn.
 #[derive(Parser)]
@@ -46,7 +45,7 @@ enum Command {
     /// Start nats-server, workers and the function, and stop them all on Ctrl-C.
     Up(up::UpArgs),
     /// Fetch a model or nats-server into the cache and print its path.
-    Pull(PullArgs),
+    Pull(pull::PullArgs),
     /// Measure the running stack, or one that is started for it.
     Bench(Box<bench::BenchArgs>),
     /// Show the workers of a running stack.
@@ -64,19 +63,6 @@ enum Command {
     Tether(up::parent_death::TetherArgs),
 }
 
-#[derive(Args)]
-struct PullArgs {
-    /// A model of the catalogue.
-    #[arg(required_unless_present = "nats_server")]
-    name: Option<String>,
-    /// Fetch nats-server, unless a new enough one is on PATH.
-    #[arg(long, conflicts_with = "name")]
-    nats_server: bool,
-    /// Another catalogue than the built-in one.
-    #[arg(long, value_name = "FILE")]
-    catalogue: Option<PathBuf>,
-}
-
 fn main() -> ExitCode {
     match run(Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
@@ -90,7 +76,7 @@ fn main() -> ExitCode {
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Up(args) => up::run(&args, &Cache::from_env()?),
-        Command::Pull(args) => pull(&args),
+        Command::Pull(args) => pull::run(&args, &Cache::from_env()?),
         Command::Bench(args) => bench::run(&args, &Cache::from_env()?),
         Command::Status(args) => status::run(&args, &Cache::from_env()?),
         Command::Keys(args) => keys::run(&args, &Cache::from_env()?),
@@ -99,16 +85,4 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Nats(args) => nats_setup::run(&args, &Cache::from_env()?),
         Command::Tether(args) => Err(up::parent_death::run(&args)).context("emberline tether"),
     }
-}
-
-fn pull(args: &PullArgs) -> anyhow::Result<()> {
-    let (cache, console) = (Cache::from_env()?, Console::default());
-    let catalogue = Catalogue::load(args.catalogue.as_deref())?;
-    let puller = Puller::new(&cache, &catalogue, &console);
-    let path = match &args.name {
-        Some(name) => puller.model(name)?,
-        None => puller.nats_server()?,
-    };
-    println!("{}", path.display());
-    Ok(())
 }

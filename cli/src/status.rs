@@ -3,14 +3,16 @@
 use emberline_protocol::heartbeat::{Heartbeat, ModelState, ModelStatus};
 
 use crate::cache::Cache;
-use crate::nats::access::{self, AccessArgs};
+use crate::nats::access::AccessArgs;
+use crate::nats::stored;
+use crate::runtime::runtime;
+use crate::table::table;
 
 pub(crate) fn run(args: &AccessArgs, cache: &Cache) -> anyhow::Result<()> {
     let access = args.resolve(cache)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let heartbeats = runtime.block_on(async {
+    let heartbeats = runtime()?.block_on(async {
         let client = access.connect().await?;
-        access::heartbeats(&client).await
+        stored::heartbeats(&client).await
     })?;
     println!("{}", render(&heartbeats));
     Ok(())
@@ -62,20 +64,6 @@ fn rows(beat: &Heartbeat) -> Vec<[String; 6]> {
         [worker, model, jobs, state, engine, device]
     };
     models.into_iter().zip(shared).map(row).collect()
-}
-
-/// Columns as wide as their widest cell.
-pub(crate) fn table<R: AsRef<[String]> + Clone>(head: &R, rows: impl Iterator<Item = R>) -> String {
-    let rows: Vec<R> = std::iter::once(head.clone()).chain(rows).collect();
-    let cell_width = |row: &R, column: usize| row.as_ref().get(column).map_or(0, |cell| cell.chars().count());
-    let width = |column: usize| rows.iter().map(|row| cell_width(row, column)).max();
-    let widths: Vec<usize> = (0..head.as_ref().len()).map(|column| width(column).unwrap_or(0)).collect();
-    let lines = rows.iter().map(|row| {
-        let cells: Vec<String> =
-            row.as_ref().iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}")).collect();
-        cells.join("  ").trim_end().to_owned()
-    });
-    lines.collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]

@@ -10,10 +10,11 @@ use emberline_protocol::usage::{Outcome, UsageEvent};
 
 use crate::cache::Cache;
 use crate::keys::Keys;
-use crate::nats::access::{AdminArgs, Start, each_stored};
-use crate::status::table;
+use crate::nats::access::AdminArgs;
+use crate::nats::stored::{Start, each_stored};
+use crate::runtime::runtime;
+use crate::table::table;
 use crate::time_format::{self, When, now_ms, parse_when};
-use crate::up::runtime;
 
 #[derive(Debug, Args)]
 pub(crate) struct UsageArgs {

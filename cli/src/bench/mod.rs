@@ -17,8 +17,10 @@ use clap::{Args, Subcommand};
 
 use crate::cache::Cache;
 use crate::console::Console;
-use crate::nats::access::{self, AccessArgs, NatsAccess};
+use crate::nats::access::{AccessArgs, NatsAccess};
+use crate::nats::stored;
 use crate::running_stack::{self, State};
+use crate::runtime::runtime;
 use crate::up::plan::ALIAS;
 use crate::up::{self, UpArgs};
 use client::{Client, RequestError, Seen};
@@ -76,7 +78,7 @@ pub(crate) fn run(args: &BenchArgs, cache: &Cache) -> anyhow::Result<()> {
         return engine::run(args, cache);
     }
     ensure!(!args.concurrency.contains(&0), "--concurrency must be 1 or more");
-    let runtime = up::runtime()?;
+    let runtime = runtime()?;
     let report = match running_target(args, cache)? {
         Some(target) => runtime.block_on(measure(args, &target))?,
         None => {
@@ -114,7 +116,7 @@ impl From<&State> for Target {
 
 async fn measure(args: &BenchArgs, target: &Target) -> anyhow::Result<Report> {
     let nats = target.nats.connect().await?;
-    let heartbeats = access::heartbeats(&nats).await?;
+    let heartbeats = stored::heartbeats(&nats).await?;
     let client = Client::new(&target.url, &target.api_key, &args.alias);
     let mut rows = Vec::new();
     for (i, &prompt_tokens) in args.prompts.iter().enumerate() {
@@ -164,7 +166,7 @@ async fn measure_row(
     let (seen, whole) = tokio::task::spawn_blocking(send).await??;
     let mut samples = Vec::with_capacity(seen.len());
     for seen in seen {
-        let timings = access::timings(nats, &seen.job).await?;
+        let timings = stored::timings(nats, &seen.job).await?;
         samples.push(Sample { seen, timings });
     }
     Ok(Series { concurrency: load.concurrency, samples, whole }.summarise())

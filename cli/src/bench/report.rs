@@ -7,7 +7,7 @@ use emberline_protocol::heartbeat::Heartbeat;
 use serde::Serialize;
 
 use super::client::Seen;
-use crate::status::table;
+use crate::table::table;
 
 /// One request as its client saw it, and as its worker did.
 #[derive(Debug, Clone)]

@@ -7,8 +7,9 @@ use emberline_protocol::job::Job;
 use emberline_protocol::subject::{DEAD_STREAM, DEAD_SUBJECTS, JobId, model_of_dead};
 use serde_json::{Value, json};
 
-use crate::nats::access::{AccessError, Start, Stored, each_stored};
+use crate::nats::access::AccessError;
 use crate::nats::jetstream_api::{self, JetStreamError};
+use crate::nats::stored::{Start, Stored, each_stored};
 use crate::time_format;
 
 /// All of them.

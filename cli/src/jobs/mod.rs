@@ -10,9 +10,9 @@ use serde_json::json;
 
 use crate::cache::Cache;
 use crate::nats::access::AdminArgs;
-use crate::status::table;
+use crate::runtime::runtime;
+use crate::table::table;
 use crate::time_format;
-use crate::up::runtime;
 use dead_letters::{DeadLetters, Letter};
 use queues::Queue;
 

@@ -15,7 +15,7 @@ use emberline_protocol::subject::{self, EVENTS_STREAM, JobId};
 use rand::TryRng;
 use rand::rngs::SysRng;
 
-use crate::nats::access::{Start, each_stored};
+use crate::nats::stored::{Start, each_stored};
 use crate::time_format::now_ms;
 
 /// How often the log is looked into.

@@ -15,9 +15,9 @@ use serde_json::json;
 use crate::cache::Cache;
 use crate::key_gen::new_api_key;
 use crate::nats::access::AdminArgs;
-use crate::status::table;
+use crate::runtime::runtime;
+use crate::table::table;
 use crate::time_format::{self, When, now_ms, parse_duration, parse_when};
-use crate::up::runtime;
 pub(crate) use store::Keys;
 
 #[derive(Debug, Args)]

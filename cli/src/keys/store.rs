@@ -6,8 +6,9 @@ use emberline_protocol::key::{self, KeyRecord, KeyState};
 use emberline_protocol::streams::{self, Layout};
 use emberline_protocol::subject::{self, KEYS_STREAM, KEYS_SUBJECTS};
 
-use crate::nats::access::{AccessError, NatsAccess, Start, Stored, each_stored};
+use crate::nats::access::{AccessError, NatsAccess};
 use crate::nats::jetstream_api::{self, JetStreamError};
+use crate::nats::stored::{Start, Stored, each_stored};
 
 /// All keys that there are.
 pub(crate) struct Keys {

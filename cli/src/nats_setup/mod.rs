@@ -14,7 +14,7 @@ use emberline_protocol::streams::{Storage, consumers};
 
 use crate::cache::Cache;
 use crate::nats::access::{AdminArgs, NatsAccess};
-use crate::up::runtime;
+use crate::runtime::runtime;
 use plan::{Plan, Wishes};
 
 #[derive(Debug, Args)]

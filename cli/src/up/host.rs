@@ -9,10 +9,9 @@ use std::process::{Command, Stdio};
 use anyhow::Context;
 use clap::ValueEnum;
 
-use super::process::sibling;
 use crate::cache::Cache;
 use crate::console::Console;
-use crate::pull::{on_path, parse_version};
+use crate::programs::{on_path, parse_version, sibling};
 
 /// The first Spin with the HTTP interface that the function is compiled for, wasi:http 0.3.
 const MIN_SPIN_VERSION: (u32, u32) = (4, 1);

@@ -28,9 +28,12 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::cache::Cache;
 use crate::catalogue::Catalogue;
 use crate::console::Console;
-use crate::nats::access;
+use crate::nats::access::NatsAccess;
+use crate::nats::stored;
+use crate::programs;
 use crate::pull::Puller;
 use crate::running_stack::{Running, State};
+use crate::runtime::runtime;
 use host::Host;
 use plan::{ALIAS, Backend, Model, Models, Passwords, Plan};
 use ports::{Claim, Listen};
@@ -88,12 +91,6 @@ pub(crate) fn run(args: &UpArgs, cache: &Cache) -> anyhow::Result<()> {
     runtime()?.block_on(with_stack(prepared, banner)).map(|_: Option<()>| ())
 }
 
-/// One thread: children are tethered to the thread that starts them, and a process id is
-/// signalled only as long as the same thread has not reaped it.
-pub(crate) fn runtime() -> io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()
-}
-
 /// Decides and checks everything, and fetches what is missing.
 pub(crate) fn prepare(args: &UpArgs, cache: &Cache, console: Console) -> anyhow::Result<Prepared> {
     let running = Running::acquire(cache)?;
@@ -107,7 +104,7 @@ pub(crate) fn prepare(args: &UpArgs, cache: &Cache, console: Console) -> anyhow:
     let wasm = root.join("build/function.wasm");
     ensure!(wasm.is_file(), "{} is missing; run `make function`", wasm.display());
     let (host, host_program) = host::find(args.host, &console)?;
-    let worker_program = process::sibling("emberline-worker")?;
+    let worker_program = programs::sibling("emberline-worker")?;
     let catalogue = Catalogue::load(args.catalogue.as_deref())?;
     let puller = Puller::new(cache, &catalogue, &console);
     let plan = Plan {
@@ -246,9 +243,9 @@ fn api_key(text: &str) -> Result<String, &'static str> {
 
 /// What is served where, as the heartbeats tell.
 async fn describe_workers(state: &State) -> String {
-    let access = access::NatsAccess::worker(state.nats.clone(), state.worker_password.clone());
+    let access = NatsAccess::worker(state.nats.clone(), state.worker_password.clone());
     let heartbeats = match access.connect().await {
-        Ok(client) => access::heartbeats(&client).await.unwrap_or_default(),
+        Ok(client) => stored::heartbeats(&client).await.unwrap_or_default(),
         Err(_) => Vec::new(),
     };
     describe(&heartbeats)

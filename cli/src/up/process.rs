@@ -4,8 +4,8 @@
 //! order, and lets a signal reach what the process itself has started.
 
 use std::io;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -147,26 +147,4 @@ async fn record(part: Part, output: impl AsyncRead + Unpin, transcript: Transcri
         transcript.record(part, String::from_utf8_lossy(&line).trim_end());
         line.clear();
     }
-}
-
-/// `exit status 1`, `killed by signal 9`.
-pub(crate) fn describe(status: ExitStatus) -> String {
-    match (status.code(), status.signal()) {
-        (Some(code), _) => format!("exit status {code}"),
-        (None, Some(signal)) => format!("killed by signal {signal}"),
-        (None, None) => status.to_string(),
-    }
-}
-
-/// A program that was built together with this one.
-pub(crate) fn sibling(name: &str) -> io::Result<PathBuf> {
-    let own = std::env::current_exe()?;
-    let path = own.parent().unwrap_or(Path::new("")).join(name);
-    if path.is_file() {
-        return Ok(path);
-    }
-    Err(io::Error::new(
-        io::ErrorKind::NotFound,
-        format!("{} is missing; run `cargo build --workspace`", path.display()),
-    ))
 }

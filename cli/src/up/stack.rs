@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use super::plan::Plan;
-use super::process::{Exit, Process, SpawnError, describe};
+use super::process::{Exit, Process, SpawnError};
 use super::restart::{RestartLimit, Verdict};
 use super::transcript::{Part, Transcript};
 use crate::console::Console;
 use crate::nats::access::{AccessError, NatsAccess};
+use crate::programs::describe_exit;
 
 /// Deaths of workers within [`DEATHS_WINDOW`] that end the whole.
 const MOST_DEATHS: usize = 3;
@@ -50,11 +51,11 @@ pub(crate) enum StackError {
     Nats(#[from] AccessError),
     #[error("can't lay out the streams in NATS: {0}")]
     SetUp(String),
-    #[error("{part} ended ({}). Its last lines:\n{tail}\nEverything that was said: {}", describe(*status), log.display())]
+    #[error("{part} ended ({}). Its last lines:\n{tail}\nEverything that was said: {}", describe_exit(*status), log.display())]
     Ended { part: Part, status: ExitStatus, tail: String, log: PathBuf },
     #[error(
         "workers died {MOST_DEATHS} times within {} s; the last was {part} ({}). Its last lines:\n{tail}\nEverything that was said: {}",
-        DEATHS_WINDOW.as_secs(), describe(*status), log.display()
+        DEATHS_WINDOW.as_secs(), describe_exit(*status), log.display()
     )]
     TooManyDeaths { part: Part, status: ExitStatus, tail: String, log: PathBuf },
     #[error("not ready after {} s: {reason}. What the parts said: {}", READY_PATIENCE.as_secs(), log.display())]
@@ -113,7 +114,7 @@ impl<'a> Stack<'a> {
                 let (tail, log) = (self.transcript.tail(part), self.transcript.path().to_owned());
                 return StackError::TooManyDeaths { part, status, tail, log };
             }
-            self.console.say(&format!("{part} died ({}); starting it again", describe(status)));
+            self.console.say(&format!("{part} died ({}); starting it again", describe_exit(status)));
             match Process::spawn(&self.plan.worker(number), self.transcript, &self.tell_exits) {
                 Ok(worker) => {
                     self.workers.retain(|old| old.part() != part);

@@ -17,10 +17,10 @@ use emberline_protocol::measurement::EngineMeasurement;
 use crate::cache::Cache;
 use crate::catalogue::Catalogue;
 use crate::console::Console;
+use crate::programs;
 use crate::pull::Puller;
 use crate::up;
 use crate::up::plan::{Backend, Model, quiet_layer};
-use crate::up::process;
 use llama::LlamaLoad;
 use report::{Comparison, Report};
 
@@ -97,7 +97,7 @@ pub(crate) fn run(args: &EngineArgs, cache: &Cache) -> anyhow::Result<()> {
 
 /// Has the worker measure itself, in a process of its own: burn is linked into no other program.
 fn measure_engine(args: &EngineArgs, model: Option<&Model>) -> anyhow::Result<EngineMeasurement> {
-    let program = process::sibling("emberline-worker")?;
+    let program = programs::sibling("emberline-worker")?;
     let mut command = Command::new(&program);
     let backend = args.backend.to_possible_value();
     command
@@ -123,7 +123,11 @@ fn measure_engine(args: &EngineArgs, model: Option<&Model>) -> anyhow::Result<En
     }
     let output = command.output().with_context(|| format!("{} can't be started", program.display()))?;
     // It has said why.
-    ensure!(output.status.success(), "the engine was not measured: {}", process::describe(output.status));
+    ensure!(
+        output.status.success(),
+        "the engine was not measured: {}",
+        programs::describe_exit(output.status)
+    );
     serde_json::from_slice(&output.stdout)
         .context("emberline-worker's results can't be read; build both programs anew")
 }

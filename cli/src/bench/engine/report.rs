@@ -9,7 +9,7 @@ use emberline_protocol::measurement::{CacheRate, EngineMeasurement, LlamaCpp, Me
 use serde::Serialize;
 
 use super::plot::{Plot, Series};
-use crate::status::table;
+use crate::table::table;
 
 /// All of a run.
 #[derive(Debug, Clone, Serialize)]

@@ -1,0 +1,145 @@
+//! Reads what the streams hold: heartbeats, event logs, and any stream from a given place on.
+
+use async_nats::{Client, HeaderMap, Request, StatusCode};
+use emberline_protocol::event::{Event, EventKind, Timings};
+use emberline_protocol::heartbeat::Heartbeat;
+use emberline_protocol::subject::{self, EVENTS_STREAM, JobId, WORKERS_STREAM};
+use futures::StreamExt;
+
+use super::access::{AccessError, TIMEOUT};
+use crate::time_format;
+
+/// The heartbeats of all workers, by worker id.
+pub(crate) async fn heartbeats(client: &Client) -> Result<Vec<Heartbeat>, AccessError> {
+    let failed = |reason: String| AccessError::LookUp { stream: WORKERS_STREAM, reason };
+    let inbox = client.new_inbox();
+    let mut answers = client.subscribe(inbox.clone()).await.map_err(|e| failed(e.to_string()))?;
+    let query = serde_json::json!({"multi_last": [subject::WORKERS_SUBJECTS]}).to_string();
+    client
+        .publish_with_reply(direct_get(WORKERS_STREAM), inbox, query.into())
+        .await
+        .map_err(|e| failed(e.to_string()))?;
+    let mut found = Vec::new();
+    loop {
+        let answer = tokio::time::timeout(TIMEOUT, answers.next()).await;
+        let message =
+            answer.map_err(|e| failed(e.to_string()))?.ok_or_else(|| failed("it hung up".into()))?;
+        match message.status {
+            None => {
+                let current = serde_json::from_slice(&message.payload).ok();
+                found.extend(current.filter(|_| !is_removal(message.headers.as_ref())));
+            }
+            // The end of a batch, and of an empty bucket.
+            Some(status) if status.as_u16() == 204 || status == StatusCode::NOT_FOUND => break,
+            Some(status) => return Err(failed(format!("status {status}"))),
+        }
+    }
+    found.sort_by(|a: &Heartbeat, b| a.worker.cmp(&b.worker));
+    Ok(found)
+}
+
+/// A message of a stream.
+#[derive(Debug)]
+pub(crate) struct Stored {
+    pub(crate) subject: String,
+    pub(crate) sequence: u64,
+    /// Its own, and what nats-server says about it.
+    pub(crate) headers: HeaderMap,
+    pub(crate) payload: Vec<u8>,
+}
+
+impl Stored {
+    /// One of its headers.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(|value| value.as_str())
+    }
+}
+
+/// From where on messages are read.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Start {
+    /// Unix milliseconds at which the first was stored.
+    Time(u64),
+    Sequence(u64),
+}
+
+impl Start {
+    /// All that are there.
+    pub(crate) const FIRST: Self = Self::Sequence(1);
+}
+
+/// Messages that a direct get asks for at once.
+const BATCH: u32 = 1000;
+
+/// Hands over every message of a stream on subjects that `filter` covers, in order. A stream that is
+/// not there has none.
+pub(crate) async fn each_stored(
+    client: &Client,
+    stream: &'static str,
+    filter: &str,
+    start: Start,
+    mut take: impl FnMut(Stored),
+) -> Result<(), AccessError> {
+    let failed = |reason: String| AccessError::LookUp { stream, reason };
+    let mut query = serde_json::json!({"next_by_subj": filter, "batch": BATCH});
+    match start {
+        Start::Time(since) => query["start_time"] = time_format::rfc3339(since).into(),
+        Start::Sequence(sequence) => query["seq"] = sequence.into(),
+    }
+    loop {
+        let inbox = client.new_inbox();
+        let mut answers = client.subscribe(inbox.clone()).await.map_err(|e| failed(e.to_string()))?;
+        let asked = client.publish_with_reply(direct_get(stream), inbox, query.to_string().into()).await;
+        asked.map_err(|e| failed(e.to_string()))?;
+        let next = loop {
+            let answer = tokio::time::timeout(TIMEOUT, answers.next()).await;
+            let message =
+                answer.map_err(|e| failed(e.to_string()))?.ok_or_else(|| failed("it hung up".into()))?;
+            let header =
+                |name: &str| message.headers.as_ref()?.get(name).map(|value| value.as_str().to_owned());
+            let number = |name: &str| header(name)?.parse::<u64>().ok();
+            match message.status {
+                None => {
+                    let told = header("Nats-Subject").zip(number("Nats-Sequence"));
+                    let (subject, sequence) = told.ok_or_else(|| failed("a message has no place".into()))?;
+                    if !is_removal(message.headers.as_ref()) {
+                        let headers = message.headers.unwrap_or_default();
+                        take(Stored { subject, sequence, headers, payload: message.payload.into() });
+                    }
+                }
+                // The end of a batch.
+                Some(status) if status.as_u16() == 204 => {
+                    let pending = number("Nats-Num-Pending").unwrap_or(0);
+                    break number("Nats-Last-Sequence").filter(|_| pending > 0);
+                }
+                // Nothing is stored, or no such stream is there.
+                Some(StatusCode::NOT_FOUND | StatusCode::NO_RESPONDERS) => break None,
+                Some(status) => return Err(failed(format!("status {status}"))),
+            }
+        };
+        let Some(last) = next else { return Ok(()) };
+        query = serde_json::json!({"next_by_subj": filter, "batch": BATCH, "seq": last.saturating_add(1)});
+    }
+}
+
+/// Where the worker spent its time on a job that has ended.
+pub(crate) async fn timings(client: &Client, job: &JobId) -> Result<Timings, AccessError> {
+    let failed = |reason: String| AccessError::LookUp { stream: EVENTS_STREAM, reason };
+    let query = serde_json::json!({"last_by_subj": subject::events(job)}).to_string();
+    let request = Request::new().payload(query.into());
+    let answer =
+        client.send_request(direct_get(EVENTS_STREAM), request).await.map_err(|e| failed(e.to_string()))?;
+    match serde_json::from_slice::<Event>(&answer.payload) {
+        Ok(Event { kind: EventKind::Done { timings, .. }, .. }) => Ok(timings),
+        _ => Err(AccessError::NoTimings(job.clone())),
+    }
+}
+
+fn direct_get(stream: &str) -> String {
+    format!("$JS.API.DIRECT.GET.{stream}")
+}
+
+/// A key-value bucket keeps a marker where a key was deleted.
+fn is_removal(headers: Option<&HeaderMap>) -> bool {
+    headers.is_some_and(|headers| headers.get("KV-Operation").is_some())
+}
