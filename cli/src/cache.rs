@@ -17,7 +17,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use emberline_protocol::hex;
+use data_encoding::HEXLOWER;
 
 use crate::key_gen::new_api_key;
 
@@ -122,7 +122,7 @@ pub(crate) fn write_private(path: &Path, text: &str) -> io::Result<()> {
 pub(crate) fn random_hex<const N: usize>() -> String {
     let mut bytes = [0; N];
     rand::fill(&mut bytes);
-    hex::encode(&bytes)
+    HEXLOWER.encode(&bytes)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::Path;
 
-use emberline_protocol::hex;
+use data_encoding::HEXLOWER;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
@@ -178,7 +178,7 @@ impl fmt::Display for Source {
 
 impl Digest {
     fn is_sha256(&self) -> bool {
-        self.sha256.len() == 64 && self.sha256.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+        HEXLOWER.decode(self.sha256.as_bytes()).is_ok_and(|bytes| bytes.len() == 32)
     }
 
     /// Whether the file at `path` is this one.
@@ -194,7 +194,7 @@ impl Digest {
 pub(crate) fn sha256_of(path: &Path) -> std::io::Result<String> {
     let mut hasher = Hashing(Sha256::new());
     std::io::copy(&mut std::fs::File::open(path)?, &mut hasher)?;
-    Ok(hex::encode(&hasher.0.finalize()))
+    Ok(HEXLOWER.encode(&hasher.0.finalize()))
 }
 
 /// The hasher as a writer, which sha2 itself offers only behind a feature.

@@ -383,5 +383,5 @@ pub fn model_path() -> Result<PathBuf> {
 
 fn sha256_hex(text: &str) -> String {
     use sha2::Digest as _;
-    emberline_protocol::hex::encode(&sha2::Sha256::digest(text))
+    data_encoding::HEXLOWER.encode(&sha2::Sha256::digest(text))
 }

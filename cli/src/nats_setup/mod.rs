@@ -10,6 +10,7 @@ use std::io::{self, IsTerminal, Write};
 use anyhow::{Context, bail, ensure};
 use async_nats::Client;
 use clap::{Args, Subcommand, ValueEnum};
+use emberline_protocol::bytes::Bytes;
 use emberline_protocol::streams::{Storage, consumers};
 
 use crate::cache::Cache;
@@ -105,19 +106,12 @@ fn parse_replicas(text: &str) -> Result<u8, &'static str> {
     }
 }
 
-/// Reads `1000000`, `512MiB` or `2GiB`.
+/// Reads `1000000`, `512MiB` or `2GB`; JetStream takes 0 for no limit, so that is refused.
 fn parse_bytes(text: &str) -> Result<i64, &'static str> {
-    let wrong = "give a number of bytes, or one with KiB, MiB or GiB after it";
-    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
-    let unit = match unit {
-        "" | "B" => 1,
-        "KiB" => 1 << 10,
-        "MiB" => 1 << 20,
-        "GiB" => 1 << 30,
-        _ => return Err(wrong),
-    };
-    let bytes = number.parse::<i64>().ok().and_then(|number| number.checked_mul(unit));
-    bytes.filter(|bytes| *bytes > 0).ok_or(wrong)
+    let bytes = text.parse::<Bytes>().ok().and_then(|bytes| bytes.0.try_into().ok());
+    bytes
+        .filter(|bytes| *bytes > 0)
+        .ok_or("give a number of bytes above 0, or an amount such as 512MiB or 2GB")
 }
 
 pub(crate) fn run(args: &NatsArgs, cache: &Cache) -> anyhow::Result<()> {
@@ -174,11 +168,18 @@ mod tests {
 
     #[test]
     fn bytes_are_read() {
-        for (text, bytes) in [("1", 1), ("10B", 10), ("3KiB", 3072), ("512MiB", 512 << 20), ("2GiB", 2 << 30)]
-        {
+        for (text, bytes) in [
+            ("1", 1),
+            ("10B", 10),
+            ("3KiB", 3072),
+            ("512MiB", 512 << 20),
+            ("2GiB", 2 << 30),
+            ("1.5GiB", 3 << 29),
+            ("1MB", 1_000_000),
+        ] {
             assert_eq!(parse_bytes(text), Ok(bytes));
         }
-        for wrong in ["", "0", "MiB", "-1", "1.5GiB", "1MB", "99999999999GiB", "1 MiB", "é"] {
+        for wrong in ["", "0", "MiB", "-1", "99999999999GiB", "1 MeB", "é"] {
             assert!(parse_bytes(wrong).is_err(), "{wrong}");
         }
         assert!(parse_replicas("3").is_ok() && parse_replicas("2").is_err());

@@ -2,6 +2,7 @@ use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
 
+use data_encoding::HEXLOWER;
 use sha2::{Digest as _, Sha256};
 
 use super::*;
@@ -112,10 +113,7 @@ fn fetch(before: &[u8], answers: Vec<Answer>) -> Outcome {
     if !before.is_empty() {
         std::fs::write(&part, before).unwrap();
     }
-    let digest = Digest {
-        size: content().len() as u64,
-        sha256: emberline_protocol::hex::encode(&Sha256::digest(content())),
-    };
+    let digest = Digest { size: content().len() as u64, sha256: HEXLOWER.encode(&Sha256::digest(content())) };
     let downloader = Downloader::with_pause(Duration::ZERO);
     let result = downloader.fetch(&server.url, &digest, &part, &ProgressBar::hidden());
     Outcome { result, file: std::fs::read(&part).unwrap(), ranges: server.ranges() }

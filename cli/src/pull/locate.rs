@@ -5,6 +5,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use url::Url;
+
 use crate::catalogue::{HubSource, PipSource};
 
 /// Somewhere to read a wheel from.
@@ -63,12 +65,7 @@ impl Pip {
         if url.contains("****") {
             return Ok(Location::PipOnly);
         }
-        match url.strip_prefix("file://") {
-            Some(path) => percent_decode(path)
-                .map(|path| Location::File(path.into()))
-                .ok_or_else(|| LocateError::Pip(format!("'{url}' is not a file's address"))),
-            None => Ok(Location::Url(url.to_owned())),
-        }
+        location(url)
     }
 
     /// Lets pip itself fetch the wheel into `folder`.
@@ -120,15 +117,14 @@ fn find_link<'a>(log: &'a str, name: &str) -> Option<&'a str> {
         .find(|url| url.rsplit('/').next() == Some(name))
 }
 
-fn percent_decode(path: &str) -> Option<String> {
-    let mut pieces = path.split('%');
-    let mut bytes = pieces.next()?.as_bytes().to_vec();
-    for piece in pieces {
-        let (digits, rest) = piece.split_at_checked(2)?;
-        bytes.push(u8::from_str_radix(digits, 16).ok()?);
-        bytes.extend(rest.bytes());
+/// The place that a URL names; a URL of the scheme `file` becomes a path.
+fn location(url: &str) -> Result<Location, LocateError> {
+    if !url.starts_with("file:") {
+        return Ok(Location::Url(url.to_owned()));
     }
-    String::from_utf8(bytes).ok()
+    let path = Url::parse(url).ok().and_then(|url| url.to_file_path().ok());
+    path.map(Location::File)
+        .ok_or_else(|| LocateError::Pip(format!("'{url}' is not the URL of a file on this machine")))
 }
 
 #[cfg(test)]
@@ -165,11 +161,18 @@ x (1.0)
     }
 
     #[test]
-    fn file_addresses_are_decoded() {
-        assert_eq!(percent_decode("/opt/my%20wheels/x%2By.whl").as_deref(), Some("/opt/my wheels/x+y.whl"));
-        for bad in ["/a%2", "/a%zz", "/%ff", "/a%é", "%"] {
-            assert_eq!(percent_decode(bad), None, "{bad}");
+    fn file_urls_become_paths() {
+        let file = |path: &str| Location::File(path.into());
+        for (url, expected) in [
+            ("file:///opt/my%20wheels/x%2By.whl", file("/opt/my wheels/x+y.whl")),
+            ("file://localhost/x.whl", file("/x.whl")),
+            // What is not an escape stands for itself, as in the WHATWG's URL standard.
+            ("file:///a%zz", file("/a%zz")),
+            ("https://files.example/x%2By.whl", Location::Url("https://files.example/x%2By.whl".into())),
+        ] {
+            assert_eq!(location(url).unwrap(), expected);
         }
+        assert!(matches!(location("file://other-machine/x.whl"), Err(LocateError::Pip(_))));
     }
 
     #[test]

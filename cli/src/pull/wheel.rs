@@ -62,16 +62,14 @@ fn place(
 
 #[cfg(test)]
 pub(super) mod tests {
+    use data_encoding::HEXLOWER;
     use sha2::Digest as _;
 
     use super::*;
     use crate::catalogue::Digest;
 
     pub(in crate::pull) fn digest_of(bytes: &[u8]) -> Digest {
-        Digest {
-            size: bytes.len() as u64,
-            sha256: emberline_protocol::hex::encode(&sha2::Sha256::digest(bytes)),
-        }
+        Digest { size: bytes.len() as u64, sha256: HEXLOWER.encode(&sha2::Sha256::digest(bytes)) }
     }
 
     /// A wheel with one member `m`, and the source that describes `described` in it.

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
-use emberline_protocol::hex;
+use data_encoding::HEXLOWER;
 use sha2::{Digest, Sha256};
 
 use super::host::Host;
@@ -187,7 +187,7 @@ impl Plan {
                 ("SPIN_VARIABLE_NATS_SERVER", &self.nats_address().to_string()),
                 ("SPIN_VARIABLE_NATS_USER", "function"),
                 ("SPIN_VARIABLE_NATS_PASSWORD", &self.passwords.function),
-                ("SPIN_VARIABLE_API_KEY_HASHES", &hex::encode(&Sha256::digest(self.api_key.as_bytes()))),
+                ("SPIN_VARIABLE_API_KEY_HASHES", &HEXLOWER.encode(&Sha256::digest(self.api_key.as_bytes()))),
                 ("SPIN_VARIABLE_MODELS", &self.models.names()),
                 ("SPIN_VARIABLE_MODEL_ALIASES", &self.models.alias()),
             ],

@@ -1,8 +1,8 @@
 //! What is kept of a request whose answer can be asked for again: by the id of a background
 //! response, or by a repeat with the same `Idempotency-Key`.
 
+use data_encoding::HEXLOWER;
 use emberline_api::responses::Outline;
-use emberline_protocol::hex;
 use emberline_protocol::job::Job;
 use emberline_protocol::key::KeyId;
 use emberline_protocol::stored_request::Standing;
@@ -37,7 +37,7 @@ pub struct Record {
 
 /// The SHA-256 of a request's body, in hexadecimal.
 pub fn body_sha256(body: &[u8]) -> String {
-    hex::encode(&Sha256::digest(body))
+    HEXLOWER.encode(&Sha256::digest(body))
 }
 
 /// The bits of the job's id that a request with an `Idempotency-Key` has, whenever it comes.

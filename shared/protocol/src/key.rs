@@ -2,10 +2,9 @@
 
 use std::fmt;
 
+use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-
-use crate::hex;
 
 /// What a key is known by.
 pub fn hash(key: &[u8]) -> [u8; 32] {
@@ -26,7 +25,7 @@ impl KeyId {
     /// The id of the key whose SHA-256 this is.
     pub fn of_hash(hash: &[u8; 32]) -> Self {
         let (first, _) = hash.split_at(8);
-        Self(hex::encode(first))
+        Self(HEXLOWER.encode(first))
     }
 
     /// The id of a key.
@@ -44,7 +43,8 @@ impl TryFrom<String> for KeyId {
     type Error = InvalidKeyId;
 
     fn try_from(id: String) -> Result<Self, InvalidKeyId> {
-        if hex::is_hex(&id, 16) { Ok(Self(id)) } else { Err(InvalidKeyId) }
+        let decoded = HEXLOWER.decode(id.as_bytes());
+        if decoded.is_ok_and(|bytes| bytes.len() == 8) { Ok(Self(id)) } else { Err(InvalidKeyId) }
     }
 }
 

@@ -14,7 +14,6 @@ pub mod dead_letter;
 pub mod error;
 pub mod event;
 pub mod heartbeat;
-pub mod hex;
 pub mod job;
 pub mod key;
 pub mod lane;

@@ -5,6 +5,7 @@
 //! body; the worker finds the others while it makes the prompt and tells them with
 //! [`Accepted`](crate::event::EventKind::Accepted).
 
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 
 /// The answer's header that lists them, separated by `, `.
@@ -12,6 +13,9 @@ pub const RELAXED_HEADER: &str = "x-emberline-relaxed";
 
 /// Longest value of the header, in bytes; proxies take lines of 8 KiB.
 const MAX_HEADER: usize = 4096;
+
+/// Besides what is not ASCII: what a header can't hold, `%`, and the list's own `,`.
+const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'%').add(b',');
 
 /// Most paths, and the longest in bytes: an event and a header have to hold them. Of what is more, only the
 /// fields of the body are told that it is part of.
@@ -62,7 +66,7 @@ impl Relaxed {
         }
         let mut value = String::new();
         for (index, path) in self.0.iter().enumerate() {
-            let path = percent_encode(path);
+            let path = utf8_percent_encode(path, ENCODED).to_string();
             let separator = if index == 0 { "" } else { ", " };
             if value.len().saturating_add(path.len()) > MAX_HEADER {
                 let rest = self.0.len().saturating_sub(index);
@@ -74,19 +78,6 @@ impl Relaxed {
         }
         Some(value)
     }
-}
-
-/// Leaves printable ASCII as it is, but for `%` and the list's own `,`.
-fn percent_encode(path: &str) -> String {
-    let mut encoded = String::with_capacity(path.len());
-    for byte in path.bytes() {
-        if byte.is_ascii_graphic() && !b"%,".contains(&byte) {
-            encoded.push(char::from(byte));
-        } else {
-            encoded.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    encoded
 }
 
 #[cfg(test)]

@@ -2,9 +2,9 @@
 
 use std::fmt;
 
+use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 
-use crate::hex;
 use crate::key::KeyId;
 use crate::lane::Lane;
 
@@ -143,7 +143,7 @@ pub fn control(job: &JobId) -> String {
 
 /// Where the record of the key with this SHA-256 is.
 pub fn key(hash: &[u8; 32]) -> String {
-    format!("$KV.keys.{}", hex::encode(hash))
+    format!("$KV.keys.{}", HEXLOWER.encode(hash))
 }
 
 /// Where a key's usage is told.
@@ -188,7 +188,8 @@ impl TryFrom<String> for JobId {
     type Error = InvalidJobId;
 
     fn try_from(id: String) -> Result<Self, InvalidJobId> {
-        if hex::is_hex(&id, 32) { Ok(Self(id)) } else { Err(InvalidJobId) }
+        let decoded = HEXLOWER.decode(id.as_bytes());
+        if decoded.is_ok_and(|bytes| bytes.len() == 16) { Ok(Self(id)) } else { Err(InvalidJobId) }
     }
 }
 

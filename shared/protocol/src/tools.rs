@@ -3,10 +3,10 @@
 mod call;
 mod reader;
 
+use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::hex;
 use crate::subject::JobId;
 pub use reader::{Piece, ToolCallReader};
 
@@ -41,7 +41,7 @@ pub enum TextBesideCalls {
 pub fn call_id(job: &JobId, choice: u32, index: u32) -> String {
     let digest = Sha256::digest(format!("{job}/{choice}/{index}"));
     let (first, _) = digest.split_at(12);
-    format!("call_{}", hex::encode(first))
+    format!("call_{}", HEXLOWER.encode(first))
 }
 
 #[cfg(test)]
