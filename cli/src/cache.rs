@@ -1,14 +1,14 @@
-//! The cache folder: what a second start need not fetch or make again.
+//! The cache folder: what a start keeps so that the next one need not fetch or create it again.
 //!
 //! ```text
 //! bin/nats-server     the server, when there is none on PATH
 //! models/NAME.gguf    verified model files
-//! downloads/          unfinished downloads, named after their checksum, and locks
-//! python/             an environment with pip, where the system has none
+//! downloads/          unfinished downloads, named by their checksum, and lock files
+//! python/             a Python environment with pip, where the system has none
 //! api-key             the key that `emberline up` accepts when none is given
 //! nats/               JetStream's files
-//! spin/               Spin's, when it runs the function
-//! run/                of the running stack: log, lock and what `emberline bench` needs to know
+//! spin/               Spin's state, when Spin runs the function
+//! run/                the running stack's log, its lock, and how other commands reach it
 //! ```
 
 use std::ffi::OsString;
@@ -27,15 +27,15 @@ pub(crate) struct Cache {
     root: PathBuf,
 }
 
-/// The cache folder can't be found or used.
+/// Why the cache folder can't be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CacheError {
-    #[error("no place for the cache folder: set EMBERLINE_CACHE (or HOME) to a folder")]
+    #[error("the cache folder is unknown: set EMBERLINE_CACHE (or HOME) to a folder")]
     NoHome,
-    #[error("{}: {source}; set EMBERLINE_CACHE to a folder that can be written to", path.display())]
+    #[error("{}: {source}; set EMBERLINE_CACHE to a writable folder", path.display())]
     Io { path: PathBuf, source: io::Error },
     #[error(
-        "{}: the API key in it is empty or has characters that can't be sent in a header; delete the file and a new key is made",
+        "{}: the API key in it is empty or has characters that a header can't carry; delete the file to have a new key generated",
         path.display()
     )]
     UnusableKey { path: PathBuf },
@@ -62,12 +62,12 @@ impl Cache {
         Self { root: root.to_owned() }
     }
 
-    /// A place in the cache, whether something is there or not.
+    /// The path of `name` in the cache, whether it exists or not.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.root.join(name)
     }
 
-    /// A folder in the cache, made if it isn't there.
+    /// The folder `name` in the cache, created if it doesn't exist.
     pub(crate) fn folder(&self, name: &str) -> Result<PathBuf, CacheError> {
         let path = self.path(name);
         match fs::create_dir_all(&path) {
@@ -76,7 +76,7 @@ impl Cache {
         }
     }
 
-    /// The key of earlier starts, or a new one that is kept for later starts.
+    /// The API key that earlier starts used, or a new one that later starts will use.
     pub(crate) fn api_key(&self) -> Result<String, CacheError> {
         match self.existing_api_key()? {
             Some(key) => Ok(key),
@@ -89,7 +89,7 @@ impl Cache {
         }
     }
 
-    /// The key of earlier starts.
+    /// The API key that earlier starts used, if there is one.
     pub(crate) fn existing_api_key(&self) -> Result<Option<String>, CacheError> {
         let path = self.root.join("api-key");
         match fs::read_to_string(&path) {
@@ -104,7 +104,7 @@ impl Cache {
     }
 }
 
-/// Writes a file that only its owner may read; it is there whole or not at all.
+/// Writes a file that only its owner may read. The file appears complete or not at all.
 pub(crate) fn write_private(path: &Path, text: &str) -> io::Result<()> {
     let draft = path.with_extension(format!("{}.tmp", random_hex::<4>()));
     let written = (|| {
@@ -118,7 +118,7 @@ pub(crate) fn write_private(path: &Path, text: &str) -> io::Result<()> {
     written
 }
 
-/// `N` random bytes in hexadecimal, from the operating system's generator by way of the thread's.
+/// `N` random bytes in hexadecimal, from the thread's generator, which the operating system seeds.
 pub(crate) fn random_hex<const N: usize>() -> String {
     let mut bytes = [0; N];
     rand::fill(&mut bytes);

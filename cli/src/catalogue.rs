@@ -1,4 +1,4 @@
-//! The catalogue: where models and programs can be had, and the checksum of each.
+//! The catalogue: where models and programs can be downloaded, and the checksum of each.
 
 use std::fmt;
 use std::path::Path;
@@ -9,7 +9,7 @@ use sha2::{Digest as _, Sha256};
 
 const BUILT_IN: &str = include_str!("../../deploy/catalogue.toml");
 
-/// Everything that can be fetched.
+/// All models and programs that can be fetched.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Catalogue {
@@ -35,7 +35,7 @@ pub(crate) enum ArtifactKind {
     Program,
 }
 
-/// One place that has an artifact.
+/// One place to fetch an artifact from.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub(crate) enum Source {
@@ -53,11 +53,11 @@ pub(crate) struct PipSource {
     pub(crate) platform: Option<String>,
     /// The wheel's file name.
     pub(crate) wheel: String,
-    pub(crate) wheel_digest: Digest,
+    pub(crate) wheel_digest: FileDigest,
     /// The artifact's path in the wheel.
     pub(crate) member: String,
-    /// The artifact's.
-    pub(crate) digest: Digest,
+    /// The artifact's own digest.
+    pub(crate) digest: FileDigest,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -65,20 +65,20 @@ pub(crate) struct PipSource {
 pub(crate) struct HubSource {
     pub(crate) repo: String,
     pub(crate) path: String,
-    pub(crate) digest: Digest,
+    pub(crate) digest: FileDigest,
 }
 
-/// What a file must be to be used.
+/// Size and checksum that a file must have.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Digest {
+pub(crate) struct FileDigest {
     /// In bytes.
     pub(crate) size: u64,
     /// In lower-case hexadecimal.
     pub(crate) sha256: String,
 }
 
-/// A catalogue that can't be used, or that lacks what was asked for.
+/// Why a catalogue can't be used, or what it lacks.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CatalogueError {
     #[error("catalogue {0}: {1}")]
@@ -104,7 +104,7 @@ impl Catalogue {
         let catalogue: Self =
             toml::from_str(text).map_err(|e| CatalogueError::Syntax(file.to_owned(), Box::new(e)))?;
         for artifact in &catalogue.artifacts {
-            if let Some(wrong) = artifact.defect() {
+            if let Some(wrong) = artifact.invalid_reason() {
                 let (file, name) = (file.to_owned(), artifact.name.clone());
                 return Err(CatalogueError::Entry { file, name, wrong });
             }
@@ -122,7 +122,7 @@ impl Catalogue {
 }
 
 impl Artifact {
-    /// The file's name in the cache; names are checked on reading, so that it stays in its folder.
+    /// The file's name in the cache. It can't leave its folder: names are checked when the catalogue is read.
     pub(crate) fn file_name(&self) -> String {
         match self.kind {
             ArtifactKind::Model => format!("{}.gguf", self.name),
@@ -138,10 +138,11 @@ impl Artifact {
         })
     }
 
-    fn defect(&self) -> Option<&'static str> {
+    /// What is wrong with this entry, as the end of a sentence.
+    fn invalid_reason(&self) -> Option<&'static str> {
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         if self.name.is_empty() || self.name.starts_with('.') || !self.name.chars().all(plain) {
-            return Some("has a name with other characters than letters, digits, '-', '_' and '.'");
+            return Some("has a name with characters other than letters, digits, '-', '_' and '.'");
         }
         if self.sources.iter().flat_map(Source::all_digests).any(|digest| !digest.is_sha256()) {
             return Some("has a sha256 that is not 64 lower-case hexadecimal digits");
@@ -151,15 +152,15 @@ impl Artifact {
 }
 
 impl Source {
-    /// What the artifact is when it comes from here.
-    pub(crate) fn digest(&self) -> &Digest {
+    /// The artifact's digest when it comes from this source.
+    pub(crate) fn digest(&self) -> &FileDigest {
         match self {
             Self::Pip(pip) => &pip.digest,
             Self::Hub(hub) => &hub.digest,
         }
     }
 
-    fn all_digests(&self) -> Vec<&Digest> {
+    fn all_digests(&self) -> Vec<&FileDigest> {
         match self {
             Self::Pip(pip) => vec![&pip.wheel_digest, &pip.digest],
             Self::Hub(hub) => vec![&hub.digest],
@@ -176,12 +177,12 @@ impl fmt::Display for Source {
     }
 }
 
-impl Digest {
+impl FileDigest {
     fn is_sha256(&self) -> bool {
         HEXLOWER.decode(self.sha256.as_bytes()).is_ok_and(|bytes| bytes.len() == 32)
     }
 
-    /// Whether the file at `path` is this one.
+    /// Whether the file at `path` has this size and checksum.
     pub(crate) fn matches(&self, path: &Path) -> std::io::Result<bool> {
         if std::fs::metadata(path)?.len() != self.size {
             return Ok(false);
@@ -197,7 +198,7 @@ pub(crate) fn sha256_of(path: &Path) -> std::io::Result<String> {
     Ok(HEXLOWER.encode(&hasher.0.finalize()))
 }
 
-/// The hasher as a writer, which sha2 itself offers only behind a feature.
+/// Lets `io::copy` write into the hasher; sha2 itself offers that only behind a feature.
 struct Hashing(Sha256);
 
 impl std::io::Write for Hashing {
@@ -211,7 +212,7 @@ impl std::io::Write for Hashing {
     }
 }
 
-/// This machine, as sources name it.
+/// This machine's platform as the catalogue spells it: `linux-x86_64`.
 pub(crate) fn platform() -> String {
     format!("{}-{}", std::env::consts::OS, std::env::consts::ARCH)
 }
@@ -262,7 +263,7 @@ mod tests {
         let path = dir.path().join("f");
         std::fs::write(&path, "abc").unwrap();
         let sha256 = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-        let digest = |size, sha256: &str| Digest { size, sha256: sha256.to_owned() };
+        let digest = |size, sha256: &str| FileDigest { size, sha256: sha256.to_owned() };
         assert!(digest(3, sha256).matches(&path).unwrap());
         assert!(!digest(4, sha256).matches(&path).unwrap());
         assert!(!digest(3, &sha256.replace('b', "c")).matches(&path).unwrap());

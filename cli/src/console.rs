@@ -1,4 +1,4 @@
-//! What the person at the terminal sees: progress bars, and plain lines between them.
+//! Messages and progress bars on the terminal.
 
 use std::time::Duration;
 
@@ -11,19 +11,19 @@ pub(crate) struct Console {
 }
 
 impl Console {
-    /// One line, above any bar.
-    pub(crate) fn say(&self, line: &str) {
+    /// Prints one line, above any bar.
+    pub(crate) fn print(&self, line: &str) {
         self.bars.suspend(|| eprintln!("{line}"));
     }
 
-    /// A bar for a download of `bytes`.
+    /// A progress bar for a download of `bytes` bytes.
     pub(crate) fn download_bar(&self, label: &str, bytes: u64) -> ProgressBar {
         let template = "  {msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}";
         let bar = ProgressBar::new(bytes).with_message(label.to_owned());
         self.bars.add(with_template(bar, template))
     }
 
-    /// Something that takes a while.
+    /// A spinner for work of unknown length.
     pub(crate) fn spinner(&self, message: &str) -> ProgressBar {
         let spinner = ProgressBar::new_spinner().with_message(message.to_owned());
         let spinner = self.bars.add(with_template(spinner, "{spinner} {msg} ({elapsed})"));

@@ -1,21 +1,21 @@
-//! Secrets: new API keys.
+//! Generates API keys.
 
 use std::io;
 
 use rand::TryRng;
 use rand::rngs::SysRng;
 
-/// A new API key: `sk-emb-` and 32 bytes of the system's randomness in base 62.
+/// Generates an API key: `sk-emb-` and 32 random bytes of the operating system in base 62.
 pub(crate) fn new_api_key() -> io::Result<String> {
     let mut secret = [0; 32];
     SysRng.try_fill_bytes(&mut secret).map_err(io::Error::other)?;
     Ok(format!("sk-emb-{}", base62(secret)))
 }
 
-/// A number of 256 bits, most significant byte first, in 43 digits, letters after figures.
+/// Writes a 256-bit number, most significant byte first, as 43 digits: `0` to `9`, `A` to `Z`, `a` to `z`.
 fn base62(mut number: [u8; 32]) -> String {
     const BASE: u16 = 62;
-    // 62^43 is the first power above 2^256.
+    // 62^43 is the smallest power of 62 above 2^256.
     let mut digits = [0_u8; 43];
     for digit in digits.iter_mut().rev() {
         let mut rest = 0;
@@ -25,9 +25,9 @@ fn base62(mut number: [u8; 32]) -> String {
             rest = part % BASE;
         }
         *digit = match rest as u8 {
-            figure @ 0..10 => b'0' + figure,
-            capital @ 10..36 => b'A' + capital - 10,
-            small => b'a' + small - 36,
+            digit @ 0..10 => b'0' + digit,
+            upper @ 10..36 => b'A' + upper - 10,
+            lower => b'a' + lower - 36,
         };
     }
     digits.map(char::from).iter().collect()

@@ -1,10 +1,10 @@
-//! `emberline`: starts the whole stack on one machine, fetches what it needs, and measures it.
+//! `emberline`: starts the whole stack on one machine, administers it, and measures it.
 //!
-//! [`up`] starts nats-server, the workers and the function and looks after them; [`pull`] gets
-//! models and the server from the [`catalogue`] into the [`cache`]; [`bench`] and [`status`] ask a
-//! running stack, which they find by [`running_stack`]; [`keys`] says who may use it
-//! and [`usage`] how much they did; [`nats_setup`] sets up the streams, and [`jobs`] looks after the jobs that
-//! were given up. Open [`up`] first.
+//! Each command has a module: [`up`] starts nats-server, the workers and the function and restarts them;
+//! [`pull`] fetches models and nats-server from the [`catalogue`] into the [`cache`]; [`bench`] and
+//! [`status`] query a stack; [`keys`] and [`usage`] administer API keys; [`nats_setup`] lays out the
+//! streams; [`jobs`] handles dead letters. Commands find the stack that runs on this machine by
+//! [`running_stack`] and reach it through [`nats`]. Start reading at [`up`].
 
 mod bench;
 mod cache;
@@ -50,17 +50,17 @@ enum Command {
     Bench(Box<bench::BenchArgs>),
     /// Show the workers of a running stack.
     Status(nats::access::AccessArgs),
-    /// Make, list, replace and take back API keys.
+    /// Create, list, rotate and revoke API keys.
     Keys(Box<keys::KeysArgs>),
-    /// Show what keys and models have used.
+    /// Show how much keys and models have used.
     Usage(usage::UsageArgs),
-    /// List the queues and the jobs that were given up; run one again.
+    /// List the queues and the dead letters (jobs that were given up); run one of them again.
     Jobs(jobs::JobsArgs),
-    /// Set up what lives in NATS.
+    /// Set up the streams, buckets and consumers in NATS.
     Nats(Box<nats_setup::NatsArgs>),
-    /// Run a program that ends when this process's parent does.
+    /// Run a program that is sent SIGTERM when this process's parent dies.
     #[command(hide = true)]
-    Tether(up::parent_death::TetherArgs),
+    EndWithParent(up::parent_death::EndWithParentArgs),
 }
 
 fn main() -> ExitCode {
@@ -83,6 +83,8 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Usage(args) => usage::run(&args, &Cache::from_env()?),
         Command::Jobs(args) => jobs::run(&args, &Cache::from_env()?),
         Command::Nats(args) => nats_setup::run(&args, &Cache::from_env()?),
-        Command::Tether(args) => Err(up::parent_death::run(&args)).context("emberline tether"),
+        Command::EndWithParent(args) => {
+            Err(up::parent_death::run(&args)).context("emberline end-with-parent")
+        }
     }
 }

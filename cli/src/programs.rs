@@ -1,25 +1,25 @@
-//! Other programs: where they are, which version they have, and how they ended.
+//! Other programs on this machine: where they are, their versions, and how they exited.
 
 use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 
-/// Where the shell would find a program.
+/// The path at which a shell would find a program.
 pub(crate) fn on_path(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file())
 }
 
-/// Major and minor version that a program says it has.
+/// The major and minor version that `PROGRAM --version` prints.
 pub(crate) fn version_of(program: &Path) -> Option<(u32, u32)> {
     let output = Command::new(program).arg("--version").output().ok()?;
     parse_version(&String::from_utf8_lossy(&output.stdout))
 }
 
-/// Finds `2.15` in `nats-server: v2.15.1`.
-pub(crate) fn parse_version(said: &str) -> Option<(u32, u32)> {
-    said.split_whitespace().find_map(|word| {
+/// Parses the first version in a text: `(2, 15)` of `nats-server: v2.15.1`.
+pub(crate) fn parse_version(text: &str) -> Option<(u32, u32)> {
+    text.split_whitespace().find_map(|word| {
         let mut numbers = word.trim_start_matches('v').split('.').map(str::parse);
         match (numbers.next(), numbers.next()) {
             (Some(Ok(major)), Some(Ok(minor))) => Some((major, minor)),
@@ -37,7 +37,7 @@ pub(crate) fn describe_exit(status: ExitStatus) -> String {
     }
 }
 
-/// A program that was built together with this one.
+/// The path of another program of this workspace, which lies beside this one.
 pub(crate) fn sibling(name: &str) -> io::Result<PathBuf> {
     let own = std::env::current_exe()?;
     let path = own.parent().unwrap_or(Path::new("")).join(name);
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_are_found_in_what_programs_say() {
+    fn versions_are_found_in_the_output_of_programs() {
         assert_eq!(parse_version("nats-server: v2.15.1\n"), Some((2, 15)));
         assert_eq!(parse_version("2.9"), Some((2, 9)));
         assert_eq!(parse_version("2.12.0-RC.1"), Some((2, 12)));

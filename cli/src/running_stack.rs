@@ -1,4 +1,5 @@
-//! What a running stack leaves in the cache folder, so that other commands find it.
+//! The stack that runs on this machine: `emberline up` records it in the cache folder, other commands find
+//! it there.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
@@ -8,31 +9,32 @@ use serde::{Deserialize, Serialize};
 
 use crate::cache::{Cache, CacheError, write_private};
 
-/// How to reach the running stack. Only its owner may read it: it holds a password.
+/// How to reach the running stack. The file is readable by its owner only, since it holds passwords.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct State {
+pub(crate) struct RunningStack {
     pub(crate) pid: u32,
-    /// The function's.
+    /// The function's URL.
     pub(crate) url: String,
     pub(crate) api_key: String,
-    /// nats-server's address.
+    /// The address of nats-server.
     pub(crate) nats: String,
     pub(crate) worker_password: String,
     pub(crate) admin_password: String,
 }
 
-/// The right to run a stack with this cache folder; its end takes [`State`] away.
+/// The right to run a stack with this cache folder, held until this value is dropped; dropping it also
+/// removes the recorded [`RunningStack`].
 ///
-/// A lock of the operating system, so that a stack that was killed leaves none.
+/// It is a lock of the operating system, so a stack that was killed holds none.
 #[derive(Debug)]
-pub(crate) struct Running {
+pub(crate) struct StackLock {
     _lock: File,
-    state: PathBuf,
+    record: PathBuf,
 }
 
-/// A stack can't be started with this cache folder.
+/// Why the cache folder's stack can't be started or found.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum StateError {
+pub(crate) enum RunningStackError {
     #[error(
         "another `emberline up` (process {pid}) runs with this cache folder; stop it, or set EMBERLINE_CACHE to another folder"
     )]
@@ -43,50 +45,50 @@ pub(crate) enum StateError {
     Io { path: PathBuf, source: io::Error },
 }
 
-impl Running {
-    /// Takes the lock.
-    pub(crate) fn acquire(cache: &Cache) -> Result<Self, StateError> {
+impl StackLock {
+    /// Takes the lock; an error if another stack holds it.
+    pub(crate) fn acquire(cache: &Cache) -> Result<Self, RunningStackError> {
         let folder = cache.folder("run")?;
         let path = folder.join("up.lock");
-        let state = folder.join("up.json");
+        let record = folder.join("up.json");
         let lock = match try_lock(&path) {
             Ok(Some(lock)) => lock,
             Ok(None) => {
-                let pid = read(&state).map_or_else(|| "not ready yet".to_owned(), |s| s.pid.to_string());
-                return Err(StateError::AlreadyRunning { pid });
+                let pid = read(&record).map_or_else(|| "not ready yet".to_owned(), |s| s.pid.to_string());
+                return Err(RunningStackError::AlreadyRunning { pid });
             }
-            Err(source) => return Err(StateError::Io { path, source }),
+            Err(source) => return Err(RunningStackError::Io { path, source }),
         };
-        Ok(Self { _lock: lock, state })
+        Ok(Self { _lock: lock, record })
     }
 
-    /// Tells other commands how to reach the stack.
-    pub(crate) fn announce(&self, state: &State) -> Result<(), StateError> {
-        let text = serde_json::to_string(state).unwrap_or_default();
-        write_private(&self.state, &text)
-            .map_err(|source| StateError::Io { path: self.state.clone(), source })
+    /// Records how other commands reach the stack.
+    pub(crate) fn publish(&self, stack: &RunningStack) -> Result<(), RunningStackError> {
+        let text = serde_json::to_string(stack).unwrap_or_default();
+        write_private(&self.record, &text)
+            .map_err(|source| RunningStackError::Io { path: self.record.clone(), source })
     }
 }
 
-impl Drop for Running {
+impl Drop for StackLock {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.state);
+        let _ = std::fs::remove_file(&self.record);
     }
 }
 
-/// The stack that runs now with this cache folder and is ready.
-pub(crate) fn running(cache: &Cache) -> Result<Option<State>, StateError> {
+/// The stack that runs with this cache folder and is ready, if there is one.
+pub(crate) fn find(cache: &Cache) -> Result<Option<RunningStack>, RunningStackError> {
     let folder = cache.folder("run")?;
     let path = folder.join("up.lock");
     match try_lock(&path) {
         Ok(Some(_)) => Ok(None),
         Ok(None) => Ok(read(&folder.join("up.json"))),
-        Err(source) => Err(StateError::Io { path, source }),
+        Err(source) => Err(RunningStackError::Io { path, source }),
     }
 }
 
-fn read(state: &Path) -> Option<State> {
-    serde_json::from_str(&std::fs::read_to_string(state).ok()?).ok()
+fn read(record: &Path) -> Option<RunningStack> {
+    serde_json::from_str(&std::fs::read_to_string(record).ok()?).ok()
 }
 
 fn try_lock(path: &Path) -> io::Result<Option<File>> {
@@ -102,8 +104,8 @@ fn try_lock(path: &Path) -> io::Result<Option<File>> {
 mod tests {
     use super::*;
 
-    fn state() -> State {
-        State {
+    fn stack() -> RunningStack {
+        RunningStack {
             pid: 7,
             url: "http://127.0.0.1:1".into(),
             api_key: "k".into(),
@@ -117,33 +119,33 @@ mod tests {
     fn a_running_stack_is_found_and_a_stopped_one_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::at(dir.path());
-        assert_eq!(running(&cache).unwrap(), None);
-        let stack = Running::acquire(&cache).unwrap();
-        assert_eq!(running(&cache).unwrap(), None, "it is not ready yet");
-        stack.announce(&state()).unwrap();
-        assert_eq!(running(&cache).unwrap(), Some(state()));
-        drop(stack);
-        assert_eq!(running(&cache).unwrap(), None);
+        assert_eq!(find(&cache).unwrap(), None);
+        let lock = StackLock::acquire(&cache).unwrap();
+        assert_eq!(find(&cache).unwrap(), None, "it is not ready yet");
+        lock.publish(&stack()).unwrap();
+        assert_eq!(find(&cache).unwrap(), Some(stack()));
+        drop(lock);
+        assert_eq!(find(&cache).unwrap(), None);
     }
 
     #[test]
     fn two_stacks_do_not_share_a_cache_folder() {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::at(dir.path());
-        let first = Running::acquire(&cache).unwrap();
-        first.announce(&state()).unwrap();
-        let error = Running::acquire(&cache).unwrap_err().to_string();
+        let first = StackLock::acquire(&cache).unwrap();
+        first.publish(&stack()).unwrap();
+        let error = StackLock::acquire(&cache).unwrap_err().to_string();
         assert!(error.contains("process 7"), "{error}");
         drop(first);
-        Running::acquire(&cache).unwrap();
+        StackLock::acquire(&cache).unwrap();
     }
 
     #[test]
-    fn what_a_killed_stack_left_is_not_believed() {
+    fn the_record_of_a_killed_stack_is_ignored() {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::at(dir.path());
-        let left = serde_json::to_string(&state()).unwrap();
+        let left = serde_json::to_string(&stack()).unwrap();
         std::fs::write(cache.folder("run").unwrap().join("up.json"), left).unwrap();
-        assert_eq!(running(&cache).unwrap(), None);
+        assert_eq!(find(&cache).unwrap(), None);
     }
 }

@@ -1,9 +1,12 @@
-//! The async runtime of every command.
+//! The tokio runtime that every command uses.
 
 use std::io;
 
-/// One thread: children are tethered to the thread that starts them, and a process id is
-/// signalled only as long as the same thread has not reaped it.
+/// Builds a single-threaded runtime.
+///
+/// `emberline up` depends on that: a child is tied to the life of the thread that spawned it
+/// ([`crate::up::parent_death`]), and a process id may be signalled only while the same thread has not yet
+/// reaped it.
 pub(crate) fn runtime() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()
 }

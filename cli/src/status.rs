@@ -1,4 +1,4 @@
-//! `emberline status`: the workers of a running stack, as their heartbeats tell.
+//! `emberline status`: the workers of a stack, from their heartbeats.
 
 use emberline_protocol::heartbeat::{Heartbeat, ModelState, ModelStatus};
 
@@ -20,7 +20,7 @@ pub(crate) fn run(args: &AccessArgs, cache: &Cache) -> anyhow::Result<()> {
 
 fn render(heartbeats: &[Heartbeat]) -> String {
     if heartbeats.is_empty() {
-        return "no worker is there".to_owned();
+        return "no worker is running".to_owned();
     }
     let head = ["worker", "model", "jobs", "state", "engine", "device"].map(String::from);
     let mut text = table(&head, heartbeats.iter().flat_map(rows));
@@ -37,7 +37,7 @@ fn render(heartbeats: &[Heartbeat]) -> String {
     text
 }
 
-/// A line for each of a worker's models; what concerns all of them is in the first.
+/// One row for each of a worker's models; the worker's own columns are filled in the first row only.
 fn rows(beat: &Heartbeat) -> Vec<[String; 6]> {
     let state = |state| match state {
         _ if beat.draining => "draining",
@@ -92,11 +92,11 @@ mod tests {
         assert_eq!(lines[0], "worker    model  jobs  state     engine      device");
         assert_eq!(lines[1], "w1        m      3/8   serving   burn 0.1.0  CPU (flex)");
         assert_eq!(lines[2], "worker-2  m      3/8   draining  burn 0.1.0  CPU (flex)");
-        assert_eq!(render(&[]), "no worker is there");
+        assert_eq!(render(&[]), "no worker is running");
     }
 
     #[test]
-    fn each_model_has_a_line_and_what_is_wrong_is_told() {
+    fn each_model_has_a_line_and_problems_are_shown_below() {
         let model = |name: &str, state, reason: Option<&str>| ModelStatus {
             pace: 0.0,
             memory: None,

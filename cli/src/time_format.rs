@@ -1,56 +1,57 @@
-//! Times as people write and read them: `30d` or `2027-01-31`, always UTC.
+//! Times on the command line and in output: `30d`, `2027-01-31`, RFC 3339. Always UTC.
 
 use std::time::{Duration, SystemTime};
 
 use time::format_description::well_known::{Iso8601, Rfc3339};
 use time::{Date, OffsetDateTime, Time};
 
-/// Unix milliseconds.
+/// The current time in Unix milliseconds.
 pub(crate) fn now_ms() -> u64 {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     milliseconds(now)
 }
 
+/// A duration in whole milliseconds.
 pub(crate) fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// A point in time: so far from now, or the start of a day.
+/// A point in time as an option names it: relative to now, or a date.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum When {
-    /// This far from now.
-    Off(Duration),
-    /// Unix milliseconds.
+pub(crate) enum TimePoint {
+    /// `30d`: this long before or after now.
+    Relative(Duration),
+    /// `2027-01-31`: the start of that day, in Unix milliseconds.
     At(u64),
 }
 
-impl When {
-    /// Unix milliseconds, for a time to come.
-    pub(crate) fn ahead(self, now_ms: u64) -> u64 {
+impl TimePoint {
+    /// In Unix milliseconds; a relative time lies after `now_ms`.
+    pub(crate) fn after(self, now_ms: u64) -> u64 {
         match self {
-            Self::Off(duration) => now_ms.saturating_add(milliseconds(duration)),
+            Self::Relative(duration) => now_ms.saturating_add(milliseconds(duration)),
             Self::At(ms) => ms,
         }
     }
 
-    /// The same for one that has been.
-    pub(crate) fn ago(self, now_ms: u64) -> u64 {
+    /// In Unix milliseconds; a relative time lies before `now_ms`.
+    pub(crate) fn before(self, now_ms: u64) -> u64 {
         match self {
-            Self::Off(duration) => now_ms.saturating_sub(milliseconds(duration)),
+            Self::Relative(duration) => now_ms.saturating_sub(milliseconds(duration)),
             Self::At(ms) => ms,
         }
     }
 }
 
 /// Reads `90s`, `15m`, `12h`, `30d`, `2w`, or a date.
-pub(crate) fn parse_when(text: &str) -> Result<When, String> {
+pub(crate) fn parse_time_point(text: &str) -> Result<TimePoint, String> {
     if let Ok(duration) = parse_duration(text) {
-        return Ok(When::Off(duration));
+        return Ok(TimePoint::Relative(duration));
     }
     let date = Date::parse(text, &Iso8601::DATE);
     let date = date.map_err(|_| "give a time like 12h or 30d, or a date like 2027-01-31".to_owned())?;
     let start = date.with_time(Time::MIDNIGHT).assume_utc().unix_timestamp();
-    Ok(When::At(u64::try_from(start).unwrap_or(0).saturating_mul(1000)))
+    Ok(TimePoint::At(u64::try_from(start).unwrap_or(0).saturating_mul(1000)))
 }
 
 /// Reads `90s`, `15m`, `12h`, `30d` or `2w`.
@@ -75,24 +76,24 @@ fn at(ms: u64) -> OffsetDateTime {
 }
 
 /// `2026-11-23`.
-pub(crate) fn day(ms: u64) -> String {
+pub(crate) fn date(ms: u64) -> String {
     at(ms).date().to_string()
 }
 
 /// `2026-11-23 08:41`.
-pub(crate) fn minute(ms: u64) -> String {
+pub(crate) fn date_and_minute(ms: u64) -> String {
     let at = at(ms);
     format!("{} {:02}:{:02}", at.date(), at.hour(), at.minute())
 }
 
-/// As nats-server reads it.
+/// `2026-11-23T08:41:40.042Z`, the form that nats-server reads.
 pub(crate) fn rfc3339(ms: u64) -> String {
     let at = at(ms);
     let milliseconds = at.millisecond();
     format!("{}T{:02}:{:02}:{:02}.{milliseconds:03}Z", at.date(), at.hour(), at.minute(), at.second())
 }
 
-/// Unix milliseconds of a time as nats-server writes it.
+/// Parses a time in RFC 3339, as nats-server writes it, into Unix milliseconds.
 pub(crate) fn parse_rfc3339(text: &str) -> Option<u64> {
     let at = OffsetDateTime::parse(text, &Rfc3339).ok()?;
     u64::try_from(at.unix_timestamp_nanos() / 1_000_000).ok()
@@ -103,20 +104,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_read() {
-        assert_eq!(parse_when("30d"), Ok(When::Off(Duration::from_secs(30 * 86_400))));
-        assert_eq!(parse_when("1970-01-02"), Ok(When::At(86_400_000)));
-        assert_eq!(parse_when("2w").map(|when| when.ahead(5)), Ok(5 + 14 * 86_400_000));
-        assert_eq!(parse_when("1h").map(|when| when.ago(3_600_001)), Ok(1));
+    fn times_are_parsed() {
+        assert_eq!(parse_time_point("30d"), Ok(TimePoint::Relative(Duration::from_secs(30 * 86_400))));
+        assert_eq!(parse_time_point("1970-01-02"), Ok(TimePoint::At(86_400_000)));
+        assert_eq!(parse_time_point("2w").map(|time| time.after(5)), Ok(5 + 14 * 86_400_000));
+        assert_eq!(parse_time_point("1h").map(|time| time.before(3_600_001)), Ok(1));
         for wrong in ["", "d", "-1d", "30", "1.5h", "99999999999999999999d", "2027-13-01", "tomorrow", "é"] {
-            assert!(parse_when(wrong).is_err(), "{wrong}");
+            assert!(parse_time_point(wrong).is_err(), "{wrong}");
         }
     }
 
     #[test]
-    fn times_are_written() {
+    fn times_are_formatted() {
         let ms = 1_795_423_300_042;
-        assert_eq!((day(ms).as_str(), minute(ms).as_str()), ("2026-11-23", "2026-11-23 08:41"));
+        assert_eq!((date(ms).as_str(), date_and_minute(ms).as_str()), ("2026-11-23", "2026-11-23 08:41"));
         assert_eq!(rfc3339(ms), "2026-11-23T08:41:40.042Z");
         assert_eq!(parse_rfc3339("2026-11-23T08:41:40.042999Z"), Some(ms));
         assert_eq!(parse_rfc3339("yesterday"), None);

@@ -1,4 +1,4 @@
-//! `emberline usage`: what keys and models have used, as the workers told at the end of each job.
+//! `emberline usage`: sums up the usage events that workers publish at the end of each job.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -9,21 +9,21 @@ use emberline_protocol::subject::{USAGE_STREAM, USAGE_SUBJECTS};
 use emberline_protocol::usage::{Outcome, UsageEvent};
 
 use crate::cache::Cache;
-use crate::keys::Keys;
+use crate::keys::KeyStore;
 use crate::nats::access::AdminArgs;
 use crate::nats::stored::{Start, each_stored};
 use crate::runtime::runtime;
 use crate::table::table;
-use crate::time_format::{self, When, now_ms, parse_when};
+use crate::time_format::{self, TimePoint, now_ms, parse_time_point};
 
 #[derive(Debug, Args)]
 pub(crate) struct UsageArgs {
-    /// What to sum up by
+    /// What to group the sums by
     #[arg(long, value_enum, default_value_t = By::Key)]
     by: By,
-    /// Only jobs that ended since then: a time like 30d, or a date like 2026-11-01 (UTC)
-    #[arg(long, value_parser = parse_when, value_name = "WHEN")]
-    since: Option<When>,
+    /// Only jobs that ended since then: a time before now like 30d, or a date like 2026-11-01 (UTC)
+    #[arg(long, value_parser = parse_time_point, value_name = "WHEN")]
+    since: Option<TimePoint>,
     /// Print CSV
     #[arg(long)]
     csv: bool,
@@ -38,7 +38,7 @@ enum By {
     Day,
 }
 
-/// What a group of jobs has used.
+/// The usage of a group of jobs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Sum {
     jobs: u64,
@@ -63,14 +63,14 @@ impl Sum {
     }
 }
 
-/// Names of keys by their ids.
+/// The names of keys by their ids.
 type Names = HashMap<KeyId, String>;
 
 pub(crate) fn run(args: &UsageArgs, cache: &Cache) -> anyhow::Result<()> {
     let access = args.access.resolve(cache)?;
-    let since = args.since.map(|since| since.ago(now_ms()));
+    let since = args.since.map(|since| since.before(now_ms()));
     let (names, sums, unreadable) = runtime()?.block_on(async {
-        let keys = Keys::open(&access).await?;
+        let keys = KeyStore::open(&access).await?;
         let names: Names =
             keys.list().await?.into_iter().map(|entry| (entry.record.id, entry.record.name)).collect();
         let client = access.connect().await?;
@@ -78,7 +78,7 @@ pub(crate) fn run(args: &UsageArgs, cache: &Cache) -> anyhow::Result<()> {
         let (mut sums, mut unreadable) = (BTreeMap::<String, Sum>::new(), 0_u64);
         each_stored(&client, USAGE_STREAM, USAGE_SUBJECTS, start, |stored| {
             match serde_json::from_slice::<UsageEvent>(&stored.payload) {
-                // What was stored in time may have ended a moment before.
+                // Stored after `since`, but the job ended a moment before it.
                 Ok(event) if since.is_some_and(|since| event.finished < since) => {}
                 Ok(event) => sums.entry(group(args.by, &event)).or_default().add(&event),
                 Err(_) => unreadable += 1,
@@ -88,7 +88,7 @@ pub(crate) fn run(args: &UsageArgs, cache: &Cache) -> anyhow::Result<()> {
         anyhow::Ok((names, sums, unreadable))
     })?;
     if unreadable > 0 {
-        eprintln!("{unreadable} jobs can't be read and are left out; upgrade emberline");
+        eprintln!("{unreadable} usage events can't be read and are left out; upgrade emberline");
     }
     let (head, rows) = (head(args.by), rows(args.by, &sums, &names));
     if args.csv {
@@ -106,7 +106,7 @@ fn group(by: By, event: &UsageEvent) -> String {
     match by {
         By::Key => event.key.to_string(),
         By::Model => event.model.clone(),
-        By::Day => time_format::day(event.finished),
+        By::Day => time_format::date(event.finished),
     }
 }
 

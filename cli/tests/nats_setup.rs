@@ -1,5 +1,5 @@
-//! `emberline nats setup` on real nats-servers, one and three: what it says, what it does, and what it
-//! leaves alone.
+//! `emberline nats setup` on a real nats-server and on a cluster of three: what it prints, what it changes, and
+//! what it leaves as it is.
 
 #![allow(clippy::unwrap_used, reason = "a step of a test that fails ends the test")]
 
@@ -17,19 +17,19 @@ use serde_json::Value;
 
 const SETUP: [&str; 2] = ["nats", "setup"];
 
-/// Runs `emberline nats setup` and gives back its lines.
+/// Runs `emberline nats setup` and returns the lines that it prints.
 async fn setup(nats: &impl Nats, args: &[&str]) -> Vec<String> {
-    let said = emberline(nats, &[&SETUP, args].concat()).await.unwrap();
-    said.lines().map(str::to_owned).collect()
+    let output = emberline(nats, &[&SETUP, args].concat()).await.unwrap();
+    output.lines().map(str::to_owned).collect()
 }
 
-/// A stream as the admin may see it; `None` if it is not there.
+/// The configuration of a stream; `None` if it does not exist.
 async fn stream(nats: &impl Nats, name: &str) -> Option<Config> {
     let jetstream = jetstream::new(admin_client(nats).await.unwrap());
     jetstream.get_stream(name).await.ok().map(|stream| stream.cached_info().config.clone())
 }
 
-/// Makes a stream as somebody else would.
+/// Creates a stream with somebody else's configuration.
 async fn create(nats: &impl Nats, config: Config) {
     let jetstream = jetstream::new(admin_client(nats).await.unwrap());
     jetstream.create_stream(config).await.unwrap();
@@ -44,7 +44,7 @@ async fn a_dry_run_changes_nothing_and_a_second_run_has_nothing_to_do() {
     assert!(planned.iter().any(|line| line == "create     consumer worker-some=2Emodel-3 of JOBS"));
     assert!(stream(&nats, JOBS_STREAM).await.is_none());
 
-    // Nobody is there to be asked.
+    // Without a terminal it can't ask for confirmation.
     let (plan, complaint) = refused(&nats, &[&SETUP[..], &["--model", "some.model"]].concat()).await.unwrap();
     assert!(plan.contains("create     stream JOBS") && complaint.contains("--yes"), "{complaint}");
     assert!(stream(&nats, JOBS_STREAM).await.is_none());
@@ -57,12 +57,12 @@ async fn a_dry_run_changes_nothing_and_a_second_run_has_nothing_to_do() {
     }
 
     let again = setup(&nats, &["--yes", "--model", "some.model"]).await;
-    assert_eq!(again.last().unwrap(), "nothing is to be changed");
+    assert_eq!(again.last().unwrap(), "nothing to change");
     assert!(again.iter().rev().skip(1).all(|line| line.starts_with("unchanged  ")), "{again:#?}");
 }
 
 #[tokio::test]
-async fn what_is_asked_for_is_changed_and_an_operators_own_choices_stay() {
+async fn requested_settings_change_and_an_operators_own_settings_stay() {
     let nats = NatsServer::start().await.unwrap();
     setup(&nats, &["--yes"]).await;
     let jetstream = jetstream::new(admin_client(&nats).await.unwrap());
@@ -73,8 +73,8 @@ async fn what_is_asked_for_is_changed_and_an_operators_own_choices_stay() {
     };
     jetstream.update_stream(own).await.unwrap();
 
-    let said = setup(&nats, &["--yes", "--queue-jobs", "50", "--events-bytes", "1GiB"]).await;
-    let changed: Vec<&String> = said.iter().filter(|line| !line.starts_with("unchanged")).collect();
+    let lines = setup(&nats, &["--yes", "--queue-jobs", "50", "--events-bytes", "1GiB"]).await;
+    let changed: Vec<&String> = lines.iter().filter(|line| !line.starts_with("unchanged")).collect();
     assert_eq!(
         changed,
         [
@@ -110,19 +110,19 @@ async fn streams_of_an_older_shape_are_brought_up_to_date() {
     };
     create(&nats, events).await;
 
-    let said = setup(&nats, &["--yes"]).await;
+    let lines = setup(&nats, &["--yes"]).await;
     assert!(
-        said[0].starts_with("update     stream JOBS: subjects emberline.jobs.* -> emberline.jobs.*.*"),
+        lines[0].starts_with("update     stream JOBS: subjects emberline.jobs.* -> emberline.jobs.*.*"),
         "{}",
-        said[0]
+        lines[0]
     );
-    assert_eq!(said[1], "update     stream EVENTS: allow_msg_ttl false -> true, max_age 10 min -> 25 h");
+    assert_eq!(lines[1], "update     stream EVENTS: allow_msg_ttl false -> true, max_age 10 min -> 25 h");
     let again = setup(&nats, &["--yes"]).await;
-    assert_eq!(again.last().unwrap(), "nothing is to be changed", "{again:#?}");
+    assert_eq!(again.last().unwrap(), "nothing to change", "{again:#?}");
 }
 
 #[tokio::test]
-async fn what_cannot_be_changed_is_said_and_nothing_is_lost_unless_asked_for() {
+async fn what_cannot_be_changed_is_reported_and_nothing_is_lost_unless_requested() {
     let nats = NatsServer::start().await.unwrap();
     setup(&nats, &["--yes"]).await;
     let worker = jetstream::new(nats.worker_client().await.unwrap());
@@ -131,13 +131,13 @@ async fn what_cannot_be_changed_is_said_and_nothing_is_lost_unless_asked_for() {
 
     let file = [&SETUP[..], &["--yes", "--storage", "file", "--queue-jobs", "7"]].concat();
     let (plan, complaint) = refused(&nats, &file).await.unwrap();
-    let told = "can't      stream EVENTS: storage memory -> file in place; with --recreate it is made anew: its 1 messages are lost";
-    assert!(plan.contains(told), "{plan}");
+    let blocked = "blocked    stream EVENTS: storage memory -> file can't be changed in place; --recreate removes and recreates it: its 1 messages are lost";
+    assert!(plan.contains(blocked), "{plan}");
     assert!(complaint.contains("nothing was changed"), "{complaint}");
     assert_ne!(stream(&nats, JOBS_STREAM).await.unwrap().max_messages_per_subject, 7);
 
     let done = emberline(&nats, &[&file[..], &["--recreate"]].concat()).await.unwrap();
-    assert!(done.contains("made anew stream EVENTS") && done.contains("updated stream JOBS"), "{done}");
+    assert!(done.contains("recreated stream EVENTS") && done.contains("updated stream JOBS"), "{done}");
     for volatile in ["EVENTS", "KV_workers", "LIMITS"] {
         assert_eq!(stream(&nats, volatile).await.unwrap().storage, StorageType::File);
     }
@@ -157,11 +157,11 @@ async fn a_single_server_refuses_three_replicas_and_it_is_told() {
 async fn a_cluster_gets_its_replicas_wherever_the_leaders_are() {
     let nats = NatsCluster::start().await.unwrap();
     setup(&nats, &["--yes", "--model", "m"]).await;
-    let said =
+    let lines =
         setup(&nats, &["--yes", "--model", "m", "--replicas", "3", "--storage", "file", "--recreate"]).await;
-    assert!(said.iter().any(|line| line == "update     stream JOBS: num_replicas 1 -> 3"), "{said:#?}");
-    let whole = said.iter().filter(|line| line.ends_with(" has its 3 replicas")).count();
-    assert_eq!(whole, streams(&Layout::default()).len(), "{said:#?}");
+    assert!(lines.iter().any(|line| line == "update     stream JOBS: num_replicas 1 -> 3"), "{lines:#?}");
+    let replicated = lines.iter().filter(|line| line.ends_with(" has its 3 replicas")).count();
+    assert_eq!(replicated, streams(&Layout::default()).len(), "{lines:#?}");
     // The queue's consumers go with it, and what is new from now on has as many replicas.
     let jetstream = jetstream::new(admin_client(&nats).await.unwrap());
     let jobs = jetstream.get_stream(JOBS_STREAM).await.unwrap();
@@ -172,12 +172,12 @@ async fn a_cluster_gets_its_replicas_wherever_the_leaders_are() {
     };
     tokio::time::timeout(Duration::from_secs(60), followed).await.unwrap();
     let again = setup(&nats, &["--yes", "--model", "m"]).await;
-    assert_eq!(again.last().unwrap(), "nothing is to be changed", "{again:#?}");
+    assert_eq!(again.last().unwrap(), "nothing to change", "{again:#?}");
 }
 
-/// KEDA's scaler sums up what is waiting and what is running of each consumer that it is told of.
+/// KEDA's scaler sums up the waiting and running messages of the consumers that the manifest names.
 #[tokio::test]
-async fn what_the_manifest_scales_by_is_what_waits_and_runs() {
+async fn the_manifest_scales_by_waiting_and_running_jobs() {
     let nats = NatsServer::start().await.unwrap();
     let model = "smollm2-135m-instruct";
     setup(&nats, &["--yes", "--model", model]).await;
@@ -206,7 +206,7 @@ async fn what_the_manifest_scales_by_is_what_waits_and_runs() {
     assert_eq!(lags, [(1, 1), (0, 0), (1, 0), (0, 0)]);
 }
 
-/// Of a list of accounts, the stream of an account.
+/// The entry of a stream in nats-server's list of accounts.
 fn find<'a>(accounts: &'a Value, account: &str, streams: &str, stream: &str) -> &'a Value {
     let named = |list: &'a Value, name: &str| -> &'a Value {
         list.as_array().unwrap().iter().find(|entry| entry["name"] == name).unwrap()

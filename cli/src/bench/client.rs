@@ -1,4 +1,4 @@
-//! One streamed chat request, timed where a client stands.
+//! A client of the function that measures one streamed chat request.
 
 use std::io::{BufRead, BufReader};
 use std::time::{Duration, Instant};
@@ -6,19 +6,19 @@ use std::time::{Duration, Instant};
 use emberline_protocol::subject::JobId;
 use serde::Deserialize;
 
-/// What a client saw of one request.
+/// What the client measured of one request.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Seen {
+pub(crate) struct ClientMeasurement {
     pub(crate) job: JobId,
     pub(crate) prompt_tokens: u32,
     pub(crate) completion_tokens: u32,
     /// From sending the request to the first text.
     pub(crate) first_token: Duration,
     /// From sending the request to the end of the stream.
-    pub(crate) whole: Duration,
+    pub(crate) total: Duration,
 }
 
-/// A request that was not answered as it should be.
+/// Why a request was not answered properly.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RequestError {
     #[error("{url}: {source}")]
@@ -27,15 +27,15 @@ pub(crate) enum RequestError {
     Status { url: String, status: u16, body: String },
     #[error("the stream broke off: {0}")]
     Io(#[from] std::io::Error),
-    #[error("the stream holds what no chat stream should: {0}")]
+    #[error("the stream is not a valid chat stream: {0}")]
     Stream(String),
     #[error("the model answered without any text")]
     NoText,
 }
 
-/// Sends requests to one function.
+/// Sends chat requests to one function.
 #[derive(Debug, Clone)]
-pub(crate) struct Client {
+pub(crate) struct ChatClient {
     agent: ureq::Agent,
     url: String,
     api_key: String,
@@ -66,9 +66,9 @@ struct ChunkUsage {
     completion_tokens: u32,
 }
 
-impl Client {
+impl ChatClient {
     pub(crate) fn new(base: &str, api_key: &str, model: &str) -> Self {
-        // Through a proxy it would be the proxy that is measured.
+        // No proxy, since its time would be measured too.
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .proxy(None)
@@ -82,8 +82,8 @@ impl Client {
         }
     }
 
-    /// Asks for `max_tokens` tokens, greedily, and reads the stream to its end.
-    pub(crate) fn request(&self, prompt: &str, max_tokens: u32) -> Result<Seen, RequestError> {
+    /// Requests `max_tokens` tokens at temperature 0 and reads the stream to its end.
+    pub(crate) fn request(&self, prompt: &str, max_tokens: u32) -> Result<ClientMeasurement, RequestError> {
         let body = serde_json::json!({
             "model": self.model,
             "messages": [{"role": "user", "content": prompt}],
@@ -107,9 +107,12 @@ impl Client {
     }
 }
 
-/// Reads server-sent events to `[DONE]` and to the end of the body; `clock` says how late it is.
-fn read_stream(mut body: impl BufRead, clock: impl Fn() -> Duration) -> Result<Seen, RequestError> {
-    let (mut first_token, mut id, mut usage, mut whole) = (None, None, None, None);
+/// Reads server-sent events to the end of the body. `clock` returns the time since the request was sent.
+fn read_stream(
+    mut body: impl BufRead,
+    clock: impl Fn() -> Duration,
+) -> Result<ClientMeasurement, RequestError> {
+    let (mut first_token, mut id, mut usage, mut total) = (None, None, None, None);
     let mut line = String::new();
     loop {
         line.clear();
@@ -118,7 +121,7 @@ fn read_stream(mut body: impl BufRead, clock: impl Fn() -> Duration) -> Result<S
         }
         let Some(data) = line.trim_end().strip_prefix("data: ") else { continue };
         if data == "[DONE]" {
-            whole = Some(clock());
+            total = Some(clock());
             continue;
         }
         let chunk: Chunk =
@@ -133,12 +136,12 @@ fn read_stream(mut body: impl BufRead, clock: impl Fn() -> Duration) -> Result<S
     let id = id.ok_or_else(|| missing("chunk"))?;
     let job = id.strip_prefix("chatcmpl-").and_then(|job| JobId::try_from(job.to_owned()).ok());
     let usage = usage.ok_or_else(|| missing("usage"))?;
-    Ok(Seen {
+    Ok(ClientMeasurement {
         job: job.ok_or_else(|| RequestError::Stream(format!("'{id}' is not the id of a completion")))?,
         prompt_tokens: usage.prompt_tokens,
         completion_tokens: usage.completion_tokens,
         first_token: first_token.ok_or(RequestError::NoText)?,
-        whole: whole.ok_or_else(|| missing("[DONE]"))?,
+        total: total.ok_or_else(|| missing("[DONE]"))?,
     })
 }
 
@@ -149,8 +152,8 @@ mod tests {
 
     const ID: &str = "chatcmpl-0123456789abcdef0123456789abcdef";
 
-    /// Reads a stream whose clock advances by a second each time it is read.
-    fn read(stream: &str) -> Result<Seen, RequestError> {
+    /// Reads a stream with a clock that advances by a second at each reading.
+    fn read(stream: &str) -> Result<ClientMeasurement, RequestError> {
         let now = Cell::new(0);
         read_stream(stream.as_bytes(), || {
             now.set(now.get() + 1);
@@ -174,10 +177,10 @@ mod tests {
         let text = chunk(r#"{"content":"a"}"#);
         let stream =
             [&role, ": waiting\n\n", &text, &text, &chunk("{}"), &usage(), "data: [DONE]\n\n"].concat();
-        let seen = read(&stream).unwrap();
-        assert_eq!((seen.first_token.as_secs(), seen.whole.as_secs()), (1, 2));
-        assert_eq!((seen.prompt_tokens, seen.completion_tokens), (9, 2));
-        assert_eq!(seen.job.as_str(), "0123456789abcdef0123456789abcdef");
+        let measured = read(&stream).unwrap();
+        assert_eq!((measured.first_token.as_secs(), measured.total.as_secs()), (1, 2));
+        assert_eq!((measured.prompt_tokens, measured.completion_tokens), (9, 2));
+        assert_eq!(measured.job.as_str(), "0123456789abcdef0123456789abcdef");
     }
 
     #[test]

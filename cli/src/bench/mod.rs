@@ -1,8 +1,8 @@
-//! `emberline bench`: how fast one worker is, and what the way to it costs.
+//! `emberline bench`: measures how fast a worker is, and how much time the way to it costs.
 //!
-//! Rates are by the worker's own clock, which it publishes at the end of each job's event log.
-//! Time to first token is taken where the client stands; what it exceeds the worker's own by is
-//! spent in the function, in NATS and in HTTP. [`engine`] measures the engine alone.
+//! Rates are by the worker's clock: it publishes its timings at the end of each job's event log. The time to
+//! the first token is measured by the client; the part of it that exceeds the worker's own is spent in the
+//! function, in NATS and in HTTP. [`engine`] measures the engine alone.
 
 mod client;
 mod engine;
@@ -19,34 +19,34 @@ use crate::cache::Cache;
 use crate::console::Console;
 use crate::nats::access::{AccessArgs, NatsAccess};
 use crate::nats::stored;
-use crate::running_stack::{self, State};
+use crate::running_stack::{self, RunningStack};
 use crate::runtime::runtime;
 use crate::up::plan::ALIAS;
 use crate::up::{self, UpArgs};
-use client::{Client, RequestError, Seen};
-use report::{Report, Row, Sample, Series};
+use client::{ChatClient, ClientMeasurement, RequestError};
+use report::{ReportRow, RequestSeries, Sample, StackReport};
 
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct BenchArgs {
     #[command(subcommand)]
-    part: Option<Part>,
-    /// The function's URL [default: that of the running stack; one is started if none runs]
+    command: Option<BenchCommand>,
+    /// The function's URL [default: the running stack's; a stack is started if none runs]
     #[arg(long, requires = "nats")]
     url: Option<String>,
     /// Model or alias to ask for
     #[arg(long = "request-model", default_value = ALIAS, value_name = "MODEL")]
     alias: String,
-    /// Prompt lengths to measure, in tokens, about
+    /// Approximate prompt lengths to measure, in tokens
     #[arg(long, value_delimiter = ',', default_values_t = [32, 256, 1024], value_name = "TOKENS")]
     prompts: Vec<u32>,
     /// Tokens to generate for each request
     #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u32).range(2..))]
     max_tokens: u32,
-    /// Requests at the same time
+    /// Numbers of concurrent requests to measure
     #[arg(long, value_delimiter = ',', default_values_t = [1, 4], value_name = "N")]
     concurrency: Vec<usize>,
-    /// Requests of each kind; of those at the same time, at least two rounds
+    /// Requests for each measurement; concurrent requests run at least two rounds
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     requests: u32,
     /// Print JSON
@@ -54,27 +54,27 @@ pub(crate) struct BenchArgs {
     json: bool,
     #[command(flatten)]
     access: AccessArgs,
-    /// How to start a stack if none runs.
+    /// Options of the stack that is started if none runs.
     #[command(flatten)]
     up: UpArgs,
 }
 
-/// Less than the whole stack.
+/// Benchmarks of something other than the whole stack.
 #[derive(Debug, Subcommand)]
-enum Part {
-    /// Measure the engine alone, and llama.cpp on the same weights
+enum BenchCommand {
+    /// Measure the engine alone, and llama.cpp with the same weights
     Engine(Box<engine::EngineArgs>),
 }
 
-/// What is measured.
-struct Target {
+/// The stack to measure.
+struct BenchTarget {
     url: String,
     api_key: String,
     nats: NatsAccess,
 }
 
 pub(crate) fn run(args: &BenchArgs, cache: &Cache) -> anyhow::Result<()> {
-    if let Some(Part::Engine(args)) = &args.part {
+    if let Some(BenchCommand::Engine(args)) = &args.command {
         return engine::run(args, cache);
     }
     ensure!(!args.concurrency.contains(&0), "--concurrency must be 1 or more");
@@ -83,9 +83,10 @@ pub(crate) fn run(args: &BenchArgs, cache: &Cache) -> anyhow::Result<()> {
         Some(target) => runtime.block_on(measure(args, &target))?,
         None => {
             let console = Console::default();
-            console.say("no stack runs; starting one for this");
+            console.print("no stack is running; starting one for the benchmark");
             let prepared = up::prepare(&args.up, cache, console)?;
-            let measured = up::with_stack(prepared, async |state| measure(args, &Target::from(state)).await);
+            let measured =
+                up::with_stack(prepared, async |stack| measure(args, &BenchTarget::from(stack)).await);
             runtime.block_on(measured)?.context("interrupted")?
         }
     };
@@ -97,31 +98,31 @@ pub(crate) fn run(args: &BenchArgs, cache: &Cache) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The stack that was named on the command line, or the running one.
-fn running_target(args: &BenchArgs, cache: &Cache) -> anyhow::Result<Option<Target>> {
+/// The stack that the options name, or the running one.
+fn running_target(args: &BenchArgs, cache: &Cache) -> anyhow::Result<Option<BenchTarget>> {
     let Some(url) = args.url.clone() else {
-        return Ok(running_stack::running(cache)?.as_ref().map(Target::from));
+        return Ok(running_stack::find(cache)?.as_ref().map(BenchTarget::from));
     };
     let key = args.up.api_key.clone().map_or_else(|| cache.existing_api_key(), |key| Ok(Some(key)))?;
     let api_key = key.context("--url needs --api-key or EMBERLINE_API_KEY")?;
-    Ok(Some(Target { url, api_key, nats: args.access.resolve(cache)? }))
+    Ok(Some(BenchTarget { url, api_key, nats: args.access.resolve(cache)? }))
 }
 
-impl From<&State> for Target {
-    fn from(state: &State) -> Self {
-        let nats = NatsAccess::worker(state.nats.clone(), state.worker_password.clone());
-        Self { url: state.url.clone(), api_key: state.api_key.clone(), nats }
+impl From<&RunningStack> for BenchTarget {
+    fn from(stack: &RunningStack) -> Self {
+        let nats = NatsAccess::worker(stack.nats.clone(), stack.worker_password.clone());
+        Self { url: stack.url.clone(), api_key: stack.api_key.clone(), nats }
     }
 }
 
-async fn measure(args: &BenchArgs, target: &Target) -> anyhow::Result<Report> {
+async fn measure(args: &BenchArgs, target: &BenchTarget) -> anyhow::Result<StackReport> {
     let nats = target.nats.connect().await?;
     let heartbeats = stored::heartbeats(&nats).await?;
-    let client = Client::new(&target.url, &target.api_key, &args.alias);
+    let client = ChatClient::new(&target.url, &target.api_key, &args.alias);
     let mut rows = Vec::new();
     for (i, &prompt_tokens) in args.prompts.iter().enumerate() {
         for (j, &concurrency) in args.concurrency.iter().enumerate() {
-            // Whatever is met for the first time may have to be compiled.
+            // Kernels for new shapes may have to be compiled first.
             let warm_up = match (i, j) {
                 (0, _) => concurrency,
                 (_, 0) => 1,
@@ -132,7 +133,7 @@ async fn measure(args: &BenchArgs, target: &Target) -> anyhow::Result<Report> {
             rows.extend(measure_row(&nats, &client, load, warm_up, requests).await?);
         }
     }
-    Ok(Report {
+    Ok(StackReport {
         url: target.url.clone(),
         model: args.alias.clone(),
         workers: heartbeats.iter().map(Into::into).collect(),
@@ -141,7 +142,7 @@ async fn measure(args: &BenchArgs, target: &Target) -> anyhow::Result<Report> {
     })
 }
 
-/// What is asked for, and how much of it at a time.
+/// The requests of one measurement: their size, and how many run at the same time.
 #[derive(Debug, Clone, Copy)]
 struct Load {
     prompt_tokens: u32,
@@ -151,38 +152,38 @@ struct Load {
 
 async fn measure_row(
     nats: &async_nats::Client,
-    client: &Client,
+    client: &ChatClient,
     load: Load,
     warm_up: usize,
     requests: usize,
-) -> anyhow::Result<Option<Row>> {
+) -> anyhow::Result<Option<ReportRow>> {
     let sender = client.clone();
     let send = move || -> Result<_, RequestError> {
         load.send(&sender, warm_up)?;
         let began = Instant::now();
-        let seen = load.send(&sender, requests)?;
-        Ok((seen, began.elapsed()))
+        let measurements = load.send(&sender, requests)?;
+        Ok((measurements, began.elapsed()))
     };
-    let (seen, whole) = tokio::task::spawn_blocking(send).await??;
-    let mut samples = Vec::with_capacity(seen.len());
-    for seen in seen {
-        let timings = stored::timings(nats, &seen.job).await?;
-        samples.push(Sample { seen, timings });
+    let (measurements, total) = tokio::task::spawn_blocking(send).await??;
+    let mut samples = Vec::with_capacity(measurements.len());
+    for client in measurements {
+        let worker = stored::timings(nats, &client.job).await?;
+        samples.push(Sample { client, worker });
     }
-    Ok(Series { concurrency: load.concurrency, samples, whole }.summarise())
+    Ok(RequestSeries { concurrency: load.concurrency, samples, total }.summarise())
 }
 
 impl Load {
-    /// Sends so many requests, [`Load::concurrency`] at a time; an answer without text is asked for again.
-    fn send(self, client: &Client, requests: usize) -> Result<Vec<Seen>, RequestError> {
+    /// Sends `requests` requests, [`Load::concurrency`] at a time. A request whose answer has no text is repeated.
+    fn send(self, client: &ChatClient, requests: usize) -> Result<Vec<ClientMeasurement>, RequestError> {
         let next = AtomicUsize::new(0);
         let results = Mutex::new(Vec::with_capacity(requests));
         std::thread::scope(|scope| {
             for _ in 0..self.concurrency.min(requests) {
                 scope.spawn(|| {
                     while next.fetch_add(1, Ordering::Relaxed) < requests {
-                        let seen = self.send_one(client);
-                        results.lock().unwrap_or_else(PoisonError::into_inner).push(seen);
+                        let result = self.send_one(client);
+                        results.lock().unwrap_or_else(PoisonError::into_inner).push(result);
                     }
                 });
             }
@@ -190,18 +191,21 @@ impl Load {
         results.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().collect()
     }
 
-    fn send_one(self, client: &Client) -> Result<Seen, RequestError> {
+    fn send_one(self, client: &ChatClient) -> Result<ClientMeasurement, RequestError> {
         let send = || client.request(&prompt(self.prompt_tokens, rand::random()), self.max_tokens);
-        let silent = |result: &Result<Seen, RequestError>| matches!(result, Err(RequestError::NoText));
-        (0..MAX_SILENT).map(|_| send()).find(|result| !silent(result)).unwrap_or(Err(RequestError::NoText))
+        let is_empty =
+            |result: &Result<ClientMeasurement, RequestError>| matches!(result, Err(RequestError::NoText));
+        (0..MAX_EMPTY_ANSWERS)
+            .map(|_| send())
+            .find(|result| !is_empty(result))
+            .unwrap_or(Err(RequestError::NoText))
     }
 }
 
-/// Answers without any text, one after the other, before that is an error: a model may end its
-/// turn at once, but not always.
-const MAX_SILENT: usize = 5;
+/// Answers without text in a row that count as an error: a model may end its turn at once, but not always.
+const MAX_EMPTY_ANSWERS: usize = 5;
 
-/// What a prompt is made of; about [`SENTENCE_TOKENS`] tokens each.
+/// The sentences that prompts consist of, of about [`SENTENCE_TOKENS`] tokens each.
 const SENTENCES: [&str; 6] = [
     "The old river carried slow boats past the stone houses of the town.",
     "Every morning the baker opened her window and sang to the children in the street.",
@@ -211,10 +215,10 @@ const SENTENCES: [&str; 6] = [
     "In the evening they lit lamps along the bridge and told each other long stories.",
 ];
 const SENTENCE_TOKENS: u32 = 16;
-/// Tokens that a chat template and the prompt's own frame add, about.
+/// Approximate number of tokens that the chat template and the rest of the prompt add.
 const FRAME_TOKENS: u32 = 48;
 
-/// A prompt of about `tokens` tokens that begins like no other, so that none of it is cached.
+/// A prompt of about `tokens` tokens. `nonce` makes its beginning unique, so that nothing of it is cached.
 fn prompt(tokens: u32, nonce: u16) -> String {
     let count = tokens.saturating_sub(FRAME_TOKENS) / SENTENCE_TOKENS;
     let start = usize::from(nonce);
@@ -228,7 +232,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn prompts_grow_as_wanted_and_differ_from_the_start() {
+    fn prompts_have_the_wanted_length_and_differ_from_the_start() {
         let sentences = |tokens| prompt(tokens, 1).matches('.').count();
         assert_eq!(sentences(1024) - sentences(256), 768 / SENTENCE_TOKENS as usize);
         assert_eq!(sentences(1), sentences(0));

@@ -1,4 +1,4 @@
-//! From single requests to a table, and to JSON for machines.
+//! The report of `emberline bench`: sums up requests, and shows them as a table or as JSON.
 
 use std::time::Duration;
 
@@ -6,42 +6,42 @@ use emberline_protocol::event::Timings;
 use emberline_protocol::heartbeat::Heartbeat;
 use serde::Serialize;
 
-use super::client::Seen;
+use super::client::ClientMeasurement;
 use crate::table::table;
 
-/// One request as its client saw it, and as its worker did.
+/// One request, measured by the client and by the worker.
 #[derive(Debug, Clone)]
 pub(crate) struct Sample {
-    pub(crate) seen: Seen,
-    pub(crate) timings: Timings,
+    pub(crate) client: ClientMeasurement,
+    pub(crate) worker: Timings,
 }
 
-/// Requests of one prompt length that ran so many at a time.
+/// The requests of one measurement: one prompt length, and one number of concurrent requests.
 #[derive(Debug)]
-pub(crate) struct Series {
+pub(crate) struct RequestSeries {
     pub(crate) concurrency: usize,
     pub(crate) samples: Vec<Sample>,
-    /// From the first request's start to the last one's end.
-    pub(crate) whole: Duration,
+    /// From the start of the first request to the end of the last.
+    pub(crate) total: Duration,
 }
 
-/// What a series says.
+/// The results of one measurement.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub(crate) struct Row {
+pub(crate) struct ReportRow {
     pub(crate) concurrency: usize,
     pub(crate) requests: usize,
-    /// Median.
+    /// Median prompt length.
     pub(crate) prompt_tokens: u32,
-    /// Prompt tokens by the worker's time for them, all requests together.
+    /// Prompt tokens per second of the worker's prefill time, all requests together.
     pub(crate) prompt_tokens_per_s: f64,
-    /// Decoded tokens by the worker's time from first to last, for one stream.
+    /// Decoded tokens per second of the worker's decode time, for one stream.
     pub(crate) decode_tokens_per_s_per_stream: f64,
-    /// Generated tokens by wall-clock time, all streams together and prompts included.
+    /// Generated tokens per second of wall-clock time, all streams together, prefill included.
     pub(crate) output_tokens_per_s: f64,
     pub(crate) first_token_ms: Spread,
-    /// The client's time to the first token less the worker's: function, NATS and HTTP. Median.
+    /// Median of the client's time to the first token minus the worker's: function, NATS and HTTP.
     pub(crate) outside_model_ms: f64,
-    /// The same as a share of the client's. Median.
+    /// Median of that time as a share of the client's time to the first token.
     pub(crate) outside_model_share: f64,
 }
 
@@ -52,17 +52,17 @@ pub(crate) struct Spread {
     pub(crate) p95: f64,
 }
 
-/// All of a run.
+/// The report of a run.
 #[derive(Debug, Serialize)]
-pub(crate) struct Report {
+pub(crate) struct StackReport {
     pub(crate) url: String,
     pub(crate) model: String,
     pub(crate) workers: Vec<WorkerLine>,
     pub(crate) max_tokens: u32,
-    pub(crate) rows: Vec<Row>,
+    pub(crate) rows: Vec<ReportRow>,
 }
 
-/// What computed.
+/// A worker that took part.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct WorkerLine {
     pub(crate) device: String,
@@ -76,42 +76,42 @@ impl From<&Heartbeat> for WorkerLine {
     }
 }
 
-impl Series {
+impl RequestSeries {
     /// `None` without samples.
-    pub(crate) fn summarise(&self) -> Option<Row> {
+    pub(crate) fn summarise(&self) -> Option<ReportRow> {
         let each = |f: &dyn Fn(&Sample) -> f64| -> Vec<f64> { self.samples.iter().map(f).collect() };
         let sum = |f: &dyn Fn(&Sample) -> f64| each(f).iter().sum::<f64>();
-        let outside = |s: &Sample| (millis(s.seen.first_token) - s.timings.first_token_ms).max(0.0);
-        let prompt_tokens = quantile(&each(&|s| f64::from(s.seen.prompt_tokens)), 0.5)?;
-        let prefill_s = sum(&|s| s.timings.prefill_ms) / 1e3;
-        let decode_s = sum(&|s| s.timings.decode_ms) / 1e3;
+        let outside = |s: &Sample| (millis(s.client.first_token) - s.worker.first_token_ms).max(0.0);
+        let prompt_tokens = quantile(&each(&|s| f64::from(s.client.prompt_tokens)), 0.5)?;
+        let prefill_s = sum(&|s| s.worker.prefill_ms) / 1e3;
+        let decode_s = sum(&|s| s.worker.decode_ms) / 1e3;
         // The first token comes out of the prompt.
-        let decoded = sum(&|s| f64::from(s.seen.completion_tokens.saturating_sub(1)));
-        Some(Row {
+        let decoded = sum(&|s| f64::from(s.client.completion_tokens.saturating_sub(1)));
+        Some(ReportRow {
             concurrency: self.concurrency,
             requests: self.samples.len(),
             prompt_tokens: prompt_tokens as u32,
-            prompt_tokens_per_s: rate(sum(&|s| f64::from(s.seen.prompt_tokens)), prefill_s),
+            prompt_tokens_per_s: rate(sum(&|s| f64::from(s.client.prompt_tokens)), prefill_s),
             decode_tokens_per_s_per_stream: rate(decoded, decode_s),
             output_tokens_per_s: rate(
-                sum(&|s| f64::from(s.seen.completion_tokens)),
-                self.whole.as_secs_f64(),
+                sum(&|s| f64::from(s.client.completion_tokens)),
+                self.total.as_secs_f64(),
             ),
-            first_token_ms: spread(&each(&|s| millis(s.seen.first_token)))?,
+            first_token_ms: spread(&each(&|s| millis(s.client.first_token)))?,
             outside_model_ms: quantile(&each(&outside), 0.5)?,
-            outside_model_share: quantile(&each(&|s| outside(s) / millis(s.seen.first_token)), 0.5)?,
+            outside_model_share: quantile(&each(&|s| outside(s) / millis(s.client.first_token)), 0.5)?,
         })
     }
 }
 
-impl Report {
-    /// For people.
+impl StackReport {
+    /// The report as text.
     pub(crate) fn render(&self) -> String {
         let workers: Vec<String> =
             self.workers.iter().map(|w| format!("{} ({} {})", w.device, w.engine, w.version)).collect();
         let head = [
             "prompt",
-            "at once",
+            "concurrent",
             "n",
             "prompt tok/s",
             "decode tok/s",
@@ -133,7 +133,7 @@ impl Report {
             ]
         });
         format!(
-            "{} at {}\n{} worker(s): {}\n{} tokens wanted of each request\n\n{}\n\n{LEGEND}",
+            "{} at {}\n{} worker(s): {}\n{} tokens requested each time\n\n{}\n\n{LEGEND}",
             self.model,
             self.url,
             self.workers.len(),
@@ -145,11 +145,10 @@ impl Report {
 }
 
 const LEGEND: &str = "\
-prompt tok/s, decode tok/s: by the worker's own clock; decode for one of the streams
-output tok/s: all streams together, by the wall clock, prompts included
+prompt tok/s, decode tok/s: by the worker's clock; decode for a single stream
+output tok/s: by the wall clock, all streams together, prefill included
 first token ms: min / median / 95th percentile, from sending the request to the first text
-outside the model: what the client waits for the first token longer than the worker needed for
-it (function, NATS, HTTP), median";
+outside the model: the client's time to the first token minus the worker's (function, NATS, HTTP), median";
 
 fn millis(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
@@ -163,7 +162,7 @@ fn spread(values: &[f64]) -> Option<Spread> {
     Some(Spread { min: quantile(values, 0.0)?, median: quantile(values, 0.5)?, p95: quantile(values, 0.95)? })
 }
 
-/// Nearest-rank quantile; `None` of nothing.
+/// The quantile `q` by the nearest-rank method; `None` if there are no values.
 fn quantile(values: &[f64], q: f64) -> Option<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -179,14 +178,14 @@ mod tests {
 
     fn sample(first_token_ms: u64, worker_first_token_ms: f64) -> Sample {
         Sample {
-            seen: Seen {
+            client: ClientMeasurement {
                 job: JobId::from_random(1),
                 prompt_tokens: 100,
                 completion_tokens: 21,
                 first_token: Duration::from_millis(first_token_ms),
-                whole: Duration::from_millis(first_token_ms + 1000),
+                total: Duration::from_millis(first_token_ms + 1000),
             },
-            timings: Timings {
+            worker: Timings {
                 queue_ms: 1.0,
                 prefill_ms: 200.0,
                 first_token_ms: worker_first_token_ms,
@@ -198,7 +197,7 @@ mod tests {
     #[test]
     fn rates_come_from_the_worker_and_latencies_from_the_client() {
         let samples = vec![sample(250, 240.0), sample(300, 240.0), sample(400, 240.0)];
-        let series = Series { concurrency: 1, samples, whole: Duration::from_secs(4) };
+        let series = RequestSeries { concurrency: 1, samples, total: Duration::from_secs(4) };
         let row = series.summarise().unwrap();
         assert_eq!(row.requests, 3);
         assert_eq!(row.prompt_tokens, 100);
@@ -211,15 +210,19 @@ mod tests {
     }
 
     #[test]
-    fn a_series_without_answers_says_nothing() {
-        assert_eq!(Series { concurrency: 1, samples: vec![], whole: Duration::ZERO }.summarise(), None);
+    fn a_series_without_samples_has_no_row() {
+        assert_eq!(
+            RequestSeries { concurrency: 1, samples: vec![], total: Duration::ZERO }.summarise(),
+            None
+        );
     }
 
     #[test]
     fn the_report_names_device_and_engine() {
         let samples = vec![sample(250, 240.0)];
-        let row = Series { concurrency: 4, samples, whole: Duration::from_secs(2) }.summarise().unwrap();
-        let report = Report {
+        let row =
+            RequestSeries { concurrency: 4, samples, total: Duration::from_secs(2) }.summarise().unwrap();
+        let report = StackReport {
             url: "http://h".into(),
             model: "m".into(),
             workers: vec![WorkerLine {

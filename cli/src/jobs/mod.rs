@@ -1,4 +1,4 @@
-//! `emberline jobs`: the queues, and the jobs that were given up: shown, run again, thrown away.
+//! `emberline jobs`: shows the queues; shows, replays and drops dead letters (jobs that were given up).
 
 mod dead_letters;
 mod queues;
@@ -13,7 +13,7 @@ use crate::nats::access::AdminArgs;
 use crate::runtime::runtime;
 use crate::table::table;
 use crate::time_format;
-use dead_letters::{DeadLetters, Letter};
+use dead_letters::{DeadLetter, DeadLetters};
 use queues::Queue;
 
 #[derive(Debug, Args)]
@@ -26,13 +26,13 @@ pub(crate) struct JobsArgs {
 
 #[derive(Debug, Subcommand)]
 enum JobsCommand {
-    /// List each model's waiting and running jobs, and the jobs that were given up.
+    /// Count each model's waiting and running jobs, and list the jobs that were given up.
     List(ListArgs),
     /// Show a job that was given up, as JSON.
     Show(JobArgs),
-    /// Run a job again that was given up, at nobody's charge, and print its answer.
+    /// Run a job that was given up again, without charging its key, and print its answer.
     Replay(ReplayArgs),
-    /// Throw a job away that was given up.
+    /// Delete a job that was given up.
     Drop(JobArgs),
 }
 
@@ -54,7 +54,7 @@ struct JobArgs {
 struct ReplayArgs {
     #[command(flatten)]
     job: JobArgs,
-    /// Keep it among those that were given up, also when it ends well
+    /// Keep the dead letter even if the job now succeeds
     #[arg(long)]
     keep: bool,
 }
@@ -72,36 +72,36 @@ pub(crate) fn run(args: &JobsArgs, cache: &Cache) -> anyhow::Result<()> {
             JobsCommand::List(args) => {
                 list(&queues::queues(&client).await?, &letters.list().await?, args)?;
             }
-            JobsCommand::Show(args) => println!("{:#}", letters.find(&args.id).await?.described()),
+            JobsCommand::Show(args) => println!("{:#}", letters.find(&args.id).await?.details()),
             JobsCommand::Replay(args) => {
                 let letter = letters.find(&args.job.id).await?;
                 replay::replay(&client, letter.job()?).await?;
                 if !args.keep {
                     letters.remove(&letter).await?;
-                    eprintln!("{} is no longer among the jobs that were given up", args.job.id);
+                    eprintln!("removed {} from the jobs that were given up", args.job.id);
                 }
             }
             JobsCommand::Drop(args) => {
                 letters.remove(&letters.find(&args.id).await?).await?;
-                eprintln!("{} is thrown away", args.id);
+                eprintln!("deleted {}", args.id);
             }
         }
         Ok(())
     })
 }
 
-fn list(queues: &[Queue], letters: &[Letter], args: &ListArgs) -> anyhow::Result<()> {
+fn list(queues: &[Queue], letters: &[DeadLetter], args: &ListArgs) -> anyhow::Result<()> {
     if args.json {
-        let letters: Vec<_> = letters.iter().map(Letter::summary).collect();
+        let letters: Vec<_> = letters.iter().map(DeadLetter::summary).collect();
         let all = json!({"queues": queues, "given_up": letters});
         println!("{}", serde_json::to_string_pretty(&all)?);
     } else {
-        println!("{}\n\n{}", rendered_queues(queues), rendered_letters(letters));
+        println!("{}\n\n{}", render_queues(queues), render_dead_letters(letters));
     }
     Ok(())
 }
 
-fn rendered_queues(queues: &[Queue]) -> String {
+fn render_queues(queues: &[Queue]) -> String {
     if queues.is_empty() {
         return "no model has a queue".to_owned();
     }
@@ -110,17 +110,17 @@ fn rendered_queues(queues: &[Queue]) -> String {
     table(&head, queues.iter().map(row))
 }
 
-fn rendered_letters(letters: &[Letter]) -> String {
+fn render_dead_letters(letters: &[DeadLetter]) -> String {
     if letters.is_empty() {
         return "no job was given up".to_owned();
     }
     let head = ["given up", "model", "when", "attempts", "reason"].map(String::from);
     let or_unknown = |text: Option<String>| text.unwrap_or_else(|| "?".to_owned());
-    let row = |letter: &Letter| {
+    let row = |letter: &DeadLetter| {
         [
             or_unknown(letter.id.as_ref().map(ToString::to_string)),
             letter.model.clone(),
-            or_unknown(letter.when.map(time_format::minute)),
+            or_unknown(letter.given_up_at.map(time_format::date_and_minute)),
             or_unknown(letter.attempts.clone()),
             letter.reason.clone(),
         ]
@@ -133,10 +133,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_empty_house_is_told_in_words() {
-        assert_eq!(rendered_queues(&[]), "no model has a queue");
-        assert_eq!(rendered_letters(&[]), "no job was given up");
+    fn empty_lists_are_shown_in_words() {
+        assert_eq!(render_queues(&[]), "no model has a queue");
+        assert_eq!(render_dead_letters(&[]), "no job was given up");
         let queues = [Queue { model: "m".into(), waiting: 12, running: 3 }];
-        assert_eq!(rendered_queues(&queues), "model  waiting  running\nm      12       3");
+        assert_eq!(render_queues(&queues), "model  waiting  running\nm      12       3");
     }
 }

@@ -1,4 +1,4 @@
-//! How many jobs wait and run, as the consumers of JOBS tell.
+//! Counts the waiting and running jobs of each model, from the consumers of the stream `JOBS`.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::nats::jetstream_api::{self, JetStreamError};
 
-/// One model's jobs, in all lanes.
+/// The jobs of one model, in all lanes together.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct Queue {
     pub(super) model: String,
@@ -17,19 +17,19 @@ pub(super) struct Queue {
     pub(super) running: u64,
 }
 
-/// All models that have or had a worker, by name.
+/// The queues of all models that have or had a worker, sorted by name.
 pub(super) async fn queues(client: &Client) -> Result<Vec<Queue>, JetStreamError> {
     let mut consumers = Vec::new();
     loop {
         let list = format!("CONSUMER.LIST.{JOBS_STREAM}");
         let page = match jetstream_api::call(client, &list, &json!({"offset": consumers.len()})).await {
-            Err(error) if error.is_absence() => break,
+            Err(error) if error.is_not_found() => break,
             page => page?,
         };
-        let more = page["consumers"].as_array().cloned().unwrap_or_default();
+        let batch = page["consumers"].as_array().cloned().unwrap_or_default();
         let total = page["total"].as_u64().unwrap_or_default();
-        let is_last = more.is_empty();
-        consumers.extend(more);
+        let is_last = batch.is_empty();
+        consumers.extend(batch);
         if is_last || consumers.len() as u64 >= total {
             break;
         }
@@ -41,7 +41,7 @@ fn summed(consumers: &[Value]) -> Vec<Queue> {
     let mut queues = BTreeMap::<String, Queue>::new();
     for consumer in consumers {
         let subject = consumer["config"]["filter_subject"].as_str();
-        // Whatever else takes from the queue is not ours.
+        // Somebody else's consumer.
         let Some(model) = subject.and_then(model_of_jobs) else { continue };
         let count = |field: &str| consumer[field].as_u64().unwrap_or_default();
         let empty = || Queue { model: model.clone(), waiting: 0, running: 0 };

@@ -1,6 +1,6 @@
-//! `emberline keys`: makes, lists, replaces and takes back API keys.
+//! `emberline keys`: creates, lists, rotates and revokes API keys.
 //!
-//! A key is shown once, when it is made; the [`store`] knows its SHA-256 only.
+//! A key is printed once, when it is created; the [`store`] holds only its SHA-256.
 
 mod store;
 
@@ -17,8 +17,8 @@ use crate::key_gen::new_api_key;
 use crate::nats::access::AdminArgs;
 use crate::runtime::runtime;
 use crate::table::table;
-use crate::time_format::{self, When, now_ms, parse_duration, parse_when};
-pub(crate) use store::Keys;
+use crate::time_format::{self, TimePoint, now_ms, parse_duration, parse_time_point};
+pub(crate) use store::KeyStore;
 
 #[derive(Debug, Args)]
 pub(crate) struct KeysArgs {
@@ -30,15 +30,15 @@ pub(crate) struct KeysArgs {
 
 #[derive(Debug, Subcommand)]
 enum KeysCommand {
-    /// Make a key and print it; it is not shown again.
+    /// Create a key and print it; it is not shown again.
     Create(CreateArgs),
     /// List all keys.
     List(OutputArgs),
-    /// Show one key's record.
+    /// Show the record of one key.
     Show(ShowArgs),
-    /// Make another key with the same settings in a key's place, and print it.
+    /// Replace a key by a new one with the same settings, and print that.
     Rotate(RotateArgs),
-    /// Take a key back; it is refused within two seconds.
+    /// Revoke a key; it is refused within two seconds.
     Revoke(RevokeArgs),
 }
 
@@ -51,15 +51,15 @@ struct OutputArgs {
 
 #[derive(Debug, Args)]
 struct CreateArgs {
-    /// What to call it
+    /// Its name
     #[arg(long, value_parser = parse_name)]
     name: String,
-    /// The only models that it may use, by name or alias, separated by commas
+    /// The models that it may use, by name or alias, separated by commas [default: all]
     #[arg(long, value_delimiter = ',', value_name = "MODEL")]
     models: Option<Vec<String>>,
-    /// When it ends: a time like 30d, or a date like 2027-01-31 (UTC)
-    #[arg(long, value_parser = parse_when, value_name = "WHEN")]
-    expires: Option<When>,
+    /// When it expires: a time from now like 30d, or a date like 2027-01-31 (UTC)
+    #[arg(long, value_parser = parse_time_point, value_name = "WHEN")]
+    expires: Option<TimePoint>,
     #[command(flatten)]
     limits: LimitArgs,
     #[command(flatten)]
@@ -75,12 +75,12 @@ struct LimitArgs {
     requests_per_hour: Option<u64>,
     #[arg(long, value_name = "N", value_parser = limit())]
     requests_per_day: Option<u64>,
-    /// Prompts and answers together
+    /// Prompts and completions together
     #[arg(long, value_name = "N", value_parser = limit())]
     tokens_per_minute: Option<u64>,
     #[arg(long, value_name = "N", value_parser = limit())]
     tokens_per_day: Option<u64>,
-    /// Jobs that wait or run at the same time
+    /// Jobs that may wait or run at the same time
     #[arg(long, value_name = "N", value_parser = limit())]
     jobs_at_once: Option<u64>,
 }
@@ -119,7 +119,7 @@ fn parse_name(name: &str) -> Result<String, &'static str> {
     if !fits || name.trim() != name {
         return Err("must be 1 to 64 characters, without spaces around them");
     }
-    // Where a key is asked for, both will do.
+    // Commands take a key's name or its id, so no name may look like an id.
     if KeyId::try_from(name.to_owned()).is_ok() {
         return Err("must not look like a key's id");
     }
@@ -142,7 +142,7 @@ impl From<&LimitArgs> for KeyLimits {
 pub(crate) fn run(args: &KeysArgs, cache: &Cache) -> anyhow::Result<()> {
     let access = args.access.resolve(cache)?;
     runtime()?.block_on(async {
-        let keys = Keys::open(&access).await?;
+        let keys = KeyStore::open(&access).await?;
         match &args.command {
             KeysCommand::Create(args) => create(&keys, args).await,
             KeysCommand::List(output) => list(&keys, output).await,
@@ -153,10 +153,13 @@ pub(crate) fn run(args: &KeysArgs, cache: &Cache) -> anyhow::Result<()> {
     })
 }
 
-async fn create(keys: &Keys, args: &CreateArgs) -> anyhow::Result<()> {
+async fn create(keys: &KeyStore, args: &CreateArgs) -> anyhow::Result<()> {
     let now = now_ms();
-    let expires = args.expires.map(|when| when.ahead(now));
-    ensure!(expires.is_none_or(|expires| expires > now), "--expires lies in the past; give a time to come");
+    let expires = args.expires.map(|time| time.after(now));
+    ensure!(
+        expires.is_none_or(|expires| expires > now),
+        "--expires lies in the past; give a time in the future"
+    );
     let taken = keys
         .list()
         .await?
@@ -164,32 +167,32 @@ async fn create(keys: &Keys, args: &CreateArgs) -> anyhow::Result<()> {
         .find(|entry| entry.record.name == args.name && entry.record.state(now) == KeyState::Active);
     if let Some(taken) = taken {
         anyhow::bail!(
-            "key {} is called '{}' already; choose another name, or `emberline keys rotate` it",
+            "key {} already has the name '{}'; choose another name, or replace that key with `emberline keys rotate`",
             taken.record.id,
             args.name
         );
     }
     let (name, models, limits) = (args.name.clone(), args.models.clone(), KeyLimits::from(&args.limits));
-    let (secret, record) = new_key(now, |made| KeyRecord { name, models, limits, expires, ..made })?;
+    let (secret, record) = new_key(now, |new| KeyRecord { name, models, limits, expires, ..new })?;
     keys.add(&secret, &record).await?;
     print_new(&secret, &record, &args.output);
     Ok(())
 }
 
-async fn rotate(keys: &Keys, args: &RotateArgs) -> anyhow::Result<()> {
+async fn rotate(keys: &KeyStore, args: &RotateArgs) -> anyhow::Result<()> {
     let now = now_ms();
     let mut old = keys.find(&args.key, now).await?;
     ensure!(
         old.record.state(now) == KeyState::Active,
-        "key {} is {} already; make a new one with `emberline keys create`",
+        "key {} is already {}; create a new one with `emberline keys create`",
         old.record.id,
         state(&old.record, now)
     );
     let settings = old.record.clone();
-    let (secret, record) = new_key(now, |made| KeyRecord {
-        id: made.id,
-        created: made.created,
-        last_four: made.last_four,
+    let (secret, record) = new_key(now, |new| KeyRecord {
+        id: new.id,
+        created: new.created,
+        last_four: new.last_four,
         ..settings
     })?;
     keys.add(&secret, &record).await?;
@@ -205,7 +208,7 @@ async fn rotate(keys: &Keys, args: &RotateArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn revoke(keys: &Keys, args: &RevokeArgs) -> anyhow::Result<()> {
+async fn revoke(keys: &KeyStore, args: &RevokeArgs) -> anyhow::Result<()> {
     let now = now_ms();
     let mut entry = keys.find(&args.key, now).await?;
     if entry.record.revoked.is_none() {
@@ -216,21 +219,21 @@ async fn revoke(keys: &Keys, args: &RevokeArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn list(keys: &Keys, output: &OutputArgs) -> anyhow::Result<()> {
+async fn list(keys: &KeyStore, output: &OutputArgs) -> anyhow::Result<()> {
     let now = now_ms();
     let records: Vec<KeyRecord> = keys.list().await?.into_iter().map(|entry| entry.record).collect();
     if output.json {
         let records: Vec<_> = records.iter().map(|record| described(record, now)).collect();
         println!("{}", serde_json::to_string_pretty(&records)?);
     } else if records.is_empty() {
-        println!("there are no keys; make one with `emberline keys create`");
+        println!("there are no keys; create one with `emberline keys create`");
     } else {
         println!("{}", render(&records, now));
     }
     Ok(())
 }
 
-async fn show(keys: &Keys, args: &ShowArgs) -> anyhow::Result<()> {
+async fn show(keys: &KeyStore, args: &ShowArgs) -> anyhow::Result<()> {
     let now = now_ms();
     let record = keys.find(&args.key, now).await?.record;
     if args.output.json {
@@ -241,8 +244,8 @@ async fn show(keys: &Keys, args: &ShowArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A key made at `now`, and its record with the settings that `settle` makes of an empty one.
-fn new_key(now: u64, settle: impl FnOnce(KeyRecord) -> KeyRecord) -> anyhow::Result<(String, KeyRecord)> {
+/// Generates a key, and its record with the settings that `configure` gives it. `now` is in Unix milliseconds.
+fn new_key(now: u64, configure: impl FnOnce(KeyRecord) -> KeyRecord) -> anyhow::Result<(String, KeyRecord)> {
     let secret = new_api_key()?;
     let record = KeyRecord {
         v: PROTOCOL_VERSION,
@@ -255,10 +258,10 @@ fn new_key(now: u64, settle: impl FnOnce(KeyRecord) -> KeyRecord) -> anyhow::Res
         models: None,
         limits: KeyLimits::default(),
     };
-    Ok((secret, settle(record)))
+    Ok((secret, configure(record)))
 }
 
-/// The key alone goes to standard output, so that a script can take it from there.
+/// Prints a new key. Only the key goes to standard output, so that a script can read it from there.
 fn print_new(secret: &str, record: &KeyRecord, output: &OutputArgs) {
     if output.json {
         let mut described = described(record, record.created);
@@ -292,8 +295,8 @@ fn render(records: &[KeyRecord], now: u64) -> String {
             record.name.clone(),
             format!("…{}", record.last_four),
             state(record, now).to_owned(),
-            time_format::minute(record.created),
-            record.expires.map_or_else(|| "never".to_owned(), time_format::minute),
+            time_format::date_and_minute(record.created),
+            record.expires.map_or_else(|| "never".to_owned(), time_format::date_and_minute),
             record.models.as_ref().map_or_else(|| "all".to_owned(), |models| models.join(",")),
             limits(&record.limits),
         ]
@@ -301,9 +304,9 @@ fn render(records: &[KeyRecord], now: u64) -> String {
     table(&head, records.iter().map(row))
 }
 
-/// `requests 60/minute, 4 jobs at once`.
+/// `60 requests a minute, 4 jobs at once`, or `default`.
 fn limits(limits: &KeyLimits) -> String {
-    let said = [
+    let all = [
         ("requests a minute", limits.requests_per_minute),
         ("requests an hour", limits.requests_per_hour),
         ("requests a day", limits.requests_per_day),
@@ -311,9 +314,9 @@ fn limits(limits: &KeyLimits) -> String {
         ("tokens a day", limits.tokens_per_day),
         ("jobs at once", limits.jobs_at_once),
     ];
-    let said: Vec<String> =
-        said.into_iter().filter_map(|(what, limit)| Some(format!("{} {what}", limit?))).collect();
-    if said.is_empty() { "default".to_owned() } else { said.join(", ") }
+    let set: Vec<String> =
+        all.into_iter().filter_map(|(unit, limit)| Some(format!("{} {unit}", limit?))).collect();
+    if set.is_empty() { "default".to_owned() } else { set.join(", ") }
 }
 
 #[cfg(test)]
@@ -321,8 +324,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_new_key_is_known_by_its_hash_and_its_end() {
-        let (secret, record) = new_key(now_ms(), |made| made).unwrap();
+    fn a_new_key_is_recorded_by_its_hash_and_last_four_characters() {
+        let (secret, record) = new_key(now_ms(), |new| new).unwrap();
         assert_eq!((secret.len(), &secret[..7]), (50, "sk-emb-"));
         assert_eq!(record.id, KeyId::of_key(secret.as_bytes()));
         assert!(secret.ends_with(&record.last_four) && record.last_four.len() == 4);
@@ -330,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_no_ids() {
+    fn a_name_that_looks_like_an_id_is_refused() {
         assert!(parse_name("Ada's laptop").is_ok());
         for wrong in ["", " a", "a\nb", "0123456789abcdef", &"x".repeat(65)] {
             assert!(parse_name(wrong).is_err(), "{wrong:?}");
@@ -339,7 +342,7 @@ mod tests {
 
     #[test]
     fn a_key_is_one_line_of_the_list() {
-        let (_, record) = new_key(now_ms(), |made| KeyRecord {
+        let (_, record) = new_key(now_ms(), |new| KeyRecord {
             name: "n".into(),
             last_four: "wxyz".into(),
             created: 0,
@@ -350,7 +353,7 @@ mod tests {
                 jobs_at_once: Some(4),
                 ..KeyLimits::default()
             },
-            ..made
+            ..new
         })
         .unwrap();
         let text = render(&[record], 60_000);

@@ -1,4 +1,4 @@
-//! Looking into a running stack by way of its NATS, as the user `worker`, or `admin` for keys and usage.
+//! Connects to the NATS of a stack: as the user `worker` to look at it, as `admin` to administer it.
 
 use std::time::Duration;
 
@@ -7,15 +7,15 @@ use clap::Args;
 use emberline_protocol::subject::{self, JobId, MIN_NATS_VERSION};
 
 use crate::cache::Cache;
-use crate::running_stack::{self, StateError};
+use crate::running_stack::{self, RunningStackError};
 
 /// How long connecting and each request may take.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Which stack to look into, when it is not the one that runs with this cache folder.
+/// Options that name the stack to look at, if it is not the one that runs with this cache folder.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct AccessArgs {
-    /// Address of nats-server [default: that of the running stack]
+    /// Address of nats-server [default: the running stack's]
     #[arg(long, value_name = "ADDRESS", requires = "nats_password")]
     pub(crate) nats: Option<String>,
     /// Password of the user `worker`
@@ -23,10 +23,10 @@ pub(crate) struct AccessArgs {
     pub(crate) nats_password: Option<String>,
 }
 
-/// Which stack's keys to keep, when it is not the one that runs with this cache folder.
+/// Options that name the stack to administer, if it is not the one that runs with this cache folder.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct AdminArgs {
-    /// Address of nats-server, or several of a cluster with commas [default: that of the running stack]
+    /// Address of nats-server; of a cluster, several separated by commas [default: the running stack's]
     #[arg(long, value_name = "ADDRESS", global = true)]
     nats: Option<String>,
     /// Password of the user `admin`
@@ -34,7 +34,7 @@ pub(crate) struct AdminArgs {
     admin_password: Option<String>,
 }
 
-/// Where nats-server is and how to be let in.
+/// The address of nats-server, and a user with a password.
 #[derive(Debug, Clone)]
 pub(crate) struct NatsAccess {
     pub(crate) address: String,
@@ -42,68 +42,68 @@ pub(crate) struct NatsAccess {
     password: String,
 }
 
-/// A stack can't be looked into.
+/// Why a stack's NATS can't be reached or read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AccessError {
-    #[error("no stack runs with this cache folder; start one with `make up`, or name one with --nats")]
+    #[error("no stack is running with this cache folder; start one with `make up`, or name one with --nats")]
     NoStack,
     #[error("--nats needs the password of the user `admin`: set EMBERLINE_ADMIN_PASSWORD")]
     NoPassword,
     #[error(transparent)]
-    State(#[from] StateError),
+    RunningStack(#[from] RunningStackError),
     #[error("nats-server at {address}: {reason}")]
     Connect { address: String, reason: String },
     #[error("nats-server at {address} is {version}; Emberline needs {}.{} or newer", MIN_NATS_VERSION.0, MIN_NATS_VERSION.1)]
     TooOld { address: String, version: String },
     #[error("nats-server at {address} has JetStream off; start it with deploy/nats.conf")]
     NoJetStream { address: String },
-    #[error("NATS does not answer a look-up in {stream}: {reason}")]
-    LookUp { stream: &'static str, reason: String },
-    #[error("the event log of job {0} has no end with timings")]
+    #[error("reading the stream {stream} failed: {reason}")]
+    Read { stream: &'static str, reason: String },
+    #[error("the event log of job {0} does not end with timings")]
     NoTimings(JobId),
 }
 
 impl AccessArgs {
-    /// The stack that was named, or the running one.
+    /// Access to the stack that the options name, or to the running one.
     pub(crate) fn resolve(&self, cache: &Cache) -> Result<NatsAccess, AccessError> {
         if let (Some(address), Some(password)) = (self.nats.clone(), self.nats_password.clone()) {
             return Ok(NatsAccess::worker(address, password));
         }
-        let state = running_stack::running(cache)?.ok_or(AccessError::NoStack)?;
-        Ok(NatsAccess::worker(state.nats, state.worker_password))
+        let stack = running_stack::find(cache)?.ok_or(AccessError::NoStack)?;
+        Ok(NatsAccess::worker(stack.nats, stack.worker_password))
     }
 }
 
 impl AdminArgs {
-    /// The stack that was named, or the running one.
+    /// Access to the stack that the options name, or to the running one.
     pub(crate) fn resolve(&self, cache: &Cache) -> Result<NatsAccess, AccessError> {
         if let Some(address) = self.nats.clone() {
             let password = self.admin_password.clone().ok_or(AccessError::NoPassword)?;
             return Ok(NatsAccess::admin(address, password));
         }
-        let state = running_stack::running(cache)?.ok_or(AccessError::NoStack)?;
-        Ok(NatsAccess::admin(state.nats, state.admin_password))
+        let stack = running_stack::find(cache)?.ok_or(AccessError::NoStack)?;
+        Ok(NatsAccess::admin(stack.nats, stack.admin_password))
     }
 }
 
 impl NatsAccess {
-    /// Access with a worker's rights.
+    /// Access with the rights of a worker.
     pub(crate) fn worker(address: String, password: String) -> Self {
         Self { address, user: "worker", password }
     }
 
-    /// Access with the rights of whoever keeps keys and streams.
+    /// Access with the right to manage keys and streams.
     pub(crate) fn admin(address: String, password: String) -> Self {
         Self { address, user: "admin", password }
     }
 
-    /// Connects and checks that the server can carry Emberline.
+    /// Connects, and checks that the server is new enough and has JetStream enabled.
     pub(crate) async fn connect(&self) -> Result<Client, AccessError> {
         let address = self.address.clone();
         let servers: Vec<&str> = address.split(',').map(str::trim).collect();
         let client = ConnectOptions::with_user_and_password(self.user.to_owned(), self.password.clone())
             .name("emberline")
-            // deploy/nats.conf lets each user listen on its own inboxes only.
+            // deploy/nats.conf lets each user subscribe to its own inboxes only.
             .custom_inbox_prefix(format!("_INBOX_{}", self.user))
             .connection_timeout(TIMEOUT)
             .request_timeout(Some(TIMEOUT))

@@ -1,4 +1,4 @@
-//! Reads what the streams hold: heartbeats, event logs, and any stream from a given place on.
+//! Reads messages that are stored in streams, by JetStream's direct get.
 
 use async_nats::{Client, HeaderMap, Request, StatusCode};
 use emberline_protocol::event::{Event, EventKind, Timings};
@@ -9,9 +9,9 @@ use futures::StreamExt;
 use super::access::{AccessError, TIMEOUT};
 use crate::time_format;
 
-/// The heartbeats of all workers, by worker id.
+/// The latest heartbeat of every worker, sorted by worker id.
 pub(crate) async fn heartbeats(client: &Client) -> Result<Vec<Heartbeat>, AccessError> {
-    let failed = |reason: String| AccessError::LookUp { stream: WORKERS_STREAM, reason };
+    let failed = |reason: String| AccessError::Read { stream: WORKERS_STREAM, reason };
     let inbox = client.new_inbox();
     let mut answers = client.subscribe(inbox.clone()).await.map_err(|e| failed(e.to_string()))?;
     let query = serde_json::json!({"multi_last": [subject::WORKERS_SUBJECTS]}).to_string();
@@ -22,14 +22,15 @@ pub(crate) async fn heartbeats(client: &Client) -> Result<Vec<Heartbeat>, Access
     let mut found = Vec::new();
     loop {
         let answer = tokio::time::timeout(TIMEOUT, answers.next()).await;
-        let message =
-            answer.map_err(|e| failed(e.to_string()))?.ok_or_else(|| failed("it hung up".into()))?;
+        let message = answer
+            .map_err(|e| failed(e.to_string()))?
+            .ok_or_else(|| failed("the connection was closed".into()))?;
         match message.status {
             None => {
                 let current = serde_json::from_slice(&message.payload).ok();
                 found.extend(current.filter(|_| !is_removal(message.headers.as_ref())));
             }
-            // The end of a batch, and of an empty bucket.
+            // The end of a batch, or an empty bucket.
             Some(status) if status.as_u16() == 204 || status == StatusCode::NOT_FOUND => break,
             Some(status) => return Err(failed(format!("status {status}"))),
         }
@@ -38,49 +39,50 @@ pub(crate) async fn heartbeats(client: &Client) -> Result<Vec<Heartbeat>, Access
     Ok(found)
 }
 
-/// A message of a stream.
+/// A message that a stream holds.
 #[derive(Debug)]
-pub(crate) struct Stored {
+pub(crate) struct StoredMessage {
     pub(crate) subject: String,
     pub(crate) sequence: u64,
-    /// Its own, and what nats-server says about it.
+    /// The publisher's headers and those that nats-server adds.
     pub(crate) headers: HeaderMap,
     pub(crate) payload: Vec<u8>,
 }
 
-impl Stored {
-    /// One of its headers.
+impl StoredMessage {
+    /// The value of a header.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(|value| value.as_str())
     }
 }
 
-/// From where on messages are read.
+/// Where reading begins.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Start {
-    /// Unix milliseconds at which the first was stored.
+    /// With the first message stored at or after this time, in Unix milliseconds.
     Time(u64),
+    /// With this sequence number.
     Sequence(u64),
 }
 
 impl Start {
-    /// All that are there.
+    /// With the first message of the stream.
     pub(crate) const FIRST: Self = Self::Sequence(1);
 }
 
-/// Messages that a direct get asks for at once.
+/// Largest number of messages in one direct get.
 const BATCH: u32 = 1000;
 
-/// Hands over every message of a stream on subjects that `filter` covers, in order. A stream that is
-/// not there has none.
+/// Calls `take` with every message of a stream whose subject matches `filter`, in order. A stream that does
+/// not exist has no messages.
 pub(crate) async fn each_stored(
     client: &Client,
     stream: &'static str,
     filter: &str,
     start: Start,
-    mut take: impl FnMut(Stored),
+    mut take: impl FnMut(StoredMessage),
 ) -> Result<(), AccessError> {
-    let failed = |reason: String| AccessError::LookUp { stream, reason };
+    let failed = |reason: String| AccessError::Read { stream, reason };
     let mut query = serde_json::json!({"next_by_subj": filter, "batch": BATCH});
     match start {
         Start::Time(since) => query["start_time"] = time_format::rfc3339(since).into(),
@@ -89,8 +91,8 @@ pub(crate) async fn each_stored(
     loop {
         let inbox = client.new_inbox();
         let mut answers = client.subscribe(inbox.clone()).await.map_err(|e| failed(e.to_string()))?;
-        let asked = client.publish_with_reply(direct_get(stream), inbox, query.to_string().into()).await;
-        asked.map_err(|e| failed(e.to_string()))?;
+        let sent = client.publish_with_reply(direct_get(stream), inbox, query.to_string().into()).await;
+        sent.map_err(|e| failed(e.to_string()))?;
         let next = loop {
             let answer = tokio::time::timeout(TIMEOUT, answers.next()).await;
             let message =
@@ -100,11 +102,12 @@ pub(crate) async fn each_stored(
             let number = |name: &str| header(name)?.parse::<u64>().ok();
             match message.status {
                 None => {
-                    let told = header("Nats-Subject").zip(number("Nats-Sequence"));
-                    let (subject, sequence) = told.ok_or_else(|| failed("a message has no place".into()))?;
+                    let place = header("Nats-Subject").zip(number("Nats-Sequence"));
+                    let (subject, sequence) =
+                        place.ok_or_else(|| failed("a message lacks its subject or sequence".into()))?;
                     if !is_removal(message.headers.as_ref()) {
                         let headers = message.headers.unwrap_or_default();
-                        take(Stored { subject, sequence, headers, payload: message.payload.into() });
+                        take(StoredMessage { subject, sequence, headers, payload: message.payload.into() });
                     }
                 }
                 // The end of a batch.
@@ -112,7 +115,7 @@ pub(crate) async fn each_stored(
                     let pending = number("Nats-Num-Pending").unwrap_or(0);
                     break number("Nats-Last-Sequence").filter(|_| pending > 0);
                 }
-                // Nothing is stored, or no such stream is there.
+                // Nothing is stored, or the stream does not exist.
                 Some(StatusCode::NOT_FOUND | StatusCode::NO_RESPONDERS) => break None,
                 Some(status) => return Err(failed(format!("status {status}"))),
             }
@@ -122,9 +125,9 @@ pub(crate) async fn each_stored(
     }
 }
 
-/// Where the worker spent its time on a job that has ended.
+/// How long the stages of a finished job took, from the last event of its log.
 pub(crate) async fn timings(client: &Client, job: &JobId) -> Result<Timings, AccessError> {
-    let failed = |reason: String| AccessError::LookUp { stream: EVENTS_STREAM, reason };
+    let failed = |reason: String| AccessError::Read { stream: EVENTS_STREAM, reason };
     let query = serde_json::json!({"last_by_subj": subject::events(job)}).to_string();
     let request = Request::new().payload(query.into());
     let answer =
@@ -139,7 +142,7 @@ fn direct_get(stream: &str) -> String {
     format!("$JS.API.DIRECT.GET.{stream}")
 }
 
-/// A key-value bucket keeps a marker where a key was deleted.
+/// Whether a message is the marker that a key-value bucket keeps for a deleted key.
 fn is_removal(headers: Option<&HeaderMap>) -> bool {
     headers.is_some_and(|headers| headers.get("KV-Operation").is_some())
 }

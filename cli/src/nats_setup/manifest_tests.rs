@@ -1,11 +1,11 @@
-//! deploy/keda.yaml names what the code names.
+//! deploy/keda.yaml names the streams, consumers and variables that the code uses.
 
 use emberline_protocol::streams::consumers;
 use emberline_protocol::subject::JOBS_STREAM;
 
 const MANIFEST: &str = include_str!("../../../deploy/keda.yaml");
 
-/// All values of a field, in order; of `{name: NAME, value: VALUE}`, the value.
+/// All values of a field, in order. Of `{name: NAME, value: VALUE}` it is the value.
 fn values<'a>(field: &str) -> Vec<&'a str> {
     let value = |line: &'a str| {
         let line = line.trim().trim_start_matches("- ");
@@ -22,7 +22,7 @@ fn the_manifest_scales_by_the_lanes_of_its_model() {
     let lanes = consumers(model).map(|consumer| consumer.durable_name);
     assert_eq!(values("consumer"), lanes);
     assert_eq!(values("stream"), [JOBS_STREAM; 4]);
-    // Every one of them is counted.
+    // The formula counts every lane.
     let names: Vec<&str> = values("name").into_iter().filter(|name| name.starts_with("lane")).collect();
     assert_eq!(names.len(), 4);
     assert_eq!(values("formula"), [names.join(" + ")]);

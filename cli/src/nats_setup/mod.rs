@@ -1,7 +1,7 @@
-//! `emberline nats setup`: creates what Emberline needs in NATS and changes what is there, and shows
-//! what it is going to do before it does.
+//! `emberline nats setup`: creates and updates Emberline's streams, buckets and consumers in NATS.
 //!
-//! [`plan`] compares what is there with what is wanted; here it is shown, asked about and carried out.
+//! [`plan`] compares what exists with what is wanted. This module shows the plan, asks for confirmation and
+//! carries it out.
 
 mod plan;
 
@@ -16,7 +16,7 @@ use emberline_protocol::streams::{Storage, consumers};
 use crate::cache::Cache;
 use crate::nats::access::{AdminArgs, NatsAccess};
 use crate::runtime::runtime;
-use plan::{Plan, Wishes};
+use plan::{RequestedChanges, SetupPlan};
 
 #[derive(Debug, Args)]
 pub(crate) struct NatsArgs {
@@ -35,40 +35,40 @@ enum NatsCommand {
 #[derive(Debug, Args)]
 struct SetupArgs {
     #[command(flatten)]
-    wishes: WishArgs,
+    changes: ChangeArgs,
     /// Only show the plan
     #[arg(long)]
     dry_run: bool,
-    /// Carry it out without asking
+    /// Carry out the plan without asking
     #[arg(long, conflicts_with = "dry_run")]
     yes: bool,
 }
 
 #[derive(Debug, Args)]
-#[command(next_help_heading = "What to change [default: what is there stays as it is]")]
-struct WishArgs {
+#[command(next_help_heading = "What to change [default: what exists stays as it is]")]
+struct ChangeArgs {
     /// Servers that hold each message: 1, 3 or 5
     #[arg(long, value_name = "N", value_parser = parse_replicas)]
     replicas: Option<u8>,
-    /// Where events, heartbeats and counters of minutes lie [default of new ones: memory]
+    /// Where events, heartbeats and the counters of minutes are stored [default of new streams: memory]
     #[arg(long, value_enum)]
     storage: Option<StorageChoice>,
-    /// Jobs of one model and lane that may wait or run [default of a new queue: 1000]
+    /// Jobs that may wait or run, of one model and lane [default of a new queue: 1000]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..=1_000_000))]
     queue_jobs: Option<i64>,
-    /// Room for jobs that wait or run [default of a new queue: 512MiB]
+    /// Space for jobs that wait or run [default of a new queue: 512MiB]
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     queue_bytes: Option<i64>,
-    /// Room for the event logs of running jobs [default of a new stream: 256MiB]
+    /// Space for the event logs of running jobs [default of a new stream: 256MiB]
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     events_bytes: Option<i64>,
-    /// Room for the event logs of background jobs [default of a new stream: 512MiB]
+    /// Space for the event logs of background jobs [default of a new stream: 512MiB]
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     kept_bytes: Option<i64>,
-    /// A model whose consumers are to be there before any worker is, for scaling from zero; may be repeated
+    /// A model whose consumers to create before it has a worker, for scaling from zero; may be repeated
     #[arg(long = "model", value_name = "NAME")]
     models: Vec<String>,
-    /// Remove and make anew what can't be changed in place; the plan says what is lost
+    /// Remove and recreate what can't be changed in place; the plan says what is lost
     #[arg(long)]
     recreate: bool,
 }
@@ -79,8 +79,8 @@ enum StorageChoice {
     File,
 }
 
-impl From<&WishArgs> for Wishes {
-    fn from(args: &WishArgs) -> Self {
+impl From<&ChangeArgs> for RequestedChanges {
+    fn from(args: &ChangeArgs) -> Self {
         Self {
             replicas: args.replicas,
             storage: args.storage.map(|storage| match storage {
@@ -102,13 +102,13 @@ fn parse_replicas(text: &str) -> Result<u8, &'static str> {
         "1" => Ok(1),
         "3" => Ok(3),
         "5" => Ok(5),
-        _ => Err("give 1, 3 or 5: with an even number no more servers may fail than with one less"),
+        _ => Err("give 1, 3 or 5: an even number tolerates no more failures than one replica less"),
     }
 }
 
 /// Reads `1000000`, `512MiB` or `2GB`; JetStream takes 0 for no limit, so that is refused.
 fn parse_bytes(text: &str) -> Result<i64, &'static str> {
-    let bytes = text.parse::<Bytes>().ok().and_then(|bytes| bytes.0.try_into().ok());
+    let bytes: Option<i64> = text.parse::<Bytes>().ok().and_then(|Bytes(bytes)| bytes.try_into().ok());
     bytes
         .filter(|bytes| *bytes > 0)
         .ok_or("give a number of bytes above 0, or an amount such as 512MiB or 2GB")
@@ -123,21 +123,24 @@ pub(crate) fn run(args: &NatsArgs, cache: &Cache) -> anyhow::Result<()> {
     })
 }
 
-/// Makes what is missing and changes what an older version left behind, as long as that loses nothing.
+/// Creates what is missing and updates what an older version created; an error if that would lose anything.
 pub(crate) async fn bring_up_to_date(access: &NatsAccess) -> anyhow::Result<()> {
     let client = access.connect().await?;
-    let plan = Plan::make(&client, &Wishes::default()).await?;
-    ensure!(!plan.is_blocked(), "what is there does not fit this version:\n{plan}");
+    let plan = SetupPlan::make(&client, &RequestedChanges::default()).await?;
+    ensure!(
+        !plan.is_blocked(),
+        "the streams in NATS don't fit this version, and can't be changed in place:\n{plan}"
+    );
     plan.carry_out(&client, drop).await
 }
 
 async fn setup(client: &Client, args: &SetupArgs) -> anyhow::Result<()> {
-    let plan = Plan::make(client, &Wishes::from(&args.wishes)).await?;
+    let plan = SetupPlan::make(client, &RequestedChanges::from(&args.changes)).await?;
     println!("{plan}");
-    ensure!(!plan.is_blocked(), "nothing was changed: the plan says what stands in the way");
+    ensure!(!plan.is_blocked(), "nothing was changed; the plan says what prevents it");
     let changes = plan.changes();
     if changes == 0 {
-        println!("nothing is to be changed");
+        println!("nothing to change");
         return Ok(());
     }
     if args.dry_run {
@@ -151,7 +154,10 @@ async fn setup(client: &Client, args: &SetupArgs) -> anyhow::Result<()> {
 }
 
 fn confirm(changes: usize) -> anyhow::Result<bool> {
-    ensure!(io::stdin().is_terminal(), "nothing was changed: give --yes to carry it out without being asked");
+    ensure!(
+        io::stdin().is_terminal(),
+        "nothing was changed; give --yes to carry out the plan without being asked"
+    );
     eprint!("Change {changes}? [y/N] ");
     io::stderr().flush()?;
     let mut answer = String::new();

@@ -1,8 +1,8 @@
-//! What is to be done so that NATS has what is wanted.
+//! The plan of `emberline nats setup`: one step for each stream and consumer.
 //!
-//! Of what is there, only that is changed which the protocol rests on or which was asked for. What
-//! JetStream can't change in place is removed and made anew only when that was asked for, and only
-//! where no more is lost than by a restart of nats-server.
+//! An existing stream is changed only where the protocol depends on a setting or the operator asked for a
+//! change. What JetStream can't change in place is removed and recreated only on request, and only where
+//! that loses no more than a restart of nats-server does.
 
 use std::fmt;
 use std::time::Duration;
@@ -16,36 +16,36 @@ use serde_json::{Value, json};
 
 use crate::nats::jetstream_api::{self, JetStreamError};
 
-/// Fields that JetStream does not change of what is there.
+/// Settings that JetStream can't change in place.
 const FIXED: [&str; 4] = ["storage", "retention", "allow_msg_counter", "ack_policy"];
-/// A worker that is running makes a stream again as soon as it is gone.
-const RECREATIONS: u32 = 3;
-/// How long other servers may take to copy a stream, and how often it is looked whether they have.
-const REPLICATION: Duration = Duration::from_secs(60);
-const LOOK: Duration = Duration::from_millis(250);
+/// How often recreating a stream is tried: a running worker may create it first.
+const MAX_RECREATIONS: u32 = 3;
+/// How long the other servers may take to copy a stream.
+const REPLICATION_TIMEOUT: Duration = Duration::from_secs(60);
+const REPLICATION_POLL: Duration = Duration::from_millis(250);
 
-/// What is asked for; `None` leaves it as it is.
+/// The changes that the operator asked for; `None` keeps what exists.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Wishes {
+pub(super) struct RequestedChanges {
     pub(super) replicas: Option<u8>,
     pub(super) storage: Option<Storage>,
     pub(super) queue_jobs: Option<i64>,
     pub(super) queue_bytes: Option<i64>,
     pub(super) events_bytes: Option<i64>,
     pub(super) kept_bytes: Option<i64>,
-    /// Consumers of JOBS.
+    /// Consumers of `JOBS` to create or update.
     pub(super) consumers: Vec<Consumer>,
-    /// What can't be changed in place may be made anew.
+    /// Whether what can't be changed in place may be removed and recreated.
     pub(super) recreate: bool,
 }
 
-impl Wishes {
-    /// What is new is like this; `jobs` is the queue that is there.
+impl RequestedChanges {
+    /// The layout of new streams. `jobs` is the existing queue, whose number of replicas they take over.
     fn layout(&self, jobs: Option<&Value>) -> Layout {
         let default = Layout::default();
-        let as_the_queue = || jobs?["config"]["num_replicas"].as_u64()?.try_into().ok();
+        let replicas_of_queue = || jobs?["config"]["num_replicas"].as_u64()?.try_into().ok();
         Layout {
-            replicas: self.replicas.or_else(as_the_queue).unwrap_or(default.replicas),
+            replicas: self.replicas.or_else(replicas_of_queue).unwrap_or(default.replicas),
             volatile: self.storage.unwrap_or(default.volatile),
             queue_jobs: self.queue_jobs.unwrap_or(default.queue_jobs),
             queue_bytes: self.queue_bytes.unwrap_or(default.queue_bytes),
@@ -54,7 +54,7 @@ impl Wishes {
         }
     }
 
-    /// The fields of a stream that something was asked for about.
+    /// The settings of `stream` that were asked for.
     fn fields(&self, stream: &Stream) -> Vec<&'static str> {
         let bytes = match stream.name {
             JOBS_STREAM => self.queue_bytes,
@@ -74,35 +74,35 @@ impl Wishes {
     }
 }
 
-/// What is to be done, in order.
+/// The steps, in order.
 #[derive(Debug)]
-pub(super) struct Plan {
-    steps: Vec<Step>,
+pub(super) struct SetupPlan {
+    steps: Vec<PlanStep>,
 }
 
-/// What is to be done about one stream or consumer.
+/// What to do with one stream or consumer.
 #[derive(Debug)]
-struct Step {
-    target: Target,
-    action: Action,
+struct PlanStep {
+    target: PlanTarget,
+    action: PlanAction,
 }
 
 #[derive(Debug)]
-enum Target {
+enum PlanTarget {
     Stream(Stream),
     Consumer(Consumer),
 }
 
 #[derive(Debug)]
-enum Action {
+enum PlanAction {
     Keep,
     Create,
-    /// The whole configuration as it will be, with what an operator has set and we don't know.
+    /// `config` is the whole new configuration, including settings of the operator that we don't know.
     Update {
         differences: Vec<Difference>,
         config: Value,
     },
-    /// With so many messages that are lost.
+    /// Removes the stream first, with its `messages`.
     Recreate {
         differences: Vec<Difference>,
         messages: u64,
@@ -113,73 +113,74 @@ enum Action {
     },
 }
 
-impl Plan {
-    /// Looks at what is there.
-    pub(super) async fn make(client: &Client, wishes: &Wishes) -> Result<Self, JetStreamError> {
+impl SetupPlan {
+    /// Compares what exists with what is wanted.
+    pub(super) async fn make(client: &Client, requested: &RequestedChanges) -> Result<Self, JetStreamError> {
         let jobs = jetstream_api::find(client, &format!("STREAM.INFO.{JOBS_STREAM}")).await?;
         let mut steps = Vec::new();
-        for stream in streams::streams(&wishes.layout(jobs.as_ref())) {
+        for stream in streams::streams(&requested.layout(jobs.as_ref())) {
             let found = jetstream_api::find(client, &format!("STREAM.INFO.{}", stream.name)).await?;
-            steps.push(Step::of_stream(stream, found.as_ref(), wishes));
+            steps.push(PlanStep::of_stream(stream, found.as_ref(), requested));
         }
-        for consumer in &wishes.consumers {
+        for consumer in &requested.consumers {
             let place = format!("CONSUMER.INFO.{JOBS_STREAM}.{}", consumer.durable_name);
             let found = jetstream_api::find(client, &place).await?;
-            steps.push(Step::of_consumer(consumer.clone(), found.as_ref()));
+            steps.push(PlanStep::of_consumer(consumer.clone(), found.as_ref()));
         }
         Ok(Self { steps })
     }
 
-    /// Whether something stands in the way of carrying it out.
+    /// Whether some step can't be carried out.
     pub(super) fn is_blocked(&self) -> bool {
-        self.steps.iter().any(|step| matches!(step.action, Action::Blocked { .. }))
+        self.steps.iter().any(|step| matches!(step.action, PlanAction::Blocked { .. }))
     }
 
-    /// How many streams and consumers it changes.
+    /// The number of streams and consumers to change.
     pub(super) fn changes(&self) -> usize {
-        self.steps.iter().filter(|step| !matches!(step.action, Action::Keep)).count()
+        self.steps.iter().filter(|step| !matches!(step.action, PlanAction::Keep)).count()
     }
 
-    /// Does it, and tells of each step that is done.
+    /// Carries out every step, reports each when it is done, and waits until new replicas are up to date.
     pub(super) async fn carry_out(
         &self,
         client: &Client,
-        mut tell: impl FnMut(String),
+        mut report: impl FnMut(String),
     ) -> anyhow::Result<()> {
         for step in &self.steps {
             let done = match step.action {
-                Action::Keep | Action::Blocked { .. } => continue,
-                Action::Create => "created",
-                Action::Update { .. } => "updated",
-                Action::Recreate { .. } => "made anew",
+                PlanAction::Keep | PlanAction::Blocked { .. } => continue,
+                PlanAction::Create => "created",
+                PlanAction::Update { .. } => "updated",
+                PlanAction::Recreate { .. } => "recreated",
             };
             let target = &step.target;
             let carried_out = step.carry_out(client).await;
-            carried_out.with_context(|| format!("{target} was not {done}{}", target.needs()))?;
-            tell(format!("{done} {target}"));
+            carried_out.with_context(|| format!("{target} was not {done}{}", target.replicas_hint()))?;
+            report(format!("{done} {target}"));
         }
         for step in &self.steps {
-            if let (Target::Stream(stream), true) = (&step.target, step.makes_replicas()) {
-                wait_until_whole(client, stream).await?;
-                tell(format!("stream {} has its {} replicas", stream.name, stream.num_replicas));
+            if let (PlanTarget::Stream(stream), true) = (&step.target, step.makes_replicas()) {
+                wait_for_replicas(client, stream).await?;
+                report(format!("stream {} has its {} replicas", stream.name, stream.num_replicas));
             }
         }
         Ok(())
     }
 }
 
-/// Waits until all replicas of a stream have what it holds: before that, a server that goes takes it along.
-async fn wait_until_whole(client: &Client, stream: &Stream) -> anyhow::Result<()> {
-    let whole = async {
+/// Waits until all replicas of a stream are up to date: until then, a server that fails may take messages
+/// with it.
+async fn wait_for_replicas(client: &Client, stream: &Stream) -> anyhow::Result<()> {
+    let replicated = async {
         loop {
             let found = jetstream_api::find(client, &format!("STREAM.INFO.{}", stream.name)).await?;
-            if found.is_some_and(|found| is_whole(&found, stream.num_replicas)) {
+            if found.is_some_and(|found| is_replicated(&found, stream.num_replicas)) {
                 return Ok::<_, JetStreamError>(());
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(REPLICATION_POLL).await;
         }
     };
-    let waited = tokio::time::timeout(REPLICATION, whole).await;
+    let waited = tokio::time::timeout(REPLICATION_TIMEOUT, replicated).await;
     waited.with_context(|| {
         let name = stream.name;
         format!("stream {name} is set up, but its replicas are not up to date yet; `nats stream info {name}` shows them")
@@ -187,13 +188,13 @@ async fn wait_until_whole(client: &Client, stream: &Stream) -> anyhow::Result<()
     Ok(())
 }
 
-fn is_whole(found: &Value, replicas: u8) -> bool {
+fn is_replicated(found: &Value, replicas: u8) -> bool {
     let others = found["cluster"]["replicas"].as_array().map_or(&[][..], Vec::as_slice);
     let is_current = |other: &Value| other["current"] == true && other["offline"] != true;
     others.len() + 1 >= usize::from(replicas) && others.iter().all(is_current)
 }
 
-impl fmt::Display for Plan {
+impl fmt::Display for SetupPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, step) in self.steps.iter().enumerate() {
             if index > 0 {
@@ -205,14 +206,14 @@ impl fmt::Display for Plan {
     }
 }
 
-impl Step {
-    fn of_stream(stream: Stream, found: Option<&Value>, wishes: &Wishes) -> Self {
+impl PlanStep {
+    fn of_stream(stream: Stream, found: Option<&Value>, requested: &RequestedChanges) -> Self {
         let Some(found) = found else {
-            return Self { target: Target::Stream(stream), action: Action::Create };
+            return Self { target: PlanTarget::Stream(stream), action: PlanAction::Create };
         };
         let config = &found["config"];
         let mut differences = stream.unfit(config);
-        let asked = stream.differences(config, &wishes.fields(&stream));
+        let asked = stream.differences(config, &requested.fields(&stream));
         differences.extend(
             asked
                 .into_iter()
@@ -223,57 +224,57 @@ impl Step {
             update(differences, config)
         } else if !stream.volatile {
             let remedy = format!("`nats stream rm {}` removes it with its {messages} messages", stream.name);
-            Action::Blocked { differences, remedy }
-        } else if wishes.recreate {
-            Action::Recreate { differences, messages }
+            PlanAction::Blocked { differences, remedy }
+        } else if requested.recreate {
+            PlanAction::Recreate { differences, messages }
         } else {
-            let remedy = format!("with --recreate it is made anew: {}", loss(&stream, messages));
-            Action::Blocked { differences, remedy }
+            let remedy = format!("--recreate removes and recreates it: {}", loss(&stream, messages));
+            PlanAction::Blocked { differences, remedy }
         };
-        Self { target: Target::Stream(stream), action }
+        Self { target: PlanTarget::Stream(stream), action }
     }
 
     fn of_consumer(consumer: Consumer, found: Option<&Value>) -> Self {
         let action = match found.map(|found| &found["config"]) {
-            None => Action::Create,
+            None => PlanAction::Create,
             Some(config) => {
                 let differences = consumer.differences(config, &Consumer::FIELDS);
                 if differences.iter().any(is_fixed) {
                     let remedy = format!("`nats consumer rm {JOBS_STREAM} {}`", consumer.durable_name);
-                    Action::Blocked { differences, remedy }
+                    PlanAction::Blocked { differences, remedy }
                 } else {
                     update(differences, config)
                 }
             }
         };
-        Self { target: Target::Consumer(consumer), action }
+        Self { target: PlanTarget::Consumer(consumer), action }
     }
 
-    /// Whether other servers have to copy what it is about.
+    /// Whether the step makes other servers copy a stream.
     fn makes_replicas(&self) -> bool {
-        let Target::Stream(stream) = &self.target else { return false };
+        let PlanTarget::Stream(stream) = &self.target else { return false };
         stream.num_replicas > 1
             && match &self.action {
-                Action::Create | Action::Recreate { .. } => true,
-                Action::Update { differences, .. } => {
+                PlanAction::Create | PlanAction::Recreate { .. } => true,
+                PlanAction::Update { differences, .. } => {
                     differences.iter().any(|difference| difference.field == "num_replicas")
                 }
-                Action::Keep | Action::Blocked { .. } => false,
+                PlanAction::Keep | PlanAction::Blocked { .. } => false,
             }
     }
 
     async fn carry_out(&self, client: &Client) -> Result<(), JetStreamError> {
         match &self.action {
-            Action::Keep | Action::Blocked { .. } => Ok(()),
-            Action::Create => self.target.put(client, "CREATE", &self.target.to_json()).await,
-            Action::Update { config, .. } => self.target.put(client, "UPDATE", config).await,
-            Action::Recreate { .. } => {
+            PlanAction::Keep | PlanAction::Blocked { .. } => Ok(()),
+            PlanAction::Create => self.target.put(client, "CREATE", &self.target.to_json()).await,
+            PlanAction::Update { config, .. } => self.target.put(client, "UPDATE", config).await,
+            PlanAction::Recreate { .. } => {
                 let mut attempt = 1;
                 loop {
                     let remove = format!("STREAM.DELETE.{}", self.target.name());
                     jetstream_api::find(client, &remove).await?;
                     match self.target.put(client, "CREATE", &self.target.to_json()).await {
-                        Err(error) if error.is_taken() && attempt < RECREATIONS => attempt += 1,
+                        Err(error) if error.is_name_taken() && attempt < MAX_RECREATIONS => attempt += 1,
                         created => return created,
                     }
                 }
@@ -286,18 +287,18 @@ fn is_fixed(difference: &Difference) -> bool {
     FIXED.contains(&difference.field)
 }
 
-fn update(differences: Vec<Difference>, config: &Value) -> Action {
+fn update(differences: Vec<Difference>, config: &Value) -> PlanAction {
     if differences.is_empty() {
-        return Action::Keep;
+        return PlanAction::Keep;
     }
     let mut config = config.clone();
     for difference in &differences {
         config[difference.field] = difference.wanted.clone();
     }
-    Action::Update { differences, config }
+    PlanAction::Update { differences, config }
 }
 
-impl Target {
+impl PlanTarget {
     fn name(&self) -> &str {
         match self {
             Self::Stream(stream) => stream.name,
@@ -319,7 +320,7 @@ impl Target {
         }
     }
 
-    /// Sends a configuration; `action` is CREATE or UPDATE.
+    /// Sends a configuration; `action` is `CREATE` or `UPDATE`.
     async fn put(&self, client: &Client, action: &str, config: &Value) -> Result<(), JetStreamError> {
         let put = match self {
             Self::Stream(stream) => {
@@ -335,8 +336,8 @@ impl Target {
         put.map(drop)
     }
 
-    /// What its replicas need, if it has several.
-    fn needs(&self) -> String {
+    /// A hint at the servers that several replicas need, for an error.
+    fn replicas_hint(&self) -> String {
         match self {
             Self::Stream(Stream { num_replicas: replicas @ 2.., .. }) => {
                 format!(" ({replicas} replicas need a cluster of at least {replicas} servers that are up)")
@@ -346,7 +347,7 @@ impl Target {
     }
 }
 
-impl fmt::Display for Target {
+impl fmt::Display for PlanTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Stream(stream) => write!(f, "stream {}", stream.name),
@@ -355,43 +356,45 @@ impl fmt::Display for Target {
     }
 }
 
-impl fmt::Display for Step {
+impl fmt::Display for PlanStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { target, action } = self;
         match action {
-            Action::Keep => write!(f, "unchanged  {target}"),
-            Action::Create => write!(f, "create     {target}{}", described(target)),
-            Action::Update { differences, .. } => write!(f, "update     {target}: {}", listed(differences)),
-            Action::Recreate { differences, messages } => {
+            PlanAction::Keep => write!(f, "unchanged  {target}"),
+            PlanAction::Create => write!(f, "create     {target}{}", described(target)),
+            PlanAction::Update { differences, .. } => {
+                write!(f, "update     {target}: {}", listed(differences))
+            }
+            PlanAction::Recreate { differences, messages } => {
                 let loss = target.stream().map(|stream| loss(stream, *messages)).unwrap_or_default();
                 write!(f, "recreate   {target}: {}; {loss}", listed(differences))
             }
-            Action::Blocked { differences, remedy } => {
-                write!(f, "can't      {target}: {} in place; {remedy}", listed(differences))
+            PlanAction::Blocked { differences, remedy } => {
+                write!(f, "blocked    {target}: {} can't be changed in place; {remedy}", listed(differences))
             }
         }
     }
 }
 
-/// What it means that a stream's messages are gone.
+/// What losing a stream's messages means.
 fn loss(stream: &Stream, messages: u64) -> String {
     let consequence = match stream.name {
-        EVENTS_STREAM => "answers that are being given break off",
-        LIMITS_STREAM => "limits by the minute count anew",
-        WORKERS_STREAM => "workers are not known for some seconds",
-        _ => "they are gone",
+        EVENTS_STREAM => "running answers break off",
+        LIMITS_STREAM => "limits per minute start again at zero",
+        WORKERS_STREAM => "workers are unknown for some seconds",
+        _ => "for good",
     };
     format!("its {messages} messages are lost, {consequence}")
 }
 
-fn described(target: &Target) -> String {
+fn described(target: &PlanTarget) -> String {
     let Some(stream) = target.stream() else { return String::new() };
     let config = stream.to_json();
-    let told = |field: &str| readable(field, &config[field]);
+    let shown = |field: &str| readable(field, &config[field]);
     let replicas = if stream.num_replicas == 1 { "replica" } else { "replicas" };
-    let room = format!("{} {replicas}, {}", stream.num_replicas, told("max_bytes"));
-    let age = if stream.max_age.is_zero() { String::new() } else { format!(", {}", told("max_age")) };
-    format!(": {}, {room}{age}", told("storage"))
+    let room = format!("{} {replicas}, {}", stream.num_replicas, shown("max_bytes"));
+    let age = if stream.max_age.is_zero() { String::new() } else { format!(", {}", shown("max_age")) };
+    format!(": {}, {room}{age}", shown("storage"))
 }
 
 fn listed(differences: &[Difference]) -> String {

@@ -7,22 +7,22 @@ use sha2::{Digest as _, Sha256};
 
 use super::*;
 
-/// How the test server answers a request, in the order of requests; the last one repeats.
+/// How the test server answers requests, in order; the last answer repeats.
 #[derive(Clone, Copy)]
 enum Answer {
-    /// As a good server does, but the connection ends after so many bytes of the body.
+    /// A correct response whose connection ends after this many bytes of the body.
     CutAfter(usize),
-    /// The whole file, whatever range was asked for.
+    /// The whole file, whatever range was requested.
     IgnoreRange,
-    /// As `IgnoreRange`, cut.
+    /// As `IgnoreRange`, but the connection ends after this many bytes.
     IgnoreRangeCutAfter(usize),
-    /// A good answer with the first byte of the body changed.
+    /// A correct response with the first byte of the body changed.
     Corrupt,
     Good,
     Status(u16),
-    /// 206 with the wrong place.
+    /// 206 for another range than was requested.
     WrongRange,
-    /// A whole answer of another length.
+    /// A complete response of another length.
     OtherFile,
 }
 
@@ -105,7 +105,7 @@ struct Outcome {
     ranges: Vec<Option<u64>>,
 }
 
-/// Fetches [`content`] from a server that answers so, with `before` lying there from an earlier run.
+/// Downloads [`content`] from a server with these answers; an earlier run left `before`.
 fn fetch(before: &[u8], answers: Vec<Answer>) -> Outcome {
     let server = Server::start(content(), answers);
     let dir = tempfile::tempdir().unwrap();
@@ -113,7 +113,8 @@ fn fetch(before: &[u8], answers: Vec<Answer>) -> Outcome {
     if !before.is_empty() {
         std::fs::write(&part, before).unwrap();
     }
-    let digest = Digest { size: content().len() as u64, sha256: HEXLOWER.encode(&Sha256::digest(content())) };
+    let digest =
+        FileDigest { size: content().len() as u64, sha256: HEXLOWER.encode(&Sha256::digest(content())) };
     let downloader = Downloader::with_pause(Duration::ZERO);
     let result = downloader.fetch(&server.url, &digest, &part, &ProgressBar::hidden());
     Outcome { result, file: std::fs::read(&part).unwrap(), ranges: server.ranges() }
@@ -188,11 +189,11 @@ fn a_file_longer_than_it_can_be_is_begun_anew() {
 
 #[test]
 fn a_server_that_brings_nothing_new_is_given_up() {
-    // Different cuts must not pass for progress: what was received before is thrown away each time.
+    // Cuts at different places are no progress: what was received before is discarded each time.
     let answers =
         vec![Answer::CutAfter(60), Answer::IgnoreRangeCutAfter(20), Answer::IgnoreRangeCutAfter(50)];
     let outcome = fetch(&[], answers);
-    assert!(matches!(outcome.result, Err(DownloadError::Interrupted { attempts: MAX_FRUITLESS, .. })));
+    assert!(matches!(outcome.result, Err(DownloadError::Interrupted { attempts: MAX_ATTEMPTS, .. })));
     let outcome = fetch(&[], vec![Answer::Status(503)]);
     assert!(outcome.result.unwrap_err().to_string().ends_with("the server answered 503"));
 }

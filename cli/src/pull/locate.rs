@@ -1,4 +1,4 @@
-//! Where a source's file is: asked of pip, or formed from the repository's name.
+//! Finds the URL of a source's file: asks pip, or builds it from the repository's name.
 
 use std::ffi::OsString;
 use std::io;
@@ -9,33 +9,33 @@ use url::Url;
 
 use crate::catalogue::{HubSource, PipSource};
 
-/// Somewhere to read a wheel from.
+/// Where to read a wheel from.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Location {
     Url(String),
-    /// pip can be told to look for wheels in a folder.
+    /// A file on this machine: pip can be configured to find wheels in a folder.
     File(PathBuf),
-    /// pip knows, but does not tell: the address holds a password.
+    /// A URL that pip does not reveal, because it holds a password.
     PipOnly,
 }
 
-/// The place of a file could not be found out.
+/// Why the URL of a file can't be found.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LocateError {
-    #[error("pip was not found: install Python with pip (tried python3 -m pip, pip3 and pip)")]
+    #[error("pip was not found (tried python3 -m pip, pip3 and pip); install Python with pip")]
     NoPip,
     #[error("pip: {0}")]
     Pip(String),
-    #[error("pip's index has no {0}")]
+    #[error("the index that pip uses has no {0}")]
     NoWheel(String),
-    #[error("the repository's address can't be formed: {0}")]
+    #[error("the repository's URL can't be built: {0}")]
     Hub(String),
 }
 
-/// The spellings of pip on this machine, in the order in which they are tried.
+/// The commands that may run pip on this machine, in the order in which they are tried.
 #[derive(Debug, Clone)]
 pub(crate) struct Pip {
-    spellings: Vec<Vec<OsString>>,
+    commands: Vec<Vec<OsString>>,
 }
 
 impl Pip {
@@ -45,18 +45,18 @@ impl Pip {
         let own = [&["python3", "-m", "pip"][..], &["pip3"], &["pip"]];
         let own = own.iter().map(|words| words.iter().map(OsString::from).collect());
         let last = vec![venv.join("bin/python").into(), "-m".into(), "pip".into()];
-        Self { spellings: own.chain([last]).collect() }
+        Self { commands: own.chain([last]).collect() }
     }
 
     #[cfg(test)]
-    pub(crate) fn spelled(words: &[&str]) -> Self {
-        Self { spellings: vec![words.iter().map(OsString::from).collect()] }
+    pub(crate) fn with_command(words: &[&str]) -> Self {
+        Self { commands: vec![words.iter().map(OsString::from).collect()] }
     }
 
-    /// Asks pip, with whatever index, mirror and credentials the user has given it.
+    /// Asks pip for a wheel's URL; pip uses the index, mirror and credentials that the user has configured.
     ///
-    /// pip's own report of an installation would be tidier than its log, but pip makes it only
-    /// after it has fetched the whole wheel, without resuming and without showing how far it is.
+    /// The URL is read from pip's log. `pip install --report` would be tidier, but pip writes that report only
+    /// after it has downloaded the whole wheel, without resuming and without showing progress.
     pub(crate) fn locate(&self, source: &PipSource) -> Result<Location, LocateError> {
         let args =
             ["index", "versions", "-vvv", "--no-color", "--no-input", "--only-binary=:all:", &source.package];
@@ -68,7 +68,7 @@ impl Pip {
         location(url)
     }
 
-    /// Lets pip itself fetch the wheel into `folder`.
+    /// Lets pip itself download the wheel to `folder`.
     pub(crate) fn download(&self, source: &PipSource, folder: &Path) -> Result<PathBuf, LocateError> {
         let wanted = format!("{}=={}", source.package, source.version);
         let dest = folder.to_string_lossy();
@@ -77,10 +77,10 @@ impl Pip {
         if wheel.is_file() { Ok(wheel) } else { Err(LocateError::NoWheel(source.wheel.clone())) }
     }
 
-    /// What pip says on standard output, by the first spelling of it that this machine has.
+    /// Runs the first pip that this machine has, and returns its standard output.
     fn run(&self, args: &[&str]) -> Result<String, LocateError> {
-        for spelling in &self.spellings {
-            let [program, before @ ..] = spelling.as_slice() else { continue };
+        for words in &self.commands {
+            let [program, before @ ..] = words.as_slice() else { continue };
             let mut command = Command::new(program);
             command.args(before).args(args).env("PIP_DISABLE_PIP_VERSION_CHECK", "1").stdin(Stdio::null());
             let output = match command.output() {
@@ -91,10 +91,11 @@ impl Pip {
             if output.status.success() {
                 return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
             }
-            let said = String::from_utf8_lossy(&output.stderr);
-            if !said.contains("No module named pip") {
-                // What is wrong comes before the traceback that -vvv adds.
-                let reason = said.lines().find(|line| line.contains("ERROR")).or(said.lines().next_back());
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            if !stderr.contains("No module named pip") {
+                // The error comes before the traceback that -vvv adds.
+                let reason =
+                    stderr.lines().find(|line| line.contains("ERROR")).or(stderr.lines().next_back());
                 return Err(LocateError::Pip(reason.unwrap_or("no reason given").trim().to_owned()));
             }
         }
@@ -102,14 +103,14 @@ impl Pip {
     }
 }
 
-/// The address of a file in a Hugging Face repository; HF_ENDPOINT changes the host.
+/// The URL of a file in a Hugging Face repository; HF_ENDPOINT changes the host.
 pub(crate) fn hub_file(source: &HubSource) -> Result<String, LocateError> {
     let api =
         hf_hub::api::sync::ApiBuilder::from_env().build().map_err(|e| LocateError::Hub(e.to_string()))?;
     Ok(api.model(source.repo.clone()).url(&source.path))
 }
 
-/// The address of the file `name` in pip's log, without the checksum that may follow it.
+/// The URL of the file `name` in pip's log, without the checksum that may follow it.
 fn find_link<'a>(log: &'a str, name: &str) -> Option<&'a str> {
     log.lines()
         .filter_map(|line| line.trim_start().strip_prefix("Found link "))
@@ -140,7 +141,7 @@ x (1.0)
 ";
 
     #[test]
-    fn pips_log_gives_the_address_of_the_very_wheel() {
+    fn pips_log_gives_the_url_of_the_named_wheel() {
         let found = find_link(LOG, "x-1.0-py3-none-any.whl");
         assert_eq!(found, Some("https://files.example/b/x-1.0-py3-none-any.whl"));
         assert_eq!(find_link(LOG, "x-2.0-py3-none-any.whl"), None, "pip skips it");
@@ -149,15 +150,15 @@ x (1.0)
     }
 
     #[test]
-    fn a_pip_that_is_not_there_is_followed_by_the_next() {
+    fn a_missing_pip_is_followed_by_the_next() {
         let words = |words: &[&str]| words.iter().map(OsString::from).collect();
-        let mut pip = Pip::spelled(&["/no-such-pip"]);
+        let mut pip = Pip::with_command(&["/no-such-pip"]);
         assert!(matches!(pip.run(&[]), Err(LocateError::NoPip)));
-        pip.spellings.push(words(&["sh", "-c", "echo 'python3: No module named pip' >&2; exit 1"]));
+        pip.commands.push(words(&["sh", "-c", "echo 'python3: No module named pip' >&2; exit 1"]));
         assert!(matches!(pip.run(&[]), Err(LocateError::NoPip)));
-        pip.spellings.push(words(&["echo", "pip"]));
+        pip.commands.push(words(&["echo", "pip"]));
         assert_eq!(pip.run(&["x"]).unwrap(), "pip x\n");
-        assert!(Pip::new(Path::new("/venv")).spellings.last().unwrap()[0] == "/venv/bin/python");
+        assert!(Pip::new(Path::new("/venv")).commands.last().unwrap()[0] == "/venv/bin/python");
     }
 
     #[test]
@@ -177,7 +178,7 @@ x (1.0)
 
     #[test]
     fn a_hub_file_is_addressed_by_repository_and_path() {
-        let digest = crate::catalogue::Digest { size: 1, sha256: String::new() };
+        let digest = crate::catalogue::FileDigest { size: 1, sha256: String::new() };
         let source = HubSource { repo: "a/b".into(), path: "c.gguf".into(), digest };
         let url = hub_file(&source).unwrap();
         assert!(url.ends_with("/a/b/resolve/main/c.gguf"), "{url}");

@@ -1,4 +1,4 @@
-//! `emberline pull`: gets an artifact from the first of its sources that has it, verified.
+//! `emberline pull`: fetches an artifact from the first of its sources that has it, and verifies it.
 
 mod download;
 mod locate;
@@ -13,7 +13,7 @@ use emberline_protocol::subject::MIN_NATS_VERSION;
 
 use crate::cache::{Cache, CacheError};
 use crate::catalogue::{
-    Artifact, ArtifactKind, Catalogue, CatalogueError, Digest, HubSource, PipSource, Source, platform,
+    Artifact, ArtifactKind, Catalogue, CatalogueError, FileDigest, HubSource, PipSource, Source, platform,
 };
 use crate::console::Console;
 use crate::programs::{on_path, version_of};
@@ -29,7 +29,7 @@ pub(crate) struct PullArgs {
     /// Fetch nats-server, unless a new enough one is on PATH.
     #[arg(long, conflicts_with = "name")]
     nats_server: bool,
-    /// Another catalogue than the built-in one.
+    /// A catalogue to use in place of the built-in one.
     #[arg(long, value_name = "FILE")]
     catalogue: Option<PathBuf>,
 }
@@ -55,7 +55,7 @@ pub(crate) struct Puller<'a> {
     pip: Pip,
 }
 
-/// An artifact can't be had.
+/// Why an artifact can't be fetched.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PullError {
     #[error(transparent)]
@@ -63,14 +63,14 @@ pub(crate) enum PullError {
     #[error(transparent)]
     Catalogue(#[from] CatalogueError),
     #[error(
-        "no source has {name}:\n{reasons}\nGet the file in another way and put it at {}.", target.display()
+        "{name} could not be fetched from any source:\n{reasons}\nDownload the file in another way and put it at {}.", target.display()
     )]
     NoSource { name: String, reasons: String, target: PathBuf },
     #[error("{}: {source}", path.display())]
     File { path: PathBuf, source: io::Error },
 }
 
-/// Why one source did not give the artifact.
+/// Why one source failed.
 #[derive(Debug, thiserror::Error)]
 enum SourceError {
     #[error(transparent)]
@@ -80,7 +80,7 @@ enum SourceError {
     #[error(transparent)]
     Download(#[from] DownloadError),
     #[error("{direct}; `pip download` failed too: {by_pip}")]
-    NeitherWay { direct: Box<SourceError>, by_pip: LocateError },
+    BothWaysFailed { direct: Box<SourceError>, by_pip: LocateError },
     #[error(transparent)]
     Wheel(#[from] WheelError),
     #[error("{}: {source}", path.display())]
@@ -93,13 +93,13 @@ impl<'a> Puller<'a> {
         Self { cache, catalogue, console, downloader: Downloader::new(), pip }
     }
 
-    /// The file of the model of this name.
+    /// The file of a model in the catalogue, fetched if need be.
     pub(crate) fn model(&self, name: &str) -> Result<PathBuf, PullError> {
         let artifact = self.catalogue.find(ArtifactKind::Model, name)?;
         self.obtain(artifact, &self.cache.folder("models")?)
     }
 
-    /// A nats-server that is new enough: the one on PATH, or a copy in the cache.
+    /// The path of a nats-server that is new enough: the one on PATH, or a copy in the cache.
     pub(crate) fn nats_server(&self) -> Result<PathBuf, PullError> {
         if let Some(program) = on_path("nats-server")
             && let Some(version) = version_of(&program)
@@ -108,7 +108,7 @@ impl<'a> Puller<'a> {
                 return Ok(program);
             }
             let ((major, minor), (wanted_major, wanted_minor)) = (version, MIN_NATS_VERSION);
-            self.console.say(&format!(
+            self.console.print(&format!(
                 "nats-server {major}.{minor} on PATH is older than {wanted_major}.{wanted_minor}; using another copy"
             ));
         }
@@ -116,24 +116,24 @@ impl<'a> Puller<'a> {
         self.obtain(artifact, &self.cache.folder("bin")?)
     }
 
-    /// The artifact's file in `folder`, fetched if it is not there or not what it should be.
+    /// The artifact's file in `folder`, fetched if it is missing or its checksum is wrong.
     fn obtain(&self, artifact: &Artifact, folder: &Path) -> Result<PathBuf, PullError> {
         let target = folder.join(artifact.file_name());
         let platform = platform();
         let sources: Vec<&Source> = artifact.sources_for(&platform).collect();
-        if is_there(&target, &sources)? {
+        if is_verified(&target, &sources)? {
             return Ok(target);
         }
-        let _turn = self.wait_for_turn(artifact)?;
-        if is_there(&target, &sources)? {
+        let _lock = self.lock(artifact)?;
+        if is_verified(&target, &sources)? {
             return Ok(target);
         }
         if target.exists() {
-            self.console.say(&format!("{} is damaged; fetching it again", target.display()));
+            self.console.print(&format!("{} is damaged; fetching it again", target.display()));
         }
         let mut reasons = Vec::new();
         for source in sources {
-            self.console.say(&format!(
+            self.console.print(&format!(
                 "fetching {} ({:.0} MB, {}) from {source}",
                 artifact.name,
                 source.digest().size as f64 / 1e6,
@@ -142,19 +142,19 @@ impl<'a> Puller<'a> {
             match self.fetch_source(artifact, source, &target) {
                 Ok(()) => return Ok(target),
                 Err(error) => {
-                    self.console.say(&format!("  that failed: {error}"));
+                    self.console.print(&format!("  that failed: {error}"));
                     reasons.push(format!("  {source}: {error}"));
                 }
             }
         }
         if reasons.is_empty() {
-            reasons.push(format!("  the catalogue has none for {platform}"));
+            reasons.push(format!("  the catalogue has no source for {platform}"));
         }
         Err(PullError::NoSource { name: artifact.name.clone(), reasons: reasons.join("\n"), target })
     }
 
-    /// The right to fetch an artifact, held until what this returns is dropped.
-    fn wait_for_turn(&self, artifact: &Artifact) -> Result<File, PullError> {
+    /// The lock that lets only one process fetch an artifact; held until the file is dropped.
+    fn lock(&self, artifact: &Artifact) -> Result<File, PullError> {
         let path = self.cache.folder("downloads")?.join(format!("{}.lock", artifact.file_name()));
         let lock = || {
             let file = File::options().write(true).create(true).truncate(false).open(&path)?;
@@ -163,7 +163,7 @@ impl<'a> Puller<'a> {
                 Err(TryLockError::WouldBlock) => {}
                 Err(TryLockError::Error(error)) => return Err(error),
             }
-            self.console.say(&format!("waiting for another process that fetches {}", artifact.name));
+            self.console.print(&format!("waiting for another process that is fetching {}", artifact.name));
             file.lock().map(|()| file)
         };
         lock().map_err(|source| PullError::File { path: path.clone(), source })
@@ -176,8 +176,8 @@ impl<'a> Puller<'a> {
         }
     }
 
-    /// By the address that pip tells, so that it can be resumed; where that fails pip, which knows
-    /// more of indexes, mirrors and proxies, fetches the wheel itself.
+    /// Downloads the wheel from the URL that pip reports, so that the download can be resumed. If that fails,
+    /// pip, which knows more about indexes, mirrors and proxies, fetches the wheel itself.
     fn fetch_from_wheel(
         &self,
         artifact: &Artifact,
@@ -189,7 +189,7 @@ impl<'a> Puller<'a> {
             Ok(true) => return Ok(()),
             Ok(false) => None,
             Err(error) => {
-                self.console.say(&format!("  {error}; asking pip to fetch it"));
+                self.console.print(&format!("  {error}; asking pip to fetch it"));
                 Some(error)
             }
         };
@@ -197,7 +197,7 @@ impl<'a> Puller<'a> {
             (Ok(wheel), _) => wheel,
             (Err(by_pip), None) => return Err(by_pip.into()),
             (Err(by_pip), Some(direct)) => {
-                return Err(SourceError::NeitherWay { direct: Box::new(direct), by_pip });
+                return Err(SourceError::BothWaysFailed { direct: Box::new(direct), by_pip });
             }
         };
         extract(&wheel, pip, artifact.kind, target)?;
@@ -205,7 +205,7 @@ impl<'a> Puller<'a> {
         Ok(())
     }
 
-    /// `Ok(false)` if pip keeps the address to itself.
+    /// `Ok(false)` if pip does not reveal the URL.
     fn fetch_from_located_wheel(
         &self,
         artifact: &Artifact,
@@ -230,8 +230,8 @@ impl<'a> Puller<'a> {
         fs::rename(&part, target).map_err(|source| SourceError::File { path: target.to_owned(), source })
     }
 
-    /// The verified download, to be moved or unpacked.
-    fn download(&self, artifact: &Artifact, url: &str, digest: &Digest) -> Result<PathBuf, SourceError> {
+    /// Downloads and verifies a file; the caller moves or unpacks it.
+    fn download(&self, artifact: &Artifact, url: &str, digest: &FileDigest) -> Result<PathBuf, SourceError> {
         let folder = self.cache.folder("downloads")?;
         let part = folder.join(format!("{}.part", digest.sha256));
         let bar = self.console.download_bar(&artifact.name, digest.size);
@@ -242,8 +242,8 @@ impl<'a> Puller<'a> {
     }
 }
 
-/// Whether the file is one that a source describes.
-fn is_there(target: &Path, sources: &[&Source]) -> Result<bool, PullError> {
+/// Whether the file exists and has the digest that one of the sources gives.
+fn is_verified(target: &Path, sources: &[&Source]) -> Result<bool, PullError> {
     if !target.exists() {
         return Ok(false);
     }
@@ -262,7 +262,7 @@ mod tests {
     use super::*;
 
     fn catalogue(dir: &Path, platform: &str, content: &[u8]) -> Catalogue {
-        let Digest { size, sha256 } = digest_of(content);
+        let FileDigest { size, sha256 } = digest_of(content);
         let path = dir.join("catalogue.toml");
         let text = format!(
             "[[artifact]]\nname = \"m\"\nkind = \"model\"\nlicense = \"MIT\"\n[[artifact.source]]\nkind = \"pip\"\n\
@@ -280,13 +280,13 @@ mod tests {
         let (cache, catalogue, console) =
             (Cache::at(dir.path()), catalogue(dir.path(), "no-such", b"abc"), Console::default());
         let error = Puller::new(&cache, &catalogue, &console).model("m").unwrap_err().to_string();
-        assert!(error.contains("the catalogue has none for"), "{error}");
+        assert!(error.contains("the catalogue has no source for"), "{error}");
         let place = dir.path().join("models/m.gguf");
         assert!(error.contains(&place.display().to_string()), "{error}");
     }
 
     #[test]
-    fn a_source_that_fails_is_followed_by_the_next_and_each_reason_is_told() {
+    fn a_source_that_fails_is_followed_by_the_next_and_each_reason_is_reported() {
         let dir = tempfile::tempdir().unwrap();
         let (cache, console) = (Cache::at(dir.path()), Console::default());
         let catalogue = Catalogue::load(None).unwrap();
@@ -317,11 +317,11 @@ mod tests {
             for last; do test \"$before\" = --dest && cp '@WHEEL' \"$last/x.whl\"; before=$last; done; true ;;\n\
             esac\n";
         fs::write(&script, text.replace("@LOG", log).replace("@WHEEL", wheel)).unwrap();
-        Pip::spelled(&["sh", script.to_str().unwrap()])
+        Pip::with_command(&["sh", script.to_str().unwrap()])
     }
 
     #[test]
-    fn pip_fetches_a_wheel_that_cannot_be_had_by_its_address() {
+    fn pip_fetches_a_wheel_whose_url_does_not_work() {
         let dir = tempfile::tempdir().unwrap();
         let (path, pip) = wheel(dir.path(), b"right", b"right");
         let artifact = Artifact {
@@ -348,20 +348,20 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_for_another_fetch_uses_its_result() {
+    fn a_process_that_waits_for_another_fetch_uses_its_result() {
         let dir = tempfile::tempdir().unwrap();
         let (cache, console) = (Cache::at(dir.path()), Console::default());
         let catalogue = catalogue(dir.path(), &platform(), b"abc");
         let puller = Puller::new(&cache, &catalogue, &console);
         let artifact = catalogue.find(ArtifactKind::Model, "m").unwrap();
-        let turn = puller.wait_for_turn(artifact).unwrap();
+        let lock = puller.lock(artifact).unwrap();
         std::thread::scope(|scope| {
             // Its only source is a package that does not exist.
             let waiting = scope.spawn(|| Puller::new(&cache, &catalogue, &console).model("m").unwrap());
             std::thread::sleep(std::time::Duration::from_millis(200));
             assert!(!waiting.is_finished());
             fs::write(cache.folder("models").unwrap().join("m.gguf"), "abc").unwrap();
-            drop(turn);
+            drop(lock);
             assert_eq!(waiting.join().unwrap(), dir.path().join("models/m.gguf"));
         });
     }
@@ -377,6 +377,6 @@ mod tests {
         assert_eq!(puller.model("m").unwrap(), file);
         fs::write(&file, "abd").unwrap();
         let sources: Vec<_> = catalogue.find(ArtifactKind::Model, "m").unwrap().sources.iter().collect();
-        assert!(!is_there(&file, &sources).unwrap());
+        assert!(!is_verified(&file, &sources).unwrap());
     }
 }

@@ -1,4 +1,4 @@
-//! Python wheels: takes one file out of the archive and checks it.
+//! Extracts one file from a Python wheel and verifies it.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -8,18 +8,18 @@ use std::path::{Path, PathBuf};
 use crate::cache::random_hex;
 use crate::catalogue::{ArtifactKind, PipSource};
 
-/// The artifact can't be taken out of its wheel.
+/// Why the artifact can't be extracted.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum WheelError {
-    #[error("'{member}' can't be taken out of the wheel: {reason}")]
+    #[error("'{member}' can't be extracted from the wheel: {reason}")]
     Member { member: String, reason: String },
-    #[error("'{member}' in the wheel is not the file that the catalogue describes")]
+    #[error("'{member}' in the wheel does not have the checksum that the catalogue gives")]
     WrongMember { member: String },
     #[error("{}: {source}", path.display())]
     File { path: PathBuf, source: io::Error },
 }
 
-/// Takes the artifact out of a wheel; `target` appears only when it is whole and right.
+/// Extracts the artifact from a wheel; `target` appears only once it is complete and verified.
 pub(super) fn extract(
     wheel: &Path,
     pip: &PipSource,
@@ -32,14 +32,15 @@ pub(super) fn extract(
         zip::ZipArchive::new(File::open(wheel).map_err(at)?).map_err(|e| member(e.to_string()))?;
     let content = archive.by_name(&pip.member).map_err(|e| member(e.to_string()))?;
     let draft = target.with_extension(format!("{}.tmp", random_hex::<4>()));
-    let placed = place(content, pip, kind, &draft, target);
-    if placed.is_err() {
+    let written = write_verified(content, pip, kind, &draft, target);
+    if written.is_err() {
         let _ = fs::remove_file(&draft);
     }
-    placed
+    written
 }
 
-fn place(
+/// Writes `content` to `draft`, verifies it, and renames it to `target`.
+fn write_verified(
     content: impl Read,
     pip: &PipSource,
     kind: ArtifactKind,
@@ -66,10 +67,10 @@ pub(super) mod tests {
     use sha2::Digest as _;
 
     use super::*;
-    use crate::catalogue::Digest;
+    use crate::catalogue::FileDigest;
 
-    pub(in crate::pull) fn digest_of(bytes: &[u8]) -> Digest {
-        Digest { size: bytes.len() as u64, sha256: HEXLOWER.encode(&sha2::Sha256::digest(bytes)) }
+    pub(in crate::pull) fn digest_of(bytes: &[u8]) -> FileDigest {
+        FileDigest { size: bytes.len() as u64, sha256: HEXLOWER.encode(&sha2::Sha256::digest(bytes)) }
     }
 
     /// A wheel with one member `m`, and the source that describes `described` in it.
@@ -99,7 +100,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_program_comes_out_of_its_wheel_ready_to_run() {
+    fn an_extracted_program_is_executable() {
         let dir = tempfile::tempdir().unwrap();
         let (path, source) = wheel(dir.path(), b"#!program", b"#!program");
         extract(&path, &source, ArtifactKind::Program, &dir.path().join("tool")).unwrap();
@@ -110,7 +111,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_member_that_is_another_file_leaves_nothing() {
+    fn a_member_with_another_checksum_leaves_no_file() {
         let dir = tempfile::tempdir().unwrap();
         for holds in [&b"other"[..], b"right, but longer"] {
             let (path, source) = wheel(dir.path(), holds, b"right");

@@ -1,5 +1,5 @@
-//! Which program runs the function: Spin, if what is called `spin` is one that can; the project's
-//! own host otherwise.
+//! Chooses the program that runs the function: Spin, if the `spin` on PATH is new enough, or else the
+//! project's own host.
 
 use std::fs;
 use std::io;
@@ -13,53 +13,56 @@ use crate::cache::Cache;
 use crate::console::Console;
 use crate::programs::{on_path, parse_version, sibling};
 
-/// The first Spin with the HTTP interface that the function is compiled for, wasi:http 0.3.
+/// The first Spin with wasi:http 0.3, the interface that the function is compiled for.
 const MIN_SPIN_VERSION: (u32, u32) = (4, 1);
 
-/// What runs the function.
+/// The kind of program that runs the function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Host {
+pub(crate) enum FunctionHost {
     /// `spin up`.
     Spin,
-    /// The project's own.
+    /// The project's own host.
     Local,
 }
 
-/// Nothing can run the function.
+/// Why nothing can run the function.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HostError {
     #[error("EMBERLINE_HOST=spin, but {0}; install Spin {major}.{minor} or newer, or set EMBERLINE_HOST=local", major = MIN_SPIN_VERSION.0, minor = MIN_SPIN_VERSION.1)]
-    NoSpin(Unfit),
+    NoSpin(UnusableSpin),
     #[error("the function's host: {0}")]
     NoLocal(#[from] io::Error),
 }
 
-/// Why there is no Spin to use.
+/// Why the `spin` on PATH can't be used.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Unfit {
+pub(crate) enum UnusableSpin {
     #[error("there is no spin on PATH")]
     Absent,
-    #[error("{} does not say which version of Spin it is, so it is another program", .0.display())]
+    #[error("{} does not print a version of Spin, so it is another program", .0.display())]
     OtherProgram(PathBuf),
     #[error("{} is Spin {version}, which can't run the function", path.display())]
     TooOld { path: PathBuf, version: String },
 }
 
-/// The program that runs the function, and which kind it is.
-pub(crate) fn find(wanted: Option<Host>, console: &Console) -> Result<(Host, PathBuf), HostError> {
-    if wanted != Some(Host::Local) {
+/// Finds the program that runs the function.
+pub(crate) fn find(
+    wanted: Option<FunctionHost>,
+    console: &Console,
+) -> Result<(FunctionHost, PathBuf), HostError> {
+    if wanted != Some(FunctionHost::Local) {
         match usable_spin(on_path("spin")) {
-            Ok(spin) => return Ok((Host::Spin, spin)),
-            Err(unfit) if wanted == Some(Host::Spin) => return Err(HostError::NoSpin(unfit)),
-            Err(Unfit::Absent) => {}
-            Err(unfit) => console.say(&format!("{unfit}; using the project's own host")),
+            Ok(spin) => return Ok((FunctionHost::Spin, spin)),
+            Err(unusable) if wanted == Some(FunctionHost::Spin) => return Err(HostError::NoSpin(unusable)),
+            Err(UnusableSpin::Absent) => {}
+            Err(unusable) => console.print(&format!("{unusable}; using the project's own host")),
         }
     }
-    Ok((Host::Local, sibling("emberline-host")?))
+    Ok((FunctionHost::Local, sibling("emberline-host")?))
 }
 
-/// Writes the file that tells Spin to keep compiled components in the cache folder: it takes no
-/// folder itself, and would keep them in the user's.
+/// Writes the wasmtime configuration that makes Spin keep compiled components in our cache folder; Spin has
+/// no option for the folder, and would use the user's.
 pub(crate) fn write_spin_cache(cache: &Cache) -> anyhow::Result<PathBuf> {
     let folder = cache.folder("wasmtime")?;
     let folder = folder.to_str().with_context(|| format!("{} is not UTF-8", folder.display()))?;
@@ -69,26 +72,26 @@ pub(crate) fn write_spin_cache(cache: &Cache) -> anyhow::Result<PathBuf> {
     Ok(file)
 }
 
-fn usable_spin(found: Option<PathBuf>) -> Result<PathBuf, Unfit> {
-    let path = found.ok_or(Unfit::Absent)?;
-    let said = ask_version(&path);
-    let Some((version, number)) = said.as_deref().and_then(spin_version) else {
-        return Err(Unfit::OtherProgram(path));
+fn usable_spin(found: Option<PathBuf>) -> Result<PathBuf, UnusableSpin> {
+    let path = found.ok_or(UnusableSpin::Absent)?;
+    let output = version_output(&path);
+    let Some((version, number)) = output.as_deref().and_then(spin_version) else {
+        return Err(UnusableSpin::OtherProgram(path));
     };
     if number < MIN_SPIN_VERSION {
-        return Err(Unfit::TooOld { version: version.to_owned(), path });
+        return Err(UnusableSpin::TooOld { version: version.to_owned(), path });
     }
     Ok(path)
 }
 
-fn ask_version(program: &Path) -> Option<String> {
+fn version_output(program: &Path) -> Option<String> {
     let output = Command::new(program).arg("--version").stdin(Stdio::null()).output().ok()?;
     Some(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Finds `4.1.0-pre0`, and in it 4.1, in `spin 4.1.0-pre0 (94a8fc8 2026-08-21)`.
-fn spin_version(said: &str) -> Option<(&str, (u32, u32))> {
-    let version = said.strip_prefix("spin ")?.split_whitespace().next()?;
+/// Parses `spin 4.1.0-pre0 (94a8fc8 2026-08-21)` into `4.1.0-pre0` and `(4, 1)`.
+fn spin_version(output: &str) -> Option<(&str, (u32, u32))> {
+    let version = output.strip_prefix("spin ")?.split_whitespace().next()?;
     Some((version, parse_version(version)?))
 }
 
@@ -97,8 +100,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_spin_itself_has_a_version_of_spin() {
-        let number = |said| spin_version(said).map(|(_, number)| number);
+    fn only_the_output_of_spin_is_a_version_of_spin() {
+        let number = |output| spin_version(output).map(|(_, number)| number);
         assert_eq!(number("spin 4.1.0 (abc 2026-09-01)\n"), Some((4, 1)));
         assert_eq!(number("spin 4.1.0-pre0 (94a8fc8a 2026-08-21)"), Some((4, 1)));
         assert_eq!(number("spin 3.4.1"), Some((3, 4)));
@@ -110,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn spin_is_told_the_cache_folder() {
+    fn the_configuration_of_spin_names_the_cache_folder() {
         let dir = tempfile::tempdir().unwrap();
         let file = write_spin_cache(&Cache::at(dir.path())).unwrap();
         let read: toml::Table = fs::read_to_string(file).unwrap().parse().unwrap();
@@ -118,11 +121,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_called_spin_must_be_a_program() {
-        assert_eq!(usable_spin(None), Err(Unfit::Absent));
+    fn a_spin_that_is_not_a_program_is_refused() {
+        assert_eq!(usable_spin(None), Err(UnusableSpin::Absent));
         let dir = tempfile::tempdir().unwrap();
         let text = dir.path().join("spin");
         std::fs::write(&text, "no program").unwrap();
-        assert_eq!(usable_spin(Some(text.clone())), Err(Unfit::OtherProgram(text)));
+        assert_eq!(usable_spin(Some(text.clone())), Err(UnusableSpin::OtherProgram(text)));
     }
 }

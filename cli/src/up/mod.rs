@@ -1,10 +1,10 @@
-//! `emberline up`: nats-server, workers and the function on this machine, as one thing.
+//! `emberline up`: runs nats-server, the workers and the function on this machine as one stack.
 //!
-//! [`prepare`] decides everything that can be decided before anything runs: the [`ports`], the
-//! model, the programs; the result is a [`plan`]. [`with_stack`] starts its parts as [`process`]es
-//! of a [`stack`], which restarts workers within the limits of [`restart`] and writes down what
-//! the parts say in a [`transcript`]. [`crate::running_stack`] tells other commands where the stack is, and
-//! [`parent_death`] sees to it that no part outlives it.
+//! [`prepare`] decides everything that can be decided before anything runs (the [`ports`], the model, the
+//! programs); the result is a [`plan`]. [`with_stack`] starts the parts as [`process`]es of a [`stack`], which
+//! restarts workers within the limits of [`restart`] and logs the output of all parts in a [`transcript`].
+//! [`crate::running_stack`] records how other commands reach the stack, and [`parent_death`] makes sure that no
+//! part outlives it.
 
 mod host;
 pub(crate) mod parent_death;
@@ -32,11 +32,11 @@ use crate::nats::access::NatsAccess;
 use crate::nats::stored;
 use crate::programs;
 use crate::pull::Puller;
-use crate::running_stack::{Running, State};
+use crate::running_stack::{RunningStack, StackLock};
 use crate::runtime::runtime;
-use host::Host;
-use plan::{ALIAS, Backend, Model, Models, Passwords, Plan};
-use ports::{Claim, Listen};
+use host::FunctionHost;
+use plan::{ALIAS, Backend, Model, Models, Passwords, StackPlan};
+use ports::{ListenAddress, PortClaim};
 use stack::Stack;
 use transcript::Transcript;
 
@@ -44,17 +44,17 @@ use transcript::Transcript;
 pub(crate) struct UpArgs {
     /// Where the function listens
     #[arg(long, env = "EMBERLINE_LISTEN", default_value = "127.0.0.1:3000", value_name = "ADDRESS")]
-    listen: Listen,
+    listen: ListenAddress,
     /// Where nats-server listens
     #[arg(long, env = "EMBERLINE_NATS_LISTEN", default_value = "127.0.0.1:4222", value_name = "ADDRESS")]
-    nats_listen: Listen,
-    /// The key that clients must send [default: generated once and kept in the cache folder]
+    nats_listen: ListenAddress,
+    /// The API key that clients must send [default: generated once and kept in the cache folder]
     #[arg(long, env = "EMBERLINE_API_KEY", hide_env_values = true, value_name = "KEY", value_parser = api_key)]
     pub(crate) api_key: Option<String>,
     /// A model of the catalogue, or a path to a .gguf file
     #[arg(long, env = "EMBERLINE_MODEL", default_value = "smollm2-135m-instruct")]
     model: String,
-    /// A TOML file of models instead; it is watched, and models are loaded and unloaded as it changes
+    /// A TOML file that lists several models; it is watched, and models are loaded and unloaded as it changes
     #[arg(long, env = "EMBERLINE_MODELS", value_name = "FILE", conflicts_with = "model")]
     models: Option<PathBuf>,
     /// Where to compute; `auto` takes the GPU if there is one
@@ -63,51 +63,51 @@ pub(crate) struct UpArgs {
     /// How many workers to start
     #[arg(long, env = "EMBERLINE_WORKERS", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     workers: u16,
-    /// What runs the function [default: spin if 4.1 or newer is on PATH, local otherwise]
+    /// The host that runs the function [default: spin if 4.1 or newer is on PATH, local otherwise]
     #[arg(long, env = "EMBERLINE_HOST", value_enum)]
-    host: Option<Host>,
-    /// Another catalogue than the built-in one
+    host: Option<FunctionHost>,
+    /// A catalogue to use in place of the built-in one
     #[arg(long, value_name = "FILE")]
     catalogue: Option<PathBuf>,
 }
 
-/// Everything decided, the cache folder locked, nothing started.
-pub(crate) struct Prepared {
-    plan: Plan,
-    running: Running,
+/// A stack that is ready to start: the plan is made and the cache folder locked.
+pub(crate) struct PreparedStack {
+    plan: StackPlan,
+    lock: StackLock,
     transcript: Transcript,
     console: Console,
 }
 
-/// Runs the stack until somebody stops it.
+/// Runs the stack until a signal stops it.
 pub(crate) fn run(args: &UpArgs, cache: &Cache) -> anyhow::Result<()> {
     let console = Console::default();
     let prepared = prepare(args, cache, console.clone())?;
     let log = prepared.transcript.path().to_owned();
-    let banner = async |state: &State| {
-        println!("{}", render_banner(state, &describe_workers(state).await, &log));
+    let banner = async |running: &RunningStack| {
+        println!("{}", render_banner(running, &describe_workers(running).await, &log));
         std::future::pending().await
     };
     runtime()?.block_on(with_stack(prepared, banner)).map(|_: Option<()>| ())
 }
 
-/// Decides and checks everything, and fetches what is missing.
-pub(crate) fn prepare(args: &UpArgs, cache: &Cache, console: Console) -> anyhow::Result<Prepared> {
-    let running = Running::acquire(cache)?;
+/// Checks the options, fetches what is missing and makes the plan.
+pub(crate) fn prepare(args: &UpArgs, cache: &Cache, console: Console) -> anyhow::Result<PreparedStack> {
+    let lock = StackLock::acquire(cache)?;
     let [listen, nats_listen] = ports::check([
-        Claim { listen: args.listen, part: "function", variable: "EMBERLINE_LISTEN" },
-        Claim { listen: args.nats_listen, part: "nats-server", variable: "EMBERLINE_NATS_LISTEN" },
+        PortClaim { listen: args.listen, part: "function", variable: "EMBERLINE_LISTEN" },
+        PortClaim { listen: args.nats_listen, part: "nats-server", variable: "EMBERLINE_NATS_LISTEN" },
     ])?;
     let root = find_root()
-        .context("can't tell the current folder")?
+        .context("the current folder is unknown")?
         .context("no spin.toml here or in a folder above; run emberline in a checkout of the project")?;
     let wasm = root.join("build/function.wasm");
-    ensure!(wasm.is_file(), "{} is missing; run `make function`", wasm.display());
+    ensure!(wasm.is_file(), "{} is missing; build it with `make function`", wasm.display());
     let (host, host_program) = host::find(args.host, &console)?;
     let worker_program = programs::sibling("emberline-worker")?;
     let catalogue = Catalogue::load(args.catalogue.as_deref())?;
     let puller = Puller::new(cache, &catalogue, &console);
-    let plan = Plan {
+    let plan = StackPlan {
         root,
         nats_server: puller.nats_server()?,
         nats_store: cache.folder("nats")?,
@@ -130,20 +130,20 @@ pub(crate) fn prepare(args: &UpArgs, cache: &Cache, console: Console) -> anyhow:
     };
     let log = cache.folder("run")?.join("up.log");
     let transcript = Transcript::create(&log, console.clone()).with_context(|| log.display().to_string())?;
-    Ok(Prepared { plan, running, transcript, console })
+    Ok(PreparedStack { plan, lock, transcript, console })
 }
 
-/// Starts the stack, does `work` while it is ready, and stops it in any case.
+/// Starts the stack, runs `work` once it is ready, and stops the stack in any case.
 ///
-/// `None` when a signal ended it before the work was done.
+/// `None` if a signal ended the stack before the work was done.
 pub(crate) async fn with_stack<T>(
-    prepared: Prepared,
-    work: impl AsyncFnOnce(&State) -> anyhow::Result<T>,
+    prepared: PreparedStack,
+    work: impl AsyncFnOnce(&RunningStack) -> anyhow::Result<T>,
 ) -> anyhow::Result<Option<T>> {
-    let Prepared { plan, running, transcript, console } = prepared;
+    let PreparedStack { plan, lock, transcript, console } = prepared;
     let mut stop_signals = StopSignals::listen()?;
     let mut stack = Stack::new(&plan, &transcript, &console);
-    let state = State {
+    let running = RunningStack {
         pid: std::process::id(),
         url: plan.url(),
         api_key: plan.api_key.clone(),
@@ -155,15 +155,15 @@ pub(crate) async fn with_stack<T>(
         () = stop_signals.recv() => Ok(None),
         outcome = async {
             stack.start().await?;
-            running.announce(&state)?;
+            lock.publish(&running)?;
             tokio::select! {
                 error = stack.supervise() => Err(error.into()),
-                done = work(&state) => done.map(Some),
+                done = work(&running) => done.map(Some),
             }
         } => outcome,
     };
-    console.say("stopping");
-    transcript.quiet();
+    console.print("stopping");
+    transcript.mute();
     tokio::select! {
         () = stack.stop() => {}
         () = stop_signals.recv() => stack.kill().await,
@@ -171,7 +171,7 @@ pub(crate) async fn with_stack<T>(
     outcome
 }
 
-/// The signals that mean: stop.
+/// The signals that stop the stack: SIGINT, SIGTERM and SIGHUP.
 struct StopSignals {
     interrupt: Signal,
     terminate: Signal,
@@ -196,13 +196,13 @@ impl StopSignals {
     }
 }
 
-/// The project's folder: here or above.
+/// The folder of the project: the current one or one above it, whichever has spin.toml.
 pub(crate) fn find_root() -> io::Result<Option<PathBuf>> {
     let here = std::env::current_dir()?;
     Ok(here.ancestors().find(|folder| folder.join("spin.toml").is_file()).map(Path::to_owned))
 }
 
-/// The models that a file lists. The worker reads the rest of it.
+/// Reads the names of the models that a file lists; the worker reads the rest.
 fn listed_models(file: &Path) -> anyhow::Result<Models> {
     #[derive(Deserialize)]
     struct Listed {
@@ -227,7 +227,7 @@ pub(crate) fn find_model(wanted: &str, puller: &Puller<'_>) -> anyhow::Result<Mo
     }
     let name = path.file_stem().and_then(|stem| stem.to_str());
     let name = name.with_context(|| format!("EMBERLINE_MODEL: {wanted} has no name before .gguf"))?;
-    // Both would change the meaning of the function's lists of names.
+    // Both characters are separators in the lists of names that the function reads.
     ensure!(
         !name.contains([',', '=']),
         "EMBERLINE_MODEL: the name of {wanted} has a ',' or '='; rename the file"
@@ -241,9 +241,9 @@ fn api_key(text: &str) -> Result<String, &'static str> {
     if sendable { Ok(text.to_owned()) } else { Err("must be visible ASCII characters without spaces") }
 }
 
-/// What is served where, as the heartbeats tell.
-async fn describe_workers(state: &State) -> String {
-    let access = NatsAccess::worker(state.nats.clone(), state.worker_password.clone());
+/// Describes the served models and their devices, from the heartbeats.
+async fn describe_workers(running: &RunningStack) -> String {
+    let access = NatsAccess::worker(running.nats.clone(), running.worker_password.clone());
     let heartbeats = match access.connect().await {
         Ok(client) => stored::heartbeats(&client).await.unwrap_or_default(),
         Err(_) => Vec::new(),
@@ -271,8 +271,8 @@ fn describe(heartbeats: &[Heartbeat]) -> String {
     different.collect::<Vec<_>>().join("; ")
 }
 
-fn render_banner(state: &State, workers: &str, log: &Path) -> String {
-    let State { url, api_key, .. } = state;
+fn render_banner(running: &RunningStack, workers: &str, log: &Path) -> String {
+    let RunningStack { url, api_key, .. } = running;
     format!(
         r#"
 Emberline is ready: {workers}
@@ -306,14 +306,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_curl_line_is_the_documented_one() {
-        let documented = r#"curl $BASE/v1/chat/completions -H "Content-Type: application/json" -H "Authorization: Bearer YOUR_API_KEY" \
-  -d '{"model":"vllm-primary","messages":[{"role":"system","content":"You are a helpful assistant."},{"role":"user","content":"What is machine learning?"}],"temperature":0.7,"max_tokens":500}'"#;
-        assert_eq!(render_curl("$BASE", "YOUR_API_KEY"), documented);
+    fn the_printed_curl_line_is_the_one_in_the_readme() {
+        let one_line = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let readme = one_line(include_str!("../../../README.md"));
+        let printed = one_line(&render_curl("$BASE", "YOUR_API_KEY"));
+        assert!(readme.contains(&printed), "README.md lacks: {printed}");
     }
 
     #[test]
-    fn the_banner_says_what_each_model_takes() {
+    fn the_banner_shows_the_memory_of_each_model() {
         let beat = |models: &[(&str, Option<u64>)]| {
             let states = models.iter().map(|(name, memory)| ModelStatus {
                 name: (*name).to_owned(),
@@ -364,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_models_tells_their_names() {
+    fn the_names_are_read_from_a_file_of_models() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("models.toml");
         let error = format!("{:#}", listed_models(&file).unwrap_err());

@@ -1,9 +1,9 @@
-//! Ties a child's life to its parent's: even `kill -9` of `emberline up` leaves nothing running.
+//! Ends child processes when their parent dies: even `kill -9` of `emberline up` leaves nothing running.
 //!
-//! The kernel is told, by the child itself and before it becomes the program, to send it SIGTERM
-//! when its parent dies. Only the child can ask for that, and between fork and exec that needs
-//! unsafe code; so `emberline up` runs `emberline tether … PROGRAM`, which asks and then turns
-//! into the program. Where the kernel has no such thing (macOS) it only turns into the program.
+//! Linux sends a process a signal when its parent dies, if the process has asked for it (`prctl`,
+//! `PR_SET_PDEATHSIG`). To ask between fork and exec takes unsafe code; so `emberline up` runs `emberline
+//! end-with-parent … PROGRAM`, which asks for SIGTERM and then executes the program. Where the kernel has no
+//! such request (macOS), it only executes the program.
 
 use std::ffi::OsString;
 use std::io;
@@ -14,8 +14,8 @@ use std::process::Command;
 use clap::Args;
 
 #[derive(Args)]
-pub(crate) struct TetherArgs {
-    /// The parent's process id.
+pub(crate) struct EndWithParentArgs {
+    /// The process id of the parent.
     #[arg(long)]
     parent: u32,
     /// The program and its arguments.
@@ -23,20 +23,20 @@ pub(crate) struct TetherArgs {
     command: Vec<OsString>,
 }
 
-/// A command for `program`, tied to this process; arguments and environment may be added.
+/// A command that runs `program` until this process dies; arguments and environment may be added.
 pub(crate) fn command(program: &Path) -> io::Result<Command> {
     let emberline: PathBuf = std::env::current_exe()?;
     let mut command = Command::new(emberline);
-    command.args(["tether", "--parent", &std::process::id().to_string(), "--"]).arg(program);
+    command.args(["end-with-parent", "--parent", &std::process::id().to_string(), "--"]).arg(program);
     Ok(command)
 }
 
-/// Becomes the program; returns only if that fails.
-pub(crate) fn run(args: &TetherArgs) -> io::Error {
+/// Executes the program in place of this one; returns only if that fails.
+pub(crate) fn run(args: &EndWithParentArgs) -> io::Error {
     let [program, rest @ ..] = args.command.as_slice() else {
         return io::Error::other("no program given");
     };
-    if let Err(error) = tie_to(args.parent) {
+    if let Err(error) = request_signal_at_death_of(args.parent) {
         return error;
     }
     let error = Command::new(program).args(rest).exec();
@@ -44,15 +44,15 @@ pub(crate) fn run(args: &TetherArgs) -> io::Error {
 }
 
 #[cfg(target_os = "linux")]
-fn tie_to(parent: u32) -> io::Result<()> {
+fn request_signal_at_death_of(parent: u32) -> io::Result<()> {
     use rustix::process::{Signal, getppid, set_parent_process_death_signal};
     set_parent_process_death_signal(Some(Signal::TERM))?;
-    // A parent that died before that sends no signal any more.
+    // A parent that died before the request sends no signal.
     let now = getppid().map(|pid| pid.as_raw_nonzero().get().unsigned_abs());
-    if now == Some(parent) { Ok(()) } else { Err(io::Error::other("emberline up is gone")) }
+    if now == Some(parent) { Ok(()) } else { Err(io::Error::other("emberline up has already ended")) }
 }
 
 #[cfg(not(target_os = "linux"))]
-fn tie_to(_parent: u32) -> io::Result<()> {
+fn request_signal_at_death_of(_parent: u32) -> io::Result<()> {
     Ok(())
 }

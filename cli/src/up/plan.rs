@@ -1,4 +1,4 @@
-//! What exactly `emberline up` starts: programs, arguments and environment of each part.
+//! What `emberline up` starts: the program, arguments and environment of each part.
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
@@ -8,16 +8,16 @@ use clap::ValueEnum;
 use data_encoding::HEXLOWER;
 use sha2::{Digest, Sha256};
 
-use super::host::Host;
+use super::host::FunctionHost;
 use super::ports::reachable;
 use super::process::Program;
-use super::transcript::Part;
+use super::transcript::StackPart;
 use crate::cache::random_hex;
 
-/// The name under which the local configuration serves its model.
+/// The alias under which a local stack serves its model.
 pub(crate) const ALIAS: &str = "vllm-primary";
-/// Seconds that a worker gets for its jobs at the end. The function has gone before, and with it
-/// everybody who could read the rest.
+/// Seconds that a worker has to finish its jobs when the stack stops. The function has stopped before, so
+/// nobody reads the rest of the answers.
 const DRAIN_S: &str = "5";
 
 /// Where the worker computes.
@@ -36,11 +36,11 @@ pub(crate) struct Model {
     pub(crate) path: PathBuf,
 }
 
-/// What is served.
+/// The models that the stack serves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Models {
     One(Model),
-    /// What the file lists, which may change; these names are in it now.
+    /// The models that a file lists. The file may change; `names` are those that it lists now.
     Listed {
         file: PathBuf,
         names: Vec<String>,
@@ -48,7 +48,7 @@ pub(crate) enum Models {
 }
 
 impl Models {
-    /// Their names, with commas.
+    /// The names, separated by commas.
     pub(crate) fn names(&self) -> String {
         match self {
             Self::One(model) => model.name.clone(),
@@ -56,7 +56,7 @@ impl Models {
         }
     }
 
-    /// The alias of the local configuration; the first of several models has it.
+    /// The definition of [`ALIAS`], which stands for the first model.
     fn alias(&self) -> String {
         let first = match self {
             Self::One(model) => Some(&model.name),
@@ -66,23 +66,23 @@ impl Models {
     }
 }
 
-/// Everything that has been decided before anything starts.
+/// Everything that is decided before anything starts.
 #[derive(Debug)]
-pub(crate) struct Plan {
+pub(crate) struct StackPlan {
     /// The folder with spin.toml and deploy/.
     pub(crate) root: PathBuf,
     pub(crate) nats_server: PathBuf,
-    /// JetStream's files.
+    /// The folder of JetStream's files.
     pub(crate) nats_store: PathBuf,
     pub(crate) nats_listen: SocketAddr,
     pub(crate) listen: SocketAddr,
-    pub(crate) host: Host,
+    pub(crate) host: FunctionHost,
     pub(crate) host_program: PathBuf,
-    /// The folder of everything that is kept.
+    /// The cache folder.
     pub(crate) cache: PathBuf,
-    /// What Spin would otherwise keep beside spin.toml.
+    /// The folder of Spin's state, which Spin would otherwise keep beside spin.toml.
     pub(crate) spin_state: PathBuf,
-    /// The file that tells Spin where to keep compiled components.
+    /// The wasmtime configuration that names the folder of compiled components.
     pub(crate) spin_cache: PathBuf,
     pub(crate) worker_program: PathBuf,
     pub(crate) workers: usize,
@@ -92,7 +92,7 @@ pub(crate) struct Plan {
     pub(crate) passwords: Passwords,
 }
 
-/// nats-server's users' passwords, new at each start.
+/// The passwords of nats-server's users, generated at each start.
 #[derive(Debug, Clone)]
 pub(crate) struct Passwords {
     pub(crate) function: String,
@@ -102,18 +102,18 @@ pub(crate) struct Passwords {
 
 impl Passwords {
     pub(crate) fn random() -> Self {
-        // nats-server reads a variable's text as a value: a letter in front keeps it from being a number.
+        // nats-server parses a variable's text as a value; the letter keeps it from being read as a number.
         let password = || format!("p{}", random_hex::<20>());
         Self { function: password(), worker: password(), admin: password() }
     }
 }
 
-impl Plan {
+impl StackPlan {
     pub(crate) fn url(&self) -> String {
         format!("http://{}", reachable(self.listen))
     }
 
-    /// Where nats-server is reached from this machine.
+    /// The address at which this machine reaches nats-server.
     pub(crate) fn nats_address(&self) -> SocketAddr {
         reachable(self.nats_listen)
     }
@@ -121,7 +121,7 @@ impl Plan {
     pub(crate) fn nats(&self) -> Program {
         let config = self.root.join("deploy/nats.conf");
         self.program(
-            Part::Nats,
+            StackPart::Nats,
             &self.nats_server,
             &[
                 "-c",
@@ -153,7 +153,7 @@ impl Plan {
             ("EMBERLINE_BACKEND", backend),
             ("EMBERLINE_DRAIN_S", DRAIN_S),
         ];
-        // Nothing that was meant for `up` itself may reach the worker by these variables.
+        // All three are set, so that no value from the environment of `emberline up` reaches the worker.
         let (path, name, file) = match &self.models {
             Models::One(Model { name, path }) => (path.to_string_lossy(), name.as_str(), Cow::default()),
             Models::Listed { file, .. } => (Cow::default(), "", file.to_string_lossy()),
@@ -163,8 +163,8 @@ impl Plan {
             ("EMBERLINE_MODEL_NAME", name),
             ("EMBERLINE_MODELS", &*file),
         ]);
-        env.extend(quiet_layer());
-        self.program(Part::Worker(number), &self.worker_program, &[], &env)
+        env.extend(device_select_off());
+        self.program(StackPart::Worker(number), &self.worker_program, &[], &env)
     }
 
     pub(crate) fn function(&self) -> Program {
@@ -174,15 +174,17 @@ impl Plan {
         let cache = self.spin_cache.to_string_lossy();
         let common = ["--from", &manifest, "--listen", &listen];
         let args = match self.host {
-            Host::Spin => [&["up"], &common[..], &["--state-dir", &state, "--cache", &cache]].concat(),
-            Host::Local => common.to_vec(),
+            FunctionHost::Spin => {
+                [&["up"], &common[..], &["--state-dir", &state, "--cache", &cache]].concat()
+            }
+            FunctionHost::Local => common.to_vec(),
         };
         self.program(
-            Part::Function,
+            StackPart::Function,
             &self.host_program,
             &args,
             &[
-                // Here it may be relative to another folder than the program's.
+                // An inherited value may be relative to another folder than the program's.
                 ("EMBERLINE_CACHE", &self.cache.to_string_lossy()),
                 ("SPIN_VARIABLE_NATS_SERVER", &self.nats_address().to_string()),
                 ("SPIN_VARIABLE_NATS_USER", "function"),
@@ -194,7 +196,7 @@ impl Plan {
         )
     }
 
-    fn program(&self, part: Part, path: &Path, args: &[&str], env: &[(&str, &str)]) -> Program {
+    fn program(&self, part: StackPart, path: &Path, args: &[&str], env: &[(&str, &str)]) -> Program {
         Program {
             part,
             path: path.to_owned(),
@@ -205,15 +207,16 @@ impl Plan {
     }
 }
 
-/// What keeps Mesa's Vulkan layer for choosing a GPU from complaining on a machine without a desktop.
-pub(crate) fn quiet_layer() -> Option<(&'static str, &'static str)> {
+/// The variable that turns off Mesa's device-selection layer for Vulkan, where that layer would only
+/// complain about a missing desktop.
+pub(crate) fn device_select_off() -> Option<(&'static str, &'static str)> {
     let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-    (!device_order_matters(is_set)).then_some(("NODEVICE_SELECT", "1"))
+    (!device_select_matters(is_set)).then_some(("NODEVICE_SELECT", "1"))
 }
 
-/// Whether Mesa's Vulkan layer that puts the desktop's GPU first has a desktop or an order to
-/// follow. Without either it only complains about the missing desktop.
-fn device_order_matters(is_set: impl Fn(&str) -> bool) -> bool {
+/// Whether Mesa's device-selection layer has anything to do: it puts the desktop's GPU first, or follows the
+/// order that a variable gives.
+fn device_select_matters(is_set: impl Fn(&str) -> bool) -> bool {
     ["XDG_RUNTIME_DIR", "NODEVICE_SELECT", "MESA_VK_DEVICE_SELECT", "DRI_PRIME"].into_iter().any(is_set)
 }
 
@@ -221,14 +224,14 @@ fn device_order_matters(is_set: impl Fn(&str) -> bool) -> bool {
 mod tests {
     use super::*;
 
-    fn plan() -> Plan {
-        Plan {
+    fn plan() -> StackPlan {
+        StackPlan {
             root: "/root".into(),
             nats_server: "/bin/nats".into(),
             nats_store: "/store".into(),
             nats_listen: "0.0.0.0:4333".parse().unwrap(),
             listen: "0.0.0.0:3333".parse().unwrap(),
-            host: Host::Spin,
+            host: FunctionHost::Spin,
             host_program: "/bin/spin".into(),
             cache: "/cache".into(),
             spin_state: "/state".into(),
@@ -256,18 +259,18 @@ mod tests {
         assert_eq!(env(&function, "SPIN_VARIABLE_MODEL_ALIASES"), "vllm-primary=m");
         let hash = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
         assert_eq!(env(&function, "SPIN_VARIABLE_API_KEY_HASHES"), hash);
-        let local = Plan { host: Host::Local, ..plan() };
+        let local = StackPlan { host: FunctionHost::Local, ..plan() };
         assert_eq!(local.function().args, common);
     }
 
     #[test]
     fn an_ipv6_address_of_nats_is_in_brackets_where_a_port_follows() {
         for listen in ["[::1]:4333", "[::]:4333"] {
-            let plan = Plan { nats_listen: listen.parse().unwrap(), ..plan() };
+            let plan = StackPlan { nats_listen: listen.parse().unwrap(), ..plan() };
             assert_eq!(env(&plan.function(), "SPIN_VARIABLE_NATS_SERVER"), "[::1]:4333");
             assert_eq!(env(&plan.worker(1), "EMBERLINE_NATS"), "[::1]:4333");
         }
-        let plan = Plan { nats_listen: "[::1]:4333".parse().unwrap(), ..plan() };
+        let plan = StackPlan { nats_listen: "[::1]:4333".parse().unwrap(), ..plan() };
         assert_eq!(plan.nats().args[3], "::1");
     }
 
@@ -287,15 +290,15 @@ mod tests {
     }
 
     #[test]
-    fn the_users_own_order_of_devices_stays() {
-        assert!(!device_order_matters(|_| false));
-        assert!(device_order_matters(|name| name == "DRI_PRIME"));
+    fn the_users_own_device_order_is_kept() {
+        assert!(!device_select_matters(|_| false));
+        assert!(device_select_matters(|name| name == "DRI_PRIME"));
     }
 
     #[test]
-    fn a_worker_is_told_its_model_and_backend() {
+    fn a_worker_gets_its_model_and_backend() {
         let worker = plan().worker(2);
-        assert_eq!(worker.part, Part::Worker(2));
+        assert_eq!(worker.part, StackPart::Worker(2));
         assert_eq!(env(&worker, "EMBERLINE_MODEL_PATH"), "/m.gguf");
         assert_eq!(env(&worker, "EMBERLINE_BACKEND"), "wgpu");
         assert_eq!(env(&worker, "EMBERLINE_NATS"), "127.0.0.1:4333");
@@ -305,7 +308,7 @@ mod tests {
     #[test]
     fn a_file_of_models_goes_to_the_worker_and_its_names_to_the_function() {
         let names = ["a", "b"].map(String::from).to_vec();
-        let plan = Plan { models: Models::Listed { file: "/models.toml".into(), names }, ..plan() };
+        let plan = StackPlan { models: Models::Listed { file: "/models.toml".into(), names }, ..plan() };
         let (worker, function) = (plan.worker(1), plan.function());
         assert_eq!(env(&worker, "EMBERLINE_MODELS"), "/models.toml");
         assert_eq!(env(&worker, "EMBERLINE_MODEL_PATH"), "");

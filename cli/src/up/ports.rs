@@ -1,64 +1,64 @@
-//! The addresses that the stack listens on: read, checked and kept apart before anything starts.
+//! The addresses that the stack listens on: parses them, and checks that they are free and different.
 
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs};
 use std::str::FromStr;
 
-/// Where to listen.
+/// An address to listen on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Listen(SocketAddr);
+pub(crate) struct ListenAddress(SocketAddr);
 
-/// Text that is no address to listen on.
+/// A text that is not an address to listen on.
 #[derive(Debug, thiserror::Error)]
 #[error("'{0}' is not an address to listen on, such as 127.0.0.1:3000")]
-pub(crate) struct InvalidListen(String);
+pub(crate) struct InvalidListenAddress(String);
 
-impl FromStr for Listen {
-    type Err = InvalidListen;
+impl FromStr for ListenAddress {
+    type Err = InvalidListenAddress;
 
-    /// Reads `ADDRESS:PORT`; a host name is looked up, IPv4 first.
-    fn from_str(text: &str) -> Result<Self, InvalidListen> {
+    /// Parses `ADDRESS:PORT`. A host name is looked up, and its IPv4 address preferred.
+    fn from_str(text: &str) -> Result<Self, InvalidListenAddress> {
         let found: Vec<SocketAddr> =
-            text.to_socket_addrs().map_err(|_| InvalidListen(text.to_owned()))?.collect();
+            text.to_socket_addrs().map_err(|_| InvalidListenAddress(text.to_owned()))?.collect();
         let address = found.iter().find(|a| a.is_ipv4()).or(found.first());
-        address.copied().map(Self).ok_or_else(|| InvalidListen(text.to_owned()))
+        address.copied().map(Self).ok_or_else(|| InvalidListenAddress(text.to_owned()))
     }
 }
 
-impl fmt::Display for Listen {
+impl fmt::Display for ListenAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
 }
 
-/// Who wants to listen, and which variable says where.
+/// An address that a part wants to listen on, and the environment variable that sets it.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Claim {
-    pub(crate) listen: Listen,
+pub(crate) struct PortClaim {
+    pub(crate) listen: ListenAddress,
     pub(crate) part: &'static str,
     pub(crate) variable: &'static str,
 }
 
-/// Nobody can listen there.
+/// Why a part can't listen on its address.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PortError {
     #[error(
         "port {} is taken, and the {part} wants {listen}. Stop what listens there, or set {variable} to another address",
         listen.0.port()
     )]
-    Taken { listen: Listen, part: &'static str, variable: &'static str },
+    Taken { listen: ListenAddress, part: &'static str, variable: &'static str },
     #[error("the {part} can't listen on {listen}: {source}. Set {variable} to another address")]
-    Unusable { listen: Listen, part: &'static str, variable: &'static str, source: io::Error },
+    Unusable { listen: ListenAddress, part: &'static str, variable: &'static str, source: io::Error },
 }
 
-/// Checks that every address is free; a port of 0 becomes one that the system chooses.
-pub(crate) fn check<const N: usize>(claims: [Claim; N]) -> Result<[SocketAddr; N], PortError> {
+/// Checks that every address is free. Port 0 becomes a port that the system chooses.
+pub(crate) fn check<const N: usize>(claims: [PortClaim; N]) -> Result<[SocketAddr; N], PortError> {
     let mut addresses = claims.map(|claim| claim.listen.0);
-    // Held together until all are checked, so that no two get the same.
+    // All listeners stay open until the last is checked, so that no two get the same port.
     let mut held = Vec::new();
     for (claim, address) in claims.into_iter().zip(&mut addresses) {
-        let Claim { listen, part, variable } = claim;
+        let PortClaim { listen, part, variable } = claim;
         let listener = TcpListener::bind(listen.0).map_err(|source| match source.kind() {
             io::ErrorKind::AddrInUse => PortError::Taken { listen, part, variable },
             _ => PortError::Unusable { listen, part, variable, source },
@@ -70,7 +70,7 @@ pub(crate) fn check<const N: usize>(claims: [Claim; N]) -> Result<[SocketAddr; N
     Ok(addresses)
 }
 
-/// The address at which this machine reaches a listener.
+/// The address at which this machine reaches a listener: loopback for an unspecified one.
 pub(crate) fn reachable(mut address: SocketAddr) -> SocketAddr {
     if address.ip().is_unspecified() {
         address.set_ip(match address.ip() {
@@ -85,12 +85,12 @@ pub(crate) fn reachable(mut address: SocketAddr) -> SocketAddr {
 mod tests {
     use super::*;
 
-    fn claim(listen: &str) -> Claim {
-        Claim { listen: listen.parse().unwrap(), part: "function", variable: "EMBERLINE_LISTEN" }
+    fn claim(listen: &str) -> PortClaim {
+        PortClaim { listen: listen.parse().unwrap(), part: "function", variable: "EMBERLINE_LISTEN" }
     }
 
     #[test]
-    fn a_taken_port_is_named_with_who_wants_it_and_what_to_set() {
+    fn a_taken_port_is_reported_with_the_part_and_the_variable_to_set() {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let holder = TcpListener::bind(taken).unwrap();
         let error = check([claim(&taken.to_string())]).unwrap_err().to_string();
@@ -114,9 +114,9 @@ mod tests {
 
     #[test]
     fn names_are_looked_up_and_nonsense_is_refused() {
-        assert_eq!("localhost:80".parse::<Listen>().unwrap().to_string(), "127.0.0.1:80");
+        assert_eq!("localhost:80".parse::<ListenAddress>().unwrap().to_string(), "127.0.0.1:80");
         for bad in ["", "127.0.0.1", "3000", "127.0.0.1:99999", ":"] {
-            assert!(bad.parse::<Listen>().is_err(), "{bad}");
+            assert!(bad.parse::<ListenAddress>().is_err(), "{bad}");
         }
     }
 

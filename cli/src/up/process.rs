@@ -1,7 +1,7 @@
-//! One process of the stack: started tied to us, in a process group of its own, heard and stopped.
+//! One process of the stack: spawns it so that it dies with us, records its output, and stops it.
 //!
-//! A group of its own keeps the terminal's Ctrl-C from it, so that the stack can be stopped in
-//! order, and lets a signal reach what the process itself has started.
+//! Each process leads a process group of its own. That keeps the terminal's Ctrl-C away from it, so that the
+//! stack can be stopped in order, and lets a signal reach the processes that it has started.
 
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -15,15 +15,15 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::parent_death;
-use super::transcript::{Part, Transcript};
+use super::transcript::{StackPart, Transcript};
 
-/// How long the output of a dead process is waited for, should something else hold its pipe open.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+/// How long to read on after a process has died, in case another process holds its pipe open.
+const OUTPUT_GRACE: Duration = Duration::from_millis(500);
 
-/// What to run.
+/// A program with its arguments, environment and working folder.
 #[derive(Debug, Clone)]
 pub(crate) struct Program {
-    pub(crate) part: Part,
+    pub(crate) part: StackPart,
     pub(crate) path: PathBuf,
     pub(crate) args: Vec<String>,
     pub(crate) env: Vec<(String, String)>,
@@ -33,31 +33,31 @@ pub(crate) struct Program {
 /// A running process.
 #[derive(Debug)]
 pub(crate) struct Process {
-    part: Part,
+    part: StackPart,
     group: Pid,
     ended: watch::Receiver<bool>,
 }
 
-/// The end of a process, all of its output recorded.
+/// The exit of a process whose output has been recorded to its end.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Exit {
-    pub(crate) part: Part,
+    pub(crate) part: StackPart,
     pub(crate) status: ExitStatus,
 }
 
-/// A part can't be started.
+/// Why a part can't be started.
 #[derive(Debug, thiserror::Error)]
 #[error("{part} can't be started: {}: {source}", path.display())]
 pub(crate) struct SpawnError {
-    part: Part,
+    part: StackPart,
     path: PathBuf,
     source: io::Error,
 }
 
 impl Process {
-    /// Starts a program; its end is told to `exits`.
+    /// Starts a program and sends its exit to `exits`.
     ///
-    /// Must be called on the runtime's only thread: the tether holds to the thread that spawns.
+    /// Must be called on the runtime's only thread: the child dies with the thread that spawns it.
     pub(crate) fn spawn(
         program: &Program,
         transcript: &Transcript,
@@ -65,7 +65,7 @@ impl Process {
     ) -> Result<Self, SpawnError> {
         let part = program.part;
         let failed = |source| SpawnError { part, path: program.path.clone(), source };
-        let mut child = tether_command(program).map_err(failed)?.spawn().map_err(failed)?;
+        let mut child = command(program).map_err(failed)?.spawn().map_err(failed)?;
         let group = child.id().and_then(|id| Pid::from_raw(id.try_into().ok()?));
         let group = group.ok_or_else(|| failed(io::Error::other("it has no process id")))?;
         let mut output = JoinSet::new();
@@ -79,12 +79,12 @@ impl Process {
         let exits = exits.clone();
         tokio::spawn(async move {
             let status = child.wait().await;
-            // What it has started and left behind, such as the trigger of `spin up`; usually nothing.
+            // Kills what it has started and left behind, such as the trigger of `spin up`.
             let _ = kill_process_group(group, Signal::KILL);
-            // From here on its process id may belong to somebody else.
+            // From now on its process id may belong to another process.
             let _ = has_ended.send(true);
-            let _ =
-                tokio::time::timeout(LAST_WORDS, async { while output.join_next().await.is_some() {} }).await;
+            let _ = tokio::time::timeout(OUTPUT_GRACE, async { while output.join_next().await.is_some() {} })
+                .await;
             if let Ok(status) = status {
                 let _ = exits.send(Exit { part, status });
             }
@@ -92,16 +92,16 @@ impl Process {
         Ok(Self { part, group, ended })
     }
 
-    pub(crate) fn part(&self) -> Part {
+    pub(crate) fn part(&self) -> StackPart {
         self.part
     }
 
-    /// Whether it still runs.
+    /// Whether the process is still running.
     pub(crate) fn is_alive(&self) -> bool {
         !*self.ended.borrow()
     }
 
-    /// SIGTERM now; SIGKILL if it is still there after `grace`. `false` if that was needed.
+    /// Sends SIGTERM, and SIGKILL if the process is still alive after `grace`. `false` if that was necessary.
     pub(crate) async fn stop(&self, grace: Duration) -> bool {
         let mut ended = self.ended.clone();
         self.signal(Signal::TERM);
@@ -113,20 +113,20 @@ impl Process {
         false
     }
 
-    /// SIGKILL, without waiting.
+    /// Sends SIGKILL without waiting for the end.
     pub(crate) fn kill(&self) {
         self.signal(Signal::KILL);
     }
 
     fn signal(&self, signal: Signal) {
         if self.is_alive() {
-            // It may have ended a moment ago and not be reaped yet: nothing to do then.
+            // Fails if it ended a moment ago and is not reaped yet, which does no harm.
             let _ = kill_process_group(self.group, signal);
         }
     }
 }
 
-fn tether_command(program: &Program) -> io::Result<tokio::process::Command> {
+fn command(program: &Program) -> io::Result<tokio::process::Command> {
     let mut command = parent_death::command(&program.path)?;
     command
         .args(&program.args)
@@ -140,7 +140,7 @@ fn tether_command(program: &Program) -> io::Result<tokio::process::Command> {
     Ok(command.into())
 }
 
-async fn record(part: Part, output: impl AsyncRead + Unpin, transcript: Transcript) {
+async fn record(part: StackPart, output: impl AsyncRead + Unpin, transcript: Transcript) {
     let mut output = BufReader::new(output);
     let mut line = Vec::new();
     while output.read_until(b'\n', &mut line).await.is_ok_and(|read| read > 0) {

@@ -1,4 +1,5 @@
-//! The running parts: started in order, looked after, stopped in the opposite order.
+//! The running parts of the stack: starts them in order, restarts workers that die, and stops all in the
+//! opposite order.
 
 use std::path::PathBuf;
 use std::process::ExitStatus;
@@ -6,65 +7,65 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use super::plan::Plan;
+use super::plan::StackPlan;
 use super::process::{Exit, Process, SpawnError};
-use super::restart::{RestartLimit, Verdict};
-use super::transcript::{Part, Transcript};
+use super::restart::{RestartDecision, RestartLimit};
+use super::transcript::{StackPart, Transcript};
 use crate::console::Console;
 use crate::nats::access::{AccessError, NatsAccess};
 use crate::programs::describe_exit;
 
-/// Deaths of workers within [`DEATHS_WINDOW`] that end the whole.
-const MOST_DEATHS: usize = 3;
+/// The number of deaths of workers within [`DEATHS_WINDOW`] that ends the stack.
+const MAX_DEATHS: usize = 3;
 const DEATHS_WINDOW: Duration = Duration::from_secs(60);
-/// nats-server opens its port within moments, unless it has much to recover.
-const NATS_PATIENCE: Duration = Duration::from_secs(30);
-/// Loading a model, and on a GPU compiling its kernels for the first time.
-const READY_PATIENCE: Duration = Duration::from_secs(600);
-const POLL: Duration = Duration::from_millis(100);
+/// How long nats-server may take to open its port; it is slow only if it has much to recover.
+const NATS_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a worker may take to load its model and, on a GPU, to compile its kernels for the first time.
+const READY_TIMEOUT: Duration = Duration::from_secs(600);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// From SIGTERM to SIGKILL.
+/// How long each part may take from SIGTERM to its end before it is killed.
 const FUNCTION_GRACE: Duration = Duration::from_secs(5);
 const WORKER_GRACE: Duration = Duration::from_secs(15);
 const NATS_GRACE: Duration = Duration::from_secs(10);
 
-/// nats-server, workers and function.
+/// The processes of nats-server, the workers and the function.
 pub(crate) struct Stack<'a> {
-    plan: &'a Plan,
+    plan: &'a StackPlan,
     transcript: &'a Transcript,
     console: &'a Console,
     nats: Option<Process>,
     workers: Vec<Process>,
     function: Option<Process>,
     exits: mpsc::UnboundedReceiver<Exit>,
-    tell_exits: mpsc::UnboundedSender<Exit>,
+    exit_sender: mpsc::UnboundedSender<Exit>,
     limit: RestartLimit,
     began: Instant,
 }
 
-/// The stack could not be started or could not go on.
+/// Why the stack did not start or could not go on.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StackError {
     #[error(transparent)]
     Spawn(#[from] SpawnError),
     #[error(transparent)]
     Nats(#[from] AccessError),
-    #[error("can't lay out the streams in NATS: {0}")]
+    #[error("can't set up the streams in NATS: {0}")]
     SetUp(String),
-    #[error("{part} ended ({}). Its last lines:\n{tail}\nEverything that was said: {}", describe_exit(*status), log.display())]
-    Ended { part: Part, status: ExitStatus, tail: String, log: PathBuf },
+    #[error("{part} ended ({}). Its last lines:\n{tail}\nThe whole log: {}", describe_exit(*status), log.display())]
+    Ended { part: StackPart, status: ExitStatus, tail: String, log: PathBuf },
     #[error(
-        "workers died {MOST_DEATHS} times within {} s; the last was {part} ({}). Its last lines:\n{tail}\nEverything that was said: {}",
+        "workers died {MAX_DEATHS} times within {} s; the last was {part} ({}). Its last lines:\n{tail}\nThe whole log: {}",
         DEATHS_WINDOW.as_secs(), describe_exit(*status), log.display()
     )]
-    TooManyDeaths { part: Part, status: ExitStatus, tail: String, log: PathBuf },
-    #[error("not ready after {} s: {reason}. What the parts said: {}", READY_PATIENCE.as_secs(), log.display())]
+    TooManyDeaths { part: StackPart, status: ExitStatus, tail: String, log: PathBuf },
+    #[error("not ready after {} s: {reason}. The log: {}", READY_TIMEOUT.as_secs(), log.display())]
     NotReady { reason: String, log: PathBuf },
 }
 
 impl<'a> Stack<'a> {
-    pub(crate) fn new(plan: &'a Plan, transcript: &'a Transcript, console: &'a Console) -> Self {
-        let (tell_exits, exits) = mpsc::unbounded_channel();
+    pub(crate) fn new(plan: &'a StackPlan, transcript: &'a Transcript, console: &'a Console) -> Self {
+        let (exit_sender, exits) = mpsc::unbounded_channel();
         Self {
             plan,
             transcript,
@@ -73,49 +74,49 @@ impl<'a> Stack<'a> {
             workers: Vec::new(),
             function: None,
             exits,
-            tell_exits,
-            limit: RestartLimit::new(MOST_DEATHS, DEATHS_WINDOW),
+            exit_sender,
+            limit: RestartLimit::new(MAX_DEATHS, DEATHS_WINDOW),
             began: Instant::now(),
         }
     }
 
-    /// Starts everything and waits until a request would be answered.
+    /// Starts all parts and waits until the function is ready to answer requests.
     pub(crate) async fn start(&mut self) -> Result<(), StackError> {
         let spinner = self.console.spinner("starting nats-server");
-        self.nats = Some(Process::spawn(&self.plan.nats(), self.transcript, &self.tell_exits)?);
+        self.nats = Some(Process::spawn(&self.plan.nats(), self.transcript, &self.exit_sender)?);
         let access = self.nats_access();
-        self.unless_one_ends(wait_for_nats(&access)).await??;
+        self.unless_a_part_ends(wait_for_nats(&access)).await??;
         let (address, password) = (self.plan.nats_address().to_string(), self.plan.passwords.admin.clone());
         let admin = NatsAccess::admin(address, password);
-        let set_up = self.unless_one_ends(crate::nats_setup::bring_up_to_date(&admin)).await?;
+        let set_up = self.unless_a_part_ends(crate::nats_setup::bring_up_to_date(&admin)).await?;
         set_up.map_err(|error| StackError::SetUp(format!("{error:#}")))?;
         for number in 1..=self.plan.workers {
-            let worker = Process::spawn(&self.plan.worker(number), self.transcript, &self.tell_exits)?;
+            let worker = Process::spawn(&self.plan.worker(number), self.transcript, &self.exit_sender)?;
             self.workers.push(worker);
         }
-        self.function = Some(Process::spawn(&self.plan.function(), self.transcript, &self.tell_exits)?);
+        self.function = Some(Process::spawn(&self.plan.function(), self.transcript, &self.exit_sender)?);
         spinner.set_message(format!("loading {}", self.plan.models.names()));
         let url = format!("{}/ready", self.plan.url());
-        let ready = self.unless_one_ends(wait_until_ready(url)).await?;
+        let ready = self.unless_a_part_ends(wait_until_ready(url)).await?;
         spinner.finish_and_clear();
         let log = self.transcript.path().to_owned();
         ready.map_err(|reason| StackError::NotReady { reason, log })
     }
 
-    /// Starts workers again that die; returns when the stack can't go on.
+    /// Restarts workers that die; returns when the stack can't go on.
     pub(crate) async fn supervise(&mut self) -> StackError {
         loop {
             let Some(Exit { part, status }) = self.exits.recv().await else {
-                // This stack holds a sender itself.
+                // Can't happen: this stack holds a sender itself.
                 std::future::pending().await
             };
-            let Part::Worker(number) = part else { return self.ended(part, status) };
-            if self.limit.death(self.began.elapsed()) == Verdict::GiveUp {
+            let StackPart::Worker(number) = part else { return self.ended(part, status) };
+            if self.limit.record_death(self.began.elapsed()) == RestartDecision::GiveUp {
                 let (tail, log) = (self.transcript.tail(part), self.transcript.path().to_owned());
                 return StackError::TooManyDeaths { part, status, tail, log };
             }
-            self.console.say(&format!("{part} died ({}); starting it again", describe_exit(status)));
-            match Process::spawn(&self.plan.worker(number), self.transcript, &self.tell_exits) {
+            self.console.print(&format!("{part} died ({}); starting it again", describe_exit(status)));
+            match Process::spawn(&self.plan.worker(number), self.transcript, &self.exit_sender) {
                 Ok(worker) => {
                     self.workers.retain(|old| old.part() != part);
                     self.workers.push(worker);
@@ -125,7 +126,7 @@ impl<'a> Stack<'a> {
         }
     }
 
-    /// Function, then workers, then nats-server: each while what it needs is still there.
+    /// Stops the function, then the workers, then nats-server, so that each ends before what it needs.
     pub(crate) async fn stop(&self) {
         if let Some(function) = &self.function {
             self.stop_one(function, FUNCTION_GRACE).await;
@@ -137,7 +138,7 @@ impl<'a> Stack<'a> {
         }
     }
 
-    /// Ends everything at once.
+    /// Kills all parts at once.
     pub(crate) async fn kill(&self) {
         let all = || self.function.iter().chain(&self.workers).chain(&self.nats);
         all().for_each(Process::kill);
@@ -151,19 +152,19 @@ impl<'a> Stack<'a> {
     async fn stop_one(&self, process: &Process, grace: Duration) {
         if process.is_alive() && !process.stop(grace).await {
             let part = process.part();
-            self.console.say(&format!("{part} did not stop within {} s and was killed", grace.as_secs()));
+            self.console.print(&format!("{part} did not stop within {} s and was killed", grace.as_secs()));
         }
     }
 
-    /// Waits for `work`, unless a part ends meanwhile.
-    async fn unless_one_ends<T>(&mut self, work: impl Future<Output = T>) -> Result<T, StackError> {
+    /// Runs `work`; an error if a part ends before it is done.
+    async fn unless_a_part_ends<T>(&mut self, work: impl Future<Output = T>) -> Result<T, StackError> {
         tokio::select! {
             Some(exit) = self.exits.recv() => Err(self.ended(exit.part, exit.status)),
             done = work => Ok(done),
         }
     }
 
-    fn ended(&self, part: Part, status: ExitStatus) -> StackError {
+    fn ended(&self, part: StackPart, status: ExitStatus) -> StackError {
         let (tail, log) = (self.transcript.tail(part), self.transcript.path().to_owned());
         StackError::Ended { part, status, tail, log }
     }
@@ -173,29 +174,30 @@ async fn wait_for_nats(access: &NatsAccess) -> Result<(), AccessError> {
     let began = Instant::now();
     loop {
         match access.connect().await {
-            Err(AccessError::Connect { .. }) if began.elapsed() < NATS_PATIENCE => {
-                tokio::time::sleep(POLL).await;
+            Err(AccessError::Connect { .. }) if began.elapsed() < NATS_TIMEOUT => {
+                tokio::time::sleep(POLL_INTERVAL).await;
             }
             other => return other.map(|_| ()),
         }
     }
 }
 
-/// Asks until the answer is 200; the error says what the last answer was.
+/// Requests `url` until the status is 200; the error describes the last response.
 async fn wait_until_ready(url: String) -> Result<(), String> {
     let began = Instant::now();
     loop {
-        let asked = url.clone();
-        let answer = tokio::task::spawn_blocking(move || ask(&asked)).await;
+        let request = url.clone();
+        let answer = tokio::task::spawn_blocking(move || check_ready(&request)).await;
         match answer.unwrap_or_else(|e| Err(e.to_string())) {
             Ok(()) => return Ok(()),
-            Err(reason) if began.elapsed() > READY_PATIENCE => return Err(reason),
-            Err(_) => tokio::time::sleep(POLL).await,
+            Err(reason) if began.elapsed() > READY_TIMEOUT => return Err(reason),
+            Err(_) => tokio::time::sleep(POLL_INTERVAL).await,
         }
     }
 }
 
-fn ask(url: &str) -> Result<(), String> {
+/// One request to `url`; an error unless the status is 200.
+fn check_ready(url: &str) -> Result<(), String> {
     let config = ureq::Agent::config_builder()
         .http_status_as_error(false)
         .proxy(None)

@@ -1,5 +1,5 @@
-//! What the parts of the stack say: everything in a log file, the important lines on the terminal,
-//! the last lines kept for the day a part dies.
+//! The output of the stack's parts: every line goes to a log file, warnings and errors also to the terminal,
+//! and the last lines of each part are kept for the message when it dies.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -10,21 +10,21 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::console::Console;
 
-/// Lines that are kept of each part.
-const TAIL: usize = 20;
-/// Longest line that is kept, in characters; the log file has all of it.
-const SHOWN_CHARS: usize = 500;
+/// Number of last lines kept of each part.
+const TAIL_LINES: usize = 20;
+/// Longest line that is kept or shown, in characters; the log file has the whole line.
+const MAX_LINE_CHARS: usize = 500;
 
 /// One process of the stack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Part {
+pub(crate) enum StackPart {
     Nats,
     /// Counted from 1.
     Worker(usize),
     Function,
 }
 
-impl fmt::Display for Part {
+impl fmt::Display for StackPart {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Nats => f.write_str("nats-server"),
@@ -34,7 +34,7 @@ impl fmt::Display for Part {
     }
 }
 
-/// The log of one run; clones write to the same.
+/// The log of one run; clones write to the same file.
 #[derive(Debug, Clone)]
 pub(crate) struct Transcript {
     inner: Arc<Mutex<Inner>>,
@@ -45,12 +45,12 @@ pub(crate) struct Transcript {
 #[derive(Debug)]
 struct Inner {
     file: File,
-    tails: BTreeMap<Part, VecDeque<String>>,
-    quiet: bool,
+    tails: BTreeMap<StackPart, VecDeque<String>>,
+    is_muted: bool,
 }
 
 impl Transcript {
-    /// Begins a log; the one before is kept as `….1`.
+    /// Creates the log file; the previous one is kept with `.1` after its name.
     pub(crate) fn create(path: &Path, console: Console) -> io::Result<Self> {
         let mut before = path.as_os_str().to_owned();
         before.push(".1");
@@ -58,42 +58,42 @@ impl Transcript {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
         }
-        let inner = Inner { file: File::create(path)?, tails: BTreeMap::new(), quiet: false };
+        let inner = Inner { file: File::create(path)?, tails: BTreeMap::new(), is_muted: false };
         Ok(Self { inner: Arc::new(Mutex::new(inner)), path: path.to_owned(), console })
     }
 
-    /// Where the log is.
+    /// The path of the log file.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Takes down one line.
-    pub(crate) fn record(&self, part: Part, line: &str) {
-        let shown: String = line.chars().take(SHOWN_CHARS).collect();
+    /// Records one line of a part's output.
+    pub(crate) fn record(&self, part: StackPart, line: &str) {
+        let shown: String = line.chars().take(MAX_LINE_CHARS).collect();
         let mut inner = self.lock();
-        if is_important(line) && !inner.quiet {
-            self.console.say(&format!("[{part}] {shown}"));
+        if is_important(line) && !inner.is_muted {
+            self.console.print(&format!("[{part}] {shown}"));
         }
-        // A full disk must not end a stack that serves.
+        // A full disk must not end the stack.
         let _ = writeln!(inner.file, "[{part}] {line}");
         let tail = inner.tails.entry(part).or_default();
-        if tail.len() == TAIL {
+        if tail.len() == TAIL_LINES {
             tail.pop_front();
         }
         tail.push_back(shown);
     }
 
-    /// From now on nothing goes to the terminal: parts that are being stopped complain of each other.
-    pub(crate) fn quiet(&self) {
-        self.lock().quiet = true;
+    /// Keeps further lines from the terminal: parts that are being stopped complain about each other.
+    pub(crate) fn mute(&self) {
+        self.lock().is_muted = true;
     }
 
-    /// The last lines of a part, indented, or a word that there are none.
-    pub(crate) fn tail(&self, part: Part) -> String {
+    /// The last lines of a part, indented; a note if there are none.
+    pub(crate) fn tail(&self, part: StackPart) -> String {
         let inner = self.lock();
         let lines: Vec<String> =
             inner.tails.get(&part).into_iter().flatten().map(|line| format!("  {line}")).collect();
-        if lines.is_empty() { "  (it said nothing)".to_owned() } else { lines.join("\n") }
+        if lines.is_empty() { "  (no output)".to_owned() } else { lines.join("\n") }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -101,10 +101,10 @@ impl Transcript {
     }
 }
 
-/// Warnings and errors as tracing, nats-server and Rust's panics write them.
+/// Whether a line is a warning, an error or a panic, as tracing, nats-server and Rust write them.
 fn is_important(line: &str) -> bool {
     const MARKS: &[&str] = &[" WARN ", " ERROR ", "[WRN]", "[ERR]", "[FTL]", "panicked at"];
-    // They are random, and gone with the server.
+    // The passwords are random, and valid only while this server runs.
     const HARMLESS: &str = "Plaintext passwords detected";
     MARKS.iter().any(|mark| line.contains(mark)) && !line.contains(HARMLESS)
 }
@@ -120,20 +120,20 @@ mod tests {
         std::fs::write(&path, "before").unwrap();
         let transcript = Transcript::create(&path, Console::default()).unwrap();
         for n in 0..50 {
-            transcript.record(Part::Worker(1), &format!("line {n}"));
+            transcript.record(StackPart::Worker(1), &format!("line {n}"));
         }
-        transcript.record(Part::Nats, "hello");
+        transcript.record(StackPart::Nats, "hello");
         let log = std::fs::read_to_string(&path).unwrap();
         assert_eq!(log.lines().count(), 51);
         assert!(log.ends_with("[worker 1] line 49\n[nats-server] hello\n"), "{log}");
-        let tail = transcript.tail(Part::Worker(1));
-        assert_eq!((tail.lines().count(), tail.lines().next()), (TAIL, Some("  line 30")));
-        assert_eq!(transcript.tail(Part::Function), "  (it said nothing)");
+        let tail = transcript.tail(StackPart::Worker(1));
+        assert_eq!((tail.lines().count(), tail.lines().next()), (TAIL_LINES, Some("  line 30")));
+        assert_eq!(transcript.tail(StackPart::Function), "  (no output)");
         assert_eq!(std::fs::read_to_string(dir.path().join("up.log.1")).unwrap(), "before");
     }
 
     #[test]
-    fn warnings_of_every_part_are_important_and_chatter_is_not() {
+    fn warnings_and_errors_are_important_and_other_lines_are_not() {
         for line in [
             "2026-01-01T00:00:00Z  WARN emberline_worker: slow",
             "[123] 2026/01/01 00:00:00.0 [ERR] no",

@@ -1,4 +1,4 @@
-//! llama.cpp on the same weights, by way of the Python package llama-cpp-python.
+//! Measures llama.cpp with the same weights, through the Python package llama-cpp-python.
 
 use std::io;
 use std::os::unix::process::ExitStatusExt;
@@ -9,7 +9,7 @@ use emberline_protocol::measurement::LlamaCpp;
 
 /// Prints a [`LlamaCpp`] as JSON.
 const SCRIPT: &str = include_str!("llama_bench.py");
-/// With which the script ends when the package is not there.
+/// The exit status of the script if the package is not installed.
 const NOT_INSTALLED: i32 = 3;
 
 /// Why there is no comparison.
@@ -35,7 +35,7 @@ pub(crate) enum LlamaError {
     Output(#[from] serde_json::Error),
 }
 
-/// What to measure: the same as of our own engine.
+/// The sizes to measure, which are those of our own measurement.
 #[derive(Debug, Clone)]
 pub(crate) struct LlamaLoad<'a> {
     pub(crate) model: &'a Path,
@@ -95,7 +95,7 @@ mod tests {
     use super::*;
     use std::process::ExitStatus;
 
-    /// `status` as wait(2) has it.
+    /// `status` is encoded as by wait(2).
     fn outcome(status: i32, stdout: &str, stderr: &str) -> Result<LlamaCpp, LlamaError> {
         let status = ExitStatus::from_raw(status);
         read(&Output { status, stdout: stdout.into(), stderr: stderr.into() }, "python9")
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_said_with_its_remedy() {
+    fn errors_about_missing_programs_name_the_remedy() {
         let error = outcome(NOT_INSTALLED << 8, "", "").unwrap_err().to_string();
         assert!(error.contains("python9 -m pip install llama-cpp-python"), "{error}");
         let load = LlamaLoad {
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_is_told_by_its_last_line() {
+    fn a_failure_is_reported_by_its_last_line() {
         let error = outcome(1 << 8, "", "Traceback\nValueError: x\n\n").unwrap_err().to_string();
         assert_eq!(error, "llama.cpp failed: ValueError: x");
         let error = outcome(11, "", "").unwrap_err().to_string();
@@ -139,7 +139,7 @@ mod tests {
 
     #[test]
     fn the_script_compiles_and_takes_the_arguments() {
-        // Without the package it says so; with it, that there is no such model. Either way it got there.
+        // The error names the missing package or the missing model; either way the script was run.
         let load = LlamaLoad {
             model: Path::new("/no/such/model.gguf"),
             threads: 1,

@@ -1,7 +1,7 @@
-//! `emberline bench engine`: the engine on this machine's device, without function and NATS.
+//! `emberline bench engine`: measures the engine on this machine's device, without the function and NATS.
 //!
-//! The worker measures itself (`emberline-worker bench`), llama.cpp is measured on the same
-//! weights afterwards; [`report`] puts both together, [`plot`] draws them.
+//! `emberline-worker bench` measures the engine; then llama.cpp is measured with the same weights. [`report`]
+//! shows both, [`plot`] draws them.
 
 mod llama;
 mod plot;
@@ -20,11 +20,11 @@ use crate::console::Console;
 use crate::programs;
 use crate::pull::Puller;
 use crate::up;
-use crate::up::plan::{Backend, Model, quiet_layer};
+use crate::up::plan::{Backend, Model, device_select_off};
 use llama::LlamaLoad;
-use report::{Comparison, Report};
+use report::{Comparison, EngineReport};
 
-/// Sizes beyond which llama.cpp is not asked: they cost minutes and say nothing new.
+/// Largest batch to measure llama.cpp with on a CPU: larger ones take minutes and show nothing new.
 const LARGEST_LLAMA_BATCH: usize = 32;
 
 #[derive(Debug, Clone, Args)]
@@ -32,7 +32,7 @@ pub(crate) struct EngineArgs {
     /// A model of the catalogue, or a path to a .gguf file
     #[arg(long, env = "EMBERLINE_MODEL", default_value = "smollm2-135m-instruct")]
     model: String,
-    /// Random weights of this shape in place of a model: speed needs no sense
+    /// Random weights of this shape in place of a model; speed does not depend on the values
     #[arg(long, value_name = "SHAPE")]
     random: Option<String>,
     /// Where to compute; `auto` takes the GPU if there is one
@@ -41,28 +41,28 @@ pub(crate) struct EngineArgs {
     /// The adapter that wgpu is to use: its number, or part of its name
     #[arg(long, env = "EMBERLINE_ADAPTER", value_name = "NAME")]
     adapter: Option<String>,
-    /// Measure a GPU or nothing
+    /// Fail if there is no GPU
     #[arg(long)]
     require_gpu: bool,
-    /// Threads that compute on the CPU, of llama.cpp too [default: one a core]
+    /// Threads on the CPU, also for llama.cpp [default: one per core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
-    /// Fewer sizes and repetitions
+    /// Measure fewer sizes, with fewer repetitions
     #[arg(long)]
     quick: bool,
-    /// Where a folder for this device gets JSON and plots [default: docs/benchmarks in the checkout]
+    /// Where to create a folder for this device with JSON and plots [default: docs/benchmarks in the checkout]
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
-    /// The Python that has llama-cpp-python
+    /// A Python that has llama-cpp-python
     #[arg(long, env = "EMBERLINE_LLAMA_PYTHON", default_value = "python3", value_name = "PYTHON")]
     llama_python: String,
     /// Don't measure llama.cpp
     #[arg(long)]
     no_llama: bool,
-    /// Print JSON in place of the table
+    /// Print JSON in place of tables
     #[arg(long)]
     json: bool,
-    /// Another catalogue than the built-in one
+    /// A catalogue to use in place of the built-in one
     #[arg(long, value_name = "FILE")]
     catalogue: Option<PathBuf>,
 }
@@ -79,30 +79,31 @@ pub(crate) fn run(args: &EngineArgs, cache: &Cache) -> anyhow::Result<()> {
     let out = match &args.out {
         Some(out) => out.clone(),
         None => up::find_root()
-            .context("can't tell the current folder")?
-            .context("no spin.toml here or in a folder above: say with --out where the results go")?
+            .context("the current folder is unknown")?
+            .context("no spin.toml here or in a folder above; name a folder for the results with --out")?
             .join("docs/benchmarks"),
     };
     let engine = measure_engine(args, model.as_ref())?;
     let comparison = compare(args, model.as_ref(), &engine, &console);
-    let report = Report { engine, comparison };
+    let report = EngineReport { engine, comparison };
     let written = report.write(&out)?;
-    match args.json {
-        true => println!("{}", serde_json::to_string_pretty(&report)?),
-        false => println!("{}", report.render()),
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        println!("{}", report.render());
     }
-    console.say(&format!("written: {}", written.display()));
+    console.print(&format!("wrote {}", written.display()));
     Ok(())
 }
 
-/// Has the worker measure itself, in a process of its own: burn is linked into no other program.
+/// Runs `emberline-worker bench`: only the worker is linked with burn.
 fn measure_engine(args: &EngineArgs, model: Option<&Model>) -> anyhow::Result<EngineMeasurement> {
     let program = programs::sibling("emberline-worker")?;
     let mut command = Command::new(&program);
     let backend = args.backend.to_possible_value();
     command
         .args(["bench", "--backend", backend.as_ref().map_or("auto", |value| value.get_name())])
-        .envs(quiet_layer())
+        .envs(device_select_off())
         .stdin(Stdio::null())
         .stderr(Stdio::inherit());
     if let Some(model) = model {
@@ -122,17 +123,17 @@ fn measure_engine(args: &EngineArgs, model: Option<&Model>) -> anyhow::Result<En
         command.env("RAYON_NUM_THREADS", threads.to_string());
     }
     let output = command.output().with_context(|| format!("{} can't be started", program.display()))?;
-    // It has said why.
+    // The worker has printed the reason.
     ensure!(
         output.status.success(),
-        "the engine was not measured: {}",
+        "the engine was not measured: emberline-worker ended with {}",
         programs::describe_exit(output.status)
     );
     serde_json::from_slice(&output.stdout)
-        .context("emberline-worker's results can't be read; build both programs anew")
+        .context("the results of emberline-worker can't be read; rebuild both programs")
 }
 
-/// Measures llama.cpp on the same file, or says why not.
+/// Measures llama.cpp with the same file, or returns the reason why not.
 fn compare(
     args: &EngineArgs,
     model: Option<&Model>,
@@ -151,13 +152,13 @@ fn compare(
     match measured {
         Ok(llama) => Comparison::LlamaCpp(llama),
         Err(error) => {
-            console.say(&error.to_string());
+            console.print(&error.to_string());
             Comparison::None(error.to_string())
         }
     }
 }
 
-/// What of our own measurement llama.cpp is to repeat.
+/// The part of our own measurement that llama.cpp repeats.
 fn load<'a>(model: &'a Path, engine: &EngineMeasurement) -> LlamaLoad<'a> {
     let alone = engine.prefill.iter().filter(|rate| rate.batch == 1);
     let batches = engine.decode.iter().map(|rate| rate.batch);

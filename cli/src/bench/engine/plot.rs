@@ -1,34 +1,34 @@
-//! Lines over a logarithmic axis, as SVG.
+//! Line plots with a logarithmic x axis, as SVG.
 
 use std::fmt::Write;
 
 const WIDTH: f64 = 720.0;
 const HEIGHT: f64 = 440.0;
-/// Room for the axes' numbers and names: left, right, top, bottom.
+/// Margins for the numbers and names of the axes: left, right, top, bottom.
 const MARGINS: [f64; 4] = [78.0, 24.0, 44.0, 56.0];
-/// Told apart with any kind of colour vision: Okabe and Ito, "Color universal design" (2008).
+/// Distinguishable with any kind of colour vision: Okabe and Ito, "Color universal design" (2008).
 const COLOURS: [&str; 6] = ["#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9"];
 
-/// A drawing.
+/// A plot.
 #[derive(Debug, Clone)]
 pub(crate) struct Plot {
     pub(crate) title: String,
     pub(crate) x_label: &'static str,
     pub(crate) y_label: &'static str,
-    pub(crate) series: Vec<Series>,
+    pub(crate) series: Vec<PlotSeries>,
 }
 
-/// One line, its points in order.
+/// One line with its points in order.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Series {
+pub(crate) struct PlotSeries {
     pub(crate) name: String,
-    /// `x` above 0.
+    /// Pairs of x and y; x is above 0.
     pub(crate) points: Vec<(f64, f64)>,
 }
 
-/// Where values are on the drawing.
+/// Maps values to coordinates.
 struct Axes {
-    /// Natural logarithms of the first and the last x.
+    /// Natural logarithms of the smallest and the largest x.
     x: (f64, f64),
     /// The largest y.
     top: f64,
@@ -44,7 +44,7 @@ impl Axes {
         HEIGHT - MARGINS[3] - y / self.top * (HEIGHT - MARGINS[2] - MARGINS[3])
     }
 
-    /// Distance of the lines across: 1, 2 or 5 times a power of ten, four to nine of them.
+    /// Distance between grid lines: 1, 2 or 5 times a power of ten, so that there are four to nine lines.
     fn step(&self) -> f64 {
         let power = 10_f64.powf((self.top / 4.0).log10().floor());
         let fits = |times: &f64| self.top / (times * power) >= 4.0;
@@ -53,7 +53,7 @@ impl Axes {
 }
 
 impl Plot {
-    /// The drawing as an SVG document; `None` of no points.
+    /// The plot as an SVG document; `None` if there are no points.
     pub(crate) fn svg(&self) -> Option<String> {
         let mut stops: Vec<f64> = self.points().map(|(x, _)| x).collect();
         stops.sort_by(f64::total_cmp);
@@ -116,7 +116,7 @@ impl Plot {
     }
 }
 
-/// Writes `content`, which may hold anything, at a place.
+/// Writes `content`, escaped, at a position.
 fn text(svg: &mut String, (x, y): (f64, f64), attributes: &str, content: &str) -> std::fmt::Result {
     let content = content.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
     writeln!(svg, "<text x=\"{x:.1}\" y=\"{y:.1}\" {attributes}>{content}</text>")
@@ -128,8 +128,11 @@ mod tests {
 
     fn plot(points: Vec<(f64, f64)>) -> Plot {
         let series = vec![
-            Series { name: "ours".into(), points: points.clone() },
-            Series { name: "theirs".into(), points: points.into_iter().map(|(x, y)| (x, y / 2.0)).collect() },
+            PlotSeries { name: "ours".into(), points: points.clone() },
+            PlotSeries {
+                name: "theirs".into(),
+                points: points.into_iter().map(|(x, y)| (x, y / 2.0)).collect(),
+            },
         ];
         Plot { title: "Decode <tok/s>".into(), x_label: "streams", y_label: "tok/s", series }
     }
@@ -145,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn one_point_is_enough_and_none_is_no_plot() {
+    fn one_point_is_enough_but_not_none() {
         assert!(plot(vec![(8.0, 0.0)]).svg().is_some());
         assert!(plot(vec![]).svg().is_none());
     }

@@ -1,4 +1,4 @@
-//! Both measurements together: as a table, as JSON and as plots.
+//! The report of `emberline bench engine`: both measurements as tables, as JSON and as plots.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -8,35 +8,35 @@ use std::path::{Path, PathBuf};
 use emberline_protocol::measurement::{CacheRate, EngineMeasurement, LlamaCpp, Memory, Rate, Serving};
 use serde::Serialize;
 
-use super::plot::{Plot, Series};
+use super::plot::{Plot, PlotSeries};
 use crate::table::table;
 
-/// All of a run.
+/// The report of a run.
 #[derive(Debug, Clone, Serialize)]
-pub(crate) struct Report {
+pub(crate) struct EngineReport {
     pub(crate) engine: EngineMeasurement,
     pub(crate) comparison: Comparison,
 }
 
-/// Who else was measured.
+/// The measurement of llama.cpp to compare with.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Comparison {
     LlamaCpp(LlamaCpp),
-    /// Nobody, and why.
+    /// There is none, for this reason.
     None(String),
 }
 
-/// The results can't be kept.
+/// Why the results can't be written.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WriteError {
     #[error("{}: {source}; choose another folder with --out", path.display())]
     Io { path: PathBuf, source: io::Error },
-    #[error("the results are no JSON: {0}")]
+    #[error("the results can't be written as JSON: {0}")]
     Json(#[from] serde_json::Error),
 }
 
-/// What of the measured rates becomes points of a plot.
+/// Selects the points of a plot from measured rates.
 type Points<'a> = &'a dyn Fn(&[Rate]) -> Vec<(f64, f64)>;
 
 impl Comparison {
@@ -48,27 +48,27 @@ impl Comparison {
     }
 }
 
-impl Report {
-    /// Writes JSON and plots to a folder for this device in `out`; returns that folder.
+impl EngineReport {
+    /// Writes JSON and plots to a folder for this device inside `out`, and returns that folder.
     pub(crate) fn write(&self, out: &Path) -> Result<PathBuf, WriteError> {
         let folder = out.join(self.device_folder());
         let failed = |path: &Path, source| WriteError::Io { path: path.to_owned(), source };
         fs::create_dir_all(&folder).map_err(|source| failed(&folder, source))?;
-        let keep = |name: String, text: &str| {
+        let write = |name: String, text: &str| {
             let path = folder.join(name);
             fs::write(&path, text).map_err(|source| failed(&path, source))
         };
         let model = slug(&self.engine.model.name);
-        keep(format!("{model}.json"), &(serde_json::to_string_pretty(self)? + "\n"))?;
+        write(format!("{model}.json"), &(serde_json::to_string_pretty(self)? + "\n"))?;
         for (name, plot) in self.plots() {
             if let Some(svg) = plot.svg() {
-                keep(format!("{model}-{name}.svg"), &svg)?;
+                write(format!("{model}-{name}.svg"), &svg)?;
             }
         }
         Ok(folder)
     }
 
-    /// A GPU's name; `cpu-` and the processor's where that computes.
+    /// The folder's name: the GPU's name, or `cpu-` and the processor's.
     fn device_folder(&self) -> String {
         let device = &self.engine.device;
         if !device.gpu && device.description.starts_with("CPU") {
@@ -81,11 +81,11 @@ impl Report {
         let model = &self.engine.model.name;
         let prompts = |rates: &[Rate]| points(rates, |rate| rate.batch == 1, |rate| rate.prompt_tokens);
         let batches = |rates: &[Rate]| points(rates, |_| true, |rate| rate.batch);
-        let both = |pick: Points<'_>, ours: &[Rate], theirs: fn(&LlamaCpp) -> &[Rate]| {
-            let mut series = vec![Series { name: "emberline".to_owned(), points: pick(ours) }];
+        let both = |select: Points<'_>, ours: &[Rate], theirs: fn(&LlamaCpp) -> &[Rate]| {
+            let mut series = vec![PlotSeries { name: "emberline".to_owned(), points: select(ours) }];
             if let Some(llama) = self.comparison.llama() {
                 let place = if llama.gpu || !self.engine.device.gpu { "" } else { " (on the CPU)" };
-                series.push(Series { name: format!("llama.cpp{place}"), points: pick(theirs(llama)) });
+                series.push(PlotSeries { name: format!("llama.cpp{place}"), points: select(theirs(llama)) });
             }
             series
         };
@@ -110,7 +110,7 @@ impl Report {
         plots
     }
 
-    /// For people.
+    /// The report as text.
     pub(crate) fn render(&self) -> String {
         let mut parts = vec![self.head()];
         parts.push(self.rates("prefill", &self.engine.prefill, |llama| &llama.prefill));
@@ -237,7 +237,7 @@ fn points(rates: &[Rate], keep: impl Fn(&Rate) -> bool, x: impl Fn(&Rate) -> usi
     rates.iter().filter(|rate| keep(rate)).map(|rate| (x(rate) as f64, rate.tokens_per_s)).collect()
 }
 
-fn first_tokens(serving: &Serving) -> Vec<Series> {
+fn first_tokens(serving: &Serving) -> Vec<PlotSeries> {
     let mut loads: Vec<usize> = serving.first_token.iter().map(|row| row.load).collect();
     loads.sort_unstable();
     loads.dedup();
@@ -249,19 +249,20 @@ fn first_tokens(serving: &Serving) -> Vec<Series> {
         0 => "alone".to_owned(),
         load => format!("beside {load} running streams"),
     };
-    loads.into_iter().map(|load| Series { name: name(load), points: of(load) }).collect()
+    loads.into_iter().map(|load| PlotSeries { name: name(load), points: of(load) }).collect()
 }
 
-fn gaps(serving: &Serving) -> Vec<Series> {
-    type Pick = fn(&emberline_protocol::measurement::Gap) -> f64;
-    let lines: [(&str, Pick); 4] = [
+fn gaps(serving: &Serving) -> Vec<PlotSeries> {
+    type Select = fn(&emberline_protocol::measurement::Gap) -> f64;
+    let lines: [(&str, Select); 4] = [
         ("median before", |gap| gap.before_ms),
         ("median while it is prefilled", |gap| gap.median_ms),
         ("longest while it is prefilled", |gap| gap.max_ms),
         ("before + the last chunk alone", |gap| gap.before_ms + gap.chunk_ms),
     ];
-    let of = |pick: Pick| serving.gaps.iter().map(|gap| (gap.prefill_budget as f64, pick(gap))).collect();
-    lines.map(|(name, pick)| Series { name: name.to_owned(), points: of(pick) }).into()
+    let of =
+        |select: Select| serving.gaps.iter().map(|gap| (gap.prefill_budget as f64, select(gap))).collect();
+    lines.map(|(name, select)| PlotSeries { name: name.to_owned(), points: of(select) }).into()
 }
 
 fn serving_tables(serving: &Serving) -> Vec<String> {
@@ -325,7 +326,7 @@ fn serving_tables(serving: &Serving) -> Vec<String> {
     parts
 }
 
-/// Three digits, or all before the point.
+/// Three significant digits, or the whole integer part if that is longer.
 fn number(value: f64) -> String {
     let digits = match value.abs() {
         0.0 | 100.0.. => 0,
@@ -343,7 +344,7 @@ fn bytes(value: f64) -> String {
     }
 }
 
-/// Lower-case letters and digits, the rest as single hyphens.
+/// Lower-case ASCII letters and digits, everything else as single hyphens.
 fn slug(text: &str) -> String {
     let lower = text.to_lowercase();
     let words = lower.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());

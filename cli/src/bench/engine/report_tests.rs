@@ -9,7 +9,7 @@ fn rate(batch: usize, prompt_tokens: usize, tokens_per_s: f64) -> Rate {
     Rate { batch, prompt_tokens, tokens_per_s, seconds, fastest_s: seconds, slowest_s: seconds }
 }
 
-fn report() -> Report {
+fn report() -> EngineReport {
     let gap = Gap {
         prefill_budget: 256,
         streams: 8,
@@ -85,10 +85,10 @@ fn report() -> Report {
         decode: vec![rate(1, 128, 125.0)],
         peak_memory: 300_000_000,
     };
-    Report { engine, comparison: Comparison::LlamaCpp(llama) }
+    EngineReport { engine, comparison: Comparison::LlamaCpp(llama) }
 }
 
-/// The line that begins like this, its columns one space apart.
+/// The line of `text` that starts with `start`, with single spaces between its columns.
 fn line(text: &str, start: &str) -> String {
     let squeezed = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
     let lines: Vec<String> = text.lines().map(squeezed).collect();
@@ -100,7 +100,7 @@ fn line(text: &str, start: &str) -> String {
 }
 
 #[test]
-fn ratios_are_of_equal_loads_only() {
+fn ratios_compare_equal_loads_only() {
     let text = report().render();
     assert_eq!(line(&text, "1 128 500"), "1 128 500 2.00 / 2.00 / 2.00 - -");
     assert_eq!(line(&text, "1 1024"), "1 1024 400 2.50 / 2.50 / 2.50 800 0.50");
@@ -120,7 +120,7 @@ fn the_head_names_device_memory_and_bandwidth() {
 }
 
 #[test]
-fn serving_is_shown_whole() {
+fn all_parts_of_serving_are_shown() {
     let text = report().render();
     assert_eq!(line(&text, "32 360"), "32 360 4.0");
     assert_eq!(line(&text, "1024 8"), "1024 8 1.00 / 2.00 / 3.00");
@@ -141,13 +141,14 @@ fn kinds_of_cache_are_compared_at_the_same_depth() {
 }
 
 #[test]
-fn a_missing_comparison_is_said_plainly() {
-    let text = Report { comparison: Comparison::None("llama.cpp was not found".into()), ..report() }.render();
+fn the_reason_for_a_missing_comparison_is_shown() {
+    let text =
+        EngineReport { comparison: Comparison::None("llama.cpp was not found".into()), ..report() }.render();
     assert!(text.contains("no comparison with llama.cpp: llama.cpp was not found"), "{text}");
 }
 
 #[test]
-fn results_are_kept_by_device() {
+fn results_are_written_by_device() {
     let out = tempfile::tempdir().unwrap();
     let folder = report().write(out.path()).unwrap();
     assert_eq!(folder, out.path().join("cpu-xeon-r-9"));
@@ -162,12 +163,12 @@ fn results_are_kept_by_device() {
     gpu.engine.device.gpu = true;
     gpu.engine.device.description = "NVIDIA H100 80GB HBM3 (wgpu/vulkan)".into();
     assert_eq!(gpu.device_folder(), "nvidia-h100-80gb-hbm3-wgpu-vulkan");
-    let svg = Report { engine: gpu.engine, ..report() }.plots()[1].1.svg().unwrap();
+    let svg = EngineReport { engine: gpu.engine, ..report() }.plots()[1].1.svg().unwrap();
     assert!(svg.contains("llama.cpp (on the CPU)"), "it had no GPU");
 }
 
 #[test]
-fn numbers_have_three_digits() {
+fn numbers_have_three_significant_digits() {
     let shown = [0.0, 0.123, 9.876, 12.34, 123.4, 12_345.6].map(number);
     assert_eq!(shown, ["0", "0.12", "9.88", "12.3", "123", "12346"]);
     assert_eq!([bytes(12.0), bytes(1.5e6), bytes(2.0e10)], ["12 B", "1.50 MB", "20.0 GB"]);
