@@ -1,8 +1,8 @@
-//! Which addresses a component may connect to: the manifest's `allowed_outbound_hosts`, read as
-//! Spin reads them (its `crates/outbound-networking-config/src/allowed_hosts.rs`).
+//! The addresses that a component may connect to: parses `allowed_outbound_hosts` of the manifest as Spin does
+//! (its `crates/outbound-networking-config/src/allowed_hosts.rs`).
 //!
-//! As on Spin, a raw socket reaches an IP address only, so an entry that names a host is
-//! accepted and never matches one; [`AllowedHosts::parse`] says so in the log.
+//! As on Spin, a raw socket connects only to an IP address. So an entry with a host name is accepted but never
+//! matches; [`AllowedHosts::parse`] logs a warning.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -10,26 +10,26 @@ use std::ops::Range;
 
 use crate::variables::{Declaration, Template, VariableError, Variables};
 
-/// An entry that can't be used.
+/// Why an entry can't be used.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("allowed_outbound_hosts: '{entry}' {problem}")]
 pub struct AllowedHostError {
     entry: String,
-    problem: Problem,
+    problem: EntryProblem,
 }
 
 impl AllowedHostError {
-    /// True if Spin starts with such an entry.
+    /// Whether Spin would start with such an entry.
     pub fn is_unsupported(&self) -> bool {
-        matches!(self.problem, Problem::OtherScheme(_) | Problem::Undeclared(_))
+        matches!(self.problem, EntryProblem::OtherScheme(_) | EntryProblem::Undeclared(_))
     }
 }
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-enum Problem {
+enum EntryProblem {
     #[error("can't be used: {0}")]
     Variable(#[from] VariableError),
-    // Spin starts, and then refuses every connection.
+    // Spin starts, but then refuses every connection.
     #[error("names the variable '{0}', which is not declared. Add it to [variables]")]
     Undeclared(String),
     #[error("with the default values is '{text}', which {problem}")]
@@ -38,47 +38,45 @@ enum Problem {
     NoScheme,
     #[error("has a scheme that is neither a word of letters nor *. Write tcp")]
     Scheme,
-    #[error(
-        "is for {0}; this host opens only tcp sockets. Take it out, or run the application with `spin up`"
-    )]
+    #[error("is for {0}; this host opens only tcp sockets. Remove it, or run the application with `spin up`")]
     OtherScheme(String),
     #[error("has no port. Write it as tcp://ADDRESS:PORT, or tcp://ADDRESS:* for all ports")]
     NoPort,
     #[error("has a port that is neither a number, FROM..TO nor *")]
     Port,
-    #[error("has a path. Take it out")]
+    #[error("has a path. Remove the path")]
     Path,
     #[error("has a host that is neither a name, an IP address, a range such as 10.0.0.0/8 nor *")]
     Host,
 }
 
-/// The entries of a component.
+/// The parsed entries of a component.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AllowedHosts(Vec<Entry>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Entry {
-    host: Host,
-    port: Port,
+    host: HostPattern,
+    port: PortPattern,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Host {
+enum HostPattern {
     Any,
     Network { address: IpAddr, prefix: u8 },
     Name,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Port {
+enum PortPattern {
     Any,
     One(u16),
     Range(Range<u16>),
 }
 
 impl AllowedHosts {
-    /// Reads a manifest's entries as far as that goes before the variables have values: those with
-    /// variables must be right with their defaults, if all of them have one.
+    /// Checks the entries before variables have values. An entry with variables must be valid with their
+    /// defaults, if all of them have one.
     pub fn check(
         entries: &[String],
         declared: &BTreeMap<String, Declaration>,
@@ -87,14 +85,15 @@ impl AllowedHosts {
         let check = |text: &String| {
             let template = Template::parse(text)?;
             if let Some(name) = template.undeclared(declared) {
-                return Err(Problem::Undeclared(name));
+                return Err(EntryProblem::Undeclared(name));
             }
             if template.is_literal() {
                 Entry::parse(text)?;
             } else if let Ok(text) = defaults.expand(&template)
                 && !is_left_out(&text)
             {
-                Entry::parse(&text).map_err(|problem| Problem::Default { text, problem: problem.into() })?;
+                Entry::parse(&text)
+                    .map_err(|problem| EntryProblem::Default { text, problem: problem.into() })?;
             }
             Ok(template)
         };
@@ -102,7 +101,7 @@ impl AllowedHosts {
         entries.iter().map(check).collect()
     }
 
-    /// Reads a component's entries, with variables put in.
+    /// Parses the entries of a component with the values of `variables`.
     pub fn parse(entries: &[Template], variables: &Variables) -> Result<Self, AllowedHostError> {
         let mut read = Vec::with_capacity(entries.len());
         for template in entries {
@@ -113,10 +112,10 @@ impl AllowedHosts {
                 continue;
             }
             let entry = Entry::parse(&text).map_err(|problem| failed(&text, problem))?;
-            if entry.host == Host::Name {
+            if entry.host == HostPattern::Name {
                 tracing::warn!(
-                    "allowed_outbound_hosts: '{text}' names a host, and a socket connects to an IP address: \
-                     it will never match. Write the IP address"
+                    "allowed_outbound_hosts: '{text}' names a host, but sockets connect to IP addresses, so it \
+                     never matches. Write the IP address"
                 );
             }
             read.push(entry);
@@ -124,45 +123,45 @@ impl AllowedHosts {
         Ok(Self(read))
     }
 
-    /// True if a TCP connection to this address is allowed.
+    /// Whether a TCP connection to this address is allowed.
     pub fn allows(&self, address: SocketAddr) -> bool {
         self.0.iter().any(|entry| entry.host.contains(address.ip()) && entry.port.contains(address.port()))
     }
 }
 
-/// True for an optional endpoint whose variable is empty; Spin passes over these.
+/// Whether an entry is an optional endpoint whose variable is empty; Spin ignores those.
 fn is_left_out(text: &str) -> bool {
     matches!(text, "" | "http://" | "https://")
 }
 
 impl Entry {
-    fn parse(text: &str) -> Result<Self, Problem> {
-        let (scheme, rest) = text.trim().split_once("://").ok_or(Problem::NoScheme)?;
+    fn parse(text: &str) -> Result<Self, EntryProblem> {
+        let (scheme, rest) = text.trim().split_once("://").ok_or(EntryProblem::NoScheme)?;
         let (host, port) = match rest.rsplit_once(':') {
             None => (rest, ""),
-            // What is an address as a whole has no port: `[::1]`, `ff00::/8`.
-            Some((_, tail)) if !tail.is_empty() && Host::parse(rest).is_ok() => (rest, ""),
+            // The whole is an address without a port: `[::1]`, `ff00::/8`.
+            Some((_, tail)) if !tail.is_empty() && HostPattern::parse(rest).is_ok() => (rest, ""),
             Some((host, tail)) => match tail.split_once('/') {
                 None => (host, tail),
                 Some((port, "")) => (host, port),
-                Some(_) => return Err(Problem::Path),
+                Some(_) => return Err(EntryProblem::Path),
             },
         };
-        let port = Port::parse(port, scheme)?;
+        let port = PortPattern::parse(port, scheme)?;
         if scheme != "*" && scheme.chars().any(|c| !c.is_alphabetic()) {
-            return Err(Problem::Scheme);
+            return Err(EntryProblem::Scheme);
         }
-        let host = Host::parse(host)?;
+        let host = HostPattern::parse(host)?;
         if matches!(scheme, "tcp" | "*") {
             Ok(Self { host, port })
         } else {
-            Err(Problem::OtherScheme(scheme.to_owned()))
+            Err(EntryProblem::OtherScheme(scheme.to_owned()))
         }
     }
 }
 
-impl Host {
-    fn parse(text: &str) -> Result<Self, Problem> {
+impl HostPattern {
+    fn parse(text: &str) -> Result<Self, EntryProblem> {
         let text = text.trim();
         if text == "*" {
             return Ok(Self::Any);
@@ -172,19 +171,19 @@ impl Host {
         }
         let text = text.strip_suffix('/').unwrap_or(text);
         if text.contains('/') {
-            return Err(Problem::Path);
+            return Err(EntryProblem::Path);
         }
         let (name, is_wildcard) = match text.strip_prefix("*.") {
             Some(name) => (name, true),
             None => (text, false),
         };
-        // Spin keeps braces for lists.
+        // Spin reserves braces for lists.
         if name.contains('*') || text.starts_with('{') {
-            return Err(Problem::Host);
+            return Err(EntryProblem::Host);
         }
-        match (url::Host::parse(name).map_err(|_| Problem::Host)?, is_wildcard) {
+        match (url::Host::parse(name).map_err(|_| EntryProblem::Host)?, is_wildcard) {
             (url::Host::Domain(_), _) => Ok(Self::Name),
-            (_, true) => Err(Problem::Host),
+            (_, true) => Err(EntryProblem::Host),
             (url::Host::Ipv4(address), false) => Ok(Self::Network { address: address.into(), prefix: 32 }),
             (url::Host::Ipv6(address), false) => Ok(Self::Network { address: address.into(), prefix: 128 }),
         }
@@ -209,24 +208,24 @@ impl Host {
     }
 }
 
-/// `ADDRESS/PREFIX`.
-fn parse_network(text: &str) -> Option<Host> {
+/// Parses `ADDRESS/PREFIX`.
+fn parse_network(text: &str) -> Option<HostPattern> {
     let (address, prefix) = text.split_once('/')?;
     let address: IpAddr = address.parse().ok()?;
     let longest = if address.is_ipv4() { 32 } else { 128 };
     let prefix = prefix.parse().ok().filter(|prefix| *prefix <= longest)?;
-    Some(Host::Network { address, prefix })
+    Some(HostPattern::Network { address, prefix })
 }
 
-impl Port {
-    fn parse(text: &str, scheme: &str) -> Result<Self, Problem> {
+impl PortPattern {
+    fn parse(text: &str, scheme: &str) -> Result<Self, EntryProblem> {
         if text.is_empty() {
-            return well_known_port(scheme).map(Self::One).ok_or(Problem::NoPort);
+            return well_known_port(scheme).map(Self::One).ok_or(EntryProblem::NoPort);
         }
         if text == "*" {
             return Ok(Self::Any);
         }
-        let number = |text: &str| text.parse().map_err(|_| Problem::Port);
+        let number = |text: &str| text.parse().map_err(|_| EntryProblem::Port);
         match text.split_once("..") {
             Some((from, to)) => Ok(Self::Range(number(from)?..number(to)?)),
             None => Ok(Self::One(number(text)?)),
@@ -242,7 +241,7 @@ impl Port {
     }
 }
 
-/// The port of a scheme that needs none to be written.
+/// The default port of a scheme.
 fn well_known_port(scheme: &str) -> Option<u16> {
     match scheme {
         "postgres" => Some(5432),

@@ -37,7 +37,7 @@ fn a_variable_may_hold_a_whole_address() {
     assert!(hosts.allows("10.1.2.3:4300".parse().unwrap()));
     assert!(!hosts.allows("10.1.2.3:4222".parse().unwrap()));
     assert!(server("[fd00::1]:4300").unwrap().allows("[fd00::1]:4300".parse().unwrap()));
-    // A server that there isn't.
+    // Port 0 stands for an unused server variable.
     assert!(!server("127.0.0.1:0").unwrap().allows("127.0.0.1:4222".parse().unwrap()));
     for bad in ["", "10.1.2.3", ":4300", "10.1.2.3:4300,10.1.2.4:4300"] {
         assert!(server(bad).is_err(), "{bad}");
@@ -71,9 +71,9 @@ fn nothing_is_allowed_by_default() {
     assert!(!AllowedHosts::default().allows("127.0.0.1:4222".parse().unwrap()));
 }
 
-// Which entries are refused is in tests/manifests; here is what the refusals say.
+// Which entries are refused is tested in tests/manifests; this tests the messages.
 #[test]
-fn a_refusal_says_what_to_write() {
+fn an_error_says_what_to_write() {
     for (entry, says) in [
         ("127.0.0.1:4222", "no scheme"),
         ("tcp+tls://127.0.0.1:80", "Write tcp"),
@@ -104,7 +104,7 @@ fn defaults_are_checked_before_there_are_values() {
 }
 
 #[test]
-fn an_optional_endpoint_that_is_empty_is_passed_over() {
+fn an_optional_endpoint_that_is_empty_is_ignored() {
     assert_eq!(with_value("{{ server }}", ""), Ok(AllowedHosts::default()));
     assert!(with_value("tcp://{{ server }}", "").is_err());
 }
@@ -127,7 +127,7 @@ proptest! {
     }
 
     #[test]
-    fn any_text_is_read_or_refused_without_panic(text in r"(tcp://)?[\PC:/\[\].*0-9]*") {
+    fn no_text_makes_the_parser_panic(text in r"(tcp://)?[\PC:/\[\].*0-9]*") {
         _ = Entry::parse(&text);
     }
 }

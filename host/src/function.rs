@@ -1,7 +1,7 @@
-//! One component on wasmtime: what it may import, and how its instances are made and reused.
+//! Runs one component on wasmtime: what it may import, and how its instances are created and reused.
 //!
-//! wasmtime's [`ProxyHandler`] is what Spin uses too, here with Spin's numbers, so requests
-//! share instances in the same way.
+//! Like Spin, it uses wasmtime's [`ProxyHandler`], with Spin's limits, so that requests share instances in the
+//! same way.
 
 use std::collections::BTreeMap;
 use std::future::pending;
@@ -54,20 +54,20 @@ mod bindings {
 
 use bindings::spin::variables::variables;
 
-/// Requests that one instance serves in its life; Spin's default.
+/// Number of requests that one instance serves in its life; Spin's default.
 pub const MAX_REQUESTS: usize = 128;
-/// Requests that one instance serves before their response heads, at once; Spin's default.
+/// Number of requests that one instance serves at the same time before their response heads; Spin's default.
 pub const MAX_CONCURRENT_REQUESTS: usize = 16;
-/// How long an instance with nothing to do is kept; Spin's default.
+/// How long an idle instance is kept; Spin's default.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Why a component can't be run. Each names the file.
+/// Why a component can't be run.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// wasmtime refuses its settings.
+    /// wasmtime does not work on this machine.
     #[error("wasmtime can't run on this machine: {0:#}")]
     Engine(wasmtime::Error),
-    /// The file isn't there.
+    /// The file can't be read.
     #[error("{} can't be read ({error}). Build the component first", path.display())]
     Read {
         /// The component's file.
@@ -75,7 +75,7 @@ pub enum LoadError {
         /// Why.
         error: std::io::Error,
     },
-    /// Not a component.
+    /// The file is not a component.
     #[error("{} is not a WebAssembly component: {error:#}. Build it for wasm32-wasip2", path.display())]
     Compile {
         /// The component's file.
@@ -83,10 +83,10 @@ pub enum LoadError {
         /// Why.
         error: wasmtime::Error,
     },
-    /// It imports what isn't there.
+    /// The component imports something that this host lacks.
     #[error(
-        "{} needs what this host doesn't offer: {error:#}. \
-         Take it out of the component, or run the application with `spin up`", path.display()
+        "{} imports something that this host doesn't offer: {error:#}. \
+         Remove the import, or run the application with `spin up`", path.display()
     )]
     Import {
         /// The component's file.
@@ -94,7 +94,7 @@ pub enum LoadError {
         /// The import.
         error: wasmtime::Error,
     },
-    /// It serves no HTTP.
+    /// The component does not serve HTTP.
     #[error(
         "{} is not a WASIp3 HTTP service: {error:#}. \
          Export wasi:http/handler@0.3.0; spin-sdk 7's http_service does", path.display()
@@ -107,10 +107,10 @@ pub enum LoadError {
     },
 }
 
-/// Makes the engine that all components share.
+/// Makes the wasmtime engine that all components share.
 ///
-/// With a cache folder a component that was compiled before starts in milliseconds; without
-/// one, or when it can't be used, it is compiled again.
+/// With a cache folder, a component that was compiled before loads in milliseconds. Without one, or if it
+/// can't be used, components are compiled at each start.
 pub fn engine(cache_folder: Option<&Path>) -> Result<Engine, LoadError> {
     let mut config = Config::new();
     config.wasm_component_model_async(true);
@@ -125,16 +125,16 @@ pub fn engine(cache_folder: Option<&Path>) -> Result<Engine, LoadError> {
     Engine::new(&config).map_err(LoadError::Engine)
 }
 
-/// What a component is given, variables put in.
+/// The settings of a component, with all variables expanded.
 #[derive(Default)]
-pub struct Settings {
+pub struct ComponentSettings {
     /// The component's name.
     pub name: String,
-    /// What `spin:variables` answers.
+    /// The variables that `spin:variables` returns.
     pub variables: BTreeMap<String, String>,
     /// Environment variables.
     pub environment: BTreeMap<String, String>,
-    /// Where it may connect to.
+    /// The addresses that it may connect to.
     pub allowed_hosts: AllowedHosts,
 }
 
@@ -142,7 +142,7 @@ pub struct Settings {
 pub type Function = ProxyHandler<FunctionState>;
 
 /// Compiles and links the component in a file.
-pub fn load(engine: &Engine, path: &Path, settings: Settings) -> Result<Function, LoadError> {
+pub fn load(engine: &Engine, path: &Path, settings: ComponentSettings) -> Result<Function, LoadError> {
     let wasm = std::fs::read(path).map_err(|error| LoadError::Read { path: path.to_owned(), error })?;
     let component =
         Component::new(engine, &wasm).map_err(|error| LoadError::Compile { path: path.to_owned(), error })?;
@@ -156,30 +156,30 @@ pub fn load(engine: &Engine, path: &Path, settings: Settings) -> Result<Function
     Ok(ProxyHandler::new(FunctionState { service, name, settings: Arc::new(settings) }))
 }
 
-fn linker(engine: &Engine) -> wasmtime::Result<Linker<State>> {
+fn linker(engine: &Engine) -> wasmtime::Result<Linker<InstanceState>> {
     let mut linker = Linker::new(engine);
-    // Rust's standard library still uses WASIp2 in a WASIp3 component.
+    // In a WASIp3 component, Rust's standard library still uses WASIp2.
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     wasmtime_wasi::p3::add_to_linker(&mut linker)?;
     wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
-    variables::add_to_linker::<_, HasSelf<State>>(&mut linker, |state| state)?;
+    variables::add_to_linker::<_, HasSelf<InstanceState>>(&mut linker, |state| state)?;
     Ok(linker)
 }
 
-/// Makes a component's instances.
+/// Creates the instances of a component.
 pub struct FunctionState {
-    service: ServicePre<State>,
+    service: ServicePre<InstanceState>,
     name: Arc<str>,
-    settings: Arc<Settings>,
+    settings: Arc<ComponentSettings>,
 }
 
 impl HandlerState for FunctionState {
-    type StoreData = State;
+    type StoreData = InstanceState;
     type WorkerExpiration = IdleTimeout;
-    type WorkerState = Reuse;
+    type WorkerState = ReusePolicy;
 
-    async fn instantiate(&self) -> wasmtime::Result<Instance<State, IdleTimeout, Reuse>> {
-        let state = State::new(self.name.clone(), self.settings.clone());
+    async fn instantiate(&self) -> wasmtime::Result<Instance<InstanceState, IdleTimeout, ReusePolicy>> {
+        let state = InstanceState::new(self.name.clone(), self.settings.clone());
         let mut store = Store::new(self.service.engine(), state);
         let proxy = Proxy::P3(self.service.instantiate_async(&mut store).await?);
         tracing::debug!("{}: a new instance", self.name);
@@ -188,12 +188,12 @@ impl HandlerState for FunctionState {
             proxy,
             view: WasiHttpView::http,
             expiration: IdleTimeout(Box::pin(sleep(IDLE_TIMEOUT))),
-            state: Reuse(self.name.clone()),
+            state: ReusePolicy(self.name.clone()),
         })
     }
 }
 
-/// Ends an instance that has had nothing to do for [`IDLE_TIMEOUT`].
+/// Ends an instance that has been idle for [`IDLE_TIMEOUT`].
 pub struct IdleTimeout(Pin<Box<Sleep>>);
 
 impl WorkerExpiration for IdleTimeout {
@@ -214,11 +214,11 @@ impl WorkerExpiration for IdleTimeout {
     }
 }
 
-/// How many requests an instance takes. Holds the component's name.
-pub struct Reuse(Arc<str>);
+/// Decides how many requests an instance takes. Holds the component's name for the log.
+pub struct ReusePolicy(Arc<str>);
 
-impl WorkerState for Reuse {
-    type StoreData = State;
+impl WorkerState for ReusePolicy {
+    type StoreData = InstanceState;
     type RequestData = ();
 
     fn should_accept_request(&self, concurrent: usize, total: usize) -> ShouldAccept {
@@ -233,35 +233,35 @@ impl WorkerState for Reuse {
 
     fn on_request_start(
         &self,
-        _: StoreContextMut<'_, State>,
+        _: StoreContextMut<'_, InstanceState>,
         (): (),
         _: GuestTaskId,
     ) -> Pin<Box<dyn Future<Output = ()> + Send + Sync>> {
-        // Spin sets no time limit unless told to.
+        // By default, Spin sets no time limit.
         Box::pin(pending())
     }
 
-    fn drop(&self, _: Store<State>, result: Result<(), wasmtime::Error>) {
+    fn drop(&self, _: Store<InstanceState>, result: Result<(), wasmtime::Error>) {
         match result {
             Ok(()) => tracing::debug!("{}: an instance ended", self.0),
             Err(error) => {
-                tracing::error!("{}: an instance failed, and its responses end here: {error:#}", self.0);
+                tracing::error!("{}: an instance failed, which cuts off its responses: {error:#}", self.0);
             }
         }
     }
 }
 
-/// An instance's side of the host.
-pub struct State {
+/// The host's data for one instance.
+pub struct InstanceState {
     table: ResourceTable,
     wasi: WasiCtx,
     http: WasiHttpCtx,
     no_outbound_http: NoOutboundHttp,
-    settings: Arc<Settings>,
+    settings: Arc<ComponentSettings>,
 }
 
-impl State {
-    fn new(name: Arc<str>, settings: Arc<Settings>) -> Self {
+impl InstanceState {
+    fn new(name: Arc<str>, settings: Arc<ComponentSettings>) -> Self {
         let mut wasi = WasiCtxBuilder::new();
         for (name, value) in &settings.environment {
             wasi.env(name, value);
@@ -283,10 +283,10 @@ impl State {
     }
 }
 
-fn is_allowed(settings: &Settings, address: SocketAddr, purpose: SocketAddrUse) -> bool {
+fn is_allowed(settings: &ComponentSettings, address: SocketAddr, purpose: SocketAddrUse) -> bool {
     let allowed = match purpose {
         SocketAddrUse::TcpConnect => settings.allowed_hosts.allows(address),
-        // wasmtime asks this of an outgoing connection that binds nothing itself.
+        // wasmtime checks this for an outgoing connection that does not bind a socket itself.
         SocketAddrUse::TcpBind => address.ip().is_unspecified() && address.port() == 0,
         SocketAddrUse::TcpListen
         | SocketAddrUse::TcpAccept
@@ -296,30 +296,30 @@ fn is_allowed(settings: &Settings, address: SocketAddr, purpose: SocketAddrUse) 
     };
     if !allowed {
         tracing::warn!(
-            "{}: {purpose:?} {address} is refused. A connection needs an entry tcp://{address} in \
-             allowed_outbound_hosts; nothing else is possible",
+            "{}: {purpose:?} {address} is refused. To allow a connection, add tcp://{address} to \
+             allowed_outbound_hosts; listening and UDP can't be allowed",
             settings.name
         );
     }
     allowed
 }
 
-impl WasiView for State {
+impl WasiView for InstanceState {
     fn ctx(&mut self) -> WasiCtxView<'_> {
         WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
     }
 }
 
-impl WasiHttpView for State {
+impl WasiHttpView for InstanceState {
     fn http(&mut self) -> WasiHttpCtxView<'_> {
         WasiHttpCtxView { ctx: &mut self.http, table: &mut self.table, hooks: &mut self.no_outbound_http }
     }
 }
 
-/// Refuses outbound HTTP requests: no entry of `allowed_outbound_hosts` can allow one here.
+/// Refuses outbound HTTP requests, which no entry of `allowed_outbound_hosts` allows on this host.
 struct NoOutboundHttp;
 
-type Sent =
+type SendResult =
     Result<(http::Response<WasiBody>, Box<dyn Future<Output = Result<(), HttpError>> + Send>), HttpError>;
 
 impl WasiHttpHooks for NoOutboundHttp {
@@ -328,14 +328,14 @@ impl WasiHttpHooks for NoOutboundHttp {
         _: http::Request<WasiBody>,
         _: Option<RequestOptions>,
         _: Box<dyn Future<Output = Result<(), HttpError>> + Send>,
-    ) -> Box<dyn Future<Output = Sent> + Send> {
+    ) -> Box<dyn Future<Output = SendResult> + Send> {
         Box::new(async { Err(HttpError::HttpRequestDenied) })
     }
 }
 
-impl variables::Host for State {}
+impl variables::Host for InstanceState {}
 
-impl<T: Send> variables::HostWithStore<T> for HasSelf<State> {
+impl<T: Send> variables::HostWithStore<T> for HasSelf<InstanceState> {
     async fn get(accessor: &Accessor<T, Self>, name: String) -> Result<String, variables::Error> {
         if let Err(error) = check_name(&name) {
             return Err(variables::Error::InvalidName(error.to_string()));

@@ -1,4 +1,4 @@
-//! What a component prints on its standard output and error, as log lines.
+//! Logs what a component prints on its standard output and error, line by line.
 
 use std::io;
 use std::pin::Pin;
@@ -11,12 +11,12 @@ use wasmtime_wasi::async_trait;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 
-/// Longer lines are broken, so that a component can't fill the memory.
+/// Longest line in bytes. Longer ones are split, so that a component can't fill the memory.
 const MAX_LINE: usize = 16 * 1024;
 
-/// One of an instance's output streams.
+/// One output stream of an instance.
 ///
-/// A guest opens a stream anew for each piece of a line, so the piece so far is shared.
+/// A guest may open the stream again for each piece of a line, so all clones share the unfinished line.
 #[derive(Clone)]
 pub struct GuestLog(Arc<Shared>);
 
@@ -26,7 +26,7 @@ struct Shared {
 }
 
 impl GuestLog {
-    /// Lines are logged under the component's name.
+    /// Makes a stream whose lines are logged under the component's name.
     pub fn new(component: Arc<str>) -> Self {
         Self(Arc::new(Shared { component, line: Mutex::default() }))
     }

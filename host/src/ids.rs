@@ -1,54 +1,54 @@
-//! Names in a manifest, by Spin's rules (its `crates/serde/src/id.rs`).
+//! The names in a manifest, by Spin's rules (its `crates/serde/src/id.rs`).
 
 use std::fmt;
 
 use serde::Deserialize;
 
-/// Words of ASCII letters and digits with `DELIMITER` between them. Each begins with a letter and
-/// has letters of one case; if `LOWER`, of lower case.
+/// A name of words separated by `DELIMITER`. A word consists of ASCII letters and digits, begins with a letter,
+/// and has letters of one case only: lower case, if `LOWER` is set.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Id<const DELIMITER: char, const LOWER: bool>(String);
 
-/// Of a component: `my-function`.
+/// The name of a component: `my-function`.
 pub type KebabId = Id<'-', false>;
-/// Of a store, which may have a [`KebabId`] instead: `my_store`.
+/// The name of a store: `my_store`. A [`KebabId`] is allowed too.
 pub type SnakeId = Id<'_', false>;
-/// Of a variable: `nats_server`.
+/// The name of a variable: `nats_server`.
 pub type LowerSnakeId = Id<'_', true>;
 
-/// Why something is no name.
+/// Why a text is not a name.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidId {
-    /// Also two delimiters in a row, or one at an end.
+    /// A word is empty: there are two delimiters in a row, or one at an end.
     #[error("'{id}' has a word without characters between its '{delimiter}'")]
     EmptyWord {
         /// The name.
         id: String,
-        /// What is between words.
+        /// The delimiter between words.
         delimiter: char,
     },
-    /// `a_2`, `2a`.
+    /// A word does not begin with a letter: `a_2`, `2a`.
     #[error("'{word}' in '{id}' does not begin with a letter. Words between '{delimiter}' must")]
     FirstCharacter {
         /// The name.
         id: String,
         /// The word.
         word: String,
-        /// What is between words.
+        /// The delimiter between words.
         delimiter: char,
     },
-    /// Also the delimiter of another kind of name.
+    /// A character is not allowed, such as the delimiter of another kind of name.
     #[error("'{id}' has {character:?}. Use letters a to z and digits, with '{delimiter}' between words")]
     Character {
         /// The name.
         id: String,
-        /// The first that does not belong there.
+        /// The first such character.
         character: char,
-        /// What is between words.
+        /// The delimiter between words.
         delimiter: char,
     },
-    /// `aB`, and `AB` where lower case is asked for.
+    /// A word mixes cases (`aB`), or has upper case where only lower case is allowed.
     #[error("'{word}' in '{id}' has letters of the wrong case. Use lower case")]
     Case {
         /// The name.
@@ -128,9 +128,9 @@ mod tests {
         LowerSnakeId::try_from(name.to_owned()).unwrap_err().to_string()
     }
 
-    // Which names are taken is in tests/manifests; here is what the refusals say.
+    // Which names are refused is tested in tests/manifests; this tests the messages.
     #[test]
-    fn a_refusal_names_the_word_and_the_rule() {
+    fn an_error_names_the_word_and_the_rule() {
         assert!(refused("nats_host_2").contains("'2' in 'nats_host_2' does not begin with a letter"));
         assert!(refused("a-b").contains("has '-'"));
         assert!(refused("a__b").contains("without characters"));

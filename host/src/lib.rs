@@ -1,22 +1,22 @@
 //! Runs Emberline's function on this machine the way Spin runs it.
 //!
-//! For machines without the `spin` binary, and for tests. What works here works on Spin 4.1:
-//! the same instance reuse, the same limits on sockets, the same variables. A manifest that Spin
-//! refuses is refused; what Spin offers and this host does not is refused by name. What else differs
-//! is listed in `docs/design/spin.md`.
+//! It is for tests and for machines without the `spin` binary. What works here works on Spin 4.1: instances
+//! are reused in the same way, sockets have the same limits, and variables the same sources. A manifest that
+//! Spin refuses is refused; one that asks for something this host lacks is refused by name. The remaining
+//! differences are listed in `docs/design/spin.md`.
 //!
 //! # Layout
-//! - [`manifest`]: reads `spin.toml`, with [`ids`] for its names.
+//! - [`manifest`]: reads and checks `spin.toml`, with [`ids`] for its names.
 //! - [`variables`]: templates (`{{ name }}`) and the values behind them.
 //! - [`allowed_hosts`]: which addresses a component may connect to.
-//! - [`routes`]: which component answers a path.
-//! - [`function`]: one component on wasmtime: its imports, its instances, their reuse.
-//! - [`guest_log`]: what a component prints, as log lines.
-//! - [`server`]: HTTP in front of the components, and an orderly end.
+//! - [`routes`]: which component handles a path.
+//! - [`function`]: runs one component on wasmtime: its imports, its instances and their reuse.
+//! - [`guest_log`]: logs what a component prints.
+//! - [`server`]: serves HTTP and shuts down in order.
 //!
-//! A request goes from [`server`] through [`routes`] to the [`function`], whose response body
-//! is written to the socket frame by frame. A client that leaves makes the component's next
-//! body write fail; nothing else tells it.
+//! A request goes from [`server`] through [`routes`] to the [`function`], whose response body is written to the
+//! socket frame by frame. When a client disconnects, the component's next write to the body fails; there is no
+//! other sign.
 
 pub mod allowed_hosts;
 pub mod function;

@@ -9,9 +9,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Parser;
 use emberline_host::allowed_hosts::AllowedHosts;
-use emberline_host::function::{self, Settings};
+use emberline_host::function::{self, ComponentSettings};
 use emberline_host::manifest::Manifest;
-use emberline_host::server::{Info, Phase, Server};
+use emberline_host::server::{AppInfo, Phase, Server};
 use emberline_host::variables::Variables;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -19,20 +19,20 @@ use tracing_subscriber::EnvFilter;
 
 /// Serves a Spin application on this machine, as `spin up` would.
 ///
-/// Prints one line, `Serving http://ADDRESS`, when it answers; logs go to stderr.
+/// Prints one line, `Serving http://ADDRESS`, once it accepts connections; logs go to stderr.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
-    /// The manifest, or the directory of a spin.toml
+    /// The manifest, or the directory that holds spin.toml
     #[arg(long, value_name = "FILE", default_value = "spin.toml")]
     from: PathBuf,
-    /// Where to listen; port 0 takes a free one
+    /// Where to listen; port 0 chooses a free one
     #[arg(long, value_name = "ADDRESS:PORT", env = "EMBERLINE_LISTEN", default_value = "127.0.0.1:3000")]
     listen: String,
-    /// Sets a variable of the application; SPIN_VARIABLE_NAME in the environment does too
+    /// Sets a variable of the application, as does SPIN_VARIABLE_NAME in the environment
     #[arg(long, value_name = "NAME=VALUE", value_parser = parse_variable)]
     variable: Vec<(String, String)>,
-    /// How long responses that run may go on after SIGINT or SIGTERM; Spin cuts them off at once
+    /// How long running responses may continue after SIGINT or SIGTERM; Spin cuts them off at once
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     grace_s: u64,
 }
@@ -48,12 +48,12 @@ fn main() -> ExitCode {
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            tracing::error!("no runtime: {error}");
+            tracing::error!("the async runtime can't be started: {error}");
             return ExitCode::FAILURE;
         }
     };
     let result = runtime.block_on(run(arguments));
-    // A component that computes without end must not keep the process alive.
+    // A component in an endless loop must not keep the process alive.
     runtime.shutdown_background();
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -79,17 +79,17 @@ fn log_to_stderr() {
 async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let grace = Duration::from_secs(arguments.grace_s);
     let listen = arguments.listen.clone();
-    // Compiling takes seconds without a cache, and needs the memory of no request.
+    // Without a cache, compiling takes seconds; it must not block the runtime's threads.
     let server = tokio::task::spawn_blocking(move || load(arguments)).await??;
     let listener = TcpListener::bind(&listen).await.with_context(|| {
         format!(
-            "can't listen on {listen}. Stop what uses it, or name another with --listen or EMBERLINE_LISTEN"
+            "can't listen on {listen}. Stop the process that uses it, or set another address with --listen or EMBERLINE_LISTEN"
         )
     })?;
     let (phase, watcher) = watch::channel(Phase::Serving);
-    let signals = Signals::new().context("can't listen to signals")?;
-    announce(&listener)?;
-    tokio::spawn(end_on_signal(signals, phase, grace));
+    let signals = Signals::new().context("can't handle signals")?;
+    print_address(&listener)?;
+    tokio::spawn(stop_on_signal(signals, phase, grace));
     server.run(listener, watcher).await;
     Ok(())
 }
@@ -102,7 +102,7 @@ fn load(arguments: Arguments) -> anyhow::Result<std::sync::Arc<Server>> {
     let mut functions = BTreeMap::new();
     for (name, component) in manifest.components {
         let expand = |(name, template)| Ok((name, variables.expand(&template)?));
-        let settings = Settings {
+        let settings = ComponentSettings {
             name: name.clone(),
             variables: component.variables.into_iter().map(expand).collect::<anyhow::Result<_>>()?,
             environment: component.environment,
@@ -111,11 +111,11 @@ fn load(arguments: Arguments) -> anyhow::Result<std::sync::Arc<Server>> {
         };
         functions.insert(name, function::load(&engine, &component.source, settings)?);
     }
-    let info = Info { name: manifest.name, version: manifest.version };
+    let info = AppInfo { name: manifest.name, version: manifest.version };
     Ok(Server::new(info, manifest.router, functions))
 }
 
-/// Where compiled components are kept between runs.
+/// The folder in which compiled components are cached.
 fn cache_folder() -> Option<PathBuf> {
     let from = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let caches = || from("XDG_CACHE_HOME").or_else(|| from("HOME").map(|home| home.join(".cache")));
@@ -123,17 +123,21 @@ fn cache_folder() -> Option<PathBuf> {
     Some(own.join("wasmtime"))
 }
 
-/// Says where it listens, on the one line that others wait for.
-fn announce(listener: &TcpListener) -> anyhow::Result<()> {
+/// Prints the address on one line, which other programs wait for.
+fn print_address(listener: &TcpListener) -> anyhow::Result<()> {
     let mut stdout = std::io::stdout().lock();
     writeln!(stdout, "Serving http://{}", listener.local_addr()?)?;
     stdout.flush()?;
     Ok(())
 }
 
-async fn end_on_signal(mut signals: Signals, phase: watch::Sender<Phase>, grace: Duration) {
+/// Drains the server at the first signal; stops it after `grace` or at a second signal.
+async fn stop_on_signal(mut signals: Signals, phase: watch::Sender<Phase>, grace: Duration) {
     signals.next().await;
-    tracing::info!("stopping; responses that run have {} s; a second signal ends them now", grace.as_secs());
+    tracing::info!(
+        "stopping; running responses have {} s, a second signal cuts them off now",
+        grace.as_secs()
+    );
     phase.send_replace(Phase::Draining);
     tokio::select! {
         () = signals.next() => {}

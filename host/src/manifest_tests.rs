@@ -37,12 +37,12 @@ RUST_BACKTRACE = "1"
 command = "make build"
 "#;
 
-fn parse(text: &str) -> Result<Manifest, Problem> {
+fn parse(text: &str) -> Result<Manifest, ManifestProblem> {
     Manifest::parse(text, Path::new("/app"))
 }
 
 #[test]
-fn an_application_is_read_whole() {
+fn all_parts_of_an_application_are_read() {
     let manifest = parse(GOOD).unwrap();
     assert_eq!((manifest.name.as_str(), manifest.version.as_str()), ("emberline", "0.1.0"));
     assert_eq!(manifest.variables["nats_server"].default.as_deref(), Some("127.0.0.1:4222"));
@@ -59,8 +59,8 @@ fn an_application_is_read_whole() {
     assert_eq!(variables.expand(&component.allowed_outbound_hosts[0]).unwrap(), "tcp://127.0.0.1:4222");
 }
 
-/// Each is `GOOD` with one line put in another's place, and words that the refusal must have. Which
-/// manifests are refused is in tests/manifests.
+/// A line of `GOOD`, its replacement, and words that the error must have. Which manifests are refused is
+/// tested in tests/manifests.
 const REFUSED: &[(&str, &str, &[&str])] = &[
     ("spin_manifest_version = 2", "", &["missing field `spin_manifest_version`"]),
     ("spin_manifest_version = 2", "spin_manifest_version = 3", &["is 3", "= 2"]),
@@ -72,7 +72,7 @@ const REFUSED: &[(&str, &str, &[&str])] = &[
     (
         "{ required = true,",
         "{ required = true, default = \"\",",
-        &["'variables.nats_password'", "Take one out"],
+        &["'variables.nats_password'", "Remove one"],
     ),
     (
         "{ default = \"127.0.0.1:4222\" }",
@@ -97,7 +97,7 @@ const REFUSED: &[(&str, &str, &[&str])] = &[
 ];
 
 #[test]
-fn a_refusal_says_where_and_what() {
+fn an_error_names_the_place_and_the_problem() {
     for (line, instead, words) in REFUSED {
         assert!(GOOD.contains(line), "{line}");
         let error = parse(&GOOD.replacen(line, instead, 1)).expect_err(instead);

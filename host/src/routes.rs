@@ -1,28 +1,28 @@
-//! Which component answers a path.
+//! Finds the component that handles a path.
 //!
-//! Routes are exact (`/health`) or end in a wildcard (`/v1/...`). As on Spin, slashes at the
-//! end of a path don't matter, an exact route goes before a wildcard, and a longer wildcard
-//! before a shorter one. Spin's rules are in its `crates/routes` and in the crate `routefinder`.
+//! Routes are exact (`/health`) or end in a wildcard (`/v1/...`). As on Spin, slashes at the end of a path don't
+//! matter, an exact route takes precedence over a wildcard, and a longer wildcard over a shorter one. Spin's
+//! rules are in its `crates/routes` and in the crate `routefinder`.
 
-/// A route that this host doesn't serve.
+/// Why a route can't be used.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RouteError {
-    /// Named segments and wildcards in the middle.
+    /// It has a named segment, or a wildcard in the middle.
     #[error(
         "the route '{0}' has a named or inner wildcard, which this host doesn't match. \
          Use an exact route or one that ends in /..., or run the application with `spin up`"
     )]
     Wildcard(String),
-    /// A wildcard with a name, or a named segment without one.
+    /// It has a wildcard with a name, or a named segment without one.
     #[error("the route '{0}' has a '*' with a name or a ':' without one. Use one that ends in /...")]
     Name(String),
-    /// The same route twice; Spin takes the last.
-    #[error("the route '{0}' is there twice. Take one [[trigger.http]] out")]
+    /// It is defined twice; Spin would use the last definition.
+    #[error("the route '{0}' is defined twice. Remove one [[trigger.http]]")]
     Duplicate(String),
 }
 
 impl RouteError {
-    /// True if Spin starts with such a route.
+    /// Whether Spin would start with such a route.
     pub fn is_unsupported(&self) -> bool {
         match self {
             Self::Wildcard(_) | Self::Duplicate(_) => true,
@@ -43,19 +43,19 @@ struct Route {
     component: String,
 }
 
-/// A path that a route leads on.
+/// The route that matches a path.
 #[derive(Debug, PartialEq, Eq)]
 pub struct RouteMatch<'a> {
-    /// The component that answers.
+    /// The name of the component.
     pub component: &'a str,
-    /// The route as the manifest has it.
+    /// The route as the manifest spells it.
     pub raw: &'a str,
-    /// What the wildcard stands for, with its slash; empty without one.
+    /// The part of the path that the wildcard matches, with its leading slash; empty for an exact route.
     pub path_info: String,
 }
 
 impl RouteMatch<'_> {
-    /// The route with a slash in front and none at its end.
+    /// The route with a leading slash and without a trailing one.
     pub fn based(&self) -> String {
         let slash = if self.raw.starts_with('/') { "" } else { "/" };
         let based = format!("{slash}{}", self.raw);
@@ -76,7 +76,7 @@ impl Router {
             None => (if raw == "..." { "" } else { raw }, raw == "..."),
         };
         let segments: Vec<&str> = prefix.split('/').filter(|segment| !segment.is_empty()).collect();
-        // Dots separate too: `/a.*b`.
+        // Dots are separators too: `/a.*b`.
         let words = || segments.iter().flat_map(|segment| segment.split('.'));
         if words().any(|word| word == ":" || (word.starts_with('*') && word != "*")) {
             return Err(RouteError::Name(raw.to_owned()));
@@ -89,7 +89,7 @@ impl Router {
             return Err(RouteError::Duplicate(raw.to_owned()));
         }
         self.0.push(Route { raw: raw.to_owned(), prefix, wildcard, component: component.to_owned() });
-        // Best first, so that the first match is the best.
+        // In order of precedence, so that the first match is the right one.
         self.0.sort_by_key(|route| (route.wildcard, std::cmp::Reverse(route.prefix.len())));
         Ok(())
     }
@@ -109,14 +109,14 @@ impl Router {
         })
     }
 
-    /// The routes as the manifest has them, with their components.
+    /// The routes as the manifest spells them, with their components.
     pub fn routes(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|route| (route.raw.as_str(), route.component.as_str()))
     }
 }
 
 impl Route {
-    /// What of a path is behind this route; none if it doesn't match.
+    /// The rest of a path after this route's prefix; `None` if the route doesn't match.
     fn rest<'p>(&self, trimmed: &'p str) -> Option<&'p str> {
         let rest = trimmed.strip_prefix(self.prefix.as_str())?;
         if rest.is_empty() || (self.wildcard && self.prefix.is_empty()) {
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn exact_goes_before_wildcard_and_longer_before_shorter() {
+    fn exact_routes_precede_wildcards_and_longer_ones_precede_shorter() {
         let router =
             router(&[("/...", "all"), ("/v1/...", "v1"), ("/v1/models", "models"), ("/v1/chat/...", "chat")]);
         for (path, expected) in [
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn slashes_that_are_missing_or_too_many_make_no_difference_to_a_route() {
+    fn missing_and_extra_slashes_make_no_difference_to_a_route() {
         for route in ["a/b", "/a/b/", "/a//b"] {
             assert_eq!(component(&router(&[(route, "c")]), "/a/b"), Some("c"), "{route}");
         }
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn path_info_is_what_the_wildcard_stands_for() {
+    fn path_info_is_what_the_wildcard_matches() {
         let router = router(&[("/foo/...", "foo"), ("/exact", "exact")]);
         for (path, expected) in [
             ("/foo", ""),
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_matched_here_is_refused() {
+    fn routes_that_this_host_cannot_match_are_refused() {
         for route in ["/:id", "/users/:id/...", "/a/*", "/.../x", "/a.:type"] {
             assert_eq!(Router::default().add(route, "c"), Err(RouteError::Wildcard(route.to_owned())));
         }

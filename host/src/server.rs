@@ -1,9 +1,9 @@
-//! HTTP/1.1 and HTTP/2 (with prior knowledge) in front of the components, and an orderly end.
+//! Serves the components over HTTP/1.1 and HTTP/2 (with prior knowledge), and shuts down in order.
 //!
-//! Requests get the headers that Spin adds, responses are streamed. A connection that the
-//! client closes drops the response body, which makes the component's next write fail. A request
-//! that names no host, or two, gets no response: its connection is closed, as Spin does
-//! (its `crates/trigger-http/src/server.rs`).
+//! Requests get the headers that Spin adds; responses are streamed. When a client closes its connection, the
+//! response body is dropped, so that the component's next write fails. A request that names no host, or two
+//! different ones, gets no response: its connection is closed. Spin does the same (its
+//! `crates/trigger-http/src/server.rs`).
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -28,46 +28,46 @@ use wasmtime_wasi_http::{Error as HttpError, WasiBody};
 use crate::function::Function;
 use crate::routes::{RouteMatch, Router};
 
-/// Paths that Spin keeps for itself.
+/// Prefix of the paths that Spin answers itself.
 const WELL_KNOWN: &str = "/.well-known/spin/";
-/// How long no connection is accepted after the system refused one, out of file handles say.
+/// Pause after a connection can't be accepted, for example because no file handles are left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// How far the server's end has come.
+/// The phases of a server's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
-    /// Not at all.
+    /// Accepts connections.
     Serving,
-    /// No new connections; responses that run are finished.
+    /// Accepts no new connections; running responses are finished.
     Draining,
-    /// Responses that run are cut off.
+    /// Running responses are cut off.
     Stopped,
 }
 
-/// What the application says of itself, at `/.well-known/spin/info`.
+/// The response at `/.well-known/spin/info`.
 #[derive(Serialize)]
-pub struct Info {
-    /// Its name.
+pub struct AppInfo {
+    /// The application's name.
     pub name: String,
-    /// Its version; may be empty.
+    /// The application's version; may be empty.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub version: String,
 }
 
-/// Components and the routes to them.
+/// The components of an application and the routes to them.
 pub struct Server {
-    info: Info,
+    info: AppInfo,
     router: Router,
     functions: BTreeMap<String, Function>,
 }
 
 impl Server {
-    /// `functions` are by the names that the routes use.
-    pub fn new(info: Info, router: Router, functions: BTreeMap<String, Function>) -> Arc<Self> {
+    /// Makes a server; the keys of `functions` are the names of components in the routes.
+    pub fn new(info: AppInfo, router: Router, functions: BTreeMap<String, Function>) -> Arc<Self> {
         Arc::new(Self { info, router, functions })
     }
 
-    /// Serves until `phase` says otherwise and the connections are closed.
+    /// Serves until `phase` leaves [`Phase::Serving`] and all connections are closed.
     pub async fn run(self: Arc<Self>, listener: TcpListener, mut phase: watch::Receiver<Phase>) {
         let mut connections = JoinSet::new();
         loop {
@@ -89,7 +89,7 @@ impl Server {
         tokio::select! {
             () = async { while connections.join_next().await.is_some() {} } => {}
             () = reached(&mut phase, Phase::Stopped) => {
-                tracing::warn!("{} connections are cut off", connections.len());
+                tracing::warn!("cutting off {} connections", connections.len());
                 connections.shutdown().await;
             }
         }
@@ -101,9 +101,9 @@ impl Server {
         client: SocketAddr,
         mut phase: watch::Receiver<Phase>,
     ) {
-        // A token must not wait for the one after it. Spin leaves that to the client.
+        // Otherwise a token may wait for the next one. Spin does not set it.
         if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!("{client}: no TCP_NODELAY: {error}");
+            tracing::debug!("{client}: TCP_NODELAY can't be set: {error}");
         }
         let service = service_fn(|request| {
             let server = self.clone();
@@ -135,7 +135,7 @@ impl Server {
         if let Some(name) = path.strip_prefix(WELL_KNOWN) {
             return Ok(match name {
                 "health" => full(StatusCode::OK, "OK"),
-                "info" => self.tell_info(),
+                "info" => self.info(),
                 _ => empty(StatusCode::NOT_FOUND),
             });
         }
@@ -145,8 +145,8 @@ impl Server {
             return Ok(empty(StatusCode::INTERNAL_SERVER_ERROR));
         };
         let Some(request) = prepare(request, &route, client)? else {
-            tracing::error!("{client}: a header is not UTF-8");
-            // It is the client's fault, but this is what Spin answers.
+            tracing::error!("{client}: a header of the request is not UTF-8");
+            // The client is to blame, but this is Spin's answer.
             return Ok(empty(StatusCode::INTERNAL_SERVER_ERROR));
         };
         let request = request.map(|body| body.map_err(HttpError::Hyper).boxed_unsync());
@@ -156,7 +156,7 @@ impl Server {
         }))
     }
 
-    fn tell_info(&self) -> Response<WasiBody> {
+    fn info(&self) -> Response<WasiBody> {
         let mut response = full(StatusCode::OK, serde_json::to_vec_pretty(&self.info).unwrap_or_default());
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         response
@@ -166,11 +166,11 @@ impl Server {
 /// Waits until `phase` is at least `wanted`.
 async fn reached(phase: &mut watch::Receiver<Phase>, wanted: Phase) {
     let enough = |phase: &Phase| *phase == wanted || *phase == Phase::Stopped;
-    // Nobody is left to say more, so the end has come.
+    // An error means that the sender is gone: the server stops.
     _ = phase.wait_for(enough).await;
 }
 
-/// A request does not say which host it is for; there is no response to it.
+/// Why a request's host is unknown; such a request gets no response.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 enum NoHost {
     #[error("the request has no Host header")]
@@ -183,9 +183,9 @@ enum NoHost {
     NoPath,
 }
 
-/// Takes out what is not for components.
+/// Removes the headers that are not meant for components.
 fn strip(headers: &mut HeaderMap) {
-    // The names by which components call each other.
+    // Spin's names for calls between components.
     let is_internal = |value: &HeaderValue| {
         let host = value.to_str().unwrap_or_default();
         let host = host.rsplit_once(':').map_or(host, |(host, _)| host);
@@ -194,12 +194,12 @@ fn strip(headers: &mut HeaderMap) {
     if headers.get(HOST).is_some_and(is_internal) {
         headers.remove(HOST);
     }
-    // It is about this connection, and a component that hands it on breaks another.
+    // It is about this connection; a component that forwarded it would break another one.
     headers.remove(CONNECTION);
 }
 
-/// Gives a request what Spin gives it: an absolute URI and headers about the route. Nothing if one of
-/// its headers can't be handed on.
+/// Adds what Spin adds to a request: an absolute URI and headers about the route. `None` if a header is not
+/// UTF-8, so that a component can't get it.
 fn prepare<B>(
     request: Request<B>,
     route: &RouteMatch<'_>,
@@ -225,7 +225,7 @@ fn prepare<B>(
         ("spin-component-route", route.raw_prefix()),
         ("spin-client-addr", &client),
     ] {
-        // Route and URL may hold what a header can't; Spin leaves such a header out.
+        // Route and URL may have characters that a header can't carry; Spin omits such a header.
         if let Ok(value) = HeaderValue::from_str(value) {
             parts.headers.append(HeaderName::from_static(name), value);
         }
@@ -306,14 +306,14 @@ mod tests {
         }
         let connect = Request::builder().method("CONNECT").uri("a:80").header(HOST, "a:80").body(()).unwrap();
         assert_eq!(prepared(connect).unwrap_err(), NoHost::NoPath);
-        // The target alone is enough, but no header says so.
+        // The target alone is enough, although no header names the host.
         let target_only = get("http://a/v1/x", &[]).unwrap().unwrap();
         assert_eq!(target_only.uri(), "http://a/v1/x");
         assert_eq!(target_only.headers()["spin-full-url"], "http://localhost/v1/x");
     }
 
     #[test]
-    fn a_header_that_is_no_text_is_not_handed_on() {
+    fn a_header_that_is_not_utf_8_is_not_passed_on() {
         let bytes = HeaderName::from_static("x");
         assert!(get("/v1/x", &[(HOST, b"a"), (bytes, b"\xff")]).unwrap().is_none());
     }

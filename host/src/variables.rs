@@ -1,39 +1,39 @@
-//! Application variables: templates such as `{{ nats_server }}`, and the values behind them.
+//! Application variables: their values, and templates such as `{{ nats_server }}` that use them.
 //!
-//! A value comes from, in this order: `--variable NAME=VALUE`, the environment variable
-//! `SPIN_VARIABLE_NAME`, the default in the manifest.
+//! The value of a variable is the first of: `--variable NAME=VALUE`, the environment variable
+//! `SPIN_VARIABLE_NAME`, and the default in the manifest.
 
 use std::collections::BTreeMap;
 use std::env::VarError;
 use std::fmt;
 
-/// What is before a variable's name, in upper case, in the environment.
+/// Prefix of the environment variables that set variables.
 pub const ENVIRONMENT_PREFIX: &str = "SPIN_VARIABLE_";
 
-/// Why variables have no values.
+/// Why variables can't be resolved.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum VariableError {
-    /// A name that no variable can have.
+    /// A name is not allowed for a variable.
     #[error(
         "'{name}' is not a variable name: {problem}. \
          Use lower-case letters, digits and single underscores, beginning with a letter"
     )]
     InvalidName {
-        /// As it was written.
+        /// The name.
         name: String,
         /// What is wrong with it.
         problem: &'static str,
     },
-    /// `{{` without `}}`.
+    /// A template has `{{` without `}}`.
     #[error("the template '{0}' has '{{{{' without '}}}}'. Close it")]
     UnmatchedBraces(String),
-    /// A template or `--variable` uses a name that nobody declared.
+    /// A template or `--variable` uses a variable that the manifest does not declare.
     #[error("the variable '{0}' is not declared. Add it to [variables] in the manifest")]
     Undeclared(String),
-    /// Required variables without values; all of them.
+    /// The required variables that have no value.
     #[error("no value for {}", describe_missing(.0))]
     Missing(Vec<String>),
-    /// The environment holds something that is not text.
+    /// An environment variable is not UTF-8.
     #[error("the environment variable {0} is not UTF-8. Set it to text")]
     NotText(String),
 }
@@ -43,13 +43,13 @@ fn describe_missing(names: &[String]) -> String {
     each.collect::<Vec<_>>().join(" and ")
 }
 
-/// The environment variable that sets a variable.
+/// The name of the environment variable that sets a variable.
 pub fn environment_name(name: &str) -> String {
     format!("{ENVIRONMENT_PREFIX}{}", name.to_ascii_uppercase())
 }
 
-/// Checks the name in a component's question by Spin's rule, which is wider than that for a
-/// declaration ([`crate::ids::LowerSnakeId`]).
+/// Checks a name that a component asks for, by Spin's rule. It allows more than the rule for declarations
+/// ([`crate::ids::LowerSnakeId`]) does.
 pub fn check_name(name: &str) -> Result<(), VariableError> {
     let problem = if name.is_empty() {
         "it is empty"
@@ -67,52 +67,52 @@ pub fn check_name(name: &str) -> Result<(), VariableError> {
     Err(VariableError::InvalidName { name: name.to_owned(), problem })
 }
 
-/// Text with places for variables.
+/// A text with placeholders for variables.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Template(Vec<Part>);
+pub struct Template(Vec<TemplatePart>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Part {
+enum TemplatePart {
     Literal(String),
     Variable(String),
 }
 
 impl Template {
-    /// Reads `text {{ name }} text`.
+    /// Parses `text {{ name }} text`.
     pub fn parse(text: &str) -> Result<Self, VariableError> {
         let mut parts = Vec::new();
         let mut rest = text;
         while let Some((literal, after)) = rest.split_once("{{") {
             if !literal.is_empty() {
-                parts.push(Part::Literal(literal.to_owned()));
+                parts.push(TemplatePart::Literal(literal.to_owned()));
             }
             let Some((name, after)) = after.split_once("}}") else {
                 return Err(VariableError::UnmatchedBraces(text.to_owned()));
             };
-            parts.push(Part::Variable(name.trim().to_owned()));
+            parts.push(TemplatePart::Variable(name.trim().to_owned()));
             rest = after;
         }
         if !rest.is_empty() {
-            parts.push(Part::Literal(rest.to_owned()));
+            parts.push(TemplatePart::Literal(rest.to_owned()));
         }
         Ok(Self(parts))
     }
 
-    /// True if no variable occurs in it.
+    /// Whether it has no placeholders.
     pub fn is_literal(&self) -> bool {
         self.variables().next().is_none()
     }
 
-    /// The first name in it that nobody declared.
+    /// The first variable in it that is not in `declared`.
     pub fn undeclared(&self, declared: &BTreeMap<String, Declaration>) -> Option<String> {
         self.variables().find(|name| !declared.contains_key(*name)).map(str::to_owned)
     }
 
-    /// The names in it.
+    /// The names of the variables in it.
     fn variables(&self) -> impl Iterator<Item = &str> {
         self.0.iter().filter_map(|part| match part {
-            Part::Literal(_) => None,
-            Part::Variable(name) => Some(name.as_str()),
+            TemplatePart::Literal(_) => None,
+            TemplatePart::Variable(name) => Some(name.as_str()),
         })
     }
 }
@@ -120,8 +120,8 @@ impl Template {
 impl fmt::Display for Template {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|part| match part {
-            Part::Literal(literal) => f.write_str(literal),
-            Part::Variable(name) => write!(f, "{{{{ {name} }}}}"),
+            TemplatePart::Literal(literal) => f.write_str(literal),
+            TemplatePart::Variable(name) => write!(f, "{{{{ {name} }}}}"),
         })
     }
 }
@@ -129,20 +129,20 @@ impl fmt::Display for Template {
 /// A variable as the manifest declares it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Declaration {
-    /// None if it is required.
+    /// The default value; `None` if the variable is required.
     pub default: Option<String>,
 }
 
 /// The values of an application's variables.
 ///
-/// Some are secrets, so nothing here can be printed.
+/// Some of them are secrets, so this type has no `Debug`.
 #[derive(Default)]
 pub struct Variables(BTreeMap<String, String>);
 
 impl Variables {
     /// Finds the value of each declared variable.
     ///
-    /// `given` are the command line's; `environment` is [`std::env::var`], or a stand-in.
+    /// `given` holds the values from the command line; `environment` is [`std::env::var`], or a fake in tests.
     pub fn resolve(
         declared: &BTreeMap<String, Declaration>,
         given: &BTreeMap<String, String>,
@@ -167,20 +167,20 @@ impl Variables {
         if missing.is_empty() { Ok(Self(values)) } else { Err(VariableError::Missing(missing)) }
     }
 
-    /// The defaults of those that have one.
+    /// The default values of the variables that have one.
     pub fn defaults(declared: &BTreeMap<String, Declaration>) -> Self {
         let default =
             |(name, declaration): (&String, &Declaration)| Some((name.clone(), declaration.default.clone()?));
         Self(declared.iter().filter_map(default).collect())
     }
 
-    /// Puts values into a template.
+    /// Replaces the placeholders of a template by values.
     pub fn expand(&self, template: &Template) -> Result<String, VariableError> {
         let mut text = String::new();
         for part in &template.0 {
             match part {
-                Part::Literal(literal) => text.push_str(literal),
-                Part::Variable(name) => {
+                TemplatePart::Literal(literal) => text.push_str(literal),
+                TemplatePart::Variable(name) => {
                     let value = self.0.get(name).ok_or_else(|| VariableError::Undeclared(name.clone()))?;
                     text.push_str(value);
                 }

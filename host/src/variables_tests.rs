@@ -25,7 +25,7 @@ fn expand(variables: &Variables, template: &str) -> Result<String, VariableError
 }
 
 #[test]
-fn the_command_line_goes_before_the_environment_before_the_default() {
+fn the_command_line_precedes_the_environment_which_precedes_the_default() {
     let declared = declared(&[("a", Some("default")), ("b", Some("default")), ("c", Some("default"))]);
     let environment = environment(&[("SPIN_VARIABLE_A", "env"), ("SPIN_VARIABLE_B", "env")]);
     let variables = Variables::resolve(&declared, &given(&[("a", "given")]), environment).unwrap();
@@ -85,7 +85,7 @@ proptest! {
     }
 
     #[test]
-    fn any_text_is_read_or_refused_without_panic(text in r"[{} a-c\PC]*") {
+    fn no_text_makes_the_parser_panic(text in r"[{} a-c\PC]*") {
         if let Ok(template) = Template::parse(&text) {
             _ = Variables::default().expand(&template);
         }

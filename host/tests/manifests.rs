@@ -1,6 +1,6 @@
-//! The manifests that this host accepts and refuses are those that Spin does.
+//! This host accepts and refuses the same manifests as Spin.
 
-// In a test a failed step is a failed promise.
+// In a test, a failed step fails the test.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::collections::BTreeMap;
@@ -15,7 +15,7 @@ use emberline_host::variables::Variables;
 
 #[path = "support/fixture.rs"]
 mod fixture;
-#[allow(dead_code)] // serving.rs asks more of it
+#[allow(dead_code)] // serving.rs uses more of it
 #[path = "support/spin.rs"]
 mod spin;
 #[path = "manifests/table.rs"]
@@ -26,10 +26,10 @@ use table::{Outcome, Row, rows};
 
 /// The manifest of this repository.
 const PROJECT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../spin.toml");
-/// How many manifests the real Spin is given at once.
-const AT_ONCE: usize = 4;
+/// How many manifests the real Spin runs at the same time.
+const CONCURRENCY: usize = 4;
 
-/// What this host makes of a manifest before it opens any other file.
+/// How this host judges a manifest, before it opens any other file, and its error.
 fn judge(manifest: &str) -> (Outcome, String) {
     let manifest = match Manifest::parse(manifest, Path::new("")) {
         Ok(manifest) => manifest,
@@ -52,12 +52,12 @@ fn judge(manifest: &str) -> (Outcome, String) {
 #[test]
 fn every_manifest_of_the_table_is_judged_as_spin_does() {
     let wrong = |row: Row| {
-        let (outcome, said) = judge(&row.manifest);
+        let (outcome, error) = judge(&row.manifest);
         let expected = match row.outcome {
             Outcome::Elsewhere => Outcome::Unsupported,
             other => other,
         };
-        (outcome != expected).then(|| format!("{}\n  {expected:?} expected, {outcome:?}: {said}", row.rule))
+        (outcome != expected).then(|| format!("{}\n  {expected:?} expected, {outcome:?}: {error}", row.rule))
     };
     let wrong: Vec<String> = rows().into_iter().filter_map(wrong).collect();
     assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
@@ -78,14 +78,14 @@ fn the_real_spin_agrees_with_the_table() {
     let try_all = || {
         loop {
             let Some(Row { outcome, rule, manifest }) = queue.lock().unwrap().pop() else { return };
-            let said = spin.serve(&manifest).err();
-            if said.is_some() != (outcome == Outcome::Refused) {
-                let said = said.unwrap_or_else(|| "runs it".to_owned());
-                wrong.lock().unwrap().push(format!("{rule}\n  {outcome:?} expected, Spin: {said}"));
+            let error = spin.serve(&manifest).err();
+            if error.is_some() != (outcome == Outcome::Refused) {
+                let error = error.unwrap_or_else(|| "runs it".to_owned());
+                wrong.lock().unwrap().push(format!("{rule}\n  {outcome:?} expected, Spin: {error}"));
             }
         }
     };
-    std::thread::scope(|scope| (0..AT_ONCE).for_each(|_| _ = scope.spawn(try_all)));
+    std::thread::scope(|scope| (0..CONCURRENCY).for_each(|_| _ = scope.spawn(try_all)));
     let wrong = wrong.into_inner().unwrap();
     assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
 }

@@ -1,6 +1,6 @@
-//! What a component meets in this host, as it would on Spin.
+//! What a component experiences on this host, which is the same as on Spin.
 
-// In a test a failed step is a failed promise.
+// In a test, a failed step fails the test.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "serving/http.rs"]
@@ -13,7 +13,7 @@ use std::net::TcpListener;
 
 use support::{Gate, Host, manifest, refused};
 
-/// All ports of this machine's first address, by a range rather than a name.
+/// Allows connections to all ports of the loopback address.
 const LOOPBACK: &str = "allowed_outbound_hosts = [\"tcp://127.0.0.1:*\"]";
 
 #[test]
@@ -29,7 +29,7 @@ fn a_body_is_streamed_in_and_out_piece_by_piece() {
     client.write(b"0\r\n\r\n");
     assert_eq!(client.chunk(), b"");
 
-    // The connection is kept for the next request.
+    // The connection stays open for the next request.
     client.send("/header?host");
     assert_eq!(client.response().0, 200);
 }
@@ -41,7 +41,7 @@ fn a_large_body_goes_through_whole() {
     let mut client = host.connect();
     let mut writer = client.writer();
     let request = format!("POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}", body.len());
-    // The echo begins before the request ends, so both must go on at once.
+    // The echo begins before the request ends, so both must proceed at the same time.
     let sending = std::thread::spawn(move || writer.write_all(request.as_bytes()));
     let (status, echo) = client.response();
     sending.join().unwrap().unwrap();
@@ -70,7 +70,7 @@ fn variables_come_from_the_manifest_and_the_command_line() {
     let host = Host::start(&manifest(component), &["--variable", "port=4222"]);
     assert_eq!(host.get("/variable?address").1, "127.0.0.1:4222");
     assert_eq!(host.get("/variable?fixed").1, "as it is");
-    // An application's variable is not the component's own.
+    // A component sees only its own variables, not the application's.
     assert!(host.get("/variable?host").1.starts_with("Error::Undefined"));
     assert!(host.get("/variable?No_Name").1.starts_with("Error::InvalidName"));
 }
@@ -101,7 +101,7 @@ fn a_connection_needs_an_entry_with_its_address_and_port() {
 }
 
 #[test]
-fn everything_else_of_the_network_is_refused() {
+fn all_other_uses_of_the_network_are_refused() {
     let host = Host::start(&manifest("allowed_outbound_hosts = [\"*://*:*\"]"), &[]);
     for target in ["/lookup?localhost", "/udp?127.0.0.1:9", "/listen", "/bind", "/fetch?http://127.0.0.1:9/"]
     {
@@ -155,7 +155,7 @@ fn a_client_that_leaves_before_the_head_shows_only_when_the_body_is_written() {
     drop(client);
     host.wait_for_log("the connection ended");
     drop(waiting);
-    // The request ran on to its response, whose body nobody reads.
+    // The request went on to its response, whose body nobody reads.
     host.wait_for_log("ticks: nobody reads");
 }
 
@@ -168,7 +168,7 @@ fn what_a_component_prints_is_logged_by_lines() {
     }
 }
 
-/// The instance that a `/served` response names, and how many requests it has had.
+/// The instance that a `/served` response names, and the number of requests that it has served.
 fn served((_, body): &(u16, String)) -> (String, usize) {
     let (instance, count) = body.split_once(' ').unwrap();
     (instance.to_owned(), count.parse().unwrap())
@@ -268,7 +268,7 @@ fn the_grace_time_and_a_second_signal_cut_responses_off() {
 }
 
 #[test]
-fn what_stops_a_start_is_said_with_its_remedy() {
+fn errors_at_the_start_name_the_remedy() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = taken.local_addr().unwrap().to_string();
     let required = manifest("").replace("port = { default = \"1\" }", "port = { required = true }");

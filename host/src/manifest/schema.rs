@@ -1,7 +1,7 @@
-//! What may stand in `spin.toml`: Spin's own schema (its `crates/manifest/src/schema/v2.rs` and
+//! The schema of `spin.toml`: Spin's own (its `crates/manifest/src/schema/v2.rs` and
 //! `crates/http/src/config.rs`), type by type, so that a manifest that Spin refuses does not pass.
 //!
-//! Fields that this host has no use for are here for their types.
+//! Fields that this host does not use are declared so that their types are checked.
 
 use std::collections::BTreeMap;
 
@@ -21,10 +21,10 @@ pub(super) struct AppManifest {
     #[serde(default, rename = "trigger")]
     pub(super) triggers: BTreeMap<String, Vec<Trigger>>,
     #[serde(default, rename = "component")]
-    pub(super) components: BTreeMap<KebabId, Component>,
+    pub(super) components: BTreeMap<KebabId, ComponentSection>,
 }
 
-/// Enough of any version to see which it is.
+/// The version field of a manifest of any version.
 #[derive(Deserialize)]
 pub(super) struct VersionProbe {
     #[serde(alias = "spin_version")]
@@ -63,7 +63,7 @@ pub(super) struct Variable {
     #[serde(default)]
     pub(super) required: bool,
     pub(super) default: Option<String>,
-    // Values are printed nowhere, so that a secret needs no more care.
+    // Unused: this host prints no values, secret or not.
     #[serde(default)]
     secret: bool,
 }
@@ -77,7 +77,7 @@ pub(super) struct Trigger {
     pub(super) components: Table,
     #[serde(default)]
     pub(super) dependencies: Table,
-    /// What depends on the kind of trigger.
+    /// The fields that depend on the kind of trigger.
     #[serde(flatten)]
     pub(super) config: Table,
 }
@@ -95,12 +95,12 @@ impl TryFrom<Value> for ComponentSpec {
     fn try_from(value: Value) -> Result<Self, toml::de::Error> {
         match value {
             Value::String(_) => KebabId::deserialize(value).map(Self::Reference),
-            _ => Component::deserialize(value).map(|_| Self::Inline),
+            _ => ComponentSection::deserialize(value).map(|_| Self::Inline),
         }
     }
 }
 
-/// The rest of a `[[trigger.http]]`.
+/// The fields of a `[[trigger.http]]` besides those of every trigger.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct HttpTrigger {
@@ -147,7 +147,7 @@ pub(super) struct StaticResponse {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Component {
+pub(super) struct ComponentSection {
     pub(super) source: Source,
     #[serde(default)]
     description: String,
@@ -176,7 +176,7 @@ pub(super) struct Component {
     pub(super) dependencies_inherit_configuration: Option<bool>,
     #[serde(default)]
     pub(super) dependencies: Table,
-    /// `spin up --profile` chooses one; they make no difference here.
+    /// Profiles for `spin up --profile`; they make no difference here.
     #[serde(default)]
     pub(super) profile: BTreeMap<String, Profile>,
 }
@@ -196,7 +196,7 @@ pub(super) enum FilesMount {
     Placement { source: String, destination: String },
 }
 
-/// A name with `-` or with `_` between its words.
+/// A name whose words are separated by `-` or by `_`.
 pub(super) struct StoreId;
 
 impl<'de> Deserialize<'de> for StoreId {

@@ -7,16 +7,16 @@
 
 use Outcome::{Accepted, Elsewhere, Refused, Unsupported};
 
-/// What becomes of a manifest.
+/// What happens to a manifest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// Spin runs it, and so does this host.
     Accepted,
     /// Spin refuses it, and so does this host.
     Refused,
-    /// Spin runs it; this host hasn't got what it asks for, and says so.
+    /// Spin runs it; this host lacks a feature and refuses it by name.
     Unsupported,
-    /// The same, but Spin needs more for it than there is in a test: a network, another component.
+    /// Like `Unsupported`, but Spin needs more than a test has to run it: a network, another component.
     Elsewhere,
 }
 
@@ -27,7 +27,7 @@ pub(crate) struct Row {
     pub(crate) manifest: String,
 }
 
-/// Each row is this with some of it replaced; `#…` are places for lines.
+/// Each row is this text with parts replaced; the `#…` lines are placeholders.
 const BASE: &str = r##"#top
 spin_manifest_version = 2
 [application]

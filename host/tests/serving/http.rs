@@ -1,8 +1,8 @@
-//! What a client of HTTP meets: the same on this host as on the real Spin.
+//! HTTP as clients see it, which is the same on this host as on the real Spin.
 
 use super::support::{Connection, Server, manifest};
 
-/// Sends a request to each server; what comes back.
+/// Sends a request to each server; returns the statuses, `None` for a closed connection.
 fn each_answers(request: &str) -> Vec<Option<u16>> {
     let answer = |server: Server| {
         let mut client = server.connect();
@@ -12,7 +12,7 @@ fn each_answers(request: &str) -> Vec<Option<u16>> {
     Server::each(&manifest("")).map(answer).collect()
 }
 
-/// Each server answers with this status, or closes the connection without an answer.
+/// Asserts that each server answers with `expected`, or closes the connection without an answer for `None`.
 fn all_answer(request: &str, expected: Option<u16>) {
     for answer in each_answers(request) {
         assert_eq!(answer, expected, "{request:.100}");
@@ -20,7 +20,7 @@ fn all_answer(request: &str, expected: Option<u16>) {
 }
 
 #[test]
-fn a_request_that_names_no_host_or_two_has_no_answer() {
+fn a_request_that_names_no_host_or_two_gets_no_answer() {
     all_answer("GET /served HTTP/1.1\r\nHost: a\r\n\r\n", Some(200));
     all_answer("GET /served HTTP/1.1\r\n\r\n", None);
     all_answer("GET /served HTTP/1.1\r\nHost: a b\r\n\r\n", None);
@@ -30,19 +30,19 @@ fn a_request_that_names_no_host_or_two_has_no_answer() {
 }
 
 #[test]
-fn a_host_that_is_for_components_counts_as_none() {
+fn a_host_name_for_internal_calls_counts_as_none() {
     all_answer("GET /served HTTP/1.1\r\nHost: fixture.spin.internal\r\n\r\n", None);
     all_answer("GET /served HTTP/1.1\r\nHost: a.b.spin.internal\r\n\r\n", Some(200));
 }
 
 #[test]
-fn a_target_without_a_path_has_no_answer() {
+fn a_target_without_a_path_gets_no_answer() {
     all_answer("CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\n", None);
     all_answer("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", Some(404));
 }
 
 #[test]
-fn a_header_that_is_no_text_is_a_500() {
+fn a_header_that_is_not_utf_8_is_a_500() {
     for server in Server::each(&manifest("")) {
         let mut client = server.connect();
         client.write(b"GET /served HTTP/1.1\r\nHost: a\r\nx: \xff\r\n\r\n");
@@ -63,18 +63,18 @@ fn there_are_limits_to_headers() {
 }
 
 #[test]
-fn http_2_is_spoken_to_who_knows() {
+fn http_2_is_served_to_clients_with_prior_knowledge() {
     for server in Server::each(&manifest("")) {
         let mut client = server.connect();
         client.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
         client.write(&frame(SETTINGS, 0, 0, b""));
-        // Of RFC 7541's table: GET, http, a path, an authority.
+        // Fields in the encoding of RFC 7541: GET, http, a path, an authority.
         let path = b"/header?spin-full-url";
         let mut fields = vec![0x82, 0x86, 0x04, u8::try_from(path.len()).unwrap()];
         fields.extend(path);
         fields.extend(b"\x01\x01a");
         client.write(&frame(HEADERS, END_STREAM | END_HEADERS, 1, &fields));
-        // 200 is a field of the table too.
+        // 0x88 is status 200 in the static table.
         assert_eq!(wait_for_frame(&mut client, HEADERS)[0], 0x88);
         assert_eq!(wait_for_frame(&mut client, DATA), b"\"http://localhost/header?spin-full-url\"");
     }
@@ -86,13 +86,13 @@ const SETTINGS: u8 = 4;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
-/// A frame of HTTP/2, RFC 9113 section 4.1.
+/// An HTTP/2 frame (RFC 9113, section 4.1).
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-/// The payload of the next frame of a kind.
+/// Reads up to the next frame of a kind; returns its payload.
 fn wait_for_frame(client: &mut Connection, wanted: u8) -> Vec<u8> {
     loop {
         let head = client.bytes(9);

@@ -1,4 +1,4 @@
-//! The component that the tests run.
+//! Builds the component that the tests run.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

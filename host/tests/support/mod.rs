@@ -1,4 +1,4 @@
-//! Starts the host with the fixture component, and talks to it byte by byte.
+//! Starts the host with the fixture component, and sends it HTTP byte by byte.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -13,10 +13,10 @@ mod spin;
 use fixture::fixture;
 use spin::{Serving, Spin};
 
-/// Longest wait for anything; only a failure takes so long.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long to wait for anything; only a failure takes so long.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A manifest for the fixture; `component` goes into `[component.fixture]`.
+/// A manifest for the fixture; `component` is added to `[component.fixture]`.
 pub(crate) fn manifest(component: &str) -> String {
     format!(
         "spin_manifest_version = 2\n\
@@ -49,7 +49,7 @@ impl Host {
         let address = line.strip_prefix("Serving http://").and_then(|address| address.trim().parse().ok());
         let Some(address) = address else {
             _ = process.wait();
-            panic!("the host said {line:?}, and in its log:\n{}", log.text());
+            panic!("the host printed {line:?}; its log:\n{}", log.text());
         };
         Self { process, address, log, _directory: directory }
     }
@@ -65,7 +65,7 @@ impl Host {
         connection.response()
     }
 
-    /// Waits until the log has this text, and returns the line.
+    /// Waits until a line of the log contains `text`, and returns that line.
     pub(crate) fn wait_for_log(&self, text: &str) -> String {
         self.log.wait_for(text)
     }
@@ -87,14 +87,14 @@ impl Drop for Host {
     }
 }
 
-/// What serves a manifest: this host, and the real Spin where there is one.
+/// A server of a manifest: this host, or the real Spin if it is installed.
 pub(crate) enum Server {
     Host(Host),
     Spin(Serving),
 }
 
 impl Server {
-    /// Both, one after the other.
+    /// Starts this host and then, if it is installed, Spin.
     pub(crate) fn each(manifest: &str) -> impl Iterator<Item = Self> {
         let spin = Spin::find().map(|spin| Self::Spin(spin.serve(manifest).unwrap()));
         std::iter::once(Self::Host(Host::start(manifest, &[]))).chain(spin)
@@ -115,7 +115,7 @@ impl Server {
     }
 }
 
-/// Runs a host that is expected to end by itself; returns its exit status and its log.
+/// Runs a host that is expected to refuse to start; returns its exit status and its log.
 pub(crate) fn refused(
     manifest: &str,
     arguments: &[&str],
@@ -135,7 +135,7 @@ fn command(directory: &Path, manifest: &str) -> Command {
     command
         .arg("--from")
         .arg(directory)
-        // All hosts of the tests share one cache of the compiled fixture.
+        // All hosts share one cache, so that the fixture is compiled once.
         .env("EMBERLINE_CACHE", env!("CARGO_TARGET_TMPDIR"))
         .env("EMBERLINE_LOG", "info,emberline_host=debug")
         .env("EMBERLINE_LISTEN", "127.0.0.1:0")
@@ -151,7 +151,7 @@ fn wait(process: &mut Child, log: &Log) -> ExitStatus {
         if let Some(status) = process.try_wait().unwrap() {
             return status;
         }
-        if begin.elapsed() > PATIENCE {
+        if begin.elapsed() > TIMEOUT {
             _ = process.kill();
             panic!("the host doesn't end; its log:\n{}", log.text());
         }
@@ -159,7 +159,7 @@ fn wait(process: &mut Child, log: &Log) -> ExitStatus {
     }
 }
 
-/// What a host writes to stderr.
+/// The lines that a host writes to stderr, and whether it has closed it.
 #[derive(Default)]
 struct Log {
     lines: Mutex<(Vec<String>, bool)>,
@@ -187,7 +187,7 @@ impl Log {
 
     fn text_at_end(&self) -> String {
         let lines = self.lines.lock().unwrap();
-        let (lines, _) = self.more.wait_timeout_while(lines, PATIENCE, |(_, ended)| !*ended).unwrap();
+        let (lines, _) = self.more.wait_timeout_while(lines, TIMEOUT, |(_, ended)| !*ended).unwrap();
         lines.0.join("\n")
     }
 
@@ -195,7 +195,7 @@ impl Log {
         let found = |lines: &[String]| lines.iter().find(|line| line.contains(text)).cloned();
         let lines = self.lines.lock().unwrap();
         let wait = |(lines, ended): &mut (Vec<String>, bool)| found(lines).is_none() && !*ended;
-        let (lines, _) = self.more.wait_timeout_while(lines, PATIENCE, wait).unwrap();
+        let (lines, _) = self.more.wait_timeout_while(lines, TIMEOUT, wait).unwrap();
         found(&lines.0).unwrap_or_else(|| panic!("no '{text}' in the log:\n{}", lines.0.join("\n")))
     }
 }
@@ -208,11 +208,11 @@ pub(crate) struct Connection {
 impl Connection {
     pub(crate) fn open(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         Self { stream: BufReader::new(stream) }
     }
 
-    /// The same connection, for another thread to write to.
+    /// Another handle of the connection, for a thread that writes.
     pub(crate) fn writer(&self) -> TcpStream {
         self.stream.get_ref().try_clone().unwrap()
     }
@@ -231,11 +231,11 @@ impl Connection {
         self.try_head().expect("a response")
     }
 
-    /// The same, or nothing if the connection ends instead.
+    /// Like [`Self::head`], but `None` if the connection ends instead.
     pub(crate) fn try_head(&mut self) -> Option<(u16, String)> {
         let mut head = String::new();
         while !head.ends_with("\r\n\r\n") {
-            // A connection that ends before all of a request was read is reset.
+            // A connection that ends before its request was read completely is reset.
             let read = self.stream.read_line(&mut head).unwrap_or(0);
             if read == 0 {
                 assert_eq!(head, "", "the connection ended");
@@ -246,17 +246,17 @@ impl Connection {
         Some((status.unwrap_or_else(|| panic!("no status: {head:?}")), head.to_ascii_lowercase()))
     }
 
-    /// Reads so many bytes.
+    /// Reads `count` bytes.
     pub(crate) fn bytes(&mut self, count: usize) -> Vec<u8> {
         let mut bytes = vec![0; count];
         self.stream.read_exact(&mut bytes).unwrap();
         bytes
     }
 
-    /// True if the connection ends in the middle of a chunked body.
+    /// Whether the connection ends in the middle of a chunked body.
     pub(crate) fn is_cut_off(&mut self) -> bool {
         let mut rest = Vec::new();
-        // A reset is an end too.
+        // An error is a reset connection, which is an end too.
         _ = self.stream.read_to_end(&mut rest);
         !rest.ends_with(b"0\r\n\r\n")
     }
@@ -291,13 +291,13 @@ impl Connection {
         (status, String::from_utf8(body).unwrap())
     }
 
-    /// True if the host has closed the connection, with nothing more to read.
+    /// Whether the host has closed the connection, with nothing left to read.
     pub(crate) fn ends(&mut self) -> bool {
         matches!(self.stream.read(&mut [0]), Ok(0))
     }
 }
 
-/// Something for the fixture to wait for: it connects, and goes on when it is let go.
+/// A gate that the fixture waits at: the fixture connects, and goes on when the connection is closed.
 pub(crate) struct Gate {
     listener: TcpListener,
     pub(crate) address: SocketAddr,
@@ -310,7 +310,7 @@ impl Gate {
         Self { listener, address }
     }
 
-    /// Waits until the fixture waits; dropping what comes back lets it go.
+    /// Waits until the fixture has arrived; dropping the result lets it go on.
     pub(crate) fn arrival(&self) -> TcpStream {
         self.listener.accept().unwrap().0
     }

@@ -1,4 +1,4 @@
-//! The real Spin, where there is one.
+//! Runs the real Spin, if it is installed.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
@@ -12,13 +12,13 @@ use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::fixture::fixture;
 
-/// Longest wait for it to serve or to end; only a failure takes so long.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// How long Spin may take to serve or to end; only a failure takes so long.
+const TIMEOUT: Duration = Duration::from_secs(120);
 
-/// The program.
+/// The program `spin`.
 pub(crate) struct Spin(PathBuf);
 
-/// It runs.
+/// A running Spin.
 pub(crate) struct Serving {
     pub(crate) address: SocketAddr,
     group: Group,
@@ -26,7 +26,7 @@ pub(crate) struct Serving {
 }
 
 impl Spin {
-    /// Looks for it on the PATH; says so if there is none.
+    /// Looks for Spin on PATH; prints a note if there is none.
     pub(crate) fn find() -> Option<Self> {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let found =
@@ -37,11 +37,11 @@ impl Spin {
         found.map(Self)
     }
 
-    /// Runs a manifest, beside which is the fixture as `fixture.wasm`, until it serves; if it does
-    /// not, what Spin says.
+    /// Runs a manifest, with the fixture beside it as `fixture.wasm`, and waits until it serves; an error with
+    /// Spin's output if it does not.
     pub(crate) fn serve(&self, manifest: &str) -> Result<Serving, String> {
         let folder = tempfile::tempdir().unwrap();
-        // One for all: compiling the fixture takes longer than all else that Spin does at its start.
+        // A shared cache, since compiling the fixture takes longer than the rest of Spin's start.
         let compiled = Path::new(env!("CARGO_TARGET_TMPDIR")).join("spin-cache");
         let cache = folder.path().join("cache.toml");
         std::fs::write(&cache, format!("[cache]\ndirectory = {compiled:?}\n")).unwrap();
@@ -54,52 +54,52 @@ impl Spin {
         command.current_dir(folder.path()).process_group(0);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut group = Group(command.spawn().unwrap());
-        // Threads read all it says, so that no pipe gets full.
-        let (tell, told) = mpsc::channel();
+        // Threads read all output, so that no pipe fills up.
+        let (sender, addresses) = mpsc::channel();
         let stdout = BufReader::new(group.0.stdout.take().unwrap());
         std::thread::spawn(move || {
             for line in stdout.lines().map_while(Result::ok) {
                 let address =
                     line.split_once("Serving http://").and_then(|(_, rest)| rest.trim().parse().ok());
-                address.into_iter().for_each(|address: SocketAddr| _ = tell.send(address));
+                address.into_iter().for_each(|address: SocketAddr| _ = sender.send(address));
             }
         });
         let mut stderr = group.0.stderr.take().unwrap();
-        let complaint = std::thread::spawn(move || {
-            let mut said = Vec::new();
-            _ = stderr.read_to_end(&mut said);
-            String::from_utf8_lossy(&said).into_owned()
+        let errors = std::thread::spawn(move || {
+            let mut errors = Vec::new();
+            _ = stderr.read_to_end(&mut errors);
+            String::from_utf8_lossy(&errors).into_owned()
         });
-        match told.recv_timeout(PATIENCE) {
+        match addresses.recv_timeout(TIMEOUT) {
             Ok(address) => Ok(Serving { address, group, _folder: folder }),
             Err(error) => {
                 group.kill();
-                let said = complaint.join().unwrap();
+                let errors = errors.join().unwrap();
                 assert!(
                     error == RecvTimeoutError::Disconnected,
-                    "in {PATIENCE:?} Spin did not serve: {said}"
+                    "Spin did not serve within {TIMEOUT:?}: {errors}"
                 );
-                Err(said)
+                Err(errors)
             }
         }
     }
 }
 
 impl Serving {
-    /// Sends a signal to `spin up`, which hands it on.
+    /// Sends a signal to `spin up`, which passes it on.
     pub(crate) fn signal(&self, name: &str) {
         let status = Command::new("kill").args([name, &self.group.0.id().to_string()]).status().unwrap();
         assert!(status.success());
     }
 }
 
-/// `spin up` and its trigger, which does not end with it.
+/// The process group of `spin up` and its trigger, which does not end with it.
 struct Group(Child);
 
 impl Group {
     fn kill(&mut self) {
         let group = Pid::from_raw(self.0.id().try_into().unwrap()).unwrap();
-        // Fails only if all of them have ended.
+        // Fails only if all processes of the group have ended.
         let _ = kill_process_group(group, Signal::KILL);
     }
 }
