@@ -341,7 +341,7 @@ mod tests {
         assert_eq!(describe(std::slice::from_ref(&one)), "m on CPU (flex), takes at most 640.0 MiB");
         let expected = "m on CPU (flex), takes at most 640.0 MiB, in each of 2 workers; s on CPU (flex)";
         assert_eq!(describe(&[one.clone(), beat(&[("s", None)]), one]), expected);
-        // One that is replaced by another of its name is there twice; the new one comes first.
+        // A model that is being replaced by another of its name is listed twice, the new one first.
         let mut replaced = beat(&[("m", Some(2 << 30)), ("m", Some(1 << 30))]);
         replaced.models.pop();
         assert_eq!(describe(&[replaced]), "m on CPU (flex), takes at most 2.0 GiB");
