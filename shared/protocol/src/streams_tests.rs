@@ -2,7 +2,9 @@
 
 use serde_json::json;
 
+use super::definitions::{HOUR, MINUTE};
 use super::*;
+use crate::lane::Lane;
 
 fn named(name: &str) -> Stream {
     streams(&Layout::default()).into_iter().find(|stream| stream.name == name).unwrap()

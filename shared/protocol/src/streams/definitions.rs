@@ -1,0 +1,211 @@
+//! The definition of each stream and bucket.
+
+use std::time::Duration;
+
+use super::{Discard, Layout, MIB, Retention, Storage, Stream};
+use crate::counter;
+use crate::heartbeat::HEARTBEAT_TTL_S;
+use crate::subject;
+
+pub(super) const MINUTE: Duration = Duration::from_secs(60);
+pub(super) const HOUR: Duration = Duration::from_secs(60 * 60);
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// Above the longest deadline of a job, which is a day.
+const JOB_AGE: Duration = Duration::from_secs(25 * 60 * 60);
+/// Above the longest deadline and the longest time that an answer is kept after it, another day.
+const KEPT_AGE: Duration = Duration::from_secs(49 * 60 * 60);
+
+/// All streams and buckets.
+pub fn streams(layout: &Layout) -> [Stream; 10] {
+    [
+        jobs(layout),
+        events(layout),
+        kept(layout),
+        dead(layout),
+        requests(layout),
+        workers(layout),
+        keys(layout),
+        limits(layout),
+        long_limits(layout),
+        usage(layout),
+    ]
+}
+
+/// A log on disk that forgets its oldest messages.
+fn log(layout: &Layout) -> Stream {
+    Stream {
+        name: "",
+        description: "",
+        subjects: &[],
+        retention: Retention::Limits,
+        storage: Storage::File,
+        discard: Discard::Old,
+        discard_new_per_subject: false,
+        max_consumers: -1,
+        max_msgs: -1,
+        max_msgs_per_subject: -1,
+        max_bytes: -1,
+        max_age: Duration::ZERO,
+        duplicate_window: 2 * MINUTE,
+        allow_direct: true,
+        allow_rollup_hdrs: false,
+        deny_delete: false,
+        allow_msg_ttl: false,
+        allow_msg_counter: false,
+        num_replicas: layout.replicas,
+        volatile: false,
+    }
+}
+
+/// The same for what need not outlive a restart.
+fn volatile(layout: &Layout) -> Stream {
+    Stream { storage: layout.volatile, volatile: true, ..log(layout) }
+}
+
+/// A key-value bucket without history.
+fn bucket(stream: Stream) -> Stream {
+    Stream {
+        discard: Discard::New,
+        max_msgs_per_subject: 1,
+        allow_rollup_hdrs: true,
+        deny_delete: true,
+        ..stream
+    }
+}
+
+/// A message with an increment becomes the sum.
+fn counters(stream: Stream) -> Stream {
+    Stream { allow_msg_counter: true, max_msgs_per_subject: 1, ..stream }
+}
+
+/// Refuses what there is no room for, so that no job that was acknowledged is forgotten.
+fn jobs(layout: &Layout) -> Stream {
+    Stream {
+        name: subject::JOBS_STREAM,
+        description: "Emberline: jobs that wait or run",
+        subjects: &[subject::JOBS_SUBJECTS],
+        retention: Retention::WorkQueue,
+        discard: Discard::New,
+        discard_new_per_subject: true,
+        max_msgs: layout.queue_jobs.saturating_mul(10),
+        max_msgs_per_subject: layout.queue_jobs,
+        max_bytes: layout.queue_bytes,
+        max_age: JOB_AGE,
+        allow_direct: false,
+        ..log(layout)
+    }
+}
+
+/// Each event says how long it is kept: as long as its job may run.
+fn events(layout: &Layout) -> Stream {
+    Stream {
+        name: subject::EVENTS_STREAM,
+        description: "Emberline: event logs of jobs",
+        subjects: &[subject::EVENTS_SUBJECTS],
+        max_bytes: layout.events_bytes,
+        max_age: JOB_AGE,
+        allow_msg_ttl: true,
+        ..volatile(layout)
+    }
+}
+
+/// On disk, so that a restart of nats-server loses no answer that was promised.
+fn kept(layout: &Layout) -> Stream {
+    Stream {
+        name: subject::KEPT_STREAM,
+        description: "Emberline: event logs that outlast their clients",
+        subjects: &[subject::KEPT_SUBJECTS],
+        max_bytes: layout.kept_bytes,
+        max_age: KEPT_AGE,
+        allow_msg_ttl: true,
+        ..log(layout)
+    }
+}
+
+fn dead(layout: &Layout) -> Stream {
+    Stream {
+        name: subject::DEAD_STREAM,
+        description: "Emberline: jobs that were given up",
+        subjects: &[subject::DEAD_SUBJECTS],
+        max_bytes: 256 * MIB,
+        max_age: 7 * DAY,
+        duplicate_window: HOUR,
+        ..log(layout)
+    }
+}
+
+fn requests(layout: &Layout) -> Stream {
+    bucket(Stream {
+        name: subject::REQUESTS_STREAM,
+        description: "Emberline: requests whose answers can be asked for again",
+        subjects: &[subject::REQUESTS_SUBJECTS],
+        max_bytes: 256 * MIB,
+        max_age: KEPT_AGE,
+        allow_msg_ttl: true,
+        ..log(layout)
+    })
+}
+
+fn workers(layout: &Layout) -> Stream {
+    let ttl = Duration::from_secs(HEARTBEAT_TTL_S);
+    bucket(Stream {
+        name: subject::WORKERS_STREAM,
+        description: "Emberline: heartbeats of workers",
+        subjects: &[subject::WORKERS_SUBJECTS],
+        max_bytes: 16 * MIB,
+        max_age: ttl,
+        duplicate_window: ttl,
+        ..volatile(layout)
+    })
+}
+
+/// The bucket of API keys, which `emberline keys` creates, too.
+pub fn keys(layout: &Layout) -> Stream {
+    bucket(Stream {
+        name: subject::KEYS_STREAM,
+        description: "Emberline: API keys",
+        subjects: &[subject::KEYS_SUBJECTS],
+        max_bytes: 64 * MIB,
+        ..log(layout)
+    })
+}
+
+/// Counters of minutes, which may be lost: they live for as long as a correction may come late.
+fn limits(layout: &Layout) -> Stream {
+    counters(Stream {
+        name: counter::LIMITS_STREAM,
+        description: "Emberline: counters of minutes",
+        subjects: &counter::LIMITS_SUBJECTS,
+        max_bytes: 64 * MIB,
+        max_age: 5 * MINUTE,
+        duplicate_window: 5 * MINUTE,
+        ..volatile(layout)
+    })
+}
+
+/// Counters of hours, of days and of running jobs: two days, the current one and the one before.
+fn long_limits(layout: &Layout) -> Stream {
+    counters(Stream {
+        name: counter::LONG_LIMITS_STREAM,
+        description: "Emberline: counters of hours, days and running jobs",
+        subjects: &counter::LONG_LIMITS_SUBJECTS,
+        max_bytes: 256 * MIB,
+        max_age: 49 * HOUR,
+        duplicate_window: HOUR,
+        ..log(layout)
+    })
+}
+
+/// Thirteen months of jobs, so that a month can be compared with that of the year before.
+fn usage(layout: &Layout) -> Stream {
+    Stream {
+        name: subject::USAGE_STREAM,
+        description: "Emberline: what jobs have used",
+        subjects: &[subject::USAGE_SUBJECTS],
+        max_bytes: 1024 * MIB,
+        max_age: 400 * DAY,
+        // A job that is delivered again ends within its own time.
+        duplicate_window: HOUR,
+        ..log(layout)
+    }
+}

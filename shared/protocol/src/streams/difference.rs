@@ -1,0 +1,91 @@
+//! The differences between a configuration and the one that is wanted.
+
+use std::fmt;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::MIB;
+
+/// A field that is not as it is wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    /// Its name in JetStream's API.
+    pub field: &'static str,
+    /// What it is.
+    pub found: Value,
+    /// What it is to be.
+    pub wanted: Value,
+}
+
+impl Difference {
+    /// What it is, as people write it.
+    pub fn found(&self) -> String {
+        readable(self.field, &self.found)
+    }
+
+    /// What it is to be, as people write it.
+    pub fn wanted(&self) -> String {
+        readable(self.field, &self.wanted)
+    }
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} -> {}", self.field, self.found(), self.wanted())
+    }
+}
+
+pub(super) fn differences(found: &Value, wanted: &Value, fields: &[&'static str]) -> Vec<Difference> {
+    let difference = |&field: &&'static str| {
+        let wanted = wanted.get(field)?.clone();
+        // The API leaves out what is zero, false or empty.
+        let found =
+            found.get(field).filter(|found| !found.is_null()).cloned().unwrap_or_else(|| zero(&wanted));
+        (found != wanted).then_some(Difference { field, found, wanted })
+    };
+    fields.iter().filter_map(difference).collect()
+}
+
+fn zero(like: &Value) -> Value {
+    match like {
+        Value::Bool(_) => false.into(),
+        Value::Number(_) => 0.into(),
+        Value::String(_) => "".into(),
+        Value::Array(_) => Vec::<Value>::new().into(),
+        Value::Object(_) | Value::Null => Value::Null,
+    }
+}
+
+/// A field's value as people write it: `256 MiB`, `25 h`, `unlimited`.
+pub fn readable(field: &str, value: &Value) -> String {
+    let unlimited = || "unlimited".to_owned();
+    match (field, value.as_i64()) {
+        ("max_bytes" | "max_msgs" | "max_msgs_per_subject", Some(..=0)) | ("max_age", Some(0)) => unlimited(),
+        ("max_bytes", Some(bytes)) => {
+            in_units(bytes, &[(1024 * MIB, "GiB"), (MIB, "MiB"), (1024, "KiB"), (1, "B")])
+        }
+        ("max_age" | "duplicate_window" | "ack_wait", Some(nanoseconds)) => in_units(
+            nanoseconds / 1_000_000,
+            &[(86_400_000, "d"), (3_600_000, "h"), (60_000, "min"), (1000, "s"), (1, "ms")],
+        ),
+        _ => match value {
+            Value::String(text) => text.clone(),
+            Value::Array(list) => {
+                list.iter().map(|entry| readable(field, entry)).collect::<Vec<_>>().join(",")
+            }
+            other => other.to_string(),
+        },
+    }
+}
+
+/// In the largest unit of which it is a whole number.
+fn in_units(number: i64, units: &[(i64, &str)]) -> String {
+    let fitting = units.iter().find(|(unit, _)| number != 0 && number % unit == 0);
+    fitting.map_or_else(|| number.to_string(), |(unit, name)| format!("{} {name}", number / unit))
+}
+
+/// Can't fail: string keys, and no number that is none.
+pub(super) fn to_value(config: &impl Serialize) -> Value {
+    serde_json::to_value(config).unwrap_or_default()
+}
