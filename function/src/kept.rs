@@ -158,7 +158,7 @@ mod tests {
     use emberline_api::responses::Outline;
     use emberline_protocol::job::GenerationRequest;
     use emberline_protocol::key::KeyId;
-    use emberline_protocol::stored_request::Standing;
+    use emberline_protocol::stored_request::CancelState;
     use proptest::prelude::*;
     use watermelon_proto::proto::ClientOp;
 
@@ -183,7 +183,7 @@ mod tests {
             others: Vec::new(),
             max_tokens: 9,
             outline: Some(Outline::default()),
-            standing: Standing::default(),
+            standing: CancelState::default(),
         }
     }
 

@@ -9,7 +9,7 @@ use emberline_api::responses::Outline;
 use emberline_protocol::PROTOCOL_VERSION;
 use emberline_protocol::error::{ApiError, ErrorCode};
 use emberline_protocol::job::{GenerationRequest, Job};
-use emberline_protocol::stored_request::Standing;
+use emberline_protocol::stored_request::CancelState;
 use emberline_protocol::subject::JobId;
 use futures::future::{join_all, try_join_all};
 
@@ -219,7 +219,7 @@ async fn keep(context: &Context, wish: &Wish<'_>, jobs: &[Job], limits: Limits) 
         others: others.to_vec(),
         max_tokens: limits.tokens,
         outline: wish.outline.clone(),
-        standing: Standing::default(),
+        standing: CancelState::default(),
     };
     store::create(&context.config.nats, &record).await
 }

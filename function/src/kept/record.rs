@@ -5,7 +5,7 @@ use data_encoding::HEXLOWER;
 use emberline_api::responses::Outline;
 use emberline_protocol::job::Job;
 use emberline_protocol::key::KeyId;
-use emberline_protocol::stored_request::Standing;
+use emberline_protocol::stored_request::CancelState;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -32,7 +32,7 @@ pub struct Record {
     pub outline: Option<Outline>,
     /// The job is wanted or not.
     #[serde(flatten)]
-    pub standing: Standing,
+    pub standing: CancelState,
 }
 
 /// The SHA-256 of a request's body, in hexadecimal.

@@ -1,11 +1,11 @@
-//! What a worker reads of a request that is stored because its answer can be asked for again. The rest
-//! of it is the function's own.
+//! The part of a stored request that a worker reads. The function stores a request in the `requests` bucket
+//! if its answer can be fetched again; all other fields are private to the function.
 
 use serde::{Deserialize, Serialize};
 
 /// Whether the job is still wanted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Standing {
+pub struct CancelState {
     /// A worker that takes the job ends it at once.
     #[serde(default)]
     pub cancelled: bool,
@@ -17,9 +17,9 @@ mod tests {
 
     #[test]
     fn a_worker_reads_its_part_of_a_stored_request() {
-        let standing: Standing =
+        let state: CancelState =
             serde_json::from_str(r#"{"v":9,"job":{"new":"form"},"cancelled":true}"#).unwrap();
-        assert!(standing.cancelled);
-        assert!(!serde_json::from_str::<Standing>("{}").unwrap().cancelled);
+        assert!(state.cancelled);
+        assert!(!serde_json::from_str::<CancelState>("{}").unwrap().cancelled);
     }
 }

@@ -12,7 +12,7 @@ use emberline_protocol::dead_letter;
 use emberline_protocol::error::{ApiError, ErrorCode};
 use emberline_protocol::event::{EventKind, Usage};
 use emberline_protocol::job::Job;
-use emberline_protocol::stored_request::Standing;
+use emberline_protocol::stored_request::CancelState;
 use emberline_protocol::subject::{self, JobId};
 use emberline_protocol::usage::Outcome;
 use futures::StreamExt;
@@ -282,7 +282,7 @@ impl Run<'_> {
         match found {
             Ok(message) if message.payload.is_empty() => true,
             Ok(message) => {
-                serde_json::from_slice::<Standing>(&message.payload).is_ok_and(|standing| standing.cancelled)
+                serde_json::from_slice::<CancelState>(&message.payload).is_ok_and(|state| state.cancelled)
             }
             Err(error) => {
                 tracing::warn!(job = %self.job.id, %error, "its request was not found");
