@@ -1,10 +1,10 @@
-//! What a relay tells the worker that runs its job.
+//! Messages from a relay to the worker that runs its job.
 
 use serde::{Deserialize, Serialize};
 
-/// How often a relay says that its client is still there, in seconds.
+/// Interval at which a relay sends [`Control::Alive`], in seconds.
 pub const ALIVE_INTERVAL_S: u64 = 5;
-/// How long a worker goes on without hearing from the relay, in seconds.
+/// Time without [`Control::Alive`] after which a worker cancels the job, in seconds.
 pub const ALIVE_TIMEOUT_S: u64 = 15;
 
 /// A message on a job's control subject.
@@ -13,6 +13,6 @@ pub const ALIVE_TIMEOUT_S: u64 = 15;
 pub enum Control {
     /// The client is still reading.
     Alive,
-    /// The client is gone: stop and free the slot.
+    /// The client disconnected: stop the job and free its slot.
     Cancel,
 }

@@ -1,13 +1,12 @@
-//! What is counted for each key and each model, and where: the subjects of the message counters in
-//! NATS.
+//! The counters of each key and each model: message counters in NATS, one subject for each bucket.
 //!
-//! A window of time is counted in buckets as long as the window; an estimate of any window takes
-//! the current bucket and the part of the one before that the window still covers. Running jobs
-//! are counted in slices of their deadlines: the jobs of a slice that is over can't run any more,
-//! so whatever was never taken back goes with it.
+//! A rate limit's window is counted in buckets as long as the window. The sliding window's count is estimated
+//! from the current bucket and the part of the previous one that the window still covers. Jobs that wait or
+//! run are counted by the time slice in which their deadline lies. No job of a past slice can still run, so a
+//! decrement that was lost expires with its slice.
 //!
-//! The function adds in advance; the worker that ends a job corrects, with the message ids that
-//! [`Counter::correction_id`] makes, so that each correction counts once.
+//! The function adds to the counters in advance. The worker that ends a job corrects them, in messages with
+//! the ids of [`Counter::correction_id`], so that JetStream stores each correction once.
 
 use std::fmt;
 
@@ -15,9 +14,9 @@ use crate::job::Account;
 use crate::key::{KeyId, KeyLimits};
 use crate::subject::{JobId, model_token};
 
-/// Stream of the counters of minutes; in memory.
+/// Stream of the per-minute counters; in memory.
 pub const LIMITS_STREAM: &str = "LIMITS";
-/// Stream of the counters that are needed for longer; on disk.
+/// Stream of all other counters; on disk.
 pub const LONG_LIMITS_STREAM: &str = "LIMITS_LONG";
 /// Subjects of [`LIMITS_STREAM`].
 pub const LIMITS_SUBJECTS: [&str; 2] =
@@ -30,14 +29,14 @@ pub const LONG_LIMITS_SUBJECTS: [&str; 5] = [
     "emberline.limits.*.jobs.*",
     "emberline.limits.*.model_jobs.*",
 ];
-/// Makes a message a counter's increment.
+/// Header whose value a message adds to the counter on its subject.
 pub const INCREMENT_HEADER: &str = "Nats-Incr";
 
 const MINUTE_MS: u64 = 60_000;
 const HOUR_MS: u64 = 60 * MINUTE_MS;
 const DAY_MS: u64 = 24 * HOUR_MS;
 
-/// What is counted.
+/// A quantity that is counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[allow(missing_docs)] // the names are the documentation
 pub enum Counter {
@@ -46,13 +45,13 @@ pub enum Counter {
     RequestsDay,
     TokensMinute,
     TokensDay,
-    /// A key's jobs that wait or run, by the slice of their deadline.
+    /// A key's jobs that wait or run, by the time slice of their deadline.
     Jobs,
-    /// A model's jobs that wait or run, by the slice of their deadline.
+    /// A model's jobs that wait or run, by the time slice of their deadline.
     ModelJobs,
 }
 
-/// What a window is a limit of.
+/// What a window counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)] // the names are the documentation
 pub enum Unit {
@@ -60,33 +59,33 @@ pub enum Unit {
     Tokens,
 }
 
-/// Whose a counter is.
+/// The owner of a counter.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Owner {
-    /// A key's.
+    /// A key.
     Key(KeyId),
-    /// A model's; its name as in subjects.
+    /// A model, by its [`model_token`].
     Model(String),
 }
 
-/// A counter of one owner and one bucket: a subject.
+/// One bucket of one owner's counter; it has a subject of its own.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Bucket {
-    /// Whose.
+    /// The counter's owner.
     pub owner: Owner,
-    /// Of what.
+    /// What it counts.
     pub counter: Counter,
-    /// For windows the bucket's number since 1970, for jobs the end of their slice in unix
-    /// milliseconds.
+    /// For a window, the number of whole windows since the Unix epoch; for jobs, the end of their time slice
+    /// in Unix milliseconds.
     pub number: u64,
 }
 
 impl Counter {
-    /// All that are windows of time.
+    /// The counters of windows of time.
     pub const WINDOWS: [Self; 5] =
         [Self::RequestsMinute, Self::RequestsHour, Self::RequestsDay, Self::TokensMinute, Self::TokensDay];
 
-    /// All that count jobs which wait or run.
+    /// The counters of jobs that wait or run.
     pub const OF_JOBS: [Self; 2] = [Self::Jobs, Self::ModelJobs];
 
     /// The streams that hold counters.
@@ -129,7 +128,7 @@ impl Counter {
         }
     }
 
-    /// What it counts and the window's length in milliseconds; nothing for jobs.
+    /// What it counts and the window's length in milliseconds; `None` for counters of jobs.
     pub fn window(self) -> Option<(Unit, u64)> {
         match self {
             Self::RequestsMinute => Some((Unit::Requests, MINUTE_MS)),
@@ -141,7 +140,7 @@ impl Counter {
         }
     }
 
-    /// A key's limit of it.
+    /// A key's limit for it; `None` if it has none.
     pub fn limit(self, limits: &KeyLimits) -> Option<u64> {
         match self {
             Self::RequestsMinute => limits.requests_per_minute,
@@ -154,14 +153,14 @@ impl Counter {
         }
     }
 
-    /// The message id of the one correction that `job` makes of it, whoever makes it.
+    /// The message id of the single correction of this counter for `job`, whichever worker sends it.
     pub fn correction_id(self, job: &JobId) -> String {
         format!("{job}-{}", self.name())
     }
 }
 
 impl Owner {
-    /// The model of this name.
+    /// The model with this name.
     pub fn model(name: &str) -> Self {
         Self::Model(model_token(name))
     }
@@ -199,8 +198,9 @@ impl Bucket {
         if tokens.next().is_some() { None } else { Some(Self { owner, counter, number }) }
     }
 
-    /// Where `difference` more than was counted in advance is to be added at a time in unix
-    /// milliseconds. What was too much is taken from where it was added; what is missing counts now.
+    /// The bucket to which the `difference` from the amount counted in advance is added at `now_ms`, in Unix
+    /// milliseconds. An excess is subtracted from the bucket to which it was added; a deficit is added to the
+    /// current one.
     pub fn corrected(&self, difference: i64, now_ms: u64) -> Self {
         let now = self.counter.window().map(|(_, length)| now_ms / length);
         let number = now.filter(|_| difference > 0).unwrap_or(self.number).max(self.number);
@@ -209,15 +209,15 @@ impl Bucket {
 }
 
 impl Account {
-    /// What is to be added to which counters when the job has ended and used so many tokens, at a
-    /// time in unix milliseconds.
+    /// The amounts to add to counters when the job has ended at `now_ms`, in Unix milliseconds, and used
+    /// `used_tokens` tokens.
     pub fn settlement(&self, used_tokens: u64, now_ms: u64) -> Vec<(Bucket, i64)> {
         let signed = |tokens: u64| i64::try_from(tokens).unwrap_or(i64::MAX);
         let difference = signed(used_tokens) - signed(self.reserved_tokens);
         let jobs = self.job_counters.iter().map(|counter| (counter, -1));
         let tokens = self.token_counters.iter().map(|counter| (counter, difference));
         let amounts = jobs.chain(tokens).filter(|(_, amount)| *amount != 0);
-        // Whatever else a job says is not a counter.
+        // A subject that is not a counter's is ignored.
         amounts
             .filter_map(|(counter, amount)| {
                 Some((Bucket::of_subject(counter)?.corrected(amount, now_ms), amount))
@@ -225,7 +225,7 @@ impl Account {
             .collect()
     }
 
-    /// The same for a job that was never queued.
+    /// The amounts that undo the counts of a job that was never queued.
     pub fn withdrawal(&self) -> Vec<(Bucket, i64)> {
         self.settlement(0, 0)
     }

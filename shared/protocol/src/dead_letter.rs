@@ -1,8 +1,8 @@
-//! Jobs that were given up: the message as it lay in the queue, and in its headers why.
+//! Headers of a dead letter: the unchanged message of a job that workers gave up, in the `DEAD` stream.
 
-/// Says in words why the message was set aside.
+/// Why the job was given up, in words.
 pub const REASON_HEADER: &str = "Emberline-Reason";
-/// How many workers have tried.
+/// Number of attempts at the job.
 pub const ATTEMPTS_HEADER: &str = "Emberline-Attempts";
-/// The subject on which it was queued.
+/// Subject on which the job was queued.
 pub const QUEUED_ON_HEADER: &str = "Emberline-Queued-On";

@@ -1,9 +1,9 @@
-//! The one shape of failure, from a worker's event to the HTTP body.
+//! The one form of failure, from a worker's event to the HTTP body.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Why a request failed. Status and type follow from it.
+/// Why a request failed. It determines HTTP status and error type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[allow(missing_docs)] // the names are the documentation: they are the `code` that a client sees
@@ -46,7 +46,7 @@ pub enum ErrorType {
 }
 
 impl ErrorCode {
-    /// The HTTP status this code is answered with.
+    /// The HTTP status of a response with this code.
     pub fn status(self) -> u16 {
         match self {
             Self::InvalidJson
@@ -82,7 +82,7 @@ impl ErrorCode {
         }
     }
 
-    /// Seconds after which a client may try again, for the codes that pass by themselves.
+    /// Seconds after which a client may retry, for conditions that pass by themselves.
     pub fn retry_after_s(self) -> Option<u32> {
         match self {
             Self::Overloaded | Self::BusUnavailable => Some(1),
@@ -93,11 +93,11 @@ impl ErrorCode {
     }
 }
 
-/// An error as the client will see it.
+/// An error as the client sees it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct ApiError {
-    /// Decides status and type.
+    /// Determines HTTP status and error type.
     pub code: ErrorCode,
     /// Path of the offending field, such as `messages[2].content`.
     pub param: Option<String>,
@@ -106,7 +106,7 @@ pub struct ApiError {
 }
 
 impl ApiError {
-    /// An error that no single field is to blame for.
+    /// An error that no single field causes.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
         Self { code, param: None, message: message.into() }
     }

@@ -1,4 +1,4 @@
-//! The event log of a job: what a worker publishes, in order, on the job's event subject.
+//! The event log of a job: the events that workers publish, in order, on the job's event subject.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,58 +12,58 @@ use crate::tools::{TextBesideCalls, ToolFormat};
 pub struct Event {
     /// [`crate::PROTOCOL_VERSION`] of the writer.
     pub v: u32,
-    /// Which attempt at the job wrote this, from 1; 0 is the function. Events of an older attempt are
-    /// stale.
+    /// The attempt at the job that wrote this event, from 1; 0 is the function. [`crate::log`] says which
+    /// events of several attempts count.
     pub attempt: u32,
-    /// Place of this event within its attempt, from 0, without gaps.
+    /// Index of this event within its attempt, from 0, without gaps.
     pub index: u32,
     /// What happened.
     #[serde(flatten)]
     pub kind: EventKind,
 }
 
-/// What an [`Event`] tells.
+/// What an [`Event`] reports.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "type")]
 pub enum EventKind {
-    /// A worker has the job now; the first event of each attempt. It is stored only if nothing was
-    /// written since that worker read the log, so that no two of them go on from the same place.
+    /// A worker has taken the job; the first event of each attempt. It is stored only if the log has not
+    /// grown since that worker read it, so that no two workers continue from the same position.
     Taken {
         /// The worker's id, as in its heartbeat.
         worker: String,
     },
-    /// The job can be served: prompt rendered, counted and within the context.
+    /// The job can be served: the prompt is rendered, and its tokens fit into the context.
     Accepted(Acceptance),
-    /// Tokens of the prompt, if the job asks for them: all of them come, in pieces, before the first of
-    /// the answer.
+    /// Tokens of the prompt, if the job asks for them. All of them, in one or more events, precede the first
+    /// token of the answer.
     Prompt {
-        /// Position of the first of `tokens`, from 0.
+        /// Position of the first token in `tokens`, from 0.
         position: u32,
         /// The tokens.
         tokens: Vec<PromptToken>,
     },
-    /// Tokens of one choice, with the text they complete.
+    /// Tokens of one choice, with the text that they complete.
     Tokens {
         /// Which choice, from 0.
         choice: u32,
-        /// Absolute position within the choice of the first token in `ids`, from 0.
+        /// Position within the choice of the first token in `ids`, from 0.
         position: u32,
-        /// The tokens.
+        /// Token ids.
         ids: Vec<u32>,
-        /// Whole characters that these tokens (and earlier ones held back) complete.
+        /// The whole characters that these tokens complete, bytes of earlier tokens included.
         text: String,
-        /// For each token of `ids`, if the job asks for log-probabilities.
+        /// One entry for each token in `ids`, if the job asks for log-probabilities; otherwise empty.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         logprobs: Vec<TokenLogprobs>,
     },
-    /// The token that ends a choice and is no part of its text, if the job asks for it; before the choice
-    /// is complete.
+    /// The token that ends a choice and is not part of its text, if the job asks for it. It precedes the
+    /// choice's [`Finish`](Self::Finish).
     EndToken {
         /// Which choice, from 0.
         choice: u32,
-        /// The token.
+        /// Token id.
         id: u32,
-        /// Its log-probability, in answers to raw prompts.
+        /// Its log-probability, only in answers to raw prompts.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         logprobs: Option<TokenLogprobs>,
     },
@@ -74,21 +74,22 @@ pub enum EventKind {
         /// Why it ended.
         reason: FinishReason,
     },
-    /// The worker gives the job up unharmed, for another to go on; the last event of its attempt.
+    /// The worker requeues a healthy job, so that another worker continues it; the last event of its attempt.
     HandedBack,
-    /// Nobody wants the answer, and no worker had the job yet: what the function writes, as attempt 0.
+    /// The client no longer wants the answer, and no worker had taken the job. The function writes it, as
+    /// attempt 0.
     Withdrawn,
     /// All choices are complete; the last event of a job that succeeded.
     Done {
-        /// Tokens computed for the whole job.
+        /// Token counts of the whole job.
         usage: Usage,
-        /// Where the time went.
+        /// Time spent in each phase.
         timings: Timings,
-        /// When it was, in Unix seconds.
+        /// When the job completed, in Unix seconds.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         at: Option<u64>,
     },
-    /// The job failed; the last event of a job that did.
+    /// The job failed; the last event of a job that failed.
     Error(ErrorEvent),
 }
 
@@ -97,62 +98,62 @@ pub enum EventKind {
 pub struct Acceptance {
     /// Tokens in the prompt.
     pub prompt_tokens: u32,
-    /// Of those, tokens whose keys and values were already in the cache.
+    /// How many of these the prefix cache already held.
     pub cached_tokens: u32,
-    /// Name and version of weights and engine, for `system_fingerprint`.
+    /// Names and versions of weights and engine, for `system_fingerprint`.
     pub fingerprint: String,
-    /// How calls of functions are written in the text; `None` if it may have none.
+    /// How the text encodes tool calls; `None` if it cannot contain any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tool_format: Option<ToolFormat>,
-    /// Which text there may be beside calls.
+    /// Which text the answer may contain beside tool calls.
     #[serde(default)]
     pub beside_calls: TextBesideCalls,
     /// The prompt's text, if the job asks for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt_text: Option<String>,
-    /// What the worker does without.
+    /// Fields of the request that the worker does not honour.
     #[serde(default, skip_serializing_if = "Relaxed::is_empty")]
     pub relaxed: Relaxed,
 }
 
-/// A token's log-probability, and those of the most probable tokens in its place or of those that the job
-/// names, before temperature, filters and penalties.
+/// A token's log-probability with its alternatives: the most probable tokens at its position, or the tokens
+/// that the job names. All are computed before temperature, filters and penalties.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TokenLogprobs {
     /// The token.
     #[serde(flatten)]
     pub token: TokenLogprob,
-    /// The most probable tokens, in order, as many as were asked for; or those that the job names, in its
-    /// order.
+    /// The most probable tokens in descending order, as many as the job asks for; or the tokens that the job
+    /// names, in its order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub top: Vec<TokenLogprob>,
 }
 
-/// A token's bytes and its natural logarithm of probability.
+/// A token, its bytes and its natural log-probability.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TokenLogprob {
     /// Its id.
     #[serde(default)]
     pub id: u32,
-    /// What the token stands for; perhaps part of a character, empty for a control token.
+    /// The bytes that the token stands for, possibly part of a character; empty for a control token.
     pub bytes: Vec<u8>,
-    /// Finite; an impossible token has [`IMPOSSIBLE`].
+    /// Always finite; [`IMPOSSIBLE`] for a token of probability 0.
     pub logprob: f32,
 }
 
-/// The log-probability of a token that can't be, as in OpenAI's API.
+/// The log-probability of a token of probability 0, as in OpenAI's API.
 pub const IMPOSSIBLE: f32 = -9999.0;
 
-/// A failure, in full, so that a relay of any version can pass it on.
+/// A failure with all its derived fields, so that a relay of any version can pass it on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorEvent {
     /// HTTP status.
     pub status: u16,
-    /// Class of the error.
+    /// The error's class.
     pub error_type: ErrorType,
-    /// Code of the error.
+    /// The error's code.
     pub code: ErrorCode,
-    /// Path of the field to blame.
+    /// Path of the offending field.
     pub param: Option<String>,
     /// What is wrong and what to do about it.
     pub message: String,
@@ -180,11 +181,11 @@ impl From<ErrorEvent> for ApiError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FinishReason {
-    /// End-of-turn token or a stop string.
+    /// The model ended it, or it reached a stop string.
     Stop,
-    /// `max_tokens` or the context is used up.
+    /// It reached `max_tokens` or the context length.
     Length,
-    /// Nobody wanted the rest.
+    /// The job was cancelled.
     Cancelled,
 }
 
@@ -193,14 +194,14 @@ pub enum FinishReason {
 pub struct Usage {
     /// Tokens in the prompt.
     pub prompt_tokens: u32,
-    /// Of those, tokens taken from the cache.
+    /// How many of these came from the prefix cache.
     pub cached_tokens: u32,
-    /// Tokens generated, over all choices.
+    /// Tokens generated, all choices together.
     pub completion_tokens: u32,
 }
 
 impl Usage {
-    /// That of two jobs.
+    /// The sum of two jobs' usage.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         Self {

@@ -1,10 +1,10 @@
-//! What a worker says of itself, every [`HEARTBEAT_INTERVAL_S`] and at each change of its load.
+//! A worker's status, published every [`HEARTBEAT_INTERVAL_S`] seconds and whenever its load changes.
 
 use serde::{Deserialize, Serialize};
 
-/// How often a worker renews its heartbeat, in seconds.
+/// Interval between heartbeats, in seconds.
 pub const HEARTBEAT_INTERVAL_S: u64 = 2;
-/// How long a heartbeat counts, in seconds; a worker silent for longer is taken for dead.
+/// Lifetime of a heartbeat, in seconds; a worker that is silent for longer counts as dead.
 pub const HEARTBEAT_TTL_S: u64 = 8;
 
 /// A worker's entry in the `workers` bucket, under its own id.
@@ -14,48 +14,48 @@ pub struct Heartbeat {
     pub v: u32,
     /// The worker's id; new at each start.
     pub worker: String,
-    /// What it serves now.
+    /// The models that it serves now.
     pub models: Vec<ServedModel>,
-    /// `burn`, or `simulated` for the engine that has no model; both, with a comma, if it has both.
+    /// `burn`, or `simulated` for the engine without a model; comma-separated if it has both.
     pub engine: String,
     /// The device in words, such as `NVIDIA H100 (vulkan)`; empty before anything is loaded.
     pub device: String,
     /// The worker's version.
     pub version: String,
-    /// Jobs of all its models that it can run at once.
+    /// Number of jobs, of all its models together, that it can run at the same time.
     pub capacity: u32,
-    /// Jobs it runs now.
+    /// Number of jobs that it runs now.
     pub active: u32,
-    /// It takes no more jobs.
+    /// Whether it takes no new jobs.
     pub draining: bool,
-    /// Every model that it is told to serve or still has jobs of; empty from a worker that does
-    /// not tell. A model that is replaced by another of its name is there twice for a while.
+    /// Every model that it is configured to serve or that still has running jobs; empty from older workers.
+    /// While a model is replaced by another of the same name, both are listed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub states: Vec<ModelStatus>,
-    /// What is wrong with its configuration, which therefore stays as it was.
+    /// Error in the new configuration, because of which the previous one stays in effect.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
 }
 
-/// How one of a worker's models is.
+/// Status of one model of a worker.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelStatus {
-    /// The name jobs are addressed to.
+    /// The model's name in jobs.
     pub name: String,
     /// What the worker does with it.
     pub state: ModelState,
-    /// Why it is not served.
+    /// Why the worker does not serve it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// Its jobs that can run at once.
+    /// Number of its jobs that can run at the same time.
     pub capacity: u32,
-    /// Its jobs that run now.
+    /// Number of its jobs that run now.
     pub active: u32,
-    /// Its jobs that ended lately, in a second in which any ran; 0 if that is not known.
+    /// Recently completed jobs per second of time in which any ran; 0 if unknown.
     #[serde(default)]
     pub pace: f64,
-    /// Bytes that it takes at most, weights and cache included: of the machine's memory, or of its
-    /// GPU's. `None` if that is not known.
+    /// Largest memory use in bytes, weights and cache included, on the GPU if it runs there, else of the
+    /// machine. `None` if unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<u64>,
 }
@@ -68,11 +68,11 @@ pub enum ModelState {
     Loading,
     /// It takes jobs.
     Serving,
-    /// It takes no more jobs and is unloaded after those that run.
+    /// It takes no new jobs and is unloaded when its running jobs have ended.
     Draining,
     /// It can't be served.
     Failed,
-    /// Something that a newer worker says.
+    /// A state that a newer worker reports.
     #[serde(other)]
     Unknown,
 }
@@ -80,11 +80,11 @@ pub enum ModelState {
 /// A model that a worker serves.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServedModel {
-    /// The name jobs are addressed to.
+    /// The model's name in jobs.
     pub name: String,
-    /// Prompt and completion together, in tokens.
+    /// Largest number of tokens of prompt and completion together.
     pub context_length: u32,
-    /// When the worker loaded it, unix seconds.
+    /// When the worker loaded it, in Unix seconds.
     pub created: u64,
 }
 

@@ -1,4 +1,4 @@
-//! A job: one request, normalised, on its way to a worker.
+//! A job: one normalised generation request, as the function queues it for a worker.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -7,31 +7,32 @@ use crate::key::KeyId;
 use crate::lane::Lane;
 use crate::subject::{self, JobId};
 
-/// Most choices of a request.
+/// Largest number of choices of a request.
 pub const MAX_CHOICES: u32 = 16;
 
-/// One generation, as it lies in the `JOBS` stream.
+/// One generation, as a message in the `JOBS` stream.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Job {
     /// [`crate::PROTOCOL_VERSION`] of the writer.
     pub v: u32,
-    /// Also the message's `Nats-Msg-Id`.
+    /// The job's id, also the message's `Nats-Msg-Id`.
     pub id: JobId,
     /// The model's own name, aliases resolved.
     pub model: String,
-    /// When the function accepted the request, unix milliseconds.
+    /// When the function accepted the request, in Unix milliseconds.
     pub created: u64,
-    /// When an answer is of no more use, unix milliseconds.
+    /// When the job expires, in Unix milliseconds.
     pub deadline: u64,
     /// What to generate.
     pub request: GenerationRequest,
-    /// Drawn by the function when the client gave none.
+    /// Seed of sampling; random if the client gives none.
     pub seed: u64,
-    /// It runs to its end though nobody listens, its log is kept for so many seconds after its
-    /// deadline at least, and the `requests` bucket has its [`crate::record::Record`].
+    /// If set, the job runs to completion even without a connected client, the `requests` bucket holds the
+    /// function's `stored_request` of it, and its log is kept for at least this many seconds after its
+    /// deadline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub background: Option<u32>,
-    /// Whom it is charged to.
+    /// The key to which the job is charged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub account: Option<Account>,
 }
@@ -45,68 +46,67 @@ impl Job {
         }
     }
 
-    /// The lane of its model's queue that it waits in.
+    /// The lane of its model's queue in which it waits.
     pub fn lane(&self) -> Lane {
         self.account.as_ref().map(|account| account.lane).unwrap_or_default()
     }
 
-    /// How long after `now_ms` (unix milliseconds) what is kept of it is kept, in seconds;
-    /// nothing is kept of most.
+    /// How long its log and stored request are kept from `now_ms` (Unix milliseconds) on, in seconds; `None`
+    /// if it is not a background job.
     pub fn kept_for_s(&self, now_ms: u64) -> Option<u64> {
         let running = self.deadline.saturating_sub(now_ms).div_ceil(1000);
         self.background.map(|after| running.saturating_add(after.into()).max(1))
     }
 }
 
-/// Whom a job is charged to, and what has been counted for it in advance. The worker that ends the
-/// job corrects these counters.
+/// The key to which a job is charged, and the counters to which the function added in advance. The worker
+/// that ends the job corrects these counters.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Account {
-    /// The key that the request came with.
+    /// The key that authorised the request.
     pub key: KeyId,
     /// Tokens counted in advance.
     pub reserved_tokens: u64,
-    /// Subjects of the counters that they were added to.
+    /// Subjects of the counters to which they were added.
     #[serde(default)]
     pub token_counters: Vec<String>,
-    /// Subjects of the counters of jobs, to each of which this job added one: its key's and its
-    /// model's.
+    /// Subjects of the job counters, of its key and of its model, each of which this job incremented by one.
     #[serde(default)]
     pub job_counters: Vec<String>,
-    /// Its place in the queue, by how many jobs its key has.
+    /// Its lane in the queue, from how many jobs its key has.
     #[serde(default)]
     pub lane: Lane,
 }
 
-/// What to generate, every default filled in.
+/// What to generate, with every default filled in.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct GenerationRequest {
     /// The conversation so far; empty if there is a `prompt`.
     pub messages: Vec<Message>,
-    /// A prompt that no chat template is applied to.
+    /// A raw prompt, to which no chat template is applied.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt: Option<RawPrompt>,
-    /// `Accepted` brings the prompt's text.
+    /// Whether `Accepted` contains the prompt's text.
     pub echo: bool,
-    /// The chat template begins the assistant's answer.
+    /// Whether the prompt ends where the assistant's answer begins.
     pub add_generation_prompt: bool,
-    /// The answer goes on with the last message, which is an assistant's.
+    /// Whether the answer continues the last message, which is the assistant's.
     pub continue_final_message: bool,
-    /// Only prompts with the same salt share what the cache has of them.
+    /// Only prompts with the same salt share entries of the prefix cache.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_salt: Option<String>,
-    /// The log has the prompt's tokens.
+    /// Whether the log contains the prompt's tokens and the tokens that end choices.
     pub return_token_ids: bool,
-    /// The log has the prompt's tokens with their log-probabilities, and those of so many most probable
-    /// ones in each place, 0 to 20; `None` for none.
+    /// If set, the log contains the prompt's tokens with their log-probabilities, and this many most probable
+    /// alternatives at each position, 0 to 20.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_logprobs: Option<u32>,
     /// Functions that the model may call; empty if it may call none.
     pub tools: Vec<Tool>,
-    /// Whether it calls them.
+    /// Whether the model calls them.
     pub tool_choice: ToolChoice,
-    /// It may call several at once.
+    /// Whether the model may call several in one answer.
     pub parallel_tool_calls: bool,
     /// What every answer that is complete obeys; not together with `tools`, except for answers
     /// that call none.
@@ -125,7 +125,7 @@ pub struct GenerationRequest {
     /// Tokens whose log-probabilities are wanted instead of those of the most probable ones.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub logprob_token_ids: Vec<u32>,
-    /// How tokens are picked.
+    /// How tokens are sampled.
     #[serde(flatten)]
     pub sampling: SamplingOptions,
 }
@@ -157,12 +157,12 @@ impl Default for GenerationRequest {
 }
 
 impl GenerationRequest {
-    /// Whether an answer may call more than one function: if one is named, it is called once.
+    /// Whether an answer may contain more than one call. A function that `tool_choice` names is called once.
     pub fn allows_several_calls(&self) -> bool {
         self.parallel_tool_calls && !matches!(self.tool_choice, ToolChoice::Named(_))
     }
 
-    /// Most alternatives that come with each token's log-probability; `None` where none is wanted.
+    /// Largest number of alternatives to each token; `None` if the job asks for no log-probabilities.
     pub fn alternatives(&self) -> Option<u32> {
         self.logprobs.map(|most_probable| match self.logprob_token_ids.len() {
             0 => most_probable,
@@ -170,28 +170,28 @@ impl GenerationRequest {
         })
     }
 
-    /// Whether the log has the token that ends a choice.
+    /// Whether the log contains the token that ends a choice.
     pub fn tells_end(&self) -> bool {
         self.return_token_ids || self.tells_ends_logprobs()
     }
 
-    /// Whether it has its log-probability, too: as in OpenAI's APIs, that of a conversation's answer is no
-    /// part of it.
+    /// Whether the log contains the log-probability of the token that ends a choice. As in OpenAI's APIs,
+    /// only answers to raw prompts have it.
     pub fn tells_ends_logprobs(&self) -> bool {
         self.prompt.is_some() && self.logprobs.is_some()
     }
 
-    /// Whether the log has the prompt's tokens.
+    /// Whether the log contains the prompt's tokens.
     pub fn tells_prompt(&self) -> bool {
         self.return_token_ids || self.prompt_logprobs.is_some()
     }
 }
 
-/// A prompt as it is.
+/// A prompt that is not a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RawPrompt {
-    /// To be encoded; special tokens are recognised.
+    /// Text; special tokens in it are recognised.
     Text(String),
     /// Token ids.
     Tokens(Vec<u32>),
@@ -202,12 +202,12 @@ pub enum RawPrompt {
 pub struct Tool {
     /// 1 to 64 of `a-z A-Z 0-9 _ -`.
     pub name: String,
-    /// What it does.
+    /// Its description for the model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
     /// JSON schema of its arguments.
     pub parameters: Map<String, Value>,
-    /// The schema is one of OpenAI's strict mode.
+    /// Whether the schema is in OpenAI's strict mode.
     #[serde(default)]
     pub strict: bool,
 }
@@ -216,66 +216,64 @@ pub struct Tool {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ToolChoice {
-    /// It calls none.
+    /// It calls no function.
     None,
-    /// As it likes.
+    /// It decides.
     #[default]
     Auto,
-    /// It calls at least one.
+    /// It calls at least one function.
     Required,
-    /// It calls this one.
+    /// It calls the function of this name.
     Named(String),
 }
 
-/// What an answer has to obey.
+/// A constraint on the answer's text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Constraint {
     /// Any JSON object.
     JsonObject,
-    /// JSON that the schema allows.
+    /// JSON that conforms to a schema.
     JsonSchema {
         /// The schema.
         schema: Value,
-        /// Properties that the schema does not name are refused, as in OpenAI's strict mode.
+        /// Whether properties that the schema does not name are refused, as in OpenAI's strict mode.
         strict: bool,
     },
     /// A context-free grammar in llguidance's variant of Lark.
     Grammar(String),
-    /// A regular expression that the whole answer matches.
+    /// A regular expression that matches the whole answer.
     Regex(String),
 }
 
-/// How tokens are picked, and which of them end the answer. What an older job lacks has its
-/// default.
+/// How tokens are sampled, and which of them end the answer. A field that a job lacks has its default.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SamplingOptions {
     /// 0 to 2; 0 is greedy.
     pub temperature: f32,
-    /// 0 to 1; the most probable token always counts.
+    /// 0 to 1; nucleus sampling. The most probable token is always kept.
     pub top_p: f32,
-    /// Only so many most probable tokens count; 0 for all.
+    /// Number of most probable tokens that are kept; 0 keeps all.
     pub top_k: u32,
-    /// 0 to 1; tokens less probable than this share of the most probable one's probability don't
-    /// count.
+    /// 0 to 1; drops tokens less probable than `min_p` times the most probable token.
     pub min_p: f32,
-    /// -2 to 2; taken from the logit of each token that the answer has.
+    /// -2 to 2; subtracted from the logit of each token that the answer contains.
     pub presence_penalty: f32,
-    /// -2 to 2; taken from a token's logit for each time that the answer has it.
+    /// -2 to 2; subtracted from a token's logit once for each time that the answer contains it.
     pub frequency_penalty: f32,
-    /// Above 0; weakens (above 1) or strengthens tokens that prompt or answer have.
+    /// Above 0; values above 1 make tokens of prompt and answer less probable, values below 1 more probable.
     pub repetition_penalty: f32,
-    /// Added to the logits of these tokens, each -100 to 100; every token at most once.
-    // Pairs and not a map: serde reads no integer keys in a flattened struct.
+    /// Pairs of token id and the value added to its logit, -100 to 100; each token at most once.
+    // Pairs and not a map: serde cannot read integer keys in a flattened struct.
     pub logit_bias: Vec<(u32, f32)>,
-    /// Until the answer has so many tokens, none is picked that would end it.
+    /// Number of tokens that the answer contains before a token may end it.
     pub min_tokens: u32,
     /// The model's own end tokens don't end the answer.
     pub ignore_eos: bool,
-    /// Tokens that end the answer, on top of the model's own.
+    /// Tokens that end the answer, in addition to the model's own.
     pub stop_token_ids: Vec<u32>,
-    /// Words whose tokens never follow one another in the answer; none is empty.
+    /// Non-empty words whose token sequences never occur in the answer.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub bad_words: Vec<String>,
 }
@@ -302,26 +300,26 @@ impl Default for SamplingOptions {
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
-    /// Who speaks.
+    /// The speaker's role.
     pub role: Role,
-    /// What is said; empty where an assistant only calls functions.
+    /// The text; empty if an assistant only calls functions.
     pub content: String,
     /// The speaker's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// What the assistant thought before.
+    /// The assistant's reasoning before the content.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reasoning: Option<String>,
     /// Functions that the assistant calls.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tool_calls: Vec<ToolCall>,
-    /// The call whose result a tool's message is.
+    /// The call that a tool's message answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tool_call_id: Option<String>,
 }
 
 impl Message {
-    /// Plain text.
+    /// A message that consists of text only.
     pub fn new(role: Role, content: impl Into<String>) -> Self {
         Self {
             role,
@@ -337,7 +335,7 @@ impl Message {
 /// A call of a function.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ToolCall {
-    /// Names the call; the result refers to it.
+    /// The call's id, to which its result refers.
     pub id: String,
     /// The function's name.
     pub name: String,
@@ -345,7 +343,7 @@ pub struct ToolCall {
     pub arguments: String,
 }
 
-/// Who speaks.
+/// The role of a speaker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[allow(missing_docs)] // as in OpenAI's API

@@ -1,4 +1,4 @@
-//! API keys: what the `keys` bucket holds, and how a key is known.
+//! API keys: the records in the `keys` bucket, and the hash that identifies a key.
 
 use std::fmt;
 
@@ -60,46 +60,46 @@ impl fmt::Display for KeyId {
     }
 }
 
-/// A key's entry in the `keys` bucket, under its full SHA-256. The key itself is nowhere.
+/// A key's entry in the `keys` bucket, under its full SHA-256. The key itself is not stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyRecord {
     /// [`crate::PROTOCOL_VERSION`] of the writer.
     pub v: u32,
     /// The key's id.
     pub id: KeyId,
-    /// What people call it.
+    /// A name for people.
     pub name: String,
-    /// When it was made, unix milliseconds.
+    /// When it was created, in Unix milliseconds.
     pub created: u64,
-    /// The key's last four characters, by which its owner knows it again.
+    /// The key's last four characters, by which its owner recognises it.
     pub last_four: String,
-    /// From when on it is refused, unix milliseconds.
+    /// The time from which the key is refused, in Unix milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires: Option<u64>,
-    /// When it was revoked, unix milliseconds; it is refused whatever the reader's clock says.
+    /// When it was revoked, in Unix milliseconds. A revoked key is refused whatever the reader's clock says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked: Option<u64>,
     /// Models that it may use, by their own names or by aliases; `None` for all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub models: Option<Vec<String>>,
-    /// How much it may use.
+    /// Its rate limits.
     #[serde(default)]
     pub limits: KeyLimits,
 }
 
-/// How a key is.
+/// Whether a key is valid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyState {
-    /// It may be used.
+    /// It is valid.
     Active,
-    /// Its time is over.
+    /// Its expiry time has passed.
     Expired,
-    /// It was taken back.
+    /// It was revoked.
     Revoked,
 }
 
 impl KeyRecord {
-    /// How the key is at a time in unix milliseconds.
+    /// The key's state at `now_ms`, in Unix milliseconds.
     pub fn state(&self, now_ms: u64) -> KeyState {
         if self.revoked.is_some() {
             KeyState::Revoked
@@ -111,7 +111,7 @@ impl KeyRecord {
     }
 }
 
-/// What a key may use; `None` is without limit.
+/// A key's limits; `None` means unlimited.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct KeyLimits {
@@ -130,18 +130,18 @@ pub struct KeyLimits {
     /// Tokens of prompts and answers in any 24 hours.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens_per_day: Option<u64>,
-    /// Jobs that wait or run at the same time.
+    /// Jobs that may wait or run at the same time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub jobs_at_once: Option<u64>,
 }
 
 impl KeyLimits {
-    /// Whether nothing is limited.
+    /// Whether it sets no limit.
     pub fn is_unlimited(&self) -> bool {
         *self == Self::default()
     }
 
-    /// Reads `requests_per_minute=60,jobs_at_once=4`; nothing is no limit.
+    /// Parses a list such as `requests_per_minute=60,jobs_at_once=4`; the empty list sets no limit.
     pub fn parse(list: &str) -> Result<Self, InvalidLimit> {
         let mut limits = Self::default();
         for entry in list.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
@@ -166,10 +166,10 @@ impl KeyLimits {
     }
 }
 
-/// The highest limit; more than anything computes in a day, and far from where sums overflow.
+/// The highest limit: more than any machine computes in a day, and too low for sums to overflow.
 pub const MAX_LIMIT: u64 = 1_000_000_000_000;
 
-/// Text that names no limit.
+/// A list entry that is not a limit.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "'{0}' is not NAME=NUMBER with a number from 1 to {MAX_LIMIT} and one of the names requests_per_minute, requests_per_hour, requests_per_day, tokens_per_minute, tokens_per_day, jobs_at_once"

@@ -1,10 +1,9 @@
-//! The lanes of a model's queue, which keep it fair between keys.
+//! The lanes of a model's queue, which keep the queue fair between keys.
 //!
-//! A job's lane follows from how many jobs its key has waiting or running: whoever has one alone is
-//! in the first lane, whoever has hundreds has most of them in the last. Workers take jobs from the
-//! lanes in [`Turns`]: every second job comes from the first lane, so that a key's single job waits
-//! for no more than one of the key with hundreds, and every eighth from the last, so that none
-//! starves.
+//! A job's lane depends on how many jobs of its key wait or run: the only job of a key is in the first lane,
+//! and most jobs of a key with hundreds are in the last. Workers take jobs from the lanes in [`Turns`]. Every
+//! second job comes from the first lane, so a key's only job waits for at most one job of a busy key. Every
+//! eighth job comes from the last lane, so no lane starves.
 
 use std::fmt;
 use std::str::FromStr;
@@ -16,7 +15,7 @@ use serde::{Deserialize, Serialize};
 #[serde(try_from = "u8", into = "u8")]
 pub struct Lane(u8);
 
-/// A number that no lane has.
+/// A number or text that is not a lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("lanes are numbered from 0 to 3")]
 pub struct InvalidLane;
@@ -25,7 +24,7 @@ impl Lane {
     /// All of them, in order.
     pub const ALL: [Self; 4] = [Self(0), Self(1), Self(2), Self(3)];
 
-    /// The lane of a job whose key has so many waiting or running, with this one.
+    /// The lane of a job whose key has `outstanding` jobs that wait or run, this one included.
     pub fn of(outstanding: u64) -> Self {
         match outstanding {
             0..=1 => Self(0),
@@ -35,7 +34,7 @@ impl Lane {
         }
     }
 
-    /// Its place in [`Lane::ALL`].
+    /// Its index in [`Lane::ALL`].
     pub fn index(self) -> usize {
         self.0.into()
     }
@@ -50,7 +49,7 @@ impl fmt::Display for Lane {
 impl FromStr for Lane {
     type Err = InvalidLane;
 
-    /// Reads what its `Display` writes, and nothing else.
+    /// Parses what `Display` writes, and nothing else.
     fn from_str(text: &str) -> Result<Self, InvalidLane> {
         match text.as_bytes() {
             [digit @ b'0'..=b'3'] => Ok(Self(digit - b'0')),
@@ -73,12 +72,12 @@ impl From<Lane> for u8 {
     }
 }
 
-/// Whose turn it is: lanes 0 1 0 2 0 1 0 3, again and again.
+/// The order in which a worker takes jobs from the lanes: 0 1 0 2 0 1 0 3, repeated.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Turns(u8);
 
 impl Turns {
-    /// The next lane in turn that `may` be asked; none if there is no such lane.
+    /// The next lane in the order that `may` accepts; `None` if it accepts no lane.
     pub fn next(&mut self, may: impl Fn(Lane) -> bool) -> Option<Lane> {
         let mut turns = (1..=8).map(|n| self.0.wrapping_add(n));
         let turn = turns.find(|turn| may(Self::lane(*turn)))?;
@@ -86,10 +85,10 @@ impl Turns {
         Some(Self::lane(turn))
     }
 
-    /// As the marks on a ruler: each lane comes half as often as the one before it, and the last
-    /// as often as the one before it.
+    /// The ruler sequence: each lane comes half as often as the one before it, except that the last two lanes
+    /// come equally often.
     fn lane(turn: u8) -> Lane {
-        // Of eight turns in a row exactly one has three zeros or more at its end.
+        // The lane is the number of trailing zero bits, at most 3.
         Lane::ALL.into_iter().find(|lane| turn & (1 << lane.0) != 0).unwrap_or(Lane(3))
     }
 }
@@ -130,8 +129,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever comes and goes: the first lane waits for no more than one turn of another, and
-        /// no lane for more than seven.
+        /// Whichever other lanes have jobs, the first lane waits for at most one turn of another lane, and
+        /// every lane for at most seven.
         #[test]
         fn no_lane_starves(before: u8, others in proptest::collection::vec(proptest::bits::u8::masked(0xf), 8)) {
             for waiting in Lane::ALL {

@@ -1,11 +1,11 @@
 //! What function, worker and command line agree on over NATS.
 //!
-//! The function publishes a [`job::Job`]; a worker answers with [`event::Event`]s in the job's log, is
-//! steered by [`control::Control`] messages and announces what it serves in [`heartbeat::Heartbeat`]s. What a log says is read by [`log::EventLog`].
-//! [`subject`] and [`streams`] name the places in NATS where each of these lives, and
-//! [`error::ApiError`] is the one shape in which anything fails.
+//! The function publishes a [`job::Job`]. A worker answers with [`event::Event`]s in the job's log, obeys
+//! [`control::Control`] messages, and announces the models that it serves in [`heartbeat::Heartbeat`]s.
+//! [`log::EventLog`] reads a job's log. [`subject`] and [`streams`] name and configure the subjects, streams
+//! and buckets in NATS, and [`error::ApiError`] is the one form of every failure.
 //!
-//! The crate compiles for wasm and natively and does no I/O. Open [`job`] first.
+//! The crate compiles for wasm and natively and does no I/O. Start with [`job`].
 
 pub mod bytes;
 pub mod control;

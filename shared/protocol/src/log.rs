@@ -1,17 +1,17 @@
-//! The one fold of a job's event log: which of its events count, and what they say.
+//! The fold of a job's event log: which of its events count, and the state of the answer after them.
 //!
-//! A log may hold several attempts, events stored out of order, repeated, or missing, and events of a
-//! worker that does not know of its successor. These rules decide what counts:
+//! A log may hold several attempts; events that are stored out of order, twice, or not at all; and events of
+//! a worker that does not know that another has taken over. These rules decide which events count:
 //!
-//! 1. In the order of storage, an attempt counts up to where the next one begins.
-//! 2. Within an attempt, events count in the order of their indexes, as far as none is missing.
-//! 3. An attempt goes on from a position that is known; otherwise the rest of it does not count.
-//! 4. Every attempt writes the same text, for sampling depends on seed, choice and position only. So what
-//!    is known stays, and of an event only what reaches beyond it is new.
+//! 1. In storage order, events of an attempt count until the first event of a later attempt.
+//! 2. Within an attempt, events count in the order of their indexes, up to the first missing index.
+//! 3. An attempt continues from a known position; otherwise the rest of it does not count.
+//! 4. Every attempt generates the same text, because sampling depends only on seed, choice and position. So
+//!    known tokens stay, and only the part of an event beyond them is new.
 //!
-//! The function's relay, a worker that takes a job over and `emberline jobs replay` each read this fold, so
-//! they agree on every log. One that reads a log again and again while it grows may know more than one that
-//! reads it at the end, but never anything else.
+//! The function's relay, a worker that takes a job over, and `emberline jobs replay` all use this fold, so
+//! they agree on every log. A reader that follows a growing log may know more tokens than one that reads it
+//! once at the end, but never different ones.
 
 mod choice;
 mod state;
@@ -23,7 +23,7 @@ pub use state::{LogState, ResumedTokens};
 
 use crate::event::{Acceptance, Event, EventKind, FinishReason};
 
-/// What is known of a job by its log, or by several readings of it.
+/// The state of a job after one or more readings of its log.
 #[derive(Debug, Clone)]
 pub struct EventLog {
     attempts: BTreeMap<u32, Attempt>,
@@ -34,76 +34,78 @@ pub struct EventLog {
     withdrawn: bool,
 }
 
-/// What is known of one attempt.
+/// The state of one attempt.
 #[derive(Debug, Clone, Default)]
 struct Attempt {
-    /// Events below this index are applied.
+    /// Events with a lower index are applied.
     next_index: u32,
     /// The worker that took the job.
     worker: Option<String>,
-    /// It added a token, or completed a choice.
+    /// Whether it added a token or completed a choice.
     has_progress: bool,
-    /// Its worker gave the job back unharmed.
+    /// Whether its worker requeued the healthy job.
     is_handed_back: bool,
 }
 
-/// How far the prompt's tokens are written.
+/// The state of the prompt's tokens.
 #[derive(Debug, Clone)]
 struct PromptLog {
-    /// The job asks for them, so that they come before the answer.
+    /// Whether the job asks for them. Then all of them precede the answer.
     is_wanted: bool,
-    /// Positions below this are written.
+    /// Tokens at lower positions are written.
     next: u32,
 }
 
-/// What became of an event.
+/// The result of applying an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Applied {
     /// It counts.
     Counted(Fresh),
-    /// It was applied before, or the job has ended.
+    /// It was applied before, or the job has ended. Nothing has changed.
     Stale,
-    /// An event of its attempt is missing before it. Nothing has changed.
+    /// An earlier event of its attempt is missing. Nothing has changed.
     Gap,
-    /// The position from which it goes on is not known. Nothing has changed.
+    /// The position from which it continues is not known. Nothing has changed.
     Unplaced,
 }
 
-/// Which part of an event that counts was not known before.
+/// The part of a counted event that was not known before.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Fresh {
-    /// Tokens before this index were known.
+    /// Index in the event of its first new token.
     pub first_token: usize,
 }
 
-/// Events that no correct worker writes.
+/// A contradiction between events, which no correct worker writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)] // the messages are the documentation
 pub enum Conflict {
-    #[error("event {index} of attempt {attempt} is for choice {choice}, which was not asked for")]
+    #[error("event {index} of attempt {attempt} is for choice {choice}, which the job does not have")]
     Choice { attempt: u32, index: u32, choice: u32 },
-    #[error("event {index} of attempt {attempt} is at position {position}, which does not follow")]
+    #[error(
+        "event {index} of attempt {attempt} is at position {position}, which does not continue its attempt"
+    )]
     Position { attempt: u32, index: u32, position: u32 },
-    #[error("attempt {attempt} writes another text than an earlier one at position {position}")]
+    #[error("attempt {attempt} writes different text than an earlier one at position {position}")]
     Differs { attempt: u32, position: u32 },
-    #[error("event {index} of attempt {attempt} comes before the job was accepted or after its choice ended")]
+    #[error("event {index} of attempt {attempt} precedes the acceptance or follows the end of its choice")]
     OutOfOrder { attempt: u32, index: u32 },
 }
 
-/// What a reading of a stored log came to.
+/// The result of [`EventLog::read`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Reading {
-    /// The newest attempt has a hole, or goes on from a position that is not known.
+    /// The newest attempt has a gap, or continues from a position that is not known.
     pub is_behind: bool,
-    /// Another worker than before has begun an attempt of the same number: the log was lost and is written
-    /// anew.
+    /// A different worker than before has begun an attempt of the same number: the log was lost and is being
+    /// written anew.
     pub is_new_log: bool,
-    /// The first event that contradicts what is known. The rest of its attempt does not count.
+    /// The first contradiction. The rest of its attempt does not count.
     pub conflict: Option<Conflict>,
 }
 
 impl EventLog {
-    /// An empty log of a job with so many choices; `has_prompt` if it asks for its prompt's tokens.
+    /// An empty log of a job with `choices` choices; `has_prompt` if the job asks for its prompt's tokens.
     pub fn new(choices: u32, has_prompt: bool) -> Self {
         Self {
             attempts: BTreeMap::new(),
@@ -115,38 +117,38 @@ impl EventLog {
         }
     }
 
-    /// What a worker said when it accepted the job.
+    /// The first acceptance of the job, if a worker has accepted it.
     pub fn acceptance(&self) -> Option<&Acceptance> {
         self.acceptance.as_ref()
     }
 
-    /// The choices in their order.
+    /// The choices, in order.
     pub fn choices(&self) -> &[ChoiceLog] {
         &self.choices
     }
 
-    /// The event that ended the job: [`EventKind::Done`] or [`EventKind::Error`].
+    /// The event that ended the job: [`EventKind::Done`] or [`EventKind::Error`]; `None` if it has not ended.
     pub fn end(&self) -> Option<&EventKind> {
         self.end.as_ref()
     }
 
-    /// Whether nobody waits for the answer any more.
+    /// Whether the log has an [`EventKind::Withdrawn`].
     pub fn is_withdrawn(&self) -> bool {
         self.withdrawn
     }
 
-    /// How many tokens of the prompt are written.
+    /// Number of the prompt's tokens that are written.
     pub fn prompt_tokens(&self) -> u32 {
         self.prompt.next
     }
 
-    /// Whether all of the prompt is written that the job asks for.
+    /// Whether the log has all of the prompt's tokens, or the job does not ask for them.
     pub fn has_prompt(&self) -> bool {
         let is_written = |acceptance: &Acceptance| self.prompt.next >= acceptance.prompt_tokens;
         !self.prompt.is_wanted || self.acceptance.as_ref().is_some_and(is_written)
     }
 
-    /// The newest attempt of which an event counts; 0 before the first.
+    /// Number of the newest attempt with a counted event; 0 if there is none.
     pub fn newest(&self) -> u32 {
         self.attempts
             .iter()
@@ -155,47 +157,47 @@ impl EventLog {
             .map_or(0, |(number, _)| *number)
     }
 
-    /// Whether `event` is of a later attempt than the first that is known. Its worker has read the log, so
-    /// what it does not write again must be read there.
+    /// Whether `event` belongs to an attempt that took the job over, and that is newer than all counted ones.
+    /// Its worker continues from the log, so events that the reader has missed must be read from there.
     pub fn follows_a_takeover(&self, event: &Event) -> bool {
         event.attempt > self.newest().max(1)
     }
 
-    /// Whether `event` begins an attempt that another worker has begun, too: one of them was refused, or the
-    /// log was lost and attempts are counted from the beginning again.
+    /// Whether `event` begins an attempt that a different worker has begun, too: either NATS refused one of
+    /// the two, or the log was lost and attempts are numbered from 1 again.
     pub fn rivals(&self, event: &Event) -> bool {
         let EventKind::Taken { worker } = &event.kind else { return false };
         let known = self.attempts.get(&event.attempt).and_then(|attempt| attempt.worker.as_ref());
         known.is_some_and(|known| known != worker)
     }
 
-    /// Reads the whole log, in the order of storage, and tells `on_counted` of each event that counts now.
-    /// Events that an earlier reading or [`Self::apply`] has seen are passed over.
+    /// Reads the whole log, in storage order, and calls `on_counted` with each event that counts and was not
+    /// applied before, by an earlier call or by [`Self::apply`].
     pub fn read(&mut self, stored: &[Event], mut on_counted: impl FnMut(&Event, Fresh)) -> Reading {
         let mut reading = Reading::default();
         self.withdrawn |= stored.iter().any(|event| event.kind == EventKind::Withdrawn);
-        let counting = in_time(stored);
-        if counting.iter().any(|event| self.rivals(event)) {
+        let candidates = before_next_attempt(stored);
+        if candidates.iter().any(|event| self.rivals(event)) {
             reading.is_new_log = true;
             self.forget_attempts();
         }
-        let newest = counting.last().map(|event| event.attempt);
-        let mut broken_off = None;
-        for event in counting {
-            // Also an attempt of which nothing counts is one.
+        let newest = candidates.last().map(|event| event.attempt);
+        let mut stopped_attempt = None;
+        for event in candidates {
+            // An attempt without a counted event is an attempt, too.
             self.attempts.entry(event.attempt).or_default();
-            if broken_off == Some(event.attempt) {
+            if stopped_attempt == Some(event.attempt) {
                 continue;
             }
             match self.apply(event) {
                 Ok(Applied::Counted(fresh)) => on_counted(event, fresh),
                 Ok(Applied::Stale) => {}
                 Ok(Applied::Gap | Applied::Unplaced) => {
-                    broken_off = Some(event.attempt);
-                    reading.is_behind = broken_off == newest && event.attempt >= self.newest();
+                    stopped_attempt = Some(event.attempt);
+                    reading.is_behind = stopped_attempt == newest && event.attempt >= self.newest();
                 }
                 Err(conflict) => {
-                    broken_off = Some(event.attempt);
+                    stopped_attempt = Some(event.attempt);
                     reading.conflict.get_or_insert(conflict);
                 }
             }
@@ -203,13 +205,13 @@ impl EventLog {
         reading
     }
 
-    /// Forgets who has written, but not what: the log that is read next is another one.
+    /// Forgets the attempts but keeps the tokens, before another log of the same job is read.
     fn forget_attempts(&mut self) {
         self.attempts.clear();
         self.choices.iter_mut().for_each(ChoiceLog::forget_attempts);
     }
 
-    /// Applies one event, if it is the next of its attempt.
+    /// Applies `event` if it is the next one of its attempt.
     pub fn apply(&mut self, event: &Event) -> Result<Applied, Conflict> {
         let expected = self.attempts.get(&event.attempt).map_or(0, |attempt| attempt.next_index);
         if self.end.is_some() || event.index < expected {
@@ -219,7 +221,7 @@ impl EventLog {
             return Ok(Applied::Gap);
         }
         let before = self.progress();
-        let Some(fresh) = self.take(event)? else { return Ok(Applied::Unplaced) };
+        let Some(fresh) = self.update(event)? else { return Ok(Applied::Unplaced) };
         let has_progress = self.progress() > before;
         let attempt = self.attempts.entry(event.attempt).or_default();
         attempt.next_index = event.index.saturating_add(1);
@@ -232,8 +234,8 @@ impl EventLog {
         Ok(Applied::Counted(fresh))
     }
 
-    /// Takes in what `event` says; `None` if it can't be placed.
-    fn take(&mut self, event: &Event) -> Result<Option<Fresh>, Conflict> {
+    /// Updates the state with `event`; `None` if the position from which it continues is not known.
+    fn update(&mut self, event: &Event) -> Result<Option<Fresh>, Conflict> {
         let out_of_order = Conflict::OutOfOrder { attempt: event.attempt, index: event.index };
         match &event.kind {
             EventKind::Accepted(acceptance) => {
@@ -242,7 +244,7 @@ impl EventLog {
             EventKind::Taken { .. } | EventKind::HandedBack => {}
             EventKind::Withdrawn => self.withdrawn = true,
             EventKind::Error(_) | EventKind::Done { .. } => self.end = Some(event.kind.clone()),
-            // That may be at any time, even of a choice that an earlier attempt completed.
+            // Cancelling is allowed at any time, even for a choice that an earlier attempt completed.
             EventKind::Finish { choice, reason: reason @ FinishReason::Cancelled } => {
                 self.choice_mut(event, *choice)?.cancel(*reason);
             }
@@ -270,7 +272,7 @@ impl EventLog {
         usize::try_from(choice).ok().and_then(|choice| self.choices.get_mut(choice)).ok_or(conflict)
     }
 
-    /// Grows with every token and every complete choice.
+    /// A measure of progress: it grows with every token and every completed choice.
     fn progress(&self) -> usize {
         self.choices.iter().map(|choice| choice.ids().len() + usize::from(choice.finish().is_some())).sum()
     }
@@ -288,14 +290,14 @@ impl PromptLog {
     }
 }
 
-/// The events of a log that their attempts wrote before the next one began, by attempt and index.
-fn in_time(stored: &[Event]) -> Vec<&Event> {
+/// The events that are stored before any event of a later attempt, ordered by attempt and index.
+fn before_next_attempt(stored: &[Event]) -> Vec<&Event> {
     let mut newest = 0;
-    let is_in_time = |event: &&Event| {
+    let is_before_next = |event: &&Event| {
         newest = newest.max(event.attempt);
         event.attempt == newest
     };
-    let mut events: Vec<&Event> = stored.iter().filter(is_in_time).collect();
+    let mut events: Vec<&Event> = stored.iter().filter(is_before_next).collect();
     events.sort_by_key(|event| (event.attempt, event.index));
     events
 }

@@ -53,7 +53,7 @@ fn only_what_is_new_in_an_event_is_fresh() {
         tokens(1, 2, 0..2),
         tokens(1, 3, 2..3),
         taken(2),
-        // From a border that is known, in other pieces.
+        // From a known position, but cut into other events.
         tokens(2, 1, 2..5),
     ];
     let mut fresh = Vec::new();
@@ -155,8 +155,8 @@ fn log() -> impl Strategy<Value = Vec<Event>> {
 }
 
 proptest! {
-    /// One who follows a log knows what one knows who reads it at the end. It may know more, of an attempt
-    /// that went on from what only a later one wrote; but it never knows anything else.
+    /// A reader that follows a log knows at least what a reader of the whole log knows. It may know more,
+    /// from an attempt that continues from tokens that only a later one wrote, but never different tokens.
     #[test]
     fn a_log_says_the_same_however_often_it_is_read(stored in log()) {
         let (whole, reading) = read(&stored);

@@ -1,78 +1,78 @@
-//! What `emberline-worker bench` prints and `emberline bench engine` shows.
+//! Benchmark results: `emberline-worker bench` prints them in JSON, `emberline bench engine` displays them.
 
 use serde::{Deserialize, Serialize};
 
-/// One engine on one device, measured.
+/// The benchmark of one engine on one device.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EngineMeasurement {
-    /// What computed.
+    /// The device.
     pub device: DeviceFacts,
-    /// What was computed.
+    /// The model.
     pub model: ModelFacts,
-    /// Fewer repetitions and sizes than usual: not for publication.
+    /// Whether it ran with fewer repetitions and sizes than usual, too few for publication.
     pub quick: bool,
-    /// Bytes that the device reads and writes in a second when it copies a large buffer; `None`
-    /// where that could not be measured.
+    /// Bytes read and written per second while the device copies a large buffer; `None` if that could not be
+    /// measured.
     pub copy_bytes_per_s: Option<f64>,
-    /// Prompts, each alone, and several at once.
+    /// Prefill of single prompts, and of several at once.
     pub prefill: Vec<Rate>,
-    /// Steps of one token for each of several sequences.
+    /// Decode steps, with one token for each sequence of the batch.
     pub decode: Vec<Rate>,
-    /// Kernels launched in a decode step of one sequence; `None` where nothing counts them.
+    /// Kernels launched in a decode step of one sequence; `None` if the device does not count them.
     pub dispatches_per_step: Option<f64>,
-    /// What a decode step of one sequence spends its time on; empty where nothing tells.
+    /// Time by operation in a decode step of one sequence; empty if the device does not report it.
     #[serde(default)]
     pub decode_profile: Vec<OpTime>,
-    /// Decoding one sequence with keys and values stored in each of the ways that the device knows;
-    /// empty where there is only one.
+    /// Decoding one sequence with each data type of the key-value cache that the device supports; empty if it
+    /// supports only one.
     #[serde(default)]
     pub cache: Vec<CacheRate>,
-    /// The whole engine, scheduler included; `None` for a network without a tokenizer.
+    /// The whole engine, scheduler included; `None` for a model without a tokenizer.
     pub serving: Option<Serving>,
-    /// Memory.
+    /// Memory use.
     pub memory: Memory,
 }
 
 /// The device and the machine around it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceFacts {
-    /// In words, as in the heartbeat.
+    /// The device in words, as in the heartbeat.
     pub description: String,
-    /// Whether it is a GPU, and not something that computes on the CPU.
+    /// Whether it is a GPU, not a driver that computes on the CPU.
     pub gpu: bool,
-    /// The CPU's name, as the system tells it.
+    /// The CPU's name, as the operating system reports it.
     pub cpu: String,
-    /// Threads that compute on the CPU.
+    /// Number of compute threads on the CPU.
     pub threads: usize,
     /// The worker's version.
     pub version: String,
 }
 
-/// The weights.
+/// The model that was measured.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModelFacts {
-    /// The file's name without extension, or that of a random network.
+    /// The file's name without its extension, or the name of a model with random weights.
     pub name: String,
-    /// Whether the weights are random numbers.
+    /// Whether the weights are random.
     pub random: bool,
-    /// What the weights take on the device.
+    /// Size of the weights on the device, in bytes.
     pub weight_bytes: u64,
-    /// What a decode step of one sequence reads of them.
+    /// Bytes of the weights that a decode step of one sequence reads.
     pub step_bytes: u64,
-    /// What a token takes in the cache.
+    /// Size of one token in the key-value cache, in bytes.
     pub cache_bytes_per_token: u64,
 }
 
-/// How many tokens in how much time; the times are of all of them together.
+/// The throughput of a batch. Times are in seconds, for all tokens of one repetition together.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Rate {
-    /// Sequences at once.
+    /// Number of sequences in the batch.
     pub batch: usize,
-    /// Tokens of each sequence's prompt. For decoding: those that are in the cache at the start.
+    /// Length of each sequence's prompt, in tokens. When decoding, the tokens in the cache at the start.
     pub prompt_tokens: usize,
-    /// By the median time.
+    /// Tokens per second, all sequences together, by the median time.
     pub tokens_per_s: f64,
-    /// Median.
+    /// Median time.
     pub seconds: f64,
     /// The shortest time.
     pub fastest_s: f64,
@@ -80,52 +80,52 @@ pub struct Rate {
     pub slowest_s: f64,
 }
 
-/// Decoding with a cache of one kind.
+/// Decoding with one data type of the key-value cache.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CacheRate {
-    /// How keys and values are stored: `f32` or `f16`.
+    /// Data type of keys and values: `f32` or `f16`.
     pub dtype: String,
-    /// Steps of one sequence.
+    /// Decode steps of one sequence.
     pub rate: Rate,
 }
 
-/// Time spent in one kind of operation.
+/// Time in one operation of a decode step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct OpTime {
-    /// The operation, as the kernels name it.
+    /// The operation's name in the kernels.
     pub op: String,
-    /// Calls in a step.
+    /// Calls per step.
     pub calls: f64,
-    /// Milliseconds in a step, all calls together.
+    /// Milliseconds per step, all calls together.
     pub ms: f64,
 }
 
-/// The engine as a job's submitter sees it.
+/// The engine's latency and throughput, from submitting a job to receiving tokens.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Serving {
-    /// Prompt tokens that a step takes at most, unless a row says otherwise.
+    /// Largest number of prompt tokens in a single step, unless a row has its own.
     pub prefill_budget: usize,
-    /// Tokens that the cache has room for.
+    /// Capacity of the key-value cache, in tokens.
     pub cache_tokens: usize,
     /// Time to the first token.
     pub first_token: Vec<FirstToken>,
-    /// Running streams while a long prompt arrives.
+    /// Time between tokens of running streams while a long prompt is prefilled.
     pub gaps: Vec<Gap>,
-    /// A system prompt that comes again.
+    /// Reuse of a repeated system prompt.
     pub prefix: Option<PrefixReuse>,
-    /// Several streams at once.
+    /// Throughput of several streams at once.
     pub streams: Vec<Streams>,
-    /// Streams that obey a schema beside others.
+    /// Throughput beside streams that are constrained by a schema.
     #[serde(default)]
     pub constrained: Option<Constrained>,
 }
 
-/// From submitting a job to its first token.
+/// Time from submitting a job to its first token, in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct FirstToken {
-    /// Tokens of its prompt.
+    /// Length of its prompt, in tokens.
     pub prompt_tokens: usize,
-    /// Streams that were running meanwhile.
+    /// Number of streams that run at the same time.
     pub load: usize,
     /// The shortest time.
     pub min_ms: f64,
@@ -135,103 +135,103 @@ pub struct FirstToken {
     pub max_ms: f64,
 }
 
-/// Time between two tokens of a running stream.
+/// Time between two tokens of a running stream, in milliseconds, while another prompt arrives.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Gap {
-    /// Prompt tokens that a step takes at most.
+    /// Largest number of prompt tokens in a single step.
     pub prefill_budget: usize,
-    /// Running streams.
+    /// Number of running streams.
     pub streams: usize,
-    /// Tokens of the prompt that arrives.
+    /// Length of the prompt that arrives, in tokens.
     pub prompt_tokens: usize,
-    /// Median while nothing else happens.
+    /// Median before the prompt arrives.
     pub before_ms: f64,
     /// Median while the prompt is prefilled.
     pub median_ms: f64,
     /// 99th percentile while the prompt is prefilled.
     pub p99_ms: f64,
-    /// The longest while the prompt is prefilled.
+    /// Maximum while the prompt is prefilled.
     pub max_ms: f64,
-    /// What the last chunk of the prompt takes in a step of its own, where chunks are dearest.
+    /// Time of a step with only the last, most expensive chunk of the prompt.
     pub chunk_ms: f64,
     /// Time to the first token of the prompt that arrives.
     pub first_token_ms: f64,
 }
 
-/// What a prompt's beginning costs when it is in the cache.
+/// Prefill times, in milliseconds, with and without the beginning of the prompt in the prefix cache.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct PrefixReuse {
-    /// Tokens of the system prompt, about.
+    /// Approximate length of the system prompt, in tokens.
     pub system_tokens: usize,
     /// Prefill of the whole first request.
     pub first_ms: f64,
-    /// Median prefill of the requests that repeat the system prompt and go on differently.
+    /// Median prefill of requests that repeat the system prompt and continue differently.
     pub repeated_ms: f64,
-    /// Median prefill of the same requests' own messages, without that system prompt.
+    /// Median prefill of the same requests without the system prompt.
     pub own_ms: f64,
-    /// Tokens of the repeated requests that came from the cache.
+    /// Number of tokens of the repeated requests that came from the cache.
     pub cached_tokens: usize,
 }
 
-/// Several streams at once, from a short prompt each.
+/// The throughput of several streams at once, each from a short prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Streams {
-    /// How many.
+    /// Number of streams.
     pub streams: usize,
-    /// Tokens of all streams together, from the first token of the last stream to the end of the
-    /// first that ends: while all of them run.
+    /// Tokens per second of all streams together while all of them run: from the first token of the stream
+    /// that starts last to the end of the stream that ends first.
     pub tokens_per_s: f64,
 }
 
-/// Plain streams beside as many that obey a JSON schema.
+/// The throughput of unconstrained streams beside as many that are constrained by a JSON schema.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Constrained {
-    /// Plain streams, and as many others.
+    /// Number of unconstrained streams, and of constrained ones.
     pub streams: usize,
-    /// The share of the steps' time that goes by waiting for masks of allowed tokens.
+    /// Share of the steps' time spent waiting for masks of allowed tokens, from 0 to 1.
     pub wait_share: f64,
-    /// Milliseconds that a mask takes, on threads beside the engine's.
+    /// Time to compute one mask, on threads beside the engine's, in milliseconds.
     pub mask_ms: f64,
-    /// Tokens of the plain streams together.
+    /// Tokens per second of the unconstrained streams together.
     pub tokens_per_s: f64,
-    /// The same beside others that obey nothing.
+    /// The same beside as many other unconstrained streams.
     pub beside_plain_tokens_per_s: f64,
-    /// The same without others.
+    /// The same without other streams.
     pub alone_tokens_per_s: f64,
 }
 
-/// Bytes; `None` where the system doesn't tell.
+/// Memory use in bytes; `None` if the system does not report it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Memory {
-    /// The process with the model loaded, before anything was computed.
+    /// Of the process with the model loaded, before any computation.
     pub loaded: Option<u64>,
-    /// The most that the process has had.
+    /// Peak of the process.
     pub peak: Option<u64>,
-    /// The most on the GPU.
+    /// Peak on the GPU.
     pub gpu_peak: Option<u64>,
 }
 
-/// llama.cpp on the same weights.
+/// The benchmark of llama.cpp with the same weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LlamaCpp {
     /// The version of llama-cpp-python.
     pub version: String,
-    /// What of the processor llama.cpp uses.
+    /// The processor features that llama.cpp uses, as it reports them.
     pub system: String,
     /// Whether all layers were on a GPU.
     pub gpu: bool,
-    /// Threads.
+    /// Number of threads.
     pub threads: usize,
-    /// As ours.
+    /// Like [`EngineMeasurement::prefill`].
     pub prefill: Vec<Rate>,
-    /// As ours, but for choosing tokens, which is left out.
+    /// Like [`EngineMeasurement::decode`], but without sampling.
     pub decode: Vec<Rate>,
-    /// The most memory that the process has had, in bytes.
+    /// Peak memory use of the process, in bytes.
     pub peak_memory: u64,
 }
 
 impl EngineMeasurement {
-    /// The share of the copying bandwidth at which decoding one sequence reads the weights.
+    /// Bandwidth at which decoding one sequence reads the weights, as a share of the copy bandwidth.
     pub fn bandwidth_share(&self) -> Option<f64> {
         let alone = self.decode.iter().find(|rate| rate.batch == 1)?;
         let ceiling = self.copy_bytes_per_s.filter(|ceiling| *ceiling > 0.0)?;

@@ -1,4 +1,4 @@
-//! A prompt's tokens and their log-probabilities, as a job's log has them.
+//! A prompt's tokens and their log-probabilities, as a job's log holds them.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,21 +6,21 @@ use crate::error::{ApiError, ErrorCode};
 use crate::event::TokenLogprob;
 use crate::job::GenerationRequest;
 
-/// Most log-probabilities of a request's prompts: their tokens times the alternatives and one, times the
-/// choices that repeat them. It keeps a log and an answer to some ten megabytes.
+/// Largest number of prompt log-probabilities in one request: prompt tokens × (alternatives + 1) × choices,
+/// for each choice repeats them. It bounds a log or an answer at about ten megabytes.
 pub const MAX_PROMPT_LOGPROBS: u64 = 1 << 17;
 
-/// How much a request is to be told of its prompts' log-probabilities.
+/// Which log-probabilities of its prompts a request asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PromptScoring {
-    /// The field that asks for it.
+    /// Name of the request's field that asks for them.
     field: &'static str,
     alternatives: u32,
     choices: u32,
 }
 
 impl PromptScoring {
-    /// What `request` asks for.
+    /// The log-probabilities that `request` asks for; `None` if it asks for none.
     pub fn of(request: &GenerationRequest) -> Option<Self> {
         let alternatives = request.prompt_logprobs?;
         let is_echo = request.echo && request.logprobs == Some(alternatives);
@@ -28,7 +28,7 @@ impl PromptScoring {
         Some(Self { field, alternatives, choices: request.n.max(1) })
     }
 
-    /// Refuses more than a log and an answer are to hold; `tokens` are those of all its prompts.
+    /// Returns an error if they are more than [`MAX_PROMPT_LOGPROBS`]; `tokens` counts those of all prompts.
     pub fn check(&self, tokens: u64) -> Result<(), ApiError> {
         let Self { field, alternatives, choices } = *self;
         let wanted = tokens.saturating_mul(u64::from(alternatives) + 1).saturating_mul(choices.into());
@@ -36,7 +36,7 @@ impl PromptScoring {
             return Ok(());
         }
         let message = format!(
-            "The prompt's {tokens} tokens with {alternatives} alternatives each, told by {choices} choices, are {wanted} \
+            "The prompt's {tokens} tokens with {alternatives} alternatives each in {choices} choices are {wanted} \
              log-probabilities; at most {MAX_PROMPT_LOGPROBS} are allowed. Lower '{field}' or shorten the prompt."
         );
         Err(ApiError::field(ErrorCode::InvalidValue, field, message))
@@ -48,23 +48,23 @@ impl PromptScoring {
 pub struct PromptToken {
     /// Its id.
     pub id: u32,
-    /// What it stands for in the prompt, perhaps part of a character; a special token's name. Empty
-    /// where only ids are asked for.
+    /// The bytes that it stands for in the prompt, possibly part of a character; for a special token, its
+    /// name. Empty if the job asks for ids only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub bytes: Vec<u8>,
-    /// `None` for the first token, which follows nothing, and where only ids are asked for.
+    /// `None` for the first token, which follows nothing, and if the job asks for ids only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub score: Option<PromptScore>,
 }
 
-/// How probable a prompt's token is after those before it.
+/// Probability of a prompt's token, given the tokens before it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PromptScore {
-    /// Its log-probability.
+    /// Its natural log-probability.
     pub logprob: f32,
-    /// Its place among all tokens, the most probable one's being 1.
+    /// Its rank among all tokens; the most probable token has rank 1.
     pub rank: u32,
-    /// The most probable tokens in its place, in order, as many as were asked for.
+    /// The most probable tokens at its position, in descending order, as many as the job asks for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub top: Vec<TokenLogprob>,
 }

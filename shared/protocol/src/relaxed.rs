@@ -1,14 +1,14 @@
-//! What a client asked for without insisting, and the answer does without.
+//! Optional fields of a request that the answer does not honour.
 //!
 //! Each entry is the path of a field as the client wrote it, such as
-//! `tools[2].function.parameters.properties.day.format`. The function finds some while it reads the
-//! body; the worker finds the others while it makes the prompt and tells them with
+//! `tools[2].function.parameters.properties.day.format`. The function finds some of them while it reads the
+//! body. The worker finds the others while it renders the prompt, and reports them in
 //! [`Accepted`](crate::event::EventKind::Accepted).
 
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 
-/// The answer's header that lists them, separated by `, `.
+/// The response header that lists the paths, separated by `, `.
 pub const RELAXED_HEADER: &str = "x-emberline-relaxed";
 
 /// Longest value of the header, in bytes; proxies take lines of 8 KiB.
@@ -22,13 +22,13 @@ const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'%').add(b',');
 const MOST_PATHS: usize = 256;
 const LONGEST_PATH: usize = 512;
 
-/// Paths of fields that are not honoured, in the order in which they were found, each once.
+/// Paths of fields that are not honoured, in the order in which they were found, without duplicates.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Relaxed(Vec<String>);
 
 impl Relaxed {
-    /// Whether everything is honoured.
+    /// Whether every field is honoured.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -58,7 +58,7 @@ impl Relaxed {
         &self.0
     }
 
-    /// The header's value; `None` if there is nothing to tell. Characters that a header can't have
+    /// The value of [`RELAXED_HEADER`]; `None` if there are no paths. Characters that a header cannot contain
     /// are percent-encoded. A list that is too long ends with `and N more`.
     pub fn header_value(&self) -> Option<String> {
         if self.is_empty() {

@@ -1,8 +1,9 @@
-//! The streams, buckets and consumers that Emberline lives in, as data: what JetStream's API takes.
+//! The configurations of Emberline's streams, buckets and consumers, in the form that JetStream's API
+//! accepts.
 //!
-//! [`streams`] makes all of them for a [`Layout`]. Workers create what is missing, with the layout
-//! of a single machine, and otherwise check only what the protocol rests on ([`Stream::unfit`]);
-//! `emberline nats setup` also changes what is there.
+//! [`streams`] makes the streams and buckets for a [`Layout`]. Workers create missing ones with the default
+//! layout, for a single machine, and check existing ones only for what the protocol requires
+//! ([`Stream::unfit`]). `emberline nats setup` also changes existing ones.
 
 mod consumer;
 mod definitions;
@@ -22,20 +23,20 @@ use difference::{differences, to_value};
 
 const MIB: i64 = 1 << 20;
 
-/// What a deployment chooses.
+/// The settings that a deployment chooses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Layout {
-    /// Servers that hold each message: 1, 3 or 5.
+    /// Number of servers that store each message: 1, 3 or 5.
     pub replicas: u8,
-    /// Where that lies which need not outlive a restart of nats-server.
+    /// Storage of the streams that need not survive a restart of nats-server.
     pub volatile: Storage,
-    /// Jobs of one model and lane that may wait or run.
+    /// Largest number of jobs of one model and lane that may wait or run.
     pub queue_jobs: i64,
-    /// Bytes of all of them.
+    /// Largest size of all queued jobs, in bytes.
     pub queue_bytes: i64,
-    /// Bytes of event logs of running jobs.
+    /// Largest size of the event logs of running jobs, in bytes.
     pub events_bytes: i64,
-    /// Bytes of event logs that outlast their clients.
+    /// Largest size of the event logs that outlast their clients, in bytes.
     pub kept_bytes: i64,
 }
 
@@ -52,7 +53,7 @@ impl Default for Layout {
     }
 }
 
-/// Where messages lie.
+/// Where messages are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs)] // the names are JetStream's
@@ -65,19 +66,19 @@ pub enum Storage {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Retention {
-    /// When they are too old or too many.
+    /// When the stream exceeds a limit on age, number or size.
     Limits,
-    /// When they have been acknowledged, too.
+    /// When they are acknowledged, and when the stream exceeds a limit.
     WorkQueue,
 }
 
-/// What becomes of a message for which there is no room.
+/// What a full stream does with a new message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Discard {
-    /// The oldest makes room.
+    /// Accepts it and removes the oldest.
     Old,
-    /// It is refused.
+    /// Refuses it.
     New,
 }
 
@@ -106,7 +107,7 @@ pub struct Stream {
     pub allow_msg_ttl: bool,
     pub allow_msg_counter: bool,
     pub num_replicas: u8,
-    /// Whether its storage is the layout's choice.
+    /// Whether [`Layout::volatile`] decides its storage.
     #[serde(skip)]
     pub volatile: bool,
 }
@@ -116,8 +117,8 @@ fn nanoseconds<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S
 }
 
 impl Stream {
-    /// Where `found`, a stream's configuration, is not what the protocol rests on. Limits, storage and
-    /// replicas are the operator's.
+    /// The fields in which `found`, the configuration of an existing stream, violates what the protocol
+    /// requires. The operator may choose limits, storage and replicas.
     pub fn unfit(&self, found: &Value) -> Vec<Difference> {
         let mut fields = vec![
             "subjects",
@@ -135,9 +136,9 @@ impl Stream {
         }
         let mut unfit = self.differences(found, &fields);
         let age = self.differences(found, &["max_age"]);
-        unfit.extend(age.into_iter().filter(|age| self.rests_on(age)));
+        unfit.extend(age.into_iter().filter(|age| self.requires_age(age)));
         if self.discard_new_per_subject {
-            // Without a bound there is nothing that it could refuse by.
+            // Without a bound on each subject, the stream never refuses a message.
             let bound = self.differences(found, &["max_msgs_per_subject"]);
             unfit.extend(
                 bound.into_iter().filter(|bound| bound.found.as_i64().is_none_or(|bound| bound <= 0)),
@@ -146,9 +147,9 @@ impl Stream {
         unfit
     }
 
-    /// Whether messages must not have another age: heartbeats are gone in time, and nothing that is
-    /// needed goes before its time.
-    fn rests_on(&self, age: &Difference) -> bool {
+    /// Whether this difference of `max_age` violates the protocol: heartbeats must expire on time, and no
+    /// other message may expire before it is last needed.
+    fn requires_age(&self, age: &Difference) -> bool {
         let shorter = match (age.found.as_u64(), age.wanted.as_u64()) {
             (Some(0), _) => false,
             (_, Some(0)) => true,
@@ -156,13 +157,13 @@ impl Stream {
         };
         match self.name {
             subject::WORKERS_STREAM => true,
-            // How long people want to look back is their choice.
+            // The operator chooses how long these are kept.
             subject::USAGE_STREAM | subject::DEAD_STREAM => false,
             _ => shorter,
         }
     }
 
-    /// Which of these fields are different in `found`, a stream's configuration.
+    /// The fields, out of `fields`, that differ in `found`, the configuration of an existing stream.
     pub fn differences(&self, found: &Value, fields: &[&'static str]) -> Vec<Difference> {
         differences(found, &to_value(self), fields)
     }

@@ -1,4 +1,4 @@
-//! What the streams promise, and how differences are found and told.
+//! What the streams' configurations guarantee, and how differences are found and displayed.
 
 use serde_json::json;
 

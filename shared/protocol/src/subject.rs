@@ -1,4 +1,4 @@
-//! Where things live in NATS: stream, bucket and consumer names, and the subjects of each job.
+//! Names in NATS: streams, buckets, consumers, and the subjects of each job.
 
 use std::fmt;
 
@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 use crate::key::KeyId;
 use crate::lane::Lane;
 
-/// Every model's subject for turning text into tokens and back.
+/// The subjects of tokenization requests, one for each model.
 pub const TOKENS_SUBJECTS: &str = "emberline.tokens.*";
-/// The queue group in which workers take these requests.
+/// The queue group in which workers receive these requests.
 pub const TOKENS_QUEUE: &str = "workers";
-/// Stream of waiting and running jobs (work queue).
+/// Stream of the jobs that wait or run (work queue).
 pub const JOBS_STREAM: &str = "JOBS";
 /// Every job subject.
 pub const JOBS_SUBJECTS: &str = "emberline.jobs.*.*";
@@ -20,15 +20,15 @@ pub const JOBS_SUBJECTS: &str = "emberline.jobs.*.*";
 pub const EVENTS_STREAM: &str = "EVENTS";
 /// Every event subject.
 pub const EVENTS_SUBJECTS: &str = "emberline.events.*";
-/// Stream of jobs that were given up.
+/// Stream of dead letters: jobs that workers gave up.
 pub const DEAD_STREAM: &str = "DEAD";
-/// Every subject of such jobs.
+/// Every dead letter subject.
 pub const DEAD_SUBJECTS: &str = "emberline.dead.*";
-/// Stream of the event logs that outlast their clients: of jobs whose answer can be asked for again.
+/// Stream of the event logs that outlast their clients, for jobs whose answer can be fetched again.
 pub const KEPT_STREAM: &str = "KEPT";
 /// Every event subject in [`KEPT_STREAM`].
 pub const KEPT_SUBJECTS: &str = "emberline.kept.*";
-/// Key-value bucket of the requests whose answer can be asked for again.
+/// Key-value bucket of the requests whose answer can be fetched again.
 pub const REQUESTS_BUCKET: &str = "requests";
 /// The stream behind [`REQUESTS_BUCKET`].
 pub const REQUESTS_STREAM: &str = "KV_requests";
@@ -49,10 +49,10 @@ pub const USAGE_STREAM: &str = "USAGE";
 /// Every key's subject in [`USAGE_STREAM`].
 pub const USAGE_SUBJECTS: &str = "emberline.usage.*";
 
-/// The oldest nats-server this protocol runs on.
+/// The oldest nats-server version that this protocol supports, as (major, minor).
 pub const MIN_NATS_VERSION: (u32, u32) = (2, 12);
 
-/// Whether a server that calls itself `version` in its `INFO` is at least [`MIN_NATS_VERSION`].
+/// Whether `version`, from a server's `INFO`, is at least [`MIN_NATS_VERSION`].
 pub fn is_supported_nats(version: &str) -> bool {
     let mut numbers = version.split('.').map(|part| part.parse::<u32>().ok());
     match (numbers.next().flatten(), numbers.next().flatten()) {
@@ -94,14 +94,14 @@ pub fn model_of_token(token: &str) -> Option<String> {
     (model_token(&model) == token).then_some(model)
 }
 
-/// The model whose jobs lie on this subject, in whichever lane.
+/// The model to whose queue `subject` belongs, in any lane; `None` if it is not a job subject.
 pub fn model_of_jobs(subject: &str) -> Option<String> {
     let (model, lane) = subject.strip_prefix("emberline.jobs.")?.split_once('.')?;
     lane.parse::<Lane>().ok()?;
     model_of_token(model)
 }
 
-/// The model of jobs that were set aside on this subject.
+/// The model of the dead letters on `subject`; `None` if it is not a dead letter subject.
 pub fn model_of_dead(subject: &str) -> Option<String> {
     model_of_token(subject.strip_prefix("emberline.dead.")?)
 }
@@ -116,7 +116,7 @@ pub fn jobs_consumer(model: &str, lane: Lane) -> String {
     format!("worker-{}-{lane}", model_token(model))
 }
 
-/// Where jobs are set aside that were given up, by the [`model_token`] of their model.
+/// The subject of the dead letters of the model with this [`model_token`].
 pub fn dead(token: &str) -> String {
     format!("emberline.dead.{token}")
 }
@@ -131,27 +131,27 @@ pub fn kept_events(job: &JobId) -> String {
     format!("emberline.kept.{job}")
 }
 
-/// Where [`REQUESTS_STREAM`] has the request that a job is for.
+/// The subject in [`REQUESTS_STREAM`] of the stored request with this job.
 pub fn request(job: &JobId) -> String {
     format!("$KV.requests.{job}")
 }
 
-/// The subject on which a relay steers the worker that runs `job`.
+/// The subject of [`crate::control::Control`] messages to the worker that runs `job`.
 pub fn control(job: &JobId) -> String {
     format!("emberline.control.{job}")
 }
 
-/// Where the record of the key with this SHA-256 is.
+/// The subject of the record of the key with this SHA-256.
 pub fn key(hash: &[u8; 32]) -> String {
     format!("$KV.keys.{}", HEXLOWER.encode(hash))
 }
 
-/// Where a key's usage is told.
+/// The subject of a key's usage events.
 pub fn usage(key: &KeyId) -> String {
     format!("emberline.usage.{key}")
 }
 
-/// The subject on which any worker that serves `model` turns text into its tokens and back.
+/// The subject of tokenization requests to the workers that serve `model`.
 pub fn tokens(model: &str) -> String {
     format!("emberline.tokens.{}", model_token(model))
 }

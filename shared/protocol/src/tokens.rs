@@ -1,8 +1,8 @@
-//! Text to tokens and back: requests that a worker answers at once, without a queue.
+//! Tokenization requests: text to tokens and back, answered by a worker at once, without a queue.
 //!
-//! A request goes to [`crate::subject::tokens`] of a model, where one of the workers that serve it
-//! takes it; the answer comes to the request's reply subject. nats-server says at once when nobody
-//! is there.
+//! The function sends a request to [`crate::subject::tokens`] of a model, where one of the workers that serve
+//! the model receives it. The answer goes to the request's reply subject. If no worker is subscribed,
+//! nats-server reports "no responders" at once.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -12,27 +12,27 @@ use crate::event::ErrorEvent;
 use crate::job::{Message, Tool, ToolChoice};
 use crate::relaxed::Relaxed;
 
-/// What is to be turned into what.
+/// A request to tokenize or to detokenize.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TokensRequest {
-    /// Text into tokens.
+    /// Turns text into tokens.
     Tokenize(Tokenize),
-    /// Tokens into text.
+    /// Turns tokens into text.
     Detokenize {
         /// Token ids.
         tokens: Vec<u32>,
     },
 }
 
-/// Text that is to be turned into tokens.
+/// Text to tokenize, and how.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Tokenize {
     /// The text.
     pub input: TokensInput,
-    /// The token that begins a prompt is put before it, if the model wants one.
+    /// Whether to prepend the token that begins a prompt, if the model has one.
     pub add_special_tokens: bool,
-    /// The answer has the tokens as the vocabulary writes them.
+    /// Whether the answer contains the tokens as the vocabulary writes them.
     pub return_token_strs: bool,
 }
 
@@ -40,27 +40,27 @@ pub struct Tokenize {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TokensInput {
-    /// Text as it is; special tokens are recognised.
+    /// Plain text; special tokens in it are recognised.
     Text(String),
-    /// A conversation, written as the model's chat template writes it.
+    /// A conversation, rendered by the model's chat template.
     Chat {
         /// The conversation.
         messages: Vec<Message>,
         /// Functions that the model may call.
         #[serde(default)]
         tools: Vec<Tool>,
-        /// Whether it calls them.
+        /// Whether the model calls them.
         #[serde(default)]
         tool_choice: ToolChoice,
-        /// It may call only one of them at a time.
+        /// Whether the model may call at most one of them in an answer.
         #[serde(default)]
         single_tool_call: bool,
         /// Variables of the chat template.
         #[serde(default)]
         template_variables: Map<String, Value>,
-        /// The prompt ends where the assistant's answer begins.
+        /// Whether the prompt ends where the assistant's answer begins.
         add_generation_prompt: bool,
-        /// The prompt ends with the last message, which is an assistant's.
+        /// Whether the prompt ends with the last message, which is the assistant's.
         #[serde(default)]
         continue_final_message: bool,
     },
@@ -74,12 +74,12 @@ pub enum TokensReply {
     Tokenized {
         /// Token ids.
         tokens: Vec<u32>,
-        /// The same as the vocabulary writes them, if they were asked for.
+        /// The same tokens as the vocabulary writes them, if the request asks for them.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         token_strs: Option<Vec<String>>,
-        /// What the model's context holds.
+        /// The model's context length, in tokens.
         max_model_len: u32,
-        /// What the worker does without.
+        /// Fields of the request that the worker does not honour.
         #[serde(default, skip_serializing_if = "Relaxed::is_empty")]
         relaxed: Relaxed,
     },
@@ -93,8 +93,8 @@ pub enum TokensReply {
 }
 
 impl TokensReply {
-    /// The answer as a message of at most `max_payload` bytes: the error that it is too large, if it
-    /// is.
+    /// The answer in JSON of at most `max_payload` bytes. A larger answer is replaced by the error
+    /// [`ErrorCode::RequestTooLarge`].
     pub fn encode(&self, max_payload: usize) -> Vec<u8> {
         let json = serde_json::to_vec(self).unwrap_or_default();
         if !json.is_empty() && json.len() <= max_payload {

@@ -1,4 +1,4 @@
-//! How models write calls of functions into their text, and how they are read from it.
+//! Tool calls in a model's text: the formats in which models write them, and the reader that extracts them.
 
 mod call;
 mod reader;
@@ -10,34 +10,34 @@ use sha2::{Digest, Sha256};
 use crate::subject::JobId;
 pub use reader::{Piece, ToolCallReader};
 
-/// How a model writes its calls. The worker sees to it that they are written so; whoever reads the
-/// text only has to follow.
+/// The format in which a model writes tool calls. The worker's grammar enforces it, so that readers of the
+/// text can rely on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ToolFormat {
-    /// `<tool_call>\n{"name": "f", "arguments": {…}}\n</tool_call>`, one after the other, after any
-    /// text: Hermes, Qwen, SmolLM, and models whose template knows no tools.
+    /// `<tool_call>\n{"name": "f", "arguments": {…}}\n</tool_call>`, repeated for each call, after any text:
+    /// Hermes, Qwen, SmolLM, and models whose template does not support tools.
     Hermes,
-    /// `{"name": "f", "parameters": {…}}`, nothing else, calls separated by `; `: Llama 3.
+    /// `{"name": "f", "parameters": {…}}`, calls separated by `; `, without other text: Llama 3.
     Llama,
     /// `[TOOL_CALLS][{"name": "f", "arguments": {…}}, …]`, after any text: Mistral.
     Mistral,
 }
 
-/// Which text an answer may have that is none of its calls. The worker sees to that, too.
+/// Which text an answer may contain beside its tool calls. The worker's grammar enforces this, too.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TextBesideCalls {
-    /// None: a call is required.
+    /// No text: a call is required.
     None,
-    /// Any; once a call's opening mark is complete, that call follows.
+    /// Any text. A call follows each complete opening mark.
     Free,
-    /// What a response format allows, which may have the marks of calls in it.
+    /// Text in a response format, which may contain the marks of calls.
     #[default]
     Formatted,
 }
 
-/// The id of a call: the same wherever and whenever a job's log is read.
+/// The id of a call; the same for every reader of a job's log.
 pub fn call_id(job: &JobId, choice: u32, index: u32) -> String {
     let digest = Sha256::digest(format!("{job}/{choice}/{index}"));
     let (first, _) = digest.split_at(12);

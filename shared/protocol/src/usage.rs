@@ -1,4 +1,4 @@
-//! What a job has used, told once at its end on its key's subject of the `USAGE` stream.
+//! A job's usage, published once when the job ends, on its key's subject in the `USAGE` stream.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,21 +7,21 @@ use crate::event::{Timings, Usage};
 use crate::key::KeyId;
 use crate::subject::JobId;
 
-/// One job's usage; its message id is the job's id.
+/// One job's usage; the job's id is also the id of the message.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct UsageEvent {
     /// [`crate::PROTOCOL_VERSION`] of the writer.
     pub v: u32,
     /// The job.
     pub job: JobId,
-    /// The key that it is charged to.
+    /// The key to which the job is charged.
     pub key: KeyId,
-    /// The model's own name.
+    /// The model's own name, aliases resolved.
     pub model: String,
-    /// Tokens.
+    /// Token counts.
     #[serde(flatten)]
     pub usage: Usage,
-    /// Where the time went; zeros for a job that has not come to its end.
+    /// Time spent in each phase; zeros for a job that did not complete.
     #[serde(flatten)]
     pub timings: Timings,
     /// When the function accepted the request, unix milliseconds.
@@ -36,11 +36,11 @@ pub struct UsageEvent {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// Complete.
+    /// It completed.
     Done,
-    /// Nobody wanted the rest.
+    /// It was cancelled.
     Cancelled,
-    /// With this error.
+    /// It failed with this error.
     #[serde(untagged)]
     Failed(ErrorCode),
 }

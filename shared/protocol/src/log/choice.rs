@@ -1,22 +1,22 @@
-//! One choice of a job, as far as its log says.
+//! The state of one choice of a job, from its log.
 
 use super::{Conflict, Fresh};
 use crate::event::{Event, FinishReason};
 
-/// The tokens and the text of one choice.
+/// The tokens and the text that the log has of one choice.
 #[derive(Debug, Clone, Default)]
 pub struct ChoiceLog {
     text: String,
     ids: Vec<u32>,
     finish: Option<FinishReason>,
-    /// The log has the token that ended it.
+    /// Whether the log has the token that ended it.
     has_end_token: bool,
-    /// Where in `text` each position begins at which an event began or ended; ascending.
+    /// For each position at which an event began or ended, its byte offset in `text`; ascending.
     offsets: Vec<(u32, usize)>,
     cursor: Option<Cursor>,
 }
 
-/// Where an attempt writes on.
+/// Where the current attempt continues.
 #[derive(Debug, Clone, Copy)]
 struct Cursor {
     attempt: u32,
@@ -25,34 +25,34 @@ struct Cursor {
 }
 
 impl ChoiceLog {
-    /// All text.
+    /// The whole text.
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// All tokens.
+    /// The ids of all tokens of the text.
     pub fn ids(&self) -> &[u32] {
         &self.ids
     }
 
-    /// The text that the tokens complete. [`Self::text`] may hold more: what was held back and comes with
-    /// the choice's end, which whoever ends the choice writes again.
+    /// The text that the tokens complete. [`Self::text`] may be longer: the last event of a choice may have
+    /// text without tokens, which had been held back. A worker that ends the choice anew writes it again.
     pub fn text_of_tokens(&self) -> &str {
         let end = self.offset_of(self.next()).unwrap_or(self.text.len());
         self.text.get(..end).unwrap_or_default()
     }
 
-    /// Why it ended.
+    /// Why it ended; `None` if it has not.
     pub fn finish(&self) -> Option<FinishReason> {
         self.finish
     }
 
-    /// How many tokens are written, with the one that ended the choice if the log has it.
+    /// Number of tokens in the log, including the one that ended the choice if the log has it.
     pub fn token_count(&self) -> u32 {
         self.next().saturating_add(u32::from(self.has_end_token))
     }
 
-    /// Positions below this are written.
+    /// The position of the next token.
     fn next(&self) -> u32 {
         u32::try_from(self.ids.len()).unwrap_or(u32::MAX)
     }
@@ -61,22 +61,22 @@ impl ChoiceLog {
         self.cursor = None;
     }
 
-    /// It ends, whatever its state.
+    /// Ends the choice with `reason` unless it has ended.
     pub(super) fn cancel(&mut self, reason: FinishReason) {
         self.finish.get_or_insert(reason);
     }
 
-    /// It ends; false if it has ended for another reason.
+    /// Ends the choice with `reason`; false if it has ended for another reason.
     pub(super) fn complete(&mut self, reason: FinishReason) -> bool {
         *self.finish.get_or_insert(reason) == reason
     }
 
-    /// Its end token is written; whether that was known.
+    /// Records that the log has its end token; returns whether that was known.
     pub(super) fn end(&mut self) -> bool {
         std::mem::replace(&mut self.has_end_token, true)
     }
 
-    /// Writes tokens from `position` on; `None` if it is not known where that lies in the text.
+    /// Writes tokens from `position` on; `None` if the offset of `position` in the text is not known.
     pub(super) fn write(
         &mut self,
         event: &Event,
@@ -114,7 +114,7 @@ impl ChoiceLog {
         Ok(Some(Fresh { first_token }))
     }
 
-    /// Where in the text `position` begins.
+    /// The byte offset in the text at which the token at `position` begins.
     fn offset_of(&self, position: u32) -> Option<usize> {
         if position == 0 {
             return Some(0);

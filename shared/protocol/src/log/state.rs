@@ -1,39 +1,40 @@
-//! How far a job has come: what a worker that takes it over goes on from.
+//! The progress of a job, from which a worker that takes it over continues.
 
 use super::EventLog;
 use crate::event::{Event, EventKind, FinishReason};
 
-/// How far a job has come.
+/// The progress of a job.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct LogState {
-    /// Attempts so far.
+    /// Number of attempts so far.
     pub attempts: u32,
-    /// The number of last attempts, one after the other, that died without having added a token.
+    /// Number of consecutive attempts at the end that died without progress: without a new token or completed
+    /// choice.
     pub fruitless: u32,
-    /// Tokens of the prompt that are written.
+    /// Number of the prompt's tokens that are written.
     pub prompt: u32,
-    /// What is written of each choice.
+    /// The tokens of each choice.
     pub choices: Vec<ResumedTokens>,
-    /// The log is complete, with this event; only the job's acknowledgement was lost.
+    /// The event that ended the job, if it has ended. Then only the job's acknowledgement was lost.
     pub end: Option<EventKind>,
-    /// Nobody waits for the answer.
+    /// Whether the client no longer wants the answer.
     pub withdrawn: bool,
 }
 
-/// What is written of a choice that another worker goes on with.
+/// The tokens of a choice from which another worker continues.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ResumedTokens {
-    /// Its tokens, without the one that ended it if that is not part of the text.
+    /// Its token ids, without an end token that is not part of the text.
     pub ids: Vec<u32>,
     /// The text that they complete.
     pub text: String,
-    /// Why it ended, if it has.
+    /// Why it ended; `None` if it has not.
     pub finish: Option<FinishReason>,
 }
 
 impl LogState {
-    /// That of a stored log, in the order of storage, of a job with so many choices; `has_prompt` if it asks
-    /// for its prompt's tokens.
+    /// The progress of a job with `choices` choices whose log, in storage order, is `stored`; `has_prompt` if
+    /// the job asks for its prompt's tokens.
     pub fn of(stored: &[Event], choices: u32, has_prompt: bool) -> Self {
         let mut log = EventLog::new(choices, has_prompt);
         log.read(stored, |_, _| {});

@@ -10,7 +10,7 @@ use super::nanoseconds;
 use crate::lane::Lane;
 use crate::subject;
 
-/// A job whose worker says nothing for this long is given to another.
+/// Time without an acknowledgement after which JetStream redelivers a job.
 pub const ACK_WAIT: Duration = Duration::from_millis(2500);
 
 /// A durable pull consumer's configuration, in the names of JetStream's API.
@@ -26,21 +26,21 @@ pub struct Consumer {
     pub ack_wait: Duration,
     pub max_deliver: i64,
     pub max_ack_pending: i64,
-    /// 0: as many as the stream has, also when that changes.
+    /// 0 means as many as the stream has, even if that changes.
     pub num_replicas: u8,
 }
 
-/// The consumers of JOBS from which all workers that serve `model` take its jobs, lane by lane.
+/// The consumers of JOBS from which workers take the jobs of `model`, one for each lane.
 pub fn consumers(model: &str) -> [Consumer; 4] {
     Lane::ALL.map(|lane| Consumer::of_jobs(model, lane))
 }
 
 impl Consumer {
-    /// What makes it what it is.
+    /// The fields that `emberline nats setup` compares.
     pub const FIELDS: [&str; 5] =
         ["filter_subject", "ack_policy", "ack_wait", "max_deliver", "max_ack_pending"];
 
-    /// The consumer of JOBS from which all workers of `model` take the jobs in one lane.
+    /// The consumer of JOBS from which workers take the jobs of `model` in one lane.
     pub fn of_jobs(model: &str, lane: Lane) -> Self {
         Self {
             durable_name: subject::jobs_consumer(model, lane),
@@ -49,20 +49,20 @@ impl Consumer {
             ack_policy: "explicit",
             replay_policy: "instant",
             ack_wait: ACK_WAIT,
-            // A job that kills its workers is ended by one that sees it in the log, so that its client
-            // is told.
+            // Unlimited: a worker ends a job that repeatedly kills workers, as the log shows, so that the
+            // client gets an error.
             max_deliver: -1,
             max_ack_pending: 100_000,
             num_replicas: 0,
         }
     }
 
-    /// As [`Stream::unfit`].
+    /// Like [`Stream::unfit`](super::Stream::unfit).
     pub fn unfit(&self, found: &Value) -> Vec<Difference> {
         self.differences(found, &["filter_subject", "ack_policy"])
     }
 
-    /// Which of these fields are different in `found`, a consumer's configuration.
+    /// The fields, out of `fields`, that differ in `found`, the configuration of an existing consumer.
     pub fn differences(&self, found: &Value, fields: &[&'static str]) -> Vec<Difference> {
         differences(found, &to_value(self), fields)
     }

@@ -10,9 +10,9 @@ use crate::subject;
 pub(super) const MINUTE: Duration = Duration::from_secs(60);
 pub(super) const HOUR: Duration = Duration::from_secs(60 * 60);
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-/// Above the longest deadline of a job, which is a day.
+/// Longer than the longest deadline of a job, which is one day.
 const JOB_AGE: Duration = Duration::from_secs(25 * 60 * 60);
-/// Above the longest deadline and the longest time that an answer is kept after it, another day.
+/// Longer than the longest deadline and the longest time for which an answer is kept after it, one day each.
 const KEPT_AGE: Duration = Duration::from_secs(49 * 60 * 60);
 
 /// All streams and buckets.
@@ -31,7 +31,7 @@ pub fn streams(layout: &Layout) -> [Stream; 10] {
     ]
 }
 
-/// A log on disk that forgets its oldest messages.
+/// A stream on disk that removes its oldest messages when it is full.
 fn log(layout: &Layout) -> Stream {
     Stream {
         name: "",
@@ -57,7 +57,7 @@ fn log(layout: &Layout) -> Stream {
     }
 }
 
-/// The same for what need not outlive a restart.
+/// Like [`log`], for messages that need not survive a restart of nats-server.
 fn volatile(layout: &Layout) -> Stream {
     Stream { storage: layout.volatile, volatile: true, ..log(layout) }
 }
@@ -73,12 +73,12 @@ fn bucket(stream: Stream) -> Stream {
     }
 }
 
-/// A message with an increment becomes the sum.
+/// A stream of message counters: each message is stored as the counter's new sum.
 fn counters(stream: Stream) -> Stream {
     Stream { allow_msg_counter: true, max_msgs_per_subject: 1, ..stream }
 }
 
-/// Refuses what there is no room for, so that no job that was acknowledged is forgotten.
+/// Refuses jobs when it is full, so that no acknowledged job is removed.
 fn jobs(layout: &Layout) -> Stream {
     Stream {
         name: subject::JOBS_STREAM,
@@ -96,7 +96,7 @@ fn jobs(layout: &Layout) -> Stream {
     }
 }
 
-/// Each event says how long it is kept: as long as its job may run.
+/// Each event has a TTL of its own: the time for which its job may still run.
 fn events(layout: &Layout) -> Stream {
     Stream {
         name: subject::EVENTS_STREAM,
@@ -109,7 +109,7 @@ fn events(layout: &Layout) -> Stream {
     }
 }
 
-/// On disk, so that a restart of nats-server loses no answer that was promised.
+/// On disk, so that a promised answer survives a restart of nats-server.
 fn kept(layout: &Layout) -> Stream {
     Stream {
         name: subject::KEPT_STREAM,
@@ -159,7 +159,7 @@ fn workers(layout: &Layout) -> Stream {
     })
 }
 
-/// The bucket of API keys, which `emberline keys` creates, too.
+/// The bucket of API keys; `emberline keys` creates it, too.
 pub fn keys(layout: &Layout) -> Stream {
     bucket(Stream {
         name: subject::KEYS_STREAM,
@@ -170,7 +170,7 @@ pub fn keys(layout: &Layout) -> Stream {
     })
 }
 
-/// Counters of minutes, which may be lost: they live for as long as a correction may come late.
+/// Per-minute counters, which may be lost. They are kept for as long as a correction may be late.
 fn limits(layout: &Layout) -> Stream {
     counters(Stream {
         name: counter::LIMITS_STREAM,
@@ -183,7 +183,7 @@ fn limits(layout: &Layout) -> Stream {
     })
 }
 
-/// Counters of hours, of days and of running jobs: two days, the current one and the one before.
+/// Counters of hours, days and running jobs, kept for two days: the current one and the previous one.
 fn long_limits(layout: &Layout) -> Stream {
     counters(Stream {
         name: counter::LONG_LIMITS_STREAM,
@@ -196,7 +196,7 @@ fn long_limits(layout: &Layout) -> Stream {
     })
 }
 
-/// Thirteen months of jobs, so that a month can be compared with that of the year before.
+/// Kept for thirteen months, so that a month can be compared with the same month of the previous year.
 fn usage(layout: &Layout) -> Stream {
     Stream {
         name: subject::USAGE_STREAM,
@@ -204,7 +204,7 @@ fn usage(layout: &Layout) -> Stream {
         subjects: &[subject::USAGE_SUBJECTS],
         max_bytes: 1024 * MIB,
         max_age: 400 * DAY,
-        // A job that is delivered again ends within its own time.
+        // A job that is redelivered publishes its usage again within this time.
         duplicate_window: HOUR,
         ..log(layout)
     }

@@ -7,24 +7,24 @@ use serde_json::Value;
 
 use super::MIB;
 
-/// A field that is not as it is wanted.
+/// A field that differs from its wanted value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Difference {
     /// Its name in JetStream's API.
     pub field: &'static str,
-    /// What it is.
+    /// Its value.
     pub found: Value,
-    /// What it is to be.
+    /// Its wanted value.
     pub wanted: Value,
 }
 
 impl Difference {
-    /// What it is, as people write it.
+    /// Its value in readable form.
     pub fn found(&self) -> String {
         readable(self.field, &self.found)
     }
 
-    /// What it is to be, as people write it.
+    /// Its wanted value in readable form.
     pub fn wanted(&self) -> String {
         readable(self.field, &self.wanted)
     }
@@ -39,7 +39,7 @@ impl fmt::Display for Difference {
 pub(super) fn differences(found: &Value, wanted: &Value, fields: &[&'static str]) -> Vec<Difference> {
     let difference = |&field: &&'static str| {
         let wanted = wanted.get(field)?.clone();
-        // The API leaves out what is zero, false or empty.
+        // The API omits fields that are zero, false or empty.
         let found =
             found.get(field).filter(|found| !found.is_null()).cloned().unwrap_or_else(|| zero(&wanted));
         (found != wanted).then_some(Difference { field, found, wanted })
@@ -47,6 +47,7 @@ pub(super) fn differences(found: &Value, wanted: &Value, fields: &[&'static str]
     fields.iter().filter_map(difference).collect()
 }
 
+/// The zero, false or empty value of the same JSON type.
 fn zero(like: &Value) -> Value {
     match like {
         Value::Bool(_) => false.into(),
@@ -57,7 +58,7 @@ fn zero(like: &Value) -> Value {
     }
 }
 
-/// A field's value as people write it: `256 MiB`, `25 h`, `unlimited`.
+/// A field's value in readable form, such as `256 MiB`, `25 h` or `unlimited`.
 pub fn readable(field: &str, value: &Value) -> String {
     let unlimited = || "unlimited".to_owned();
     match (field, value.as_i64()) {
@@ -79,13 +80,13 @@ pub fn readable(field: &str, value: &Value) -> String {
     }
 }
 
-/// In the largest unit of which it is a whole number.
+/// Writes `number` in the largest of `units` (descending) that divides it.
 fn in_units(number: i64, units: &[(i64, &str)]) -> String {
     let fitting = units.iter().find(|(unit, _)| number != 0 && number % unit == 0);
     fitting.map_or_else(|| number.to_string(), |(unit, name)| format!("{} {name}", number / unit))
 }
 
-/// Can't fail: string keys, and no number that is none.
+/// The configuration in JSON. Serialisation cannot fail: all keys are strings, and there are no floats.
 pub(super) fn to_value(config: &impl Serialize) -> Value {
     serde_json::to_value(config).unwrap_or_default()
 }

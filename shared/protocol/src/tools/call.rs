@@ -1,51 +1,51 @@
-//! One call as a model writes it: a JSON object with a name and arguments, read character by
-//! character, so that arguments can be passed on while they are written.
+//! An incremental parser of one tool call: a JSON object with a name and arguments. It reads single
+//! characters, so that arguments can be streamed while the model writes them.
 
 use std::mem::take;
 
-/// Reads one call, from behind the opening brace of its object.
+/// Parses one call, from the character after its object's opening brace.
 ///
-/// Members other than the name and the arguments are read and left out.
+/// Members other than the name and the arguments are skipped.
 #[derive(Debug, Default)]
 pub(super) struct CallObject {
-    place: Place,
-    /// The key or name that is being read, as it is written.
+    expected: Expected,
+    /// The key or name that is being read, as JSON text.
     raw: String,
     key: String,
     name: Option<String>,
-    /// Arguments that came before the name.
-    early: Option<String>,
+    /// Arguments that precede the name.
+    early_arguments: Option<String>,
     started: bool,
 }
 
-/// What a character means.
+/// What a character completes or belongs to.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Step {
-    /// More has to come.
+pub(super) enum CallStep {
+    /// More characters are needed.
     Wait,
     /// The name is known, and the character begins the arguments.
     Start(String),
     /// The character belongs to the arguments.
     Argument,
-    /// The same, and it is their last.
+    /// The character is the last of the arguments.
     LastArgument,
-    /// The arguments came first, and now the name is known, too.
+    /// The name is known now, after the arguments: (name, arguments).
     StartWith(String, String),
-    /// The object of a call ends.
+    /// The call's object ends.
     End,
-    /// This is no call; if it has started, what follows its arguments is none of it.
+    /// This is not a call. If a call has started, the text after its arguments does not belong to it.
     Malformed,
 }
 
-/// What comes next.
+/// What the parser expects next.
 #[derive(Debug, Default, Clone, Copy)]
-enum Place {
+enum Expected {
     #[default]
     Key,
-    InKey(Scan),
+    InKey(ValueScan),
     Colon,
     Value,
-    InValue(Member, Scan),
+    InValue(Member, ValueScan),
     AfterValue,
 }
 
@@ -56,24 +56,24 @@ enum Member {
     Other,
 }
 
-/// Where a value ends: strings by quotes, objects and lists by brackets. What lies between is not
-/// looked at.
+/// Finds the end of a JSON value: of strings by quotes, of objects and arrays by brackets. It does not
+/// validate what is between them.
 #[derive(Debug, Default, Clone, Copy)]
-struct Scan {
+struct ValueScan {
     depth: u32,
     in_string: bool,
     escaped: bool,
 }
 
-impl Scan {
-    /// A value whose first character this is.
+impl ValueScan {
+    /// Starts a value with its first character.
     fn new(first: char) -> Self {
         let mut scan = Self::default();
         scan.ends_with(first);
         scan
     }
 
-    /// The value is a number, true, false or null.
+    /// Whether the value is a number, true, false or null.
     fn is_word(self) -> bool {
         self.depth == 0 && !self.in_string
     }
@@ -98,114 +98,117 @@ fn is_in_word(c: char) -> bool {
 }
 
 impl CallObject {
-    /// Whether its name and the beginning of its arguments are known.
+    /// Whether the name is known and the arguments have begun.
     pub(super) fn has_started(&self) -> bool {
         self.started
     }
 
-    /// Whether the key of its name is there.
+    /// Whether the key of the name has been read.
     pub(super) fn has_name_key(&self) -> bool {
         self.key == "name" || self.name.is_some()
     }
 
-    /// Whether its arguments have begun to be passed on, and are not complete.
+    /// Whether the arguments are being streamed and are not complete.
     pub(super) fn is_in_arguments(&self) -> bool {
-        self.started && matches!(self.place, Place::InValue(Member::Arguments, _))
+        self.started && matches!(self.expected, Expected::InValue(Member::Arguments, _))
     }
 
-    pub(super) fn step(&mut self, c: char) -> Step {
-        match self.place {
-            Place::InKey(scan) => self.in_key(scan, c),
-            Place::InValue(_, scan) if scan.is_word() => {
+    /// Reads the next character.
+    pub(super) fn step(&mut self, c: char) -> CallStep {
+        match self.expected {
+            Expected::InKey(scan) => self.in_key(scan, c),
+            Expected::InValue(_, scan) if scan.is_word() => {
                 if is_in_word(c) {
-                    return Step::Wait;
+                    return CallStep::Wait;
                 }
-                self.place = Place::AfterValue;
+                self.expected = Expected::AfterValue;
                 self.step(c)
             }
-            Place::InValue(member, scan) => self.in_value(member, scan, c),
-            _ if c.is_ascii_whitespace() => Step::Wait,
-            Place::Key if c == '"' => {
+            Expected::InValue(member, scan) => self.in_value(member, scan, c),
+            _ if c.is_ascii_whitespace() => CallStep::Wait,
+            Expected::Key if c == '"' => {
                 self.raw = c.into();
-                self.go(Place::InKey(Scan::new(c)))
+                self.expect_next(Expected::InKey(ValueScan::new(c)))
             }
-            Place::Colon if c == ':' => self.go(Place::Value),
-            Place::Value => self.begin_value(c),
-            Place::AfterValue if c == ',' => self.go(Place::Key),
-            Place::AfterValue if c == '}' && self.started => Step::End,
-            _ => Step::Malformed,
+            Expected::Colon if c == ':' => self.expect_next(Expected::Value),
+            Expected::Value => self.begin_value(c),
+            Expected::AfterValue if c == ',' => self.expect_next(Expected::Key),
+            Expected::AfterValue if c == '}' && self.started => CallStep::End,
+            _ => CallStep::Malformed,
         }
     }
 
-    fn go(&mut self, place: Place) -> Step {
-        self.place = place;
-        Step::Wait
+    fn expect_next(&mut self, expected: Expected) -> CallStep {
+        self.expected = expected;
+        CallStep::Wait
     }
 
-    fn in_key(&mut self, mut scan: Scan, c: char) -> Step {
+    fn in_key(&mut self, mut scan: ValueScan, c: char) -> CallStep {
         self.raw.push(c);
         if !scan.ends_with(c) {
-            return self.go(Place::InKey(scan));
+            return self.expect_next(Expected::InKey(scan));
         }
-        let Ok(key) = serde_json::from_str(&self.raw) else { return Step::Malformed };
+        let Ok(key) = serde_json::from_str(&self.raw) else { return CallStep::Malformed };
         self.key = key;
-        self.go(Place::Colon)
+        self.expect_next(Expected::Colon)
     }
 
-    fn begin_value(&mut self, c: char) -> Step {
-        let begin = |member| Place::InValue(member, Scan::new(c));
+    fn begin_value(&mut self, c: char) -> CallStep {
+        let begin = |member| Expected::InValue(member, ValueScan::new(c));
         match (self.key.as_str(), c) {
-            // The first one counts.
+            // Of several names or arguments, the first counts.
             ("name", '"') if self.name.is_none() => {
                 self.raw = c.into();
-                self.go(begin(Member::Name))
+                self.expect_next(begin(Member::Name))
             }
-            ("arguments" | "parameters", '{') if self.early.is_none() && !self.started => {
-                self.place = begin(Member::Arguments);
+            ("arguments" | "parameters", '{') if self.early_arguments.is_none() && !self.started => {
+                self.expected = begin(Member::Arguments);
                 let Some(name) = &self.name else {
-                    self.early = Some(c.into());
-                    return Step::Wait;
+                    self.early_arguments = Some(c.into());
+                    return CallStep::Wait;
                 };
                 self.started = true;
-                Step::Start(name.clone())
+                CallStep::Start(name.clone())
             }
-            ("name", _) if self.name.is_none() => Step::Malformed,
-            ("arguments" | "parameters", _) if self.early.is_none() && !self.started => Step::Malformed,
-            (_, '"' | '{' | '[') => self.go(begin(Member::Other)),
-            _ if is_in_word(c) => self.go(begin(Member::Other)),
-            _ => Step::Malformed,
+            ("name", _) if self.name.is_none() => CallStep::Malformed,
+            ("arguments" | "parameters", _) if self.early_arguments.is_none() && !self.started => {
+                CallStep::Malformed
+            }
+            (_, '"' | '{' | '[') => self.expect_next(begin(Member::Other)),
+            _ if is_in_word(c) => self.expect_next(begin(Member::Other)),
+            _ => CallStep::Malformed,
         }
     }
 
-    fn in_value(&mut self, member: Member, mut scan: Scan, c: char) -> Step {
+    fn in_value(&mut self, member: Member, mut scan: ValueScan, c: char) -> CallStep {
         let ended = scan.ends_with(c);
-        self.place = if ended { Place::AfterValue } else { Place::InValue(member, scan) };
+        self.expected = if ended { Expected::AfterValue } else { Expected::InValue(member, scan) };
         match member {
-            Member::Other => Step::Wait,
-            Member::Arguments => match &mut self.early {
+            Member::Other => CallStep::Wait,
+            Member::Arguments => match &mut self.early_arguments {
                 Some(early) => {
                     early.push(c);
-                    Step::Wait
+                    CallStep::Wait
                 }
-                None if ended => Step::LastArgument,
-                None => Step::Argument,
+                None if ended => CallStep::LastArgument,
+                None => CallStep::Argument,
             },
             Member::Name => {
                 self.raw.push(c);
-                if ended { self.end_name() } else { Step::Wait }
+                if ended { self.end_name() } else { CallStep::Wait }
             }
         }
     }
 
-    fn end_name(&mut self) -> Step {
+    fn end_name(&mut self) -> CallStep {
         match serde_json::from_str::<String>(&self.raw) {
             Ok(name) if !name.is_empty() => {
                 self.name = Some(name.clone());
-                let Some(early) = &mut self.early else { return Step::Wait };
+                let Some(early) = &mut self.early_arguments else { return CallStep::Wait };
                 self.started = true;
-                Step::StartWith(name, take(early))
+                CallStep::StartWith(name, take(early))
             }
-            _ => Step::Malformed,
+            _ => CallStep::Malformed,
         }
     }
 }

@@ -1,82 +1,83 @@
-//! Calls told apart from text, while the text is still being written.
+//! Separates tool calls from text while the model is still writing.
 
 use std::mem::take;
 
-use super::call::{CallObject, Step};
+use super::call::{CallObject, CallStep};
 use super::{TextBesideCalls, ToolFormat};
 
-/// A part of an answer.
+/// A part of an answer: text, or part of a tool call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Piece {
     /// Text.
     Content(String),
     /// A call begins.
     CallStart {
-        /// Which call of the answer, from 0.
+        /// Index of the call in the answer, from 0.
         index: u32,
         /// The function's name.
         name: String,
     },
-    /// The next part of a call's arguments; all of them together are what the model wrote between
-    /// the braces, and these.
+    /// The next part of a call's arguments. All parts together are the JSON object as the model wrote it,
+    /// braces included.
     Arguments {
-        /// Which call.
+        /// Index of the call.
         index: u32,
-        /// A part of a JSON object.
+        /// A part of a JSON object's text.
         text: String,
     },
-    /// A call's arguments are complete, or the answer has ended before they were.
+    /// A call's arguments are complete, or the answer ended within them.
     CallEnd {
-        /// Which call.
+        /// Index of the call.
         index: u32,
     },
 }
 
-/// Reads the text of one choice.
+/// Splits the text of one choice into content and tool calls.
 ///
-/// Text is held back only as long as it may belong to a call. What is no well-formed call is
-/// content; white space beside a call is not, and neither is the beginning of a call where the answer
-/// is cut off. How the text is cut makes no difference.
+/// Text is held back only while it may belong to a call. Text that is not a well-formed call is content.
+/// Whitespace beside a call is dropped, and so is an incomplete call at the end of the answer, unless it may
+/// be formatted text ([`TextBesideCalls`]). The result does not depend on how the text is divided among calls
+/// of [`push`](Self::push).
 #[derive(Debug)]
 pub struct ToolCallReader {
     syntax: Syntax,
     beside: TextBesideCalls,
-    state: State,
-    /// Text that is content unless a call follows, or mark-up after a call's arguments.
+    state: ReaderState,
+    /// Text that is content unless a call follows, or markup after a call's arguments.
     held: String,
     call: CallObject,
     calls: u32,
-    /// White space is dropped: it follows a call.
+    /// Whether whitespace is dropped because it follows a call.
     beside_call: bool,
     pieces: Vec<Piece>,
 }
 
-/// What a format writes around calls. White space may stand between all of it.
+/// The marks that a format writes around calls. Whitespace is allowed between all of them.
 #[derive(Debug)]
 struct Syntax {
-    /// Before the first call, each in turn; if nothing, calls can only begin the answer.
+    /// Marks before the first call, in order. If empty, calls can only begin the answer.
     open: &'static [&'static str],
-    /// Between two calls; if nothing, each has its own marks.
+    /// Separator between two calls. If `None`, each call has its own marks.
     between: Option<char>,
-    /// After the last call; if nothing, only the end of the answer.
+    /// Mark after the last call. If `None`, the answer ends there.
     close: Option<&'static str>,
 }
 
 #[derive(Debug, Clone, Copy)]
-enum State {
-    /// Text, in which marks are looked for.
+enum ReaderState {
+    /// In text that may contain marks.
     Text,
-    /// Text to the end of the answer.
+    /// In text that lasts to the end of the answer.
     Plain,
-    /// Within the opening marks: so many are complete, and so many characters of the next.
+    /// In the opening marks: (complete marks, characters of the next one).
     Opening(usize, usize),
-    /// A call has to follow the opening marks.
+    /// After the opening marks; a call must follow.
     BeforeCall,
-    /// A call has to follow another.
+    /// After a separator; a call must follow.
     Between,
     InCall,
     AfterCall,
-    /// So many characters of the closing mark are there.
+    /// In the closing mark: (characters read).
     Closing(usize),
 }
 
@@ -91,10 +92,10 @@ impl ToolFormat {
 }
 
 impl ToolCallReader {
-    /// At the beginning of an answer, which has text beside its calls as `beside` says.
+    /// A reader at the beginning of an answer.
     pub fn new(format: ToolFormat, beside: TextBesideCalls) -> Self {
         let syntax = format.syntax();
-        let state = if syntax.open.is_empty() { State::BeforeCall } else { State::Text };
+        let state = if syntax.open.is_empty() { ReaderState::BeforeCall } else { ReaderState::Text };
         Self {
             syntax,
             beside,
@@ -107,13 +108,13 @@ impl ToolCallReader {
         }
     }
 
-    /// Reads on.
+    /// Reads the next part of the text and returns what it completes.
     pub fn push(&mut self, text: &str) -> Vec<Piece> {
         text.chars().for_each(|c| self.step(c));
         take(&mut self.pieces)
     }
 
-    /// The answer has ended: what is held back is content, unless it belongs to a call.
+    /// Ends the answer. Text that is held back becomes content, unless it belongs to a call.
     pub fn finish(&mut self) -> Vec<Piece> {
         if self.call.is_in_arguments() {
             self.pieces.push(Piece::CallEnd { index: self.index() });
@@ -123,20 +124,22 @@ impl ToolCallReader {
         }
         self.held.clear();
         self.call = CallObject::default();
-        self.state = State::Plain;
+        self.state = ReaderState::Plain;
         take(&mut self.pieces)
     }
 
-    /// Whether what is held back at the end belongs to a call, complete or not.
+    /// Whether the text that is held back at the end belongs to a call, complete or not.
     fn holds_markup(&self) -> bool {
         let has_begun = match self.state {
-            State::AfterCall | State::Between | State::Closing(_) => return true,
-            State::InCall if self.call.has_started() => return true,
-            State::Text | State::Plain | State::Opening(0, _) => false,
-            State::Opening(..) => true,
-            // Without marks, only its first key tells a call from text.
-            State::BeforeCall | State::InCall if self.syntax.open.is_empty() => self.call.has_name_key(),
-            State::BeforeCall | State::InCall => true,
+            ReaderState::AfterCall | ReaderState::Between | ReaderState::Closing(_) => return true,
+            ReaderState::InCall if self.call.has_started() => return true,
+            ReaderState::Text | ReaderState::Plain | ReaderState::Opening(0, _) => false,
+            ReaderState::Opening(..) => true,
+            // Without marks, only the first key distinguishes a call from text.
+            ReaderState::BeforeCall | ReaderState::InCall if self.syntax.open.is_empty() => {
+                self.call.has_name_key()
+            }
+            ReaderState::BeforeCall | ReaderState::InCall => true,
         };
         match self.beside {
             TextBesideCalls::None => true,
@@ -145,33 +148,33 @@ impl ToolCallReader {
         }
     }
 
-    /// Calls so far.
+    /// Number of calls so far.
     pub fn calls(&self) -> u32 {
         self.calls
     }
 
     fn step(&mut self, c: char) {
         match self.state {
-            State::Text => self.in_text(c),
-            State::Plain => {
+            ReaderState::Text => self.in_text(c),
+            ReaderState::Plain => {
                 self.held.push(c);
                 self.release();
             }
-            State::Opening(mark, matched) => self.in_opening(mark, matched, c),
-            State::InCall => self.in_call(c),
-            State::Closing(matched) => self.in_closing(matched, c),
+            ReaderState::Opening(mark, matched) => self.in_opening(mark, matched, c),
+            ReaderState::InCall => self.in_call(c),
+            ReaderState::Closing(matched) => self.in_closing(matched, c),
             _ if c.is_ascii_whitespace() => self.held.push(c),
-            State::BeforeCall | State::Between if c == '{' => {
+            ReaderState::BeforeCall | ReaderState::Between if c == '{' => {
                 self.call = CallObject::default();
-                self.hold(c, State::InCall);
+                self.hold(c, ReaderState::InCall);
             }
-            State::BeforeCall | State::Between => self.fail(c),
-            State::AfterCall if self.syntax.between == Some(c) => self.hold(c, State::Between),
-            State::AfterCall => self.in_closing(0, c),
+            ReaderState::BeforeCall | ReaderState::Between => self.fail(c),
+            ReaderState::AfterCall if self.syntax.between == Some(c) => self.hold(c, ReaderState::Between),
+            ReaderState::AfterCall => self.in_closing(0, c),
         }
     }
 
-    fn hold(&mut self, c: char, state: State) {
+    fn hold(&mut self, c: char, state: ReaderState) {
         self.held.push(c);
         self.state = state;
     }
@@ -183,7 +186,7 @@ impl ToolCallReader {
                 self.held.push(c);
             }
         } else if mark.is_some_and(|mark| mark.starts_with(c)) {
-            self.hold(c, State::Opening(0, 1));
+            self.hold(c, ReaderState::Opening(0, 1));
         } else {
             self.held.push(c);
             self.release();
@@ -197,34 +200,34 @@ impl ToolCallReader {
         } else if expected.chars().nth(matched) != Some(c) {
             self.fail(c);
         } else if matched + 1 < expected.len() {
-            self.hold(c, State::Opening(mark, matched + 1));
+            self.hold(c, ReaderState::Opening(mark, matched + 1));
         } else if mark + 1 < self.syntax.open.len() {
-            self.hold(c, State::Opening(mark + 1, 0));
+            self.hold(c, ReaderState::Opening(mark + 1, 0));
         } else {
-            self.hold(c, State::BeforeCall);
+            self.hold(c, ReaderState::BeforeCall);
         }
     }
 
     fn in_call(&mut self, c: char) {
         match self.call.step(c) {
-            Step::Wait => self.held.push(c),
-            Step::Start(name) => {
+            CallStep::Wait => self.held.push(c),
+            CallStep::Start(name) => {
                 self.start(name);
                 self.argument(c);
             }
-            Step::Argument => self.argument(c),
-            Step::LastArgument => {
+            CallStep::Argument => self.argument(c),
+            CallStep::LastArgument => {
                 self.argument(c);
                 self.pieces.push(Piece::CallEnd { index: self.index() });
             }
-            Step::StartWith(name, arguments) => {
+            CallStep::StartWith(name, arguments) => {
                 self.start(name);
                 let index = self.index();
                 self.pieces.push(Piece::Arguments { index, text: arguments });
                 self.pieces.push(Piece::CallEnd { index });
             }
-            Step::End => self.hold(c, State::AfterCall),
-            Step::Malformed => self.fail(c),
+            CallStep::End => self.hold(c, ReaderState::AfterCall),
+            CallStep::Malformed => self.fail(c),
         }
     }
 
@@ -233,15 +236,15 @@ impl ToolCallReader {
         if mark.chars().nth(matched) != Some(c) {
             self.fail(c);
         } else if matched + 1 < mark.len() {
-            self.hold(c, State::Closing(matched + 1));
+            self.hold(c, ReaderState::Closing(matched + 1));
         } else {
             self.held.clear();
             self.beside_call = true;
-            self.state = State::Text;
+            self.state = ReaderState::Text;
         }
     }
 
-    /// The call that was read last.
+    /// Index of the call that was read last.
     fn index(&self) -> u32 {
         self.calls.saturating_sub(1)
     }
@@ -260,14 +263,14 @@ impl ToolCallReader {
         }
     }
 
-    /// What is held is no call; the character is the first that shows it.
+    /// Handles `c`, the first character that shows that the held text is not a call.
     fn fail(&mut self, c: char) {
         self.release();
-        self.state = if self.syntax.open.is_empty() { State::Plain } else { State::Text };
+        self.state = if self.syntax.open.is_empty() { ReaderState::Plain } else { ReaderState::Text };
         self.step(c);
     }
 
-    /// Makes content of what is held.
+    /// Turns the held text into content.
     fn release(&mut self) {
         if self.held.is_empty() {
             return;

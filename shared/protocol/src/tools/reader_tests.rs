@@ -6,7 +6,7 @@ use super::*;
 
 const FORMATS: [ToolFormat; 3] = [ToolFormat::Hermes, ToolFormat::Llama, ToolFormat::Mistral];
 
-/// An answer put together again.
+/// An answer put together from its parts.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 struct Answer {
     content: String,
@@ -38,7 +38,7 @@ impl Answer {
     }
 }
 
-/// An answer that may have marks in its text.
+/// Reads an answer whose text may contain marks.
 fn read(format: ToolFormat, parts: &[&str]) -> Answer {
     read_beside(TextBesideCalls::Formatted, format, parts)
 }
@@ -190,7 +190,7 @@ fn the_beginning_of_a_call_is_no_content_where_only_a_call_can_follow() {
     }
 }
 
-/// Texts made of what readers look for.
+/// Texts made of strings that are significant to the reader.
 fn text() -> impl Strategy<Value = String> {
     let part = select(vec![
         "<tool_call>",
