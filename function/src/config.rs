@@ -7,8 +7,8 @@ use std::time::Duration;
 use emberline_api::models::{InvalidAlias, ModelNames};
 use emberline_protocol::key::{InvalidLimit, KeyLimits};
 
-use crate::auth::{InvalidKeyHash, KeyHashes};
-use crate::cors::{InvalidOrigin, Origins};
+use crate::access::caller::{InvalidKeyHash, KeyHashes};
+use crate::http::cors::{InvalidOrigin, Origins};
 
 /// Every variable that the function reads; `spin.toml` declares them with their defaults.
 pub const VARIABLES: [&str; 15] = [

@@ -33,25 +33,16 @@
     )
 )]
 
-pub mod auth;
-pub mod body;
+pub mod access;
+pub mod admission;
 pub mod cache;
 pub mod config;
-pub mod cors;
-pub mod job;
-pub mod kept;
-pub mod limits;
-pub mod models;
+pub mod endpoints;
+pub mod generation;
+pub mod http;
 pub mod nats;
-pub mod openapi;
-pub mod patience;
-pub mod piece;
-pub mod queue;
 pub mod relay;
-pub mod reply;
-pub mod responses;
-pub mod route;
-pub mod sse;
+pub mod response;
 
 #[cfg(target_family = "wasm")]
 mod io;

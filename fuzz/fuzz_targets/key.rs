@@ -4,7 +4,7 @@
 #![no_main]
 
 use arbitrary::Arbitrary;
-use emberline_function::auth::{Caller, Credential, KeyHashes, read_record};
+use emberline_function::access::caller::{Caller, Credential, KeyHashes, read_record};
 use emberline_protocol::key::{KeyLimits, KeyState};
 use http::{HeaderMap, HeaderValue};
 use libfuzzer_sys::fuzz_target;

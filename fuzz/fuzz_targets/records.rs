@@ -2,17 +2,17 @@
 
 #![no_main]
 
-use emberline_function::kept;
-use emberline_function::models::Served;
-use emberline_function::responses::{Query, Story, job_of, response_id};
+use emberline_function::generation::stored_request;
+use emberline_function::admission::served_models::Served;
+use emberline_function::endpoints::responses::{Query, Story, job_of, response_id};
 use emberline_protocol::job::Job;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|payload: &[u8]| {
-    if let Ok(record) = kept::read(payload) {
+    if let Ok(record) = stored_request::read(payload) {
         if std::iter::once(&record.job).chain(&record.others).all(is_finite) {
             let json = serde_json::to_vec(&record).expect("a record is JSON");
-            assert_eq!(kept::read(&json).as_ref(), Ok(&record));
+            assert_eq!(stored_request::read(&json).as_ref(), Ok(&record));
         }
         let id = response_id(&record.job.id);
         assert_eq!(job_of(&id).as_ref(), Some(&record.job.id));

@@ -2,7 +2,7 @@
 
 #![no_main]
 
-use emberline_function::route::Route;
+use emberline_function::endpoints::router::Route;
 use http::Method;
 use libfuzzer_sys::fuzz_target;
 

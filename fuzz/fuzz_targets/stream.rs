@@ -5,8 +5,10 @@
 
 use arbitrary::Arbitrary;
 use emberline_function::relay::{Acceptance, Ending, Limits, Output};
-use emberline_function::responses::{Story, Telling};
-use emberline_function::sse::{ChatFrames, Count, KEEP_ALIVE, Narrator};
+use emberline_function::endpoints::chat::stream::ChatFrames;
+use emberline_function::endpoints::responses::{Story, Telling};
+use emberline_function::response::sse::{KEEP_ALIVE, Narrator};
+use emberline_function::response::usage::Count;
 use emberline_api::answer::Envelope;
 use emberline_api::chat::ChatAnswer;
 use emberline_protocol::event::{FinishReason, TokenLogprob, TokenLogprobs};

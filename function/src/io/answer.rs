@@ -17,10 +17,10 @@ use super::context::Answer;
 use super::jobs::Jobs;
 use super::log;
 use super::stream::{ByteWriter, Closed};
-use crate::piece::{Compose, OnePiece};
+use crate::http::reply;
 use crate::relay::Output;
-use crate::reply;
-use crate::sse::Narrator;
+use crate::response::sse::Narrator;
+use crate::response::whole_response::{Compose, OnePiece};
 
 /// Longest silence while an answer is under way. Writing is also how a client is noticed that has
 /// gone: with the next write, or the one after that.

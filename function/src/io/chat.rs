@@ -6,8 +6,9 @@ use emberline_protocol::error::ApiError;
 use super::answer;
 use super::context::{Answer, Body, Context};
 use super::generation::{self, Generation, Wish};
-use crate::piece::Completion;
-use crate::sse::{ChatFrames, Count};
+use crate::endpoints::chat::stream::ChatFrames;
+use crate::response::usage::Count;
+use crate::response::whole_response::Completion;
 
 pub(super) async fn serve(context: &Context, body: &mut Body) -> Result<Answer, ApiError> {
     let body = context.read_body(body).await?;

@@ -7,9 +7,10 @@ use emberline_protocol::prompt::PromptScoring;
 use super::answer;
 use super::context::{Answer, Body, Context};
 use super::generation::{self, Generation, Wish};
-use crate::piece::Completion;
+use crate::endpoints::completions::stream::CompletionFrames;
 use crate::relay::Acceptance;
-use crate::sse::{CompletionFrames, Count};
+use crate::response::usage::Count;
+use crate::response::whole_response::Completion;
 
 pub(super) async fn serve(context: &Context, body: &mut Body) -> Result<Answer, ApiError> {
     let body = context.read_body(body).await?;

@@ -11,7 +11,7 @@ use watermelon_proto::{MessageBase, ServerMessage, StatusCode, Subject, Subscrip
 
 use super::clock::{random_u128, within};
 use super::socket::Socket;
-use crate::auth::UnreadableRecord;
+use crate::access::caller::UnreadableRecord;
 use crate::config::Endpoint;
 use crate::nats::codec::{CodecError, Decoder, encode};
 use crate::nats::handshake::{self, Unsuitable};

@@ -23,7 +23,7 @@ use super::clock::{Timer, after, monotonic_ns, until, within};
 use super::connection::{BusError, Connection, REPLY_TIMEOUT, direct_get_subject, subject};
 use super::{bus, log};
 use crate::config::Endpoint;
-use crate::job;
+use crate::generation::job;
 use crate::nats::jetstream::{self, Batch, Progress};
 use crate::relay::{Fault, Limits, Output, Relay, read_event};
 

@@ -18,14 +18,14 @@ use super::context::Context;
 use super::exchange::Exchange;
 use super::jobs::Jobs;
 use super::kept as store;
+use crate::admission::served_models::Destination;
 use crate::config::Endpoint;
-use crate::job::{self, Occasion};
-use crate::kept;
-use crate::kept::record::{Record, body_sha256, idempotent_id};
-use crate::models::Destination;
-use crate::patience::Patience;
+use crate::generation::job::{self, Occasion};
+use crate::generation::stored_request;
+use crate::generation::stored_request::record::{Record, body_sha256, idempotent_id};
+use crate::http::reply;
+use crate::http::request_timeout::Patience;
 use crate::relay::{Acceptance, Limits};
-use crate::reply;
 
 /// How long after its deadline the log of a kept job is still read.
 const GRACE: Duration = Duration::from_secs(10);

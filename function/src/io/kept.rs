@@ -12,11 +12,11 @@ use super::clock::{unix_ms, within};
 use super::connection::{BusError, Connection, REPLY_TIMEOUT};
 use super::{bus, log};
 use crate::config::Endpoint;
-use crate::kept;
-use crate::kept::record::Record;
+use crate::generation::stored_request;
+use crate::generation::stored_request::record::Record;
+use crate::http::reply::internal_error;
 use crate::nats::jetstream::{self, PublishError};
 use crate::relay::read_event;
-use crate::reply::internal_error;
 
 /// The record of a job's request, if it has one and that was not deleted.
 pub(super) async fn record(endpoint: &Endpoint, job: &JobId) -> Result<Option<Record>, ApiError> {

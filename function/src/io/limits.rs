@@ -9,10 +9,10 @@ use super::clock::unix_ms;
 use super::connection::{BusError, subject};
 use super::context::Context;
 use super::{bus, log};
-use crate::limits::{Gauge, Increments, Sums};
+use crate::admission::queue::{Backlog, Overload};
+use crate::admission::rate_limit::{Gauge, Increments, Sums};
 use crate::nats::jetstream;
 use crate::nats::round::{Answer, Reply, Request};
-use crate::queue::{Backlog, Overload};
 
 impl Context {
     /// Counts a request, and a job of `model` for each of `reserved`, which may take so many tokens;

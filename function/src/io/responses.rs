@@ -10,11 +10,11 @@ use super::clock::{unix_ms, within};
 use super::context::{Answer, Body, Context};
 use super::generation::{self, Generation, Wish};
 use super::{answer, kept as store, log};
-use crate::kept;
-use crate::kept::record::Record;
+use crate::endpoints::responses::{Query, Story, Telling, job_of, not_found, response_id};
+use crate::generation::stored_request;
+use crate::generation::stored_request::record::Record;
+use crate::http::reply;
 use crate::relay::{Output, Relay};
-use crate::reply;
-use crate::responses::{Query, Story, Telling, job_of, not_found, response_id};
 
 /// How long a worker may take to say that it has stopped.
 const CANCEL_TIME: Duration = Duration::from_secs(3);

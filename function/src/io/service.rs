@@ -15,9 +15,10 @@ use super::clock::{monotonic_ns, random_u128, within};
 use super::context::{Answer, Body, Context, Parts, identify};
 use super::{chat, completions, embeddings, log, responses, tokens};
 use crate::config::{CORS_VARIABLE, Config, VARIABLES};
-use crate::cors::Origins;
-use crate::route::{Route, RouteError};
-use crate::{openapi, reply};
+use crate::endpoints::openapi;
+use crate::endpoints::router::{Route, RouteError};
+use crate::http::cors::Origins;
+use crate::http::reply;
 
 /// Most bytes of a refused request that are read for its client's sake, and for how long.
 const DISCARD_BYTES: usize = 32 * 1024 * 1024;

@@ -14,7 +14,7 @@ use super::connection::{BusError, Connection, subject};
 use super::context::{Answer, Body, Context};
 use super::{bus, log};
 use crate::config::Endpoint;
-use crate::reply;
+use crate::http::reply;
 
 /// Longest time to wait for a worker's answer.
 const ANSWER_TIME: Duration = Duration::from_secs(30);

@@ -16,9 +16,9 @@ use watermelon_proto::headers::{
 };
 use watermelon_proto::{MessageBase, Subject};
 
-use crate::kept::record::{Record, body_sha256};
+use crate::generation::stored_request::record::{Record, body_sha256};
+use crate::http::reply::internal_error;
 use crate::relay::Limits;
-use crate::reply::internal_error;
 
 /// Names a request, so that a repeat is known as one.
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");

@@ -5,7 +5,7 @@ use emberline_protocol::error::ApiError;
 
 use super::Story;
 use crate::relay::{Limits, Output};
-use crate::sse::{self, Narrator};
+use crate::response::sse::{self, Narrator};
 
 /// How often a stream repeats what the response says besides its output, and the output as a whole.
 const REPETITIONS: usize = 8;

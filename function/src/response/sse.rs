@@ -1,19 +1,12 @@
 //! An answer as server-sent events. Each frame is to be written at once: some clients split on
 //! reads.
 
-mod chat;
-mod completion;
-mod count;
-
 use bytes::Bytes;
 use emberline_api::error::ErrorBody;
 use emberline_protocol::error::ApiError;
 use emberline_protocol::prompt::MAX_PROMPT_LOGPROBS;
 
 use crate::relay::{Limits, Output};
-pub use chat::ChatFrames;
-pub use completion::CompletionFrames;
-pub use count::Count;
 
 /// Bytes that a frame takes for one token, and for what does not depend on tokens.
 const FRAME_BYTES: usize = 4096;
@@ -77,12 +70,12 @@ pub fn error(error: &ApiError) -> Bytes {
 }
 
 /// `json` has no line ends: serde_json escapes those within strings.
-fn data(json: &str) -> Bytes {
+pub(crate) fn data(json: &str) -> Bytes {
     format!("data: {json}\n\n").into()
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::relay::PromptLimits;
     use emberline_protocol::error::ErrorCode;

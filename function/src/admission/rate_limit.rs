@@ -1,5 +1,5 @@
 //! Whether a key's limits leave room for a request, and what its answer's headers say of them; how
-//! many jobs its key and its model have, for [`crate::queue`].
+//! many jobs its key and its model have, for [`super::queue`].
 //!
 //! [`Gauge`] says which counters to read and to raise; [`Standing`] is what came of it. The
 //! counters themselves are in NATS: raising one returns its sum, so that of any number of requests
@@ -14,7 +14,7 @@ use emberline_protocol::key::{KeyId, KeyLimits};
 use emberline_protocol::lane::Lane;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::reply;
+use crate::http::reply;
 
 /// Slices that the longest life of a job is cut into.
 const SLICES: u64 = 8;
@@ -387,5 +387,5 @@ pub(crate) fn duration(ms: u64) -> String {
 }
 
 #[cfg(test)]
-#[path = "limits_tests.rs"]
+#[path = "rate_limit_tests.rs"]
 mod tests;

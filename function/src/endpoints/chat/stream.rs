@@ -8,8 +8,9 @@ use emberline_protocol::event::{FinishReason, TokenLogprobs};
 use emberline_protocol::prompt::PromptToken;
 use emberline_protocol::tools::{Piece, ToolCallReader};
 
-use super::{Count, DONE, Narrator, data, error, max_backlog};
 use crate::relay::{Ending, Limits, Output};
+use crate::response::sse::{DONE, Narrator, data, error, max_backlog};
+use crate::response::usage::Count;
 
 /// Makes the frames of one stream.
 #[derive(Debug)]
@@ -160,5 +161,5 @@ impl Narrator for ChatFrames {
 }
 
 #[cfg(test)]
-#[path = "chat_tests.rs"]
+#[path = "stream_tests.rs"]
 mod tests;

@@ -139,5 +139,5 @@ impl Operation {
 }
 
 #[cfg(test)]
-#[path = "openapi/openapi_tests.rs"]
+#[path = "openapi_tests.rs"]
 mod tests;

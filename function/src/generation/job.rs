@@ -10,8 +10,8 @@ use emberline_protocol::subject::{JOBS_STREAM, JobId, jobs};
 use watermelon_proto::headers::{HeaderMap, HeaderName, HeaderValue};
 use watermelon_proto::{MessageBase, Subject};
 
+use crate::http::reply::internal_error;
 use crate::relay::Limits;
-use crate::reply::internal_error;
 
 /// Room for a job's headers within `max_payload`, which counts them, too.
 const HEADERS: usize = 256;

@@ -7,9 +7,9 @@ use emberline_protocol::PROTOCOL_VERSION;
 use emberline_protocol::error::{ApiError, ErrorCode};
 use emberline_protocol::heartbeat::{Heartbeat, ModelState, ServedModel};
 
-use crate::auth::Caller;
+use crate::access::caller::Caller;
+use crate::admission::queue::Workforce;
 use crate::nats::jetstream::bus_unavailable;
-use crate::queue::Workforce;
 
 /// Models of all workers that take jobs, by name.
 #[derive(Debug, Clone, Default, PartialEq)]

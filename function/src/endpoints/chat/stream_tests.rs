@@ -9,9 +9,9 @@ use emberline_protocol::tools::{TextBesideCalls, ToolFormat, call_id};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::super::tests::payload;
 use super::*;
 use crate::relay::PromptLimits;
+use crate::response::sse::tests::payload;
 
 fn answer(tool_format: Option<ToolFormat>) -> ChatAnswer {
     let job = JobId::from_random(1);

@@ -8,9 +8,9 @@ use emberline_api::answer::Choice;
 use emberline_protocol::error::ApiError;
 use emberline_protocol::event::Usage;
 
+use crate::endpoints::responses::Story;
 use crate::relay::{Ending, Limits, Output, Whole};
-use crate::responses::Story;
-use crate::sse::Narrator;
+use crate::response::sse::Narrator;
 
 const WHITE_SPACE: Bytes = Bytes::from_static(b"\n");
 

@@ -6,10 +6,6 @@
 //! some number can therefore be told the rest from any other reading of the log, by another
 //! function, to the byte: [`Event::after`].
 
-mod event;
-mod query;
-mod telling;
-
 use emberline_api::responses::{
     Failure, IncompleteDetails, ItemStatus, Outline, OutputItem, OutputText, Response, ResponseUsage, Status,
     TextLogprob,
@@ -20,11 +16,9 @@ use emberline_protocol::subject::JobId;
 use emberline_protocol::tools::{Piece, ToolCallReader, call_id};
 use serde_json::{Map, Value, json};
 
-use crate::kept::record::Record;
+use super::event::Event;
+use crate::generation::stored_request::record::Record;
 use crate::relay::{Ending, Output};
-pub use event::Event;
-pub use query::Query;
-pub use telling::Telling;
 
 /// A response as far as it is told.
 #[derive(Debug)]
@@ -356,5 +350,5 @@ pub fn not_found(response_id: &str) -> ApiError {
 }
 
 #[cfg(test)]
-#[path = "responses/responses_tests.rs"]
+#[path = "state_tests.rs"]
 mod tests;

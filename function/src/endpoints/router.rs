@@ -3,8 +3,6 @@
 //! Clients differ in what they take for the base of an address: OpenAI's endpoints are found with and
 //! without `/v1`, and slashes too many mean nothing.
 
-mod elsewhere;
-
 use std::borrow::Cow;
 
 use emberline_protocol::error::{ApiError, ErrorCode};
@@ -123,7 +121,7 @@ impl RouteError {
     pub fn into_api(self, method: &Method, path: &str) -> ApiError {
         match self {
             Self::NotFound => {
-                let instead = elsewhere::instead_of(&without_idle_slashes(path));
+                let instead = super::not_found::instead_of(&without_idle_slashes(path));
                 let path: String = path.chars().take(200).collect();
                 ApiError::new(ErrorCode::NotFound, format!("There is nothing at '{path}'. {instead}"))
             }

@@ -8,8 +8,9 @@ use emberline_api::completions::{CompletionAnswer, Offsets};
 use emberline_protocol::error::ApiError;
 use emberline_protocol::prompt::PromptToken;
 
-use super::{Count, DONE, Narrator, data, error, max_backlog};
 use crate::relay::{Ending, Limits, Output};
+use crate::response::sse::{DONE, Narrator, data, error, max_backlog};
+use crate::response::usage::Count;
 
 /// Makes the frames of one stream.
 #[derive(Debug)]
@@ -100,9 +101,9 @@ mod tests {
     use emberline_protocol::subject::JobId;
     use serde_json::json;
 
-    use super::super::tests::payload;
     use super::*;
     use crate::relay::PromptLimits;
+    use crate::response::sse::tests::payload;
 
     fn frames(logprobs: Option<u32>, echoes: &[&str]) -> CompletionFrames {
         let limits = Limits { choices: 2, tokens: 9, logprobs, ..Limits::default() };

@@ -4,8 +4,8 @@ use emberline_protocol::error::{ApiError, ErrorCode};
 use emberline_protocol::heartbeat::ModelStatus;
 use http::HeaderMap;
 
-use crate::limits::duration;
-use crate::reply;
+use crate::admission::rate_limit::duration;
+use crate::http::reply;
 
 /// When to come again to a queue of which nobody knows the pace, in milliseconds.
 const UNKNOWN_MS: u64 = 5000;

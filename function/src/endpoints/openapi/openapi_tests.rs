@@ -12,7 +12,7 @@ use emberline_protocol::tools::TextBesideCalls;
 use http::Method;
 
 use super::*;
-use crate::route::Route;
+use crate::endpoints::router::Route;
 
 fn read() -> Value {
     serde_json::from_str(document()).unwrap()

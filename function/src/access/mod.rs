@@ -1,0 +1,3 @@
+//! Who sends a request, and which models they may use.
+
+pub mod caller;

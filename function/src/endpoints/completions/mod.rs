@@ -1,0 +1,3 @@
+//! See [`stream`].
+
+pub mod stream;

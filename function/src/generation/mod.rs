@@ -1,0 +1,4 @@
+//! From a validated request to its jobs.
+
+pub mod job;
+pub mod stored_request;
