@@ -1,5 +1,6 @@
-//! What was read a moment ago: a bounded map whose entries are soon too old.
+//! What was read a moment ago: a bounded map whose entries expire, shared by the requests of an instance.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::hash::Hash;
 
@@ -9,31 +10,33 @@ pub struct Cache<K, V> {
     max_entries: usize,
     max_age_ns: u64,
     /// When each was asked for.
-    entries: HashMap<K, (u64, V)>,
+    entries: RefCell<HashMap<K, (u64, V)>>,
 }
 
 impl<K: Eq + Hash, V: Clone> Cache<K, V> {
     /// An empty cache of values that are believed for `max_age_ns`.
     pub fn new(max_entries: usize, max_age_ns: u64) -> Self {
-        Self { max_entries, max_age_ns, entries: HashMap::new() }
+        Self { max_entries, max_age_ns, entries: RefCell::default() }
     }
 
     /// What was known of `key` at most the maximal age ago.
     pub fn get(&self, key: &K, now_ns: u64) -> Option<V> {
-        let (since, value) = self.entries.get(key)?;
+        let entries = self.entries.try_borrow().ok()?;
+        let (since, value) = entries.get(key)?;
         (now_ns.saturating_sub(*since) < self.max_age_ns).then(|| value.clone())
     }
 
     /// Keeps what was asked for at `asked_ns`: it may have changed since.
-    pub fn put(&mut self, key: K, asked_ns: u64, value: V) {
-        if self.entries.len() >= self.max_entries {
+    pub fn put(&self, key: K, asked_ns: u64, value: V) {
+        let Ok(mut entries) = self.entries.try_borrow_mut() else { return };
+        if entries.len() >= self.max_entries {
             let max_age = self.max_age_ns;
-            self.entries.retain(|_, (since, _)| asked_ns.saturating_sub(*since) < max_age);
+            entries.retain(|_, (since, _)| asked_ns.saturating_sub(*since) < max_age);
         }
-        if self.entries.len() >= self.max_entries {
-            self.entries.clear();
+        if entries.len() >= self.max_entries {
+            entries.clear();
         }
-        self.entries.insert(key, (asked_ns, value));
+        entries.insert(key, (asked_ns, value));
     }
 }
 
@@ -43,7 +46,7 @@ mod tests {
 
     #[test]
     fn values_are_believed_for_a_while() {
-        let mut cache = Cache::new(10, 100);
+        let cache = Cache::new(10, 100);
         cache.put("a", 50, 1);
         assert_eq!((cache.get(&"a", 149), cache.get(&"a", 150), cache.get(&"b", 50)), (Some(1), None, None));
         cache.put("a", 150, 2);
@@ -52,12 +55,12 @@ mod tests {
 
     #[test]
     fn it_is_bounded() {
-        let mut cache = Cache::new(10, 100);
+        let cache = Cache::new(10, 100);
         (0..1000_u64).for_each(|n| cache.put(n, n, ()));
-        assert!(cache.entries.len() <= 10);
+        assert!(cache.entries.borrow().len() <= 10);
         assert!(cache.get(&999, 999).is_some());
-        let mut crowded = Cache::new(10, 100);
+        let crowded = Cache::new(10, 100);
         (0..1000_u64).for_each(|n| crowded.put(n, 0, ()));
-        assert!(crowded.entries.len() <= 10 && crowded.get(&999, 0).is_some());
+        assert!(crowded.entries.borrow().len() <= 10 && crowded.get(&999, 0).is_some());
     }
 }

@@ -5,10 +5,14 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use emberline_api::models::{InvalidAlias, ModelNames};
+use emberline_protocol::error::ApiError;
 use emberline_protocol::key::{InvalidLimit, KeyLimits};
 
 use crate::access::caller::{InvalidKeyHash, KeyHashes};
 use crate::http::cors::{InvalidOrigin, Origins};
+use crate::http::reply::internal_error;
+use crate::nats::NatsEndpoint;
+use crate::platform::{Host, report};
 
 /// Every variable that the function reads; `spin.toml` declares them with their defaults.
 pub const VARIABLES: [&str; 15] = [
@@ -40,27 +44,15 @@ pub const CORS_VARIABLE: &str = "cors_allowed_origins";
 const MAX_TIMEOUT_S: u64 = 24 * 60 * 60;
 /// Most jobs that a model's queue may be given room for.
 const MAX_QUEUE: u64 = 1_000_000;
-/// Longest time that an answer may be kept, in seconds; NATS keeps none for longer than this and
+/// Longest time that an answer may be stored, in seconds; NATS stores none for longer than this and
 /// [`MAX_TIMEOUT_S`] together.
 const MAX_RETENTION_S: u64 = 24 * 60 * 60;
-
-/// Where NATS is and who we are there. Two equal endpoints can share connections.
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub struct Endpoint {
-    /// At least one; those of a cluster are as good as each other. Raw sockets take no names, hence
-    /// no host names here.
-    pub servers: Vec<SocketAddr>,
-    /// User of the function's role; empty for a server without authentication.
-    pub user: String,
-    /// The user's password.
-    pub password: String,
-}
 
 /// All settings, valid.
 #[derive(Clone)]
 pub struct Config {
     /// The NATS servers.
-    pub nats: Endpoint,
+    pub nats: NatsEndpoint,
     /// Keys that may use the API.
     pub keys: KeyHashes,
     /// Limits of keys that have none of their own.
@@ -69,15 +61,15 @@ pub struct Config {
     pub names: ModelNames,
     /// Largest request body.
     pub max_body_bytes: u64,
-    /// How long an answer is of use.
+    /// How many seconds a request may take at most.
     pub request_timeout_s: u64,
-    /// How long a request for a configured model waits for a worker; 0 for not at all.
+    /// How many seconds a request for a configured model waits for a worker; 0 for not at all.
     pub no_worker_wait_s: u64,
-    /// Most jobs of a model that may wait or run.
+    /// Largest number of jobs of a model that may wait or run.
     pub queue_limit: u64,
     /// Whose pages may use the API.
     pub origins: Origins,
-    /// How long after its deadline an answer that can be asked for again is kept at least.
+    /// How many seconds after its deadline an answer that can be asked for again is stored at least.
     pub background_retention_s: u32,
 }
 
@@ -107,7 +99,7 @@ pub enum ConfigError {
 }
 
 impl Config {
-    /// How long an answer is of use.
+    /// How long a request may take at most.
     pub fn request_timeout(&self) -> Duration {
         Duration::from_secs(self.request_timeout_s)
     }
@@ -115,6 +107,23 @@ impl Config {
     /// How long a job may live, in milliseconds.
     pub fn job_life_ms(&self) -> u64 {
         self.request_timeout_s.saturating_mul(1000)
+    }
+
+    /// Reads the settings from the host. What is wrong with them is for the log only.
+    pub async fn read(host: &Host) -> Result<Self, ApiError> {
+        let mut values = BTreeMap::new();
+        for name in VARIABLES {
+            match host.variable(name).await {
+                Ok(value) => {
+                    values.insert(name, value);
+                }
+                Err(error) => report("configuration", format_args!("variable '{name}': {error}")),
+            }
+        }
+        Self::parse(&values).map_err(|error| {
+            report("configuration", error);
+            internal_error()
+        })
     }
 
     /// Reads the values of [`VARIABLES`].
@@ -142,7 +151,7 @@ impl Config {
         };
         let number = |name, max| from(1, name, max);
         Ok(Self {
-            nats: Endpoint {
+            nats: NatsEndpoint {
                 servers,
                 user: get("nats_user")?.to_owned(),
                 password: values

@@ -1,13 +1,13 @@
 //! Emberline's HTTP front: a WebAssembly function for Spin (WASIp3).
 //!
-//! A request passes through these modules, in this order: [`cors`], [`route`], [`config`],
-//! [`auth`], [`body`], [`patience`] (how long does the client wait?), [`models`] (who serves it?),
-//! [`limits`] and [`queue`] (is there room?), [`job`] (what is queued), [`kept`] (if its answer can be asked for
-//! again), [`relay`] (what comes back) and [`sse`], [`responses`], [`piece`] or [`reply`] (how the
-//! client is told). [`openapi`] describes
-//! it all. [`nats`] is the protocol to the
-//! message bus. All of them are free of I/O and are tested natively; `io`, which exists for
-//! wasm only, connects them to sockets, clocks and bodies. Open `io/service.rs` first.
+//! [`service`] takes a request: it finds the endpoint in the table ([`endpoints`]), identifies the sender
+//! ([`access`]), reads the body ([`http`]) and calls the endpoint's handler. A handler that generates text asks for
+//! admission ([`admission`]), queues jobs in NATS ([`generation`], [`nats`]), follows their event logs ([`relay`])
+//! and writes the answer ([`response`]). [`request`] and [`instance`] are what handlers and requests share, and
+//! [`config`] the settings.
+//!
+//! All of this is the same in WebAssembly and natively, where it is tested: what it needs of its host is the trait
+//! [`platform::Platform`], and `wasi`, which exists for WebAssembly only, is its implementation on Spin.
 //!
 //! A panic in one request would end every stream of its instance, so nothing here may panic:
 //! the lints below refuse what could.
@@ -40,9 +40,13 @@ pub mod config;
 pub mod endpoints;
 pub mod generation;
 pub mod http;
+pub mod instance;
 pub mod nats;
+pub mod platform;
 pub mod relay;
+pub mod request;
 pub mod response;
+pub mod service;
 
 #[cfg(target_family = "wasm")]
-mod io;
+mod wasi;

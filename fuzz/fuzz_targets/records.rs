@@ -3,8 +3,8 @@
 #![no_main]
 
 use emberline_function::generation::stored_request;
-use emberline_function::admission::served_models::Served;
-use emberline_function::endpoints::responses::{Query, Story, job_of, response_id};
+use emberline_function::admission::served_models::ServedModels;
+use emberline_function::endpoints::responses::{Query, ResponseState, job_of, response_id};
 use emberline_protocol::job::Job;
 use libfuzzer_sys::fuzz_target;
 
@@ -16,12 +16,12 @@ fuzz_target!(|payload: &[u8]| {
         }
         let id = response_id(&record.job.id);
         assert_eq!(job_of(&id).as_ref(), Some(&record.job.id));
-        if let Some(story) = Story::of(record) {
-            assert_eq!(serde_json::to_value(story.response()).expect("a response is JSON")["id"], id);
+        if let Some(state) = ResponseState::of(record) {
+            assert_eq!(serde_json::to_value(state.response()).expect("a response is JSON")["id"], id);
         }
     }
     let mut skipped = 0;
-    let served = Served::read([payload], |_| skipped += 1);
+    let served = ServedModels::read([payload], |_| skipped += 1);
     assert!(skipped == 0 || served.names().is_empty());
     if let Ok(text) = str::from_utf8(payload) {
         let _ = job_of(text);

@@ -25,7 +25,7 @@ fuzz_target!(|input: (u8, &[u8])| {
         }),
         2 => check(ResponsesRequest::parse(body), |request| {
             queued(&request.generation);
-            survives(&request.outline);
+            survives(&request.spec);
         }),
         3 => check(TokenRequest::parse_tokenize(body), |request| survives::<TokensRequest>(&request.request)),
         4 => {

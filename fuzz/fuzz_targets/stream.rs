@@ -5,16 +5,17 @@
 
 use arbitrary::Arbitrary;
 use emberline_function::relay::{Acceptance, Ending, Limits, Output};
-use emberline_function::endpoints::chat::stream::ChatFrames;
-use emberline_function::endpoints::responses::{Story, Telling};
-use emberline_function::response::sse::{KEEP_ALIVE, Narrator};
-use emberline_function::response::usage::Count;
+use emberline_function::endpoints::chat::stream::ChatStream;
+use emberline_function::endpoints::responses::{ResponseState, ResponseStream};
+use emberline_function::response::ResponseWriter;
+use emberline_function::response::sse::KEEP_ALIVE;
+use emberline_function::response::usage::UsageCounter;
 use emberline_api::answer::Envelope;
 use emberline_api::chat::ChatAnswer;
 use emberline_protocol::event::{FinishReason, TokenLogprob, TokenLogprobs};
 use emberline_protocol::job::ToolChoice;
 use emberline_api::parameters::StreamUsage;
-use emberline_api::responses::Outline;
+use emberline_api::responses::ResponseSpec;
 use emberline_protocol::subject::JobId;
 use emberline_api::token_details::TokenDetails;
 use emberline_protocol::tools::{TextBesideCalls, ToolFormat};
@@ -79,11 +80,11 @@ impl Input<'_> {
     }
 
     /// What reaches a client.
-    fn read(&self, narrator: &mut dyn Narrator, outputs: Vec<Output>) -> Transcript {
-        let mut sent = narrator.begin().concat();
+    fn read(&self, writer: &mut dyn ResponseWriter, outputs: Vec<Output>) -> Transcript {
+        let mut sent = writer.begin().concat();
         for output in outputs {
             sent.extend_from_slice(&KEEP_ALIVE);
-            sent.extend(narrator.tell(output).concat());
+            sent.extend(writer.on_output(output).concat());
         }
         let mut read = Transcript::default();
         for piece in sent.chunks(usize::from(self.piece) + 1) {
@@ -128,7 +129,7 @@ fn chat(input: &Input<'_>, texts: &[&str]) -> Message {
         details: TokenDetails::default(),
     };
     let stream = input.read(
-        &mut ChatFrames::new(answer, Count::new(StreamUsage::Last, &[]), input.limits()),
+        &mut ChatStream::new(answer, UsageCounter::new(StreamUsage::Last, &[]), input.limits()),
         input.outputs(texts),
     );
     assert!(stream.done);
@@ -153,8 +154,8 @@ fn chat(input: &Input<'_>, texts: &[&str]) -> Message {
 /// The events of a response, and those after one of them that was heard before.
 fn response(input: &Input<'_>, text: &str) {
     let tell = |texts: &[&str], heard| {
-        let story = Story::new(JobId::from_random(1), 2, "m".into(), Outline::default());
-        input.read(&mut Telling::new(story, heard, input.limits()), input.outputs(texts))
+        let state = ResponseState::new(JobId::from_random(1), 2, "m".into(), ResponseSpec::default());
+        input.read(&mut ResponseStream::new(state, heard, input.limits()), input.outputs(texts))
     };
     let (cut, whole) = (tell(&input.texts, None), tell(&[text], None));
     assert_eq!(cut.chunks.last(), whole.chunks.last());

@@ -1,4 +1,5 @@
-//! Who may use the API: keys by `Authorization: Bearer`, `X-API-Key` or `api-key`, known by their
+//! Who may use data_encoding::HEXLOWER_PERMISSIVE;
+use the API: keys by `Authorization: Bearer`, `X-API-Key` or `api-key`, known by their
 //! hashes. The configuration lists a few for a first start; the others have a record in the `keys` bucket.
 
 use emberline_api::models::ModelNames;
@@ -14,14 +15,14 @@ use subtle::{Choice, ConstantTimeEq};
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KeyHashes(Vec<[u8; 32]>);
 
-/// The key that a request brings, by its hash.
+/// The key of a request, as its hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Credential([u8; 32]);
 
 /// Who asks, and what they may use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
-    /// The key that they brought.
+    /// Their key.
     pub key: KeyId,
     /// Models that they may use, by the models' own names or by aliases; `None` for all.
     pub models: Option<Vec<String>>,
@@ -50,11 +51,7 @@ impl KeyHashes {
 }
 
 fn decode_hex(text: &str) -> Option<[u8; 32]> {
-    let digits: Option<Vec<u8>> =
-        text.chars().map(|c| c.to_digit(16).and_then(|d| u8::try_from(d).ok())).collect();
-    let (pairs, rest) = digits.as_deref()?.as_chunks::<2>();
-    let bytes: Vec<u8> = pairs.iter().map(|[high, low]| (high << 4) | low).collect();
-    if rest.is_empty() { bytes.try_into().ok() } else { None }
+    HEXLOWER_PERMISSIVE.decode(text.as_bytes()).ok()?.try_into().ok()
 }
 
 impl Credential {

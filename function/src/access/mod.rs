@@ -1,3 +1,4 @@
-//! Who sends a request, and which models they may use.
+//! Who sends a request ([`keys`]), and which models they may use ([`caller`]).
 
 pub mod caller;
+pub mod keys;

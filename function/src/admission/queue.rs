@@ -1,4 +1,4 @@
-//! Whether a model's queue has room, and when to come again if it has none.
+//! Whether a model's queue has room, and when to retry if it has none.
 
 use emberline_protocol::error::{ApiError, ErrorCode};
 use emberline_protocol::heartbeat::ModelStatus;
@@ -7,9 +7,9 @@ use http::HeaderMap;
 use crate::admission::rate_limit::duration;
 use crate::http::reply;
 
-/// When to come again to a queue of which nobody knows the pace, in milliseconds.
+/// When to retry if the pace of the queue is unknown, in milliseconds.
 const UNKNOWN_MS: u64 = 5000;
-/// When to come again at the earliest and at the latest, in milliseconds.
+/// The earliest and the latest time to retry, in milliseconds.
 const EARLIEST_MS: f64 = 1000.0;
 const LATEST_MS: f64 = 60_000.0;
 
@@ -22,12 +22,12 @@ pub struct Backlog {
     pub jobs: u64,
 }
 
-/// Who works off a model's queue: all its workers together.
+/// What all workers of a model can do together.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Workforce {
+pub struct Capacity {
     /// Jobs that run at once.
     pub slots: u64,
-    /// Jobs that end in a second; 0 if nobody knows.
+    /// Completed jobs per second; 0 if that is unknown.
     pub pace: f64,
 }
 
@@ -45,8 +45,8 @@ impl Backlog {
     }
 }
 
-impl Workforce {
-    /// Takes in what one worker says of the model.
+impl Capacity {
+    /// Adds a worker, as its heartbeat describes the model.
     pub fn add(&mut self, status: &ModelStatus) {
         self.slots = self.slots.saturating_add(status.capacity.into());
         self.pace += status.pace.max(0.0);
@@ -65,11 +65,11 @@ impl Workforce {
 }
 
 impl Overload {
-    /// Of a queue that may have so many jobs.
-    pub fn new(backlog: &Backlog, limit: u64, workforce: Workforce) -> Self {
+    /// The overload of a queue that may have `limit` jobs.
+    pub fn new(backlog: &Backlog, limit: u64, capacity: Capacity) -> Self {
         // More are counted for the moment when several requests are refused at the same time.
         let jobs = backlog.jobs.min(limit);
-        let wait_ms = workforce.wait_ms(jobs);
+        let wait_ms = capacity.wait_ms(jobs);
         let message = format!(
             "The queue of the model '{}' is full: {limit} jobs may wait or run, and with this request it \
              would be {}. Try again in {}.",
@@ -80,9 +80,9 @@ impl Overload {
         Self { message, wait_ms }
     }
 
-    /// When to come again.
+    /// Headers that say when to retry.
     pub fn headers(&self) -> HeaderMap {
-        reply::come_again(self.wait_ms)
+        reply::retry_after(self.wait_ms)
     }
 }
 
@@ -100,7 +100,7 @@ mod tests {
     fn overload(jobs: u64, limit: u64, slots: u64, pace: f64) -> Overload {
         let backlog = Backlog { model: "m".into(), jobs };
         assert!(backlog.is_over(limit));
-        Overload::new(&backlog, limit, Workforce { slots, pace })
+        Overload::new(&backlog, limit, Capacity { slots, pace })
     }
 
     #[test]
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_queue_says_its_numbers_and_when_to_come_again() {
+    fn a_full_queue_says_its_numbers_and_when_to_retry() {
         let overload = overload(1001, 1000, 100, 40.0);
         let headers = overload.headers();
         assert_eq!(
@@ -133,7 +133,7 @@ mod tests {
         #[test]
         fn no_numbers_panic_or_ask_for_too_long(jobs in 2..u64::MAX, limit in 1..u64::MAX, slots: u64, pace: f64) {
             let backlog = Backlog { model: "m".into(), jobs };
-            let wait = Overload::new(&backlog, limit, Workforce { slots, pace }).wait_ms;
+            let wait = Overload::new(&backlog, limit, Capacity { slots, pace }).wait_ms;
             prop_assert!((1000..=60_000).contains(&wait), "{wait}");
         }
     }

@@ -1,7 +1,7 @@
-//! Whether a key's limits leave room for a request, and what its answer's headers say of them; how
-//! many jobs its key and its model have, for [`super::queue`].
+//! The windows of a key's rate limits: whether they leave room for a request, and the headers that say so. Also how
+//! many jobs the key and the model have, for [`super::queue`].
 //!
-//! [`Gauge`] says which counters to read and to raise; [`Standing`] is what came of it. The
+//! [`KeyCounters`] says which counters to read and to raise; [`LimitState`] is what came of it. The
 //! counters themselves are in NATS: raising one returns its sum, so that of any number of requests
 //! at once, wherever they are served, exactly as many pass as there is room for.
 
@@ -32,7 +32,7 @@ pub type Sums = BTreeMap<Bucket, i64>;
 
 /// A key's counters at one moment.
 #[derive(Debug, Clone)]
-pub struct Gauge<'a> {
+pub struct KeyCounters<'a> {
     /// The key.
     pub key: &'a KeyId,
     /// Its limits.
@@ -45,7 +45,7 @@ pub struct Gauge<'a> {
     pub job_life_ms: u64,
 }
 
-impl Gauge<'_> {
+impl KeyCounters<'_> {
     fn bucket(&self, counter: Counter, number: u64) -> Bucket {
         Bucket { owner: Owner::Key(self.key.clone()), counter, number }
     }
@@ -66,7 +66,7 @@ impl Gauge<'_> {
         })
     }
 
-    /// What a request raises whose jobs may take so many tokens.
+    /// The increments of a request with `jobs` jobs that may take `tokens` tokens.
     pub fn increments(&self, tokens: u64, jobs: usize) -> Increments {
         let jobs = i64::try_from(jobs).unwrap_or(i64::MAX);
         let tokens = i64::try_from(tokens).unwrap_or(i64::MAX);
@@ -90,7 +90,7 @@ impl Gauge<'_> {
         windows.chain(jobs).collect()
     }
 
-    /// Everything that [`Gauge::standing`] has to know.
+    /// Everything that [`KeyCounters::state`] has to know.
     pub fn buckets(&self) -> BTreeSet<Bucket> {
         let windows = self.windows().flat_map(|(counter, _, _, length)| {
             let number = self.now_ms.checked_div(length).unwrap_or(0);
@@ -119,8 +119,8 @@ impl Gauge<'_> {
         (0..=last).map(move |n| self.slice_of(self.now_ms.saturating_add(n.saturating_mul(slice))))
     }
 
-    /// How the key stands.
-    pub fn standing(&self, sums: &Sums) -> Standing {
+    /// What `sums` say of the key's limits.
+    pub fn state(&self, sums: &Sums) -> LimitState {
         let sum = |bucket: &Bucket| sums.get(bucket).copied().unwrap_or(0);
         let window = |(counter, limit, unit, length): (Counter, u64, Unit, u64)| {
             let number = self.now_ms.checked_div(length).unwrap_or(0);
@@ -139,7 +139,7 @@ impl Gauge<'_> {
             self.slices().map(|slice| count(sum(&bucket(slice)))).fold(0, u64::saturating_add)
         };
         let mut jobs = self.of_jobs().map(all_slices);
-        Standing {
+        LimitState {
             now_ms: self.now_ms,
             windows: self.windows().map(window).collect(),
             jobs_at_once: self.limits.jobs_at_once,
@@ -219,9 +219,9 @@ fn faded(amount: u64, rest: u64, length: u64) -> u64 {
     length.saturating_sub(u64::try_from(covered).unwrap_or(u64::MAX))
 }
 
-/// How a key stands against its limits.
+/// What a key has used of its limits.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Standing {
+pub struct LimitState {
     now_ms: u64,
     windows: Vec<Window>,
     jobs_at_once: Option<u64>,
@@ -229,7 +229,7 @@ pub struct Standing {
     jobs_of_model: u64,
 }
 
-/// A request that is one too many.
+/// A request that exceeds a limit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
     message: String,
@@ -238,9 +238,9 @@ pub struct Refusal {
     never: bool,
 }
 
-impl Standing {
-    /// Whether a request of so many tokens, which is counted already, is within all limits.
-    pub fn judge(&self, tokens: u64) -> Result<(), Refusal> {
+impl LimitState {
+    /// Whether a request that may take `tokens` tokens, and is counted already, is within all limits.
+    pub fn check(&self, tokens: u64) -> Result<(), Refusal> {
         let windows = self.windows.iter().filter(|window| window.used() > window.limit);
         let windows = windows.map(|window| refusal(window, tokens));
         let running = self.jobs_of_key;
@@ -270,7 +270,7 @@ impl Standing {
         self.jobs_of_model
     }
 
-    /// The same without a job of so many tokens that was counted and is taken back.
+    /// The same without a request of `tokens` tokens that was counted and is taken back.
     pub fn without(mut self, tokens: u64) -> Self {
         for window in &mut self.windows {
             let cost = if window.unit == Unit::Tokens { tokens } else { 1 };
@@ -327,7 +327,7 @@ fn refusal(window: &Window, tokens: u64) -> Refusal {
     let cost = if window.unit == Unit::Tokens { tokens } else { 1 };
     let before = window.current.saturating_sub(cost);
     // Other requests may have been counted that are refused like this one: of requests no more than
-    // the limit are ever let in, of tokens more may have been used than were reserved.
+    // the limit are ever admitted, of tokens more may have been used than were reserved.
     let current = if window.unit == Unit::Requests { before.min(window.limit) } else { before };
     let before = Window { current, ..*window };
     let (what, span) = window.words();
@@ -353,9 +353,9 @@ fn refusal(window: &Window, tokens: u64) -> Refusal {
 }
 
 impl Refusal {
-    /// When to come again.
+    /// Headers that say when to retry.
     pub fn headers(&self) -> HeaderMap {
-        let mut headers = reply::come_again(self.wait_ms);
+        let mut headers = reply::retry_after(self.wait_ms);
         if self.never {
             headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
         }

@@ -25,26 +25,26 @@ fn window(limit: u64, previous: u64, current: u64, elapsed: u64) -> Window {
     }
 }
 
-fn gauge<'a>(key: &'a KeyId, limits: &'a KeyLimits, now_ms: u64, job_life_ms: u64) -> Gauge<'a> {
-    Gauge { key, limits, model: Some("m"), now_ms, job_life_ms }
+fn counters<'a>(key: &'a KeyId, limits: &'a KeyLimits, now_ms: u64, job_life_ms: u64) -> KeyCounters<'a> {
+    KeyCounters { key, limits, model: Some("m"), now_ms, job_life_ms }
 }
 
 /// A function instance's side of an admission, against counters that add like NATS's.
 fn admit(sums: &mut Sums, limits: &KeyLimits, now_ms: u64, tokens: u64) -> Result<HeaderMap, Refusal> {
     let key = key();
-    let gauge = gauge(&key, limits, now_ms, 600_000);
-    let increments = gauge.increments(tokens, 1);
+    let counters = counters(&key, limits, now_ms, 600_000);
+    let increments = counters.increments(tokens, 1);
     for (bucket, amount) in &increments {
         *sums.entry(bucket.clone()).or_default() += amount;
     }
-    let standing = gauge.standing(sums);
-    if let Err(refusal) = standing.judge(tokens) {
+    let state = counters.state(sums);
+    if let Err(refusal) = state.check(tokens) {
         for (bucket, amount) in increments {
             *sums.get_mut(&bucket).unwrap() -= amount;
         }
         return Err(refusal);
     }
-    Ok(standing.headers())
+    Ok(state.headers())
 }
 
 fn text<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {
@@ -89,7 +89,7 @@ fn the_window_that_leaves_least_is_told() {
 }
 
 #[test]
-fn a_refusal_says_when_to_come_again() {
+fn a_refusal_says_when_to_retry() {
     let (mut sums, limits) = (Sums::new(), limits("requests_per_minute=2"));
     admit(&mut sums, &limits, NOW, 0).unwrap();
     admit(&mut sums, &limits, NOW, 0).unwrap();
@@ -112,7 +112,7 @@ fn requests_that_are_refused_at_the_same_time_make_the_wait_no_longer() {
 }
 
 #[test]
-fn what_can_never_pass_is_told_not_to_come_again() {
+fn what_can_never_pass_is_told_not_to_retry() {
     let limits = limits("tokens_per_minute=100");
     let refusal = admit(&mut Sums::new(), &limits, NOW, 101).unwrap_err();
     assert_eq!(text(&refusal.headers(), "x-should-retry"), "false");
@@ -136,7 +136,7 @@ fn jobs_are_counted_until_they_end_or_their_deadline_has_passed() {
     let of_key = |(bucket, sum): &(&Bucket, &mut i64)| bucket.counter == Counter::Jobs && **sum == 1;
     *sums.iter_mut().rfind(of_key).unwrap().1 -= 1;
     let (key, now) = (key(), NOW + 675_002);
-    assert_eq!(gauge(&key, &limits, now, 600_000).standing(&sums).jobs_of_key, 1);
+    assert_eq!(counters(&key, &limits, now, 600_000).state(&sums).jobs_of_key, 1);
 }
 
 #[test]
@@ -144,30 +144,30 @@ fn jobs_are_counted_for_every_key_and_for_the_model_of_all() {
     let (mut sums, [ada, bob]) = (Sums::new(), [b"ada", b"bob"].map(|key| KeyId::of_key(key)));
     let unlimited = KeyLimits::default();
     let mut count = |key: &KeyId, model, jobs| {
-        let gauge = Gauge { model: Some(model), ..gauge(key, &unlimited, NOW, 600_000) };
-        for (bucket, amount) in gauge.increments(10, jobs) {
+        let counters = KeyCounters { model: Some(model), ..counters(key, &unlimited, NOW, 600_000) };
+        for (bucket, amount) in counters.increments(10, jobs) {
             *sums.entry(bucket).or_default() += amount;
         }
-        let standing = gauge.standing(&sums);
-        let lanes: Vec<u8> = standing.lanes(jobs).map(u8::from).collect();
-        (lanes, standing.jobs_of_model())
+        let state = counters.state(&sums);
+        let lanes: Vec<u8> = state.lanes(jobs).map(u8::from).collect();
+        (lanes, state.jobs_of_model())
     };
     assert_eq!(count(&ada, "m", 1), (vec![0], 1));
     assert_eq!(count(&ada, "m", 3), (vec![1, 1, 1], 4));
     assert_eq!(count(&bob, "m", 1), (vec![0], 5));
     assert_eq!(count(&ada, "m", 6), (vec![1, 1, 1, 1, 2, 2], 11));
     assert_eq!(count(&bob, "other", 1), (vec![1], 1), "a key's jobs are counted over all models");
-    let outside = Gauge { model: None, ..gauge(&ada, &unlimited, NOW, 600_000) };
+    let outside = KeyCounters { model: None, ..counters(&ada, &unlimited, NOW, 600_000) };
     assert!(outside.buckets().is_empty() && outside.increments(1, 0).is_empty());
 }
 
 #[test]
 fn counters_that_were_lost_count_for_nothing() {
     let (key, limits) = (key(), limits("tokens_per_minute=10,jobs_at_once=1"));
-    let gauge = gauge(&key, &limits, NOW, 1000);
-    let sums = gauge.buckets().into_iter().map(|bucket| (bucket, -5)).collect();
-    assert!(gauge.standing(&sums).judge(0).is_ok());
-    assert_eq!(text(&gauge.standing(&sums).headers(), "x-ratelimit-remaining-tokens"), "10");
+    let counters = counters(&key, &limits, NOW, 1000);
+    let sums = counters.buckets().into_iter().map(|bucket| (bucket, -5)).collect();
+    assert!(counters.state(&sums).check(0).is_ok());
+    assert_eq!(text(&counters.state(&sums).headers(), "x-ratelimit-remaining-tokens"), "10");
 }
 
 #[test]
@@ -212,11 +212,11 @@ proptest! {
             jobs_at_once: Some(limit),
             ..KeyLimits::default()
         });
-        let gauge = gauge(&key, &limits, now, limit);
-        let sums = gauge.buckets().into_iter().chain(gauge.increments(tokens, 1).into_iter().map(|(b, _)| b)).zip(sums).collect();
-        let standing = gauge.standing(&sums);
-        let _ = standing.judge(tokens).map_err(|refusal| refusal.headers());
-        let _ = standing.without(tokens).headers();
+        let counters = counters(&key, &limits, now, limit);
+        let sums = counters.buckets().into_iter().chain(counters.increments(tokens, 1).into_iter().map(|(b, _)| b)).zip(sums).collect();
+        let state = counters.state(&sums);
+        let _ = state.check(tokens).map_err(|refusal| refusal.headers());
+        let _ = state.without(tokens).headers();
     }
 
     /// Requests of instances whose clocks differ, each raising its counters one after the other while
@@ -228,8 +228,8 @@ proptest! {
         let (key, limits) = (key(), limits("jobs_at_once=5"));
         // A slice ends 600 s, the life of a job, after this.
         let change = NOW.next_multiple_of(75_000) - SKEW_MS / 2;
-        let gauges: Vec<_> = clocks.iter().map(|clock| gauge(&key, &limits, change + clock, 600_000)).collect();
-        let mut left: Vec<_> = gauges.iter().map(|gauge| gauge.increments(0, 1).into_iter()).collect();
+        let gauges: Vec<_> = clocks.iter().map(|clock| counters(&key, &limits, change + clock, 600_000)).collect();
+        let mut left: Vec<_> = gauges.iter().map(|counters| counters.increments(0, 1).into_iter()).collect();
         let (mut counters, mut seen) = (Sums::new(), vec![Sums::new(); gauges.len()]);
         let rest = (0..12).cycle().take(12 * 8);
         for instance in order.into_iter().chain(rest) {
@@ -239,18 +239,18 @@ proptest! {
                 seen[instance].insert(bucket, *sum);
             }
         }
-        let passed = gauges.iter().zip(&seen).filter(|(gauge, sums)| gauge.standing(sums).judge(0).is_ok());
+        let passed = gauges.iter().zip(&seen).filter(|(counters, sums)| counters.state(sums).check(0).is_ok());
         prop_assert!(passed.count() <= 5);
     }
 
     #[test]
     fn a_job_is_counted_as_long_as_it_may_run(now in NOW..NOW + 10 * MINUTE, life in 1..86_400_000_u64, later in 0..86_400_000_u64) {
         let (key, limits) = (key(), limits("jobs_at_once=1"));
-        let at = |now_ms| gauge(&key, &limits, now_ms, life);
+        let at = |now_ms| counters(&key, &limits, now_ms, life);
         let sums: Sums = at(now).increments(0, 1).into_iter().collect();
-        let standing = at(now + later).standing(&sums);
-        let running = standing.jobs_of_key;
-        prop_assert_eq!(standing.jobs_of_model(), running);
+        let state = at(now + later).state(&sums);
+        let running = state.jobs_of_key;
+        prop_assert_eq!(state.jobs_of_model(), running);
         let slice = life.div_ceil(8).max(1000);
         if later <= life {
             prop_assert_eq!(running, 1);

@@ -1,21 +1,20 @@
-//! What is served now, by the workers' heartbeats, and how `/v1/models` tells it.
+//! Which models are served, and by how many workers, as their heartbeats say.
 
 use std::collections::BTreeMap;
 
-use emberline_api::models::{Model, ModelList, ModelNames, Readiness};
+use emberline_api::models::{ModelNames, Readiness};
 use emberline_protocol::PROTOCOL_VERSION;
 use emberline_protocol::error::{ApiError, ErrorCode};
 use emberline_protocol::heartbeat::{Heartbeat, ModelState, ServedModel};
 
-use crate::access::caller::Caller;
-use crate::admission::queue::Workforce;
+use super::queue::Capacity;
 use crate::nats::jetstream::bus_unavailable;
 
 /// Models of all workers that take jobs, by name.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Served {
+pub struct ServedModels {
     models: BTreeMap<String, ServedModel>,
-    workforces: BTreeMap<String, Workforce>,
+    capacities: BTreeMap<String, Capacity>,
 }
 
 /// The queue that a job is for.
@@ -36,11 +35,11 @@ impl Destination {
     }
 }
 
-impl Served {
+impl ServedModels {
     /// Reads heartbeats; one that can't be read is reported to `skipped` and counts for nothing.
     pub fn read<'a>(heartbeats: impl IntoIterator<Item = &'a [u8]>, mut skipped: impl FnMut(String)) -> Self {
         let mut models: BTreeMap<String, ServedModel> = BTreeMap::new();
-        let mut workforces: BTreeMap<String, Workforce> = BTreeMap::new();
+        let mut capacities: BTreeMap<String, Capacity> = BTreeMap::new();
         for payload in heartbeats {
             let heartbeat = match serde_json::from_slice::<Heartbeat>(payload) {
                 Ok(heartbeat) if heartbeat.v <= PROTOCOL_VERSION => heartbeat,
@@ -57,7 +56,7 @@ impl Served {
                 continue;
             }
             for status in heartbeat.states.iter().filter(|status| status.state == ModelState::Serving) {
-                workforces.entry(status.name.clone()).or_default().add(status);
+                capacities.entry(status.name.clone()).or_default().add(status);
             }
             for model in heartbeat.models {
                 models
@@ -70,7 +69,7 @@ impl Served {
                     .or_insert(model);
             }
         }
-        Self { models, workforces }
+        Self { models, capacities }
     }
 
     /// Their names.
@@ -78,9 +77,14 @@ impl Served {
         self.models.keys().cloned().collect()
     }
 
-    /// Who works off a model's queue.
-    pub fn workforce(&self, model: &str) -> Workforce {
-        self.workforces.get(model).copied().unwrap_or_default()
+    /// What the workers of a model can do together.
+    pub fn capacity(&self, model: &str) -> Capacity {
+        self.capacities.get(model).copied().unwrap_or_default()
+    }
+
+    /// All of them, by name.
+    pub fn models(&self) -> &BTreeMap<String, ServedModel> {
+        &self.models
     }
 
     /// The model of this name.
@@ -114,43 +118,12 @@ impl Served {
         }
         Ok(Readiness { status: "ready", models: self.names() })
     }
-
-    /// Body of `GET /v1/models`: models, then the aliases that lead to one of them; only what
-    /// `caller` may use.
-    pub fn list(&self, names: &ModelNames, caller: &Caller) -> ModelList {
-        let models = self.models.values().map(|model| (model.name.as_str(), model));
-        let aliases = names.aliases().filter(|(alias, _)| !self.models.contains_key(*alias));
-        let aliases = aliases.filter_map(|(alias, model)| Some((alias, self.models.get(model)?)));
-        let allowed = models.chain(aliases).filter(|(id, _)| caller.may_use(id, names));
-        ModelList { object: "list", data: allowed.map(|(id, model)| entry(id, model)).collect() }
-    }
-
-    /// Body of `GET /v1/models/{id}`.
-    pub fn find(&self, id: &str, names: &ModelNames) -> Result<Model, ApiError> {
-        let model = self.models.get(names.resolve(id));
-        model.map(|model| entry(id, model)).ok_or_else(|| names.not_found(id, &self.names()))
-    }
-}
-
-fn entry(id: &str, model: &ServedModel) -> Model {
-    Model {
-        id: id.to_owned(),
-        object: "model",
-        created: model.created,
-        owned_by: "emberline",
-        root: model.name.clone(),
-        parent: None,
-        permission: [],
-        max_model_len: model.context_length,
-        context_length: model.context_length,
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use emberline_protocol::heartbeat::ModelStatus;
-    use emberline_protocol::key::{KeyId, KeyLimits};
     use serde_json::json;
 
     #[test]
@@ -179,9 +152,9 @@ mod tests {
             ),
             worker(true, vec![status("a", ModelState::Serving, 16, 7.0)]),
         ]);
-        assert_eq!(served.workforce("a"), Workforce { slots: 6, pace: 2.0 });
-        assert_eq!(served.workforce("b"), Workforce { slots: 1, pace: 0.0 });
-        assert_eq!(served.workforce("c"), Workforce::default());
+        assert_eq!(served.capacity("a"), Capacity { slots: 6, pace: 2.0 });
+        assert_eq!(served.capacity("b"), Capacity { slots: 1, pace: 0.0 });
+        assert_eq!(served.capacity("c"), Capacity::default());
     }
 
     fn heartbeat(worker: &str, draining: bool, models: &[(&str, u32)]) -> Vec<u8> {
@@ -204,8 +177,8 @@ mod tests {
         .unwrap()
     }
 
-    fn read(heartbeats: &[Vec<u8>]) -> Served {
-        Served::read(heartbeats.iter().map(Vec::as_slice), |reason| panic!("{reason}"))
+    fn read(heartbeats: &[Vec<u8>]) -> ServedModels {
+        ServedModels::read(heartbeats.iter().map(Vec::as_slice), |reason| panic!("{reason}"))
     }
 
     #[test]
@@ -250,28 +223,7 @@ mod tests {
             String::from_utf8(heartbeat("9", false, &[("z", 1)])).unwrap().replace("\"v\":1", "\"v\":99");
         let all = [b"{}".to_vec(), newer.into_bytes(), heartbeat("1", false, &[("a", 1)])];
         let mut reasons = Vec::new();
-        let served = Served::read(all.iter().map(Vec::as_slice), |reason| reasons.push(reason));
+        let served = ServedModels::read(all.iter().map(Vec::as_slice), |reason| reasons.push(reason));
         assert_eq!((served.names(), reasons.len()), (vec!["a".to_owned()], 2));
-    }
-
-    #[test]
-    fn aliases_are_listed_with_the_model_they_lead_to() {
-        let names = ModelNames::parse("", "primary=a,other=b").unwrap();
-        let served = read(&[heartbeat("1", false, &[("a", 512)])]);
-        let everybody = Caller { key: KeyId::of_key(b""), models: None, limits: KeyLimits::default() };
-        let list = served.list(&names, &everybody);
-        let guest = Caller { models: Some(vec!["primary".into()]), ..everybody };
-        let few: Vec<_> = served.list(&names, &guest).data.into_iter().map(|model| model.id).collect();
-        assert_eq!(few, ["primary"]);
-        let ids: Vec<_> = list.data.iter().map(|model| model.id.as_str()).collect();
-        assert_eq!(ids, ["a", "primary"]);
-        let entry = served.find("primary", &names).unwrap();
-        assert_eq!(
-            serde_json::to_value(&entry).unwrap(),
-            json!({"id": "primary", "object": "model", "created": 7, "owned_by": "emberline", "root": "a",
-                "parent": null, "permission": [], "max_model_len": 512, "context_length": 512})
-        );
-        assert_eq!(list.data[1], entry);
-        assert_eq!(served.find("other", &names).unwrap_err().code, ErrorCode::ModelNotFound);
     }
 }

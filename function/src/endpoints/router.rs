@@ -1,46 +1,25 @@
-//! Which endpoint a request is for.
+//! Which endpoint a request is for, by the table of [`super::ENDPOINTS`].
 //!
-//! Clients differ in what they take for the base of an address: OpenAI's endpoints are found with and
-//! without `/v1`, and slashes too many mean nothing.
+//! Clients differ in what they take for the base of an address: paths that begin with `/v1` are found without it, too,
+//! and superfluous slashes mean nothing.
 
 use std::borrow::Cow;
 
 use emberline_protocol::error::{ApiError, ErrorCode};
 use http::Method;
+use percent_encoding::percent_decode_str;
 
-/// An endpoint.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Route {
-    /// `POST /v1/chat/completions`
-    Chat,
-    /// `POST /v1/responses`
-    Responses,
-    /// `POST /v1/responses/input_tokens`
-    InputTokens,
-    /// `GET` and `DELETE /v1/responses/{id}`
-    Response(String),
-    /// `POST /v1/responses/{id}/cancel`
-    CancelResponse(String),
-    /// `POST /v1/completions`
-    Completions,
-    /// `POST /v1/embeddings`
-    Embeddings,
-    /// `POST /tokenize`
-    Tokenize,
-    /// `POST /detokenize`
-    Detokenize,
-    /// `GET /openapi.json`
-    OpenApi,
-    /// `GET /v1/models`
-    Models,
-    /// `GET /v1/models/{id}`; the id, decoded, may contain slashes.
-    Model(String),
-    /// `GET /health`
-    Health,
-    /// `GET /ready`
-    Ready,
-    /// `GET /version`
-    Version,
+use super::{ENDPOINTS, Endpoint, not_found};
+
+/// Other servers have an endpoint here. It would be a response's id.
+const NOT_AN_ID: &str = "/responses/compact";
+
+/// The endpoint of a request.
+pub struct Route {
+    /// Its entry in the table.
+    pub endpoint: &'static Endpoint,
+    /// The decoded `{id}` of its path; empty if it has none.
+    pub id: String,
 }
 
 /// Why no endpoint answers.
@@ -48,72 +27,64 @@ pub enum Route {
 pub enum RouteError {
     /// Nothing is at this path.
     NotFound,
-    /// The path takes other methods, named here as the `Allow` header wants them.
-    MethodNotAllowed(&'static str),
+    /// The path takes other methods, as the `Allow` header names them.
+    MethodNotAllowed(String),
 }
 
-const GET: &str = "GET, HEAD";
-const GET_DELETE: &str = "GET, HEAD, DELETE";
-const POST: &str = "POST";
-
-impl Route {
-    /// Finds the endpoint at `path` (without query).
-    pub fn find(method: &Method, path: &str) -> Result<Self, RouteError> {
-        let path = &*without_idle_slashes(path);
-        let (route, allow) = match path.strip_prefix("/v1").unwrap_or(path) {
-            "/chat/completions" => (Self::Chat, POST),
-            "/responses" => (Self::Responses, POST),
-            "/responses/input_tokens" => (Self::InputTokens, POST),
-            // It would be a response's id.
-            "/responses/compact" => return Err(RouteError::NotFound),
-            "/completions" => (Self::Completions, POST),
-            "/embeddings" => (Self::Embeddings, POST),
-            "/models" => (Self::Models, GET),
-            below => match path {
-                "/tokenize" => (Self::Tokenize, POST),
-                "/detokenize" => (Self::Detokenize, POST),
-                "/openapi.json" => (Self::OpenApi, GET),
-                "/health" => (Self::Health, GET),
-                "/ready" => (Self::Ready, GET),
-                "/version" => (Self::Version, GET),
-                _ => Self::with_id(below).ok_or(RouteError::NotFound)?,
-            },
-        };
-        if allow.split(", ").any(|allowed| allowed == method.as_str()) {
-            Ok(route)
-        } else {
-            Err(RouteError::MethodNotAllowed(allow))
-        }
+/// Finds the endpoint of `method` at `path` (without query).
+pub fn find(method: &Method, path: &str) -> Result<Route, RouteError> {
+    let path = &*normalized(path);
+    if without_v1(path) == NOT_AN_ID {
+        return Err(RouteError::NotFound);
     }
-
-    /// The endpoint at a path, without `/v1`, that names a thing.
-    fn with_id(path: &str) -> Option<(Self, &'static str)> {
-        let decode = |id: &str| percent_decode(id).filter(|id| !id.is_empty());
-        if let Some(id) = path.strip_prefix("/models/") {
-            return Some((Self::Model(decode(id)?), GET));
+    let exact = |endpoint: &&&Endpoint| matches(endpoint.path, path).is_some_and(|id| id.is_none());
+    // `/responses/input_tokens` is not a response's id.
+    let is_exact = ENDPOINTS.iter().any(|endpoint| exact(&endpoint));
+    let at_path = ENDPOINTS.iter().filter(|endpoint| !is_exact || exact(endpoint));
+    let mut allowed = Vec::new();
+    for endpoint in at_path {
+        let Some(id) = matches(endpoint.path, path) else { continue };
+        let id = id.map_or(Some(String::new()), decode).ok_or(RouteError::NotFound)?;
+        if endpoint.method == *method || endpoint.method == Method::GET && *method == Method::HEAD {
+            return Ok(Route { endpoint, id });
         }
-        let id = path.strip_prefix("/responses/")?;
-        match id.split_once('/') {
-            None => Some((Self::Response(decode(id)?), GET_DELETE)),
-            Some((id, "cancel")) => Some((Self::CancelResponse(decode(id)?), POST)),
-            Some(_) => None,
-        }
+        allowed.push(if endpoint.method == Method::GET { "GET, HEAD" } else { endpoint.method.as_str() });
     }
+    Err(if allowed.is_empty() {
+        RouteError::NotFound
+    } else {
+        RouteError::MethodNotAllowed(allowed.join(", "))
+    })
+}
 
-    /// What an `Idempotency-Key` is counted for, however the path was written.
-    pub fn endpoint(&self) -> &'static str {
-        match self {
-            Self::Chat => "/v1/chat/completions",
-            Self::Completions => "/v1/completions",
-            Self::Responses => "/v1/responses",
-            _ => "",
-        }
+/// Whether `path` has the form of `pattern`; with the text in place of its `{id}`, if it has one.
+fn matches<'a>(pattern: &str, path: &'a str) -> Option<Option<&'a str>> {
+    let (pattern, path) = match pattern.strip_prefix("/v1") {
+        Some(below) => (below, without_v1(path)),
+        None => (pattern, path),
+    };
+    if let Some(beginning) = pattern.strip_suffix("{id*}") {
+        return path.strip_prefix(beginning).map(Some);
     }
+    let Some((beginning, end)) = pattern.split_once("{id}") else {
+        return (path == pattern).then_some(None);
+    };
+    let id = path.strip_prefix(beginning)?.strip_suffix(end)?;
+    (!id.contains('/')).then_some(Some(id))
+}
 
-    /// Whether the endpoint is for holders of a key only.
-    pub fn needs_key(&self) -> bool {
-        !matches!(self, Self::Health | Self::Ready | Self::OpenApi | Self::Version)
+/// Decodes `%XX`; `None` for an empty id, a broken escape, or bytes that are not UTF-8.
+fn decode(id: &str) -> Option<String> {
+    let is_escape =
+        |rest: &str| rest.as_bytes().iter().take(2).filter(|b| b.is_ascii_hexdigit()).count() == 2;
+    if id.is_empty() || !id.split('%').skip(1).all(is_escape) {
+        return None;
     }
+    percent_decode_str(id).decode_utf8().ok().map(Cow::into_owned)
+}
+
+fn without_v1(path: &str) -> &str {
+    path.strip_prefix("/v1").unwrap_or(path)
 }
 
 impl RouteError {
@@ -121,7 +92,7 @@ impl RouteError {
     pub fn into_api(self, method: &Method, path: &str) -> ApiError {
         match self {
             Self::NotFound => {
-                let instead = super::not_found::instead_of(&without_idle_slashes(path));
+                let instead = not_found::instead_of(&normalized(path));
                 let path: String = path.chars().take(200).collect();
                 ApiError::new(ErrorCode::NotFound, format!("There is nothing at '{path}'. {instead}"))
             }
@@ -134,7 +105,7 @@ impl RouteError {
 }
 
 /// The path without a slash at its end, and with one where there are several.
-fn without_idle_slashes(path: &str) -> Cow<'_, str> {
+fn normalized(path: &str) -> Cow<'_, str> {
     let path = path.trim_end_matches('/');
     if !path.contains("//") {
         return if path.is_empty() { "/".into() } else { path.into() };
@@ -143,67 +114,55 @@ fn without_idle_slashes(path: &str) -> Cow<'_, str> {
     format!("/{}", parts.join("/")).into()
 }
 
-/// Decodes `%XX`; nothing for a broken escape or for bytes that are no text.
-fn percent_decode(text: &str) -> Option<String> {
-    let mut bytes = text.bytes();
-    let mut decoded = Vec::with_capacity(text.len());
-    while let Some(byte) = bytes.next() {
-        if byte != b'%' {
-            decoded.push(byte);
-            continue;
-        }
-        let mut digit = || u8::try_from(char::from(bytes.next()?).to_digit(16)?).ok();
-        let (high, low) = (digit()?, digit()?);
-        decoded.push((high << 4) | low);
-    }
-    String::from_utf8(decoded).ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn found(method: &Method, path: &str) -> Result<(&'static str, String), RouteError> {
+        find(method, path).map(|route| (route.endpoint.id, route.id))
+    }
+
     #[test]
     fn every_endpoint_is_found() {
-        for (method, path, route) in [
-            (Method::POST, "/v1/chat/completions", Route::Chat),
-            (Method::POST, "/v1/completions", Route::Completions),
-            (Method::POST, "/v1/embeddings", Route::Embeddings),
-            (Method::POST, "/tokenize", Route::Tokenize),
-            (Method::POST, "/detokenize", Route::Detokenize),
-            (Method::GET, "/openapi.json", Route::OpenApi),
-            (Method::GET, "/v1/models", Route::Models),
-            (Method::HEAD, "/v1/models", Route::Models),
-            (Method::GET, "/v1/models/a", Route::Model("a".into())),
-            (Method::POST, "/v1/responses", Route::Responses),
-            (Method::GET, "/v1/responses/resp_1", Route::Response("resp_1".into())),
-            (Method::DELETE, "/v1/responses/resp_1", Route::Response("resp_1".into())),
-            (Method::POST, "/v1/responses/a/cancel", Route::CancelResponse("a".into())),
-            (Method::GET, "/v1/models/Qwen/Qwen2.5", Route::Model("Qwen/Qwen2.5".into())),
-            (Method::GET, "/v1/models/Qwen%2FQwen2.5%20x", Route::Model("Qwen/Qwen2.5 x".into())),
-            (Method::GET, "/health", Route::Health),
-            (Method::GET, "/ready", Route::Ready),
-            (Method::HEAD, "/version", Route::Version),
-            (Method::POST, "/v1/responses/input_tokens", Route::InputTokens),
+        for (method, path, endpoint, id) in [
+            (Method::POST, "/v1/chat/completions", "createChatCompletion", ""),
+            (Method::POST, "/v1/completions", "createCompletion", ""),
+            (Method::POST, "/v1/embeddings", "createEmbedding", ""),
+            (Method::POST, "/tokenize", "tokenize", ""),
+            (Method::POST, "/detokenize", "detokenize", ""),
+            (Method::GET, "/openapi.json", "openapi", ""),
+            (Method::GET, "/v1/models", "listModels", ""),
+            (Method::HEAD, "/v1/models", "listModels", ""),
+            (Method::GET, "/v1/models/a", "retrieveModel", "a"),
+            (Method::POST, "/v1/responses", "createResponse", ""),
+            (Method::GET, "/v1/responses/resp_1", "retrieveResponse", "resp_1"),
+            (Method::DELETE, "/v1/responses/resp_1", "deleteResponse", "resp_1"),
+            (Method::POST, "/v1/responses/a/cancel", "cancelResponse", "a"),
+            (Method::GET, "/v1/models/Qwen/Qwen2.5", "retrieveModel", "Qwen/Qwen2.5"),
+            (Method::GET, "/v1/models/Qwen%2FQwen2.5%20x", "retrieveModel", "Qwen/Qwen2.5 x"),
+            (Method::GET, "/health", "health", ""),
+            (Method::GET, "/ready", "ready", ""),
+            (Method::HEAD, "/version", "version", ""),
+            (Method::POST, "/v1/responses/input_tokens", "countInputTokens", ""),
             // Without `/v1`, and with slashes too many.
-            (Method::GET, "/models", Route::Models),
-            (Method::GET, "/models/Qwen/Qwen2.5", Route::Model("Qwen/Qwen2.5".into())),
-            (Method::POST, "/chat/completions", Route::Chat),
-            (Method::POST, "/completions/", Route::Completions),
-            (Method::POST, "/responses", Route::Responses),
-            (Method::GET, "/responses/resp_1", Route::Response("resp_1".into())),
-            (Method::POST, "/v1/chat/completions/", Route::Chat),
-            (Method::POST, "//v1//chat/completions", Route::Chat),
-            (Method::GET, "/v1/models//", Route::Models),
-            (Method::GET, "/health/", Route::Health),
+            (Method::GET, "/models", "listModels", ""),
+            (Method::GET, "/models/Qwen/Qwen2.5", "retrieveModel", "Qwen/Qwen2.5"),
+            (Method::POST, "/chat/completions", "createChatCompletion", ""),
+            (Method::POST, "/completions/", "createCompletion", ""),
+            (Method::POST, "/responses", "createResponse", ""),
+            (Method::GET, "/responses/resp_1", "retrieveResponse", "resp_1"),
+            (Method::POST, "/v1/chat/completions/", "createChatCompletion", ""),
+            (Method::POST, "//v1//chat/completions", "createChatCompletion", ""),
+            (Method::GET, "/v1/models//", "listModels", ""),
+            (Method::GET, "/health/", "health", ""),
         ] {
-            assert_eq!(Route::find(&method, path), Ok(route), "{path}");
+            assert_eq!(found(&method, path), Ok((endpoint, id.to_owned())), "{path}");
         }
     }
 
     #[test]
-    fn other_paths_and_methods_are_told_apart() {
+    fn unknown_paths_and_methods_are_refused() {
         for path in [
             "",
             "/",
@@ -216,41 +175,43 @@ mod tests {
             "/v1/responses/compact",
             "/v1/v1/models",
         ] {
-            assert_eq!(Route::find(&Method::GET, path), Err(RouteError::NotFound), "{path}");
+            assert_eq!(found(&Method::GET, path), Err(RouteError::NotFound), "{path}");
         }
-        let wrong = |method, path| Route::find(&method, path).unwrap_err();
-        assert_eq!(wrong(Method::GET, "/v1/chat/completions"), RouteError::MethodNotAllowed(POST));
-        assert_eq!(wrong(Method::POST, "/v1/models/a"), RouteError::MethodNotAllowed(GET));
-        assert_eq!(wrong(Method::DELETE, "/health"), RouteError::MethodNotAllowed(GET));
-        assert_eq!(wrong(Method::GET, "/v1/responses/input_tokens"), RouteError::MethodNotAllowed(POST));
+        let wrong = |method, path| found(&method, path).unwrap_err();
+        let not_allowed = |allow: &str| RouteError::MethodNotAllowed(allow.into());
+        assert_eq!(wrong(Method::GET, "/v1/chat/completions"), not_allowed("POST"));
+        assert_eq!(wrong(Method::POST, "/v1/models/a"), not_allowed("GET, HEAD"));
+        assert_eq!(wrong(Method::DELETE, "/health"), not_allowed("GET, HEAD"));
+        assert_eq!(wrong(Method::GET, "/v1/responses/input_tokens"), not_allowed("POST"));
+        assert_eq!(wrong(Method::POST, "/v1/responses/resp_1"), not_allowed("GET, HEAD, DELETE"));
     }
 
     #[test]
     fn an_endpoint_is_the_same_however_its_path_is_written() {
-        let endpoint = |path| Route::find(&Method::POST, path).unwrap().endpoint();
+        let endpoint = |path| find(&Method::POST, path).ok().unwrap().endpoint.path;
         assert_eq!(endpoint("/chat/completions/"), endpoint("/v1/chat/completions"));
         assert_ne!(endpoint("/v1/completions"), endpoint("/v1/responses"));
     }
 
     #[test]
-    fn whoever_asks_for_what_is_not_here_is_told_what_is() {
-        let told = |path| RouteError::NotFound.into_api(&Method::POST, path);
-        let error = told("/v1//messages/");
+    fn an_unknown_path_gets_a_hint() {
+        let answer = |path| RouteError::NotFound.into_api(&Method::POST, path);
+        let error = answer("/v1//messages/");
         assert!(error.code == ErrorCode::NotFound && error.message.contains("Anthropic"), "{error}");
         assert!(error.message.starts_with("There is nothing at '/v1//messages/'."), "{error}");
-        assert!(told(&"/x".repeat(1000)).message.len() < 400);
+        assert!(answer(&"/x".repeat(1000)).message.len() < 400);
     }
 
     proptest! {
         #[test]
         fn an_encoded_id_comes_back(id in "\\PC{1,20}") {
             let encoded: String = id.bytes().map(|b| format!("%{b:02x}")).collect();
-            prop_assert_eq!(Route::find(&Method::GET, &format!("/v1/models/{encoded}")), Ok(Route::Model(id)));
+            prop_assert_eq!(found(&Method::GET, &format!("/v1/models/{encoded}")), Ok(("retrieveModel", id)));
         }
 
         #[test]
         fn no_path_panics(path in "/v1/models/[%0-9a-zé]{0,12}") {
-            let _ = Route::find(&Method::GET, &path);
+            let _ = find(&Method::GET, &path);
         }
     }
 }

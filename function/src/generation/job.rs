@@ -16,12 +16,12 @@ use crate::relay::Limits;
 /// Room for a job's headers within `max_payload`, which counts them, too.
 const HEADERS: usize = 256;
 
-/// What a request brings along that is not in its body.
+/// What a job has that is not in its request's body.
 #[derive(Debug, Clone)]
-pub struct Occasion {
+pub struct JobContext {
     /// Unix milliseconds.
     pub now_ms: u64,
-    /// How long the answer is of use, in milliseconds.
+    /// How long the client waits for the answer, in milliseconds.
     pub timeout_ms: u64,
     /// Makes the job's id.
     pub id_bits: u128,
@@ -29,28 +29,28 @@ pub struct Occasion {
     pub seed: u64,
     /// Whom it is charged to.
     pub account: Account,
-    /// It goes on though nobody listens, and is kept for so many seconds after its deadline.
+    /// For a job that goes on without a listener: how many seconds after its deadline its answer is stored.
     pub background: Option<u32>,
 }
 
 /// Makes the job for `request`, with the client's seed if it gave one, to be run by any worker that
 /// serves `model`.
-pub fn new_job(request: GenerationRequest, seed: Option<u64>, model: &str, occasion: Occasion) -> Job {
+pub fn new_job(request: GenerationRequest, seed: Option<u64>, model: &str, context: JobContext) -> Job {
     Job {
         v: PROTOCOL_VERSION,
-        id: JobId::from_random(occasion.id_bits),
+        id: JobId::from_random(context.id_bits),
         model: model.to_owned(),
-        created: occasion.now_ms,
-        deadline: occasion.now_ms.saturating_add(occasion.timeout_ms),
+        created: context.now_ms,
+        deadline: context.now_ms.saturating_add(context.timeout_ms),
         request,
-        seed: seed.unwrap_or(occasion.seed),
-        background: occasion.background,
-        account: Some(occasion.account),
+        seed: seed.unwrap_or(context.seed),
+        background: context.background,
+        account: Some(context.account),
     }
 }
 
 /// What a correct worker can answer to `request` at most, if its model has this context.
-pub fn limits(request: &GenerationRequest, context_length: u32) -> Limits {
+pub fn output_limits(request: &GenerationRequest, context_length: u32) -> Limits {
     let tokens = request.max_tokens.unwrap_or(u32::MAX).min(context_length);
     Limits::of(request, tokens)
 }
@@ -109,20 +109,20 @@ pub fn message(job: &Job, max_payload: usize) -> Result<MessageBase, ApiError> {
     Ok(MessageBase { subject, reply_subject: None, headers, payload: Bytes::from(payload) })
 }
 
-/// What is said where nobody waits for the answer any more: to the worker that has the job, and for
-/// whoever takes one that none has, in the job's log. A job that is `kept` has its request's record for
-/// that.
-pub fn farewell(control: &Subject, events: &Subject, kept: bool, taken: bool) -> Vec<MessageBase> {
-    let word = |subject: &Subject, payload: Vec<u8>| MessageBase {
+/// What is published when nobody waits for the answer any more: `cancel` for the worker that has the job, and,
+/// if none has taken it, `withdrawn` in the job's log for the worker that will. A job whose request is `stored`
+/// says that in the stored request.
+pub fn cancel_messages(control: &Subject, events: &Subject, stored: bool, taken: bool) -> Vec<MessageBase> {
+    let message = |subject: &Subject, payload: Vec<u8>| MessageBase {
         subject: subject.clone(),
         reply_subject: None,
         headers: HeaderMap::new(),
         payload: payload.into(),
     };
     let withdrawn = Event { v: PROTOCOL_VERSION, attempt: 0, index: 0, kind: EventKind::Withdrawn };
-    let withdrawn = (!kept && !taken).then(|| serde_json::to_vec(&withdrawn).unwrap_or_default());
+    let withdrawn = (!stored && !taken).then(|| serde_json::to_vec(&withdrawn).unwrap_or_default());
     let cancel = serde_json::to_vec(&Control::Cancel).unwrap_or_default();
-    withdrawn.map(|payload| word(events, payload)).into_iter().chain([word(control, cancel)]).collect()
+    withdrawn.map(|payload| message(events, payload)).into_iter().chain([message(control, cancel)]).collect()
 }
 
 #[cfg(test)]
@@ -135,7 +135,7 @@ mod tests {
     use emberline_protocol::lane::Lane;
     use watermelon_proto::proto::ClientOp;
 
-    fn occasion() -> Occasion {
+    fn context() -> JobContext {
         let account = Account {
             key: KeyId::of_key(b"sk"),
             reserved_tokens: 100,
@@ -143,7 +143,7 @@ mod tests {
             job_counters: Vec::new(),
             lane: Lane::of(9),
         };
-        Occasion { now_ms: 5000, timeout_ms: 600_000, id_bits: 0xabc, seed: 42, account, background: None }
+        JobContext { now_ms: 5000, timeout_ms: 600_000, id_bits: 0xabc, seed: 42, account, background: None }
     }
 
     fn request(max_tokens: Option<u32>) -> GenerationRequest {
@@ -152,20 +152,23 @@ mod tests {
 
     #[test]
     fn a_job_has_a_deadline_and_a_seed() {
-        let job = new_job(request(None), None, "a/b", occasion());
+        let job = new_job(request(None), None, "a/b", context());
         assert_eq!((job.created, job.deadline, job.seed), (5000, 605_000, 42));
         assert_eq!(job.id.as_str(), format!("{:032x}", 0xabc));
         assert_eq!(job.model, "a/b");
-        assert_eq!(new_job(request(None), Some(7), "a", occasion()).seed, 7);
-        let endless = Occasion { timeout_ms: u64::MAX, ..occasion() };
+        assert_eq!(new_job(request(None), Some(7), "a", context()).seed, 7);
+        let endless = JobContext { timeout_ms: u64::MAX, ..context() };
         assert_eq!(new_job(request(None), None, "a", endless).deadline, u64::MAX);
     }
 
     #[test]
     fn an_answer_is_limited_by_the_wish_and_by_the_context() {
-        assert_eq!(limits(&request(None), 100), Limits { choices: 1, tokens: 100, ..Limits::default() });
-        assert_eq!(limits(&request(Some(7)), 100).tokens, 7);
-        assert_eq!(limits(&request(Some(700)), 100).tokens, 100);
+        assert_eq!(
+            output_limits(&request(None), 100),
+            Limits { choices: 1, tokens: 100, ..Limits::default() }
+        );
+        assert_eq!(output_limits(&request(Some(7)), 100).tokens, 7);
+        assert_eq!(output_limits(&request(Some(700)), 100).tokens, 100);
         let all = GenerationRequest {
             n: 16,
             logprobs: Some(3),
@@ -175,11 +178,11 @@ mod tests {
         };
         let prompt = Some(PromptLimits { logprobs: Some(2) });
         assert_eq!(
-            limits(&all, 100),
+            output_limits(&all, 100),
             Limits { choices: 16, tokens: 100, logprobs: Some(3), ids: true, prompt }
         );
         let named = GenerationRequest { logprob_token_ids: vec![1; 40], prompt_logprobs: None, ..all };
-        let limits = limits(&named, 100);
+        let limits = output_limits(&named, 100);
         assert_eq!((limits.logprobs, limits.prompt), (Some(40), Some(PromptLimits { logprobs: None })));
     }
 
@@ -202,7 +205,7 @@ mod tests {
 
     #[test]
     fn the_message_names_job_and_stream() {
-        let job = new_job(request(None), None, "a/b", occasion());
+        let job = new_job(request(None), None, "a/b", context());
         let message = message(&job, 1 << 20).unwrap();
         assert_eq!(message.subject.as_str(), "emberline.jobs.a=2Fb.2");
         assert_eq!(serde_json::from_slice::<Job>(&message.payload).unwrap(), job);
@@ -215,7 +218,7 @@ mod tests {
     fn a_job_that_no_worker_has_is_withdrawn_in_its_log() {
         let (control, events) = (Subject::from_static("c"), Subject::from_static("e"));
         let said = |kept, taken| -> Vec<(String, String)> {
-            let said = farewell(&control, &events, kept, taken).into_iter();
+            let said = cancel_messages(&control, &events, kept, taken).into_iter();
             said.map(|word| (word.subject.to_string(), String::from_utf8(word.payload.to_vec()).unwrap()))
                 .collect()
         };
@@ -229,7 +232,7 @@ mod tests {
 
     #[test]
     fn the_servers_limit_holds_for_the_whole_message() {
-        let job = new_job(request(None), None, "a", occasion());
+        let job = new_job(request(None), None, "a", context());
         let size = serde_json::to_vec(&job).unwrap().len();
         let queued = message(&job, size + HEADERS).unwrap();
         let length = encode(&ClientOp::Publish { message: queued.clone() }).len();

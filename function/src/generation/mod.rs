@@ -1,4 +1,383 @@
-//! From a validated request to its jobs.
+//! From a validated request to its jobs: new ones, or those of an earlier request with the same
+//! `Idempotency-Key`.
+//!
+//! [`begin`] admits a request ([`crate::admission`]), makes its jobs ([`job`]), publishes them and follows their
+//! events ([`job_stream`], and [`job_streams`] for several jobs of one request). Requests whose answer can be asked
+//! for again are stored ([`stored_request`]).
 
 pub mod job;
+pub mod job_stream;
+pub mod job_streams;
+mod reconnecting;
 pub mod stored_request;
+
+use std::time::Duration;
+
+use emberline_api::answer::Envelope;
+use emberline_api::paths::Paths;
+use emberline_api::responses::ResponseSpec;
+use emberline_protocol::PROTOCOL_VERSION;
+use emberline_protocol::error::{ApiError, ErrorCode};
+use emberline_protocol::job::{Account, GenerationRequest, Job};
+use emberline_protocol::stored_request::CancelState;
+use emberline_protocol::subject::JobId;
+use futures::future::{join_all, try_join_all};
+
+use self::job::JobContext;
+use self::job_stream::JobStream;
+use self::job_streams::JobStreams;
+use self::stored_request::{StoredRequest, body_sha256, idempotent_id, store};
+use crate::admission::Admission;
+use crate::admission::served_models::Destination;
+use crate::http::reply;
+use crate::http::request_timeout::RequestTimeout;
+use crate::http::response_headers::ResponseHeaders;
+use crate::nats::bus::Bus;
+use crate::platform::{Host, add_ns};
+use crate::relay::{Acceptance, Limits};
+use crate::request::ClientRequest;
+
+/// How long after its deadline the event log of a stored job is still read.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// What a request wants generated.
+pub struct GenerationSpec<'a> {
+    /// The request's body as it came.
+    pub body: &'a [u8],
+    /// The model as the client wrote it.
+    pub model: String,
+    /// The client's seed, if it gave one.
+    pub seed: Option<u64>,
+    /// One for each job; at least one. All of them have the same limits.
+    pub requests: Vec<GenerationRequest>,
+    /// What a response says besides its output; `None` for other answers.
+    pub response: Option<ResponseSpec>,
+    /// What the body calls the jobs' fields.
+    pub paths: Paths,
+}
+
+/// Jobs that are queued; those of a repeated request may be running or done.
+pub struct Queued {
+    /// The jobs' events.
+    pub jobs: JobStreams,
+    /// The first job.
+    pub first: Job,
+    /// What all jobs together may produce.
+    pub limits: Limits,
+    /// The model as the client wrote it.
+    pub model: String,
+    /// The stored record of the original request, if this is an idempotent retry.
+    pub repeated: Option<Box<StoredRequest>>,
+    /// What this request was charged for, with its jobs, as long as that may have to be given back.
+    charged: Option<(Admission, Vec<Job>)>,
+    /// How long the jobs wait for a worker to start; `None` if one serves the model.
+    worker_wait: Option<Duration>,
+    head_ns: Option<u64>,
+}
+
+/// Jobs that workers have taken.
+pub struct Generation {
+    /// The jobs' events.
+    pub jobs: JobStreams,
+    /// What all jobs together may produce.
+    pub limits: Limits,
+    /// What every chunk of the answer repeats.
+    pub envelope: Envelope,
+    /// What the worker of each job said when it took it; not empty.
+    pub acceptances: Vec<Acceptance>,
+    /// When the head of a whole answer is sent though the rest is not complete, on the monotonic clock; `None` if
+    /// it waits for the end.
+    pub head_ns: Option<u64>,
+}
+
+/// When a request is to be answered, on the monotonic clock.
+#[derive(Clone, Copy)]
+struct Schedule {
+    deadline_ns: u64,
+    head_time: Option<Duration>,
+}
+
+impl Schedule {
+    fn of(request: &ClientRequest) -> Result<Self, ApiError> {
+        let timeout = RequestTimeout::of(&request.headers, request.config.request_timeout())?;
+        let deadline_ns = add_ns(request.arrived_ns, timeout.timeout);
+        Ok(Self { deadline_ns, head_time: timeout.head_time() })
+    }
+
+    /// For an answer that is begun now.
+    fn head_ns(&self, host: &Host) -> Option<u64> {
+        self.head_time.map(|wait| host.after(wait))
+    }
+
+    /// What is left of the time; an error if nothing is.
+    fn left(&self, host: &Host) -> Result<Duration, ApiError> {
+        let left = host.left_until(self.deadline_ns);
+        let message = "The time for this request was over before it could be queued. Give it more time.";
+        (!left.is_zero()).then_some(left).ok_or_else(|| ApiError::new(ErrorCode::Timeout, message))
+    }
+}
+
+/// Queues the jobs of a request and waits until workers have taken them.
+pub async fn begin(
+    request: &ClientRequest,
+    headers: &mut ResponseHeaders,
+    spec: GenerationSpec<'_>,
+) -> Result<Generation, ApiError> {
+    queue(request, headers, spec).await?.accepted(request, headers).await
+}
+
+impl Queued {
+    /// Waits until workers have taken all jobs.
+    pub async fn accepted(
+        mut self,
+        request: &ClientRequest,
+        headers: &mut ResponseHeaders,
+    ) -> Result<Generation, ApiError> {
+        let acceptances = match self.acceptances(request).await {
+            Ok(acceptances) => acceptances,
+            Err(error) => {
+                self.jobs.cancel().await;
+                match self.charged {
+                    Some((admission, jobs)) if error.code == ErrorCode::NoWorker => {
+                        admission.give_back(&request.bus, headers, &jobs).await;
+                    }
+                    charged => charged.into_iter().for_each(|(admission, _)| admission.commit()),
+                }
+                return Err(error);
+            }
+        };
+        self.charged.into_iter().for_each(|(admission, _)| admission.commit());
+        acceptances.iter().for_each(|acceptance| headers.relax(&acceptance.relaxed));
+        let envelope = Envelope {
+            job: self.first.id,
+            created: self.first.created.div_euclid(1000),
+            model: self.model,
+            fingerprint: acceptances.first().map(|first| first.fingerprint.clone()).unwrap_or_default(),
+        };
+        let Self { jobs, limits, head_ns, .. } = self;
+        Ok(Generation { jobs, limits, envelope, acceptances, head_ns })
+    }
+
+    async fn acceptances(&mut self, request: &ClientRequest) -> Result<Vec<Acceptance>, ApiError> {
+        if let Some(wait) = self.worker_wait {
+            if let Some(acceptances) = request.host().within(wait, self.jobs.accepted()).await {
+                return acceptances;
+            }
+            // A worker that has started may be busy with jobs that were queued before.
+            if !self.jobs.are_taken() && request.served().await?.get(&self.first.model).is_none() {
+                let (model, seconds) = (&self.model, wait.as_secs());
+                let message = format!(
+                    "No worker that serves '{model}' started in {seconds} seconds. Try again shortly."
+                );
+                return Err(ApiError::field(ErrorCode::NoWorker, "model", message));
+            }
+        }
+        self.jobs.accepted().await
+    }
+}
+
+/// Queues the jobs of a request, unless a request with the same `Idempotency-Key` has done so.
+pub async fn queue(
+    request: &ClientRequest,
+    headers: &mut ResponseHeaders,
+    spec: GenerationSpec<'_>,
+) -> Result<Queued, ApiError> {
+    let bus = &request.bus;
+    let schedule = Schedule::of(request)?;
+    let idempotency_key = stored_request::idempotency_key(&request.headers)?;
+    let id = idempotency_key.map(|key| idempotent_id(&request.caller.key, request.endpoint, key));
+    if let Some(id) = id
+        && let Some(stored) = store::read(bus, &JobId::from_random(id)).await?
+    {
+        return repeat(request, headers, spec, stored, schedule).await;
+    }
+    let destination = request.destination(&spec.model).await?;
+    let timeout = schedule.left(request.host())?;
+    let (limits, reserved) = expected(&spec, &destination)?;
+    let admitted = request.admitter().admit(headers, &destination.model, &reserved).await;
+    let admission = admitted.map_err(|error| destination.explain(error))?;
+    let jobs = new_jobs(request, &spec, &destination, id, timeout, admission.accounts());
+    let Some(first) = jobs.first().cloned() else {
+        admission.give_back(bus, headers, &[]).await;
+        return Err(reply::internal_error());
+    };
+    let is_background = first.background.is_some();
+    if is_background {
+        let created = create_stored_request(request, &spec, &jobs, limits).await;
+        if !matches!(created, Ok(true)) {
+            // None of these jobs was queued, though those of another request may have their ids.
+            admission.give_back(bus, headers, &[]).await;
+            created?;
+            // Another request was faster, or this one's answer was deleted.
+            let stored = store::read(bus, &first.id).await?.ok_or_else(stored_request::deleted)?;
+            return repeat(request, headers, spec, stored, schedule).await;
+        }
+    }
+    match publish(bus, &jobs, limits, schedule.deadline_ns, &spec.paths).await {
+        Ok(running) => {
+            let limits = stored_request::joined_limits(limits, jobs.len());
+            let charged = if is_background {
+                admission.commit();
+                None
+            } else {
+                Some((admission, jobs))
+            };
+            Ok(Queued {
+                jobs: running,
+                first,
+                limits,
+                model: spec.model,
+                repeated: None,
+                charged,
+                worker_wait: worker_wait(request, destination.context_length.is_some()),
+                head_ns: schedule.head_ns(request.host()),
+            })
+        }
+        Err(error) => {
+            let retry = request.admitter().retry_headers(admission.backlog(), &error).await;
+            admission.give_back(bus, headers, &jobs).await;
+            retry.into_iter().for_each(|retry| headers.set(retry));
+            if is_background {
+                store::withdraw(bus, &first).await;
+            }
+            Err(destination.explain(error))
+        }
+    }
+}
+
+/// How long jobs for a model wait for a worker to start, if none serves it yet and they may wait.
+fn worker_wait(request: &ClientRequest, is_served: bool) -> Option<Duration> {
+    let seconds = request.config.no_worker_wait_s;
+    (!is_served && seconds > 0).then_some(Duration::from_secs(seconds))
+}
+
+/// Stores a new request; whether there was none of its id before.
+async fn create_stored_request(
+    request: &ClientRequest,
+    spec: &GenerationSpec<'_>,
+    jobs: &[Job],
+    limits: Limits,
+) -> Result<bool, ApiError> {
+    let (first, others) = jobs.split_first().ok_or_else(reply::internal_error)?;
+    let stored = StoredRequest {
+        v: PROTOCOL_VERSION,
+        key: request.caller.key.clone(),
+        body_sha256: body_sha256(spec.body),
+        model: spec.model.clone(),
+        job: first.clone(),
+        others: others.to_vec(),
+        max_tokens: limits.tokens,
+        spec: spec.response.clone(),
+        cancel: CancelState::default(),
+    };
+    store::create(&request.bus, &stored).await
+}
+
+/// What each job may produce, and how many tokens are reserved for each.
+fn expected(spec: &GenerationSpec<'_>, destination: &Destination) -> Result<(Limits, Vec<u64>), ApiError> {
+    // The context of a model that no worker serves yet is known to its worker only.
+    let context_length = destination.context_length.unwrap_or(u32::MAX);
+    let first = spec.requests.first().ok_or_else(reply::internal_error)?;
+    let reserved = spec.requests.iter().map(|request| job::reserved_tokens(request, context_length));
+    Ok((job::output_limits(first, context_length), reserved.collect()))
+}
+
+/// The jobs of a new request. The first one's id is made of `id`, if that is given.
+fn new_jobs(
+    request: &ClientRequest,
+    spec: &GenerationSpec<'_>,
+    destination: &Destination,
+    id: Option<u128>,
+    timeout: Duration,
+    accounts: &[Account],
+) -> Vec<Job> {
+    let host = request.host();
+    let is_background = spec.response.as_ref().is_some_and(|response| response.background);
+    let background = (is_background || id.is_some()).then_some(request.config.background_retention_s);
+    let now_ms = host.unix_ms();
+    let jobs = spec.requests.iter().zip(accounts).zip(0_u128..).map(|((wanted, account), number)| {
+        let context = JobContext {
+            now_ms,
+            timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
+            id_bits: id.map_or_else(|| host.random_u128(), |first| first.wrapping_add(number)),
+            seed: host.random_u64(),
+            account: account.clone(),
+            background,
+        };
+        job::new_job(wanted.clone(), spec.seed, &destination.model, context)
+    });
+    jobs.collect()
+}
+
+/// Publishes jobs, all or none.
+async fn publish(
+    bus: &Bus,
+    jobs: &[Job],
+    limits: Limits,
+    deadline_ns: u64,
+    paths: &Paths,
+) -> Result<JobStreams, ApiError> {
+    let published = jobs.iter().map(|job| JobStream::publish(bus, job, limits, deadline_ns));
+    let mut streams = Vec::with_capacity(jobs.len());
+    let mut failure = None;
+    for published in join_all(published).await {
+        match published {
+            Ok(stream) => streams.push(stream),
+            Err(error) => failure = failure.or(Some(error)),
+        }
+    }
+    let streams = JobStreams::new(streams, limits.choices, paths);
+    match failure {
+        None => Ok(streams),
+        Some(error) => {
+            streams.stop().await;
+            Err(error)
+        }
+    }
+}
+
+/// Joins the jobs of the request that this one repeats.
+async fn repeat(
+    request: &ClientRequest,
+    headers: &mut ResponseHeaders,
+    spec: GenerationSpec<'_>,
+    stored: StoredRequest,
+    schedule: Schedule,
+) -> Result<Queued, ApiError> {
+    stored_request::check_repeat(&stored, spec.body)?;
+    // A repeat counts for nothing.
+    request.admitter().set_headers(headers).await;
+    let first = stored.job.clone();
+    let is_served = request.served().await?.get(&first.model).is_some();
+    let (jobs, limits) = join(request, &stored, &spec.paths, true, schedule.deadline_ns).await?;
+    Ok(Queued {
+        jobs,
+        first,
+        limits,
+        model: spec.model,
+        repeated: Some(Box::new(stored)),
+        charged: None,
+        worker_wait: worker_wait(request, is_served),
+        head_ns: schedule.head_ns(request.host()),
+    })
+}
+
+/// Joins stored jobs, until the monotonic clock comes to `deadline_ns`; one that is neither queued nor running
+/// nor done is queued `again`.
+pub async fn join(
+    request: &ClientRequest,
+    stored: &StoredRequest,
+    paths: &Paths,
+    again: bool,
+    deadline_ns: u64,
+) -> Result<(JobStreams, Limits), ApiError> {
+    let host = request.host();
+    let left = Duration::from_millis(stored.job.deadline.saturating_sub(host.unix_ms()));
+    let deadline_ns = host.after(left.saturating_add(GRACE)).min(deadline_ns);
+    let limits = stored_request::output_limits(stored);
+    let all = std::iter::once(&stored.job).chain(&stored.others);
+    let joined = all.map(|job| JobStream::join(&request.bus, job, limits, deadline_ns, again));
+    let streams = try_join_all(joined).await?;
+    let limits_of_all = stored_request::joined_limits(limits, streams.len());
+    Ok((JobStreams::new(streams, limits.choices, paths), limits_of_all))
+}

@@ -1,10 +1,37 @@
-//! What a request body must be before anything reads it: JSON by its type, and not too large.
+//! Reading the body of a request: it must be JSON by its type, not compressed, and not too large.
 
+use bytes::Bytes;
 use emberline_protocol::error::{ApiError, ErrorCode};
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue};
+use http_body_util::BodyExt;
 
-/// Refuses a body that says that it is not JSON; no word counts as JSON.
+use crate::platform::report;
+
+/// Reads a JSON body of at most `max` bytes.
+pub async fn read_json<B>(incoming: &mut B, headers: &HeaderMap, max: u64) -> Result<Vec<u8>, ApiError>
+where
+    B: http_body::Body<Data = Bytes, Error = String> + Unpin,
+{
+    check_type(headers)?;
+    check_encoding(headers)?;
+    check_length(headers, max)?;
+    let mut body = LimitedBody::new(max);
+    while let Some(frame) = incoming.frame().await {
+        let frame = frame.map_err(|error| {
+            report("request body", error);
+            ApiError::new(ErrorCode::InvalidJson, "The body broke off before its end. Send it again.")
+        })?;
+        if let Some(chunk) = frame.data_ref() {
+            body.push(chunk)?;
+        }
+    }
+    let body = body.into_bytes();
+    check_plain(&body)?;
+    Ok(body)
+}
+
+/// Refuses a body whose `Content-Type` is not JSON; without one it counts as JSON.
 pub fn check_type(headers: &HeaderMap) -> Result<(), ApiError> {
     let Some(value) = headers.get(CONTENT_TYPE) else { return Ok(()) };
     let media_type = value.as_bytes().split(|b| *b == b';').next().unwrap_or_default();
@@ -15,7 +42,7 @@ pub fn check_type(headers: &HeaderMap) -> Result<(), ApiError> {
     Err(ApiError::new(ErrorCode::UnsupportedMediaType, message))
 }
 
-/// Refuses a body that says that it is compressed.
+/// Refuses a body whose `Content-Encoding` says that it is compressed.
 pub fn check_encoding(headers: &HeaderMap) -> Result<(), ApiError> {
     let is_plain = |value: &&HeaderValue| {
         let encoding = value.as_bytes().trim_ascii();
@@ -40,7 +67,7 @@ fn compressed(encoding: &str) -> ApiError {
     ApiError::new(ErrorCode::UnsupportedMediaType, message)
 }
 
-/// Refuses a body that says itself that it is too large.
+/// Refuses a body whose `Content-Length` is above `max`.
 pub fn check_length(headers: &HeaderMap, max: u64) -> Result<(), ApiError> {
     let length = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if length.is_some_and(|length| length > max) { Err(too_large(max)) } else { Ok(()) }

@@ -51,8 +51,8 @@ pub fn error(error: &ApiError) -> Response<Bytes> {
     reply
 }
 
-/// Says when to come again.
-pub fn come_again(wait_ms: u64) -> HeaderMap {
+/// Headers that say when to retry.
+pub fn retry_after(wait_ms: u64) -> HeaderMap {
     let wait_ms = wait_ms.max(1);
     HeaderMap::from_iter([(RETRY_AFTER, wait_ms.div_ceil(1000).into()), (RETRY_AFTER_MS, wait_ms.into())])
 }
@@ -64,13 +64,15 @@ pub fn relaxed(relaxed: &Relaxed) -> Option<(HeaderName, HeaderValue)> {
 }
 
 /// The reply to a method that the path does not take.
-pub fn method_not_allowed(allow: &'static str, message: &ApiError) -> Response<Bytes> {
+pub fn method_not_allowed(allow: &str, message: &ApiError) -> Response<Bytes> {
     let mut reply = error(message);
-    reply.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
+    if let Ok(allow) = HeaderValue::from_str(allow) {
+        reply.headers_mut().insert(ALLOW, allow);
+    }
     reply
 }
 
-/// The failure that tells nothing of the inside; the reason belongs into the log.
+/// The error that reveals nothing of the inside; the reason belongs in the log.
 pub fn internal_error() -> ApiError {
     let message = "Something went wrong on our side. The request id helps to find out what.";
     ApiError::new(ErrorCode::InternalError, message)
@@ -101,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_says_when_to_come_again() {
+    fn an_error_says_when_to_retry() {
         let reply = error(&ApiError::new(ErrorCode::NoWorker, "x"));
         assert_eq!(reply.status(), 503);
         assert_eq!(reply.headers()[RETRY_AFTER], "5");

@@ -1,4 +1,4 @@
-//! How long a client waits for its answer, and what it is told by then.
+//! How long a client waits for its answer: `x-request-timeout`.
 
 use std::time::Duration;
 
@@ -14,12 +14,12 @@ const HEAD_TIME: Duration = Duration::from_secs(2);
 
 /// How long a client waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Patience {
+pub struct RequestTimeout {
     /// From the arrival of its request to the end of the answer.
     pub timeout: Duration,
 }
 
-impl Patience {
+impl RequestTimeout {
     /// What the client says, or `most` if it says nothing or more than that.
     pub fn of(headers: &HeaderMap, most: Duration) -> Result<Self, ApiError> {
         let mut values = headers.get_all(X_REQUEST_TIMEOUT).iter();
@@ -57,7 +57,7 @@ mod tests {
         for value in values {
             headers.append(X_REQUEST_TIMEOUT, value.parse().unwrap());
         }
-        Patience::of(&headers, MOST).map(|patience| patience.timeout)
+        RequestTimeout::of(&headers, MOST).map(|patience| patience.timeout)
     }
 
     #[test]
@@ -89,7 +89,7 @@ mod tests {
 
     #[test]
     fn the_head_waits_for_the_end_where_that_is_near() {
-        let head_time = |seconds| Patience { timeout: Duration::from_secs(seconds) }.head_time();
+        let head_time = |seconds| RequestTimeout { timeout: Duration::from_secs(seconds) }.head_time();
         assert_eq!((head_time(15), head_time(16)), (None, Some(HEAD_TIME)));
     }
 

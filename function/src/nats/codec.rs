@@ -13,7 +13,7 @@ const MAX_LINE: usize = 64 * 1024;
 const MAX_MESSAGE: usize = 1024 * 1024;
 const CRLF: &[u8] = b"\r\n";
 
-/// What can't be NATS, or is more than we are ready to hold.
+/// Bytes that are not NATS, or more than the function is ready to hold.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // the messages are the documentation
 pub enum CodecError {
@@ -71,8 +71,8 @@ impl Decoder {
         Ok(Some(decode_frame(&mut frame)?))
     }
 
-    /// Forgets what came too late for whom it was for, and says whether that was all: an
-    /// error or a `PING` is of importance to whoever is next, and so is half a message.
+    /// Drops messages that came too late for the request that they were for, and says whether nothing else is left:
+    /// an error, a `PING` and half a message matter to the next request.
     pub fn discard_stale(&mut self) -> bool {
         loop {
             match self.decode() {

@@ -1,12 +1,12 @@
-//! The first words on a connection: is this server one that Emberline runs on, and who are we?
+//! The beginning of a connection: whether Emberline can run on the server, and `CONNECT` with our user.
 
 use emberline_protocol::subject::{MIN_NATS_VERSION, is_supported_nats};
 use watermelon_proto::proto::ClientOp;
 use watermelon_proto::{Connect, NonStandardConnect, ServerInfo};
 
-use crate::config::Endpoint;
+use crate::nats::NatsEndpoint;
 
-/// A server that can't carry Emberline.
+/// Why Emberline can't run on a server.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)] // the messages are the documentation
 pub enum Unsuitable {
@@ -26,7 +26,7 @@ pub enum Unsuitable {
     LameDuck,
 }
 
-/// Whether the server behind `info` will do.
+/// Whether Emberline can run on the server that sent `info`.
 pub fn check(info: &ServerInfo) -> Result<(), Unsuitable> {
     if !is_supported_nats(&info.version) {
         return Err(Unsuitable::TooOld { version: info.version.clone() });
@@ -41,7 +41,7 @@ pub fn check(info: &ServerInfo) -> Result<(), Unsuitable> {
 }
 
 /// What we answer to `INFO`.
-pub fn connect(endpoint: &Endpoint) -> ClientOp {
+pub fn connect(endpoint: &NatsEndpoint) -> ClientOp {
     let given = |text: &String| Some(text.clone()).filter(|text| !text.is_empty());
     let connect = Connect {
         verbose: false,
@@ -115,12 +115,12 @@ mod tests {
 
     #[test]
     fn we_say_who_we_are() {
-        let mut endpoint = Endpoint {
+        let mut endpoint = NatsEndpoint {
             servers: vec!["127.0.0.1:4222".parse().unwrap()],
             user: "function".into(),
             password: "p\"w".into(),
         };
-        let json = |endpoint: &Endpoint| -> serde_json::Value {
+        let json = |endpoint: &NatsEndpoint| -> serde_json::Value {
             let bytes = encode(&connect(endpoint));
             serde_json::from_slice(bytes.strip_prefix(b"CONNECT ").unwrap()).unwrap()
         };

@@ -40,7 +40,7 @@ pub enum PublishError {
     Refused {
         /// JetStream's own error code.
         code: u32,
-        /// JetStream's words.
+        /// JetStream's description.
         description: String,
     },
     /// The reply is no acknowledgement.
@@ -66,7 +66,7 @@ impl From<&PublishError> for ApiError {
     }
 }
 
-/// The failure of NATS, as the client will see it; the reason belongs into the log.
+/// The failure of NATS, as the client will see it; the reason belongs in the log.
 pub fn bus_unavailable() -> ApiError {
     ApiError::new(
         ErrorCode::BusUnavailable,
@@ -222,7 +222,7 @@ impl Batch {
         self.stored.into_iter().map(|(_, payload)| payload).collect()
     }
 
-    /// The same with the subjects of those that tell them.
+    /// The same with the subjects of those that have one.
     pub fn into_entries(self) -> impl Iterator<Item = (String, Bytes)> {
         self.stored.into_iter().filter_map(|(subject, payload)| Some((subject?, payload)))
     }

@@ -26,12 +26,12 @@ impl<E: PartialEq + Clone> Servers<E> {
         (0..count).filter_map(move |n| n.saturating_add(first).checked_rem(count))
     }
 
-    /// A server has let us in.
+    /// A server has accepted a connection.
     pub fn worked(&mut self, endpoint: &E, server: usize) {
         *self = Self { endpoint: Some(endpoint.clone()), first: server, rest_until_ns: 0 };
     }
 
-    /// No server lets us in, or the one that did has stopped to answer.
+    /// No server accepts a connection, or the one that did has stopped to answer.
     pub fn failed(&mut self, endpoint: &E, now_ns: u64) {
         let first = if self.knows(endpoint) { self.first.saturating_add(1) } else { 0 };
         let rest_until_ns = now_ns.saturating_add(REST_NS);

@@ -1,12 +1,11 @@
-//! An answer as server-sent events. Each frame is to be written at once: some clients split on
-//! reads.
+//! Server-sent events. Each frame is to be sent at once: some clients split on reads.
 
 use bytes::Bytes;
 use emberline_api::error::ErrorBody;
 use emberline_protocol::error::ApiError;
 use emberline_protocol::prompt::MAX_PROMPT_LOGPROBS;
 
-use crate::relay::{Limits, Output};
+use crate::relay::Limits;
 
 /// Bytes that a frame takes for one token, and for what does not depend on tokens.
 const FRAME_BYTES: usize = 4096;
@@ -14,38 +13,13 @@ const FRAME_BYTES: usize = 4096;
 const LOGPROB_BYTES: usize = 256;
 /// Bytes that the ids of a prompt take at most, about.
 const PROMPT_IDS_BYTES: usize = 1024 * 1024;
-/// Most bytes that wait for one client, whatever it asked for: its instance serves others, too.
+/// Largest number of bytes that wait for one client: its instance serves others, too.
 const MAX_BACKLOG: usize = 64 * 1024 * 1024;
 
 /// Ends a stream that is complete.
 pub const DONE: Bytes = Bytes::from_static(b"data: [DONE]\n\n");
-/// Says, in a comment that clients skip, that the stream lives.
+/// A comment, which clients skip: shows that the stream is alive.
 pub const KEEP_ALIVE: Bytes = Bytes::from_static(b": keep-alive\n\n");
-
-/// Makes the frames of one stream, as its endpoint has them.
-pub trait Narrator {
-    /// What is sent before the relay tells anything.
-    fn begin(&mut self) -> Vec<Bytes>;
-
-    /// What is sent for what the relay tells.
-    fn tell(&mut self, output: Output) -> Vec<Bytes>;
-
-    /// What is sent last if the relay itself fails.
-    fn interrupt(&mut self, error: &ApiError) -> Vec<Bytes>;
-
-    /// What is sent when there has been nothing to tell for a while.
-    fn keep_alive(&self) -> Bytes {
-        KEEP_ALIVE
-    }
-
-    /// Why the transfer is to end as a broken one, for an answer that can't tell of failures itself.
-    fn broken_off(&self) -> Option<&ApiError> {
-        None
-    }
-
-    /// How many bytes of frames a client may leave unread.
-    fn max_backlog(&self) -> usize;
-}
 
 /// How many bytes of frames a client may leave unread: all of its answer, within reason.
 pub fn max_backlog(limits: Limits) -> usize {
@@ -56,11 +30,11 @@ pub fn max_backlog(limits: Limits) -> usize {
     tokens.saturating_add(16).saturating_mul(frame).saturating_add(prompt_bytes(limits)).min(MAX_BACKLOG)
 }
 
-/// Bytes that a stream takes at most, about, for what it tells of its prompts.
+/// Largest number of bytes, about, that a stream takes for its prompts' tokens.
 fn prompt_bytes(limits: Limits) -> usize {
     let scores = usize::try_from(MAX_PROMPT_LOGPROBS).unwrap_or(usize::MAX).saturating_mul(LOGPROB_BYTES);
     let each = limits.prompt.map_or(0, |prompt| prompt.logprobs.map_or(PROMPT_IDS_BYTES, |_| scores));
-    // Each choice of a text completion tells of its prompt.
+    // Each choice of a text completion repeats its prompt.
     each.saturating_mul(usize::try_from(limits.choices).unwrap_or(usize::MAX))
 }
 
@@ -81,7 +55,7 @@ pub(crate) mod tests {
     use emberline_protocol::error::ErrorCode;
     use serde_json::Value;
 
-    pub(super) fn payload(frame: &Bytes) -> Value {
+    pub(crate) fn payload(frame: &Bytes) -> Value {
         let text = str::from_utf8(frame).unwrap();
         let json = text.strip_prefix("data: ").unwrap().strip_suffix("\n\n").unwrap();
         assert!(!json.contains('\n'));

@@ -1,17 +1,17 @@
-//! What a stream tells of usage.
+//! The token counts in the chunks of a stream.
 
 use emberline_api::answer::ChunkUsage;
 use emberline_api::parameters::StreamUsage;
 use emberline_protocol::event::{Acceptance, Usage};
 
-/// Counts the tokens that a stream has told of.
+/// Counts the tokens of a stream's chunks.
 #[derive(Debug, Clone, Copy)]
-pub struct Count {
+pub struct UsageCounter {
     when: StreamUsage,
     so_far: Usage,
 }
 
-impl Count {
+impl UsageCounter {
     /// For an answer to these prompts.
     pub fn new(when: StreamUsage, prompts: &[Acceptance]) -> Self {
         let usage = |prompt: &Acceptance| Usage {
@@ -22,12 +22,12 @@ impl Count {
         Self { when, so_far: prompts.iter().map(usage).fold(Usage::default(), Usage::and) }
     }
 
-    /// So many more tokens have been written.
+    /// Adds tokens that were written.
     pub fn add(&mut self, completion_tokens: u32) {
         self.so_far = self.so_far.and(Usage { completion_tokens, ..Usage::default() });
     }
 
-    /// What a chunk says that has a part of the answer.
+    /// What a chunk with a part of the answer says.
     pub fn of_chunk(&self) -> ChunkUsage {
         match self.when {
             StreamUsage::Never => ChunkUsage::Absent,
@@ -36,8 +36,8 @@ impl Count {
         }
     }
 
-    /// Whether a last chunk tells of usage alone.
-    pub fn is_told_last(&self) -> bool {
+    /// Whether the last chunk has the usage and nothing else.
+    pub fn has_last_chunk(&self) -> bool {
         self.when != StreamUsage::Never
     }
 }
@@ -50,7 +50,7 @@ mod tests {
     fn a_chunk_counts_what_was_told_so_far_where_that_is_asked_for() {
         let prompt = |prompt_tokens| Acceptance { prompt_tokens, cached_tokens: 1, ..Acceptance::default() };
         let prompts = [prompt(3), prompt(4)];
-        let mut count = Count::new(StreamUsage::Always, &prompts);
+        let mut count = UsageCounter::new(StreamUsage::Always, &prompts);
         let counts = |completion_tokens| {
             ChunkUsage::Counts(Usage { prompt_tokens: 7, cached_tokens: 2, completion_tokens })
         };
@@ -58,7 +58,7 @@ mod tests {
         count.add(2);
         count.add(1);
         assert_eq!(count.of_chunk(), counts(3));
-        assert_eq!(Count::new(StreamUsage::Last, &prompts).of_chunk(), ChunkUsage::Null);
-        assert_eq!(Count::new(StreamUsage::Never, &prompts).of_chunk(), ChunkUsage::Absent);
+        assert_eq!(UsageCounter::new(StreamUsage::Last, &prompts).of_chunk(), ChunkUsage::Null);
+        assert_eq!(UsageCounter::new(StreamUsage::Never, &prompts).of_chunk(), ChunkUsage::Absent);
     }
 }

@@ -1,4 +1,4 @@
-//! OpenAI's responses: reading requests, and what a response is. It is told by the function.
+//! OpenAI's responses: reading requests, and the types of a response. The function writes it.
 //!
 //! What is said of parameters in [`crate::chat`] holds here, too.
 
@@ -39,14 +39,14 @@ pub struct ResponsesRequest {
     /// The client's seed, if it gave one.
     pub seed: Option<u64>,
     /// What the response will say besides its output.
-    pub outline: Outline,
+    pub spec: ResponseSpec,
     /// What to generate.
     pub generation: GenerationRequest,
 }
 
-/// What a response says besides its output.
+/// What a response says besides its output, as its request has it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Outline {
+pub struct ResponseSpec {
     /// It runs to its end though nobody listens.
     pub background: bool,
     /// What it returns of its request.
@@ -108,9 +108,9 @@ impl ResponsesRequest {
             sampling,
             ..GenerationRequest::default()
         };
-        let outline = Outline { background, echo, paths, relaxed };
+        let spec = ResponseSpec { background, echo, paths, relaxed };
         let seed = body.seed.map(|Seed(seed)| seed);
-        Ok(Self { model: body.model, stream, seed, outline, generation })
+        Ok(Self { model: body.model, stream, seed, spec, generation })
     }
 }
 

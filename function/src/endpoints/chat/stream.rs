@@ -9,21 +9,22 @@ use emberline_protocol::prompt::PromptToken;
 use emberline_protocol::tools::{Piece, ToolCallReader};
 
 use crate::relay::{Ending, Limits, Output};
-use crate::response::sse::{DONE, Narrator, data, error, max_backlog};
-use crate::response::usage::Count;
+use crate::response::ResponseWriter;
+use crate::response::sse::{DONE, data, error, max_backlog};
+use crate::response::usage::UsageCounter;
 
-/// Makes the frames of one stream.
+/// Writes the chunks of one stream.
 #[derive(Debug)]
-pub struct ChatFrames {
+pub struct ChatStream {
     answer: ChatAnswer,
-    count: Count,
+    usage: UsageCounter,
     limits: Limits,
-    choices: Vec<Choice>,
+    choices: Vec<ChatChoice>,
 }
 
 /// What is on its way of one choice.
 #[derive(Debug)]
-struct Choice {
+struct ChatChoice {
     /// If the text may have calls of functions.
     reader: Option<ToolCallReader>,
     /// Of tokens whose text the reader holds back, if they are asked for.
@@ -32,26 +33,26 @@ struct Choice {
     ids: Option<Vec<u32>>,
 }
 
-impl Choice {
+impl ChatChoice {
     fn holds_tokens(&self) -> bool {
         self.logprobs.as_ref().is_some_and(|tokens| !tokens.is_empty())
             || self.ids.as_ref().is_some_and(|ids| !ids.is_empty())
     }
 }
 
-impl ChatFrames {
+impl ChatStream {
     /// Frames for an answer within `limits`, whose tokens are counted.
-    pub fn new(answer: ChatAnswer, count: Count, limits: Limits) -> Self {
-        let choice = |_| Choice {
+    pub fn new(answer: ChatAnswer, usage: UsageCounter, limits: Limits) -> Self {
+        let choice = |_| ChatChoice {
             reader: answer.call_reader(),
             logprobs: limits.logprobs.map(|_| Vec::new()),
             ids: limits.ids.then(Vec::new),
         };
         let choices = (0..limits.choices).map(choice).collect();
-        Self { answer, count, limits, choices }
+        Self { answer, usage, limits, choices }
     }
 
-    fn choice(&mut self, choice: u32) -> Option<&mut Choice> {
+    fn choice(&mut self, choice: u32) -> Option<&mut ChatChoice> {
         usize::try_from(choice).ok().and_then(|choice| self.choices.get_mut(choice))
     }
 
@@ -109,13 +110,13 @@ impl ChatFrames {
     }
 
     /// How each choice begins: with its role, and what is put before the answer. The very first chunk also
-    /// has the `prompt`, if that is told.
+    /// has the `prompt`, if that is asked for.
     fn opening(&self, prompt: Option<&[PromptToken]>) -> Vec<Bytes> {
         let none = ChunkTokens::default();
         let mut frames = Vec::new();
         for (choice, _) in (0..).zip(&self.choices) {
             frames.push(match prompt {
-                Some(prompt) if choice == 0 => data(&self.answer.first_chunk(prompt, self.count.of_chunk())),
+                Some(prompt) if choice == 0 => data(&self.answer.first_chunk(prompt, self.usage.of_chunk())),
                 _ => self.chunk(choice, Delta::Role, none),
             });
             let echo = self.answer.echo.as_deref().filter(|echo| !echo.is_empty());
@@ -125,33 +126,33 @@ impl ChatFrames {
     }
 
     fn chunk(&self, choice: u32, delta: Delta<'_>, tokens: ChunkTokens<'_>) -> Bytes {
-        data(&self.answer.chunk(choice, delta, tokens, self.count.of_chunk()))
+        data(&self.answer.chunk(choice, delta, tokens, self.usage.of_chunk()))
     }
 }
 
-impl Narrator for ChatFrames {
+impl ResponseWriter for ChatStream {
     fn begin(&mut self) -> Vec<Bytes> {
         if self.limits.prompt.is_some() { Vec::new() } else { self.opening(None) }
     }
 
-    fn tell(&mut self, output: Output) -> Vec<Bytes> {
+    fn on_output(&mut self, output: Output) -> Vec<Bytes> {
         match output {
             Output::Accepted(_) => Vec::new(),
             Output::Prompt { tokens, .. } => self.opening(Some(&tokens)),
             Output::Text { choice, text, logprobs, ids, tokens } => {
-                self.count.add(tokens);
+                self.usage.add(tokens);
                 self.text(choice, text, logprobs, ids)
             }
             Output::Finish { choice, reason } => self.finish(choice, reason),
             Output::Done(Ending { usage, .. }) => {
-                let usage = self.count.is_told_last().then(|| data(&self.answer.usage_chunk(&usage)));
+                let usage = self.usage.has_last_chunk().then(|| data(&self.answer.usage_chunk(&usage)));
                 usage.into_iter().chain([DONE]).collect()
             }
             Output::Failed(failure) => vec![error(&failure)],
         }
     }
 
-    fn interrupt(&mut self, failure: &ApiError) -> Vec<Bytes> {
+    fn on_error(&mut self, failure: &ApiError) -> Vec<Bytes> {
         vec![error(failure)]
     }
 

@@ -9,47 +9,48 @@ use emberline_protocol::error::ApiError;
 use emberline_protocol::prompt::PromptToken;
 
 use crate::relay::{Ending, Limits, Output};
-use crate::response::sse::{DONE, Narrator, data, error, max_backlog};
-use crate::response::usage::Count;
+use crate::response::ResponseWriter;
+use crate::response::sse::{DONE, data, error, max_backlog};
+use crate::response::usage::UsageCounter;
 
-/// Makes the frames of one stream.
+/// Writes the chunks of one stream.
 #[derive(Debug)]
-pub struct CompletionFrames {
+pub struct CompletionStream {
     answer: CompletionAnswer,
-    count: Count,
+    usage: UsageCounter,
     /// Of each choice: what its text begins with.
     echoes: Vec<String>,
     limits: Limits,
     offsets: Vec<Offsets>,
 }
 
-impl CompletionFrames {
+impl CompletionStream {
     /// Frames for an answer within `limits`; each choice begins with its entry of `echoes`, if there
     /// is one.
-    pub fn new(answer: CompletionAnswer, count: Count, limits: Limits, echoes: Vec<String>) -> Self {
+    pub fn new(answer: CompletionAnswer, usage: UsageCounter, limits: Limits, echoes: Vec<String>) -> Self {
         let offsets = (0..limits.choices).map(|_| Offsets::default()).collect();
-        Self { answer, count, echoes, limits, offsets }
+        Self { answer, usage, echoes, limits, offsets }
     }
 
     fn text(&mut self, choice: u32, text: &str, tokens: ChunkTokens<'_>) -> Option<Bytes> {
         let offsets = usize::try_from(choice).ok().and_then(|choice| self.offsets.get_mut(choice))?;
-        Some(data(&self.answer.text(choice, text, tokens, offsets, self.count.of_chunk())))
+        Some(data(&self.answer.text(choice, text, tokens, offsets, self.usage.of_chunk())))
     }
 
-    /// How the choices begin that follow a prompt which is told.
+    /// The first chunks of the choices that follow a prompt whose tokens are asked for.
     fn prompt(&mut self, choices: Range<u32>, tokens: &[PromptToken]) -> Vec<Bytes> {
         let mut frames = Vec::new();
         for choice in choices {
             let index = usize::try_from(choice).unwrap_or(usize::MAX);
             let Some(offsets) = self.offsets.get_mut(index) else { break };
             let echo = self.echoes.get(index).map_or("", String::as_str);
-            frames.push(data(&self.answer.first(choice, echo, tokens, offsets, self.count.of_chunk())));
+            frames.push(data(&self.answer.first(choice, echo, tokens, offsets, self.usage.of_chunk())));
         }
         frames
     }
 }
 
-impl Narrator for CompletionFrames {
+impl ResponseWriter for CompletionStream {
     fn begin(&mut self) -> Vec<Bytes> {
         if self.limits.prompt.is_some() {
             return Vec::new();
@@ -59,29 +60,29 @@ impl Narrator for CompletionFrames {
         echoes.filter_map(|(choice, echo)| self.text(choice, echo, ChunkTokens::default())).collect()
     }
 
-    fn tell(&mut self, output: Output) -> Vec<Bytes> {
+    fn on_output(&mut self, output: Output) -> Vec<Bytes> {
         match output {
             Output::Accepted(_) => Vec::new(),
             Output::Prompt { first, choices, tokens } => {
                 self.prompt(first..first.saturating_add(choices), &tokens)
             }
             Output::Text { choice, text, logprobs, ids, tokens: count } => {
-                self.count.add(count);
+                self.usage.add(count);
                 let tokens = ChunkTokens { logprobs: logprobs.as_deref(), ids: ids.as_deref() };
                 self.text(choice, &text, tokens).into_iter().collect()
             }
             Output::Finish { choice, reason } => {
-                vec![data(&self.answer.finish(choice, reason, self.count.of_chunk()))]
+                vec![data(&self.answer.finish(choice, reason, self.usage.of_chunk()))]
             }
             Output::Done(Ending { usage, .. }) => {
-                let usage = self.count.is_told_last().then(|| data(&self.answer.usage(&usage)));
+                let usage = self.usage.has_last_chunk().then(|| data(&self.answer.usage(&usage)));
                 usage.into_iter().chain([DONE]).collect()
             }
             Output::Failed(failure) => vec![error(&failure)],
         }
     }
 
-    fn interrupt(&mut self, failure: &ApiError) -> Vec<Bytes> {
+    fn on_error(&mut self, failure: &ApiError) -> Vec<Bytes> {
         vec![error(failure)]
     }
 
@@ -105,17 +106,17 @@ mod tests {
     use crate::relay::PromptLimits;
     use crate::response::sse::tests::payload;
 
-    fn frames(logprobs: Option<u32>, echoes: &[&str]) -> CompletionFrames {
+    fn frames(logprobs: Option<u32>, echoes: &[&str]) -> CompletionStream {
         let limits = Limits { choices: 2, tokens: 9, logprobs, ..Limits::default() };
         frames_within(limits, TokenDetails { logprobs, ..TokenDetails::default() }, echoes)
     }
 
-    fn frames_within(limits: Limits, details: TokenDetails, echoes: &[&str]) -> CompletionFrames {
+    fn frames_within(limits: Limits, details: TokenDetails, echoes: &[&str]) -> CompletionStream {
         let job = JobId::from_random(1);
         let envelope = Envelope { job, created: 2, model: "m".into(), fingerprint: "fp".into() };
         let echoes = echoes.iter().map(|&echo| echo.to_owned()).collect();
-        let count = Count::new(StreamUsage::Last, &[]);
-        CompletionFrames::new(CompletionAnswer { envelope, details }, count, limits, echoes)
+        let count = UsageCounter::new(StreamUsage::Last, &[]);
+        CompletionStream::new(CompletionAnswer { envelope, details }, count, limits, echoes)
     }
 
     #[test]
@@ -126,7 +127,7 @@ mod tests {
         assert_eq!(opening.len(), 1);
         let part = |text: &str, finish: Option<&str>| json!({"text": text, "index": 0, "logprobs": null, "finish_reason": finish});
         assert_eq!(choice(&opening[0]), part("Once", None));
-        let text = frames.tell(Output::Text {
+        let text = frames.on_output(Output::Text {
             choice: 0,
             text: " upon".into(),
             logprobs: None,
@@ -134,9 +135,9 @@ mod tests {
             tokens: 1,
         });
         assert_eq!(choice(&text[0]), part(" upon", None));
-        let finish = frames.tell(Output::Finish { choice: 0, reason: FinishReason::Stop });
+        let finish = frames.on_output(Output::Finish { choice: 0, reason: FinishReason::Stop });
         assert_eq!(choice(&finish[0]), part("", Some("stop")));
-        let end = frames.tell(Output::Done(Ending::default()));
+        let end = frames.on_output(Output::Done(Ending::default()));
         assert_eq!(payload(&end[0])["object"], "text_completion");
         assert_eq!(end[1], DONE);
     }
@@ -162,7 +163,7 @@ mod tests {
         let score = |logprob| Some(PromptScore { logprob, rank: 1, top: Vec::new() });
         let token = |id, text: &str, score| PromptToken { id, bytes: text.into(), score };
         let tokens = vec![token(1, "<s>", None), token(2, "é", score(-1.0)), token(3, "a", score(-2.0))];
-        let told = frames.tell(Output::Prompt { first: 0, choices: 1, tokens: tokens.into() });
+        let told = frames.on_output(Output::Prompt { first: 0, choices: 1, tokens: tokens.into() });
         assert_eq!(told.len(), 1, "the second choice has another prompt");
         let choice = payload(&told[0])["choices"][0].clone();
         assert_eq!(choice["text"], "éa");
@@ -176,7 +177,7 @@ mod tests {
         );
         assert_eq!(choice["prompt_logprobs"][2]["3"]["logprob"], -2.0);
         let logprobs = Some(vec![scored(b"x")]);
-        let told = frames.tell(Output::Text {
+        let told = frames.on_output(Output::Text {
             choice: 0,
             text: "x".into(),
             logprobs,
@@ -194,7 +195,7 @@ mod tests {
         let mut offset = |choice| {
             let logprobs = Some(vec![scored(b"ab")]);
             let told =
-                frames.tell(Output::Text { choice, text: "ab".into(), logprobs, ids: None, tokens: 1 });
+                frames.on_output(Output::Text { choice, text: "ab".into(), logprobs, ids: None, tokens: 1 });
             payload(&told[0])["choices"][0]["logprobs"]["text_offset"].clone()
         };
         assert_eq!([offset(0), offset(1), offset(0)], [json!([0]), json!([0]), json!([2])]);

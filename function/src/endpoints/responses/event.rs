@@ -34,20 +34,20 @@ impl Event {
         Self { number, kind, fields, delta: Some(delta), logprobs }
     }
 
-    /// What of this event somebody has not heard who has heard everything up to the number `told`.
-    pub fn after(mut self, told: u64) -> Option<Self> {
-        if self.number <= told {
+    /// What of this event a client lacks that has everything up to the sequence number `received`.
+    pub fn after(mut self, received: u64) -> Option<Self> {
+        if self.number <= received {
             return None;
         }
         let Some(delta) = &mut self.delta else { return Some(self) };
-        let unheard = usize::try_from(self.number.saturating_sub(told)).unwrap_or(usize::MAX);
-        let mut start = delta.len().saturating_sub(unheard);
-        // No event ends within a character: a client that claims so hears the whole of it.
+        let missing = usize::try_from(self.number.saturating_sub(received)).unwrap_or(usize::MAX);
+        let mut start = delta.len().saturating_sub(missing);
+        // No event ends within a character: a client that claims so gets the whole character.
         while !delta.is_char_boundary(start) {
             start = start.saturating_sub(1);
         }
         *delta = delta.split_off(start);
-        self.logprobs.iter_mut().for_each(|logprobs| forget_heard(logprobs, start));
+        self.logprobs.iter_mut().for_each(|logprobs| drop_received(logprobs, start));
         Some(self)
     }
 
@@ -71,11 +71,11 @@ impl Event {
     }
 }
 
-/// Leaves the tokens of which more than the first `heard` bytes are.
-fn forget_heard(logprobs: &mut Vec<TextLogprob>, heard: usize) {
+/// Drops the tokens that end within the first `received` bytes.
+fn drop_received(logprobs: &mut Vec<TextLogprob>, received: usize) {
     let mut end = 0_usize;
     logprobs.retain(|token| {
         end = end.saturating_add(token.text_bytes());
-        end > heard
+        end > received
     });
 }

@@ -1,4 +1,4 @@
-//! What `GET /v1/responses/{id}` is asked for.
+//! The query of `GET /v1/responses/{id}`.
 
 use emberline_protocol::error::{ApiError, ErrorCode};
 
@@ -7,21 +7,21 @@ use emberline_protocol::error::{ApiError, ErrorCode};
 pub struct Query {
     /// Answer as server-sent events.
     pub stream: bool,
-    /// Everything up to this sequence number has been heard; with `stream` only.
+    /// The client has all events up to this sequence number; with `stream` only.
     pub starting_after: Option<u64>,
 }
 
 impl Query {
-    /// Reads what follows the question mark. No value that means anything needs an escape.
+    /// Reads what follows the question mark.
     pub fn parse(query: Option<&str>) -> Result<Self, ApiError> {
         let mut read = Self::default();
-        for pair in query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
-            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        for (name, value) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
+            let (name, value) = (&*name, &*value);
             match name {
                 "stream" => read.stream = boolean(name, value)?,
                 "starting_after" => read.starting_after = Some(number(name, value)?),
                 "include_obfuscation" if !boolean(name, value)? => {}
-                "include_obfuscation" | "include" | "include[]" | "include%5B%5D" => {
+                "include_obfuscation" | "include" | "include[]" => {
                     let message = format!("'{name}' is not supported here. Leave it out.");
                     return Err(ApiError::field(ErrorCode::UnsupportedParameter, name, message));
                 }
@@ -78,6 +78,7 @@ mod tests {
             ("starting_after=1", ErrorCode::InvalidValue, "starting_after"),
             ("include_obfuscation=true", ErrorCode::UnsupportedParameter, "include_obfuscation"),
             ("include[]=x", ErrorCode::UnsupportedParameter, "include[]"),
+            ("include%5B%5D=x", ErrorCode::UnsupportedParameter, "include[]"),
             ("streaming=true", ErrorCode::UnknownParameter, "streaming"),
         ] {
             let error = Query::parse(Some(query)).unwrap_err();

@@ -1,14 +1,14 @@
-//! A response of `/v1/responses`, told from its job's log, as a whole or event by event.
+//! A response of `/v1/responses`, made from its job's event log, as a whole or event by event.
 //!
-//! A [`Story`] is a fold over what the relay tells. Its events depend on the log's text alone and
-//! not on how the log cuts it, and so do their sequence numbers: each number is the count of events
-//! without a delta so far, plus the bytes of all deltas so far. Whoever has heard everything up to
-//! some number can therefore be told the rest from any other reading of the log, by another
-//! function, to the byte: [`Event::after`].
+//! A [`ResponseState`] is a fold over the outputs of the relay. Its events depend on the text of the log alone and
+//! not on how the log cuts it, and so do their sequence numbers: each is the number of events without a delta so
+//! far, plus the bytes of all deltas so far. So a client that has every event up to some number gets exactly the rest
+//! from any other reading of the log, by another function, to the byte: [`Event::after`].
 
+use bytes::Bytes;
 use emberline_api::responses::{
-    Failure, IncompleteDetails, ItemStatus, Outline, OutputItem, OutputText, Response, ResponseUsage, Status,
-    TextLogprob,
+    Failure, IncompleteDetails, ItemStatus, OutputItem, OutputText, Response, ResponseSpec, ResponseUsage,
+    Status, TextLogprob,
 };
 use emberline_protocol::error::{ApiError, ErrorCode};
 use emberline_protocol::event::{FinishReason, Usage};
@@ -17,17 +17,18 @@ use emberline_protocol::tools::{Piece, ToolCallReader, call_id};
 use serde_json::{Map, Value, json};
 
 use super::event::Event;
-use crate::generation::stored_request::record::Record;
+use crate::generation::stored_request::StoredRequest;
 use crate::relay::{Ending, Output};
+use crate::response::whole_response::ResponseBuilder;
 
-/// A response as far as it is told.
+/// A response, as far as its job has come.
 #[derive(Debug)]
-pub struct Story {
+pub struct ResponseState {
     job: JobId,
     /// Unix seconds.
     created: u64,
     model: String,
-    outline: Outline,
+    spec: ResponseSpec,
     status: Status,
     error: Option<ApiError>,
     finish: Option<FinishReason>,
@@ -43,15 +44,15 @@ pub struct Story {
     events: Vec<Event>,
 }
 
-impl Story {
-    /// The beginning, which tells that there is a response.
-    pub fn new(job: JobId, created_ms: u64, model: String, outline: Outline) -> Self {
-        let status = if outline.background { Status::Queued } else { Status::InProgress };
-        let mut story = Self {
+impl ResponseState {
+    /// A response of which nothing is known but that it was made.
+    pub fn new(job: JobId, created_ms: u64, model: String, spec: ResponseSpec) -> Self {
+        let status = if spec.background { Status::Queued } else { Status::InProgress };
+        let mut state = Self {
             job,
             created: created_ms.div_euclid(1000),
             model,
-            outline,
+            spec,
             status,
             error: None,
             finish: None,
@@ -63,24 +64,24 @@ impl Story {
             next: 0,
             events: Vec::new(),
         };
-        story.tell_response("response.created");
-        story
+        state.add_response_event("response.created");
+        state
     }
 
-    /// The beginning of a response that is kept; other requests have none.
-    pub fn of(record: Record) -> Option<Self> {
-        let Record { job, model, outline, .. } = record;
-        Some(Self::new(job.id, job.created, model, outline?))
+    /// The same for a stored request; `None` if that was not for a response.
+    pub fn of(stored: StoredRequest) -> Option<Self> {
+        let StoredRequest { job, model, spec, .. } = stored;
+        Some(Self::new(job.id, job.created, model, spec?))
     }
 
-    /// Takes what the relay tells next.
+    /// Takes the next output of the relay.
     pub fn push(&mut self, output: Output) {
         match output {
             Output::Accepted(acceptance) => {
                 let reader = |format| ToolCallReader::new(format, acceptance.beside_calls);
                 self.reader = acceptance.tool_format.map(reader);
                 self.status = Status::InProgress;
-                self.tell_response("response.in_progress");
+                self.add_response_event("response.in_progress");
             }
             Output::Text { text, logprobs, .. } => {
                 self.logprobs.extend(logprobs.iter().flatten().map(TextLogprob::from));
@@ -90,7 +91,7 @@ impl Story {
                 };
                 pieces.into_iter().for_each(|piece| self.piece(piece, ItemStatus::Completed));
             }
-            // Responses tell nothing of it.
+            // Responses don't contain it.
             Output::Prompt { .. } => {}
             Output::Finish { reason, .. } => self.finish(reason),
             Output::Done(ending) => self.end(ending),
@@ -103,23 +104,23 @@ impl Story {
         std::mem::take(&mut self.events)
     }
 
-    /// Whether nothing follows.
+    /// Whether it has ended.
     pub fn is_over(&self) -> bool {
         !matches!(self.status, Status::Queued | Status::InProgress)
     }
 
-    /// Says that nobody wants the rest, unless the log says more already.
+    /// Marks it as cancelled, unless it has ended.
     pub fn cancel(&mut self) {
         if !self.is_over() {
             self.break_off(Status::Cancelled);
         }
     }
 
-    /// Says that it failed.
+    /// Marks it as failed.
     pub fn fail(&mut self, error: ApiError) {
         self.break_off(Status::Failed);
         self.error = Some(error);
-        self.tell_response("response.failed");
+        self.add_response_event("response.failed");
     }
 
     fn break_off(&mut self, status: Status) {
@@ -129,8 +130,8 @@ impl Story {
         self.status = status;
     }
 
-    /// A failure that is the relay's own: the response may go on. It takes no number, so that
-    /// whoever resumes after it misses nothing.
+    /// The event for a failure of the relay itself: the response may go on. It takes no sequence number, so that a
+    /// client that resumes after it misses nothing.
     pub fn interruption(&self, error: &ApiError) -> Event {
         let fields = json!({ "code": error.code, "message": error.message, "param": error.param });
         Event::new(self.next.saturating_sub(1), "error", fields)
@@ -156,11 +157,11 @@ impl Story {
         let (status, event) = match self.finish {
             Some(FinishReason::Stop) | None => (Status::Completed, "response.completed"),
             Some(FinishReason::Length) => (Status::Incomplete, "response.incomplete"),
-            // There is no event of its own for this; the response in it tells.
+            // OpenAI has no event for this; the response in the event has the status.
             Some(FinishReason::Cancelled) => (Status::Cancelled, "response.incomplete"),
         };
         self.status = status;
-        self.tell_response(event);
+        self.add_response_event(event);
     }
 
     /// Takes a part of the text; a call that ends here has this status.
@@ -192,13 +193,13 @@ impl Story {
             if content.is_empty() {
                 content.push(OutputText::new(""));
             }
-            if let Some(told) = content.last_mut() {
-                told.text.push_str(&text);
-                told.logprobs.extend_from_slice(&logprobs);
+            if let Some(part) = content.last_mut() {
+                part.text.push_str(&text);
+                part.logprobs.extend_from_slice(&logprobs);
             }
         }
         let fields = self.place(true);
-        self.tell_delta("response.output_text.delta", fields, text, Some(logprobs));
+        self.add_delta_event("response.output_text.delta", fields, text, Some(logprobs));
     }
 
     fn arguments(&mut self, text: String) {
@@ -206,7 +207,7 @@ impl Story {
         if !text.is_empty() {
             arguments.push_str(&text);
             let fields = self.place(false);
-            self.tell_delta("response.function_call_arguments.delta", fields, text, None);
+            self.add_delta_event("response.function_call_arguments.delta", fields, text, None);
         }
     }
 
@@ -215,26 +216,26 @@ impl Story {
         self.open(OutputItem::Message { id, status, role: "assistant", content: Vec::new() });
         let mut fields = self.place(true);
         fields.insert("part".to_owned(), json!(OutputText::new("")));
-        self.tell("response.content_part.added", fields);
+        self.add_event("response.content_part.added", fields);
     }
 
     fn open(&mut self, item: OutputItem) {
         self.output.push(item);
-        self.tell_item("response.output_item.added");
+        self.add_item_event("response.output_item.added");
     }
 
     fn next_id(&self, prefix: &str) -> String {
         format!("{prefix}_{}{:02x}", self.job, self.output.len())
     }
 
-    /// The status of the item that is being told, if there is one.
+    /// The status of the item that is open, if there is one.
     fn open_status(&mut self) -> Option<&mut ItemStatus> {
         let (OutputItem::Message { status, .. } | OutputItem::FunctionCall { status, .. }) =
             self.output.last_mut()?;
         (*status == ItemStatus::InProgress).then_some(status)
     }
 
-    /// Ends the item that is being told, if there is one.
+    /// Closes the item that is open, if there is one.
     fn close(&mut self, ended: ItemStatus) {
         let Some(status) = self.open_status() else { return };
         *status = ended;
@@ -243,30 +244,30 @@ impl Story {
                 if content.is_empty() {
                     content.push(OutputText::new(""));
                 }
-                // What follows the text: the tokens of a stop string.
+                // Those after the text: the tokens of a stop string.
                 let rest = std::mem::take(&mut self.logprobs);
-                content.iter_mut().for_each(|told| told.logprobs.extend_from_slice(&rest));
-                let told = content.first().cloned().unwrap_or_else(|| OutputText::new(""));
+                content.iter_mut().for_each(|text| text.logprobs.extend_from_slice(&rest));
+                let text = content.first().cloned().unwrap_or_else(|| OutputText::new(""));
                 let mut fields = self.place(true);
                 let mut part = fields.clone();
-                part.insert("part".to_owned(), json!(told));
-                fields.insert("text".to_owned(), told.text.into());
-                fields.insert("logprobs".to_owned(), json!(told.logprobs));
-                self.tell("response.output_text.done", fields);
-                self.tell("response.content_part.done", part);
+                part.insert("part".to_owned(), json!(text));
+                fields.insert("text".to_owned(), text.text.into());
+                fields.insert("logprobs".to_owned(), json!(text.logprobs));
+                self.add_event("response.output_text.done", fields);
+                self.add_event("response.content_part.done", part);
             }
             Some(OutputItem::FunctionCall { name, arguments, .. }) => {
-                let told = json!({ "name": name, "arguments": arguments });
+                let call = json!({ "name": name, "arguments": arguments });
                 let mut fields = self.place(false);
-                fields.extend(told.as_object().cloned().unwrap_or_default());
-                self.tell("response.function_call_arguments.done", fields);
+                fields.extend(call.as_object().cloned().unwrap_or_default());
+                self.add_event("response.function_call_arguments.done", fields);
             }
             None => {}
         }
-        self.tell_item("response.output_item.done");
+        self.add_item_event("response.output_item.done");
     }
 
-    /// Says which item an event is about, and which part of it if it has parts.
+    /// The fields that say which item an event is about, and which part of it if it has parts.
     fn place(&self, has_parts: bool) -> Map<String, Value> {
         let mut place = Map::new();
         if let Some(OutputItem::Message { id, .. } | OutputItem::FunctionCall { id, .. }) = self.output.last()
@@ -280,23 +281,23 @@ impl Story {
         place
     }
 
-    fn tell_item(&mut self, kind: &'static str) {
+    fn add_item_event(&mut self, kind: &'static str) {
         let index = self.output.len().saturating_sub(1);
         let fields = json!({ "output_index": index, "item": self.output.last() });
-        self.tell(kind, fields);
+        self.add_event(kind, fields);
     }
 
-    fn tell_response(&mut self, kind: &'static str) {
+    fn add_response_event(&mut self, kind: &'static str) {
         let fields = json!({ "response": self.response() });
-        self.tell(kind, fields);
+        self.add_event(kind, fields);
     }
 
-    fn tell(&mut self, kind: &'static str, fields: impl Into<Value>) {
+    fn add_event(&mut self, kind: &'static str, fields: impl Into<Value>) {
         self.events.push(Event::new(self.next, kind, fields.into()));
         self.next = self.next.saturating_add(1);
     }
 
-    fn tell_delta(
+    fn add_delta_event(
         &mut self,
         kind: &'static str,
         fields: Map<String, Value>,
@@ -307,7 +308,7 @@ impl Story {
         self.events.push(Event::with_delta(self.next.saturating_sub(1), kind, fields, delta, logprobs));
     }
 
-    /// The response as it stands.
+    /// The response as it is now.
     pub fn response(&self) -> Response<'_> {
         let is_incomplete = self.status == Status::Incomplete;
         Response {
@@ -316,15 +317,22 @@ impl Story {
             created_at: self.created,
             completed_at: self.ended.filter(|_| self.status == Status::Completed),
             status: self.status,
-            background: self.outline.background,
+            background: self.spec.background,
             error: self.error.as_ref().map(Failure::from),
             incomplete_details: is_incomplete.then_some(IncompleteDetails::MAX_OUTPUT_TOKENS),
             model: &self.model,
             output: &self.output,
             usage: self.usage.as_ref().map(ResponseUsage::from),
-            store: self.outline.background,
-            echo: &self.outline.echo,
+            store: self.spec.background,
+            echo: &self.spec.echo,
         }
+    }
+}
+
+impl ResponseBuilder for ResponseState {
+    fn push(&mut self, output: Output) -> Option<Bytes> {
+        Self::push(self, output);
+        self.is_over().then(|| serde_json::to_vec(&self.response()).unwrap_or_default().into())
     }
 }
 

@@ -7,9 +7,9 @@ use crate::relay::{Acceptance, Ending};
 
 const USAGE: Usage = Usage { prompt_tokens: 5, cached_tokens: 2, completion_tokens: 7 };
 
-fn story(background: bool) -> Story {
-    let outline = Outline { background, ..Outline::default() };
-    Story::new(JobId::from_random(1), 5_999, "alias".into(), outline)
+fn state(background: bool) -> ResponseState {
+    let spec = ResponseSpec { background, ..ResponseSpec::default() };
+    ResponseState::new(JobId::from_random(1), 5_999, "alias".into(), spec)
 }
 
 fn accepted(tool_format: Option<ToolFormat>) -> Output {
@@ -26,13 +26,13 @@ fn finish(reason: FinishReason) -> Output {
 
 /// Everything that is told of an answer in these pieces.
 fn told(format: Option<ToolFormat>, pieces: &[&str], reason: FinishReason) -> (Vec<Event>, Value) {
-    let mut story = story(true);
-    story.push(accepted(format));
-    pieces.iter().for_each(|piece| story.push(text(piece)));
-    story.push(finish(reason));
-    story.push(Output::Done(Ending { usage: USAGE, at: Some(9) }));
-    assert!(story.is_over());
-    (story.take_events(), json!(story.response()))
+    let mut state = state(true);
+    state.push(accepted(format));
+    pieces.iter().for_each(|piece| state.push(text(piece)));
+    state.push(finish(reason));
+    state.push(Output::Done(Ending { usage: USAGE, at: Some(9) }));
+    assert!(state.is_over());
+    (state.take_events(), json!(state.response()))
 }
 
 fn kinds(events: &[Event]) -> Vec<String> {
@@ -102,15 +102,15 @@ fn log_probabilities_come_with_the_text_of_their_tokens() {
         token: TokenLogprob { id: 1, bytes: bytes.to_vec(), logprob: -0.1 },
         top: vec![TokenLogprob { id: 2, bytes: b"x".to_vec(), logprob: -0.2 }],
     };
-    let mut story = story(true);
-    story.push(accepted(None));
+    let mut state = state(true);
+    state.push(accepted(None));
     for (text, tokens) in [
         ("ab", vec![token(b"a"), token(b"b")]),
         ("", vec![token(&[0xe6, 0xbc])]),
         ("漢c", vec![token(&[0xa2]), token(b"c")]),
         ("", vec![token(b"STOP")]),
     ] {
-        story.push(Output::Text {
+        state.push(Output::Text {
             choice: 0,
             text: text.into(),
             logprobs: Some(tokens),
@@ -118,16 +118,16 @@ fn log_probabilities_come_with_the_text_of_their_tokens() {
             tokens: 1,
         });
     }
-    story.push(finish(FinishReason::Stop));
-    story.push(Output::Done(Ending { usage: USAGE, at: Some(9) }));
-    let events = story.take_events();
+    state.push(finish(FinishReason::Stop));
+    state.push(Output::Done(Ending { usage: USAGE, at: Some(9) }));
+    let events = state.take_events();
     let tokens = |logprobs: &Value| -> Vec<String> {
         logprobs.as_array().unwrap().iter().map(|one| one["bytes"].to_string()).collect()
     };
     let deltas: Vec<Vec<String>> =
         events.iter().filter(|e| e.delta.is_some()).map(|e| tokens(&e.body()["logprobs"])).collect();
     assert_eq!(deltas, [vec!["[97]", "[98]"], vec!["[230,188]", "[162]", "[99]"]]);
-    let part = &json!(story.response())["output"][0]["content"][0];
+    let part = &json!(state.response())["output"][0]["content"][0];
     assert_eq!(tokens(&part["logprobs"]).len(), 6);
     let top = json!([{"token": "x", "logprob": -0.2, "bytes": [120]}]);
     assert_eq!(
@@ -180,16 +180,16 @@ fn what_breaks_off_is_incomplete() {
 
 #[test]
 fn a_required_call_that_is_cut_off_before_its_name_is_no_text() {
-    let mut story = story(false);
+    let mut state = state(false);
     let beside_calls = TextBesideCalls::None;
     let acceptance =
         Acceptance { tool_format: Some(ToolFormat::Hermes), beside_calls, ..Acceptance::default() };
-    story.push(Output::Accepted(acceptance));
-    story.push(text("<tool_call>\n{\"na"));
-    story.push(finish(FinishReason::Length));
-    story.push(Output::Done(Ending { usage: USAGE, at: Some(9) }));
-    assert!(!kinds(&story.take_events()).contains(&"response.output_text.delta".to_owned()));
-    let body = json!(story.response());
+    state.push(Output::Accepted(acceptance));
+    state.push(text("<tool_call>\n{\"na"));
+    state.push(finish(FinishReason::Length));
+    state.push(Output::Done(Ending { usage: USAGE, at: Some(9) }));
+    assert!(!kinds(&state.take_events()).contains(&"response.output_text.delta".to_owned()));
+    let body = json!(state.response());
     assert_eq!((&body["status"], &body["output"][0]["status"]), (&json!("incomplete"), &json!("incomplete")));
     assert_eq!(body["output"][0]["content"][0]["text"], "");
     assert_eq!(body["completed_at"], Value::Null, "it was cut off");
@@ -197,33 +197,33 @@ fn a_required_call_that_is_cut_off_before_its_name_is_no_text() {
 
 #[test]
 fn a_failure_has_a_code_of_openai() {
-    let mut story = story(false);
-    assert_eq!(json!(story.response())["status"], "in_progress");
-    story.push(accepted(None));
-    story.push(text("a"));
-    story.push(Output::Failed(ApiError::new(ErrorCode::WorkerFailed, "why")));
-    let body = json!(story.response());
+    let mut state = state(false);
+    assert_eq!(json!(state.response())["status"], "in_progress");
+    state.push(accepted(None));
+    state.push(text("a"));
+    state.push(Output::Failed(ApiError::new(ErrorCode::WorkerFailed, "why")));
+    let body = json!(state.response());
     assert_eq!(body["error"], json!({"code": "server_error", "message": "why"}));
     assert_eq!((&body["status"], &body["output"][0]["status"]), (&json!("failed"), &json!("incomplete")));
-    assert_eq!(story.take_events().last().unwrap().body()["type"], "response.failed");
+    assert_eq!(state.take_events().last().unwrap().body()["type"], "response.failed");
 }
 
 #[test]
 fn an_interruption_takes_no_number() {
-    let mut story = story(true);
-    story.push(accepted(None));
-    let last = story.take_events().pop().unwrap().body();
-    let error = story.interruption(&ApiError::new(ErrorCode::BusUnavailable, "x")).body();
+    let mut state = state(true);
+    state.push(accepted(None));
+    let last = state.take_events().pop().unwrap().body();
+    let error = state.interruption(&ApiError::new(ErrorCode::BusUnavailable, "x")).body();
     assert_eq!((&error["type"], &error["code"]), (&json!("error"), &json!("bus_unavailable")));
     assert_eq!(error["sequence_number"], last["sequence_number"]);
 }
 
 #[test]
 fn a_cancelled_response_says_so_before_its_log_does() {
-    let mut queued = story(true);
+    let mut queued = state(true);
     queued.cancel();
     assert_eq!(json!(queued.response())["status"], "cancelled");
-    let mut done = story(true);
+    let mut done = state(true);
     [accepted(None), finish(FinishReason::Stop), Output::Done(Ending { usage: USAGE, at: Some(9) })]
         .into_iter()
         .for_each(|o| done.push(o));
@@ -303,4 +303,19 @@ proptest! {
         let bytes_left = 17_u64.saturating_sub(told_so_far).min(14);
         prop_assert!(text.len() as u64 >= bytes_left);
     }
+}
+
+#[test]
+fn a_response_is_complete_with_its_end() {
+    let spec = ResponseSpec::default();
+    let mut state = ResponseState::new(JobId::from_random(1), 0, "m".into(), spec);
+    for output in [
+        Output::Accepted(crate::relay::Acceptance::default()),
+        Output::Text { choice: 0, text: "x".into(), logprobs: None, ids: None, tokens: 1 },
+        Output::Finish { choice: 0, reason: FinishReason::Stop },
+    ] {
+        assert_eq!(ResponseBuilder::push(&mut state, output), None);
+    }
+    let json = ResponseBuilder::push(&mut state, Output::Done(Ending::default())).unwrap();
+    assert_eq!(serde_json::from_slice::<Value>(&json).unwrap()["status"], "completed");
 }

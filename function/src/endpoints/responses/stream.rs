@@ -3,55 +3,55 @@
 use bytes::Bytes;
 use emberline_protocol::error::ApiError;
 
-use super::Story;
+use super::state::ResponseState;
 use crate::relay::{Limits, Output};
-use crate::response::sse::{self, Narrator};
+use crate::response::{ResponseWriter, sse};
 
-/// How often a stream repeats what the response says besides its output, and the output as a whole.
+/// How often a stream repeats the whole response.
 const REPETITIONS: usize = 8;
 
-/// Tells a story to somebody who may have heard its beginning.
+/// Writes the events of a response for a client that may have received the first of them.
 #[derive(Debug)]
-pub struct Telling {
-    story: Story,
-    /// Everything up to this number has been heard.
-    heard: Option<u64>,
+pub struct ResponseStream {
+    state: ResponseState,
+    /// The client has all events up to this sequence number.
+    received: Option<u64>,
     limits: Limits,
 }
 
-impl Telling {
-    /// Tells `story` from after the number `heard` on.
-    pub fn new(story: Story, heard: Option<u64>, limits: Limits) -> Self {
-        Self { story, heard, limits }
+impl ResponseStream {
+    /// Writes the events after the sequence number `received`.
+    pub fn new(state: ResponseState, received: Option<u64>, limits: Limits) -> Self {
+        Self { state, received, limits }
     }
 
     fn frames(&mut self) -> Vec<Bytes> {
-        let heard = self.heard;
-        let unheard = self.story.take_events().into_iter().filter_map(|event| match heard {
-            Some(heard) => event.after(heard),
+        let received = self.received;
+        let missing = self.state.take_events().into_iter().filter_map(|event| match received {
+            Some(received) => event.after(received),
             None => Some(event),
         });
-        unheard.map(|event| event.frame()).collect()
+        missing.map(|event| event.frame()).collect()
     }
 }
 
-impl Narrator for Telling {
+impl ResponseWriter for ResponseStream {
     fn begin(&mut self) -> Vec<Bytes> {
         self.frames()
     }
 
-    fn tell(&mut self, output: Output) -> Vec<Bytes> {
-        self.story.push(output);
+    fn on_output(&mut self, output: Output) -> Vec<Bytes> {
+        self.state.push(output);
         self.frames()
     }
 
-    fn interrupt(&mut self, error: &ApiError) -> Vec<Bytes> {
-        vec![self.story.interruption(error).frame()]
+    fn on_error(&mut self, error: &ApiError) -> Vec<Bytes> {
+        vec![self.state.interruption(error).frame()]
     }
 
     fn max_backlog(&self) -> usize {
-        let outline = serde_json::to_string(&self.story.response()).map_or(0, |response| response.len());
-        let repeated = outline.saturating_mul(REPETITIONS);
+        let response = serde_json::to_string(&self.state.response()).map_or(0, |response| response.len());
+        let repeated = response.saturating_mul(REPETITIONS);
         sse::max_backlog(self.limits).saturating_mul(2).saturating_add(repeated)
     }
 }
@@ -61,36 +61,37 @@ mod tests {
     use super::*;
     use crate::relay::Acceptance;
     use crate::relay::Ending;
-    use emberline_api::responses::Outline;
+    use emberline_api::responses::ResponseSpec;
     use emberline_protocol::error::ErrorCode;
     use emberline_protocol::event::FinishReason;
     use emberline_protocol::subject::JobId;
 
-    fn told(heard: Option<u64>) -> String {
-        let story = Story::new(JobId::from_random(1), 0, "m".into(), Outline::default());
-        let mut telling = Telling::new(story, heard, Limits { choices: 1, tokens: 9, ..Limits::default() });
-        let mut frames = telling.begin();
+    fn written(received: Option<u64>) -> String {
+        let state = ResponseState::new(JobId::from_random(1), 0, "m".into(), ResponseSpec::default());
+        let mut stream =
+            ResponseStream::new(state, received, Limits { choices: 1, tokens: 9, ..Limits::default() });
+        let mut frames = stream.begin();
         for output in [
             Output::Accepted(Acceptance::default()),
             Output::Text { choice: 0, text: "abcdef".into(), logprobs: None, ids: None, tokens: 1 },
             Output::Finish { choice: 0, reason: FinishReason::Stop },
             Output::Done(Ending::default()),
         ] {
-            frames.extend(telling.tell(output));
+            frames.extend(stream.on_output(output));
         }
-        frames.extend(telling.interrupt(&ApiError::new(ErrorCode::Timeout, "late")));
+        frames.extend(stream.on_error(&ApiError::new(ErrorCode::Timeout, "late")));
         String::from_utf8(frames.concat()).unwrap()
     }
 
     #[test]
-    fn whoever_comes_back_hears_the_rest() {
-        let whole = told(None);
+    fn a_client_that_comes_back_gets_the_rest() {
+        let whole = written(None);
         assert!(whole.starts_with("event: response.created\n") && whole.contains(r#""delta":"abcdef""#));
-        let rest = told(Some(6));
+        let rest = written(Some(6));
         assert!(rest.starts_with("event: response.output_text.delta\n"), "{rest}");
         assert!(rest.contains(r#""delta":"def""#), "{rest}");
         let (_, after) = rest.split_once("\n\n").unwrap();
         assert!(whole.ends_with(after));
-        assert!(told(Some(1000)).starts_with("event: error\n"));
+        assert!(written(Some(1000)).starts_with("event: error\n"));
     }
 }

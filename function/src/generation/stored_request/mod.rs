@@ -1,22 +1,27 @@
-//! Requests whose answer can be asked for again: how they are kept in NATS, and what a repeat of
-//! one has to have in common with it.
+//! Requests whose answer can be asked for again, by the id of a background response or by a repeat with the same
+//! `Idempotency-Key`: how they are stored in NATS, and what a repeat must have in common with its original.
+//! [`store`] writes and reads them.
 
-pub mod record;
+pub mod store;
 
 use bytes::Bytes;
+use data_encoding::HEXLOWER;
 use emberline_api::paths::Paths;
+use emberline_api::responses::ResponseSpec;
 use emberline_protocol::PROTOCOL_VERSION;
 use emberline_protocol::error::{ApiError, ErrorCode};
 use emberline_protocol::job::Job;
-use emberline_protocol::subject::{JobId, request};
+use emberline_protocol::key::KeyId;
+use emberline_protocol::stored_request::CancelState;
+use emberline_protocol::subject::{self, JobId};
 use http::{HeaderMap, HeaderName};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use watermelon_proto::headers::{
     HeaderMap as NatsHeaders, HeaderName as NatsHeaderName, HeaderValue as NatsHeaderValue,
 };
 use watermelon_proto::{MessageBase, Subject};
 
-use crate::generation::stored_request::record::{Record, body_sha256};
 use crate::http::reply::internal_error;
 use crate::relay::Limits;
 
@@ -24,10 +29,36 @@ use crate::relay::Limits;
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// Longest idempotency key.
 const MAX_KEY: usize = 255;
-/// Room for a record's headers within `max_payload`, which counts them, too.
+/// Room for a message's headers within `max_payload`, which counts them, too.
 const HEADERS: usize = 256;
-/// How long a request is remembered to be forgotten that was never queued, in seconds.
+/// How long the deletion of a request that was never queued is remembered, in seconds.
 const FORGOTTEN_S: u64 = 1;
+
+/// A request, under its first job's id in the `requests` bucket.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StoredRequest {
+    /// [`emberline_protocol::PROTOCOL_VERSION`] of the writer.
+    pub v: u32,
+    /// The only key that may ask for the answer.
+    pub key: KeyId,
+    /// SHA-256 of the request's body, in hexadecimal.
+    pub body_sha256: String,
+    /// The model as the client wrote it.
+    pub model: String,
+    /// The job that was queued.
+    pub job: Job,
+    /// The jobs of further prompts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<Job>,
+    /// Largest number of tokens of a choice.
+    pub max_tokens: u32,
+    /// What a response says besides its output; `None` for other answers.
+    #[serde(rename = "outline", default, skip_serializing_if = "Option::is_none")]
+    pub spec: Option<ResponseSpec>,
+    /// Whether the job is still wanted.
+    #[serde(flatten)]
+    pub cancel: CancelState,
+}
 
 /// The idempotency key of a request, if it has one.
 pub fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
@@ -45,9 +76,21 @@ pub fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
     }
 }
 
+/// The SHA-256 of a request's body, in hexadecimal.
+pub fn body_sha256(body: &[u8]) -> String {
+    HEXLOWER.encode(&Sha256::digest(body))
+}
+
+/// The bits of the job's id of a request with an `Idempotency-Key`: the same for every repeat.
+pub fn idempotent_id(key: &KeyId, path: &str, idempotency_key: &str) -> u128 {
+    // None of the first two has a line end.
+    let digest = Sha256::digest(format!("{key}\n{path}\n{idempotency_key}"));
+    digest.iter().take(16).fold(0, |bits, byte| (bits << 8) | u128::from(*byte))
+}
+
 /// Refuses a repeat whose body is not that of the request.
-pub fn check_repeat(record: &Record, body: &[u8]) -> Result<(), ApiError> {
-    if record.body_sha256 == body_sha256(body) {
+pub fn check_repeat(request: &StoredRequest, body: &[u8]) -> Result<(), ApiError> {
+    if request.body_sha256 == body_sha256(body) {
         return Ok(());
     }
     let message =
@@ -64,54 +107,54 @@ fn reused(message: &str) -> ApiError {
     ApiError::field(ErrorCode::IdempotencyKeyReused, IDEMPOTENCY_KEY.as_str(), message)
 }
 
-/// What each job may produce at most.
-pub fn limits(record: &Record) -> Limits {
-    Limits::of(&record.job.request, record.max_tokens)
+/// What each of its jobs may produce at most.
+pub fn output_limits(request: &StoredRequest) -> Limits {
+    Limits::of(&request.job.request, request.max_tokens)
 }
 
 /// What the body of a response's request calls its job's fields.
-pub fn paths(record: &Record) -> Paths {
-    record.outline.as_ref().map(|outline| outline.paths.clone()).unwrap_or_default()
+pub fn paths(request: &StoredRequest) -> Paths {
+    request.spec.as_ref().map(|spec| spec.paths.clone()).unwrap_or_default()
 }
 
-/// What so many jobs may produce together.
+/// What `jobs` jobs may produce together.
 pub fn joined_limits(each: Limits, jobs: usize) -> Limits {
     let jobs = u32::try_from(jobs).unwrap_or(u32::MAX);
     Limits { choices: each.choices.saturating_mul(jobs), ..each }
 }
 
-/// The message that keeps `record`: as a new one, or in place of the one that is there.
+/// The message that stores `request`: as a new one, or in place of the one that is there.
 pub fn message(
-    record: &Record,
+    request: &StoredRequest,
     is_new: bool,
     now_ms: u64,
     max_payload: usize,
 ) -> Result<MessageBase, ApiError> {
-    let payload = serde_json::to_vec(record).map_err(|_| internal_error())?;
+    let payload = serde_json::to_vec(request).map_err(|_| internal_error())?;
     if payload.len().saturating_add(HEADERS) > max_payload {
         let message = "The request is larger than the message bus takes. Send a shorter one.";
         return Err(ApiError::new(ErrorCode::RequestTooLarge, message));
     }
-    let ttl_s = record.job.kept_for_s(now_ms).ok_or_else(internal_error)?;
-    let mut message = bucket_message(&record.job.id, ttl_s, payload)?;
+    let ttl_s = request.job.kept_for_s(now_ms).ok_or_else(internal_error)?;
+    let mut message = bucket_message(&request.job.id, ttl_s, payload)?;
     if is_new {
         insert(&mut message.headers, "Nats-Expected-Last-Subject-Sequence", "0")?;
     }
     Ok(message)
 }
 
-/// The message that puts nothing in a record's place, for as long as the record would be kept.
+/// The message that deletes a stored request, for as long as it would be stored.
 pub fn deletion(job: &Job, now_ms: u64) -> Result<MessageBase, ApiError> {
     bucket_message(&job.id, job.kept_for_s(now_ms).ok_or_else(internal_error)?, Vec::new())
 }
 
-/// The same for a request that was not queued after all: soon it may come again.
+/// The same for a request that was not queued after all: the client may soon repeat it.
 pub fn withdrawal(job: &Job) -> Result<MessageBase, ApiError> {
     bucket_message(&job.id, FORGOTTEN_S, Vec::new())
 }
 
 fn bucket_message(job: &JobId, ttl_s: u64, payload: Vec<u8>) -> Result<MessageBase, ApiError> {
-    let subject = Subject::try_from(request(job)).map_err(|_| internal_error())?;
+    let subject = Subject::try_from(subject::request(job)).map_err(|_| internal_error())?;
     let mut headers = NatsHeaders::new();
     insert(&mut headers, "Nats-TTL", &ttl_s.to_string())?;
     if payload.is_empty() {
@@ -126,18 +169,18 @@ fn insert(headers: &mut NatsHeaders, name: &'static str, value: &str) -> Result<
     Ok(())
 }
 
-/// A record that can't be used.
+/// A stored request that can't be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)] // the messages are the documentation
 pub enum Unreadable {
-    #[error("a request's record can't be read: {0}")]
+    #[error("a stored request can't be read: {0}")]
     Malformed(String),
-    #[error("a request's record has version {0}; update the function, which reads up to {PROTOCOL_VERSION}")]
+    #[error("a stored request has version {0}; update the function, which reads up to {PROTOCOL_VERSION}")]
     Version(u32),
 }
 
-/// Reads a record.
-pub fn read(payload: &[u8]) -> Result<Record, Unreadable> {
+/// Reads a stored request.
+pub fn read(payload: &[u8]) -> Result<StoredRequest, Unreadable> {
     #[derive(Deserialize)]
     struct Version {
         v: u32,
@@ -155,14 +198,11 @@ pub fn read(payload: &[u8]) -> Result<Record, Unreadable> {
 mod tests {
     use super::*;
     use crate::nats::codec::encode;
-    use emberline_api::responses::Outline;
     use emberline_protocol::job::GenerationRequest;
-    use emberline_protocol::key::KeyId;
-    use emberline_protocol::stored_request::CancelState;
     use proptest::prelude::*;
     use watermelon_proto::proto::ClientOp;
 
-    fn record() -> Record {
+    fn record() -> StoredRequest {
         let job = Job {
             v: PROTOCOL_VERSION,
             id: JobId::from_random(7),
@@ -174,7 +214,7 @@ mod tests {
             background: Some(600),
             account: None,
         };
-        Record {
+        StoredRequest {
             v: PROTOCOL_VERSION,
             key: KeyId::of_key(b"k"),
             body_sha256: body_sha256(b"{}"),
@@ -182,8 +222,8 @@ mod tests {
             job,
             others: Vec::new(),
             max_tokens: 9,
-            outline: Some(Outline::default()),
-            standing: CancelState::default(),
+            spec: Some(ResponseSpec::default()),
+            cancel: CancelState::default(),
         }
     }
 
@@ -196,7 +236,7 @@ mod tests {
         let message = message(&record(), true, 10_000, 1 << 20).unwrap();
         assert_eq!(message.subject.as_str(), format!("$KV.requests.{}", record().job.id));
         assert_eq!(read(&message.payload), Ok(record()));
-        assert_eq!(limits(&record()), Limits { choices: 2, tokens: 9, ..Limits::default() });
+        assert_eq!(output_limits(&record()), Limits { choices: 2, tokens: 9, ..Limits::default() });
     }
 
     #[test]
@@ -211,7 +251,7 @@ mod tests {
         assert!(text(withdrawal(&record().job).unwrap()).contains("Nats-TTL: 1\r\n"));
         let ordinary = Job { background: None, ..record().job };
         assert_eq!(
-            message(&Record { job: ordinary, ..record() }, true, 0, 1 << 20).unwrap_err(),
+            message(&StoredRequest { job: ordinary, ..record() }, true, 0, 1 << 20).unwrap_err(),
             internal_error()
         );
     }
@@ -254,6 +294,20 @@ mod tests {
     #[test]
     fn a_newer_record_is_refused_as_such() {
         assert_eq!(read(br#"{"v":99,"job":"?"}"#), Err(Unreadable::Version(99)));
+    }
+
+    #[test]
+    fn an_id_depends_on_key_endpoint_and_idempotency_key() {
+        let (one, two) = (KeyId::of_key(b"1"), KeyId::of_key(b"2"));
+        let id = idempotent_id(&one, "/v1/responses", "a");
+        assert_eq!(id, idempotent_id(&one, "/v1/responses", "a"));
+        for other in [
+            idempotent_id(&two, "/v1/responses", "a"),
+            idempotent_id(&one, "/v1/completions", "a"),
+            idempotent_id(&one, "/v1/responses", "b"),
+        ] {
+            assert_ne!(id, other);
+        }
     }
 
     proptest! {

@@ -25,7 +25,7 @@ fn a_text_is_what_the_user_says() {
     let request = parse(&json!({"model": "m", "input": "hi", "instructions": "Be brief."})).unwrap();
     let said = [Message::new(Role::System, "Be brief."), Message::new(Role::User, "hi")];
     assert_eq!(request.generation, GenerationRequest { messages: said.to_vec(), ..Default::default() });
-    assert_eq!((request.stream, request.outline.background, request.seed), (false, false, None));
+    assert_eq!((request.stream, request.spec.background, request.seed), (false, false, None));
 }
 
 #[test]
@@ -71,13 +71,13 @@ fn all_parameters_reach_the_job_and_come_back() {
         "previous_response_id": null,
     }))
     .unwrap();
-    assert_eq!((request.stream, request.outline.background, request.seed), (true, true, Some(u64::MAX)));
+    assert_eq!((request.stream, request.spec.background, request.seed), (true, true, Some(u64::MAX)));
     let job = &request.generation;
     assert_eq!((job.max_tokens, job.sampling.top_k, job.parallel_tool_calls), (Some(9), 5, false));
     assert_eq!(job.tool_choice, ToolChoice::Named("f".into()));
     assert_eq!(job.constraint, Some(Constraint::JsonSchema { schema: schema.clone(), strict: true }));
     assert_eq!(job.template_variables["reasoning_effort"], "low");
-    let echo = json!(request.outline.echo);
+    let echo = json!(request.spec.echo);
     for (name, value) in [
         ("temperature", json!(0.7)),
         ("top_p", json!(0.9)),
@@ -195,7 +195,7 @@ fn what_asks_for_nothing_changes_nothing() {
     ] {
         let request = with(name, value.clone()).unwrap();
         assert_eq!(
-            (request.generation, request.outline.relaxed.paths()),
+            (request.generation, request.spec.relaxed.paths()),
             (plain.generation.clone(), &[][..]),
             "{name}: {value}"
         );
@@ -225,14 +225,14 @@ fn a_response_is_a_request_again() {
             created_at: 1,
             completed_at: None,
             status: Status::Completed,
-            background: request.outline.background,
+            background: request.spec.background,
             error: None,
             incomplete_details: None,
             model: "m",
             output: &[],
             usage: None,
-            store: request.outline.background,
-            echo: &request.outline.echo,
+            store: request.spec.background,
+            echo: &request.spec.echo,
         });
         let known = BODY.schema()["properties"].as_object().unwrap();
         let fields = response.as_object().unwrap().iter();
@@ -271,7 +271,7 @@ fn a_coding_agent_is_understood() {
         ],
     }))
     .unwrap();
-    assert_eq!(request.outline.relaxed.paths(), ["reasoning.summary", "tools[1]", "tools[2]", "tools[3]"]);
+    assert_eq!(request.spec.relaxed.paths(), ["reasoning.summary", "tools[1]", "tools[2]", "tools[3]"]);
     let messages = &request.generation.messages;
     let said: Vec<(Role, &str)> = messages.iter().map(|m| (m.role, m.content.as_str())).collect();
     let expected = [
@@ -285,7 +285,7 @@ fn a_coding_agent_is_understood() {
     assert_eq!(said, expected);
     assert_eq!((messages[3].reasoning.as_deref(), messages[4].reasoning.as_deref()), (None, Some("hm")));
     assert_eq!(messages[4].tool_calls.len(), 1);
-    let echoed = json!(request.outline.echo);
+    let echoed = json!(request.spec.echo);
     assert_eq!(echoed["tools"].as_array().map(Vec::len), Some(1), "what is left out is not there");
 }
 
@@ -305,17 +305,17 @@ fn what_is_asked_without_insisting_is_left_out_and_named() {
             "input[0]",
         ),
     ] {
-        assert_eq!(with(name, value).unwrap().outline.relaxed.paths(), [path]);
+        assert_eq!(with(name, value).unwrap().spec.relaxed.paths(), [path]);
     }
     let kept = parse(&json!({"model": "m", "input": "hi", "store": true, "background": true})).unwrap();
-    assert!(kept.outline.relaxed.is_empty());
+    assert!(kept.spec.relaxed.is_empty());
 }
 
 #[test]
 fn workers_paths_become_those_of_the_body() {
     let mut body =
         json!({"model": "m", "input": "hi", "tools": [{"type": "mcp"}, {"type": "function", "name": "f"}]});
-    let paths = parse(&body).unwrap().outline.paths;
+    let paths = parse(&body).unwrap().spec.paths;
     for (worker, client) in [
         ("messages", "input"),
         ("max_tokens", "max_output_tokens"),
@@ -326,18 +326,18 @@ fn workers_paths_become_those_of_the_body() {
         assert_eq!(paths.translate(worker), client);
     }
     body["reasoning"] = json!({"effort": "low"});
-    let paths = parse(&body).unwrap().outline.paths;
+    let paths = parse(&body).unwrap().spec.paths;
     assert_eq!(paths.translate("chat_template_kwargs.reasoning_effort"), "reasoning.effort");
     assert_eq!(
         paths.translate("chat_template_kwargs.enable_thinking"),
         "chat_template_kwargs.enable_thinking"
     );
     body["guided_regex"] = json!("a+");
-    let paths = parse(&body).unwrap().outline.paths;
+    let paths = parse(&body).unwrap().spec.paths;
     assert_eq!(paths.translate("response_format"), "guided_regex");
     body.as_object_mut().unwrap().remove("guided_regex");
     body["structured_outputs"] = json!({"json": {"type": "object"}});
-    let paths = parse(&body).unwrap().outline.paths;
+    let paths = parse(&body).unwrap().spec.paths;
     assert_eq!(paths.translate("response_format.json_schema.schema.not"), "structured_outputs.json.not");
     body["text"] = json!({"format": {"type": "json_object"}});
     assert_eq!(parse(&body).unwrap_err().param.as_deref(), Some("structured_outputs.json"));

@@ -1,0 +1,467 @@
+//! One job, from its publication to its last event.
+//!
+//! A connection that is lost on the way is made again ([`Reconnecting`]); events that were missed meanwhile are
+//! read from the job's event log, which is the truth in any case.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use emberline_protocol::control::{ALIVE_INTERVAL_S, Control};
+use emberline_protocol::error::{ApiError, ErrorCode};
+use emberline_protocol::event::{Event, FinishReason};
+use emberline_protocol::job::Job;
+use emberline_protocol::subject::control;
+use watermelon_proto::{MessageBase, ServerMessage, Subject, SubscriptionId};
+
+use super::job;
+use super::reconnecting::{ConnectionEvent, Reconnecting};
+use crate::nats::bus::Bus;
+use crate::nats::connection::{BusError, Connection, REPLY_TIMEOUT, direct_get_subject, subject};
+use crate::nats::jetstream::{self, Batch, Progress};
+use crate::platform::{Host, Timer, add_ns, report};
+use crate::relay::{Fault, Limits, Output, Relay, read_event};
+
+const ALIVE_INTERVAL: Duration = Duration::from_secs(ALIVE_INTERVAL_S);
+/// How long events may be missing: longer than nats-server takes to find a leader or to start again.
+const GAP_TIME: Duration = Duration::from_secs(60);
+/// Pauses before the log is read again because events are missing: the first one, and the longest.
+/// Each is twice the one before.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LAST_PAUSE: Duration = Duration::from_secs(1);
+/// How long it may take to tell the worker that the job is cancelled.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often a job is published at most if NATS does not confirm it.
+const PUBLICATIONS: u32 = 3;
+
+/// A read of the job's event log that is under way.
+struct LogRead {
+    inbox: Subject,
+    batch: Batch,
+    /// Of the batches before this one.
+    events: Vec<Event>,
+    asked_ns: u64,
+    /// Replies can be lost like any message.
+    limit: Timer,
+}
+
+/// Events that are missing.
+struct Gap {
+    since_ns: u64,
+    /// When the log is read again.
+    retry: Option<Timer>,
+    pause: Duration,
+}
+
+/// A published job, and what is known of it.
+pub struct JobStream {
+    host: Host,
+    connection: Reconnecting,
+    /// Names the job in the log.
+    context: String,
+    /// The job goes on if nobody listens.
+    is_background: bool,
+    relay: Relay,
+    /// An error is the stream's own; a job's failure is an output.
+    outputs: VecDeque<Result<Output, ApiError>>,
+    subscription: SubscriptionId,
+    acknowledgement: Option<Subject>,
+    /// The job, to be published if its event log is empty.
+    unpublished: Option<MessageBase>,
+    stream: &'static str,
+    events: Subject,
+    control: Subject,
+    deadline: Timer,
+    alive: Timer,
+    /// An event has come since `alive` last fired.
+    heard: bool,
+    log_read: Option<LogRead>,
+    gap: Option<Gap>,
+}
+
+impl JobStream {
+    /// Publishes `job` and waits until it is stored. The stream fails once the monotonic clock comes to
+    /// `deadline_ns`.
+    pub(super) async fn publish(
+        bus: &Bus,
+        job: &Job,
+        limits: Limits,
+        deadline_ns: u64,
+    ) -> Result<Self, ApiError> {
+        let context = format!("job {}", job.id);
+        let fail = |error: BusError| {
+            report(&context, &error);
+            ApiError::from(&error)
+        };
+        let until_ns = bus.host().after(REPLY_TIMEOUT);
+        let mut failure = BusError::Closed;
+        let mut idle = bus.idle();
+        for publication in 0..PUBLICATIONS {
+            let connection = match idle.take() {
+                Some(connection) => connection,
+                None => bus.connect_unless_resting().await.map_err(fail)?,
+            };
+            let message = job::message(job, connection.max_payload())?;
+            let mut stream = Self::listen(connection, bus, job, limits, deadline_ns).map_err(fail)?;
+            match stream.store(bus, message, until_ns).await {
+                Ok(()) => {
+                    if publication > 0 {
+                        // A worker may have taken it before this connection was there.
+                        stream.recheck()?;
+                    }
+                    return Ok(stream);
+                }
+                // The connection may have died while it waited. The job's id makes a second
+                // publication of the same job harmless.
+                Err(error @ (BusError::Closed | BusError::Refused(_))) => failure = error,
+                Err(BusError::Publish(error)) => {
+                    stream.release();
+                    return Err(fail(BusError::Publish(error)));
+                }
+                Err(error) => {
+                    // It may have been stored nevertheless.
+                    bus.host().spawn(Box::pin(stream.stop()));
+                    return Err(fail(error));
+                }
+            }
+        }
+        Err(fail(failure))
+    }
+
+    /// Joins a job that was published before: reads its event log from the beginning and goes on live. If the log
+    /// is empty, the job is published `again`; the queue ignores it if it is still there, by its id.
+    pub(super) async fn join(
+        bus: &Bus,
+        job: &Job,
+        limits: Limits,
+        deadline_ns: u64,
+        again: bool,
+    ) -> Result<Self, ApiError> {
+        let context = format!("job {}", job.id);
+        let fail = |error: BusError| {
+            report(&context, &error);
+            ApiError::from(&error)
+        };
+        // A new connection: one that died while it waited would show that only later.
+        let connection = bus.connect_unless_resting().await.map_err(fail)?;
+        let message = again.then(|| job::message(job, connection.max_payload())).transpose()?;
+        let mut stream = Self::listen(connection, bus, job, limits, deadline_ns).map_err(fail)?;
+        stream.unpublished = message;
+        stream.read_log(1)?;
+        Ok(stream)
+    }
+
+    /// Subscribes to the job's events.
+    fn listen(
+        mut connection: Connection,
+        bus: &Bus,
+        job: &Job,
+        limits: Limits,
+        deadline_ns: u64,
+    ) -> Result<Self, BusError> {
+        let (stream, events) = job.log();
+        let (events, control) = (subject(events)?, subject(control(&job.id))?);
+        let subscription = connection.new_subscription(events.clone());
+        let context = format!("job {}", job.id);
+        Ok(Self {
+            host: bus.host().clone(),
+            connection: Reconnecting::new(connection, bus, &context),
+            context,
+            is_background: job.background.is_some(),
+            relay: Relay::new(limits),
+            outputs: VecDeque::new(),
+            subscription,
+            acknowledgement: None,
+            unpublished: None,
+            stream,
+            events,
+            control,
+            deadline: bus.host().timer(bus.host().left_until(deadline_ns)),
+            alive: bus.host().timer(ALIVE_INTERVAL),
+            heard: false,
+            log_read: None,
+            gap: None,
+        })
+    }
+
+    /// Publishes the job and waits until it is stored, but not beyond `until_ns`.
+    async fn store(&mut self, bus: &Bus, message: MessageBase, until_ns: u64) -> Result<(), BusError> {
+        self.queue(message)?;
+        let stored = bus.host().until(until_ns, poll_fn(|cx| self.poll_stored(cx))).await;
+        stored.unwrap_or_else(|| {
+            bus.rest();
+            Err(BusError::Timeout("publishing a job"))
+        })
+    }
+
+    /// Publishes the job over the connection that there is.
+    fn queue(&mut self, message: MessageBase) -> Result<(), BusError> {
+        let Some(connection) = self.connection.connected() else { return Ok(()) };
+        let inbox = connection.new_inbox()?;
+        connection.publish(MessageBase { reply_subject: Some(inbox.clone()), ..message });
+        self.acknowledgement = Some(inbox);
+        Ok(())
+    }
+
+    /// Waits for the acknowledgement; the first events may come before it.
+    fn poll_stored(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BusError>> {
+        loop {
+            let Some(connection) = self.connection.connected() else {
+                return Poll::Ready(Err(BusError::Closed));
+            };
+            match connection.poll_message(cx) {
+                Poll::Ready(Ok(message)) if self.acknowledgement.as_ref() == Some(&message.base.subject) => {
+                    self.acknowledgement = None;
+                    return Poll::Ready(jetstream::read_ack(&message).map_err(BusError::from));
+                }
+                Poll::Ready(Ok(message)) => {
+                    // The job may run nevertheless, so the error is an output.
+                    if let Err(error) = self.on_message(message) {
+                        self.outputs.push_back(Err(error));
+                    }
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+
+    /// Names the job in the log.
+    pub(super) fn context(&self) -> &str {
+        &self.context
+    }
+
+    /// Whether a worker has the job, or had it.
+    pub(super) fn is_taken(&self) -> bool {
+        self.relay.is_taken()
+    }
+
+    /// The next output for the client; stopping to poll loses nothing. After an error,
+    /// call [`JobStream::cancel`].
+    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Output, ApiError>> {
+        loop {
+            if let Some(output) = self.outputs.pop_front() {
+                return Poll::Ready(output);
+            }
+            if self.deadline.poll(cx).is_ready() {
+                let message = "The answer was not complete in time. Ask for less or try again later.";
+                return Poll::Ready(Err(ApiError::new(ErrorCode::Timeout, message)));
+            }
+            if self.poll_timers(cx)? {
+                continue;
+            }
+            match self.connection.poll(cx) {
+                Poll::Ready(Ok(ConnectionEvent::Message(message))) => self.on_message(message)?,
+                Poll::Ready(Ok(ConnectionEvent::Reconnected)) => self.on_reconnected()?,
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(self.failed(&error))),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+
+    /// Does what is due; whether there was anything.
+    fn poll_timers(&mut self, cx: &mut Context<'_>) -> Result<bool, ApiError> {
+        if self.alive.poll(cx).is_ready() {
+            self.alive = self.host.timer(ALIVE_INTERVAL);
+            if !self.is_background {
+                self.send_control(Control::Alive);
+            }
+            // If the last events were lost, nothing else would show it.
+            if !std::mem::take(&mut self.heard) && self.log_read.is_none() {
+                self.read_log(1)?;
+            }
+        } else if self.gap.as_mut().and_then(|gap| gap.retry.as_mut()).is_some_and(|r| r.poll(cx).is_ready())
+        {
+            if let Some(gap) = &mut self.gap {
+                gap.retry = None;
+            }
+            self.read_log(1)?;
+        } else if let Some(read) = self.log_read.take_if(|read| read.limit.poll(cx).is_ready()) {
+            if !self.connection.has_heard_since(read.asked_ns) {
+                self.connection.on_connection_lost(&BusError::Timeout("reading an event log"));
+            } else {
+                self.try_later("its event log could not be read in time")?;
+            }
+        } else {
+            return Ok(false);
+        }
+        Ok(true)
+    }
+
+    /// Subscribes again over the new connection.
+    fn on_reconnected(&mut self) -> Result<(), ApiError> {
+        let Some(connection) = self.connection.connected() else { return Ok(()) };
+        self.subscription = connection.new_subscription(self.events.clone());
+        (self.log_read, self.acknowledgement) = (None, None);
+        if !self.is_background {
+            self.send_control(Control::Alive);
+        }
+        self.recheck()
+    }
+
+    /// Has the event log read before any further event counts, since some may have been missed.
+    fn recheck(&mut self) -> Result<(), ApiError> {
+        self.relay.doubt();
+        self.read_log(1)
+    }
+
+    fn on_message(&mut self, message: ServerMessage) -> Result<(), ApiError> {
+        if message.subscription_id == self.subscription {
+            self.heard = true;
+            let outputs = read_event(&message.base.payload).and_then(|event| self.relay.on_event(event));
+            self.push_outputs(outputs)?;
+            if self.relay.has_gap() && self.log_read.is_none() && self.gap.is_none() {
+                self.read_log(1)?;
+            }
+            return Ok(());
+        }
+        if self.acknowledgement.as_ref() == Some(&message.base.subject) {
+            (self.acknowledgement, self.unpublished) = (None, None);
+            return jetstream::read_ack(&message).map_err(|error| self.failed(&error.into()));
+        }
+        match self.log_read.take() {
+            Some(read) if read.inbox == message.base.subject => self.on_stored(read, message),
+            other => {
+                self.log_read = other;
+                Ok(())
+            }
+        }
+    }
+
+    fn push_outputs(&mut self, outputs: Result<Vec<Output>, Fault>) -> Result<(), ApiError> {
+        let outputs = outputs.map_err(|fault| self.faulty(&fault))?;
+        if !outputs.is_empty()
+            && let Some(gap) = &mut self.gap
+        {
+            (gap.since_ns, gap.pause) = (self.host.monotonic_ns(), FIRST_PAUSE);
+        }
+        for output in outputs {
+            // A client that cancels does not listen any more, unless the job runs in the background. So
+            // this worker has received nothing from here for too long.
+            if !self.is_background && matches!(output, Output::Finish { reason: FinishReason::Cancelled, .. })
+            {
+                self.outputs.push_back(Err(jetstream::bus_unavailable()));
+                break;
+            }
+            self.outputs.push_back(Ok(output));
+        }
+        Ok(())
+    }
+
+    fn faulty(&self, fault: &Fault) -> ApiError {
+        report(&self.context, fault);
+        ApiError::from(fault)
+    }
+
+    fn failed(&self, error: &BusError) -> ApiError {
+        report(&self.context, error);
+        ApiError::from(error)
+    }
+
+    /// Asks for the event log from stream sequence `from` on. Without a connection nothing is done:
+    /// [`JobStream::on_reconnected`] reads the log.
+    fn read_log(&mut self, from: u64) -> Result<(), ApiError> {
+        let events = self.log_read.take().map(|read| read.events).unwrap_or_default();
+        let Some(connection) = self.connection.connected() else { return Ok(()) };
+        let request = connection.new_inbox().and_then(|inbox| {
+            let target = direct_get_subject(self.stream)?;
+            let payload = jetstream::next_by_subject(self.events.as_str(), from);
+            connection.request(target, Some(inbox.clone()), payload);
+            Ok(inbox)
+        });
+        let inbox = request.map_err(|error| self.failed(&error))?;
+        self.log_read = Some(LogRead {
+            inbox,
+            batch: Batch::default(),
+            events,
+            asked_ns: self.host.monotonic_ns(),
+            limit: self.host.timer(REPLY_TIMEOUT),
+        });
+        Ok(())
+    }
+
+    fn on_stored(&mut self, mut read: LogRead, message: ServerMessage) -> Result<(), ApiError> {
+        let progress = match read.batch.push(message) {
+            Ok(progress) => progress,
+            Err(error) => return self.try_later(error),
+        };
+        if progress == Progress::Pending {
+            read.limit = self.host.timer(REPLY_TIMEOUT);
+            self.log_read = Some(read);
+            return Ok(());
+        }
+        for payload in std::mem::take(&mut read.batch).into_payloads() {
+            read.events.push(read_event(&payload).map_err(|fault| self.faulty(&fault))?);
+        }
+        if let Progress::More(from) = progress {
+            self.log_read = Some(read);
+            return self.read_log(from);
+        }
+        if read.events.is_empty()
+            && self.acknowledgement.is_none()
+            && let Some(message) = self.unpublished.clone()
+        {
+            self.queue(message).map_err(|error| self.failed(&error))?;
+        }
+        let outputs = self.relay.rebuild(&read.events);
+        self.push_outputs(outputs)?;
+        if self.relay.has_gap() {
+            return self.try_later("events are missing from the log");
+        }
+        self.gap = None;
+        Ok(())
+    }
+
+    /// Has the log read again a little later, for `reason`, unless that has lasted too long.
+    fn try_later(&mut self, reason: impl std::fmt::Display) -> Result<(), ApiError> {
+        let now_ns = self.host.monotonic_ns();
+        let gap = self.gap.get_or_insert_with(|| Gap { since_ns: now_ns, retry: None, pause: FIRST_PAUSE });
+        if now_ns > add_ns(gap.since_ns, GAP_TIME) {
+            report(&self.context, reason);
+            return Err(ApiError::new(ErrorCode::WorkerFailed, "Parts of the answer were lost. Try again."));
+        }
+        gap.retry = Some(self.host.timer(gap.pause));
+        gap.pause = gap.pause.saturating_mul(2).min(LAST_PAUSE);
+        Ok(())
+    }
+
+    /// Publishes a control message for the worker.
+    pub(super) fn send_control(&mut self, control: Control) {
+        let payload = serde_json::to_vec(&control).unwrap_or_default();
+        if let Some(connection) = self.connection.connected() {
+            connection.request(self.control.clone(), None, payload);
+        }
+    }
+
+    /// Ends the stream of a job that has ended.
+    pub(super) fn release(mut self) {
+        if let Some(connection) = self.connection.connected() {
+            connection.unsubscribe(self.subscription);
+        }
+        self.connection.release();
+    }
+
+    /// Ends the stream of a job whose answer nobody waits for here: the worker frees its slot, unless the job
+    /// runs in the background.
+    pub(super) async fn cancel(self) {
+        if self.is_background { self.release() } else { self.stop().await }
+    }
+
+    /// Ends the stream and the job.
+    pub(super) async fn stop(self) {
+        let messages =
+            job::cancel_messages(&self.control, &self.events, self.is_background, self.relay.is_taken());
+        let sent = async {
+            let mut connection = self.connection.into_connection().await?;
+            messages.into_iter().for_each(|message| connection.publish(message));
+            connection.flush().await
+        };
+        if !matches!(self.host.within(CANCEL_TIMEOUT, sent).await, Some(Ok(()))) {
+            report(
+                &self.context,
+                "the worker could not be told to stop; it will when it hears nothing for some time",
+            );
+        }
+    }
+}

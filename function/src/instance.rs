@@ -1,0 +1,36 @@
+//! What the requests of one instance share.
+//!
+//! An instance serves many requests, some at the same time, and is dropped when it is idle: nothing here
+//! may be relied on.
+
+use std::rc::Rc;
+
+use crate::access::keys::KeyCache;
+use crate::admission::heartbeats::ServedCache;
+use crate::nats::NatsEndpoint;
+use crate::nats::bus::{Bus, Connections};
+use crate::platform::Host;
+
+/// Connections to NATS, and what was read there a moment ago.
+pub struct Instance {
+    /// The host that it runs on.
+    pub host: Host,
+    /// What the workers' heartbeats said.
+    pub served: ServedCache,
+    /// Records of keys.
+    pub keys: KeyCache,
+    connections: Rc<Connections>,
+}
+
+impl Instance {
+    /// An instance that has served nothing yet.
+    pub fn new(host: Host) -> Rc<Self> {
+        let (served, keys, connections) = (ServedCache::default(), KeyCache::default(), Rc::default());
+        Rc::new(Self { host, served, keys, connections })
+    }
+
+    /// NATS at `endpoint`.
+    pub fn bus(&self, endpoint: &NatsEndpoint) -> Bus {
+        Bus::new(self.host.clone(), endpoint.clone(), Rc::clone(&self.connections))
+    }
+}

@@ -1,0 +1,174 @@
+//! NATS as the requests of an instance use it: connections that are reused, and requests with a limit of time.
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::rc::Rc;
+
+use watermelon_proto::headers::HeaderMap;
+
+use super::connection::{BusError, Connection, REPLY_TIMEOUT, direct_get_subject};
+use super::jetstream;
+use super::pool::Pool;
+use super::round_trip::{Answer, Reply, Request};
+use super::servers::Servers;
+use crate::nats::NatsEndpoint;
+use crate::platform::Host;
+
+/// What the requests of an instance share: idle connections, and which server to try first.
+#[derive(Default)]
+pub struct Connections {
+    pool: RefCell<Pool<NatsEndpoint, Connection>>,
+    servers: RefCell<Servers<NatsEndpoint>>,
+}
+
+/// NATS for one request.
+#[derive(Clone)]
+pub struct Bus {
+    host: Host,
+    endpoint: Rc<NatsEndpoint>,
+    connections: Rc<Connections>,
+}
+
+impl Bus {
+    /// NATS at `endpoint`, by connections that others may have made.
+    pub fn new(host: Host, endpoint: NatsEndpoint, connections: Rc<Connections>) -> Self {
+        Self { host, endpoint: Rc::new(endpoint), connections }
+    }
+
+    /// The host that sockets, clocks and tasks come from.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// The servers, and the user that we are there.
+    pub fn endpoint(&self) -> &NatsEndpoint {
+        &self.endpoint
+    }
+
+    /// An idle connection, if there is one.
+    pub fn idle(&self) -> Option<Connection> {
+        self.connections.pool.try_borrow_mut().ok()?.take(&self.endpoint, self.host.monotonic_ns())
+    }
+
+    /// Keeps `connection` for the next request, if nothing is pending on it.
+    pub fn give_back(&self, mut connection: Connection) {
+        if connection.park()
+            && let Ok(mut pool) = self.connections.pool.try_borrow_mut()
+        {
+            pool.put(&self.endpoint, self.host.monotonic_ns(), connection);
+        }
+    }
+
+    /// A new connection, to the server that worked last or to another one; an error at once if no server
+    /// could be reached a moment ago.
+    pub async fn connect_unless_resting(&self) -> Result<Connection, BusError> {
+        let now_ns = self.host.monotonic_ns();
+        let servers = self.connections.servers.try_borrow();
+        let rests = servers.is_ok_and(|servers| servers.rests(&self.endpoint, now_ns));
+        if rests { Err(BusError::Resting) } else { self.connect().await }
+    }
+
+    /// The same for callers that can wait.
+    pub async fn connect(&self) -> Result<Connection, BusError> {
+        let order: Vec<usize> = match self.connections.servers.try_borrow() {
+            Ok(servers) => servers.order(&self.endpoint, self.endpoint.servers.len()).collect(),
+            Err(_) => Vec::new(),
+        };
+        let mut failure = BusError::Closed;
+        for place in order {
+            let Some(server) = self.endpoint.servers.get(place) else { continue };
+            match Connection::open(&self.host, &self.endpoint, *server).await {
+                Ok(connection) => {
+                    if let Ok(mut servers) = self.connections.servers.try_borrow_mut() {
+                        servers.worked(&self.endpoint, place);
+                    }
+                    return Ok(connection);
+                }
+                Err(error) => failure = error,
+            }
+        }
+        self.rest();
+        Err(failure)
+    }
+
+    /// Makes all requests fail at once for a moment, since no server answers. Idle connections are dropped.
+    pub fn rest(&self) {
+        if let Ok(mut servers) = self.connections.servers.try_borrow_mut() {
+            servers.failed(&self.endpoint, self.host.monotonic_ns());
+        }
+        if let Ok(mut pool) = self.connections.pool.try_borrow_mut() {
+            pool.clear();
+        }
+    }
+
+    /// Does `work` over an idle connection if there is one, else over a new one. It may be done twice, since
+    /// an idle connection may have died.
+    pub async fn with_connection<T>(
+        &self,
+        work: impl AsyncFn(&mut Connection) -> Result<T, BusError>,
+    ) -> Result<T, BusError> {
+        let reused = match self.idle() {
+            Some(mut connection) => match work(&mut connection).await {
+                Err(BusError::Closed | BusError::Refused(_)) => None,
+                done => Some((connection, done)),
+            },
+            None => None,
+        };
+        let (connection, done) = match reused {
+            Some(reused) => reused,
+            None => {
+                let mut connection = self.connect_unless_resting().await?;
+                let done = work(&mut connection).await;
+                (connection, done)
+            }
+        };
+        match &done {
+            Ok(_) | Err(BusError::NoResponders(_)) => self.give_back(connection),
+            Err(BusError::Timeout(_)) => self.rest(),
+            Err(_) => {}
+        }
+        done
+    }
+
+    /// Sends all requests at once and waits for their answers, which come in the requests' order.
+    pub async fn round_trip(&self, requests: &[Request]) -> Result<Vec<Answer>, BusError> {
+        let asked = self.with_connection(async |connection| connection.round_trip(requests).await);
+        self.in_time("an answer", asked).await
+    }
+
+    /// Sends all requests and waits for no answer.
+    pub async fn send(&self, requests: &[Request]) -> Result<(), BusError> {
+        let sent = async {
+            let mut connection = match self.idle() {
+                Some(connection) => connection,
+                None => self.connect_unless_resting().await?,
+            };
+            connection.send(requests).await?;
+            self.give_back(connection);
+            Ok(())
+        };
+        self.in_time("sending", sent).await
+    }
+
+    /// Waits for NATS at most [`REPLY_TIMEOUT`].
+    async fn in_time<T>(
+        &self,
+        what: &'static str,
+        work: impl Future<Output = Result<T, BusError>>,
+    ) -> Result<T, BusError> {
+        self.host.within(REPLY_TIMEOUT, work).await.unwrap_or_else(|| {
+            self.rest();
+            Err(BusError::Timeout(what))
+        })
+    }
+}
+
+/// A request to a stream for the last message on each subject that `filters` cover.
+pub fn last_of<S: AsRef<str>>(
+    stream: &str,
+    filters: impl IntoIterator<Item = S>,
+) -> Result<Request, BusError> {
+    let payload = jetstream::last_by_subject(filters);
+    let subject = direct_get_subject(stream)?;
+    Ok(Request { subject, headers: HeaderMap::new(), payload, reply: Reply::Batch })
+}

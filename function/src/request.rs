@@ -1,0 +1,80 @@
+//! A request whose sender is known: what the handlers of the endpoints work with.
+
+use std::rc::Rc;
+
+use emberline_protocol::error::ApiError;
+use emberline_protocol::heartbeat::ServedModel;
+use http::HeaderMap;
+
+use crate::access::caller::Caller;
+use crate::admission::Admitter;
+use crate::admission::served_models::{Destination, ServedModels};
+use crate::config::Config;
+use crate::http::reply;
+use crate::instance::Instance;
+use crate::nats::bus::Bus;
+use crate::platform::{Host, report};
+
+/// See the module.
+pub struct ClientRequest {
+    /// What it shares with other requests.
+    pub instance: Rc<Instance>,
+    /// NATS.
+    pub bus: Bus,
+    /// The settings.
+    pub config: Config,
+    /// Who sent it.
+    pub caller: Caller,
+    /// Its headers.
+    pub headers: HeaderMap,
+    /// What follows the question mark.
+    pub query: Option<String>,
+    /// The path of its endpoint, however the client wrote it.
+    pub endpoint: &'static str,
+    /// When it came, on the monotonic clock.
+    pub arrived_ns: u64,
+}
+
+impl ClientRequest {
+    /// The host that it is served on.
+    pub fn host(&self) -> &Host {
+        &self.instance.host
+    }
+
+    /// What is served now.
+    pub async fn served(&self) -> Result<Rc<ServedModels>, ApiError> {
+        self.instance.served.read(&self.bus).await.map_err(|error| {
+            report("heartbeats", &error);
+            ApiError::from(&error)
+        })
+    }
+
+    /// The model that the client means by `requested`, if its key may use it and a worker serves it.
+    pub async fn model(&self, requested: &str) -> Result<ServedModel, ApiError> {
+        let names = &self.config.names;
+        self.caller.check_model(requested, names)?;
+        let served = self.served().await?;
+        let model = names.admit(requested, &served.names())?;
+        served.get(&model).cloned().ok_or_else(reply::internal_error)
+    }
+
+    /// Where jobs for the model `requested` go, if the client's key may use it: to a worker, or to one that has
+    /// yet to start, if the configuration has requests wait for it.
+    pub async fn destination(&self, requested: &str) -> Result<Destination, ApiError> {
+        let names = &self.config.names;
+        self.caller.check_model(requested, names)?;
+        self.served().await?.destination(requested, names, self.config.no_worker_wait_s > 0)
+    }
+
+    /// Counts what this request uses.
+    pub fn admitter(&self) -> Admitter<'_> {
+        Admitter {
+            bus: &self.bus,
+            served: &self.instance.served,
+            key: &self.caller.key,
+            limits: &self.caller.limits,
+            job_life_ms: self.config.job_life_ms(),
+            queue_limit: self.config.queue_limit,
+        }
+    }
+}

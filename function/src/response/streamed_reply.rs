@@ -1,0 +1,250 @@
+//! An answer on its way from its jobs to its client.
+
+use std::collections::VecDeque;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use emberline_protocol::error::ApiError;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use http::{HeaderMap, HeaderName, HeaderValue};
+
+use super::whole_response::{ResponseBuilder, WholeResponse};
+use super::{Reply, ResponseWriter};
+use crate::generation::job_streams::JobStreams;
+use crate::http::reply;
+use crate::platform::{BodySink, Closed, Host, Timer, report};
+use crate::relay::Output;
+
+/// Longest time without a write. A write is also how a client that has disconnected is noticed: by the next one, or
+/// the one after that.
+const KEEP_ALIVE: Duration = Duration::from_secs(2);
+/// How long a client may take to read the rest of a stream whose jobs have ended.
+const DRAIN_TIME: Duration = Duration::from_secs(60);
+const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+
+/// A response whose body is written while it is under way.
+pub struct StreamedReply {
+    /// The headers of the response.
+    pub headers: HeaderMap,
+    host: Host,
+    jobs: JobStreams,
+    writer: Box<dyn ResponseWriter>,
+}
+
+/// Answers with a whole response. If it is not complete when the monotonic clock comes to `head_ns`, its head is
+/// sent, with `headers`, and the rest is written while the response is under way: nothing shows before the head
+/// that the client has disconnected.
+pub async fn whole(
+    host: &Host,
+    mut jobs: JobStreams,
+    mut builder: impl ResponseBuilder + 'static,
+    head_ns: Option<u64>,
+    headers: HeaderMap,
+) -> Result<Reply, ApiError> {
+    let gathering = gather(&mut jobs, &mut builder);
+    let gathered = match head_ns {
+        Some(head_ns) => host.until(head_ns, gathering).await,
+        None => Some(gathering.await),
+    };
+    match gathered {
+        Some(Ok(json)) => Ok(Reply::Whole(reply::json(200, json))),
+        Some(Err(failure)) => {
+            jobs.cancel().await;
+            Err(failure)
+        }
+        None => {
+            let own = [(CONTENT_TYPE, HeaderValue::from_static("application/json"))];
+            Ok(begin(host, jobs, Box::new(WholeResponse::new(builder)), own, headers))
+        }
+    }
+}
+
+/// Waits for the whole response; to stop waiting loses nothing.
+async fn gather(jobs: &mut JobStreams, builder: &mut impl ResponseBuilder) -> Result<Bytes, ApiError> {
+    loop {
+        match jobs.next().await? {
+            Output::Failed(failure) => return Err(failure),
+            output => {
+                if let Some(json) = builder.push(output) {
+                    return Ok(json);
+                }
+            }
+        }
+    }
+}
+
+/// Answers with server-sent events, and with `headers`.
+pub fn stream(
+    host: &Host,
+    jobs: JobStreams,
+    writer: impl ResponseWriter + 'static,
+    headers: HeaderMap,
+) -> Reply {
+    let own = [
+        (CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
+        (CACHE_CONTROL, HeaderValue::from_static("no-cache")),
+        (X_ACCEL_BUFFERING, HeaderValue::from_static("no")),
+    ];
+    begin(host, jobs, Box::new(writer), own, headers)
+}
+
+fn begin<const N: usize>(
+    host: &Host,
+    jobs: JobStreams,
+    writer: Box<dyn ResponseWriter>,
+    own: [(HeaderName, HeaderValue); N],
+    more: HeaderMap,
+) -> Reply {
+    let mut headers = HeaderMap::from_iter(own);
+    headers.extend(more);
+    Reply::Streamed(Box::new(StreamedReply { headers, host: host.clone(), jobs, writer }))
+}
+
+impl StreamedReply {
+    /// Writes the body to its end. An error says why the transfer is to be broken off.
+    pub async fn write(self, body: impl BodySink) -> Result<(), String> {
+        let Self { host, jobs, mut writer, .. } = self;
+        let context = jobs.context();
+        let mut client = Client {
+            body,
+            backlog: VecDeque::new(),
+            bytes: 0,
+            max_bytes: writer.max_backlog(),
+            written_ns: host.monotonic_ns(),
+        };
+        writer.begin().into_iter().for_each(|frame| client.push(frame));
+        let keep_alive = host.timer(KEEP_ALIVE);
+        let mut transfer =
+            Transfer { host, jobs: Some(jobs), cancelling: None, writer, client, keep_alive, draining: None };
+        let end = poll_fn(|cx| transfer.poll(cx)).await;
+        transfer.cancel_jobs();
+        if let Some(cancelling) = transfer.cancelling.take() {
+            cancelling.await;
+        }
+        let failure = match end {
+            End::Written => transfer.writer.failure().map(ToString::to_string),
+            End::Disconnected => Some("client disconnected".to_owned()),
+            End::TooSlow => Some("the client reads too slowly".to_owned()),
+        };
+        match failure {
+            None => Ok(()),
+            Some(reason) => {
+                report(&context, format_args!("the transfer of the answer was broken off: {reason}"));
+                Err(reason)
+            }
+        }
+    }
+}
+
+/// The client, and the frames that it has not taken yet.
+struct Client<S> {
+    body: S,
+    backlog: VecDeque<Bytes>,
+    bytes: usize,
+    max_bytes: usize,
+    written_ns: u64,
+}
+
+impl<S: BodySink> Client<S> {
+    fn push(&mut self, frame: Bytes) {
+        self.bytes = self.bytes.saturating_add(frame.len());
+        self.backlog.push_back(frame);
+    }
+
+    /// Ready when everything is written. One frame is one write.
+    fn poll_flush(&mut self, cx: &mut Context<'_>, host: &Host) -> Poll<Result<(), Closed>> {
+        let Self { body, backlog, bytes, written_ns, .. } = self;
+        body.poll_write(cx, &mut || {
+            let frame = backlog.pop_front()?;
+            *bytes = bytes.saturating_sub(frame.len());
+            *written_ns = host.monotonic_ns();
+            Some(frame.into())
+        })
+    }
+}
+
+/// How a transfer ends.
+enum End {
+    Written,
+    Disconnected,
+    TooSlow,
+}
+
+/// Moves an answer from its jobs to its client, each at its own pace.
+struct Transfer<S> {
+    host: Host,
+    /// Until they have ended.
+    jobs: Option<JobStreams>,
+    /// Under way once nobody waits for jobs that may still run.
+    cancelling: Option<Pin<Box<dyn Future<Output = ()>>>>,
+    writer: Box<dyn ResponseWriter>,
+    client: Client<S>,
+    keep_alive: Timer,
+    /// Runs once the last frame is in the backlog.
+    draining: Option<Timer>,
+}
+
+impl<S: BodySink> Transfer<S> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        loop {
+            if self.cancelling.as_mut().is_some_and(|cancelling| cancelling.as_mut().poll(cx).is_ready()) {
+                self.cancelling = None;
+            }
+            let flushed = match self.client.poll_flush(cx, &self.host) {
+                Poll::Ready(Ok(())) => true,
+                Poll::Ready(Err(Closed)) => return Poll::Ready(End::Disconnected),
+                Poll::Pending => false,
+            };
+            if let Some(draining) = &mut self.draining {
+                if flushed {
+                    return Poll::Ready(End::Written);
+                }
+                return draining.poll(cx).map(|()| End::TooSlow);
+            }
+            if self.client.bytes > self.client.max_bytes {
+                return Poll::Ready(End::TooSlow);
+            }
+            if let Some(jobs) = &mut self.jobs
+                && let Poll::Ready(output) = jobs.poll_next(cx)
+            {
+                self.write_output(output);
+            } else if self.keep_alive.poll(cx).is_ready() {
+                self.on_silence(flushed);
+            } else {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    fn write_output(&mut self, output: Result<Output, ApiError>) {
+        let is_last = matches!(output, Ok(Output::Done(_) | Output::Failed(_)) | Err(_));
+        let frames = match output {
+            Ok(output) => self.writer.on_output(output),
+            Err(error) => self.writer.on_error(&error),
+        };
+        frames.into_iter().for_each(|frame| self.client.push(frame));
+        if is_last {
+            self.cancel_jobs();
+            self.draining = Some(self.host.timer(DRAIN_TIME));
+        }
+    }
+
+    /// Cancels jobs that have not ended.
+    fn cancel_jobs(&mut self) {
+        if let Some(jobs) = self.jobs.take() {
+            self.cancelling = Some(Box::pin(jobs.cancel()));
+        }
+    }
+
+    fn on_silence(&mut self, flushed: bool) {
+        let silence = Duration::from_nanos(self.host.monotonic_ns().saturating_sub(self.client.written_ns));
+        let rest = KEEP_ALIVE.saturating_sub(silence);
+        if flushed && rest.is_zero() {
+            self.client.push(self.writer.keep_alive());
+        }
+        self.keep_alive = self.host.timer(if rest.is_zero() { KEEP_ALIVE } else { rest });
+    }
+}

@@ -1,0 +1,12 @@
+//! The function, natively, against a real nats-server: its own NATS client over tokio's sockets, admission,
+//! generation and the relay. A worker that follows a script takes the jobs.
+//!
+//! nats-server is EMBERLINE_TEST_NATS, or `nats-server` on the PATH.
+
+#![allow(clippy::expect_used, clippy::unwrap_used)]
+
+mod admission;
+mod generation;
+mod server;
+mod tokio_platform;
+mod worker;

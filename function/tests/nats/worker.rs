@@ -1,0 +1,98 @@
+//! A worker that follows a script.
+
+use std::future::poll_fn;
+use std::rc::Rc;
+
+use emberline_function::nats::bus::Bus;
+use emberline_function::nats::connection::{Connection, subject};
+use emberline_protocol::event::{Acceptance, Event, EventKind, FinishReason, Timings, Usage};
+use emberline_protocol::heartbeat::{Heartbeat, ModelState, ModelStatus, ServedModel};
+use emberline_protocol::job::Job;
+use watermelon_proto::ServerMessage;
+
+/// The model that it serves.
+pub(crate) const MODEL: &str = "m";
+
+pub(crate) struct Worker {
+    connection: Connection,
+}
+
+impl Worker {
+    /// Announces that the model is served, and begins to take jobs.
+    pub(crate) async fn start(bus: &Bus) -> Self {
+        let mut worker = Self { connection: bus.connect().await.unwrap() };
+        worker.connection.new_subscription(subject("emberline.jobs.>".into()).unwrap());
+        let heartbeat = Heartbeat {
+            v: 1,
+            worker: "w".into(),
+            models: vec![ServedModel { name: MODEL.into(), context_length: 100, created: 1 }],
+            states: vec![ModelStatus {
+                name: MODEL.into(),
+                state: ModelState::Serving,
+                reason: None,
+                capacity: 4,
+                active: 0,
+                pace: 1.0,
+                memory: None,
+            }],
+            ..Heartbeat::default()
+        };
+        worker.store("$KV.workers.w".into(), serde_json::to_vec(&heartbeat).unwrap()).await;
+        worker
+    }
+
+    /// The next job.
+    pub(crate) async fn take(&mut self) -> Rc<Job> {
+        loop {
+            let message = self.next().await;
+            if let Ok(job) = serde_json::from_slice(&message.base.payload) {
+                return Rc::new(job);
+            }
+        }
+    }
+
+    /// Writes the events of an attempt at `job`, from its event number `first` on.
+    pub(crate) async fn write(&mut self, job: &Job, attempt: u32, first: u32, kinds: Vec<EventKind>) {
+        for (index, kind) in (first..).zip(kinds) {
+            let event = serde_json::to_vec(&Event { v: 1, attempt, index, kind }).unwrap();
+            self.store(job.log().1, event).await;
+        }
+    }
+
+    /// Publishes a message and waits until its stream has it.
+    async fn store(&mut self, to: String, payload: Vec<u8>) {
+        let inbox = self.connection.new_inbox().unwrap();
+        self.connection.request(subject(to).unwrap(), Some(inbox.clone()), payload);
+        while self.next().await.base.subject != inbox {}
+    }
+
+    async fn next(&mut self) -> ServerMessage {
+        poll_fn(|cx| self.connection.poll_message(cx)).await.unwrap()
+    }
+}
+
+/// A worker takes the job.
+pub(crate) fn taken() -> EventKind {
+    EventKind::Taken { worker: "w".into() }
+}
+
+/// The job can be served.
+pub(crate) fn accepted() -> EventKind {
+    EventKind::Accepted(Acceptance { prompt_tokens: 3, fingerprint: "fp".into(), ..Acceptance::default() })
+}
+
+/// One token of the first choice.
+pub(crate) fn token(position: u32, text: &str) -> EventKind {
+    EventKind::Tokens { choice: 0, position, ids: vec![position], text: text.into(), logprobs: Vec::new() }
+}
+
+/// The first choice ends.
+pub(crate) fn finish() -> EventKind {
+    EventKind::Finish { choice: 0, reason: FinishReason::Stop }
+}
+
+/// The job ends.
+pub(crate) fn done() -> EventKind {
+    let usage = Usage { prompt_tokens: 3, cached_tokens: 0, completion_tokens: 3 };
+    EventKind::Done { usage, timings: Timings::default(), at: None }
+}
