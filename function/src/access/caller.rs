@@ -1,7 +1,7 @@
-//! Who may use data_encoding::HEXLOWER_PERMISSIVE;
-use the API: keys by `Authorization: Bearer`, `X-API-Key` or `api-key`, known by their
+//! Who may use the API: keys by `Authorization: Bearer`, `X-API-Key` or `api-key`, known by their
 //! hashes. The configuration lists a few for a first start; the others have a record in the `keys` bucket.
 
+use data_encoding::HEXLOWER_PERMISSIVE;
 use emberline_api::models::ModelNames;
 use emberline_protocol::PROTOCOL_VERSION;
 use emberline_protocol::error::{ApiError, ErrorCode};
