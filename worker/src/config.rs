@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use async_nats::ServerAddr;
 use clap::{Parser, ValueEnum};
+use emberline_inference::device::Backend;
+use emberline_inference::engine::inference::CacheDtype;
+use emberline_inference::network::Quantize;
 use emberline_protocol::bytes::Bytes;
 use emberline_protocol::control::ALIVE_TIMEOUT_S;
 
-use crate::device::Backend;
-use crate::engine::burn::CacheDtype;
-use crate::model::Quantize;
-use crate::models::file::ModelList;
-use crate::models::options::{
+use crate::nats::BusConfig;
+use crate::registry::file::ModelList;
+use crate::registry::options::{
     MAX_SLOTS, ModelOptions, OptionsError, Settings, Source, check_unique, tokens_per_second,
 };
 
@@ -69,8 +70,8 @@ pub struct Args {
     pub context_length: Option<u32>,
 
     /// Where to compute; `auto` takes the GPU if there is one, and the CPU otherwise
-    #[arg(long, env = "EMBERLINE_BACKEND", value_enum, default_value_t = BackendChoice::Auto)]
-    pub backend: BackendChoice,
+    #[arg(long, env = "EMBERLINE_BACKEND", value_enum, default_value_t = Backend::Auto)]
+    pub backend: Backend,
 
     /// The adapter that wgpu is to use: its number, or part of its name
     #[arg(long, env = "EMBERLINE_ADAPTER", value_name = "NAME")]
@@ -104,17 +105,6 @@ pub struct Args {
     pub alive_timeout_ms: u64,
 }
 
-/// Where to compute.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum BackendChoice {
-    /// The GPU if there is one, the CPU otherwise.
-    Auto,
-    /// wgpu: Vulkan, Metal or DX12.
-    Wgpu,
-    /// burn's CPU backend.
-    Cpu,
-}
-
 /// What computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum EngineChoice {
@@ -122,16 +112,6 @@ pub enum EngineChoice {
     Burn,
     /// Fixed words, no model.
     Simulated,
-}
-
-impl From<BackendChoice> for Backend {
-    fn from(choice: BackendChoice) -> Self {
-        match choice {
-            BackendChoice::Auto => Self::Auto,
-            BackendChoice::Wgpu => Self::Wgpu,
-            BackendChoice::Cpu => Self::Cpu,
-        }
-    }
 }
 
 /// A configuration that a worker can start from.
@@ -145,26 +125,6 @@ pub struct Config {
     pub drain: Duration,
     /// How long a job goes on without a word from its relay.
     pub alive_timeout: Duration,
-}
-
-/// How to reach NATS.
-#[derive(Clone)]
-pub struct BusConfig {
-    /// Any of these servers.
-    pub servers: Vec<ServerAddr>,
-    /// The user name.
-    pub user: String,
-    /// `None` for a server that asks for none.
-    pub password: Option<String>,
-}
-
-impl std::fmt::Debug for BusConfig {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("BusConfig")
-            .field("servers", &self.servers)
-            .field("user", &self.user)
-            .finish_non_exhaustive()
-    }
 }
 
 /// Arguments that don't make a configuration.
@@ -194,7 +154,7 @@ impl Args {
     /// Empty values count as absent: that is what a launcher's unset variable expands to.
     pub fn into_config(self, password: Option<String>) -> Result<Config, ConfigError> {
         let settings = Settings {
-            backend: self.backend.into(),
+            backend: self.backend,
             adapter: some(self.adapter),
             slots: self.slots,
             quantize: self.quantize,

@@ -11,8 +11,8 @@ use emberline_protocol::subject::WORKERS_BUCKET;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::bus::Bus;
-use crate::models::board::Board;
+use crate::nats::Bus;
+use crate::registry::status::Board;
 
 /// Changes of load that follow each other faster are told together.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);

@@ -7,16 +7,16 @@ use std::time::Duration;
 
 use anyhow::anyhow;
 use clap::{Parser, Subcommand};
-use emberline_worker::bench::{self, BenchArgs};
+use emberline_inference::bench::{self, BenchArgs};
 use emberline_worker::config::{Args, Config, ConfigError};
-use emberline_worker::models::load::load_engine;
+use emberline_worker::registry::load::load_engine;
 use emberline_worker::serve::{Signals, serve};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
 
 /// What the worker says; of its libraries, only what goes wrong.
-const LOG_DEFAULT: &str = "warn,emberline_worker=info";
+const LOG_DEFAULT: &str = "warn,emberline_worker=info,emberline_inference=info";
 
 #[derive(Parser)]
 #[command(version, args_conflicts_with_subcommands = true)]

@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::bus::{Bus, BusError};
 use crate::config::Config;
 use crate::heartbeat::Beat;
 use crate::intake::Running;
-use crate::models::file::{FileError, Wanted, Watch};
-use crate::models::fleet::{Fleet, Hopeless};
-use crate::models::instance::Shared;
-use crate::models::load::Loader;
+use crate::nats::{Bus, BusError};
+use crate::registry::file::{FileError, Wanted, Watch};
+use crate::registry::instance::Shared;
+use crate::registry::load::Loader;
+use crate::registry::model_registry::{Fleet, Hopeless};
 
 /// How long saying goodbye may take, and how long freeing what the models hold.
 const GOODBYE: Duration = Duration::from_secs(2);
@@ -101,7 +101,7 @@ async fn work(
     draining.send_replace(true);
     tokio::select! {
         () = fleet.drain() => ended,
-        () = stopped(stop, 2) => Err(ServeError::Interrupted(crate::bus::ACK_WAIT)),
+        () = stopped(stop, 2) => Err(ServeError::Interrupted(crate::nats::ACK_WAIT)),
     }
 }
 

@@ -4,15 +4,15 @@
 use std::sync::Arc;
 
 use async_nats::{Message, Subscriber};
+use emberline_inference::engine::Frontend;
 use emberline_protocol::error::{ApiError, ErrorCode};
 use emberline_protocol::subject::{self, TOKENS_QUEUE};
 use emberline_protocol::tokens::TokensReply;
 use futures::StreamExt;
 use tokio::sync::{Semaphore, watch};
 
-use crate::bus::{Bus, BusError};
-use crate::engine::Frontend;
 use crate::intake::{Phase, reached};
+use crate::nats::{Bus, BusError};
 
 /// Requests that are worked on at once; the others wait.
 const AT_ONCE: usize = 4;

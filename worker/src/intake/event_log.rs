@@ -26,7 +26,7 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::bus::Bus;
+use crate::nats::Bus;
 
 /// How long the end of a log may take to be stored: longer than nats-server takes to restart.
 const PATIENCE: Duration = Duration::from_secs(30);

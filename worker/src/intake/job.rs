@@ -6,6 +6,7 @@ use async_nats::Subscriber;
 use async_nats::jetstream::context::PublishError;
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::{AckKind, Message};
+use emberline_inference::clock;
 use emberline_protocol::PROTOCOL_VERSION;
 use emberline_protocol::control::{ALIVE_INTERVAL_S, Control};
 use emberline_protocol::dead_letter;
@@ -20,13 +21,12 @@ use serde::Deserialize;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
-use super::account::{Charge, Tally};
+use super::charge::{Charge, Tally};
 use super::event_log::{EventLog, LogChanged};
 use super::slots::Slot;
 use super::takeover::{MAX_FRUITLESS, Past};
 use super::{Intake, Phase, reached};
-use crate::bus::ACK_WAIT;
-use crate::clock;
+use crate::nats::ACK_WAIT;
 
 /// How long a job waits for the first word of its relay, which speaks every [`ALIVE_INTERVAL_S`]:
 /// what it said while the job was queued, a cancel perhaps, nobody heard.

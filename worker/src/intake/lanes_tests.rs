@@ -1,7 +1,8 @@
 use std::collections::VecDeque;
 
-use super::*;
 use proptest::prelude::*;
+
+use super::*;
 
 /// A nats-server that answers at once, and the slots of one worker.
 struct Queue {

@@ -9,7 +9,7 @@ use futures::StreamExt;
 use tokio::time::Instant;
 
 use super::lanes::{Ask, Lanes, STANDS};
-use crate::bus::Bus;
+use crate::nats::Bus;
 
 /// One subscription to which the consumers deliver, and what was asked of them.
 pub(super) struct Pull {

@@ -7,9 +7,8 @@
 
 use std::collections::BTreeMap;
 
+use emberline_inference::engine::Written;
 use emberline_protocol::event::{Event, EventKind};
-
-use crate::engine::Written;
 
 /// Attempts in a row that may die without having added a token. The next one is not made: the job
 /// seems to kill its workers.

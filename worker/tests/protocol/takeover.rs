@@ -9,8 +9,8 @@ use emberline_protocol::error::ErrorCode;
 use emberline_protocol::event::{Event, EventKind, FinishReason};
 use emberline_protocol::{PROTOCOL_VERSION, dead_letter, subject};
 use emberline_tests::nats::NatsServer;
-use emberline_worker::bus::ACK_WAIT;
 use emberline_worker::intake::takeover::MAX_FRUITLESS;
+use emberline_worker::nats::ACK_WAIT;
 
 use crate::support::{Events, MODEL, Relay, Worker, job, wait_for_empty_queue, within};
 

@@ -1,0 +1,30 @@
+//! The tokens of words that an answer must not have.
+
+use emberline_protocol::error::{ApiError, ErrorCode};
+
+use super::preprocess::internal;
+use crate::tokenizer::ModelTokenizer;
+
+/// The tokens of each of `words`, as vLLM has them: of the word as it begins a text, and of the word after
+/// a space where that is another first token and as many of them.
+pub(super) fn tokens(words: &[String], tokenizer: &ModelTokenizer) -> Result<Vec<Vec<u32>>, ApiError> {
+    let encode = |text: &str| tokenizer.encode(text).map_err(|error| internal(&error));
+    let mut all: Vec<Vec<u32>> = Vec::with_capacity(2 * words.len());
+    for (index, word) in words.iter().enumerate() {
+        let word = word.trim_start();
+        let first = encode(word)?;
+        if first.is_empty() {
+            let path = format!("bad_words[{index}]");
+            let message = format!("'{path}' is no token of this model. Leave it out.");
+            return Err(ApiError::field(ErrorCode::InvalidValue, path, message));
+        }
+        let later = encode(&format!(" {word}"))?;
+        let differs = later.first() != first.first() && later.len() == first.len();
+        for tokens in [Some(first), Some(later).filter(|_| differs)].into_iter().flatten() {
+            if !all.contains(&tokens) {
+                all.push(tokens);
+            }
+        }
+    }
+    Ok(all)
+}

@@ -1,0 +1,200 @@
+//! From a file to an engine that is ready to serve.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use emberline_kernels::BLOCK_SIZE;
+use emberline_protocol::heartbeat::ServedModel;
+
+use super::cache::{self, CacheDtype, CacheSize};
+use super::output::Publisher;
+use super::preprocess::PromptBuilder;
+use super::sample::Picker;
+use super::{BurnEngine, Counts, Facts, LoadError, warm_up};
+use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::clock;
+use crate::constraint::Grammars;
+use crate::device::{ComputeDevice, DeviceClass};
+use crate::network::{Architecture, Network, Quantize};
+use crate::scheduler::{Limits, Scheduler};
+use crate::template::ChatTemplate;
+use crate::tokenizer::ModelTokenizer;
+
+/// Rows of a step that go to prompts, where nothing else is asked for: enough to use the device
+/// well, and little enough that running sequences hardly notice.
+const CPU_PREFILL_BUDGET: usize = 256;
+const GPU_PREFILL_BUDGET: usize = 1024;
+
+/// What to load, and how to run it.
+#[derive(Debug, Clone)]
+pub struct LoadOptions {
+    /// A GGUF file, or a folder as on the Hugging Face hub.
+    pub path: PathBuf,
+    /// The name it is served under.
+    pub name: String,
+    /// Where to compute.
+    pub device: ComputeDevice,
+    /// Jobs, and sequences, at once.
+    pub slots: usize,
+    /// Rows of a step that go to prompts; `None` for what suits the device.
+    pub prefill_budget: Option<usize>,
+    /// Room for keys and values.
+    pub cache: CacheSize,
+    /// How keys and values are stored.
+    pub cache_dtype: CacheDtype,
+    /// Tokens of prompt and answer together, if less than the model allows.
+    pub context_length: Option<u32>,
+    /// What weights are turned into that are stored as floats.
+    pub quantize: Option<Quantize>,
+}
+
+impl LoadOptions {
+    /// Loads `path` on `device`, with what suits both.
+    pub fn new(path: impl Into<PathBuf>, name: impl Into<String>, device: ComputeDevice) -> Self {
+        Self {
+            path: path.into(),
+            name: name.into(),
+            device,
+            slots: 32,
+            prefill_budget: None,
+            cache: CacheSize::Auto,
+            cache_dtype: CacheDtype::Auto,
+            context_length: None,
+            quantize: None,
+        }
+    }
+}
+
+/// Loads a model, ready to serve.
+pub fn load(options: &LoadOptions) -> Result<BurnEngine, LoadError> {
+    let path = &options.path;
+    let began = Instant::now();
+    let checkpoint = Checkpoint::open(path)?;
+    let mut architecture = Architecture::read(&checkpoint)?;
+    if let Some(tokens) = options.context_length {
+        architecture.limit_context(tokens as usize);
+    }
+    let (tokenizer, template) = texts(&checkpoint)?;
+    let device = &options.device;
+    let stored = options.cache_dtype.on(device)?;
+    let mut network = Network::build(&architecture, &checkpoint, device, options.quantize)?;
+    let (tokens, rows) = (tokenizer.vocab_size(), network.vocabulary());
+    if tokens > rows {
+        return Err(LoadError::Vocabulary { path: path.clone(), tokens, rows });
+    }
+
+    let slots = options.slots.max(1);
+    let context = network.config().context_length;
+    let blocks = cache::blocks(options.cache, &network, stored, device, slots);
+    network.allocate_cache(blocks, stored)?;
+    // A sequence must fit the cache alone.
+    let context_length = context.min(blocks * BLOCK_SIZE);
+    if context_length < context {
+        tracing::warn!(
+            context_length,
+            "the cache is too small for the model's context of {context} tokens; give it more memory"
+        );
+    }
+    let default_budget = match device.class {
+        DeviceClass::Gpu => GPU_PREFILL_BUDGET,
+        DeviceClass::Host | DeviceClass::Software => CPU_PREFILL_BUDGET,
+    };
+    let prefill_budget = options.prefill_budget.unwrap_or(default_budget).max(1);
+    let on_adapter = device.class != DeviceClass::Host;
+    if on_adapter {
+        warm_up::run(&mut network, &Limits { sequences: slots, prefill_budget, blocks })?;
+    }
+    let memory = network.memory(prefill_budget + slots, slots);
+    tracing::info!(
+        model = %options.name,
+        device = %device.description,
+        %memory,
+        cache_tokens = blocks * BLOCK_SIZE,
+        cache_dtype = ?stored,
+        context_length,
+        calls = ?template.tool_format(),
+        template_writes_tools = template.writes_tools(),
+        seconds = began.elapsed().as_secs_f32(),
+        "model loaded"
+    );
+
+    let context_length = u32::try_from(context_length).unwrap_or(u32::MAX);
+    let created = clock::unix_time().as_secs();
+    // Quantised weights are others, and what is rounded in the cache makes other numbers.
+    let identity = match options.quantize {
+        Some(quantize) => format!("{} {quantize:?} {stored:?}", options.name),
+        None => format!("{} {stored:?}", options.name),
+    };
+    let tokenizer = Arc::new(tokenizer);
+    let grammars =
+        Grammars::new(&tokenizer).map_err(|source| LoadError::Grammars { path: path.clone(), source })?;
+    let publisher = Publisher::spawn(Arc::clone(&tokenizer)).map_err(LoadError::Thread)?;
+    Ok(BurnEngine {
+        scheduler: Scheduler::new(Limits { sequences: slots, prefill_budget, blocks }),
+        picker: Picker { vocabulary: tokens, on_device: on_adapter },
+        prompts: Arc::new(PromptBuilder { template, tokenizer, grammars, context_length }),
+        publisher,
+        facts: Facts {
+            served: ServedModel { name: options.name.clone(), context_length, created },
+            fingerprint: fingerprint(checkpoint.path(), &identity)?,
+            device: device.description.clone(),
+            slots,
+            prefill_budget,
+            memory,
+        },
+        network,
+        requests: BTreeMap::new(),
+        numbers: HashMap::new(),
+        next_number: 0,
+        counts: Counts::default(),
+        told_of_clamped: false,
+    })
+}
+
+/// What makes prompts of messages and text of tokens.
+fn texts(checkpoint: &Checkpoint) -> Result<(ModelTokenizer, ChatTemplate), LoadError> {
+    let path = checkpoint.path();
+    let (tokenizer, template) = match checkpoint.gguf() {
+        Some(file) => (ModelTokenizer::from_gguf(file), ChatTemplate::from_gguf(file)),
+        None => (ModelTokenizer::from_hf_dir(path), ChatTemplate::from_hf_dir(path)),
+    };
+    let tokenizer = tokenizer.map_err(|source| LoadError::Tokenizer { path: path.to_owned(), source })?;
+    let template = template.map_err(|source| LoadError::Template { path: path.to_owned(), source })?;
+    Ok((tokenizer, template))
+}
+
+/// Names engine version and weights: `emberline-<version>-<8 hexadecimal digits>`.
+///
+/// The digits hash the model's name, and of each of its files the size and the beginning, which
+/// holds names and shapes: cheap, and the same on every worker that has the same files.
+pub(super) fn fingerprint(path: &Path, name: &str) -> Result<String, LoadError> {
+    const BEGINNING: u64 = 1 << 20;
+    let io = |path: &Path| {
+        let path = path.to_owned();
+        move |source| CheckpointError::Io { path, source }
+    };
+    let mut files = vec![path.to_owned()];
+    if path.is_dir() {
+        let entries = path.read_dir().map_err(io(path))?.collect::<Result<Vec<_>, _>>().map_err(io(path))?;
+        let weights = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "safetensors");
+        files = entries.into_iter().map(|entry| entry.path()).filter(weights).collect();
+        files.sort();
+    }
+    // FNV-1a, from http://www.isthe.com/chongo/tech/comp/fnv/
+    let add = |hash: u64, bytes: &[u8]| {
+        bytes.iter().fold(hash, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+    };
+    let mut hash = add(0xcbf2_9ce4_8422_2325, name.as_bytes());
+    for path in &files {
+        let file = File::open(path).map_err(io(path))?;
+        let size = file.metadata().map_err(io(path))?.len();
+        let mut beginning = Vec::new();
+        file.take(BEGINNING).read_to_end(&mut beginning).map_err(io(path))?;
+        hash = add(add(hash, &size.to_le_bytes()), &beginning);
+    }
+    Ok(format!("emberline-{}-{:08x}", env!("CARGO_PKG_VERSION"), (hash >> 32) ^ (hash & 0xffff_ffff)))
+}

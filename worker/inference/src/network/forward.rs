@@ -1,0 +1,305 @@
+//! The network: from token ids to logits, for many sequences at once.
+
+use std::fmt;
+use std::ops::Range;
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use emberline_kernels::{
+    BLOCK_SIZE, KvBlocks, KvType, Matrix, RowSpan, StepRows, clamped, copy_blocks, embedding, norm_linear,
+};
+use emberline_protocol::bytes::Bytes;
+
+use super::layer::Layer;
+use super::logits::{Hidden, Logits, select};
+use super::{ComputeError, ModelConfig};
+
+/// More than a process takes besides weights, cache and activations, and for each token of the
+/// vocabulary: a worker with 32 slots and 49,152 tokens took 93 MiB.
+const PROCESS: u64 = 96 << 20;
+const PROCESS_PER_TOKEN: u64 = 1 << 10;
+
+/// A network on its device: its weights, and a pool of cache blocks that sequences share.
+///
+/// A row's numbers depend on its own sequence only: not on other spans of the step, nor on how a
+/// sequence is cut into steps, nor on which blocks it lies in.
+#[derive(Debug)]
+pub struct Network {
+    pub(super) config: ModelConfig,
+    pub(super) weights: Weights,
+    /// One for each of the configuration's rotations, for as many positions as the pool can hold.
+    tables: Vec<Tensor<3>>,
+    /// One for each layer.
+    cache: Vec<KvBlocks>,
+    /// Blocks in the pool.
+    blocks: usize,
+    /// How the pool stores its numbers.
+    stored: KvType,
+    /// Whether keys or values were too large for that.
+    clamped: bool,
+    device: Device,
+    /// Whether the threads of this process compute.
+    on_host: bool,
+}
+
+/// What is loaded.
+#[derive(Debug)]
+pub(crate) struct Weights {
+    pub(crate) embedding: Matrix,
+    pub(crate) layers: Vec<Layer>,
+    pub(crate) norm: Tensor<1>,
+    /// Often the embedding itself.
+    pub(crate) head: Matrix,
+    /// What all of it takes on the device.
+    pub(crate) bytes: u64,
+}
+
+/// What a network takes on its device, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryUse {
+    /// Weights, as they are stored there.
+    pub weights: u64,
+    /// Keys, values, and tables over positions.
+    pub cache: u64,
+    /// Intermediate results of a step, about.
+    pub activations: u64,
+    /// What the process needs besides where it computes itself: the program, tokenizer, grammars,
+    /// logits on their way to the sampler, memory that is free but not given back.
+    pub process: u64,
+}
+
+impl MemoryUse {
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        [self.weights, self.cache, self.activations, self.process].into_iter().fold(0, u64::saturating_add)
+    }
+}
+
+impl fmt::Display for MemoryUse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { weights, cache, activations, process } = *self;
+        let [weights, cache, activations, process] = [weights, cache, activations, process].map(Bytes);
+        write!(f, "weights {weights}, cache {cache}, activations {activations}, process {process}")
+    }
+}
+
+/// Consecutive tokens of one sequence in a step.
+#[derive(Debug, Clone, Copy)]
+pub struct StepSpan<'a> {
+    /// The tokens, at least one.
+    pub tokens: &'a [u32],
+    /// Position of the first in its sequence.
+    pub start: usize,
+    /// The sequence's block table, at least as far as these tokens go.
+    pub blocks: &'a [u32],
+    /// Whether the logits after the last of the tokens are needed.
+    pub wants_logits: bool,
+}
+
+impl Network {
+    pub(super) fn new(config: ModelConfig, weights: Weights, device: Device, on_host: bool) -> Self {
+        Self {
+            config,
+            weights,
+            tables: Vec::new(),
+            cache: Vec::new(),
+            blocks: 0,
+            stored: KvType::F32,
+            clamped: false,
+            device,
+            on_host,
+        }
+    }
+
+    /// The network's dimensions.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Rows of the embedding: every token id is below.
+    pub fn vocabulary(&self) -> usize {
+        self.weights.embedding.spec().outputs
+    }
+
+    /// What the weights take on the device.
+    pub fn weight_bytes(&self) -> u64 {
+        self.weights.bytes
+    }
+
+    /// What a step of one row reads of the weights: an embedding that is not the head, too, is
+    /// hardly touched.
+    pub fn step_bytes(&self) -> u64 {
+        let embedding = if self.config.tied_embedding { 0 } else { self.weights.embedding.bytes() };
+        self.weights.bytes - embedding as u64
+    }
+
+    /// What a cache block takes on the device, all layers together, if it is `stored` so.
+    pub fn block_bytes(&self, stored: KvType) -> u64 {
+        let layer = 2 * self.config.kv_width() * BLOCK_SIZE * stored.bytes();
+        (self.config.layers.len() * layer) as u64
+    }
+
+    /// What the network takes on the device, with steps of up to `rows` tokens of which `logits`
+    /// want logits.
+    pub fn memory(&self, rows: usize, logits: usize) -> MemoryUse {
+        let ModelConfig { hidden, feed_forward, vocabulary, .. } = self.config;
+        let (queries, keys) = (self.config.query_width(), self.config.kv_width());
+        // At its widest, a layer has its residual beside what is projected: queries, keys and
+        // values with what attention makes of them, or gate and up with their product.
+        let row = 2 * hidden + (2 * queries + 2 * keys).max(3 * feed_forward);
+        let tables = self.tables.iter().map(|table| table.shape().num_elements()).sum::<usize>();
+        let bytes = |numbers: usize| (numbers * size_of::<f32>()) as u64;
+        MemoryUse {
+            weights: self.weights.bytes,
+            cache: self.blocks as u64 * self.block_bytes(self.stored) + bytes(tables),
+            activations: bytes(rows * row + logits * vocabulary),
+            process: if self.on_host { PROCESS + PROCESS_PER_TOKEN * vocabulary as u64 } else { 0 },
+        }
+    }
+
+    /// Makes a new pool of `blocks` cache blocks; what was in the last one is lost.
+    pub fn allocate_cache(&mut self, blocks: usize, stored: KvType) -> Result<(), ComputeError> {
+        let context = self.config.context_length;
+        let positions = context.min(blocks.saturating_mul(BLOCK_SIZE));
+        // First of all, so that two pools never exist at once.
+        self.cache.clear();
+        let rotaries = self.config.rotaries.iter();
+        self.tables = rotaries.map(|rotary| rotary.table(context, positions, &self.device)).collect();
+        let ModelConfig { kv_heads, head_dim, .. } = self.config;
+        let layers = self.config.layers.iter();
+        let pool = |_| KvBlocks::zeros(blocks, kv_heads, head_dim, stored, &self.device);
+        self.cache = layers.map(pool).collect();
+        (self.blocks, self.stored, self.clamped) = (blocks, stored, false);
+        self.device.sync().map_err(|error| ComputeError(error.to_string()))
+    }
+
+    /// Copies whole cache blocks, `(from, to)` each.
+    pub fn copy_blocks(&mut self, pairs: &[(u32, u32)]) {
+        if !pairs.is_empty() {
+            let cache = std::mem::take(&mut self.cache);
+            self.cache = cache.into_iter().map(|layer| copy_blocks(layer, pairs)).collect();
+        }
+    }
+
+    /// Computes `spans`, of different sequences each, and keeps their keys and values in the
+    /// blocks that they name.
+    ///
+    /// Returns a row of logits for each span that wants them, in order; `None` if none does.
+    pub fn forward(&mut self, spans: &[StepSpan<'_>]) -> Result<Option<Logits>, ComputeError> {
+        Ok(self.forward_keeping(spans, &[])?.0)
+    }
+
+    /// The same, and what [`Network::logits`] needs of the step's rows in `kept`; `None` if there are none.
+    pub fn forward_keeping(
+        &mut self,
+        spans: &[StepSpan<'_>],
+        kept: &[usize],
+    ) -> Result<(Option<Logits>, Option<Hidden>), ComputeError> {
+        self.check(spans).map_err(ComputeError)?;
+        let rows: usize = spans.iter().map(|span| span.tokens.len()).sum();
+        if let Some(row) = kept.iter().find(|row| **row >= rows) {
+            return Err(ComputeError(format!("row {row} of {rows} is to be kept")));
+        }
+        if spans.is_empty() {
+            return Ok((None, None));
+        }
+        let before = clamped();
+        let computed = self.on_pool(|network| network.compute(spans, kept));
+        // Those of another network that computes at the same time count here, too.
+        self.clamped |= self.stored == KvType::F16 && clamped() != before;
+        Ok(computed)
+    }
+
+    /// Whether keys or values were larger than the cache's type can hold, and were stored as the
+    /// largest that it can.
+    pub fn has_clamped(&self) -> bool {
+        self.clamped
+    }
+
+    /// A row of logits for each of these rows: the same bits as those of [`Network::forward`].
+    pub fn logits(&mut self, hidden: &Hidden, rows: Range<usize>) -> Result<Logits, ComputeError> {
+        if rows.start >= rows.end || rows.end > hidden.rows() {
+            return Err(ComputeError(format!("rows {rows:?} of {} are wanted", hidden.rows())));
+        }
+        let x = select(hidden.tensor.clone(), &rows.collect::<Vec<_>>());
+        Ok(self.on_pool(|network| network.head(x)))
+    }
+
+    /// Computes on a thread of the pool that shares the work, or else each share costs a wake-up.
+    fn on_pool<T: Send>(&mut self, compute: impl FnOnce(&mut Self) -> T + Send) -> T {
+        if self.on_host { rayon::scope(|_| compute(self)) } else { compute(self) }
+    }
+
+    /// What a network ends with.
+    fn head(&self, x: Tensor<2>) -> Logits {
+        let Weights { norm, head, .. } = &self.weights;
+        Logits::new(norm_linear(x, norm, self.config.norm_epsilon, head))
+    }
+
+    /// Refuses what would read or write outside the pool and the tables.
+    fn check(&self, spans: &[StepSpan<'_>]) -> Result<(), String> {
+        let vocabulary = self.vocabulary();
+        if self.cache.len() != self.config.layers.len() {
+            return Err("there is no cache".to_owned());
+        }
+        for (number, span) in spans.iter().enumerate() {
+            let end = span.start.saturating_add(span.tokens.len());
+            let blocks = end.div_ceil(BLOCK_SIZE);
+            let used = span.blocks.get(..blocks).ok_or_else(|| {
+                format!("span {number} ends at position {end}, behind its {} blocks", span.blocks.len())
+            })?;
+            if span.tokens.is_empty() {
+                return Err(format!("span {number} has no tokens"));
+            }
+            if end > self.config.context_length {
+                let context = self.config.context_length;
+                return Err(format!("span {number} ends at position {end}, behind the context of {context}"));
+            }
+            if let Some(block) = used.iter().find(|block| **block as usize >= self.blocks) {
+                return Err(format!("span {number} uses block {block} of {}", self.blocks));
+            }
+            if let Some(token) = span.tokens.iter().find(|token| **token as usize >= vocabulary) {
+                return Err(format!("span {number} has token {token} of {vocabulary}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn compute(&mut self, spans: &[StepSpan<'_>], kept: &[usize]) -> (Option<Logits>, Option<Hidden>) {
+        let rows: Vec<RowSpan<'_>> = spans
+            .iter()
+            .map(|span| RowSpan { start: span.start, rows: span.tokens.len(), blocks: span.blocks })
+            .collect();
+        let rows = StepRows::new(&rows, &self.device);
+        let mut x = self.embed(spans);
+        let cache = std::mem::take(&mut self.cache);
+        for (layer, blocks) in self.weights.layers.iter().zip(cache) {
+            let (next, blocks) = layer.forward(x, &self.tables[layer.rotary], &rows, blocks);
+            x = next;
+            self.cache.push(blocks);
+        }
+        let ends = spans.iter().scan(0, |end, span| {
+            *end += span.tokens.len();
+            Some((*end - 1, span.wants_logits))
+        });
+        let wanted: Vec<usize> = ends.filter(|(_, wanted)| *wanted).map(|(row, _)| row).collect();
+        let hidden = (!kept.is_empty()).then(|| Hidden { tensor: select(x.clone(), kept) });
+        let logits = (!wanted.is_empty()).then(|| self.head(select(x, &wanted)));
+        (logits, hidden)
+    }
+
+    fn embed(&self, spans: &[StepSpan<'_>]) -> Tensor<2> {
+        let tokens = spans.iter().flat_map(|span| span.tokens);
+        let ids: Vec<i32> = tokens.map(|id| i32::try_from(*id).unwrap_or(0)).collect();
+        let count = ids.len();
+        let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [count]), &self.device);
+        let x = embedding(ids, &self.weights.embedding);
+        match self.config.embedding_scale {
+            1.0 => x,
+            scale => x.mul_scalar(scale),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "forward_tests.rs"]
+mod tests;

@@ -1,0 +1,266 @@
+//! From files to a network on a device.
+//!
+//! Every shape is checked before anything is built from it, so that a damaged file is an error
+//! with the tensor's name and not a failure inside the device. What one matrix is made of is in
+//! the host's memory at a time, and nothing else.
+
+use std::collections::HashSet;
+use std::io::IsTerminal;
+
+use burn::tensor::{Device, Tensor, TensorData};
+use emberline_kernels::Matrix;
+use emberline_kernels::ggml::{all_finite, extend_f32};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::config::Layout;
+use super::forward::Weights;
+use super::layer::Layer;
+use super::names::Part;
+use super::quantize::Quantize;
+use super::rows::Rows;
+use super::{ModelConfig, Network, NetworkError};
+use crate::checkpoint::TensorSource;
+use crate::device::{ComputeDevice, DeviceClass};
+
+impl Network {
+    /// Builds the network that `config` describes from `source` on `target`.
+    pub(crate) fn load(
+        config: ModelConfig,
+        layout: &Layout,
+        source: &dyn TensorSource,
+        target: &ComputeDevice,
+        quantize: Option<Quantize>,
+    ) -> Result<Self, NetworkError> {
+        let mut loader = Loader::new(&config, layout, source, target, quantize);
+        let weights = loader.network()?;
+        loader.finish()?;
+        Ok(Self::new(config, weights, target.device.clone(), target.class == DeviceClass::Host))
+    }
+}
+
+struct Loader<'a> {
+    config: &'a ModelConfig,
+    layout: &'a Layout,
+    source: &'a dyn TensorSource,
+    target: &'a ComputeDevice,
+    quantize: Option<Quantize>,
+    used: HashSet<String>,
+    bytes: u64,
+    progress: ProgressBar,
+}
+
+impl<'a> Loader<'a> {
+    fn new(
+        config: &'a ModelConfig,
+        layout: &'a Layout,
+        source: &'a dyn TensorSource,
+        target: &'a ComputeDevice,
+        quantize: Option<Quantize>,
+    ) -> Self {
+        let progress = if std::io::stderr().is_terminal() {
+            let style = ProgressStyle::with_template("loading weights {bar:30} {pos}/{len} tensors");
+            ProgressBar::new(source.names().len() as u64)
+                .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+        } else {
+            ProgressBar::hidden()
+        };
+        Self { config, layout, source, target, quantize, used: HashSet::new(), bytes: 0, progress }
+    }
+
+    fn network(&mut self) -> Result<Weights, NetworkError> {
+        let shape = [self.config.vocabulary, self.config.hidden];
+        let embedding = self.matrix(Part::Embedding, 0, shape)?;
+        let head = match self.config.tied_embedding {
+            true => embedding.clone(),
+            false => self.matrix(Part::Head, 0, shape)?,
+        };
+        let layers = (0..self.config.layers.len()).map(|index| self.layer(index));
+        let layers = layers.collect::<Result<_, _>>()?;
+        let norm = self.norm(Part::Norm, 0, self.config.hidden)?;
+        Ok(Weights { embedding, layers, norm: self.vector(norm), head, bytes: self.bytes })
+    }
+
+    fn layer(&mut self, index: usize) -> Result<Layer, NetworkError> {
+        let config = self.config;
+        let layer = config.layers[index];
+        let (hidden, queries) = (config.hidden, config.query_width());
+        let mut norm = |part| {
+            let numbers = self.norm(part, index, hidden)?;
+            Ok::<_, NetworkError>(self.vector(numbers))
+        };
+        let attention_norm = norm(Part::AttentionNorm)?;
+        let mlp_norm = norm(Part::MlpNorm)?;
+        let mut post_norm = |part| config.post_norms.then(|| norm(part)).transpose();
+        let post_attention_norm = post_norm(Part::PostAttentionNorm)?;
+        let post_mlp_norm = post_norm(Part::PostMlpNorm)?;
+        let output_bias = match config.output_bias {
+            true => Some(self.numbers(Part::OutputBias, index, hidden)?),
+            false => None,
+        };
+        Ok(Layer {
+            attention_norm,
+            qkv: self.qkv(index)?,
+            bias: self.qkv_bias(index)?,
+            head_norms: self.head_norms(index)?,
+            output: self.matrix(Part::Output, index, [hidden, queries])?,
+            output_bias: output_bias.map(|bias| self.vector(bias)),
+            post_attention_norm,
+            mlp_norm,
+            gate_up: self.gate_up(index)?,
+            down: self.matrix(Part::Down, index, [hidden, config.feed_forward])?,
+            post_mlp_norm,
+            shape: config.head_shape(layer),
+            rotary: layer.rotary.unwrap_or_default(),
+            epsilon: config.norm_epsilon,
+            activation: config.activation,
+        })
+    }
+
+    /// Queries, keys and values in as few matrices as their formats allow.
+    fn qkv(&mut self, index: usize) -> Result<Vec<Matrix>, NetworkError> {
+        let (hidden, queries, keys) = (self.config.hidden, self.config.query_width(), self.config.kv_width());
+        if self.layout.fused {
+            return Ok(vec![self.matrix(Part::Qkv, index, [queries + 2 * keys, hidden])?]);
+        }
+        let query = self.rows(Part::Query, index, [queries, hidden])?;
+        let key = self.rows(Part::Key, index, [keys, hidden])?;
+        let value = self.rows(Part::Value, index, [keys, hidden])?;
+        let stacked = Rows::stack([self.in_halves(query), self.in_halves(key), value]);
+        stacked.into_iter().map(|rows| self.upload(Part::Query, index, &rows)).collect()
+    }
+
+    /// `[query | key | value]`.
+    fn qkv_bias(&mut self, index: usize) -> Result<Tensor<1>, NetworkError> {
+        if !self.config.qkv_bias {
+            return Ok(Tensor::zeros([1], self.device()));
+        }
+        let mut all = Vec::new();
+        let (queries, keys) = (self.config.query_width(), self.config.kv_width());
+        for (part, width) in [(Part::QueryBias, queries), (Part::KeyBias, keys), (Part::ValueBias, keys)] {
+            let rows = self.read(&self.layout.names.of(part, index), &[width], 1)?;
+            let rows = if part == Part::ValueBias { rows } else { self.in_halves(rows) };
+            extend_f32(rows.dtype, &rows.data, &mut all);
+        }
+        Ok(self.vector(all))
+    }
+
+    /// `[2, head_dim]`: of queries, then of keys.
+    fn head_norms(&mut self, index: usize) -> Result<Tensor<2>, NetworkError> {
+        if !self.config.head_norm {
+            return Ok(Tensor::zeros([1, 1], self.device()));
+        }
+        let width = self.config.head_dim;
+        let mut both = self.norm(Part::QueryNorm, index, width)?;
+        both.extend(self.norm(Part::KeyNorm, index, width)?);
+        Ok(self.vector(both).reshape([2, width]))
+    }
+
+    fn gate_up(&mut self, index: usize) -> Result<Matrix, NetworkError> {
+        let (hidden, width) = (self.config.hidden, self.config.feed_forward);
+        if self.layout.fused {
+            return self.matrix(Part::GateUp, index, [2 * width, hidden]);
+        }
+        let gate = self.rows(Part::Gate, index, [width, hidden])?;
+        let up = self.rows(Part::Up, index, [width, hidden])?;
+        self.upload(Part::Gate, index, &Rows::join([gate, up]))
+    }
+
+    fn matrix(&mut self, part: Part, layer: usize, shape: [usize; 2]) -> Result<Matrix, NetworkError> {
+        let rows = self.rows(part, layer, shape)?;
+        self.upload(part, layer, &rows)
+    }
+
+    /// Rows of heads with the rotated components in two halves.
+    fn in_halves(&self, rows: Rows) -> Rows {
+        if self.layout.interleaved { rows.pairs_to_halves(self.config.head_dim) } else { rows }
+    }
+
+    fn device(&self) -> &Device {
+        &self.target.device
+    }
+
+    fn vector(&mut self, numbers: Vec<f32>) -> Tensor<1> {
+        self.bytes += size_of_val(numbers.as_slice()) as u64;
+        let width = numbers.len();
+        Tensor::from_data(TensorData::new(numbers, [width]), self.device())
+    }
+
+    fn norm(&mut self, part: Part, layer: usize, width: usize) -> Result<Vec<f32>, NetworkError> {
+        let mut numbers = self.numbers(part, layer, width)?;
+        numbers.iter_mut().for_each(|number| *number += self.layout.norm_offset);
+        Ok(numbers)
+    }
+
+    fn numbers(&mut self, part: Part, layer: usize, width: usize) -> Result<Vec<f32>, NetworkError> {
+        let rows = self.read(&self.layout.names.of(part, layer), &[width], width)?;
+        let mut numbers = Vec::with_capacity(width);
+        extend_f32(rows.dtype, &rows.data, &mut numbers);
+        Ok(numbers)
+    }
+
+    fn rows(&mut self, part: Part, layer: usize, shape: [usize; 2]) -> Result<Rows, NetworkError> {
+        let rows = self.read(&self.layout.names.of(part, layer), &shape, shape[1])?;
+        Ok(match self.quantize {
+            Some(quantize) => quantize.apply(part, rows),
+            None => rows,
+        })
+    }
+
+    /// A tensor's data, after checking that it has this shape.
+    fn read(&mut self, name: &str, expected: &[usize], inputs: usize) -> Result<Rows, NetworkError> {
+        let (found, dtype) = self.source.describe(name)?;
+        if found != expected {
+            return Err(NetworkError::Shape {
+                path: self.source.path().to_owned(),
+                tensor: name.to_owned(),
+                found: found.to_vec(),
+                expected: expected.to_vec(),
+            });
+        }
+        let data = self.source.read(name)?;
+        if !all_finite(dtype, &data) {
+            return Err(NetworkError::NotFinite {
+                path: self.source.path().to_owned(),
+                tensor: name.to_owned(),
+            });
+        }
+        self.used.insert(name.to_owned());
+        self.progress.inc(1);
+        Ok(Rows { dtype, inputs, data })
+    }
+
+    /// Puts `rows`, which begin with those of `part`, on the device.
+    fn upload(&mut self, part: Part, layer: usize, rows: &Rows) -> Result<Matrix, NetworkError> {
+        let tensor = || self.layout.names.of(part, layer);
+        let bytes = rows.data.len() as u64;
+        if let Some(limit) = self.target.max_buffer_bytes
+            && bytes > limit
+        {
+            return Err(NetworkError::TooLarge {
+                path: self.source.path().to_owned(),
+                tensor: tensor(),
+                bytes,
+                device: self.target.description.clone(),
+                limit,
+            });
+        }
+        let matrix = Matrix::new(rows.spec(), &rows.data, self.device()).map_err(|source| {
+            NetworkError::Matrix { path: self.source.path().to_owned(), tensor: tensor(), source }
+        })?;
+        self.bytes += matrix.bytes() as u64;
+        Ok(matrix)
+    }
+
+    /// Refuses a file with tensors that nothing has asked for: its network does more than ours.
+    fn finish(self) -> Result<(), NetworkError> {
+        self.progress.finish_and_clear();
+        let unknown = |name: &&str| !self.used.contains(*name) && !self.layout.is_unneeded(name);
+        match self.source.names().into_iter().find(unknown) {
+            None => Ok(()),
+            Some(tensor) => Err(NetworkError::UnknownTensor {
+                path: self.source.path().to_owned(),
+                tensor: tensor.to_owned(),
+            }),
+        }
+    }
+}

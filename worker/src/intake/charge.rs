@@ -1,0 +1,218 @@
+//! Charges a job to its key: what it has really used is told to `USAGE`, and what was counted for it
+//! in advance is corrected in `LIMITS`.
+//!
+//! All of it is sent before the client hears of the job's end, so that its next request finds the
+//! counters right, and confirmed before the job's message is acknowledged, so that a crash in between
+//! leads to another try. Message ids made of the job's id see to it that each counts once, whichever
+//! worker sends it and how often.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use async_nats::jetstream::context::{PublishAckFuture, PublishError};
+use async_nats::jetstream::message::PublishMessage;
+use emberline_inference::clock;
+use emberline_protocol::PROTOCOL_VERSION;
+use emberline_protocol::counter::INCREMENT_HEADER;
+use emberline_protocol::event::{EventKind, Timings, Usage};
+use emberline_protocol::job::{Account, Job};
+use emberline_protocol::subject::{self, JobId};
+use emberline_protocol::usage::{Outcome, UsageEvent};
+
+use crate::nats::Bus;
+
+/// How long a charge may take to be stored: longer than nats-server takes to restart.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Pause after something that was not stored.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// What a job came to.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Tally {
+    pub(super) usage: Usage,
+    pub(super) timings: Timings,
+    pub(super) outcome: Outcome,
+}
+
+impl Tally {
+    /// What a job's last event tells.
+    pub(super) fn of(last: &EventKind) -> Self {
+        let nothing = (Usage::default(), Timings::default());
+        let ((usage, timings), outcome) = match last {
+            EventKind::Done { usage, timings, .. } => ((*usage, *timings), Outcome::Done),
+            EventKind::Error(error) => (nothing, Outcome::Failed(error.code)),
+            _ => (nothing, Outcome::Cancelled),
+        };
+        Self { usage, timings, outcome }
+    }
+
+    /// The same for a job that was stopped after it had used so much.
+    pub(super) fn stopped(usage: Usage, outcome: Outcome) -> Self {
+        Self { usage, timings: Timings::default(), outcome }
+    }
+}
+
+/// Parts of a charge are not known to be stored.
+#[derive(Debug, thiserror::Error)]
+#[error("nats-server did not confirm {unconfirmed} of its messages in {} s", PATIENCE.as_secs())]
+pub(super) struct NotCharged {
+    unconfirmed: usize,
+}
+
+type Answer = <PublishAckFuture as IntoFuture>::IntoFuture;
+
+/// A job's charge, until it is stored.
+pub(super) struct Charge {
+    bus: Bus,
+    job: JobId,
+    /// What is not known to be stored, in order.
+    unconfirmed: VecDeque<(String, PublishMessage)>,
+    /// Answers to come to the first of them.
+    answers: VecDeque<Answer>,
+}
+
+impl Charge {
+    /// The charge of `job`; empty for one that is charged to nobody.
+    pub(super) fn new(bus: Bus, job: &Job, tally: &Tally) -> Self {
+        let unconfirmed = job.account.as_ref().map(|account| messages(job, account, tally, clock::unix_ms()));
+        let unconfirmed = unconfirmed.unwrap_or_default().into();
+        Self { bus, job: job.id.clone(), unconfirmed, answers: VecDeque::new() }
+    }
+
+    /// Sends what is to be sent, and waits for nothing.
+    pub(super) async fn send(&mut self) {
+        if let Err(error) = self.send_rest().await {
+            tracing::warn!(job = %self.job, %error, "a charge was not sent; trying again");
+        }
+    }
+
+    /// Waits until everything is stored.
+    pub(super) async fn confirm(&mut self) -> Result<(), NotCharged> {
+        let confirmed = tokio::time::timeout(PATIENCE, async {
+            while let Err(error) = self.advance().await {
+                tracing::warn!(job = %self.job, %error, "a charge was not stored; sending it again");
+                self.answers.clear();
+                self.bus.doubt();
+                tokio::time::sleep(PAUSE).await;
+            }
+        });
+        confirmed.await.map_err(|_| NotCharged { unconfirmed: self.unconfirmed.len() })
+    }
+
+    async fn send_rest(&mut self) -> Result<(), PublishError> {
+        while let Some((subject, message)) = self.unconfirmed.get(self.answers.len()) {
+            let sent = self.bus.jetstream().send_publish(subject.clone(), message.clone());
+            self.answers.push_back(sent.await?.into_future());
+        }
+        Ok(())
+    }
+
+    async fn advance(&mut self) -> Result<(), PublishError> {
+        self.send_rest().await?;
+        while let Some(answer) = self.answers.front_mut() {
+            answer.await?;
+            self.answers.pop_front();
+            self.unconfirmed.pop_front();
+        }
+        Ok(())
+    }
+}
+
+/// The messages of a charge, those of the counters of running jobs first.
+fn messages(job: &Job, account: &Account, tally: &Tally, now_ms: u64) -> Vec<(String, PublishMessage)> {
+    let Usage { prompt_tokens, completion_tokens, .. } = tally.usage;
+    let used = u64::from(prompt_tokens) + u64::from(completion_tokens);
+    let corrections = account.settlement(used, now_ms).into_iter().map(|(bucket, amount)| {
+        let message = PublishMessage::build()
+            .header(INCREMENT_HEADER, amount.to_string())
+            .message_id(bucket.counter.correction_id(&job.id));
+        (bucket.subject(), message)
+    });
+    let event = UsageEvent {
+        v: PROTOCOL_VERSION,
+        job: job.id.clone(),
+        key: account.key.clone(),
+        model: job.model.clone(),
+        usage: tally.usage,
+        timings: tally.timings,
+        created: job.created,
+        finished: now_ms,
+        outcome: tally.outcome,
+    };
+    // Can't fail: string keys, and serde_json writes a float that is no number as null.
+    let event = serde_json::to_vec(&event).unwrap_or_default();
+    let event = PublishMessage::build().payload(event.into()).message_id(&job.id);
+    corrections.chain([(subject::usage(&account.key), event)]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use emberline_protocol::counter::{Bucket, Counter, Owner};
+    use emberline_protocol::error::{ApiError, ErrorCode};
+    use emberline_protocol::job::GenerationRequest;
+    use emberline_protocol::key::KeyId;
+    use emberline_protocol::lane::Lane;
+
+    const NOW: u64 = 180_000;
+
+    fn subjects_and_amounts(reserved: u64, usage: Usage) -> Vec<(String, String)> {
+        let key = KeyId::of_key(b"abc");
+        let bucket = |counter, number| {
+            let owner = match counter {
+                Counter::ModelJobs => Owner::model("m"),
+                _ => Owner::Key(key.clone()),
+            };
+            Bucket { owner, counter, number }.subject()
+        };
+        let account = Account {
+            key: key.clone(),
+            reserved_tokens: reserved,
+            token_counters: vec![bucket(Counter::TokensMinute, 1), "emberline.jobs.m.0".into()],
+            job_counters: vec![bucket(Counter::Jobs, 99), bucket(Counter::ModelJobs, 99)],
+            lane: Lane::default(),
+        };
+        let job = Job {
+            v: PROTOCOL_VERSION,
+            id: JobId::from_random(7),
+            model: "m".into(),
+            created: 0,
+            deadline: 0,
+            request: GenerationRequest::default(),
+            seed: 0,
+            background: None,
+            account: None,
+        };
+        let tally = Tally::stopped(usage, Outcome::Done);
+        let messages = messages(&job, &account, &tally, NOW).into_iter();
+        let amount = |message: PublishMessage| {
+            let message = message.outbound_message("x");
+            let headers = message.headers.unwrap();
+            headers.get(INCREMENT_HEADER).map_or_else(String::new, |value| value.to_string())
+        };
+        messages.map(|(subject, message)| (subject.replace(key.as_str(), "K"), amount(message))).collect()
+    }
+
+    #[test]
+    fn what_was_counted_in_advance_is_corrected() {
+        let usage = Usage { prompt_tokens: 10, cached_tokens: 4, completion_tokens: 5 };
+        let pair = |subject: &str, amount: &str| (subject.to_owned(), amount.to_owned());
+        let job = pair("emberline.limits.K.jobs.99", "-1");
+        let model = pair("emberline.limits.m.model_jobs.99", "-1");
+        let told = pair("emberline.usage.K", "");
+        let less = pair("emberline.limits.K.tokens_minute.1", "-5");
+        assert_eq!(subjects_and_amounts(20, usage), [job.clone(), model.clone(), less, told.clone()]);
+        let more = pair("emberline.limits.K.tokens_minute.3", "5");
+        assert_eq!(subjects_and_amounts(10, usage), [job.clone(), model.clone(), more, told.clone()]);
+        assert_eq!(subjects_and_amounts(15, usage), [job, model, told]);
+    }
+
+    #[test]
+    fn the_last_event_tells_the_outcome() {
+        let error = ApiError::new(ErrorCode::Timeout, "late");
+        assert_eq!(Tally::of(&EventKind::Error(error.into())).outcome, Outcome::Failed(ErrorCode::Timeout));
+        let usage = Usage { prompt_tokens: 1, cached_tokens: 0, completion_tokens: 2 };
+        let done = Tally::of(&EventKind::Done { usage, timings: Timings::default(), at: None });
+        assert_eq!((done.usage, done.outcome), (usage, Outcome::Done));
+    }
+}

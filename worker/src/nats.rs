@@ -1,0 +1,392 @@
+//! The worker's side of NATS: connecting, and creating the streams, the buckets and the consumers
+//! that function and workers meet in ([`emberline_protocol::streams`]).
+//!
+//! Streams and consumers are created where they are missing and otherwise left as they are, so that
+//! an operator may give them other limits or more replicas; only what the protocol rests on is
+//! checked. A model's consumer stays when the model ends: jobs may wait in its queue, and other
+//! workers may serve it.
+//! EVENTS and the bucket of heartbeats live in memory: [`Bus::keep`] makes them again after nats-server restarts.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::{Config as ConsumerConfig, PullConsumer, pull};
+use async_nats::jetstream::context::CreateStreamErrorKind;
+use async_nats::jetstream::stream::{Config as StreamConfig, ConsumerCreateStrictErrorKind};
+use async_nats::jetstream::{self, ErrorCode as NatsCode};
+use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event as LinkEvent, ServerAddr, Subscriber};
+pub use emberline_protocol::streams::ACK_WAIT;
+use emberline_protocol::streams::{self, Consumer, Difference, Layout, Stream};
+use emberline_protocol::subject::{self, JOBS_STREAM};
+use serde::Serialize;
+use serde_json::Value;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+
+/// Where answers to this worker arrive; the only inbox that deploy/nats.conf lets it read.
+const INBOX_PREFIX: &str = "_INBOX_worker";
+/// How long the first connection is tried.
+const FIRST_CONNECTION: Duration = Duration::from_secs(10);
+/// How to reach NATS.
+#[derive(Clone)]
+pub struct BusConfig {
+    /// Any of these servers.
+    pub servers: Vec<ServerAddr>,
+    /// The user name.
+    pub user: String,
+    /// `None` for a server that asks for none.
+    pub password: Option<String>,
+}
+
+impl std::fmt::Debug for BusConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BusConfig")
+            .field("servers", &self.servers)
+            .field("user", &self.user)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why the bus can't be used.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)] // the messages say it
+pub enum BusError {
+    #[error(
+        "can't reach nats-server at {address}: {reason}. Start it there, or give its address with --nats or EMBERLINE_NATS"
+    )]
+    Unreachable { address: String, reason: String },
+    #[error(
+        "nats-server at {address} refuses user '{user}'. Check --nats-user and EMBERLINE_NATS_PASSWORD against its configuration"
+    )]
+    Refused { address: String, user: String },
+    #[error(
+        "nats-server at {address} is version {version}, but {}.{} or newer is needed. Upgrade it",
+        subject::MIN_NATS_VERSION.0,
+        subject::MIN_NATS_VERSION.1
+    )]
+    TooOld { address: String, version: String },
+    #[error(
+        "nats-server at {address} has JetStream off. Start it with deploy/nats.conf, or add `jetstream {{}}` to its configuration"
+    )]
+    NoJetStream { address: String },
+    #[error("can't create {what} in NATS: {reason}. Check the permissions and limits of user '{user}'")]
+    Create { what: String, user: String, reason: String },
+    #[error(
+        "{kind} {name} has {} {}, but {} is needed. Run `emberline nats setup`, which shows what it changes before it does, and start again",
+        difference.field, difference.found(), difference.wanted()
+    )]
+    Mismatch { kind: &'static str, name: String, difference: Box<Difference> },
+}
+
+/// The connection to NATS, ready for use.
+#[derive(Clone)]
+pub struct Bus {
+    client: Client,
+    jetstream: jetstream::Context,
+    address: Arc<str>,
+    user: Arc<str>,
+    /// Whether there is a connection now.
+    link: watch::Receiver<bool>,
+    /// Counts the times that everything was found or made in place.
+    ready: Arc<watch::Sender<u64>>,
+    doubt: Arc<Notify>,
+}
+
+impl Bus {
+    /// Connects, checks the server, and creates what is missing.
+    pub async fn open(config: &BusConfig) -> Result<Self, BusError> {
+        let (link_sender, mut link) = watch::channel(false);
+        let address = config.servers.iter().map(shown).collect::<Vec<_>>().join(",");
+        let client = connect(config, &address, &link_sender).await?;
+        // This connection is known; the next change is a new one.
+        link.mark_unchanged();
+        let info = client.server_info();
+        if !subject::is_supported_nats(&info.version) {
+            return Err(BusError::TooOld { address, version: info.version });
+        }
+        if !info.jetstream {
+            return Err(BusError::NoJetStream { address });
+        }
+        // Each log bounds what it has on its way. A bound on all of them together would have logs
+        // wait for each other whose answers nobody reads meanwhile.
+        let context = jetstream::context::ContextBuilder::new().max_ack_inflight(1 << 20);
+        let jetstream = context.build(client.clone());
+        let bus = Self {
+            client,
+            jetstream,
+            address: address.into(),
+            user: config.user.as_str().into(),
+            link,
+            ready: Arc::new(watch::Sender::new(0)),
+            doubt: Arc::default(),
+        };
+        bus.ensure().await?;
+        Ok(bus)
+    }
+
+    /// The plain connection.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Takes a share of the messages on `subject`, as one of `queue`.
+    pub async fn queue_subscribe(&self, subject: String, queue: &str) -> Result<Subscriber, BusError> {
+        let what = format!("the subscription to {subject}");
+        let subscribed = self.client.queue_subscribe(subject, queue.to_owned()).await;
+        subscribed.map_err(|error| BusError::Create {
+            what,
+            user: self.user.to_string(),
+            reason: error.to_string(),
+        })
+    }
+
+    /// The JetStream context.
+    pub fn jetstream(&self) -> &jetstream::Context {
+        &self.jetstream
+    }
+
+    /// Whether there is a connection; changes with it.
+    pub fn link(&self) -> watch::Receiver<bool> {
+        self.link.clone()
+    }
+
+    /// Changes whenever a new connection is ready for use, streams and all.
+    pub fn ready(&self) -> watch::Receiver<u64> {
+        self.ready.subscribe()
+    }
+
+    /// Something that should be in NATS was not found: look again.
+    pub fn doubt(&self) {
+        self.doubt.notify_one();
+    }
+
+    /// Makes everything anew after each reconnection; never ends.
+    pub async fn keep(&self) {
+        let mut link = self.link.clone();
+        loop {
+            tokio::select! {
+                changed = link.changed() => if changed.is_err() { std::future::pending().await },
+                () = self.doubt.notified() => {}
+            }
+            while *link.borrow_and_update() {
+                match self.ensure().await {
+                    Ok(()) => break,
+                    Err(error) => {
+                        tracing::warn!(%error, "not ready; trying again");
+                        tokio::time::sleep(Duration::from_secs(1)).await;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn ensure(&self) -> Result<(), BusError> {
+        for stream in streams::streams(&Layout::default()) {
+            self.ensure_stream(&stream).await?;
+        }
+        self.ready.send_modify(|count| *count += 1);
+        Ok(())
+    }
+
+    async fn ensure_stream(&self, wanted: &Stream) -> Result<(), BusError> {
+        let name = wanted.name;
+        let failed = |reason: String| self.create_error(format!("stream {name}"), reason);
+        // Creating is atomic in the server; an equal stream that is there already is success.
+        let error = match self.jetstream.create_stream(stream_config(wanted)).await {
+            Ok(_) => return Ok(()),
+            Err(error) => error,
+        };
+        match error.kind() {
+            CreateStreamErrorKind::JetStream(e) if e.error_code() == NatsCode::STREAM_NAME_EXIST => {}
+            CreateStreamErrorKind::JetStreamUnavailable => {
+                return Err(BusError::NoJetStream { address: self.address.to_string() });
+            }
+            _ => return Err(failed(error.to_string())),
+        }
+        let found = self.jetstream.get_stream(name).await.map_err(|e| failed(e.to_string()))?;
+        check_stream(&found.cached_info().config, wanted)
+    }
+
+    /// The consumers that all workers serving `model` share, one for each lane of its queue; created
+    /// where they are missing.
+    pub async fn consumers(&self, model: &str) -> Result<[PullConsumer; 4], BusError> {
+        let [first, second, third, last] = streams::consumers(model).map(|wanted| self.consumer(wanted));
+        Ok(tokio::try_join!(first, second, third, last)?.into())
+    }
+
+    async fn consumer(&self, wanted: Consumer) -> Result<PullConsumer, BusError> {
+        let name = &wanted.durable_name;
+        let failed = |reason: String| self.create_error(format!("consumer {name}"), reason);
+        let config = consumer_config(&wanted);
+        match self.jetstream.create_consumer_strict_on_stream(config, JOBS_STREAM).await {
+            Ok(consumer) => return Ok(consumer),
+            Err(error) if error.kind() == ConsumerCreateStrictErrorKind::AlreadyExists => {}
+            Err(error) => return Err(failed(error.to_string())),
+        }
+        let found: PullConsumer = self
+            .jetstream
+            .get_consumer_from_stream(name, JOBS_STREAM)
+            .await
+            .map_err(|e| failed(e.to_string()))?;
+        check_consumer(&found.cached_info().config, &wanted)?;
+        Ok(found)
+    }
+
+    fn create_error(&self, what: String, reason: String) -> BusError {
+        BusError::Create { what, user: self.user.to_string(), reason }
+    }
+}
+
+async fn connect(config: &BusConfig, address: &str, link: &watch::Sender<bool>) -> Result<Client, BusError> {
+    let deadline = Instant::now() + FIRST_CONNECTION;
+    loop {
+        let error = match options(config, link.clone()).connect(config.servers.as_slice()).await {
+            Ok(client) => {
+                // The callback says so too, but maybe not yet.
+                set(link, true);
+                return Ok(client);
+            }
+            Err(error) => error,
+        };
+        let address = address.to_owned();
+        match error.kind() {
+            ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
+                return Err(BusError::Refused { address, user: config.user.clone() });
+            }
+            _ if Instant::now() >= deadline => {
+                return Err(BusError::Unreachable { address, reason: error.to_string() });
+            }
+            _ => tracing::info!(%address, %error, "nats-server does not answer; trying again"),
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+fn options(config: &BusConfig, link: watch::Sender<bool>) -> ConnectOptions {
+    let mut options = ConnectOptions::new()
+        .name("emberline-worker")
+        .custom_inbox_prefix(INBOX_PREFIX)
+        .ping_interval(Duration::from_secs(10))
+        .event_callback(move |event| {
+            follow(&event, &link);
+            std::future::ready(())
+        });
+    if let Some(password) = &config.password {
+        options = options.user_and_password(config.user.clone(), password.clone());
+    }
+    options
+}
+
+fn follow(event: &LinkEvent, link: &watch::Sender<bool>) {
+    match event {
+        LinkEvent::Connected => {
+            tracing::info!("connected to NATS");
+            set(link, true);
+        }
+        LinkEvent::Disconnected => {
+            tracing::warn!("lost the connection to NATS; jobs go on, connecting again");
+            set(link, false);
+        }
+        LinkEvent::ServerError(error) => tracing::error!(%error, "nats-server complains"),
+        other => tracing::debug!(event = %other, "NATS"),
+    }
+}
+
+fn set(link: &watch::Sender<bool>, up: bool) {
+    link.send_if_modified(|now| std::mem::replace(now, up) != up);
+}
+
+/// The address without credentials that someone may have put into it.
+fn shown(server: &ServerAddr) -> String {
+    format!("{}:{}", server.host(), server.port())
+}
+
+/// The same for the client library. Every field that it reads is there.
+fn stream_config(stream: &Stream) -> StreamConfig {
+    serde_json::from_value(stream.to_json()).unwrap_or_default()
+}
+
+fn consumer_config(consumer: &Consumer) -> pull::Config {
+    serde_json::from_value(consumer.to_json()).unwrap_or_default()
+}
+
+/// Looks at what the protocol rests on; limits and replicas are the operator's.
+fn check_stream(found: &StreamConfig, wanted: &Stream) -> Result<(), BusError> {
+    check("stream", wanted.name.to_owned(), wanted.unfit(&to_value(found)))
+}
+
+/// As [`check_stream`], for a consumer of JOBS.
+fn check_consumer(found: &ConsumerConfig, wanted: &Consumer) -> Result<(), BusError> {
+    check("consumer", format!("{} of {JOBS_STREAM}", wanted.durable_name), wanted.unfit(&to_value(found)))
+}
+
+/// Can't fail: string keys only.
+fn to_value(config: &impl Serialize) -> Value {
+    serde_json::to_value(config).unwrap_or_default()
+}
+
+fn check(kind: &'static str, name: String, unfit: Vec<Difference>) -> Result<(), BusError> {
+    match unfit.into_iter().next() {
+        None => Ok(()),
+        Some(difference) => Err(BusError::Mismatch { kind, name, difference: Box::new(difference) }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use async_nats::jetstream::consumer::AckPolicy;
+    use async_nats::jetstream::stream::{RetentionPolicy, StorageType};
+    use emberline_protocol::lane::Lane;
+
+    fn stream(name: &str) -> Stream {
+        streams::streams(&Layout::default()).into_iter().find(|stream| stream.name == name).unwrap()
+    }
+
+    #[test]
+    fn the_client_library_reads_every_field() {
+        for wanted in streams::streams(&Layout::default()) {
+            let config = stream_config(&wanted);
+            assert_eq!(config.name, wanted.name);
+            let back = to_value(&config);
+            for (field, value) in wanted.to_json().as_object().unwrap() {
+                let nothing = [Value::from(false), Value::from(0), Value::Null].contains(value);
+                assert!(back.get(field).map_or(nothing, |back| back == value), "{}: {field}", wanted.name);
+            }
+        }
+        let jobs = stream_config(&stream("JOBS"));
+        assert_eq!((jobs.retention, jobs.storage), (RetentionPolicy::WorkQueue, StorageType::File));
+        let consumer = consumer_config(&Consumer::of_jobs("m", Lane::default()));
+        assert_eq!((consumer.durable_name.as_deref(), consumer.ack_wait), (Some("worker-m-0"), ACK_WAIT));
+        assert_eq!((consumer.ack_policy, consumer.max_deliver), (AckPolicy::Explicit, -1));
+    }
+
+    #[test]
+    fn what_is_of_another_kind_is_refused_with_what_to_do() {
+        let wanted = stream("EVENTS");
+        let roomier = StreamConfig { max_messages: 1, num_replicas: 3, ..stream_config(&wanted) };
+        assert!(check_stream(&roomier, &wanted).is_ok());
+        let older = StreamConfig { allow_message_ttl: false, ..roomier };
+        let error = check_stream(&older, &wanted).unwrap_err().to_string();
+        assert!(error.contains("stream EVENTS has allow_msg_ttl false, but true is needed"), "{error}");
+        assert!(error.contains("`emberline nats setup`"), "{error}");
+    }
+
+    #[test]
+    fn an_operators_consumer_is_kept_unless_it_serves_something_else() {
+        let wanted = Consumer::of_jobs("m", Lane::default());
+        let patient = ConsumerConfig {
+            filter_subject: wanted.filter_subject.clone(),
+            ack_policy: AckPolicy::Explicit,
+            ack_wait: Duration::from_secs(60),
+            ..Default::default()
+        };
+        assert!(check_consumer(&patient, &wanted).is_ok());
+        let other = ConsumerConfig { filter_subject: "emberline.jobs.m.*".to_owned(), ..patient };
+        let error = check_consumer(&other, &wanted).unwrap_err().to_string();
+        assert!(
+            error.contains("consumer worker-m-0 of JOBS has filter_subject emberline.jobs.m.*"),
+            "{error}"
+        );
+    }
+}
