@@ -1,4 +1,4 @@
-//! What the operator asked for: command line and environment, checked.
+//! The worker's configuration: command line and environment, checked.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use emberline_inference::network::Quantize;
 use emberline_protocol::bytes::Bytes;
 use emberline_protocol::control::ALIVE_TIMEOUT_S;
 
-use crate::nats::BusConfig;
+use crate::nats::NatsConfig;
 use crate::registry::file::ModelList;
 use crate::registry::options::{
     MAX_SLOTS, ModelOptions, OptionsError, Settings, Source, check_unique, tokens_per_second,
@@ -105,29 +105,29 @@ pub struct Args {
     pub alive_timeout_ms: u64,
 }
 
-/// What computes.
+/// What runs the models.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum EngineChoice {
-    /// The model, by burn.
+    /// The model, on burn.
     Burn,
     /// Fixed words, no model.
     Simulated,
 }
 
-/// A configuration that a worker can start from.
+/// A valid configuration.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// How to reach NATS.
-    pub bus: BusConfig,
+    pub nats: NatsConfig,
     /// What to serve.
     pub models: ModelList,
-    /// How long running jobs get once the worker is told to stop, or their model is removed.
+    /// How long running jobs may go on once the worker is told to stop, or their model is removed.
     pub drain: Duration,
-    /// How long a job goes on without a word from its relay.
+    /// How long a job goes on without an `alive` message from its relay.
     pub alive_timeout: Duration,
 }
 
-/// Arguments that don't make a configuration.
+/// Arguments that are not a configuration.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)] // the messages say it
 pub enum ConfigError {
@@ -145,11 +145,11 @@ pub enum ConfigError {
     PasswordEncoding,
 }
 
-/// The model that the simulated engine serves when it is given no name.
+/// The simulated engine's model where no name is given.
 pub const SIMULATED_MODEL: &str = "simulated-echo";
 
 impl Args {
-    /// Checks the arguments; `password` comes from EMBERLINE_NATS_PASSWORD.
+    /// Checks the arguments; `password` is that of EMBERLINE_NATS_PASSWORD.
     ///
     /// Empty values count as absent: that is what a launcher's unset variable expands to.
     pub fn into_config(self, password: Option<String>) -> Result<Config, ConfigError> {
@@ -174,7 +174,7 @@ impl Args {
             (EngineChoice::Burn, models) => named(models, name, &settings)?,
         };
         Ok(Config {
-            bus: BusConfig { servers: self.nats, user: self.nats_user, password: some(password) },
+            nats: NatsConfig { servers: self.nats, user: self.nats_user, password: some(password) },
             models: ModelList::new(fixed, file, settings),
             drain: Duration::from_secs(self.drain_s),
             alive_timeout: Duration::from_millis(self.alive_timeout_ms),
@@ -286,7 +286,7 @@ mod tests {
     #[test]
     fn several_servers_may_be_named_and_no_password_is_shown() {
         let config = config(&["--nats", "127.0.0.1:4222,nats://10.0.0.2:4223", "--model", "m.gguf"]).unwrap();
-        assert_eq!(config.bus.servers.len(), 2);
+        assert_eq!(config.nats.servers.len(), 2);
         assert!(!format!("{config:?}").contains("secret"));
     }
 

@@ -1,5 +1,5 @@
-//! Tells the `workers` bucket what this worker is and how busy: every few seconds and at each
-//! change of its models or its load.
+//! Publishes the worker's heartbeat to the `workers` bucket: every few seconds, and at each change of
+//! its models or its load.
 
 use std::time::Duration;
 
@@ -11,37 +11,37 @@ use emberline_protocol::subject::WORKERS_BUCKET;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use crate::nats::Bus;
-use crate::registry::status::Board;
+use crate::nats::Nats;
+use crate::registry::status::RegistryStatus;
 
-/// Changes of load that follow each other faster are told together.
+/// Shortest time between two heartbeats that differ only in load.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 const INTERVAL: Duration = Duration::from_secs(HEARTBEAT_INTERVAL_S);
 
 /// A worker's entry in the bucket.
-pub struct Beat {
-    bus: Bus,
+pub struct HeartbeatPublisher {
+    nats: Nats,
     worker: String,
-    board: watch::Receiver<Board>,
+    status: watch::Receiver<RegistryStatus>,
     load: watch::Receiver<u32>,
     draining: watch::Receiver<bool>,
 }
 
-impl Beat {
-    /// The entry of `worker`, not written yet; `load` counts its running jobs.
+impl HeartbeatPublisher {
+    /// The entry of `worker`, not written yet; `load` is the number of its running jobs.
     pub fn new(
-        bus: Bus,
+        nats: Nats,
         worker: String,
-        board: watch::Receiver<Board>,
+        status: watch::Receiver<RegistryStatus>,
         load: watch::Receiver<u32>,
         draining: watch::Receiver<bool>,
     ) -> Self {
-        Self { bus, worker, board, load, draining }
+        Self { nats, worker, status, load, draining }
     }
 
-    /// Writes the entry again and again; never ends.
+    /// Writes the entry again and again; never returns.
     pub async fn run(&mut self) {
-        let mut ready = self.bus.ready();
+        let mut ready = self.nats.ready();
         loop {
             ready.mark_unchanged();
             let heartbeat = self.heartbeat();
@@ -49,52 +49,52 @@ impl Beat {
             tokio::select! {
                 result = self.write(&heartbeat) => if let Err(error) = result {
                     tracing::warn!(%error, "the heartbeat was not written");
-                    self.bus.doubt();
+                    self.nats.recheck();
                 },
-                // The answer won't come over a connection that is gone.
+                // No answer comes over a connection that was lost.
                 _ = ready.changed() => continue,
             }
             tokio::select! {
                 () = tokio::time::sleep_until(written + INTERVAL) => {}
                 _ = ready.changed() => {}
-                Ok(()) = self.board.changed() => {}
+                Ok(()) = self.status.changed() => {}
                 Ok(()) = self.load.changed() => tokio::time::sleep_until(written + SHORTEST_PAUSE).await,
                 Ok(()) = self.draining.changed() => {}
             }
         }
     }
 
-    /// Takes the entry out of the bucket, so that nobody waits for its time to run out.
+    /// Deletes the entry, so that nobody has to wait until it expires.
     pub async fn remove(&self) -> Result<(), PublishError> {
         // NATS ADR-8: an empty message with this header is a deleted key.
         let marker = PublishMessage::build().header("KV-Operation", "DEL");
-        self.bus.jetstream().send_publish(self.key(), marker).await?.await?;
+        self.nats.jetstream().send_publish(self.key(), marker).await?.await?;
         Ok(())
     }
 
     fn heartbeat(&mut self) -> Heartbeat {
         let active = *self.load.borrow_and_update();
         let draining = *self.draining.borrow_and_update();
-        let board = self.board.borrow_and_update();
+        let status = self.status.borrow_and_update();
         Heartbeat {
             v: PROTOCOL_VERSION,
             worker: self.worker.clone(),
-            models: board.served(),
-            engine: board.engines(),
-            device: board.devices(),
+            models: status.served(),
+            engine: status.engines(),
+            device: status.devices(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            capacity: board.capacity(),
+            capacity: status.capacity(),
             active,
             draining,
-            states: board.states(),
-            problem: board.problem.clone(),
+            states: status.states(),
+            problem: status.problem.clone(),
         }
     }
 
     async fn write(&self, heartbeat: &Heartbeat) -> Result<(), PublishError> {
-        // Can't fail: string keys, and serde_json writes a float that is no number as null.
+        // Can't fail: string keys, and serde_json writes NaN and infinities as null.
         let payload = serde_json::to_vec(heartbeat).unwrap_or_default();
-        self.bus.jetstream().publish(self.key(), payload.into()).await?.await?;
+        self.nats.jetstream().publish(self.key(), payload.into()).await?.await?;
         Ok(())
     }
 

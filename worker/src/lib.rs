@@ -8,6 +8,7 @@
 pub mod config;
 pub mod heartbeat;
 pub mod intake;
+pub mod logging;
 pub mod nats;
 pub mod registry;
 pub mod serve;

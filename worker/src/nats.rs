@@ -1,11 +1,12 @@
-//! The worker's side of NATS: connecting, and creating the streams, the buckets and the consumers
-//! that function and workers meet in ([`emberline_protocol::streams`]).
+//! The connection to NATS, and the streams, buckets and consumers in which function and workers meet
+//! ([`emberline_protocol::streams`]).
 //!
-//! Streams and consumers are created where they are missing and otherwise left as they are, so that
-//! an operator may give them other limits or more replicas; only what the protocol rests on is
-//! checked. A model's consumer stays when the model ends: jobs may wait in its queue, and other
-//! workers may serve it.
-//! EVENTS and the bucket of heartbeats live in memory: [`Bus::keep`] makes them again after nats-server restarts.
+//! Streams and consumers are created where they are missing and left as they are where they exist: an
+//! operator may give them other limits or more replicas, and only what the protocol relies on is
+//! checked. A model's consumers outlive the model: jobs may wait in its queue, and other workers may
+//! serve it.
+//! EVENTS and the bucket of heartbeats live in memory: [`Nats::maintain`] creates them again after a
+//! restart of nats-server.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +15,9 @@ use async_nats::jetstream::consumer::{Config as ConsumerConfig, PullConsumer, pu
 use async_nats::jetstream::context::CreateStreamErrorKind;
 use async_nats::jetstream::stream::{Config as StreamConfig, ConsumerCreateStrictErrorKind};
 use async_nats::jetstream::{self, ErrorCode as NatsCode};
-use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event as LinkEvent, ServerAddr, Subscriber};
+use async_nats::{
+    Client, ConnectErrorKind, ConnectOptions, Event as ConnectionEvent, ServerAddr, Subscriber,
+};
 pub use emberline_protocol::streams::ACK_WAIT;
 use emberline_protocol::streams::{self, Consumer, Difference, Layout, Stream};
 use emberline_protocol::subject::{self, JOBS_STREAM};
@@ -23,34 +26,34 @@ use serde_json::Value;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-/// Where answers to this worker arrive; the only inbox that deploy/nats.conf lets it read.
+/// Prefix of the inboxes for answers; deploy/nats.conf lets workers read no others.
 const INBOX_PREFIX: &str = "_INBOX_worker";
 /// How long the first connection is tried.
-const FIRST_CONNECTION: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How to reach NATS.
 #[derive(Clone)]
-pub struct BusConfig {
-    /// Any of these servers.
+pub struct NatsConfig {
+    /// Addresses; any of them will do.
     pub servers: Vec<ServerAddr>,
     /// The user name.
     pub user: String,
-    /// `None` for a server that asks for none.
+    /// `None` for a server without authentication.
     pub password: Option<String>,
 }
 
-impl std::fmt::Debug for BusConfig {
+impl std::fmt::Debug for NatsConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("BusConfig")
+        f.debug_struct("NatsConfig")
             .field("servers", &self.servers)
             .field("user", &self.user)
             .finish_non_exhaustive()
     }
 }
 
-/// Why the bus can't be used.
+/// Why NATS can't be used.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // the messages say it
-pub enum BusError {
+pub enum NatsError {
     #[error(
         "can't reach nats-server at {address}: {reason}. Start it there, or give its address with --nats or EMBERLINE_NATS"
     )]
@@ -80,60 +83,60 @@ pub enum BusError {
 
 /// The connection to NATS, ready for use.
 #[derive(Clone)]
-pub struct Bus {
+pub struct Nats {
     client: Client,
     jetstream: jetstream::Context,
     address: Arc<str>,
     user: Arc<str>,
     /// Whether there is a connection now.
-    link: watch::Receiver<bool>,
-    /// Counts the times that everything was found or made in place.
+    connected: watch::Receiver<bool>,
+    /// Grows each time that all streams were found or created.
     ready: Arc<watch::Sender<u64>>,
-    doubt: Arc<Notify>,
+    recheck: Arc<Notify>,
 }
 
-impl Bus {
+impl Nats {
     /// Connects, checks the server, and creates what is missing.
-    pub async fn open(config: &BusConfig) -> Result<Self, BusError> {
-        let (link_sender, mut link) = watch::channel(false);
-        let address = config.servers.iter().map(shown).collect::<Vec<_>>().join(",");
-        let client = connect(config, &address, &link_sender).await?;
+    pub async fn open(config: &NatsConfig) -> Result<Self, NatsError> {
+        let (connected_sender, mut connected) = watch::channel(false);
+        let address = config.servers.iter().map(display_address).collect::<Vec<_>>().join(",");
+        let client = connect(config, &address, &connected_sender).await?;
         // This connection is known; the next change is a new one.
-        link.mark_unchanged();
+        connected.mark_unchanged();
         let info = client.server_info();
         if !subject::is_supported_nats(&info.version) {
-            return Err(BusError::TooOld { address, version: info.version });
+            return Err(NatsError::TooOld { address, version: info.version });
         }
         if !info.jetstream {
-            return Err(BusError::NoJetStream { address });
+            return Err(NatsError::NoJetStream { address });
         }
-        // Each log bounds what it has on its way. A bound on all of them together would have logs
-        // wait for each other whose answers nobody reads meanwhile.
+        // Each log limits its own messages in flight. A common limit would have logs wait for others whose
+        // acknowledgements nobody reads meanwhile.
         let context = jetstream::context::ContextBuilder::new().max_ack_inflight(1 << 20);
         let jetstream = context.build(client.clone());
-        let bus = Self {
+        let nats = Self {
             client,
             jetstream,
             address: address.into(),
             user: config.user.as_str().into(),
-            link,
+            connected,
             ready: Arc::new(watch::Sender::new(0)),
-            doubt: Arc::default(),
+            recheck: Arc::default(),
         };
-        bus.ensure().await?;
-        Ok(bus)
+        nats.ensure_streams().await?;
+        Ok(nats)
     }
 
-    /// The plain connection.
+    /// The plain client.
     pub fn client(&self) -> &Client {
         &self.client
     }
 
-    /// Takes a share of the messages on `subject`, as one of `queue`.
-    pub async fn queue_subscribe(&self, subject: String, queue: &str) -> Result<Subscriber, BusError> {
+    /// Subscribes to `subject` as a member of the queue group `queue`.
+    pub async fn queue_subscribe(&self, subject: String, queue: &str) -> Result<Subscriber, NatsError> {
         let what = format!("the subscription to {subject}");
         let subscribed = self.client.queue_subscribe(subject, queue.to_owned()).await;
-        subscribed.map_err(|error| BusError::Create {
+        subscribed.map_err(|error| NatsError::Create {
             what,
             user: self.user.to_string(),
             reason: error.to_string(),
@@ -145,34 +148,34 @@ impl Bus {
         &self.jetstream
     }
 
-    /// Whether there is a connection; changes with it.
-    pub fn link(&self) -> watch::Receiver<bool> {
-        self.link.clone()
+    /// Whether there is a connection, and its changes.
+    pub fn connected(&self) -> watch::Receiver<bool> {
+        self.connected.clone()
     }
 
-    /// Changes whenever a new connection is ready for use, streams and all.
+    /// Changes whenever a new connection is ready for use and all streams exist.
     pub fn ready(&self) -> watch::Receiver<u64> {
         self.ready.subscribe()
     }
 
-    /// Something that should be in NATS was not found: look again.
-    pub fn doubt(&self) {
-        self.doubt.notify_one();
+    /// Has the streams checked again: something that should exist was not found.
+    pub fn recheck(&self) {
+        self.recheck.notify_one();
     }
 
-    /// Makes everything anew after each reconnection; never ends.
-    pub async fn keep(&self) {
-        let mut link = self.link.clone();
+    /// Checks and creates the streams after each reconnection; never returns.
+    pub async fn maintain(&self) {
+        let mut connected = self.connected.clone();
         loop {
             tokio::select! {
-                changed = link.changed() => if changed.is_err() { std::future::pending().await },
-                () = self.doubt.notified() => {}
+                changed = connected.changed() => if changed.is_err() { std::future::pending().await },
+                () = self.recheck.notified() => {}
             }
-            while *link.borrow_and_update() {
-                match self.ensure().await {
+            while *connected.borrow_and_update() {
+                match self.ensure_streams().await {
                     Ok(()) => break,
                     Err(error) => {
-                        tracing::warn!(%error, "not ready; trying again");
+                        tracing::warn!(%error, "the streams can't be checked or created; trying again");
                         tokio::time::sleep(Duration::from_secs(1)).await;
                     }
                 }
@@ -180,7 +183,7 @@ impl Bus {
         }
     }
 
-    async fn ensure(&self) -> Result<(), BusError> {
+    async fn ensure_streams(&self) -> Result<(), NatsError> {
         for stream in streams::streams(&Layout::default()) {
             self.ensure_stream(&stream).await?;
         }
@@ -188,10 +191,10 @@ impl Bus {
         Ok(())
     }
 
-    async fn ensure_stream(&self, wanted: &Stream) -> Result<(), BusError> {
+    async fn ensure_stream(&self, wanted: &Stream) -> Result<(), NatsError> {
         let name = wanted.name;
         let failed = |reason: String| self.create_error(format!("stream {name}"), reason);
-        // Creating is atomic in the server; an equal stream that is there already is success.
+        // Creating is atomic in the server, and succeeds for an equal stream that exists already.
         let error = match self.jetstream.create_stream(stream_config(wanted)).await {
             Ok(_) => return Ok(()),
             Err(error) => error,
@@ -199,7 +202,7 @@ impl Bus {
         match error.kind() {
             CreateStreamErrorKind::JetStream(e) if e.error_code() == NatsCode::STREAM_NAME_EXIST => {}
             CreateStreamErrorKind::JetStreamUnavailable => {
-                return Err(BusError::NoJetStream { address: self.address.to_string() });
+                return Err(NatsError::NoJetStream { address: self.address.to_string() });
             }
             _ => return Err(failed(error.to_string())),
         }
@@ -207,14 +210,14 @@ impl Bus {
         check_stream(&found.cached_info().config, wanted)
     }
 
-    /// The consumers that all workers serving `model` share, one for each lane of its queue; created
-    /// where they are missing.
-    pub async fn consumers(&self, model: &str) -> Result<[PullConsumer; 4], BusError> {
+    /// The consumers that all workers of `model` share, one for each lane of its queue; created where
+    /// they are missing.
+    pub async fn consumers(&self, model: &str) -> Result<[PullConsumer; 4], NatsError> {
         let [first, second, third, last] = streams::consumers(model).map(|wanted| self.consumer(wanted));
         Ok(tokio::try_join!(first, second, third, last)?.into())
     }
 
-    async fn consumer(&self, wanted: Consumer) -> Result<PullConsumer, BusError> {
+    async fn consumer(&self, wanted: Consumer) -> Result<PullConsumer, NatsError> {
         let name = &wanted.durable_name;
         let failed = |reason: String| self.create_error(format!("consumer {name}"), reason);
         let config = consumer_config(&wanted);
@@ -232,18 +235,23 @@ impl Bus {
         Ok(found)
     }
 
-    fn create_error(&self, what: String, reason: String) -> BusError {
-        BusError::Create { what, user: self.user.to_string(), reason }
+    fn create_error(&self, what: String, reason: String) -> NatsError {
+        NatsError::Create { what, user: self.user.to_string(), reason }
     }
 }
 
-async fn connect(config: &BusConfig, address: &str, link: &watch::Sender<bool>) -> Result<Client, BusError> {
-    let deadline = Instant::now() + FIRST_CONNECTION;
+async fn connect(
+    config: &NatsConfig,
+    address: &str,
+    connected: &watch::Sender<bool>,
+) -> Result<Client, NatsError> {
+    let deadline = Instant::now() + CONNECT_TIMEOUT;
     loop {
-        let error = match options(config, link.clone()).connect(config.servers.as_slice()).await {
+        let error = match connect_options(config, connected.clone()).connect(config.servers.as_slice()).await
+        {
             Ok(client) => {
-                // The callback says so too, but maybe not yet.
-                set(link, true);
+                // The callback sets this too, but perhaps later.
+                set_connected(connected, true);
                 return Ok(client);
             }
             Err(error) => error,
@@ -251,10 +259,10 @@ async fn connect(config: &BusConfig, address: &str, link: &watch::Sender<bool>) 
         let address = address.to_owned();
         match error.kind() {
             ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
-                return Err(BusError::Refused { address, user: config.user.clone() });
+                return Err(NatsError::Refused { address, user: config.user.clone() });
             }
             _ if Instant::now() >= deadline => {
-                return Err(BusError::Unreachable { address, reason: error.to_string() });
+                return Err(NatsError::Unreachable { address, reason: error.to_string() });
             }
             _ => tracing::info!(%address, %error, "nats-server does not answer; trying again"),
         }
@@ -262,13 +270,13 @@ async fn connect(config: &BusConfig, address: &str, link: &watch::Sender<bool>) 
     }
 }
 
-fn options(config: &BusConfig, link: watch::Sender<bool>) -> ConnectOptions {
+fn connect_options(config: &NatsConfig, connected: watch::Sender<bool>) -> ConnectOptions {
     let mut options = ConnectOptions::new()
         .name("emberline-worker")
         .custom_inbox_prefix(INBOX_PREFIX)
         .ping_interval(Duration::from_secs(10))
         .event_callback(move |event| {
-            follow(&event, &link);
+            on_event(&event, &connected);
             std::future::ready(())
         });
     if let Some(password) = &config.password {
@@ -277,31 +285,31 @@ fn options(config: &BusConfig, link: watch::Sender<bool>) -> ConnectOptions {
     options
 }
 
-fn follow(event: &LinkEvent, link: &watch::Sender<bool>) {
+fn on_event(event: &ConnectionEvent, connected: &watch::Sender<bool>) {
     match event {
-        LinkEvent::Connected => {
+        ConnectionEvent::Connected => {
             tracing::info!("connected to NATS");
-            set(link, true);
+            set_connected(connected, true);
         }
-        LinkEvent::Disconnected => {
-            tracing::warn!("lost the connection to NATS; jobs go on, connecting again");
-            set(link, false);
+        ConnectionEvent::Disconnected => {
+            tracing::warn!("lost the connection to NATS; jobs go on while it is made again");
+            set_connected(connected, false);
         }
-        LinkEvent::ServerError(error) => tracing::error!(%error, "nats-server complains"),
-        other => tracing::debug!(event = %other, "NATS"),
+        ConnectionEvent::ServerError(error) => tracing::error!(%error, "nats-server reports an error"),
+        other => tracing::debug!(event = %other, "NATS connection event"),
     }
 }
 
-fn set(link: &watch::Sender<bool>, up: bool) {
-    link.send_if_modified(|now| std::mem::replace(now, up) != up);
+fn set_connected(connected: &watch::Sender<bool>, up: bool) {
+    connected.send_if_modified(|now| std::mem::replace(now, up) != up);
 }
 
-/// The address without credentials that someone may have put into it.
-fn shown(server: &ServerAddr) -> String {
+/// The address without credentials that may be part of it.
+fn display_address(server: &ServerAddr) -> String {
     format!("{}:{}", server.host(), server.port())
 }
 
-/// The same for the client library. Every field that it reads is there.
+/// The stream as async-nats configures it, which reads every field.
 fn stream_config(stream: &Stream) -> StreamConfig {
     serde_json::from_value(stream.to_json()).unwrap_or_default()
 }
@@ -310,13 +318,13 @@ fn consumer_config(consumer: &Consumer) -> pull::Config {
     serde_json::from_value(consumer.to_json()).unwrap_or_default()
 }
 
-/// Looks at what the protocol rests on; limits and replicas are the operator's.
-fn check_stream(found: &StreamConfig, wanted: &Stream) -> Result<(), BusError> {
+/// Checks what the protocol relies on; limits and replicas are the operator's choice.
+fn check_stream(found: &StreamConfig, wanted: &Stream) -> Result<(), NatsError> {
     check("stream", wanted.name.to_owned(), wanted.unfit(&to_value(found)))
 }
 
 /// As [`check_stream`], for a consumer of JOBS.
-fn check_consumer(found: &ConsumerConfig, wanted: &Consumer) -> Result<(), BusError> {
+fn check_consumer(found: &ConsumerConfig, wanted: &Consumer) -> Result<(), NatsError> {
     check("consumer", format!("{} of {JOBS_STREAM}", wanted.durable_name), wanted.unfit(&to_value(found)))
 }
 
@@ -325,10 +333,10 @@ fn to_value(config: &impl Serialize) -> Value {
     serde_json::to_value(config).unwrap_or_default()
 }
 
-fn check(kind: &'static str, name: String, unfit: Vec<Difference>) -> Result<(), BusError> {
+fn check(kind: &'static str, name: String, unfit: Vec<Difference>) -> Result<(), NatsError> {
     match unfit.into_iter().next() {
         None => Ok(()),
-        Some(difference) => Err(BusError::Mismatch { kind, name, difference: Box::new(difference) }),
+        Some(difference) => Err(NatsError::Mismatch { kind, name, difference: Box::new(difference) }),
     }
 }
 

@@ -1,10 +1,10 @@
-//! Answers requests to turn text into a model's tokens and back, beside its jobs and without a
-//! queue: each worker that serves the model takes a share of them.
+//! Answers requests to convert text to a model's tokens and back, without the queue: each worker that
+//! serves the model takes a share of them.
 
 use std::sync::Arc;
 
 use async_nats::{Message, Subscriber};
-use emberline_inference::engine::Frontend;
+use emberline_inference::engine::Preprocessor;
 use emberline_protocol::error::{ApiError, ErrorCode};
 use emberline_protocol::subject::{self, TOKENS_QUEUE};
 use emberline_protocol::tokens::TokensReply;
@@ -12,64 +12,66 @@ use futures::StreamExt;
 use tokio::sync::{Semaphore, watch};
 
 use crate::intake::{Phase, reached};
-use crate::nats::{Bus, BusError};
+use crate::nats::{Nats, NatsError};
 
-/// Requests that are worked on at once; the others wait.
+/// Most requests at the same time; the others wait.
 const AT_ONCE: usize = 4;
 
-/// Listens for requests about `model`.
-pub async fn listen(bus: &Bus, model: &str) -> Result<Subscriber, BusError> {
-    bus.queue_subscribe(subject::tokens(model), TOKENS_QUEUE).await
+/// Subscribes to the requests for `model`.
+pub async fn listen(nats: &Nats, model: &str) -> Result<Subscriber, NatsError> {
+    nats.queue_subscribe(subject::tokens(model), TOKENS_QUEUE).await
 }
 
 /// Answers requests until the model drains.
 pub async fn serve(
-    bus: Bus,
+    nats: Nats,
     mut requests: Subscriber,
-    frontend: Arc<dyn Frontend>,
+    preprocessor: Arc<dyn Preprocessor>,
     mut phase: watch::Receiver<Phase>,
 ) {
-    let places = Arc::new(Semaphore::new(AT_ONCE));
+    let permits = Arc::new(Semaphore::new(AT_ONCE));
     let mut draining = false;
     loop {
         let request = tokio::select! {
             biased;
             () = reached(&mut phase, Phase::Draining), if !draining => {
                 draining = true;
-                // What has come until now is answered.
+                // Requests that have arrived are still answered.
                 if let Err(error) = requests.unsubscribe().await {
-                    tracing::warn!(%error, "others are not given the requests for tokens");
+                    tracing::warn!(%error, "can't unsubscribe from requests for tokens; other workers get fewer of them");
                 }
                 continue;
             }
             request = requests.next() => request,
         };
-        let (Some(request), Ok(place)) = (request, Arc::clone(&places).acquire_owned().await) else { return };
-        let (bus, frontend) = (bus.clone(), Arc::clone(&frontend));
+        let (Some(request), Ok(permit)) = (request, Arc::clone(&permits).acquire_owned().await) else {
+            return;
+        };
+        let (nats, preprocessor) = (nats.clone(), Arc::clone(&preprocessor));
         tokio::spawn(async move {
-            answer(&bus, frontend, request).await;
-            drop(place);
+            answer(&nats, preprocessor, request).await;
+            drop(permit);
         });
     }
 }
 
-async fn answer(bus: &Bus, frontend: Arc<dyn Frontend>, request: Message) {
+async fn answer(nats: &Nats, preprocessor: Arc<dyn Preprocessor>, request: Message) {
     let Some(reply) = request.reply else { return };
     let converted = tokio::task::spawn_blocking(move || {
         let request = serde_json::from_slice(&request.payload).map_err(|error| {
             let message = format!("The worker can't read this request: {error}. Upgrade the worker.");
             ApiError::new(ErrorCode::InternalError, message)
         })?;
-        frontend.convert(request)
+        preprocessor.convert(request)
     });
-    // The panic has said why in the log.
+    // The panic hook has logged why.
     let internal = |_| ApiError::new(ErrorCode::InternalError, "The tokens could not be counted.");
     let answer = match converted.await.map_err(internal).flatten() {
         Ok(answer) => answer,
         Err(error) => TokensReply::Error(error.into()),
     };
-    let payload = answer.encode(bus.client().server_info().max_payload);
-    if let Err(error) = bus.client().publish(reply, payload.into()).await {
-        tracing::warn!(%error, "a request for tokens was not answered");
+    let payload = answer.encode(nats.client().server_info().max_payload);
+    if let Err(error) = nats.client().publish(reply, payload.into()).await {
+        tracing::warn!(%error, "the answer to a request for tokens was not sent");
     }
 }

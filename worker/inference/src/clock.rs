@@ -2,12 +2,12 @@
 
 use std::time::{Duration, SystemTime};
 
-/// Since 1970; zero on a machine whose clock says that it is earlier.
+/// Time since 1970; zero if the machine's clock is before that.
 pub fn unix_time() -> Duration {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
 }
 
-/// The same in whole milliseconds.
+/// Milliseconds since 1970.
 pub fn unix_ms() -> u64 {
     u64::try_from(unix_time().as_millis()).unwrap_or(u64::MAX)
 }

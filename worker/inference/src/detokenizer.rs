@@ -1,52 +1,52 @@
-//! Assembles tokens into text that may be sent.
+//! Turns a choice's tokens into text, and ends it at stop strings.
 //!
-//! Tokens end anywhere: inside a character, inside a stop string. What comes out of
-//! [`TextAssembler::push`] is whole characters that belong to no stop string, and never has to be
-//! taken back. How the bytes were split makes no difference: generation stops at the stop string
-//! that is complete first (the longest one, where several end together).
+//! Tokens end anywhere: inside a character, inside a stop string. [`Detokenizer::push`] returns whole
+//! characters that belong to no stop string, and never has to take any back. How the bytes are split
+//! into tokens makes no difference: generation stops at the stop string that is complete first (at the
+//! longest, if several end together).
 
-/// What a push set free.
+/// The result of a push.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Pushed {
     /// Text to send now; may be empty.
     pub text: String,
-    /// A stop string is complete: nothing more will come.
+    /// A stop string is complete: no more text follows.
     pub stopped: bool,
 }
 
 /// Turns the bytes of one choice's tokens into text.
 #[derive(Debug, Clone)]
-pub struct TextAssembler {
+pub struct Detokenizer {
     stops: Vec<StopMatcher>,
-    /// The beginning of a character whose end has not come yet.
+    /// The beginning of an incomplete character.
     partial: Vec<u8>,
     /// Text that may be the beginning of a stop string.
     held: String,
     stopped: bool,
 }
 
-impl TextAssembler {
-    /// Nothing seen yet. Empty stop strings are ignored.
+impl Detokenizer {
+    /// Without any bytes yet. Empty stop strings are ignored.
     pub fn new(stops: &[String]) -> Self {
         let stops = stops.iter().filter(|stop| !stop.is_empty()).map(|stop| StopMatcher::new(stop)).collect();
         Self { stops, partial: Vec::new(), held: String::new(), stopped: false }
     }
 
-    /// Takes a token's bytes.
+    /// Adds a token's bytes.
     pub fn push(&mut self, bytes: &[u8]) -> Pushed {
         self.partial.extend_from_slice(bytes);
         let text = take_whole_characters(&mut self.partial);
         self.advance(&text)
     }
 
-    /// The text has ended: what was held back. An incomplete character becomes U+FFFD.
+    /// Ends the text and returns what was held back. An incomplete character becomes U+FFFD.
     pub fn finish(&mut self) -> String {
         let rest = std::mem::take(&mut self.partial);
         let mut pushed = self.advance(&String::from_utf8_lossy(&rest));
         if !pushed.stopped {
             pushed.text.push_str(&std::mem::take(&mut self.held));
         }
-        // Nothing is held any more that a later byte could complete to a stop string.
+        // No later byte can complete a stop string.
         self.stopped = true;
         pushed.text
     }
@@ -72,7 +72,7 @@ impl TextAssembler {
     }
 }
 
-/// Removes the whole characters from the front of `bytes`; what can't become one is U+FFFD.
+/// Removes the whole characters from the front of `bytes`; invalid bytes become U+FFFD.
 fn take_whole_characters(bytes: &mut Vec<u8>) -> String {
     let mut text = String::new();
     let mut incomplete = 0;
@@ -95,10 +95,10 @@ fn is_incomplete(invalid: &[u8]) -> bool {
     std::str::from_utf8(invalid).is_err_and(|error| error.error_len().is_none())
 }
 
-/// Finds one stop string in a stream of bytes, in constant time a byte (Knuth, Morris and Pratt
-/// 1977). Its state says how much of the text's end is a beginning of the stop string.
+/// Finds one stop string in a stream of bytes, in constant time per byte (Knuth, Morris and Pratt 1977).
+/// Its state is how much of the stop string's beginning the text ends with.
 ///
-/// Bytes will do: a beginning of a string begins with the first byte of a character.
+/// Matching bytes is enough: a prefix of a string begins with the first byte of a character.
 #[derive(Debug, Clone)]
 struct StopMatcher {
     stop: Box<[u8]>,
@@ -117,14 +117,14 @@ impl StopMatcher {
         Self { stop, shorter: shorter.into(), matched: 0 }
     }
 
-    /// Takes the next byte; the stop string's length once it is complete.
+    /// Adds the next byte; returns the stop string's length once it is complete.
     fn advance(&mut self, byte: u8) -> Option<usize> {
         self.matched = next_match(&self.stop, &self.shorter, self.matched, byte);
         (self.matched == self.stop.len()).then_some(self.matched)
     }
 }
 
-/// The length of match after one more byte. `matched` is less than the stop string's length.
+/// The length of the match after one more byte. `matched` is less than the stop string's length.
 fn next_match(stop: &[u8], shorter: &[usize], mut matched: usize, byte: u8) -> usize {
     while matched > 0 && stop[matched] != byte {
         matched = shorter[matched];

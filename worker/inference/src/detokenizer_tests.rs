@@ -2,8 +2,8 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn assembler(stops: &[&str]) -> TextAssembler {
-    TextAssembler::new(&stops.iter().map(|&stop| stop.to_owned()).collect::<Vec<_>>())
+fn assembler(stops: &[&str]) -> Detokenizer {
+    Detokenizer::new(&stops.iter().map(|&stop| stop.to_owned()).collect::<Vec<_>>())
 }
 
 fn sent(text: &str) -> Pushed {
@@ -95,7 +95,7 @@ proptest! {
         let end = first_stop(&text, &stops);
         let expected = &text[..end.unwrap_or(text.len())];
 
-        let mut assembler = TextAssembler::new(&stops);
+        let mut assembler = Detokenizer::new(&stops);
         let mut output = String::new();
         let mut stopped = false;
         for cut in cuts.windows(2) {
@@ -113,7 +113,7 @@ proptest! {
     fn any_bytes_give_what_lossy_decoding_gives(
         pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..4), 0..20),
     ) {
-        let mut assembler = TextAssembler::new(&[]);
+        let mut assembler = Detokenizer::new(&[]);
         let mut output: String = pieces.iter().map(|piece| assembler.push(piece).text).collect();
         output.push_str(&assembler.finish());
         prop_assert_eq!(output, String::from_utf8_lossy(&pieces.concat()).into_owned());
@@ -122,7 +122,7 @@ proptest! {
     /// Nothing is held back that could not become a stop string.
     #[test]
     fn text_is_sent_as_soon_as_it_may_be(text in text(1..30), stops in prop::collection::vec(text(1..5), 1..3)) {
-        let mut assembler = TextAssembler::new(&stops);
+        let mut assembler = Detokenizer::new(&stops);
         let pushed = assembler.push(text.as_bytes());
         let held = &text[pushed.text.len()..];
         prop_assert!(pushed.stopped || held.is_empty() || stops.iter().any(|stop| stop.starts_with(held)));

@@ -1,4 +1,4 @@
-//! Whether a model fits, as far as that can be told before it is loaded.
+//! Whether a model fits into memory, as far as that can be known before it is loaded.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, System};
 
 use crate::network::Quantize;
 
-/// What loading a model will take, and what there is.
+/// What loading a model would take, and what is available.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
     "it needs about {needed} of memory ({weights} of weights and {cache} for keys and values), but {available} \
@@ -16,15 +16,15 @@ use crate::network::Quantize;
 pub struct NotEnough {
     /// Weights and cache.
     pub needed: Bytes,
-    /// As large as their files, or as what they are turned into.
+    /// As large as their files, or as what they are quantised to.
     pub weights: Bytes,
-    /// For keys and values, as far as it is set.
+    /// For keys and values, if it is set.
     pub cache: Bytes,
-    /// What the machine has.
+    /// What the machine has left.
     pub available: Bytes,
 }
 
-/// Refuses the model at `path` if it can't fit with its `cache`; one whose size is not known may pass.
+/// Refuses the model at `path` if it can't fit with its `cache`; one of unknown size passes.
 pub fn check(path: &Path, quantize: Option<Quantize>, cache: Option<Bytes>) -> Result<(), NotEnough> {
     match (weights(path, quantize), available()) {
         (Some(weights), Some(available)) => compare(weights, cache, available),
@@ -41,11 +41,11 @@ fn compare(weights: u64, cache: Option<Bytes>, available: u64) -> Result<(), Not
     Err(NotEnough { needed: Bytes(needed), weights: Bytes(weights), cache, available: Bytes(available) })
 }
 
-/// Bytes that the weights at `path` will take; `None` if nothing is there.
+/// Bytes that the weights at `path` will take; `None` if there are none.
 fn weights(path: &Path, quantize: Option<Quantize>) -> Option<u64> {
     let metadata = path.metadata().ok()?;
     if !metadata.is_dir() {
-        // Quantising what is in such a file makes it smaller at most.
+        // Quantising such a file can only make it smaller.
         return Some(metadata.len());
     }
     let stored = |begins: &str, ends: &str| -> Option<u64> {
@@ -54,15 +54,15 @@ fn weights(path: &Path, quantize: Option<Quantize>) -> Option<u64> {
             let name = name.to_string_lossy();
             name.starts_with(begins) && name.ends_with(ends)
         });
-        // The hub's cache is made of links.
+        // Files in the hub's cache are links.
         Some(files.filter_map(|file| file.path().metadata().ok()).map(|file| file.len()).sum())
     };
-    // Repositories often have the same weights in other files, too.
+    // Repositories often contain the same weights in other files, too.
     let safetensors = stored("model", ".safetensors")?;
     if safetensors == 0 {
         return stored("", ".gguf");
     }
-    // Stored with 16 bits or more each; quantised in blocks of 32 that have a scale of 16 bits.
+    // Stored with at least 16 bits each; quantised in blocks of 32 with a scale of 16 bits.
     Some(match quantize {
         None => safetensors,
         Some(Quantize::Q8) => safetensors / 64 * 34,
@@ -70,8 +70,8 @@ fn weights(path: &Path, quantize: Option<Quantize>) -> Option<u64> {
     })
 }
 
-/// Bytes that this process may still take, by the machine and by its control group; `None` where
-/// the system does not tell.
+/// Bytes that this process may still take, by the machine and by its control group; `None` if the
+/// system does not say.
 pub fn available() -> Option<u64> {
     let mut system = System::new();
     system.refresh_memory();
@@ -83,12 +83,12 @@ pub fn available() -> Option<u64> {
         ProcessRefreshKind::nothing().without_tasks(),
     );
     let group = system.process(pid).and_then(|process| process.cgroup_limits());
-    // Cached files count as used there, but make room when it is needed.
+    // Cached files count as used there, but are dropped when memory is needed.
     let group = group.map(|group| group.total_memory.saturating_sub(group.rss));
     Some(group.map_or(machine, |group| group.min(machine)))
 }
 
-/// Gives memory that was freed back to the system.
+/// Returns freed memory to the system.
 ///
 /// glibc keeps it otherwise, so that the next model would seem not to fit.
 pub fn give_back() {

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use emberline_inference::device::ComputeDevice;
 use emberline_inference::engine::Engine;
-use emberline_inference::engine::inference::{BurnEngine, CacheSize, LoadOptions, load};
+use emberline_inference::engine::inference::{CacheSize, InferenceEngine, LoadOptions, load};
 use emberline_protocol::PROTOCOL_VERSION;
 use emberline_protocol::event::{EventKind, TokenLogprobs};
 use emberline_protocol::job::{GenerationRequest, Job, Message, RawPrompt, Role, SamplingOptions};
@@ -43,7 +43,7 @@ type Answers = HashMap<(JobId, u32), Said>;
 
 /// An engine driven step by step.
 struct Runs {
-    engine: BurnEngine,
+    engine: InferenceEngine,
     receivers: HashMap<JobId, UnboundedReceiver<EventKind>>,
     answers: Answers,
     ended: usize,
@@ -58,7 +58,7 @@ impl Runs {
     fn submit(&mut self, job: Job) {
         let (events, receiver) = unbounded_channel();
         self.receivers.insert(job.id.clone(), receiver);
-        let prepared = self.engine.frontend().prepare(job, Instant::now()).unwrap();
+        let prepared = self.engine.preprocessor().prepare(job, Instant::now()).unwrap();
         self.engine.submit(prepared, events);
     }
 
@@ -70,7 +70,7 @@ impl Runs {
 
     fn step(&mut self) {
         self.engine.step().unwrap();
-        self.engine.settle().unwrap();
+        self.engine.flush().unwrap();
         for (job, receiver) in &mut self.receivers {
             while let Ok(event) = receiver.try_recv() {
                 match event {
@@ -92,7 +92,7 @@ impl Runs {
         while self.engine.has_work() {
             self.step();
         }
-        assert_eq!(self.engine.cache_usage().0, 0, "blocks are lost");
+        assert_eq!(self.engine.stats().scheduler.blocks_used, 0, "blocks are lost");
     }
 
     /// How many tokens a job has said.
@@ -149,7 +149,7 @@ fn every_answer_is_what_it_is_alone_to_the_last_bit() {
     for job in jobs() {
         alone.submit(job);
         alone.finish();
-        alone.engine.forget_prefixes();
+        alone.engine.clear_prefix_cache();
     }
 
     // So small a cache that sequences crowd each other out.
@@ -188,8 +188,8 @@ fn every_answer_is_what_it_is_alone_to_the_last_bit() {
             assert!(said == alone.answers[&(job.clone(), choice)], "choice {choice} of {job}, seed {seed}");
         }
     }
-    let counts = crowd.engine.counts();
-    assert!(counts.preemptions > 0, "{counts:?}: nothing was crowded out");
+    let stats = crowd.engine.stats();
+    assert!(stats.scheduler.preemptions > 0, "{stats:?}: nothing was preempted");
 }
 
 #[test]
@@ -246,7 +246,7 @@ fn raw(number: u64, tokens: &[u32]) -> Job {
 /// What is told of a prompt beside others that come with it.
 fn told(runs: &mut Runs, job: Job, others: impl IntoIterator<Item = Job>) -> Vec<PromptToken> {
     let (events, mut receiver) = unbounded_channel();
-    let prepared = runs.engine.frontend().prepare(job, Instant::now()).unwrap();
+    let prepared = runs.engine.preprocessor().prepare(job, Instant::now()).unwrap();
     runs.engine.submit(prepared, events);
     others.into_iter().for_each(|other| runs.submit(other));
     runs.finish();

@@ -40,7 +40,7 @@ fn open(name: &str, device: &ComputeDevice, quantize: Option<Quantize>) -> Netwo
 }
 
 fn forward(network: &mut Network, start: usize, tokens: &[u32]) -> Vec<f64> {
-    let span = StepSpan { tokens, start, blocks: &BLOCKS, wants_logits: true };
+    let span = StepSpan { tokens, start, blocks: &BLOCKS, logit_rows: 1 };
     let logits = network.forward(&[span]).unwrap().unwrap().into_host().unwrap();
     logits.into_iter().map(f64::from).collect()
 }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use emberline_inference::bench::resident;
 use emberline_inference::device::ComputeDevice;
 use emberline_inference::engine::Engine;
-use emberline_inference::engine::inference::{self, BurnEngine, LoadOptions};
+use emberline_inference::engine::inference::{self, InferenceEngine, LoadOptions};
 use emberline_protocol::event::EventKind;
 use emberline_protocol::subject::JobId;
 use rand::rngs::StdRng;
@@ -33,10 +33,10 @@ const JOBS: usize = 48;
 /// What a worker of a model with 135 million weights may take.
 const SMALL: u64 = 1 << 30;
 
-fn submit(engine: &mut BurnEngine, random: &mut StdRng) -> UnboundedReceiver<EventKind> {
+fn submit(engine: &mut InferenceEngine, random: &mut StdRng) -> UnboundedReceiver<EventKind> {
     let (events, receiver) = unbounded_channel();
     let job = Ask::random(random).job(JobId::from_random(random.random()));
-    let prepared = engine.frontend().prepare(job, Instant::now()).expect("a job that can be served");
+    let prepared = engine.preprocessor().prepare(job, Instant::now()).expect("a job that can be served");
     engine.submit(prepared, events);
     receiver
 }
@@ -76,7 +76,7 @@ fn an_engine_takes_no_more_than_it_says() {
     let tokens = engine.counts().rows;
     println!(
         "{answers} answers, {tokens} tokens computed, cache of {} blocks; MiB: {} at most, {} said",
-        engine.cache_usage().1,
+        engine.stats().scheduler.blocks_total,
         largest >> 20,
         at_most >> 20
     );

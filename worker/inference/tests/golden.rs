@@ -44,7 +44,7 @@ fn most_probable(logits: &[f32]) -> u32 {
 
 /// Computes `tokens` as positions from `start` on; the logits after the last of them.
 fn forward(network: &mut Network, blocks: &[u32], start: usize, tokens: &[u32]) -> Vec<f32> {
-    let span = StepSpan { tokens, start, blocks, wants_logits: true };
+    let span = StepSpan { tokens, start, blocks, logit_rows: 1 };
     network.forward(&[span]).unwrap().unwrap().into_host().unwrap()
 }
 

@@ -39,7 +39,7 @@ impl Sequence {
     }
 
     fn span(&self, start: usize, end: usize) -> StepSpan<'_> {
-        StepSpan { tokens: &self.tokens[start..end], start, blocks: &self.blocks, wants_logits: true }
+        StepSpan { tokens: &self.tokens[start..end], start, blocks: &self.blocks, logit_rows: 1 }
     }
 }
 
@@ -141,7 +141,7 @@ fn a_sequence_does_not_notice_the_prefill_of_another(device: &ComputeDevice, sto
     let start = first.tokens.len() - decoded;
     let mut rows = step(&mut network, &[first.span(0, start)]);
     for at in 0..decoded {
-        let chunk = StepSpan { wants_logits: false, ..other.span(at * 9, at * 9 + 9) };
+        let chunk = StepSpan { logit_rows: 0, ..other.span(at * 9, at * 9 + 9) };
         let logits = step(&mut network, &[chunk, first.span(start + at, start + at + 1)]);
         assert_eq!(logits.len(), 1);
         rows.extend(logits);
@@ -160,7 +160,7 @@ fn the_rows_of_a_prompt_have_the_bits_of_last_ones(device: &ComputeDevice, store
     let (other, chunk) = (Sequence::new(&prompts()[1][..9], 40..), 11);
     for start in (0..prompt.len()).step_by(chunk) {
         let end = (start + chunk).min(prompt.len());
-        let quiet = StepSpan { wants_logits: false, ..sequence.span(start, end) };
+        let quiet = StepSpan { logit_rows: 0, ..sequence.span(start, end) };
         // Another prompt's rows come before.
         let kept: Vec<usize> = (9..9 + end - start).collect();
         let (last, hidden) = network.forward_keeping(&[other.span(0, 9), quiet], &kept).unwrap();

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use emberline_inference::device::ComputeDevice;
 use emberline_inference::engine::Engine;
-use emberline_inference::engine::inference::{BurnEngine, LoadOptions, load};
+use emberline_inference::engine::inference::{InferenceEngine, LoadOptions, load};
 use emberline_protocol::PROTOCOL_VERSION;
 use emberline_protocol::event::{EventKind, FinishReason};
 use emberline_protocol::job::{
@@ -31,9 +31,9 @@ const MAX_TOKENS: u32 = 160;
 const SLOTS: usize = 64;
 
 /// One engine at a time: the machine's cores go to it.
-static ENGINE: Mutex<Option<BurnEngine>> = Mutex::new(None);
+static ENGINE: Mutex<Option<InferenceEngine>> = Mutex::new(None);
 
-fn engine() -> MutexGuard<'static, Option<BurnEngine>> {
+fn engine() -> MutexGuard<'static, Option<InferenceEngine>> {
     let mut engine = ENGINE.lock().unwrap_or_else(PoisonError::into_inner);
     engine.get_or_insert_with(|| {
         let options = LoadOptions::new(model_path(), "real", ComputeDevice::cpu());
@@ -80,7 +80,7 @@ fn answers(jobs: Vec<Job>) -> Vec<Answer> {
     let mut receivers = Vec::new();
     for job in jobs {
         let (events, receiver) = unbounded_channel();
-        let prepared = engine.frontend().prepare(job, Instant::now()).unwrap();
+        let prepared = engine.preprocessor().prepare(job, Instant::now()).unwrap();
         receivers.push((receiver, prepared.acceptance.relaxed.paths().to_vec()));
         engine.submit(prepared, events);
     }
@@ -89,7 +89,7 @@ fn answers(jobs: Vec<Job>) -> Vec<Answer> {
     while engine.has_work() {
         engine.step().unwrap();
     }
-    engine.settle().unwrap();
+    engine.flush().unwrap();
     let counts = engine.counts();
     let (steps, masks) = (counts.step_time - before.step_time, counts.masks - before.masks);
     eprintln!(

@@ -1,9 +1,9 @@
-//! Charges a job to its key: what it has really used is told to `USAGE`, and what was counted for it
-//! in advance is corrected in `LIMITS`.
+//! Charges a job to its key: publishes the tokens that it used to `USAGE`, and corrects what was counted
+//! for it in advance in `LIMITS`.
 //!
-//! All of it is sent before the client hears of the job's end, so that its next request finds the
-//! counters right, and confirmed before the job's message is acknowledged, so that a crash in between
-//! leads to another try. Message ids made of the job's id see to it that each counts once, whichever
+//! All of it is sent before the client learns of the job's end, so that the client's next request finds
+//! correct counters, and confirmed before the job's message is acknowledged, so that a crash in between
+//! leads to another try. Message ids derived from the job's id make each message count once, whichever
 //! worker sends it and how often.
 
 use std::collections::VecDeque;
@@ -19,23 +19,23 @@ use emberline_protocol::job::{Account, Job};
 use emberline_protocol::subject::{self, JobId};
 use emberline_protocol::usage::{Outcome, UsageEvent};
 
-use crate::nats::Bus;
+use crate::nats::Nats;
 
-/// How long a charge may take to be stored: longer than nats-server takes to restart.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// Pause after something that was not stored.
-const PAUSE: Duration = Duration::from_millis(500);
+/// How long storing a charge may take: longer than a restart of nats-server.
+const STORE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Pause after a message that was not stored.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
-/// What a job came to.
+/// What a job used, and how it ended.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Tally {
+pub(super) struct JobTotals {
     pub(super) usage: Usage,
     pub(super) timings: Timings,
     pub(super) outcome: Outcome,
 }
 
-impl Tally {
-    /// What a job's last event tells.
+impl JobTotals {
+    /// As a job's last event says.
     pub(super) fn of(last: &EventKind) -> Self {
         let nothing = (Usage::default(), Timings::default());
         let ((usage, timings), outcome) = match last {
@@ -46,15 +46,15 @@ impl Tally {
         Self { usage, timings, outcome }
     }
 
-    /// The same for a job that was stopped after it had used so much.
+    /// For a job that was stopped after it had used this much.
     pub(super) fn stopped(usage: Usage, outcome: Outcome) -> Self {
         Self { usage, timings: Timings::default(), outcome }
     }
 }
 
-/// Parts of a charge are not known to be stored.
+/// Some messages of a charge are not known to be stored.
 #[derive(Debug, thiserror::Error)]
-#[error("nats-server did not confirm {unconfirmed} of its messages in {} s", PATIENCE.as_secs())]
+#[error("nats-server did not confirm {unconfirmed} of its messages in {} s", STORE_TIMEOUT.as_secs())]
 pub(super) struct NotCharged {
     unconfirmed: usize,
 }
@@ -63,37 +63,38 @@ type Answer = <PublishAckFuture as IntoFuture>::IntoFuture;
 
 /// A job's charge, until it is stored.
 pub(super) struct Charge {
-    bus: Bus,
+    nats: Nats,
     job: JobId,
-    /// What is not known to be stored, in order.
+    /// Messages not known to be stored, in order.
     unconfirmed: VecDeque<(String, PublishMessage)>,
-    /// Answers to come to the first of them.
+    /// Pending acknowledgements of the first of them; the others are not sent yet.
     answers: VecDeque<Answer>,
 }
 
 impl Charge {
-    /// The charge of `job`; empty for one that is charged to nobody.
-    pub(super) fn new(bus: Bus, job: &Job, tally: &Tally) -> Self {
-        let unconfirmed = job.account.as_ref().map(|account| messages(job, account, tally, clock::unix_ms()));
+    /// The charge of `job`; empty for a job without an account.
+    pub(super) fn new(nats: Nats, job: &Job, totals: &JobTotals) -> Self {
+        let unconfirmed =
+            job.account.as_ref().map(|account| messages(job, account, totals, clock::unix_ms()));
         let unconfirmed = unconfirmed.unwrap_or_default().into();
-        Self { bus, job: job.id.clone(), unconfirmed, answers: VecDeque::new() }
+        Self { nats, job: job.id.clone(), unconfirmed, answers: VecDeque::new() }
     }
 
-    /// Sends what is to be sent, and waits for nothing.
+    /// Sends all messages, without waiting for acknowledgements.
     pub(super) async fn send(&mut self) {
         if let Err(error) = self.send_rest().await {
             tracing::warn!(job = %self.job, %error, "a charge was not sent; trying again");
         }
     }
 
-    /// Waits until everything is stored.
+    /// Waits until all messages are stored.
     pub(super) async fn confirm(&mut self) -> Result<(), NotCharged> {
-        let confirmed = tokio::time::timeout(PATIENCE, async {
+        let confirmed = tokio::time::timeout(STORE_TIMEOUT, async {
             while let Err(error) = self.advance().await {
                 tracing::warn!(job = %self.job, %error, "a charge was not stored; sending it again");
                 self.answers.clear();
-                self.bus.doubt();
-                tokio::time::sleep(PAUSE).await;
+                self.nats.recheck();
+                tokio::time::sleep(RETRY_PAUSE).await;
             }
         });
         confirmed.await.map_err(|_| NotCharged { unconfirmed: self.unconfirmed.len() })
@@ -101,7 +102,7 @@ impl Charge {
 
     async fn send_rest(&mut self) -> Result<(), PublishError> {
         while let Some((subject, message)) = self.unconfirmed.get(self.answers.len()) {
-            let sent = self.bus.jetstream().send_publish(subject.clone(), message.clone());
+            let sent = self.nats.jetstream().send_publish(subject.clone(), message.clone());
             self.answers.push_back(sent.await?.into_future());
         }
         Ok(())
@@ -118,9 +119,9 @@ impl Charge {
     }
 }
 
-/// The messages of a charge, those of the counters of running jobs first.
-fn messages(job: &Job, account: &Account, tally: &Tally, now_ms: u64) -> Vec<(String, PublishMessage)> {
-    let Usage { prompt_tokens, completion_tokens, .. } = tally.usage;
+/// The messages of a charge; those for the counters of concurrent jobs come first.
+fn messages(job: &Job, account: &Account, totals: &JobTotals, now_ms: u64) -> Vec<(String, PublishMessage)> {
+    let Usage { prompt_tokens, completion_tokens, .. } = totals.usage;
     let used = u64::from(prompt_tokens) + u64::from(completion_tokens);
     let corrections = account.settlement(used, now_ms).into_iter().map(|(bucket, amount)| {
         let message = PublishMessage::build()
@@ -133,13 +134,13 @@ fn messages(job: &Job, account: &Account, tally: &Tally, now_ms: u64) -> Vec<(St
         job: job.id.clone(),
         key: account.key.clone(),
         model: job.model.clone(),
-        usage: tally.usage,
-        timings: tally.timings,
+        usage: totals.usage,
+        timings: totals.timings,
         created: job.created,
         finished: now_ms,
-        outcome: tally.outcome,
+        outcome: totals.outcome,
     };
-    // Can't fail: string keys, and serde_json writes a float that is no number as null.
+    // Can't fail: string keys, and serde_json writes NaN and infinities as null.
     let event = serde_json::to_vec(&event).unwrap_or_default();
     let event = PublishMessage::build().payload(event.into()).message_id(&job.id);
     corrections.chain([(subject::usage(&account.key), event)]).collect()
@@ -183,8 +184,8 @@ mod tests {
             background: None,
             account: None,
         };
-        let tally = Tally::stopped(usage, Outcome::Done);
-        let messages = messages(&job, &account, &tally, NOW).into_iter();
+        let totals = JobTotals::stopped(usage, Outcome::Done);
+        let messages = messages(&job, &account, &totals, NOW).into_iter();
         let amount = |message: PublishMessage| {
             let message = message.outbound_message("x");
             let headers = message.headers.unwrap();
@@ -210,9 +211,12 @@ mod tests {
     #[test]
     fn the_last_event_tells_the_outcome() {
         let error = ApiError::new(ErrorCode::Timeout, "late");
-        assert_eq!(Tally::of(&EventKind::Error(error.into())).outcome, Outcome::Failed(ErrorCode::Timeout));
+        assert_eq!(
+            JobTotals::of(&EventKind::Error(error.into())).outcome,
+            Outcome::Failed(ErrorCode::Timeout)
+        );
         let usage = Usage { prompt_tokens: 1, cached_tokens: 0, completion_tokens: 2 };
-        let done = Tally::of(&EventKind::Done { usage, timings: Timings::default(), at: None });
+        let done = JobTotals::of(&EventKind::Done { usage, timings: Timings::default(), at: None });
         assert_eq!((done.usage, done.outcome), (usage, Outcome::Done));
     }
 }

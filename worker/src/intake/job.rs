@@ -1,150 +1,98 @@
-//! One job's life in a worker, from its message to its acknowledgement.
+//! One job in a worker, from its message to its acknowledgement.
 
 use std::time::Duration;
 
 use async_nats::Subscriber;
-use async_nats::jetstream::context::PublishError;
-use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::{AckKind, Message};
 use emberline_inference::clock;
-use emberline_protocol::PROTOCOL_VERSION;
 use emberline_protocol::control::{ALIVE_INTERVAL_S, Control};
-use emberline_protocol::dead_letter;
 use emberline_protocol::error::{ApiError, ErrorCode};
 use emberline_protocol::event::{EventKind, Usage};
 use emberline_protocol::job::Job;
 use emberline_protocol::stored_request::CancelState;
-use emberline_protocol::subject::{self, JobId};
+use emberline_protocol::subject;
 use emberline_protocol::usage::Outcome;
 use futures::StreamExt;
-use serde::Deserialize;
 use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::time::{Instant, Interval, MissedTickBehavior};
+use tokio::time::Instant;
 
-use super::charge::{Charge, Tally};
+use super::acknowledge::{PROGRESS_INTERVAL, progress_interval, send_ack, with_progress};
+use super::charge::{Charge, JobTotals};
+use super::dead_letter;
 use super::event_log::{EventLog, LogChanged};
 use super::slots::Slot;
 use super::takeover::{MAX_FRUITLESS, Past};
 use super::{Intake, Phase, reached};
 use crate::nats::ACK_WAIT;
 
-/// How long a job waits for the first word of its relay, which speaks every [`ALIVE_INTERVAL_S`]:
-/// what it said while the job was queued, a cancel perhaps, nobody heard.
+/// How long a job waits for its relay's first control message. Relays send one every
+/// [`ALIVE_INTERVAL_S`]; those sent while the job was queued, perhaps a cancel, were not received.
 const FIRST_WORD: Duration = Duration::from_secs(ALIVE_INTERVAL_S + 2);
 
-/// How often nats-server hears that a job is in hand.
-const PROGRESS: Duration = Duration::from_millis(500);
-/// Pause before a job's log is looked at again.
+/// Pause before a job's log is read again.
 const CLAIM_PAUSE: Duration = Duration::from_millis(100);
-/// After so long without a word nats-server may be about to give a job to another worker.
-const DOUBT_AFTER: Duration = ACK_WAIT.saturating_sub(PROGRESS);
-/// How long the question may take whether another worker has the job.
-const DOUBT_TIME: Duration = Duration::from_secs(1);
+/// Without an in-progress acknowledgement for this long, JetStream may be about to redeliver the job.
+const RECHECK_AFTER: Duration = ACK_WAIT.saturating_sub(PROGRESS_INTERVAL);
+/// How long it may take to ask whether another worker has the job.
+const RECHECK_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Why a job's message can't be run.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// It does not say what a job says.
-    #[error("it is not a job: {0}")]
-    NotAJob(String),
-    /// It was written by a newer function.
-    #[error("it has version {0}, this worker knows {PROTOCOL_VERSION}: upgrade the worker")]
-    Version(u32),
-    /// It lies in another model's queue.
-    #[error("it is for model '{0}', but was queued for another")]
-    WrongModel(String),
-}
-
-/// Reads a job, found on `subject`.
-pub fn parse(payload: &[u8], subject: &str) -> Result<Job, Refusal> {
-    #[derive(Deserialize)]
-    struct Version {
-        v: u32,
-    }
-    // The version first: a newer job may look different.
-    let not_a_job = |e: serde_json::Error| Refusal::NotAJob(e.to_string());
-    let Version { v } = serde_json::from_slice(payload).map_err(not_a_job)?;
-    if v > PROTOCOL_VERSION {
-        return Err(Refusal::Version(v));
-    }
-    let job: Job = serde_json::from_slice(payload).map_err(not_a_job)?;
-    if subject::model_of_jobs(subject).as_ref() != Some(&job.model) {
-        return Err(Refusal::WrongModel(job.model));
-    }
-    Ok(job)
-}
-
-/// The id of a message that may be no job: its `id` field, or else its message id.
-pub fn id_of(message: &async_nats::Message) -> Option<JobId> {
-    #[derive(Deserialize)]
-    struct Id {
-        id: JobId,
-    }
-    let header = || {
-        let headers = message.headers.as_ref()?;
-        let id = headers.get(async_nats::header::NATS_MESSAGE_ID)?.as_str();
-        JobId::try_from(id.to_owned()).ok()
-    };
-    serde_json::from_slice::<Id>(&message.payload).map(|id| id.id).ok().or_else(header)
-}
-
-/// How a job stands when its message comes.
+/// What is to be done with a job that was delivered.
 enum Claim {
-    /// It is this worker's to go on with.
+    /// Run it from here on.
     Open(Past),
-    /// Its log is complete.
+    /// Nothing: its log is complete.
     Ended(EventKind),
-    /// Nobody waits for it.
+    /// End it: its client is gone or has cancelled it.
     Unwanted,
-    /// So many workers in a row died of it.
-    Hopeless(u32),
+    /// Give it up: this many attempts in a row failed.
+    GivenUp(u32),
 }
 
 /// How a job's run ended.
-enum End {
-    /// The engine said its last event, and it is this one.
+enum RunEnd {
+    /// The engine sent its last event.
     Finished(EventKind),
     /// Nobody wants the rest.
     Abandoned(&'static str),
-    /// The deadline passed.
+    /// The deadline has passed.
     Late,
     /// Another worker is to go on.
-    HandedBack(&'static str),
-    /// The engine failed; whether because of this job, nobody knows.
+    Requeued(&'static str),
+    /// The engine failed; whether this job caused it is not known.
     EngineFailed,
-    /// Another worker has it: this one was not heard of for too long.
+    /// Another worker has taken the job over, because this one was silent for too long.
     Replaced,
 }
 
-/// A job that has a slot.
-pub(super) struct Run<'a> {
+/// A job that holds a slot.
+pub(super) struct JobRun<'a> {
     pub(super) intake: &'a Intake,
     pub(super) message: &'a Message,
     pub(super) job: Job,
-    /// How often it was delivered, this time included; 0 if nobody says.
+    /// How often it was delivered, including this time; 0 if not known.
     pub(super) deliveries: u32,
 }
 
-impl Run<'_> {
-    /// Runs the job to its end, whatever that is.
+impl JobRun<'_> {
+    /// Runs the job until it ends, is requeued or is taken over.
     pub(super) async fn run(self, slot: Slot) {
         let id = self.job.id.clone();
-        let mut log = EventLog::new(self.intake.bus.clone(), &self.job);
+        let mut log = EventLog::new(self.intake.nats.clone(), &self.job);
         let deadline = until(self.job.deadline);
         if deadline.is_zero() {
             drop(slot);
             return self.fail(log, late()).await;
         }
-        // Listening comes first, so that no cancel falls between.
-        let control = match self.intake.bus.client().subscribe(subject::control(&id)).await {
+        // Subscribe first, so that no cancel is missed.
+        let control = match self.intake.nats.client().subscribe(subject::control(&id)).await {
             Ok(control) => control,
             Err(error) => {
-                tracing::error!(job = %id, %error, "can't listen for control messages");
-                return self.give_back("no control messages").await;
+                tracing::error!(job = %id, %error, "can't subscribe to control messages");
+                return self.requeue("it has no control messages").await;
             }
         };
         let claimed = tokio::time::timeout(deadline, self.claim(&mut log));
-        let past = match in_hand(self.message, claimed).await {
+        let past = match with_progress(self.message, claimed).await {
             Ok(Claim::Open(past)) => past,
             other => {
                 drop(slot);
@@ -158,49 +106,49 @@ impl Run<'_> {
         let events = engine.resume(self.job.clone(), past.written, past.prompt);
         let end = self.follow(&mut log, events, control, until(self.job.deadline)).await;
         match end {
-            End::Finished(last) => {
+            RunEnd::Finished(last) => {
                 drop(slot);
-                let tally = Tally::of(&last);
-                self.settle(&mut log, last, tally).await;
+                let totals = JobTotals::of(&last);
+                self.settle(&mut log, last, totals).await;
             }
-            End::Abandoned(why) => {
+            RunEnd::Abandoned(why) => {
                 let usage = engine.cancel(&id).await.unwrap_or_default();
                 drop(slot);
                 tracing::info!(job = %id, why, tokens = usage.completion_tokens, "abandoned");
-                let tally = Tally::stopped(usage, Outcome::Cancelled);
+                let totals = JobTotals::stopped(usage, Outcome::Cancelled);
                 let last = log.cancel(self.job.request.n, usage);
-                self.settle(&mut log, last, tally).await;
+                self.settle(&mut log, last, totals).await;
             }
-            End::Late => {
+            RunEnd::Late => {
                 let usage = engine.cancel(&id).await.unwrap_or_default();
                 drop(slot);
-                let tally = Tally::stopped(usage, Outcome::Failed(ErrorCode::Timeout));
-                self.settle(&mut log, EventKind::Error(late().into()), tally).await;
+                let totals = JobTotals::stopped(usage, Outcome::Failed(ErrorCode::Timeout));
+                self.settle(&mut log, EventKind::Error(late().into()), totals).await;
             }
-            End::HandedBack(why) => {
-                // Another worker need not wait for the end of this one's step.
+            RunEnd::Requeued(why) => {
+                // The other worker need not wait for the end of this worker's step.
                 log.hand_back().await;
-                self.give_back(why).await;
+                self.requeue(why).await;
                 engine.cancel(&id).await;
                 drop(slot);
             }
-            End::EngineFailed => {
-                self.give_back("the engine failed").await;
+            RunEnd::EngineFailed => {
+                self.requeue("the engine failed").await;
                 drop(slot);
             }
-            End::Replaced => {
-                tracing::warn!(job = %id, attempt = log.attempt(), "another worker has taken it over");
+            RunEnd::Replaced => {
+                tracing::warn!(job = %id, attempt = log.attempt(), "another worker has taken the job over");
                 engine.cancel(&id).await;
                 drop(slot);
             }
         }
     }
 
-    /// Begins the next attempt, where there is to be one.
+    /// Decides what to do with the job, and begins the next attempt if it is to be run.
     async fn claim(&self, log: &mut EventLog) -> Claim {
         let mut past = Past::of([], self.job.request.n);
         let mut last_sequence = 0;
-        // Nobody can have written to the log of a new job, but for a client that has gone.
+        // At the first delivery the log is empty, unless the client is gone already.
         let mut is_known = self.deliveries == 1;
         loop {
             if !is_known {
@@ -210,57 +158,60 @@ impl Run<'_> {
                         past = Past::of(stored.events, self.job.request.n);
                     }
                     Err(error) => {
-                        tracing::warn!(job = %self.job.id, %error, "its log can't be read; trying again");
-                        self.intake.bus.doubt();
+                        tracing::warn!(job = %self.job.id, %error, "the event log can't be read; trying again");
+                        self.intake.nats.recheck();
                         tokio::time::sleep(CLAIM_PAUSE).await;
                         continue;
                     }
                 }
             }
-            // A log that was lost tells of no attempt, but one may go on: it must see that it is replaced.
+            // A lost log shows no attempt, but one may still run: a higher number tells it that it is replaced.
             log.follow(past.attempts.max(self.deliveries.saturating_sub(1)));
             if let Some(end) = past.end {
                 return Claim::Ended(end);
             }
-            // A cancel from before anybody listened.
+            // A cancel from before this worker subscribed.
             if past.withdrawn || (self.job.background.is_some() && self.is_cancelled().await) {
                 return Claim::Unwanted;
             }
             if past.fruitless >= MAX_FRUITLESS {
-                return Claim::Hopeless(past.fruitless);
+                return Claim::GivenUp(past.fruitless);
             }
             match log.begin(&self.intake.worker, last_sequence).await {
                 Ok(()) => return Claim::Open(past),
-                // Somebody wrote meanwhile, or the server that was asked lags behind.
+                // Another worker wrote in between, or the replica that was read lags behind.
                 Err(LogChanged) if is_known => is_known = false,
                 Err(LogChanged) => tokio::time::sleep(CLAIM_PAUSE).await,
             }
         }
     }
 
-    /// Ends a job for which nothing is to be computed; `None` if its time is up.
+    /// Ends a job that is not run; `None` if its deadline has passed.
     async fn end_unrun(&self, mut log: EventLog, claim: Option<Claim>) {
         match claim {
-            // It is never run.
+            // It is run instead.
             Some(Claim::Open(_)) => {}
             Some(Claim::Ended(end)) => {
-                let mut charge = Charge::new(self.intake.bus.clone(), &self.job, &Tally::of(&end));
+                let mut charge = Charge::new(self.intake.nats.clone(), &self.job, &JobTotals::of(&end));
                 charge.send().await;
-                self.acknowledge(&mut charge, Tally::of(&end).outcome).await;
+                self.acknowledge(&mut charge, JobTotals::of(&end).outcome).await;
             }
             Some(Claim::Unwanted) => {
-                let tally = Tally::stopped(Usage::default(), Outcome::Cancelled);
+                let totals = JobTotals::stopped(Usage::default(), Outcome::Cancelled);
                 let last = log.cancel(self.job.request.n, Usage::default());
-                self.settle(&mut log, last, tally).await;
+                self.settle(&mut log, last, totals).await;
             }
-            Some(Claim::Hopeless(attempts)) => {
+            Some(Claim::GivenUp(attempts)) => {
                 let reason = format!("{attempts} workers in a row died before they added a token");
-                tracing::error!(job = %self.job.id, reason, "given up");
-                if let Err(error) =
-                    in_hand(self.message, set_aside(self.intake, self.message, &reason, attempts)).await
+                tracing::error!(job = %self.job.id, reason, "the job is given up");
+                if let Err(error) = with_progress(
+                    self.message,
+                    dead_letter::store(self.intake, self.message, &reason, attempts),
+                )
+                .await
                 {
-                    tracing::error!(job = %self.job.id, %error, "it can't be set aside");
-                    return self.give_back("it can't be set aside").await;
+                    tracing::error!(job = %self.job.id, %error, "the job can't be stored as a dead letter");
+                    return self.requeue("the job can't be stored as a dead letter").await;
                 }
                 let message = format!("This request was given up: {reason}.");
                 self.fail(log, ApiError::new(ErrorCode::WorkerFailed, message)).await;
@@ -269,13 +220,13 @@ impl Run<'_> {
         }
     }
 
-    /// Whether the request's record says that its answer is wanted no more: cancelled, or deleted.
+    /// Whether the stored request of a background job was cancelled or deleted.
     async fn is_cancelled(&self) -> bool {
-        let jetstream = self.intake.bus.jetstream();
+        let jetstream = self.intake.nats.jetstream();
         let found = match jetstream.get_stream_no_info(subject::REQUESTS_STREAM).await {
             Ok(bucket) => bucket.direct_get_last_for_subject(subject::request(&self.job.id)).await,
             Err(error) => {
-                tracing::warn!(job = %self.job.id, %error, "its request can't be looked up");
+                tracing::warn!(job = %self.job.id, %error, "the stored request can't be read");
                 return false;
             }
         };
@@ -285,86 +236,86 @@ impl Run<'_> {
                 serde_json::from_slice::<CancelState>(&message.payload).is_ok_and(|state| state.cancelled)
             }
             Err(error) => {
-                tracing::warn!(job = %self.job.id, %error, "its request was not found");
+                tracing::warn!(job = %self.job.id, %error, "the stored request was not found");
                 false
             }
         }
     }
 
-    /// Passes events on and listens to the relay until the job ends.
+    /// Appends the engine's events to the log and obeys control messages until the run ends.
     async fn follow(
         &self,
         log: &mut EventLog,
         mut events: UnboundedReceiver<EventKind>,
         mut control: Subscriber,
         deadline: Duration,
-    ) -> End {
+    ) -> RunEnd {
         let alive_timeout = self.intake.alive_timeout;
         let silence = tokio::time::sleep(alive_timeout.min(FIRST_WORD));
         let late = tokio::time::sleep(deadline);
-        let mut progress = progress();
+        let mut progress = progress_interval();
         let mut phase = self.intake.phase.clone();
-        let mut link = self.intake.bus.link();
+        let mut connected = self.intake.nats.connected();
         let needs_listener = self.job.background.is_none();
-        // When nats-server last heard that this worker has the job, and whether it may have given it
-        // to another since.
-        let (mut told, mut in_doubt) = (Instant::now(), false);
+        // When JetStream last received an in-progress acknowledgement, and whether it may have redelivered
+        // the job since.
+        let (mut confirmed, mut must_recheck) = (Instant::now(), false);
         tokio::pin!(silence, late);
         loop {
-            in_doubt |= told.elapsed() > DOUBT_AFTER;
-            if in_doubt && *link.borrow() {
+            must_recheck |= confirmed.elapsed() > RECHECK_AFTER;
+            if must_recheck && *connected.borrow() {
                 match self.is_replaced(log).await {
-                    Some(true) => return End::Replaced,
-                    Some(false) => (told, in_doubt) = (Instant::now(), false),
+                    Some(true) => return RunEnd::Replaced,
+                    Some(false) => (confirmed, must_recheck) = (Instant::now(), false),
                     None => {}
                 }
             }
             tokio::select! {
                 event = events.recv() => match event {
-                    Some(kind @ (EventKind::Done { .. } | EventKind::Error(_))) => return End::Finished(kind),
+                    Some(kind @ (EventKind::Done { .. } | EventKind::Error(_))) => return RunEnd::Finished(kind),
                     Some(kind) => log.append(kind),
                     None => {
-                        // The same engine must not take the job again: it keeps its slot until none is taken.
-                        reached(&mut phase, Phase::HandBack).await;
-                        return End::EngineFailed;
+                        // Keep the slot, so that the failed engine is not given the job again before all jobs are requeued.
+                        reached(&mut phase, Phase::Requeue).await;
+                        return RunEnd::EngineFailed;
                     }
                 },
-                () = log.store(), if !log.is_stored() && !in_doubt => {}
+                () = log.store(), if !log.is_stored() && !must_recheck => {}
                 message = control.next() => match message.map(|m| serde_json::from_slice(&m.payload)) {
-                    Some(Ok(Control::Cancel)) => return End::Abandoned("cancelled"),
+                    Some(Ok(Control::Cancel)) => return RunEnd::Abandoned("cancelled"),
                     Some(Ok(Control::Alive)) => silence.as_mut().reset(Instant::now() + alive_timeout),
-                    Some(Err(error)) => tracing::warn!(job = %self.job.id, %error, "unknown control message"),
-                    None => return End::HandedBack("NATS is closed"),
+                    Some(Err(error)) => tracing::warn!(job = %self.job.id, %error, "ignored an unknown control message"),
+                    None => return RunEnd::Requeued("NATS is closed"),
                 },
-                // Without a connection silence says nothing about the relay.
-                Ok(()) = link.changed() => {
+                // Without a connection, silence says nothing about the relay.
+                Ok(()) = connected.changed() => {
                     silence.as_mut().reset(Instant::now() + alive_timeout);
-                    in_doubt = true;
+                    must_recheck = true;
                 }
-                () = &mut silence, if needs_listener && *link.borrow() => return End::Abandoned("its relay is silent"),
-                () = &mut late => return End::Late,
+                () = &mut silence, if needs_listener && *connected.borrow() => return RunEnd::Abandoned("client disconnected"),
+                () = &mut late => return RunEnd::Late,
                 _ = progress.tick() => {
-                    // This may be the first thing that happens after a long sleep.
-                    in_doubt |= told.elapsed() > DOUBT_AFTER;
-                    if !in_doubt && acknowledge(self.message, AckKind::Progress).await && *link.borrow() {
-                        told = Instant::now();
+                    // This may be the first tick after the machine was suspended.
+                    must_recheck |= confirmed.elapsed() > RECHECK_AFTER;
+                    if !must_recheck && send_ack(self.message, AckKind::Progress).await && *connected.borrow() {
+                        confirmed = Instant::now();
                     }
                 }
-                () = reached(&mut phase, Phase::HandBack) => return End::HandedBack("the model is being unloaded"),
+                () = reached(&mut phase, Phase::Requeue) => return RunEnd::Requeued("the model is being unloaded"),
             }
         }
     }
 
-    /// Whether another attempt was begun; `None` if nobody says. A log that is lost is written again.
+    /// Whether another attempt has begun; `None` if not known. A log that was lost is written again.
     async fn is_replaced(&self, log: &mut EventLog) -> Option<bool> {
-        match tokio::time::timeout(DOUBT_TIME, log.newest_attempt()).await {
+        match tokio::time::timeout(RECHECK_TIMEOUT, log.newest_attempt()).await {
             Ok(Ok(Some(newest))) => Some(newest > log.attempt()),
             Ok(Ok(None)) => {
                 log.rewrite();
                 Some(false)
             }
             Ok(Err(error)) => {
-                tracing::warn!(job = %self.job.id, %error, "whether it was given to another is not known");
+                tracing::warn!(job = %self.job.id, %error, "can't find out whether another worker has the job");
                 None
             }
             Err(_) => None,
@@ -373,113 +324,41 @@ impl Run<'_> {
 
     async fn fail(&self, mut log: EventLog, error: ApiError) {
         let last = EventKind::Error(error.into());
-        let tally = Tally::of(&last);
-        self.settle(&mut log, last, tally).await;
+        let totals = JobTotals::of(&last);
+        self.settle(&mut log, last, totals).await;
     }
 
-    /// Has the job delivered again at once.
-    async fn give_back(&self, why: &str) {
-        tracing::warn!(job = %self.job.id, why, "handed back");
-        acknowledge(self.message, AckKind::Nak(None)).await;
+    /// Requeues the job: JetStream redelivers it at once.
+    async fn requeue(&self, why: &str) {
+        tracing::warn!(job = %self.job.id, why, "requeued");
+        send_ack(self.message, AckKind::Nak(None)).await;
     }
 
-    /// Charges the job, stores the rest of the log, and only then takes the job off the queue.
-    async fn settle(&self, log: &mut EventLog, last: EventKind, tally: Tally) {
-        let (id, outcome) = (&self.job.id, tally.outcome);
-        let mut charge = Charge::new(self.intake.bus.clone(), &self.job, &tally);
+    /// Charges the job, stores the rest of its log, and only then acknowledges its message.
+    async fn settle(&self, log: &mut EventLog, last: EventKind, totals: JobTotals) {
+        let (id, outcome) = (&self.job.id, totals.outcome);
+        let mut charge = Charge::new(self.intake.nats.clone(), &self.job, &totals);
         charge.send().await;
-        if let Err(error) = in_hand(self.message, log.finish(last)).await {
-            tracing::error!(job = %id, %error, "the log can't be completed");
-            return self.give_back("its log has gaps").await;
+        if let Err(error) = with_progress(self.message, log.finish(last)).await {
+            tracing::error!(job = %id, %error, "the event log can't be completed");
+            return self.requeue("its log has gaps").await;
         }
         self.acknowledge(&mut charge, outcome).await;
     }
 
-    /// Takes the job off the queue once its charge is stored.
+    /// Acknowledges the job's message once its charge is stored.
     async fn acknowledge(&self, charge: &mut Charge, outcome: Outcome) {
         let id = &self.job.id;
-        if let Err(error) = in_hand(self.message, charge.confirm()).await {
-            // The client has its answer; computing it once more would cost more than it brings.
-            tracing::error!(job = %id, %error, "its key is not charged in full");
+        if let Err(error) = with_progress(self.message, charge.confirm()).await {
+            // The client has its answer; running the job again would cost more than the missing charge.
+            tracing::error!(job = %id, %error, "the job is not charged in full");
         }
         match self.message.double_ack().await {
             Ok(()) => tracing::info!(job = %id, ?outcome, "ended"),
-            Err(error) => tracing::warn!(job = %id, ?outcome, %error, "ended, but not acknowledged"),
-        }
-    }
-}
-
-/// Does what a job ends with; nats-server hears meanwhile that the job is in hand.
-async fn in_hand<T>(message: &Message, work: impl Future<Output = T>) -> T {
-    let mut progress = progress();
-    tokio::pin!(work);
-    loop {
-        tokio::select! {
-            done = &mut work => return done,
-            _ = progress.tick() => {
-                acknowledge(message, AckKind::Progress).await;
+            Err(error) => {
+                tracing::warn!(job = %id, ?outcome, %error, "ended, but its message was not acknowledged")
             }
         }
-    }
-}
-
-/// Ticks whenever nats-server is to hear of a job, so that nobody else is given it.
-fn progress() -> Interval {
-    let mut progress = tokio::time::interval_at(Instant::now() + PROGRESS, PROGRESS);
-    progress.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    progress
-}
-
-/// Tells nats-server how a job stands; whether that was sent.
-async fn acknowledge(message: &Message, kind: AckKind) -> bool {
-    let told = message.ack_with(kind).await;
-    if let Err(error) = &told {
-        tracing::warn!(subject = %message.subject, %error, "nats-server was not told how a job stands");
-    }
-    told.is_ok()
-}
-
-/// Keeps a message that is given up, for whoever looks after the queue.
-async fn set_aside(
-    intake: &Intake,
-    message: &Message,
-    reason: &str,
-    attempts: u32,
-) -> Result<(), PublishError> {
-    // emberline.jobs.<model>.<…>
-    let model = message.subject.split('.').nth(2).unwrap_or_default();
-    let letter = PublishMessage::build()
-        .payload(message.payload.clone())
-        .header(dead_letter::REASON_HEADER, reason)
-        .header(dead_letter::ATTEMPTS_HEADER, attempts.to_string())
-        .header(dead_letter::QUEUED_ON_HEADER, message.subject.as_str());
-    let letter = match id_of(&message.message) {
-        Some(id) => letter.message_id(id),
-        None => letter,
-    };
-    let jetstream = intake.bus.jetstream();
-    jetstream.send_publish(subject::dead(model), letter).await?.await?;
-    Ok(())
-}
-
-/// Tells whoever waits for a message that can't be run, and takes it off the queue.
-pub(super) async fn refuse(intake: &Intake, message: &Message, refusal: &Refusal) {
-    let id = id_of(&message.message);
-    tracing::error!(job = ?id, subject = %message.subject, %refusal, "refused a message");
-    if let Err(error) = in_hand(message, set_aside(intake, message, &refusal.to_string(), 0)).await {
-        tracing::error!(%error, "it can't be set aside; its message is delivered again");
-        return;
-    }
-    if let Some(id) = id {
-        let text = format!("The job could not be read by the worker: {refusal}.");
-        let mut log = EventLog::of_unreadable(intake.bus.clone(), id.clone());
-        let error = ApiError::new(ErrorCode::InternalError, text);
-        if let Err(error) = in_hand(message, log.finish(EventKind::Error(error.into()))).await {
-            tracing::warn!(job = %id, %error, "its relay was not told");
-        }
-    }
-    if let Err(error) = message.double_ack_with(AckKind::Term).await {
-        tracing::warn!(%error, "a refused message stays in the queue");
     }
 }
 
@@ -496,5 +375,12 @@ fn until(deadline: u64) -> Duration {
 }
 
 #[cfg(test)]
-#[path = "job_tests.rs"]
-mod tests;
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deadline_that_has_passed_leaves_no_time() {
+        assert!(until(1).is_zero());
+        assert!(until(u64::MAX) > Duration::from_secs(1 << 40));
+    }
+}

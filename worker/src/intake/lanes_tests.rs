@@ -42,12 +42,13 @@ impl Queue {
                 return;
             }
             self.rounds += 1;
-            let total: u32 = asks.iter().map(|(_, ask)| if let Ask::Waiting(n) = ask { *n } else { 0 }).sum();
+            let total: u32 =
+                asks.iter().map(|(_, ask)| if let PullRequest::Waiting(n) = ask { *n } else { 0 }).sum();
             assert!(total <= self.free, "{total} for {} slots", self.free);
             for (lane, ask) in asks {
                 match ask {
-                    Ask::Waiting(share) => self.serve(lane, share),
-                    Ask::Next => {
+                    PullRequest::Waiting(share) => self.serve(lane, share),
+                    PullRequest::Next => {
                         assert!(!self.standing[lane.index()], "two requests stand on {lane:?}");
                         self.standing[lane.index()] = true;
                         self.serve_standing(lane.index());
@@ -151,7 +152,7 @@ fn a_lane_that_was_empty_is_asked_again_though_slots_never_run_out() {
         let asks = queue.lanes.ask(queue.free, queue.now);
         queue.free += 2;
         for (lane, ask) in asks {
-            let Ask::Waiting(share) = ask else { panic!("{lane:?} is not known to be empty") };
+            let PullRequest::Waiting(share) = ask else { panic!("{lane:?} is not known to be empty") };
             queue.serve(lane, share);
         }
         if job == 20 {
@@ -167,28 +168,28 @@ fn silence_is_noticed_and_only_where_something_was_asked() {
     let mut lanes = Lanes::new();
     let now = Instant::now();
     assert_eq!(lanes.overdue(), None);
-    assert_eq!(lanes.ask(1, now), [(Lane::ALL[0], Ask::Waiting(1))]);
-    assert_eq!(lanes.overdue(), Some(now + PATIENCE));
+    assert_eq!(lanes.ask(1, now), [(Lane::ALL[0], PullRequest::Waiting(1))]);
+    assert_eq!(lanes.overdue(), Some(now + ANSWER_TIMEOUT));
     lanes.delivered(Lane::ALL[0]);
     assert_eq!(lanes.overdue(), None);
     assert_eq!(lanes.ask(0, now), []);
     let mut queue = Queue::new(3);
     queue.settle();
-    assert_eq!(queue.lanes.overdue(), Some(queue.now + STANDS + PATIENCE));
+    assert_eq!(queue.lanes.overdue(), Some(queue.now + STANDS + ANSWER_TIMEOUT));
 }
 
 #[derive(Debug, Clone)]
-enum Step {
+enum QueueStep {
     Publish(usize),
     End,
     Expire,
 }
 
-fn steps() -> impl Strategy<Value = Vec<Step>> {
+fn steps() -> impl Strategy<Value = Vec<QueueStep>> {
     let step = prop_oneof![
-        3 => (0..4_usize).prop_map(Step::Publish),
-        2 => Just(Step::End),
-        1 => Just(Step::Expire),
+        3 => (0..4_usize).prop_map(QueueStep::Publish),
+        2 => Just(QueueStep::End),
+        1 => Just(QueueStep::Expire),
     ];
     proptest::collection::vec(step, 0..200)
 }
@@ -203,12 +204,12 @@ proptest! {
         let mut published = 0;
         for step in steps {
             match step {
-                Step::Publish(lane) => {
+                QueueStep::Publish(lane) => {
                     queue.publish(lane, published);
                     published += 1;
                 }
-                Step::End => queue.free = (queue.free + 1).min(slots),
-                Step::Expire => queue.expire(),
+                QueueStep::End => queue.free = (queue.free + 1).min(slots),
+                QueueStep::Expire => queue.expire(),
             }
             queue.settle();
             let waiting: usize = queue.waiting.iter().map(VecDeque::len).sum();

@@ -1,14 +1,17 @@
-//! Takes a model's jobs from its queue, as many as there are free slots, and sees each to its end.
+//! Takes a model's jobs from its queue, as many as it has free slots, and runs each to its end.
 //!
-//! [`Intake::run`] keeps one subscription to which the consumers of the queue's lanes deliver (`pull`)
-//! and asks them, in turns (`lanes`), for as many messages as it has slots for. Each message becomes
-//! a task (`job`) that holds a slot (`slots`), writes the job's events (`event_log`), charges it to
-//! its key (`account`) and acknowledges at the end.
+//! [`Intake::run`] subscribes once for all lanes of the queue (`pull`) and requests as many messages as
+//! it has free slots, lane by lane (`lanes`). Each message becomes a task (`job`) that holds a slot
+//! (`slots`), writes the job's events (`event_log`), charges the job to its key (`charge`) and
+//! acknowledges it at the end.
 
+mod acknowledge;
 mod charge;
+mod dead_letter;
 pub mod event_log;
-pub mod job;
+mod job;
 mod lanes;
+mod message;
 mod pace;
 mod pull;
 pub mod slots;
@@ -24,51 +27,51 @@ use emberline_protocol::subject::JobId;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::nats::Bus;
-use pull::{Delivery, Pull};
+use crate::nats::Nats;
+use pull::{Delivery, PullSubscription};
 use slots::Slots;
 
-/// Pause before a pull that has failed is tried again.
+/// Pause before a failed pull is tried again.
 const PULL_PAUSE: Duration = Duration::from_millis(500);
 
-/// What is done with a model's jobs; it only ever moves on.
+/// What happens to a model's jobs; a phase is never left for an earlier one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
     /// Takes jobs.
     Serving,
-    /// Takes no more, finishes those it has.
+    /// Takes no new jobs and finishes those that run.
     Draining,
-    /// Gives back at once what is not finished.
-    HandBack,
+    /// Requeues the jobs that still run.
+    Requeue,
 }
 
-/// Waits until `phase` is there or past it; for ever if the sender is gone.
+/// Waits until `phase` or a later one is reached; forever if the sender is gone.
 pub(crate) async fn reached(watch: &mut watch::Receiver<Phase>, phase: Phase) {
     if watch.wait_for(|now| *now >= phase).await.is_err() {
         std::future::pending::<()>().await;
     }
 }
 
-/// What every job of a model needs.
+/// What all jobs of a model share.
 pub struct Intake {
     /// NATS.
-    pub bus: Bus,
+    pub nats: Nats,
     /// This worker's id.
     pub worker: String,
-    /// Where jobs run.
+    /// The model's engine.
     pub engine: EngineHandle,
-    /// How many may run.
+    /// The model's slots.
     pub slots: Slots,
-    /// Those that run in this process, whoever took them.
-    pub running: Running,
-    /// Moves to [`Phase::HandBack`] when jobs are to be given up.
+    /// All jobs that run in this process, whatever their model.
+    pub running: RunningJobs,
+    /// At [`Phase::Requeue`] running jobs are requeued.
     pub phase: watch::Receiver<Phase>,
-    /// How long a job goes on without a word from its relay.
+    /// How long a job goes on without an `alive` message from its relay.
     pub alive_timeout: Duration,
 }
 
 impl Intake {
-    /// Takes `model`'s jobs until it drains; returns when the last of them has ended.
+    /// Takes `model`'s jobs until it drains; returns when the last one has ended.
     pub async fn run(self: Arc<Self>, model: String) {
         let mut jobs = JoinSet::new();
         let mut phase = self.phase.clone();
@@ -84,15 +87,15 @@ impl Intake {
         while jobs.join_next().await.is_some() {}
     }
 
-    /// Subscribes; tries until it can.
-    async fn open(&self, model: &str) -> Pull {
+    /// Subscribes; tries until it succeeds.
+    async fn open(&self, model: &str) -> PullSubscription {
         loop {
-            let mut ready = self.bus.ready();
-            match Pull::open(&self.bus, model).await {
+            let mut ready = self.nats.ready();
+            match PullSubscription::open(&self.nats, model).await {
                 Ok(pull) => return pull,
-                Err(error) => tracing::warn!(%model, %error, "can't take jobs; trying again"),
+                Err(error) => tracing::warn!(%model, %error, "can't subscribe to the queue; trying again"),
             }
-            self.bus.doubt();
+            self.nats.recheck();
             tokio::select! {
                 () = tokio::time::sleep(PULL_PAUSE) => {}
                 _ = ready.changed() => {}
@@ -100,51 +103,56 @@ impl Intake {
         }
     }
 
-    /// Takes jobs until the model drains, or until what was asked for is void.
+    /// Takes jobs until the model drains, or until the pull requests are void.
     async fn pull(
         self: &Arc<Self>,
-        pull: &mut Pull,
+        pull: &mut PullSubscription,
         jobs: &mut JoinSet<()>,
         phase: &mut watch::Receiver<Phase>,
     ) {
         let mut active = self.slots.active();
-        let mut ready = self.bus.ready();
+        let mut ready = self.nats.ready();
         loop {
             active.mark_unchanged();
             if let Err(error) = pull.ask(self.slots.free()).await {
-                tracing::warn!(%error, "can't ask for jobs");
+                tracing::warn!(%error, "can't request jobs; trying again");
                 return tokio::time::sleep(PULL_PAUSE).await;
             }
             tokio::select! {
-                // A job that is handed back must not find this worker asking for more.
+                // A job that is requeued must not be delivered to this worker again.
                 biased;
                 () = reached(phase, Phase::Draining) => return,
-                // A new connection: the server may have forgotten the requests.
+                // After a reconnection nats-server may have forgotten the requests.
                 _ = ready.changed() => return,
                 delivery = pull.next() => match delivery {
-                    Delivery::Job(message) => self.take(message, jobs).await,
+                    Delivery::Job(message) => self.accept(message, jobs).await,
                     Delivery::Ended => {}
                     Delivery::Void(reason) => {
-                        tracing::info!(%reason, "asking for jobs again");
-                        self.bus.doubt();
+                        tracing::info!(%reason, "subscribing to the queue again");
+                        self.nats.recheck();
                         return tokio::time::sleep(PULL_PAUSE).await;
                     }
                 },
                 Ok(()) = active.changed() => {}
-                Some(ended) = jobs.join_next() => report(ended),
+                Some(ended) = jobs.join_next() => log_task_failure(ended),
             }
         }
     }
 
-    /// Ends the subscription; jobs that were on their way are run, or given back if the model takes
+    /// Ends the subscription. Jobs that are already on their way are run, or requeued if the model takes
     /// no more.
-    async fn close(self: &Arc<Self>, mut pull: Pull, jobs: &mut JoinSet<()>, phase: &watch::Receiver<Phase>) {
+    async fn close(
+        self: &Arc<Self>,
+        mut pull: PullSubscription,
+        jobs: &mut JoinSet<()>,
+        phase: &watch::Receiver<Phase>,
+    ) {
         if *phase.borrow() > Phase::Serving {
-            // A job that comes while nobody listens any more is given to another worker only when it
-            // seems to be dead. So listen until nothing can come; the requests end soon.
+            // A job that arrives where nobody listens is redelivered only after its acknowledgement is overdue.
+            // So listen until nothing more can arrive; the pull requests expire soon.
             while pull.is_asking() {
                 match pull.next().await {
-                    Delivery::Job(message) => give_back(&message).await,
+                    Delivery::Job(message) => requeue(&message).await,
                     Delivery::Ended => {}
                     Delivery::Void(_) => break,
                 }
@@ -153,58 +161,58 @@ impl Intake {
         if !pull.leave().await {
             return;
         }
-        // Bounded, for a connection that is down delivers nothing and ends nothing.
+        // Bounded: over a broken connection nothing arrives and nothing ends.
         let rest = async {
             while let Some(delivery) = pull.rest().await {
                 let Delivery::Job(message) = delivery else { continue };
                 if *phase.borrow() == Phase::Serving {
-                    self.take(message, jobs).await;
+                    self.accept(message, jobs).await;
                 } else {
-                    give_back(&message).await;
+                    requeue(&message).await;
                 }
             }
         };
         let _ = tokio::time::timeout(Duration::from_secs(1), rest).await;
     }
 
-    /// Gives a message a slot and a task.
-    async fn take(self: &Arc<Self>, message: Box<Message>, jobs: &mut JoinSet<()>) {
+    /// Runs a message's job on a task of its own, if a slot is free.
+    async fn accept(self: &Arc<Self>, message: Box<Message>, jobs: &mut JoinSet<()>) {
         let deliveries = message.info().map_or(0, |info| u32::try_from(info.delivered).unwrap_or(u32::MAX));
-        let job = match job::parse(&message.payload, &message.subject) {
+        let job = match message::parse(&message.payload, &message.subject) {
             Ok(job) => job,
             Err(refusal) => {
                 let intake = Arc::clone(self);
-                jobs.spawn(async move { job::refuse(&intake, &message, &refusal).await });
+                jobs.spawn(async move { dead_letter::refuse(&intake, &message, &refusal).await });
                 return;
             }
         };
         let Some(entry) = self.running.enter(&job.id) else {
-            // Delivered again while it runs here, because nats-server did not hear of its
-            // progress. The run's own acknowledgement will do for this delivery, too.
-            tracing::info!(job = %job.id, "runs already");
+            // A redelivery while the job runs here: nats-server missed its in-progress acknowledgements.
+            // The acknowledgement of the running delivery counts for this one, too.
+            tracing::info!(job = %job.id, "the job was redelivered while it runs here");
             if let Err(error) = message.ack_with(AckKind::Progress).await {
-                tracing::warn!(job = %job.id, %error, "nats-server was not told that the job runs");
+                tracing::warn!(job = %job.id, %error, "the in-progress acknowledgement was not sent");
             }
             return;
         };
         let Some(slot) = self.slots.take() else {
-            return give_back(&message).await;
+            return requeue(&message).await;
         };
         let intake = Arc::clone(self);
         jobs.spawn(async move {
-            job::Run { intake: &intake, message: &message, job, deliveries }.run(slot).await;
+            job::JobRun { intake: &intake, message: &message, job, deliveries }.run(slot).await;
             drop(entry);
         });
     }
 }
 
-async fn give_back(message: &Message) {
+async fn requeue(message: &Message) {
     if let Err(error) = message.ack_with(AckKind::Nak(None)).await {
-        tracing::warn!(%error, "a job was not given back; it is delivered again by itself");
+        tracing::warn!(%error, "a job was not requeued; it is delivered again by itself");
     }
 }
 
-fn report(ended: Result<(), tokio::task::JoinError>) {
+fn log_task_failure(ended: Result<(), tokio::task::JoinError>) {
     if let Err(error) = ended {
         tracing::error!(%error, "a job's task failed; the job is delivered again by itself");
     }
@@ -212,23 +220,23 @@ fn report(ended: Result<(), tokio::task::JoinError>) {
 
 /// The jobs that run in this process.
 #[derive(Debug, Clone, Default)]
-pub struct Running(Arc<Mutex<HashSet<JobId>>>);
+pub struct RunningJobs(Arc<Mutex<HashSet<JobId>>>);
 
-/// A job's entry among those that run; leaves with it.
-struct Entry {
-    running: Running,
+/// A job's entry among the running ones; removed when dropped.
+struct RunningJob {
+    running: RunningJobs,
     job: JobId,
 }
 
-impl Running {
-    /// `None` if it runs already.
-    fn enter(&self, job: &JobId) -> Option<Entry> {
+impl RunningJobs {
+    /// `None` if the job runs already.
+    fn enter(&self, job: &JobId) -> Option<RunningJob> {
         let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        running.insert(job.clone()).then(|| Entry { running: self.clone(), job: job.clone() })
+        running.insert(job.clone()).then(|| RunningJob { running: self.clone(), job: job.clone() })
     }
 }
 
-impl Drop for Entry {
+impl Drop for RunningJob {
     fn drop(&mut self) {
         self.running.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.job);
     }

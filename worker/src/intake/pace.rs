@@ -2,16 +2,16 @@
 
 use std::time::{Duration, Instant};
 
-/// What was longer ago than this counts for little.
+/// Time constant of the average: what is older than this counts little.
 const MEMORY: Duration = Duration::from_secs(60);
 
-/// Counts the jobs that end against the time in which any ran: time without work says nothing.
+/// Average number of jobs that end per second, over the time in which any ran.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Pace {
-    /// Both fade with the time in which jobs run.
+    /// Both decay exponentially with busy time.
     ended: f64,
     busy_s: f64,
-    /// Up to when all is counted.
+    /// Up to when time is counted.
     counted: Instant,
 }
 
@@ -20,7 +20,7 @@ impl Pace {
         Self { ended: 0.0, busy_s: 0.0, counted: now }
     }
 
-    /// Counts the time up to `now`, in which jobs `ran` or not.
+    /// Counts the time up to `now`, during which jobs `ran` or not.
     pub(super) fn pass(&mut self, now: Instant, ran: bool) {
         let passed = now.saturating_duration_since(self.counted);
         self.counted = now;
@@ -32,12 +32,12 @@ impl Pace {
         }
     }
 
-    /// Counts a job that has ended.
+    /// Counts a completed job.
     pub(super) fn ended(&mut self) {
         self.ended += 1.0;
     }
 
-    /// Jobs in a second, in thousandths; 0 if none has ended in a time that can be measured.
+    /// Completed jobs per second, rounded to three decimals; 0 while none has completed.
     pub(super) fn per_second(&self) -> f64 {
         if self.busy_s > 0.0 { (self.ended / self.busy_s * 1000.0).round() / 1000.0 } else { 0.0 }
     }
@@ -47,7 +47,7 @@ impl Pace {
 mod tests {
     use super::*;
 
-    /// So many seconds with a job's end at the end of each.
+    /// Runs `jobs` jobs one after the other, each for this long.
     fn work(pace: &mut Pace, now: &mut Instant, jobs: u32, each: Duration) {
         for _ in 0..jobs {
             *now += each;

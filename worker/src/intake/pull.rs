@@ -1,4 +1,4 @@
-//! A model's lanes in NATS: one subscription, and requests to the consumer of each lane.
+//! Pulls jobs from a model's lanes: one subscription, and pull requests to the consumer of each lane.
 
 use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::jetstream::consumer::pull::BatchConfig;
@@ -8,46 +8,46 @@ use emberline_protocol::lane::Lane;
 use futures::StreamExt;
 use tokio::time::Instant;
 
-use super::lanes::{Ask, Lanes, STANDS};
-use crate::nats::Bus;
+use super::lanes::{Lanes, PullRequest, STANDS};
+use crate::nats::Nats;
 
-/// One subscription to which the consumers deliver, and what was asked of them.
-pub(super) struct Pull {
+/// The subscription that jobs arrive on, and the requests that are open.
+pub(super) struct PullSubscription {
     context: Context,
     consumers: [PullConsumer; 4],
-    /// Answers for a lane come on a subject below this that ends with the lane's number.
+    /// Prefix of reply subjects; the lane's number follows.
     inbox: String,
     subscriber: Subscriber,
     lanes: Lanes,
 }
 
-/// What came in on a pull's subscription.
+/// What arrived on the subscription.
 pub(super) enum Delivery {
     Job(Box<Message>),
-    /// A request has ended: there was no more.
+    /// A request has ended without more jobs.
     Ended,
-    /// The requests are void.
+    /// The requests are void, for this reason.
     Void(String),
 }
 
-impl Pull {
-    /// Subscribes; nothing is asked for yet.
-    pub(super) async fn open(bus: &Bus, model: &str) -> Result<Self, String> {
-        let consumers = bus.consumers(model).await.map_err(|e| e.to_string())?;
-        let inbox = bus.client().new_inbox();
-        let subscriber = bus.client().subscribe(format!("{inbox}.*")).await.map_err(|e| e.to_string())?;
-        let context = bus.jetstream().clone();
+impl PullSubscription {
+    /// Subscribes, without requesting anything yet.
+    pub(super) async fn open(nats: &Nats, model: &str) -> Result<Self, String> {
+        let consumers = nats.consumers(model).await.map_err(|e| e.to_string())?;
+        let inbox = nats.client().new_inbox();
+        let subscriber = nats.client().subscribe(format!("{inbox}.*")).await.map_err(|e| e.to_string())?;
+        let context = nats.jetstream().clone();
         Ok(Self { context, consumers, inbox, subscriber, lanes: Lanes::new() })
     }
 
-    /// Asks for what is to be asked for while so many slots are free.
+    /// Makes the requests that are due while this many slots are free.
     pub(super) async fn ask(&mut self, free: u32) -> Result<(), String> {
         for (lane, ask) in self.lanes.ask(free, Instant::now()) {
             let config = match ask {
-                Ask::Waiting(jobs) => {
+                PullRequest::Waiting(jobs) => {
                     BatchConfig { batch: jobs as usize, no_wait: true, ..Default::default() }
                 }
-                Ask::Next => BatchConfig { batch: 1, expires: Some(STANDS), ..Default::default() },
+                PullRequest::Next => BatchConfig { batch: 1, expires: Some(STANDS), ..Default::default() },
             };
             let inbox = Subject::from(format!("{}.{lane}", self.inbox));
             self.consumers[lane.index()].request_batch(config, inbox).await.map_err(|e| e.to_string())?;
@@ -55,7 +55,7 @@ impl Pull {
         Ok(())
     }
 
-    /// Whether something was asked for that may still come.
+    /// Whether a requested job may still arrive.
     pub(super) fn is_asking(&self) -> bool {
         self.lanes.overdue().is_some()
     }
@@ -79,7 +79,7 @@ impl Pull {
     }
 
     fn read(&mut self, message: async_nats::Message) -> Delivery {
-        // A job comes with the subject that it was published to, which ends in the same way.
+        // A job arrives with the subject that it was published to, whose last token is its lane, too.
         let lane = message.subject.rsplit('.').next().and_then(|number| number.parse::<Lane>().ok());
         match (message.status, lane) {
             (None | Some(StatusCode::OK), lane) => {
@@ -88,7 +88,7 @@ impl Pull {
                 }
                 Delivery::Job(Box::new(Message { message, context: self.context.clone() }))
             }
-            // Nothing waits, or nothing came in time.
+            // No job waits, or none arrived in time.
             (Some(StatusCode::NOT_FOUND | StatusCode::TIMEOUT), Some(lane)) => {
                 self.lanes.ended(lane);
                 Delivery::Ended
@@ -99,12 +99,12 @@ impl Pull {
         }
     }
 
-    /// Ends the subscription; what is on its way on this connection comes from [`Pull::rest`].
+    /// Ends the subscription; jobs in flight on this connection still come from [`PullSubscription::rest`].
     pub(super) async fn leave(&mut self) -> bool {
         self.subscriber.drain().await.is_ok()
     }
 
-    /// What was on its way, after [`Pull::leave`].
+    /// The next delivery after [`PullSubscription::leave`].
     pub(super) async fn rest(&mut self) -> Option<Delivery> {
         let message = self.subscriber.next().await?;
         Some(self.read(message))

@@ -1,4 +1,4 @@
-//! How many jobs run, how many more may, and how fast they end.
+//! How many jobs run, how many more may run, and how fast they end.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use super::pace::Pace;
 
-/// Counts a model's running jobs against its capacity, and those of all models together.
+/// Limits a model's concurrent jobs, and counts those of all models.
 #[derive(Debug, Clone)]
 pub struct Slots {
     capacity: u32,
@@ -16,18 +16,18 @@ pub struct Slots {
     pace: Arc<Mutex<Pace>>,
 }
 
-/// One running job's place; free again when dropped.
+/// A running job's slot; free again when dropped.
 #[derive(Debug)]
 pub struct Slot(Slots);
 
 impl Slots {
-    /// All free; `load` counts the running jobs of whoever shares it.
+    /// All free; `load` is the number of running jobs of all models.
     pub fn new(capacity: u32, load: Arc<watch::Sender<u32>>) -> Self {
         let pace = Arc::new(Mutex::new(Pace::new(Instant::now())));
         Self { capacity, active: Arc::new(watch::Sender::new(0)), load, pace }
     }
 
-    /// Jobs at once.
+    /// Most concurrent jobs.
     pub fn capacity(&self) -> u32 {
         self.capacity
     }
@@ -37,12 +37,12 @@ impl Slots {
         self.active.subscribe()
     }
 
-    /// Places that are free now.
+    /// Free slots.
     pub fn free(&self) -> u32 {
         self.capacity.saturating_sub(*self.active.borrow())
     }
 
-    /// Jobs that ended lately, in a second in which any ran; 0 if that is not known.
+    /// Completed jobs per second, lately; 0 if not known.
     pub fn pace(&self) -> f64 {
         self.pace_until_now().per_second()
     }
@@ -53,7 +53,7 @@ impl Slots {
         pace
     }
 
-    /// Takes a place, if there is one.
+    /// Takes a slot, if one is free.
     pub fn take(&self) -> Option<Slot> {
         drop(self.pace_until_now());
         let taken = self.active.send_if_modified(|active| {

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use emberline_inference::engine::Written;
+use emberline_inference::engine::ResumedTokens as Written;
 use emberline_protocol::event::{Event, EventKind};
 
 /// Attempts in a row that may die without having added a token. The next one is not made: the job

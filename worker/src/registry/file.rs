@@ -7,7 +7,7 @@
 //! slots = 4
 //! ```
 //!
-//! What can't be read changes nothing: it is reported, and the models stay as they are.
+//! A file that can't be read changes nothing: the error is reported and the models stay as they are.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
@@ -23,14 +23,15 @@ use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
 use super::options::{MAX_SLOTS, ModelOptions, OptionsError, Settings, Source, check_unique};
+use crate::logging::one_line;
 
-/// How often the file is looked at. A change counts when it is the same twice in a row, so that
-/// nobody acts on a file that is being written.
+/// How often the file is read. A change is applied once two readings in a row agree, so that a file is
+/// not applied while it is being written.
 const POLL: Duration = Duration::from_millis(500);
-/// No list of models is longer, but a file of weights is.
+/// Larger files are refused: no list of models is that long, but a file of weights is.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// A file from which no models can be taken.
+/// Why no models can be read from a file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)] // the messages say it
 pub enum FileError {
@@ -44,18 +45,18 @@ pub enum FileError {
     Model { path: PathBuf, name: String, source: OptionsError },
 }
 
-/// The models that are to be served.
+/// The models to serve.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Wanted {
+pub struct WantedModels {
     /// By name.
     pub models: BTreeMap<String, ModelOptions>,
-    /// Grows whenever what has failed is to be tried again.
+    /// Grows whenever models that failed are to be tried again.
     pub revision: u64,
-    /// Why a change of the file was not followed.
+    /// Why the last change of the file was not applied.
     pub problem: Option<String>,
 }
 
-/// Models of the command line, and those of a file.
+/// The models of the command line and those of a file.
 #[derive(Debug, Clone)]
 pub struct ModelList {
     fixed: Vec<ModelOptions>,
@@ -84,78 +85,78 @@ struct Entry {
     context_length: Option<u32>,
 }
 
-/// What the file held when it was looked at.
+/// What a reading of the file gave.
 type Content = Result<Vec<u8>, FileError>;
 
 impl ModelList {
-    /// `fixed` are always there; what an entry of `file` does not say is as in `defaults`.
+    /// `fixed` models are always wanted; `defaults` fill in what an entry of `file` leaves out.
     pub fn new(fixed: Vec<ModelOptions>, file: Option<PathBuf>, defaults: Settings) -> Self {
         Self { fixed, file, defaults }
     }
 
-    /// Whether there is a file that may change.
+    /// Whether there is a file to watch.
     pub fn is_watched(&self) -> bool {
         self.file.is_some()
     }
 
-    /// Reads the models for the first time; the file, if there is one, can be watched from then on.
-    pub fn open(&self) -> Result<(Wanted, Option<Watch>), FileError> {
+    /// Reads the models for the first time; from then on the file, if there is one, can be watched.
+    pub fn open(&self) -> Result<(WantedModels, Option<FileWatcher>), FileError> {
         let Some(path) = &self.file else {
             let models = by_name(&self.fixed, Path::new("command line"))?;
-            return Ok((Wanted { models, ..Wanted::default() }, None));
+            return Ok((WantedModels { models, ..WantedModels::default() }, None));
         };
-        let watch = Watch {
+        let watch = FileWatcher {
             fixed: self.fixed.clone(),
             path: path.clone(),
             defaults: self.defaults.clone(),
             seen: Ok(read(path)?),
         };
         let models = watch.models(&watch.seen)?;
-        Ok((Wanted { models, ..Wanted::default() }, Some(watch)))
+        Ok((WantedModels { models, ..WantedModels::default() }, Some(watch)))
     }
 }
 
-/// A file of models, and what was last found in it.
+/// A file of models, and what was last read from it.
 #[derive(Debug)]
-pub struct Watch {
+pub struct FileWatcher {
     fixed: Vec<ModelOptions>,
     path: PathBuf,
     defaults: Settings,
     seen: Content,
 }
 
-impl Watch {
-    /// Follows the file; each change of `hang_ups` has it read at once, and what has failed tried
-    /// again. Never ends.
-    pub async fn run(mut self, mut hang_ups: watch::Receiver<u32>, wanted: &watch::Sender<Wanted>) {
+impl FileWatcher {
+    /// Watches the file. Each change of `hang_ups` (SIGHUP) has it read at once, and models that failed
+    /// tried again. Never returns.
+    pub async fn run(mut self, mut hang_ups: watch::Receiver<u32>, wanted: &watch::Sender<WantedModels>) {
         let mut poll = tokio::time::interval(POLL);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut before = self.seen.clone();
         loop {
-            let told = tokio::select! {
+            let requested = tokio::select! {
                 _ = poll.tick() => false,
                 () = next(&mut hang_ups) => true,
             };
             let path = self.path.clone();
             let Ok(now) = tokio::task::spawn_blocking(move || read(&path)).await else { continue };
-            if told || (now != self.seen && now == before) {
-                self.apply(now.clone(), told, wanted);
+            if requested || (now != self.seen && now == before) {
+                self.apply(now.clone(), requested, wanted);
             }
             before = now;
         }
     }
 
-    fn apply(&mut self, content: Content, told: bool, wanted: &watch::Sender<Wanted>) {
+    fn apply(&mut self, content: Content, requested: bool, wanted: &watch::Sender<WantedModels>) {
         let models = self.models(&content);
         self.seen = content;
         wanted.send_modify(|wanted| match models {
             Ok(models) => {
-                tracing::info!(models = ?models.keys().collect::<Vec<_>>(), "the models were read again");
-                *wanted = Wanted { models, revision: wanted.revision + 1, problem: None };
+                tracing::info!(models = ?models.keys().collect::<Vec<_>>(), "applied the changed models file");
+                *wanted = WantedModels { models, revision: wanted.revision + 1, problem: None };
             }
             Err(error) => {
-                tracing::error!(%error, "the models stay as they are");
-                wanted.revision += u64::from(told);
+                tracing::error!(%error, "the models file can't be applied; the models stay as they are");
+                wanted.revision += u64::from(requested);
                 wanted.problem = Some(error.to_string());
             }
         });
@@ -169,7 +170,7 @@ impl Watch {
     }
 }
 
-/// Refuses two models of one name.
+/// Refuses two models of the same name.
 fn by_name(models: &[ModelOptions], path: &Path) -> Result<BTreeMap<String, ModelOptions>, FileError> {
     check_unique(models).map_err(|(name, source)| FileError::Model {
         path: path.to_owned(),
@@ -179,7 +180,7 @@ fn by_name(models: &[ModelOptions], path: &Path) -> Result<BTreeMap<String, Mode
     Ok(models.iter().map(|model| (model.name.clone(), model.clone())).collect())
 }
 
-/// Waits for the next change; for ever if none can come.
+/// Waits for the next change; forever if the sender is gone.
 async fn next(count: &mut watch::Receiver<u32>) {
     if count.changed().await.is_err() {
         std::future::pending::<()>().await;
@@ -205,7 +206,7 @@ fn parse(content: &[u8], path: &Path, defaults: &Settings) -> Result<Vec<ModelOp
     let text = std::str::from_utf8(content)
         .map_err(|error| syntax(error.valid_up_to(), "it is not UTF-8 text".to_owned()))?;
     let file: File = toml::from_str(text).map_err(|error| {
-        let reason = error.message().split_whitespace().collect::<Vec<_>>().join(" ");
+        let reason = one_line(error.message());
         syntax(error.span().map_or(0, |span| span.start), reason)
     })?;
     let folder = path.parent().unwrap_or(Path::new(""));

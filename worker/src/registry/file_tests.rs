@@ -111,7 +111,7 @@ fn a_file_of_weights_is_not_taken_for_a_list() {
 /// A watched file, and what is wanted.
 struct Watched {
     folder: tempfile::TempDir,
-    wanted: watch::Receiver<Wanted>,
+    wanted: watch::Receiver<WantedModels>,
     hang_ups: watch::Sender<u32>,
     _task: tokio::task::JoinSet<()>,
 }
@@ -133,12 +133,12 @@ impl Watched {
         self.folder.path().join("models.toml")
     }
 
-    async fn next(&mut self) -> Wanted {
+    async fn next(&mut self) -> WantedModels {
         tokio::time::timeout(Duration::from_secs(30), self.wanted.changed()).await.unwrap().unwrap();
         self.wanted.borrow_and_update().clone()
     }
 
-    fn names(wanted: &Wanted) -> Vec<&str> {
+    fn names(wanted: &WantedModels) -> Vec<&str> {
         wanted.models.keys().map(String::as_str).collect()
     }
 }

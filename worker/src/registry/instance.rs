@@ -1,4 +1,4 @@
-//! One loaded model's life: its queue, its engine, its jobs, and the end of all three.
+//! One model from loading to unloading: its queue, its engine and its jobs.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,96 +14,96 @@ use super::load::{LoadFailure, Loader};
 use super::options::ModelOptions;
 use super::status::Loaded;
 use crate::intake::slots::Slots;
-use crate::intake::{Intake, Phase, Running, reached};
-use crate::nats::{Bus, BusError};
+use crate::intake::{Intake, Phase, RunningJobs, reached};
+use crate::nats::{Nats, NatsError};
 use crate::tokens;
 
-/// How long handing jobs back may take.
-const HAND_BACK: Duration = Duration::from_secs(5);
+/// How long requeueing jobs may take.
+const REQUEUE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What all models of a worker share.
-pub struct Shared {
+pub struct WorkerContext {
     /// NATS.
-    pub bus: Bus,
+    pub nats: Nats,
     /// This worker's id.
     pub worker: String,
-    /// Makes engines.
+    /// Loads engines.
     pub loader: Loader,
-    /// How long running jobs get once their model is to go.
+    /// How long running jobs may go on once their model drains.
     pub drain: Duration,
-    /// How long a job goes on without a word from its relay.
+    /// How long a job goes on without an `alive` message from its relay.
     pub alive_timeout: Duration,
-    /// Running jobs of all models.
+    /// Number of running jobs of all models.
     pub load: Arc<watch::Sender<u32>>,
-    /// The same, by id.
-    pub running: Running,
+    /// The running jobs of all models, by id.
+    pub running: RunningJobs,
 }
 
 /// Why a model is not served.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // the messages say it
-pub enum Failure {
+pub enum ModelFailure {
     #[error(transparent)]
-    Bus(#[from] BusError),
+    Nats(#[from] NatsError),
     #[error(transparent)]
     Load(#[from] LoadFailure),
     #[error("loading it failed: {0}. See the log above")]
     LoadPanic(String),
     #[error("can't start the engine's thread: {0}")]
     Thread(std::io::Error),
-    #[error("the engine failed: {0}. Its jobs were handed back")]
+    #[error("the engine failed: {0}. Its jobs were requeued")]
     Engine(String),
 }
 
-/// What a model tells of itself.
+/// What an instance reports to the registry.
 #[derive(Debug)]
 pub(super) enum Report {
-    /// It takes jobs.
+    /// The model takes jobs.
     Serving(Loaded),
-    /// It has no more jobs; it is being unloaded.
+    /// The model has no more jobs and is being unloaded.
     Drained,
-    /// It is gone, and its memory is free.
-    Ended(Result<(), Failure>),
+    /// The model is unloaded, and its memory is free.
+    Ended(Result<(), ModelFailure>),
 }
 
 /// A model from its loading to its end.
 pub(super) struct Instance {
     pub(super) id: u64,
     pub(super) options: Arc<ModelOptions>,
-    pub(super) shared: Arc<Shared>,
+    pub(super) context: Arc<WorkerContext>,
     pub(super) phase: Arc<watch::Sender<Phase>>,
     pub(super) reports: mpsc::UnboundedSender<(u64, Report)>,
 }
 
 impl Instance {
-    /// Loads the model and serves it until it is told to drain.
+    /// Loads the model and serves it until it drains, on a task of its own.
     pub(super) fn spawn(self) {
         let (id, reports) = (self.id, self.reports.clone());
-        let life = tokio::spawn(self.live());
+        let life = tokio::spawn(self.run());
         tokio::spawn(async move {
-            // What panics has said why in the log.
-            let ended = life.await.unwrap_or_else(|error| Err(Failure::LoadPanic(error.to_string())));
+            // The panic hook has logged why.
+            let ended = life.await.unwrap_or_else(|error| Err(ModelFailure::LoadPanic(error.to_string())));
             let _ = reports.send((id, Report::Ended(ended)));
         });
     }
 
-    async fn live(self) -> Result<(), Failure> {
-        self.make_queue().await?;
+    async fn run(self) -> Result<(), ModelFailure> {
+        self.create_consumers().await?;
         let engine = self.load().await?;
         if *self.phase.borrow() >= Phase::Draining {
             return unload(move || drop(engine)).await;
         }
-        let requests = tokens::listen(&self.shared.bus, &self.options.name).await?;
-        let (info, handle, engine_thread) = thread::spawn(engine).map_err(Failure::Thread)?;
-        let slots = Slots::new(info.capacity, Arc::clone(&self.shared.load));
+        let requests = tokens::listen(&self.context.nats, &self.options.name).await?;
+        let (info, handle, engine_thread) = thread::spawn(engine).map_err(ModelFailure::Thread)?;
+        let slots = Slots::new(info.capacity, Arc::clone(&self.context.load));
         let intake = Arc::new(Intake {
-            bus: self.shared.bus.clone(),
-            worker: self.shared.worker.clone(),
+            nats: self.context.nats.clone(),
+            worker: self.context.worker.clone(),
             engine: handle.clone(),
             slots: slots.clone(),
-            running: self.shared.running.clone(),
+            running: self.context.running.clone(),
             phase: self.phase.subscribe(),
-            alive_timeout: self.shared.alive_timeout,
+            alive_timeout: self.context.alive_timeout,
         });
         let name = &self.options.name;
         let memory = info.memory.map(Bytes);
@@ -116,72 +116,81 @@ impl Instance {
             "serving"
         );
         tokio::spawn(tokens::serve(
-            self.shared.bus.clone(),
+            self.context.nats.clone(),
             requests,
-            Arc::clone(handle.frontend()),
+            Arc::clone(handle.preprocessor()),
             self.phase.subscribe(),
         ));
         let intake = tokio::spawn(intake.run(name.clone()));
         let EngineInfo { models: served, device, memory, .. } = info;
         self.report(Report::Serving(Loaded { served, device, slots, memory }));
-        let ended = self.see_off(intake, &handle).await;
+        let ended = self.drain(intake, &handle).await;
         self.report(Report::Drained);
+        let stats = handle.stats();
         drop(handle);
         unload(move || EngineThread::stop(engine_thread)).await?;
-        tracing::info!(model = %self.options.name, "unloaded");
+        tracing::info!(
+            model = %self.options.name,
+            computed_tokens = stats.computed_tokens,
+            generated_tokens = stats.generated_tokens,
+            prefix_queries = stats.scheduler.prefix_queries,
+            prefix_hits = stats.scheduler.prefix_hits,
+            preemptions = stats.scheduler.preemptions,
+            "unloaded"
+        );
         ended
     }
 
-    /// Makes the queue's consumers, so that one that can't be had is known before anything is loaded.
-    async fn make_queue(&self) -> Result<(), Failure> {
-        let bus = &self.shared.bus;
-        match bus.consumers(&self.options.name).await {
+    /// Creates the queue's consumers first, so that a missing permission is found before anything is loaded.
+    async fn create_consumers(&self) -> Result<(), ModelFailure> {
+        let nats = &self.context.nats;
+        match nats.consumers(&self.options.name).await {
             // Without a connection nothing is known; the intake tries again.
-            Err(BusError::Create { .. }) if !*bus.link().borrow() => Ok(()),
+            Err(NatsError::Create { .. }) if !*nats.connected().borrow() => Ok(()),
             made => Ok(made.map(|_| ())?),
         }
     }
 
-    async fn load(&self) -> Result<Box<dyn Engine>, Failure> {
-        let (loader, options) = (Arc::clone(&self.shared.loader), Arc::clone(&self.options));
+    async fn load(&self) -> Result<Box<dyn Engine>, ModelFailure> {
+        let (loader, options) = (Arc::clone(&self.context.loader), Arc::clone(&self.options));
         let loaded = tokio::task::spawn_blocking(move || loader(&options)).await;
-        Ok(loaded.map_err(|error| Failure::LoadPanic(error.to_string()))??)
+        Ok(loaded.map_err(|error| ModelFailure::LoadPanic(error.to_string()))??)
     }
 
-    /// Waits for the word to drain or the engine's failure, and sees the jobs to their end.
-    async fn see_off(&self, mut intake: JoinHandle<()>, engine: &EngineHandle) -> Result<(), Failure> {
+    /// Waits until the model drains or its engine fails, lets jobs finish, and requeues the rest.
+    async fn drain(&self, mut intake: JoinHandle<()>, engine: &EngineHandle) -> Result<(), ModelFailure> {
         let mut phase = self.phase.subscribe();
         let draining = async {
             reached(&mut phase, Phase::Draining).await;
-            tokio::time::sleep(self.shared.drain).await;
+            tokio::time::sleep(self.context.drain).await;
         };
         let failure = tokio::select! {
-            ended = &mut intake => return ended.map_err(|error| Failure::Engine(error.to_string())),
+            ended = &mut intake => return ended.map_err(|error| ModelFailure::Engine(error.to_string())),
             () = draining => {
-                tracing::info!(model = %self.options.name, "the time is over, handing the rest back");
+                tracing::info!(model = %self.options.name, "the drain time is over; requeueing the jobs that are left");
                 None
             }
             message = engine.failure() => Some(message),
         };
-        self.phase.send_replace(Phase::HandBack);
-        if tokio::time::timeout(HAND_BACK, &mut intake).await.is_err() {
-            tracing::warn!(model = %self.options.name, "some jobs could not be handed back");
+        self.phase.send_replace(Phase::Requeue);
+        if tokio::time::timeout(REQUEUE_TIMEOUT, &mut intake).await.is_err() {
+            tracing::warn!(model = %self.options.name, "some jobs were not requeued in time; they are delivered again by themselves");
             intake.abort();
         }
-        failure.map_or(Ok(()), |message| Err(Failure::Engine(message)))
+        failure.map_or(Ok(()), |message| Err(ModelFailure::Engine(message)))
     }
 
     fn report(&self, report: Report) {
-        // Nobody listens once the worker ends.
+        // Nobody receives reports once the worker ends.
         let _ = self.reports.send((self.id, report));
     }
 }
 
 /// Frees what an engine holds, which may take as long as one of its steps.
-async fn unload(free: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
+async fn unload(free: impl FnOnce() + Send + 'static) -> Result<(), ModelFailure> {
     let freeing = tokio::task::spawn_blocking(move || {
         free();
         memory::give_back();
     });
-    freeing.await.map_err(|error| Failure::Engine(error.to_string()))
+    freeing.await.map_err(|error| ModelFailure::Engine(error.to_string()))
 }

@@ -12,10 +12,10 @@ use emberline_protocol::bytes::Bytes;
 
 use super::options::{ModelOptions, Source};
 
-/// Makes the engine of a model; called on a thread that may block.
+/// Makes a model's engine; called on a thread that may block.
 pub type Loader = Arc<dyn Fn(&ModelOptions) -> Result<Box<dyn Engine>, LoadFailure> + Send + Sync>;
 
-/// A model that can't be loaded; the message says why and what to do.
+/// Why a model can't be loaded; the message names the remedy.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // the messages say it
 pub enum LoadFailure {
@@ -27,12 +27,12 @@ pub enum LoadFailure {
 
 /// Loads the model that `options` describe, ready to serve.
 pub fn load_engine(options: &ModelOptions) -> Result<Box<dyn Engine>, LoadFailure> {
-    /// What one load takes, the next must find gone; and each of them has all cores.
+    /// Loads run one at a time: each must find the memory gone that the one before took, and uses all cores.
     static TURN: Mutex<()> = Mutex::new(());
     let settings = &options.settings;
     match &options.source {
         Source::Simulated { tokens_per_s } => {
-            tracing::warn!(model = %options.name, "the simulated engine: fixed words, no model");
+            tracing::warn!(model = %options.name, "using the simulated engine: fixed words, no model");
             let now = clock::unix_time();
             let (name, slots) = (options.name.clone(), usize::from(settings.slots));
             Ok(Box::new(SimulatedEngine::new(name, slots, *tokens_per_s, now.as_secs())))
@@ -43,7 +43,7 @@ pub fn load_engine(options: &ModelOptions) -> Result<Box<dyn Engine>, LoadFailur
             let device = ComputeDevice::open(settings.backend, settings.adapter.as_deref())
                 .map_err(LoadError::Device)?;
             if device.max_buffer_bytes.is_none() {
-                // It computes in the machine's own memory; how much another has, nobody tells.
+                // It computes in the machine's own memory. How much memory another device has is not known.
                 memory::check(&path, settings.quantize, settings.cache_memory)?;
             }
             let engine = inference::load(&LoadOptions {

@@ -1,10 +1,10 @@
-//! Brings the models that are wanted and those that are there together.
+//! Brings the models that are wanted and those that are loaded together.
 //!
-//! Each model that is loading, serving or draining is a member; an [`Instance`] lives its life and
-//! reports. A member whose options change goes on until its successor serves. One that the memory
-//! has no room for beside others is loaded when one of them has gone. A model that can't be served
-//! is remembered with the reason, and the others go on; the worker ends only when nothing is left
-//! of what it was started with.
+//! Each model that is loading, serving or draining is registered; an [`Instance`] runs it and reports.
+//! When a model's options change, the old instance serves until the new one does. A model for which
+//! there is no memory is loaded once another has freed its own. A model that can't be served is kept
+//! with the reason, and the others go on; the worker ends only when nothing is left of what it was
+//! started with.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,58 +14,59 @@ use emberline_protocol::heartbeat::ModelState;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use super::file::Wanted;
-use super::instance::{Failure, Instance, Report, Shared};
+use super::file::WantedModels;
+use super::instance::{Instance, ModelFailure, Report, WorkerContext};
 use super::load::LoadFailure;
 use super::options::ModelOptions;
-use super::status::{Board, Loaded, Row};
+use super::status::{Loaded, ModelStatus, RegistryStatus};
 use crate::intake::Phase;
+use crate::logging::one_line;
 
 /// Pause before a model whose engine has failed is loaded again; doubled with each failure.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// An engine that has run for this long has got over what made it fail.
+/// After running for this long an engine counts as recovered, and the pause starts again from the first.
 const STEADY: Duration = Duration::from_secs(300);
 
-/// Nothing is served any more, or ever was; this is the last reason.
+/// No model is served any more, or none ever was; carries the last reason.
 #[derive(Debug, thiserror::Error)]
 #[error("model '{name}': {failure}")]
-pub struct Hopeless {
+pub struct NothingServable {
     /// The model.
     pub name: String,
     /// Why it is not served.
-    pub failure: Failure,
+    pub failure: ModelFailure,
 }
 
 /// The models of a worker.
-pub struct Fleet {
-    shared: Arc<Shared>,
-    wanted: Wanted,
-    members: Vec<Member>,
+pub struct ModelRegistry {
+    context: Arc<WorkerContext>,
+    wanted: WantedModels,
+    registered: Vec<RegisteredModel>,
     failed: BTreeMap<String, Failed>,
-    board: watch::Sender<Board>,
+    status: watch::Sender<RegistryStatus>,
     next_id: u64,
-    /// How many models have freed what they held.
-    freed: u64,
-    /// Whether any model was ever served; before that, failing to load is the end.
+    /// How many models have freed their memory.
+    unloads: u64,
+    /// Whether any model was ever served. Until then, a model that can't be loaded ends the worker.
     has_served: bool,
     reports: mpsc::UnboundedReceiver<(u64, Report)>,
     reporter: mpsc::UnboundedSender<(u64, Report)>,
 }
 
-struct Member {
+struct RegisteredModel {
     id: u64,
     options: Arc<ModelOptions>,
     phase: Arc<watch::Sender<Phase>>,
     stage: Stage,
-    /// Told to finish its jobs and go.
-    leaving: bool,
+    /// It is to finish its jobs and be unloaded.
+    draining: bool,
     /// Since when it has been serving.
     since: Instant,
     loaded: Option<Loaded>,
-    /// [`Fleet::freed`] when it began.
-    freed: u64,
-    /// How often in a row its engine has failed before.
+    /// The registry's `unloads` when it started.
+    unloads: u64,
+    /// Consecutive failures of its engine before this start.
     crashes: u32,
 }
 
@@ -73,125 +74,125 @@ struct Member {
 enum Stage {
     Loading,
     Serving,
-    /// Without jobs, and being unloaded.
+    /// Has no more jobs and is being unloaded.
     Drained,
 }
 
-/// A model that is wanted, but can't be served.
+/// A model that is wanted but can't be served.
 struct Failed {
     reason: String,
     crashes: u32,
-    again: Again,
+    retry: Retry,
 }
 
-/// When a model that has failed is tried again; all are when the configuration is read again.
+/// When a model that has failed is tried again. All are when the configuration is read again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Again {
+enum Retry {
     Never,
-    /// When another has freed its memory.
-    WithRoom,
+    /// When another model has freed its memory.
+    WithMemory,
     At(Instant),
 }
 
-impl Fleet {
-    /// No model yet.
-    pub fn new(shared: Arc<Shared>) -> Self {
+impl ModelRegistry {
+    /// Without any model.
+    pub fn new(context: Arc<WorkerContext>) -> Self {
         let (reporter, reports) = mpsc::unbounded_channel();
         Self {
-            shared,
-            wanted: Wanted::default(),
-            members: Vec::new(),
+            context,
+            wanted: WantedModels::default(),
+            registered: Vec::new(),
             failed: BTreeMap::new(),
-            board: watch::Sender::default(),
+            status: watch::Sender::default(),
             next_id: 0,
-            freed: 0,
+            unloads: 0,
             has_served: false,
             reports,
             reporter,
         }
     }
 
-    /// What the models are doing, and its changes.
-    pub fn board(&self) -> watch::Receiver<Board> {
-        self.board.subscribe()
+    /// The state of all models, and its changes.
+    pub fn status(&self) -> watch::Receiver<RegistryStatus> {
+        self.status.subscribe()
     }
 
-    /// Serves what is wanted; returns when nothing can be.
-    pub async fn run(&mut self, wanted: &mut watch::Receiver<Wanted>) -> Hopeless {
+    /// Serves the wanted models; returns once nothing can be served.
+    pub async fn run(&mut self, wanted: &mut watch::Receiver<WantedModels>) -> NothingServable {
         loop {
             let now = wanted.borrow_and_update().clone();
-            self.adopt(now);
+            self.apply(now);
             self.start_missing();
             self.publish();
-            let again = self.failed.values().filter_map(|failed| match failed.again {
-                Again::At(time) => Some(time),
+            let retries = self.failed.values().filter_map(|failed| match failed.retry {
+                Retry::At(time) => Some(time),
                 _ => None,
             });
-            let again = again.min();
+            let next_retry = retries.min();
             tokio::select! {
                 Ok(()) = wanted.changed() => {}
-                Some((id, report)) = self.reports.recv() => if let Some(end) = self.hear(id, report) {
+                Some((id, report)) = self.reports.recv() => if let Some(end) = self.on_report(id, report) {
                     return end;
                 },
-                () = tokio::time::sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {}
+                () = tokio::time::sleep_until(next_retry.unwrap_or_else(Instant::now)), if next_retry.is_some() => {}
             }
         }
     }
 
-    /// Lets all models finish their jobs; returns when there are none, and the memory may be freed.
+    /// Lets all models finish their jobs; returns when none has any left.
     pub async fn drain(&mut self) {
-        self.members.iter_mut().for_each(Member::leave);
+        self.registered.iter_mut().for_each(RegisteredModel::drain);
         // A load can't be stopped, and nobody waits for it.
-        self.members.retain(|member| member.loaded.is_some());
+        self.registered.retain(|model| model.loaded.is_some());
         self.failed.clear();
-        while self.members.iter().any(|member| member.stage != Stage::Drained) {
+        while self.registered.iter().any(|model| model.stage != Stage::Drained) {
             self.publish();
             let Some((id, report)) = self.reports.recv().await else { return };
-            self.hear(id, report);
+            self.on_report(id, report);
         }
     }
 
-    /// Waits until what [`Fleet::drain`] has left is unloaded.
+    /// Waits until the models that [`ModelRegistry::drain`] drained are unloaded.
     pub async fn unload(&mut self) {
-        while !self.members.is_empty() {
+        while !self.registered.is_empty() {
             let Some((id, report)) = self.reports.recv().await else { return };
-            self.hear(id, report);
+            self.on_report(id, report);
         }
     }
 
-    /// Takes over what is wanted now, and lets those go that are not.
-    fn adopt(&mut self, wanted: Wanted) {
+    /// Applies what is wanted now, and drains models that are wanted no more.
+    fn apply(&mut self, wanted: WantedModels) {
         if wanted.revision != self.wanted.revision {
-            // Whatever was wrong may have been put right.
+            // Whatever was wrong may have been fixed.
             self.failed.clear();
         }
         self.wanted = wanted;
-        for member in &mut self.members {
-            let wanted = self.wanted.models.get(&member.options.name);
-            let goes = match wanted {
+        for model in &mut self.registered {
+            let wanted = self.wanted.models.get(&model.options.name);
+            let ends = match wanted {
                 None => true,
-                // One that serves waits for its successor.
-                Some(options) => member.stage == Stage::Loading && *options != *member.options,
+                // A serving one stays until its successor serves.
+                Some(options) => model.stage == Stage::Loading && *options != *model.options,
             };
-            if goes && !member.leaving {
-                tracing::info!(model = %member.options.name, "no longer wanted: finishing its jobs");
-                member.leave();
+            if ends && !model.draining {
+                tracing::info!(model = %model.options.name, "the model is no longer wanted; finishing its jobs");
+                model.drain();
             }
         }
     }
 
-    /// Starts what is wanted, not there, and due.
+    /// Starts models that are wanted, not registered, and due.
     fn start_missing(&mut self) {
         let missing: Vec<ModelOptions> = self
             .wanted
             .models
             .values()
             .filter(|&options| {
-                // One that has failed is there until it says so.
-                let there = self.members.iter().any(|m| !m.leaving && *m.options == *options);
-                let waits = self.failed.get(&options.name).is_some_and(|failed| match failed.again {
-                    Again::At(time) => time > Instant::now(),
-                    Again::Never | Again::WithRoom => true,
+                // A failed instance stays registered until it reports its end.
+                let there = self.registered.iter().any(|m| !m.draining && *m.options == *options);
+                let waits = self.failed.get(&options.name).is_some_and(|failed| match failed.retry {
+                    Retry::At(time) => time > Instant::now(),
+                    Retry::Never | Retry::WithMemory => true,
                 });
                 !there && !waits
             })
@@ -205,59 +206,59 @@ impl Fleet {
 
     fn start(&mut self, options: ModelOptions, crashes: u32) {
         tracing::info!(model = %options.name, "loading");
-        let member = Member {
+        let model = RegisteredModel {
             id: self.next_id,
             options: Arc::new(options),
             phase: Arc::new(watch::Sender::new(Phase::Serving)),
             stage: Stage::Loading,
-            leaving: false,
+            draining: false,
             since: Instant::now(),
             loaded: None,
-            freed: self.freed,
+            unloads: self.unloads,
             crashes,
         };
         self.next_id += 1;
         let instance = Instance {
-            id: member.id,
-            options: Arc::clone(&member.options),
-            shared: Arc::clone(&self.shared),
-            phase: Arc::clone(&member.phase),
+            id: model.id,
+            options: Arc::clone(&model.options),
+            context: Arc::clone(&self.context),
+            phase: Arc::clone(&model.phase),
             reports: self.reporter.clone(),
         };
         instance.spawn();
-        self.members.push(member);
+        self.registered.push(model);
     }
 
-    /// Takes note of what a member says; an answer is the end of all.
-    fn hear(&mut self, id: u64, report: Report) -> Option<Hopeless> {
-        let member = self.members.iter_mut().find(|member| member.id == id)?;
+    /// Takes note of an instance's report; returns the error that ends the worker, if it does.
+    fn on_report(&mut self, id: u64, report: Report) -> Option<NothingServable> {
+        let model = self.registered.iter_mut().find(|model| model.id == id)?;
         match report {
             Report::Serving(loaded) => {
-                member.loaded = Some(loaded);
-                member.since = Instant::now();
-                member.stage = Stage::Serving;
-                if !member.leaving {
+                model.loaded = Some(loaded);
+                model.since = Instant::now();
+                model.stage = Stage::Serving;
+                if !model.draining {
                     self.has_served = true;
-                    let name = member.options.name.clone();
-                    self.replace(&name, id);
+                    let name = model.options.name.clone();
+                    self.drain_predecessors(&name, id);
                 }
                 None
             }
             Report::Drained => {
-                member.stage = Stage::Drained;
+                model.stage = Stage::Drained;
                 None
             }
             Report::Ended(ended) => {
-                let position = self.members.iter().position(|member| member.id == id)?;
-                let member = self.members.remove(position);
-                if member.loaded.is_some() || ended.is_ok() {
-                    self.freed += 1;
-                    self.failed.retain(|_, failed| failed.again != Again::WithRoom);
+                let position = self.registered.iter().position(|model| model.id == id)?;
+                let model = self.registered.remove(position);
+                if model.loaded.is_some() || ended.is_ok() {
+                    self.unloads += 1;
+                    self.failed.retain(|_, failed| failed.retry != Retry::WithMemory);
                 }
                 match ended {
-                    Err(failure) if self.misses(&member) => self.lose(&member, failure),
+                    Err(failure) if self.was_needed(&model) => self.on_failure(&model, failure),
                     Err(failure) => {
-                        tracing::info!(model = %member.options.name, %failure, "gone");
+                        tracing::info!(model = %model.options.name, %failure, "model unloaded after a failure");
                         None
                     }
                     Ok(()) => None,
@@ -266,81 +267,83 @@ impl Fleet {
         }
     }
 
-    /// Lets the older members of this name go.
-    fn replace(&mut self, name: &str, successor: u64) {
-        let older = |member: &&mut Member| member.options.name == name && member.id < successor;
-        self.members.iter_mut().filter(older).for_each(Member::leave);
+    /// Drains older instances of this name.
+    fn drain_predecessors(&mut self, name: &str, successor: u64) {
+        let older = |model: &&mut RegisteredModel| model.options.name == name && model.id < successor;
+        self.registered.iter_mut().filter(older).for_each(RegisteredModel::drain);
     }
 
-    /// Whether a member that is gone leaves a gap.
-    fn misses(&self, gone: &Member) -> bool {
-        let same_name = |member: &Member| member.stays() && member.options.name == gone.options.name;
-        let wanted = self.wanted.models.get(&gone.options.name);
-        // While another of its name serves, only what is wanted now is missed.
-        let is_gap =
-            wanted.is_some_and(|options| *options == *gone.options || !self.members.iter().any(same_name));
-        is_gap && !gone.leaving
+    /// Whether the end of this instance leaves a wanted model unserved.
+    fn was_needed(&self, ended: &RegisteredModel) -> bool {
+        let same_name =
+            |model: &RegisteredModel| model.is_staying() && model.options.name == ended.options.name;
+        let wanted = self.wanted.models.get(&ended.options.name);
+        // While another of its name serves, only the options that are wanted now are missed.
+        let is_gap = wanted
+            .is_some_and(|options| *options == *ended.options || !self.registered.iter().any(same_name));
+        is_gap && !ended.draining
     }
 
-    /// Takes note of a member that has failed; an answer is the end of all.
-    fn lose(&mut self, member: &Member, failure: Failure) -> Option<Hopeless> {
-        let name = member.options.name.clone();
+    /// Decides when a failed model is tried again; returns the error that ends the worker, if it does.
+    fn on_failure(&mut self, model: &RegisteredModel, failure: ModelFailure) -> Option<NothingServable> {
+        let name = model.options.name.clone();
         let reason = one_line(&failure.to_string());
-        tracing::error!(model = %name, %reason, "not served");
-        let alone = !self.members.iter().any(Member::stays);
-        let has_crashed = matches!(failure, Failure::Engine(_));
+        tracing::error!(model = %name, %reason, "model unavailable");
+        let alone = !self.registered.iter().any(RegisteredModel::is_staying);
+        let has_crashed = matches!(failure, ModelFailure::Engine(_));
         if alone && (has_crashed || !self.has_served) {
-            return Some(Hopeless { name, failure });
+            return Some(NothingServable { name, failure });
         }
-        let (crashes, again) = match &failure {
-            Failure::Engine(_) => {
-                let crashes = if member.since.elapsed() > STEADY { 0 } else { member.crashes };
+        let (crashes, retry) = match &failure {
+            ModelFailure::Engine(_) => {
+                let crashes = if model.since.elapsed() > STEADY { 0 } else { model.crashes };
                 let pause = FIRST_PAUSE.saturating_mul(1 << crashes.min(10)).min(LONGEST_PAUSE);
-                (crashes + 1, Again::At(Instant::now() + pause))
+                (crashes + 1, Retry::At(Instant::now() + pause))
             }
-            // Something was freed while it looked.
-            Failure::Load(LoadFailure::Memory(_)) if member.freed != self.freed => {
-                (0, Again::At(Instant::now()))
+            // Memory was freed during the attempt.
+            ModelFailure::Load(LoadFailure::Memory(_)) if model.unloads != self.unloads => {
+                (0, Retry::At(Instant::now()))
             }
-            Failure::Load(LoadFailure::Memory(_)) => {
-                // No room beside the one that it is to replace: that one goes first.
-                let same_name = |other: &&mut Member| other.options.name == name;
-                self.members.iter_mut().filter(same_name).for_each(Member::leave);
-                (0, Again::WithRoom)
+            ModelFailure::Load(LoadFailure::Memory(_)) => {
+                // There is no room beside the instance that it is to replace: that one is drained first.
+                let same_name = |other: &&mut RegisteredModel| other.options.name == name;
+                self.registered.iter_mut().filter(same_name).for_each(RegisteredModel::drain);
+                (0, Retry::WithMemory)
             }
-            _ => (0, Again::Never),
+            _ => (0, Retry::Never),
         };
-        self.failed.insert(name, Failed { reason, crashes, again });
+        self.failed.insert(name, Failed { reason, crashes, retry });
         None
     }
 
     fn publish(&self) {
-        let makes_room = self.members.iter().any(|member| member.leaving);
+        let makes_room = self.registered.iter().any(|model| model.draining);
         let failed = self.failed.iter().filter_map(|(name, failed)| {
             let options = self.wanted.models.get(name)?;
-            let state = match failed.again {
-                Again::WithRoom if makes_room => ModelState::Loading,
-                Again::At(_) => ModelState::Loading,
+            let state = match failed.retry {
+                Retry::WithMemory if makes_room => ModelState::Loading,
+                Retry::At(_) => ModelState::Loading,
                 _ => ModelState::Failed,
             };
             let reason = Some(failed.reason.clone());
-            Some(Row { name: name.clone(), state, reason, engine: options.engine(), loaded: None })
+            Some(ModelStatus { name: name.clone(), state, reason, engine: options.engine(), loaded: None })
         });
-        let mut models: Vec<Row> = failed.chain(self.members.iter().rev().map(Member::row)).collect();
+        let mut models: Vec<ModelStatus> =
+            failed.chain(self.registered.iter().rev().map(RegisteredModel::status)).collect();
         models.sort_by(|a, b| a.name.cmp(&b.name));
-        self.board.send_replace(Board { models, problem: self.wanted.problem.clone() });
+        self.status.send_replace(RegistryStatus { models, problem: self.wanted.problem.clone() });
     }
 }
 
-impl Member {
-    /// Whether it serves or will.
-    fn stays(&self) -> bool {
-        !self.leaving && self.stage != Stage::Drained
+impl RegisteredModel {
+    /// Whether it serves or will serve.
+    fn is_staying(&self) -> bool {
+        !self.draining && self.stage != Stage::Drained
     }
 
-    /// Has it finish its jobs and go.
-    fn leave(&mut self) {
-        self.leaving = true;
+    /// Has it finish its jobs and be unloaded.
+    fn drain(&mut self) {
+        self.draining = true;
         self.phase.send_if_modified(|phase| {
             let serving = *phase == Phase::Serving;
             if serving {
@@ -350,13 +353,13 @@ impl Member {
         });
     }
 
-    fn row(&self) -> Row {
+    fn status(&self) -> ModelStatus {
         let state = match self.stage {
-            Stage::Loading if !self.leaving => ModelState::Loading,
-            Stage::Serving if !self.leaving => ModelState::Serving,
+            Stage::Loading if !self.draining => ModelState::Loading,
+            Stage::Serving if !self.draining => ModelState::Serving,
             _ => ModelState::Draining,
         };
-        Row {
+        ModelStatus {
             name: self.options.name.clone(),
             state,
             reason: None,
@@ -364,8 +367,4 @@ impl Member {
             loaded: self.loaded.clone(),
         }
     }
-}
-
-fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

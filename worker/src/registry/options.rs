@@ -1,4 +1,4 @@
-//! What the operator says of a model, on the command line or in a file.
+//! A model's options, from the command line or from a file.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -10,11 +10,11 @@ use emberline_inference::network::Quantize;
 use emberline_protocol::bytes::Bytes;
 use emberline_protocol::subject;
 
-/// The source that stands for the engine without a model.
+/// The source that stands for the simulated engine.
 const SIMULATED: &str = "simulated";
-/// How long a name may be where it is part of a subject; a consumer's name has at most 255 bytes.
+/// Longest name as part of a subject: a consumer's name, which contains it, has at most 255 bytes.
 const NAME_BYTES: usize = 200;
-/// Jobs at once that may be asked for.
+/// Most concurrent jobs that may be configured for a model.
 pub const MAX_SLOTS: u16 = 1024;
 
 /// A model to serve.
@@ -33,9 +33,9 @@ pub struct ModelOptions {
 pub enum Source {
     /// A GGUF file, a folder, or a repository of the hub.
     Weights(ModelSource),
-    /// No model: fixed words.
+    /// The simulated engine: fixed words, no weights.
     Simulated {
-        /// Per job; 0 for as many as it can.
+        /// Per job; 0 for no limit.
         tokens_per_s: f64,
     },
 }
@@ -47,23 +47,23 @@ pub struct Settings {
     pub backend: Backend,
     /// A wgpu adapter, by its number or part of its name.
     pub adapter: Option<String>,
-    /// Jobs at once.
+    /// Concurrent jobs.
     pub slots: u16,
-    /// What the weights are turned into; as they are stored if this is not given.
+    /// Format to quantise weights to; `None` for as they are stored.
     pub quantize: Option<Quantize>,
-    /// Memory for keys and values.
+    /// Memory for keys and values; `None` for a default.
     pub cache_memory: Option<Bytes>,
     /// How keys and values are stored.
     pub cache_dtype: CacheDtype,
-    /// Prompt and completion together, in tokens; what the model allows if this is not given.
+    /// Prompt and completion together, in tokens; `None` for the model's own.
     pub context_length: Option<u32>,
-    /// Tokens of prompts in a step; what suits the device if this is not given.
+    /// Prompt tokens in a step; `None` for what suits the device.
     pub prefill_budget: Option<u16>,
-    /// The pace of a simulated model that names none.
+    /// The rate of a simulated model that names none.
     pub tokens_per_s: f64,
 }
 
-/// What can't be a model.
+/// Why options are not a model's.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)] // the messages say it
 pub enum OptionsError {
@@ -115,7 +115,7 @@ impl ModelOptions {
         Self::new(&name, source, settings)
     }
 
-    /// The engine that serves it, as the heartbeat shows it.
+    /// The engine's name, as the heartbeat shows it.
     pub fn engine(&self) -> &'static str {
         match self.source {
             Source::Weights(_) => "burn",
@@ -125,7 +125,7 @@ impl ModelOptions {
 }
 
 impl Source {
-    /// Reads a source; `simulated` and `simulated:RATE` are the engine without a model.
+    /// Reads a source; `simulated` and `simulated:RATE` are the simulated engine.
     pub fn parse(text: &str, tokens_per_s: f64) -> Result<Self, OptionsError> {
         match text.split_once(':') {
             _ if text.is_empty() => Err(OptionsError::NoSource),
@@ -142,7 +142,7 @@ impl Source {
     }
 }
 
-/// Refuses two models of one name; the error comes with the name.
+/// Refuses two models of the same name; the error comes with the name.
 pub fn check_unique<'a>(
     models: impl IntoIterator<Item = &'a ModelOptions>,
 ) -> Result<(), (&'a str, OptionsError)> {
@@ -153,21 +153,21 @@ pub fn check_unique<'a>(
     }
 }
 
-/// A file of weights without its extension, or a folder.
+/// A GGUF file's name without its extension, or a folder's name.
 fn name_of_file(path: &Path) -> Option<&str> {
     let is_gguf = path.extension().is_some_and(|extension| extension == "gguf");
     if is_gguf { path.file_stem()?.to_str() } else { path.file_name()?.to_str() }
 }
 
 fn check_name(name: &str) -> Result<(), OptionsError> {
-    // A comma and '=' mean something in the function's lists of names.
+    // A comma and '=' have a meaning in the function's lists of names.
     let bad = |c: char| c.is_control() || c == ',' || c == '=';
     let length = subject::model_token(name).len();
     let fits = (1..=NAME_BYTES).contains(&length) && name.trim() == name;
     if fits && !name.contains(bad) { Ok(()) } else { Err(OptionsError::Name) }
 }
 
-/// Reads a rate of the simulated engine.
+/// Reads a rate of the simulated engine, in tokens per second.
 pub fn tokens_per_second(text: &str) -> Result<f64, &'static str> {
     match text.parse::<f64>() {
         Ok(rate) if rate.is_finite() && rate >= 0.0 => Ok(rate),

@@ -178,7 +178,9 @@ async fn a_new_worker_takes_its_share_within_two_seconds() {
     relay.wait_for_load(&[2]).await;
     let _second = Worker::start(&nats, &["--slots", "4"]);
     relay
-        .wait_for("a second worker", |all| all.iter().filter(|beat| !beat.models.is_empty()).count() == 2)
+        .wait_for("a second worker", |all| {
+            all.iter().filter(|heartbeats| !heartbeats.models.is_empty()).count() == 2
+        })
         .await;
     let there = Instant::now();
     relay.wait_for_load(&[2, 4]).await;
@@ -223,7 +225,10 @@ async fn the_heartbeat_tells_the_pace() {
     for number in 1..=20 {
         relay.send(&job(number, 10)).await.rest().await;
     }
-    let told =
-        relay.wait_for("a pace", |all| all.iter().any(|beat| pace(beat) > 0.0 && beat.active == 0)).await;
+    let told = relay
+        .wait_for("a pace", |all| {
+            all.iter().any(|heartbeats| pace(heartbeats) > 0.0 && heartbeats.active == 0)
+        })
+        .await;
     assert!((1.0..=11.0).contains(&pace(&told[0])), "{told:?}");
 }

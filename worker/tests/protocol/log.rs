@@ -36,12 +36,12 @@ impl Line {
         let address = listener.local_addr().unwrap();
         let state = Arc::new(State::default());
         let mut connections = JoinSet::new();
-        let shared = Arc::clone(&state);
+        let context = Arc::clone(&state);
         connections.spawn(async move {
             let mut lines = JoinSet::new();
             while let Ok((worker, _)) = listener.accept().await {
                 let server = TcpStream::connect(&server).await.unwrap();
-                lines.spawn(forward(worker, server, Arc::clone(&shared)));
+                lines.spawn(forward(worker, server, Arc::clone(&context)));
             }
         });
         Self { address, state, _connections: connections }

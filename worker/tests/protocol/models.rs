@@ -17,9 +17,9 @@ async fn two_models_are_served_at_once_by_one_worker() {
     let models = Models::new(&[(A, "simulated"), (B, "simulated:0")]);
     let mut worker = Worker::of_models(&nats, &models, &["--slots", "2"]);
     let relay = Relay::new(&nats).await;
-    let beat = relay.wait_for_states(&[(A, Serving), (B, Serving)]).await;
-    let served: Vec<_> = beat.models.iter().map(|model| model.name.as_str()).collect();
-    assert_eq!((served, beat.capacity, beat.engine.as_str()), (vec![A, B], 4, "simulated"));
+    let heartbeats = relay.wait_for_states(&[(A, Serving), (B, Serving)]).await;
+    let served: Vec<_> = heartbeats.models.iter().map(|model| model.name.as_str()).collect();
+    assert_eq!((served, heartbeats.capacity, heartbeats.engine.as_str()), (vec![A, B], 4, "simulated"));
 
     // Each has its own slots: one that is full does not hold up the other.
     let long = [job_for(A, 1, 30_000), job_for(A, 2, 30_000)];
@@ -27,8 +27,8 @@ async fn two_models_are_served_at_once_by_one_worker() {
     for job in &long {
         streams.push(relay.send(job).await);
     }
-    let beat = relay.wait_for_load(&[2]).await.remove(0);
-    let loads: Vec<_> = beat.states.iter().map(|model| (model.active, model.capacity)).collect();
+    let heartbeats = relay.wait_for_load(&[2]).await.remove(0);
+    let loads: Vec<_> = heartbeats.states.iter().map(|model| (model.active, model.capacity)).collect();
     assert_eq!(loads, [(2, 2), (0, 2)]);
     assert_eq!(text_of(&relay.send(&job_for(B, 3, 2)).await.rest().await, 1), "The quick");
 
@@ -82,8 +82,8 @@ async fn a_removed_model_finishes_its_jobs_and_takes_no_more() {
     leaves.next_tokens(1).await;
 
     models.set(&[(B, "simulated")]);
-    let beat = relay.wait_for_states(&[(A, Draining), (B, Serving)]).await;
-    assert_eq!((beat.models.len(), beat.capacity, beat.active), (1, 32, 2));
+    let heartbeats = relay.wait_for_states(&[(A, Draining), (B, Serving)]).await;
+    assert_eq!((heartbeats.models.len(), heartbeats.capacity, heartbeats.active), (1, 32, 2));
     let mut left_over = relay.send(&job_for(A, 3, 1)).await;
     // It goes on until its client has enough.
     leaves.tokens_at(100).await;
@@ -132,16 +132,16 @@ async fn a_broken_file_is_reported_and_the_models_stay() {
 
     models.write("[[model]]\nname = 'simulated-a'\nsauce = 'simulated'\n");
     let told = |all: &[emberline_protocol::heartbeat::Heartbeat]| all.iter().any(|h| h.problem.is_some());
-    let beat = relay.wait_for("a problem", told).await.remove(0);
-    let problem = beat.problem.unwrap();
+    let heartbeats = relay.wait_for("a problem", told).await.remove(0);
+    let problem = heartbeats.problem.unwrap();
     assert!(problem.contains("models.toml, line 3") && problem.contains("sauce"), "{problem}");
     assert!(worker.log().contains("the models stay as they are"), "{}", worker.log());
-    assert_eq!(beat.models.len(), 1);
+    assert_eq!(heartbeats.models.len(), 1);
     assert_eq!(text_of(&relay.send(&job_for(A, 1, 1)).await.rest().await, 1), "The");
 
     models.set(&[(B, "simulated")]);
-    let beat = relay.wait_for_states(&[(B, Serving)]).await;
-    assert_eq!(beat.problem, None);
+    let heartbeats = relay.wait_for_states(&[(B, Serving)]).await;
+    assert_eq!(heartbeats.problem, None);
 }
 
 #[tokio::test]
@@ -162,11 +162,11 @@ async fn a_model_that_cannot_be_loaded_is_reported_and_the_others_go_on() {
     let mut events = vec![stream.next().await];
 
     models.set(&[("huge", huge), ("missing", missing), (A, "simulated")]);
-    let beat = relay.wait_for_states(&[("huge", Failed), ("missing", Failed), (A, Serving)]).await;
-    let reason = |index: usize| beat.states[index].reason.as_deref().unwrap();
+    let heartbeats = relay.wait_for_states(&[("huge", Failed), ("missing", Failed), (A, Serving)]).await;
+    let reason = |index: usize| heartbeats.states[index].reason.as_deref().unwrap();
     assert!(reason(0).contains("8.0 TiB of weights") && reason(0).contains("available"), "{}", reason(0));
     assert!(reason(1).contains(missing), "{}", reason(1));
-    assert_eq!((beat.models.len(), beat.capacity), (1, 32));
+    assert_eq!((heartbeats.models.len(), heartbeats.capacity), (1, 32));
 
     relay.control(&long.id, Control::Cancel).await;
     events.extend(stream.rest().await);
@@ -200,13 +200,17 @@ async fn a_hang_up_tries_again_what_has_failed() {
     let models = Models::new(&[(A, "simulated"), ("x", weights.to_str().unwrap())]);
     let worker = Worker::of_models(&nats, &models, &["--backend", "cpu"]);
     let relay = Relay::new(&nats).await;
-    let beat = relay.wait_for_states(&[(A, Serving), ("x", Failed)]).await;
-    let first = beat.states[1].reason.clone();
+    let heartbeats = relay.wait_for_states(&[(A, Serving), ("x", Failed)]).await;
+    let first = heartbeats.states[1].reason.clone();
 
     std::fs::write(&weights, "now it is there, but no model").unwrap();
     worker.signal("HUP");
     let another = |all: &[emberline_protocol::heartbeat::Heartbeat]| match all {
-        [beat] => beat.states.len() == 2 && beat.states[1].state == Failed && beat.states[1].reason != first,
+        [heartbeats] => {
+            heartbeats.states.len() == 2
+                && heartbeats.states[1].state == Failed
+                && heartbeats.states[1].reason != first
+        }
         _ => false,
     };
     relay.wait_for("another reason", another).await;

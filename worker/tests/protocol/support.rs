@@ -256,7 +256,9 @@ impl Relay {
     pub(crate) async fn wait_for_states(&self, states: &[(&str, ModelState)]) -> Heartbeat {
         let what = format!("states {states:?}");
         let all = self.wait_for(&what, |heartbeats| match heartbeats {
-            [beat] => beat.states.iter().map(|m| (m.name.as_str(), m.state)).eq(states.iter().copied()),
+            [heartbeats] => {
+                heartbeats.states.iter().map(|m| (m.name.as_str(), m.state)).eq(states.iter().copied())
+            }
             _ => false,
         });
         all.await.remove(0)

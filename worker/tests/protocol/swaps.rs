@@ -8,7 +8,9 @@ use std::time::Duration;
 use emberline_inference::device::Backend;
 use emberline_inference::engine::inference::CacheDtype;
 use emberline_inference::engine::simulated::SimulatedEngine;
-use emberline_inference::engine::{Engine, EngineError, EventSink, Frontend, Prepared};
+use emberline_inference::engine::{
+    Engine, EngineError, EngineStats, EventSink, PreparedRequest, Preprocessor,
+};
 use emberline_inference::memory::NotEnough;
 use emberline_protocol::bytes::Bytes;
 use emberline_protocol::control::Control;
@@ -18,7 +20,7 @@ use emberline_protocol::heartbeat::ServedModel;
 use emberline_protocol::subject::JobId;
 use emberline_tests::nats::NatsServer;
 use emberline_worker::config::Config;
-use emberline_worker::nats::BusConfig;
+use emberline_worker::nats::NatsConfig;
 use emberline_worker::registry::file::ModelList;
 use emberline_worker::registry::load::{LoadFailure, Loader};
 use emberline_worker::registry::options::Settings;
@@ -107,10 +109,10 @@ impl Engine for Tracked {
     fn capacity(&self) -> usize {
         self.engine.capacity()
     }
-    fn frontend(&self) -> Arc<dyn Frontend> {
-        self.engine.frontend()
+    fn preprocessor(&self) -> Arc<dyn Preprocessor> {
+        self.engine.preprocessor()
     }
-    fn submit(&mut self, prepared: Prepared, events: EventSink) {
+    fn submit(&mut self, prepared: PreparedRequest, events: EventSink) {
         if self.fragile && prepared.job.request.max_tokens == Some(POISON) {
             panic!("device lost");
         }
@@ -125,8 +127,11 @@ impl Engine for Tracked {
     fn step(&mut self) -> Result<(), EngineError> {
         self.engine.step()
     }
-    fn hang_up(&mut self) {
-        self.engine.hang_up();
+    fn stats(&self) -> EngineStats {
+        self.engine.stats()
+    }
+    fn close_all(&mut self) {
+        self.engine.close_all();
     }
 }
 
@@ -151,7 +156,7 @@ impl Worker {
         };
         let file: PathBuf = models.path.clone();
         let config = Config {
-            bus: BusConfig {
+            nats: NatsConfig {
                 servers: vec![nats.address().parse().unwrap()],
                 user: "worker".to_owned(),
                 password: Some(emberline_tests::nats::WORKER_PASSWORD.to_owned()),
@@ -212,8 +217,8 @@ async fn a_panicking_engine_is_loaded_again_and_the_other_models_do_not_notice()
     let mut events = vec![stream.next().await];
 
     let mut poisoned = relay.send(&job_for(B, 2, POISON)).await;
-    let beat = relay.wait_for_states(&[(A, Serving), (B, Loading)]).await;
-    let reason = beat.states[1].reason.as_deref().unwrap_or_default();
+    let heartbeats = relay.wait_for_states(&[(A, Serving), (B, Loading)]).await;
+    let reason = heartbeats.states[1].reason.as_deref().unwrap_or_default();
     assert!(reason.contains("device lost"), "{reason}");
     text_of(&poisoned.rest().await, 2);
     relay.wait_for_states(&[(A, Serving), (B, Serving)]).await;
@@ -236,13 +241,13 @@ async fn a_changed_model_serves_until_its_successor_does() {
     let mut events = vec![stream.next().await];
 
     with_slots(&models, &[(A, GATED)]);
-    let beat = relay.wait_for_states(&[(A, Loading), (A, Serving)]).await;
-    assert_eq!((beat.models.len(), beat.capacity), (1, 2));
+    let heartbeats = relay.wait_for_states(&[(A, Loading), (A, Serving)]).await;
+    assert_eq!((heartbeats.models.len(), heartbeats.capacity), (1, 2));
     assert_eq!(text_of(&relay.send(&job_for(A, 2, 1)).await.rest().await, 1), "The");
     engines.gate.send(()).unwrap();
     // The old one has the long job still, the new one takes what comes.
-    let beat = relay.wait_for_states(&[(A, Serving), (A, Draining)]).await;
-    assert_eq!((beat.models.len(), beat.capacity, beat.active), (1, 5, 1));
+    let heartbeats = relay.wait_for_states(&[(A, Serving), (A, Draining)]).await;
+    assert_eq!((heartbeats.models.len(), heartbeats.capacity, heartbeats.active), (1, 5, 1));
     assert_eq!(text_of(&relay.send(&job_for(A, 3, 1)).await.rest().await, 1), "The");
     relay.control(&long.id, Control::Cancel).await;
     events.extend(stream.rest().await);
@@ -266,12 +271,12 @@ async fn without_room_for_both_the_old_one_goes_first() {
     let mut stream = relay.send(&long).await;
     stream.next_tokens(1).await;
     with_slots(&models, &[(A, 3)]);
-    let beat = relay.wait_for_states(&[(A, Loading), (A, Draining)]).await;
-    assert!(beat.states[0].reason.as_deref().is_some_and(|reason| reason.contains("memory")));
+    let heartbeats = relay.wait_for_states(&[(A, Loading), (A, Draining)]).await;
+    assert!(heartbeats.states[0].reason.as_deref().is_some_and(|reason| reason.contains("memory")));
     relay.control(&long.id, Control::Cancel).await;
     stream.rest().await;
-    let beat = relay.wait_for_states(&[(A, Serving)]).await;
-    assert_eq!(beat.capacity, 3);
+    let heartbeats = relay.wait_for_states(&[(A, Serving)]).await;
+    assert_eq!(heartbeats.capacity, 3);
 
     // Another in its place.
     with_slots(&models, &[(B, 2)]);

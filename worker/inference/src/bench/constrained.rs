@@ -1,5 +1,5 @@
-//! What answers that obey a schema cost: the time that steps wait for masks, and the pace of other
-//! streams beside them.
+//! Measures what constrained answers cost: the time that steps wait for masks, and the pace of other
+//! streams in the same batch.
 
 use std::path::Path;
 use std::time::Instant;
@@ -16,7 +16,7 @@ use super::network::median;
 use super::stream::Ask;
 use crate::device::ComputeDevice;
 use crate::engine::Engine;
-use crate::engine::inference::{self, BurnEngine, CacheSize, Counts, LoadOptions};
+use crate::engine::inference::{self, CacheSize, InferenceEngine, LoadOptions, StepCounts};
 
 /// Streams that are measured, and as many beside them.
 const STREAMS: usize = 8;
@@ -58,14 +58,18 @@ pub(super) fn measure(path: &Path, device: &ComputeDevice, steps: usize) -> Resu
 }
 
 struct Bench {
-    engine: BurnEngine,
+    engine: InferenceEngine,
     steps: usize,
 }
 
 impl Bench {
     /// The pace of plain streams beside `others`, all of the streams together, and what the engine
     /// did meanwhile.
-    fn run(&mut self, others: usize, constraint: Option<&Constraint>) -> Result<(f64, Counts), BenchError> {
+    fn run(
+        &mut self,
+        others: usize,
+        constraint: Option<&Constraint>,
+    ) -> Result<(f64, StepCounts), BenchError> {
         let mut jobs: Vec<Job> = (0..STREAMS + others).map(job).collect();
         jobs.iter_mut().skip(STREAMS).for_each(|job| job.request.constraint = constraint.cloned());
         let ids: Vec<_> = jobs.iter().map(|job| job.id.clone()).collect();
@@ -78,7 +82,7 @@ impl Bench {
         if running < ids.len() {
             return Err(BenchError::Engine("streams ended too early; see the log above".to_owned()));
         }
-        let counts = Counts {
+        let counts = StepCounts {
             step_time: after.step_time - before.step_time,
             masks: after.masks - before.masks,
             mask_time: after.mask_time - before.mask_time,
@@ -90,7 +94,7 @@ impl Bench {
 
     fn submit(&mut self, job: Job) -> Result<UnboundedReceiver<EventKind>, BenchError> {
         let (events, listening) = unbounded_channel();
-        let prepared = self.engine.frontend().prepare(job, Instant::now());
+        let prepared = self.engine.preprocessor().prepare(job, Instant::now());
         self.engine.submit(prepared.map_err(|error| BenchError::Engine(error.message))?, events);
         Ok(listening)
     }

@@ -1,13 +1,13 @@
 //! `emberline-worker bench`: how fast this engine is on this machine.
 //!
 //! [`network`] measures the network by itself, as llama-bench does; [`serving`] the whole engine,
-//! as a job's submitter sees it; [`constrained`] what it costs to enforce a schema;
-//! [`copy_bandwidth`] and [`memory`] what both are to be compared with.
+//! as a job's submitter sees it; [`constrained`] the cost of enforcing a schema;
+//! [`copy_bandwidth`] and [`process`] what both are to be compared with.
 //! The result goes to standard output as JSON, which `emberline bench engine` shows as a table.
 
 mod constrained;
-mod memory;
 mod network;
+mod process;
 mod serving;
 mod stream;
 
@@ -21,10 +21,10 @@ use crate::checkpoint::Checkpoint;
 use crate::device::{Backend, ComputeDevice, DeviceClass, DeviceError};
 use crate::engine::inference::{CacheDtype, LoadError};
 use crate::network::{ComputeError, Network, RandomShape};
-pub use memory::resident;
 use network::Load;
+pub use process::resident;
 
-/// Far more than the caches of any device hold.
+/// More than the caches of any device hold.
 const COPY_BYTES: usize = 1 << 30;
 
 /// What to measure.
@@ -59,7 +59,7 @@ pub struct BenchArgs {
     pub quick: bool,
 }
 
-/// Why there is no measurement.
+/// Why nothing was measured.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BenchError {
@@ -97,7 +97,7 @@ pub fn run(args: &BenchArgs) -> Result<EngineMeasurement, BenchError> {
     }
     let load = Load::new(args.quick, device.class != DeviceClass::Host);
     let (mut network, name) = load_network(args, &device)?;
-    let loaded = memory::resident();
+    let loaded = process::resident();
     let stored = CacheDtype::Auto.on(&device)?;
     let model = ModelFacts {
         name,
@@ -111,19 +111,19 @@ pub fn run(args: &BenchArgs) -> Result<EngineMeasurement, BenchError> {
     drop(network);
     let serving = match &args.model {
         Some(path) => {
-            memory::forget_peak();
+            process::reset_peak();
             Some(serving::measure(path, &device, &load, &measured.chunks)?)
         }
         None => None,
     };
-    let peak = memory::peak();
+    let peak = process::peak();
     // Last of all: it needs more memory than anything else.
     let copy_bytes_per_s = copy_bandwidth(&device.device, COPY_BYTES).ok();
     Ok(EngineMeasurement {
         device: DeviceFacts {
             gpu: device.class == DeviceClass::Gpu,
             description: device.description,
-            cpu: memory::processor(),
+            cpu: process::processor(),
             threads: rayon::current_num_threads(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         },

@@ -1,4 +1,4 @@
-//! The network by itself: prompts in chunks, and steps of one token for each of several sequences.
+//! Measures the network by itself: prefill in chunks, and decode steps of several sequences.
 
 use std::time::Instant;
 
@@ -26,11 +26,11 @@ pub(super) struct Load {
     pub(super) steps: usize,
     /// Runs; the median counts.
     pub(super) repeat: usize,
-    /// Prefill budgets of which to know what a chunk takes.
+    /// Prefill budgets for which the time of a chunk is measured.
     pub(super) budgets: Vec<usize>,
-    /// The prompt that these chunks end.
+    /// Length of the prompt that these chunks end.
     pub(super) long_prompt: usize,
-    /// Untimed runs of each kind first: kernels are compiled for each shape.
+    /// Whether untimed runs come first: kernels are compiled for each shape.
     pub(super) warm_up: bool,
 }
 
@@ -73,7 +73,7 @@ pub(super) struct Measured {
     pub(super) cache: Vec<CacheRate>,
 }
 
-/// Measures with a cache that is `stored` so; on the host also what the other way makes of decoding.
+/// Measures with a cache of type `stored`; on the host also compares decoding with both types.
 pub(super) fn measure(network: &mut Network, load: &Load, stored: KvType) -> Result<Measured, ComputeError> {
     let context = network.config().context_length;
     let mut measured = Measured::default();
@@ -123,12 +123,12 @@ fn cache_rates(network: &mut Network, load: &Load, depth: usize) -> Result<Vec<C
     Ok(kinds.iter().map(rate).collect())
 }
 
-/// A network with room for some sequences of some length, all of which begin alike.
+/// A network with cache for several sequences of the same tokens.
 struct Bench<'a> {
     network: &'a mut Network,
     /// Block tables.
     tables: Vec<Vec<u32>>,
-    /// What every sequence has; any tokens do.
+    /// The tokens of every sequence.
     tokens: Vec<u32>,
 }
 
@@ -168,12 +168,12 @@ impl<'a> Bench<'a> {
                     tokens: self.tokens.get(part.start..part.end)?,
                     start: part.start,
                     blocks: self.tables.get(part.sequence)?,
-                    wants_logits: part.end == tokens,
+                    logit_rows: usize::from(part.end == tokens),
                 })
             });
             let spans: Vec<_> = spans.collect();
             if let Some(logits) = self.network.forward(&spans)? {
-                logits.pick(&vec![GREEDY; logits.rows()])?;
+                logits.sample(&vec![GREEDY; logits.rows()])?;
             }
         }
         Ok(())
@@ -197,7 +197,7 @@ impl<'a> Bench<'a> {
         let blocks = tokens.div_ceil(BLOCK_SIZE);
         let Some((first, others)) = self.tables.split_first() else { return Ok(()) };
         let ids = self.tokens.get(..tokens).unwrap_or_default();
-        let span = StepSpan { tokens: ids, start: 0, blocks: first, wants_logits: false };
+        let span = StepSpan { tokens: ids, start: 0, blocks: first, logit_rows: 0 };
         self.network.forward(&[span])?;
         let pairs =
             others.iter().flat_map(|table| first.iter().copied().zip(table.iter().copied()).take(blocks));
@@ -205,21 +205,21 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
-    /// Decodes from position `at` on, each step with the tokens that the last one picked.
+    /// Decodes from position `at` on, each step with the tokens sampled in the last one.
     fn steps(&mut self, at: &mut usize, steps: usize) -> Result<(), ComputeError> {
         let mut tokens: Vec<u32> =
             (0..self.tables.len()).map(|i| any_token(*at + i, self.network.vocabulary())).collect();
-        let picks = vec![GREEDY; self.tables.len()];
+        let greedy = vec![GREEDY; self.tables.len()];
         for _ in 0..steps {
             let spans = tokens.iter().zip(&self.tables).map(|(token, blocks)| StepSpan {
                 tokens: std::slice::from_ref(token),
                 start: *at,
                 blocks,
-                wants_logits: true,
+                logit_rows: 1,
             });
             let spans: Vec<_> = spans.collect();
             let Some(logits) = self.network.forward(&spans)? else { continue };
-            tokens = logits.pick(&picks)?;
+            tokens = logits.sample(&greedy)?;
             *at += 1;
         }
         Ok(())
@@ -233,9 +233,9 @@ impl<'a> Bench<'a> {
             let took = timed(|| {
                 let Some(blocks) = self.tables.first() else { return Ok(()) };
                 let tokens = self.tokens.get(start..length).unwrap_or_default();
-                let span = StepSpan { tokens, start, blocks, wants_logits: true };
+                let span = StepSpan { tokens, start, blocks, logit_rows: 1 };
                 match self.network.forward(&[span])? {
-                    Some(logits) => logits.pick(&[GREEDY]).map(|_| ()),
+                    Some(logits) => logits.sample(&[GREEDY]).map(|_| ()),
                     None => Ok(()),
                 }
             })?;
@@ -257,20 +257,20 @@ impl<'a> Bench<'a> {
 
 /// Consecutive tokens of a sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Part {
+struct PromptChunk {
     sequence: usize,
     start: usize,
     end: usize,
 }
 
 /// Cuts sequences of these lengths into steps of `budget` tokens, one sequence after the other.
-fn chunks(lengths: &[usize], budget: usize) -> Vec<Vec<Part>> {
+fn chunks(lengths: &[usize], budget: usize) -> Vec<Vec<PromptChunk>> {
     let (mut steps, mut step, mut room) = (Vec::new(), Vec::new(), budget);
     for (sequence, &length) in lengths.iter().enumerate() {
         let mut start = 0;
         while start < length {
             let end = length.min(start + room);
-            step.push(Part { sequence, start, end });
+            step.push(PromptChunk { sequence, start, end });
             room -= end - start;
             start = end;
             if room == 0 {
@@ -289,7 +289,7 @@ fn blocks(first: usize, count: usize) -> Vec<u32> {
     (first..first + count).map(|block| u32::try_from(block).unwrap_or(u32::MAX)).collect()
 }
 
-/// Scattered over the vocabulary, so that no two neighbours are alike.
+/// Tokens scattered over the vocabulary, so that neighbours differ.
 fn any_token(position: usize, vocabulary: usize) -> u32 {
     u32::try_from((position * 7919 + 17) % vocabulary.max(1)).unwrap_or(0)
 }
@@ -312,7 +312,7 @@ fn rate(tokens: usize, seconds: &[f64], batch: usize, prompt_tokens: usize) -> R
     }
 }
 
-/// The middle one; of an even number the lower. 0 of nothing.
+/// The median; of an even number of values the lower middle one, and 0 of none.
 pub(super) fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len().saturating_sub(1) / 2).copied().unwrap_or(0.0)

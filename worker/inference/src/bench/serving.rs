@@ -1,5 +1,5 @@
-//! The whole engine as a job's submitter sees it: time to the first token, pace of running
-//! streams, what a known beginning saves, throughput of many streams.
+//! Measures the whole engine as a job's submitter sees it: time to the first token, pace of running
+//! streams, what the prefix cache saves, and the throughput of many streams.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -13,6 +13,7 @@ use super::network::{Load, median};
 use super::stream::{Ask, Seen, Stream};
 use super::{BenchError, constrained};
 use crate::device::ComputeDevice;
+use crate::engine::Engine as _;
 use crate::engine::inference::{self, CacheSize, LoadOptions};
 use crate::engine::thread::{self, EngineHandle, EngineThread};
 
@@ -103,7 +104,7 @@ impl Bench {
         let failed = |error: std::io::Error| BenchError::Engine(error.to_string());
         let engine = inference::load(&options)?;
         let prefill_budget = engine.prefill_budget();
-        let cache_tokens = engine.cache_usage().1 * BLOCK_SIZE;
+        let cache_tokens = engine.stats().scheduler.blocks_total * BLOCK_SIZE;
         let (info, handle, thread) = thread::spawn(Box::new(engine)).map_err(failed)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -129,7 +130,7 @@ impl Bench {
         self.thread.stop();
     }
 
-    /// Whether a prompt of so many tokens fits beside a short answer.
+    /// Whether a prompt of this many tokens fits the context with a short answer.
     fn fits(&self, tokens: usize) -> bool {
         tokens + 2 * STREAM_TOKENS as usize <= self.context_length
     }
@@ -282,7 +283,7 @@ impl Bench {
         readers.into_iter().map(|reader| self.runtime.block_on(reader).map_err(failed)?).collect()
     }
 
-    /// Throughput of so many streams while all of them run.
+    /// Throughput of `count` streams while all of them run.
     fn streams(&self, count: usize) -> Result<Streams, BenchError> {
         let asks = (0..count).map(|_| ask(None, &story(1), STREAM_TOKENS));
         let streams: Vec<Stream> = asks.map(|ask| self.submit(&ask)).collect();
@@ -317,7 +318,7 @@ const SENTENCES: [&str; 4] = [
     "In the evening they lit lamps along the bridge and told each other long stories.",
 ];
 
-/// So many sentences after a beginning like no other, so that nothing of it is in the cache.
+/// A text of this many sentences with a unique beginning, so that none of it is cached.
 fn story(sentences: usize) -> String {
     // Always as many digits: tokenizers may take each digit for a token.
     let number = rand::random_range(100_000..1_000_000);
@@ -325,7 +326,7 @@ fn story(sentences: usize) -> String {
     format!("Story {number}. {} Go on.", story.join(" "))
 }
 
-/// Nearest-rank quantile of sorted values; 0 of nothing.
+/// Nearest-rank quantile of sorted values; 0 of none.
 fn quantile(sorted: &[f64], q: f64) -> f64 {
     let rank = (q * sorted.len() as f64).ceil() as usize;
     sorted.get(rank.max(1) - 1).copied().unwrap_or(0.0)

@@ -1,4 +1,4 @@
-//! Jobs for the engine's thread, and when their tokens come.
+//! Jobs for the engine's thread, and the times at which their tokens arrive.
 
 use std::time::Instant;
 
@@ -15,7 +15,7 @@ use super::BenchError;
 pub(super) struct Ask {
     pub(super) system: Option<String>,
     pub(super) user: String,
-    /// Exactly so many: the model's own end doesn't count.
+    /// Exact number of tokens: end tokens are ignored.
     pub(super) tokens: u32,
 }
 
@@ -34,7 +34,7 @@ pub(super) struct Arrival {
     pub(super) tokens: usize,
 }
 
-/// What came of a job; of one that was cancelled, what came until then.
+/// What arrived of a job; if it was cancelled, until then.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Seen {
     pub(super) prompt_tokens: usize,
@@ -78,7 +78,7 @@ impl Stream {
         Self { job, events }
     }
 
-    /// Reads until so many tokens have come, or the stream's end.
+    /// Reads until this many tokens have arrived, or to the stream's end.
     pub(super) async fn read(&mut self, seen: &mut Seen, tokens: usize) -> Result<(), BenchError> {
         while seen.tokens() < tokens {
             let Some(event) = self.events.recv().await else { return Ok(()) };

@@ -50,7 +50,7 @@ pub enum ModelSource {
 impl FromStr for ModelSource {
     type Err = Infallible;
 
-    /// A hub id that is none is found out when it is looked for.
+    /// Never fails: an invalid hub id is found when the model is fetched.
     fn from_str(text: &str) -> Result<Self, Infallible> {
         let Some(id) = text.strip_prefix(HUB) else { return Ok(Self::Path(PathBuf::from(text))) };
         let (id, revision) = id.split_once('@').unwrap_or((id, DEFAULT_REVISION));
@@ -131,10 +131,10 @@ impl Hub {
         let named = self.cache.repo(self.repo(&self.revision));
         let info = match self.api.repo(self.repo(&self.revision)).info() {
             Ok(info) => info,
-            // Without the hub, what was fetched last will do.
+            // Without the hub, use what was fetched last.
             Err(error) => {
                 let cached = named.get(file.unwrap_or(CONFIG_FILE)).ok_or_else(|| self.failed(&error))?;
-                tracing::warn!(repository = %self.repository, %error, "the hub can't be asked: using the cache");
+                tracing::warn!(repository = %self.repository, %error, "can't reach the hub; using the cache");
                 let folder = cached.parent().map(Path::to_owned);
                 return Ok(if file.is_some() { cached } else { folder.unwrap_or(cached) });
             }

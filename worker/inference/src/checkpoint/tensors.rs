@@ -1,4 +1,4 @@
-//! Where weights come from.
+//! Named tensors, wherever they are stored.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use super::gguf::GgufFile;
 
 /// A file, or several, with named tensors.
 pub trait TensorSource {
-    /// What messages call it.
+    /// The path for error messages.
     fn path(&self) -> &Path;
 
     /// The names of all tensors.

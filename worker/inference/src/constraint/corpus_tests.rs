@@ -4,7 +4,8 @@ use emberline_protocol::job::{Constraint, Tool, ToolChoice};
 use proptest::test_runner::{RngAlgorithm, TestRng};
 use serde_json::Value;
 
-use super::tests::{GRAMMARS, walk};
+use super::tests::GRAMMARS;
+use super::walk_tests::walk;
 use super::*;
 
 #[path = "../../tests/schemas/corpus.rs"]

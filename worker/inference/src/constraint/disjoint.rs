@@ -1,15 +1,14 @@
-//! Whether alternatives of a schema exclude each other.
+//! Whether the alternatives of a schema exclude each other.
 //!
-//! Where they do, `oneOf` means the same as `anyOf`. Two alternatives surely do if their types
-//! differ, or if there is a property that each value of one of them has and that can't be the same
-//! in both: the tag of a tagged union.
+//! If they do, `oneOf` means the same as `anyOf`. Two alternatives certainly do if their types differ, or
+//! if a property that one of them requires can't have the same value in both: the tag of a tagged union.
 
 use serde_json::{Map, Value};
 
-/// A reference to a reference and so on is followed so far.
+/// Longest chain of references that is followed.
 const MOST_HOPS: usize = 8;
 
-/// Whether no value fits two of these schemas; `root` is what they refer into.
+/// Whether no value fits two of these schemas, which refer into `root`.
 pub(super) fn are_disjoint(options: &[Value], root: &Value) -> bool {
     let Some(options) = options.iter().map(|option| resolve(option, root)).collect::<Option<Vec<_>>>() else {
         return false;
@@ -21,7 +20,7 @@ pub(super) fn are_disjoint(options: &[Value], root: &Value) -> bool {
     pairs.all(|(one, other)| differ(one, other, root))
 }
 
-/// What a schema says once references that stand alone are followed.
+/// A schema's keywords after following a `$ref` that stands alone.
 fn resolve<'a>(schema: &'a Value, root: &'a Value) -> Option<&'a Map<String, Value>> {
     resolve_members(schema.as_object()?, root)
 }
@@ -49,7 +48,7 @@ fn differ(one: &Map<String, Value>, other: &Map<String, Value>, root: &Value) ->
         || options_differ(other, one, root)
 }
 
-/// What says nothing of types, and requires properties, allows whatever is no object.
+/// A schema that requires properties but names no type also allows everything that is not an object.
 fn only_objects(schema: &Map<String, Value>) -> bool {
     types(schema).is_some_and(|types| types == ["object"])
 }
@@ -58,7 +57,7 @@ fn only_objects(schema: &Map<String, Value>) -> bool {
 fn options_differ(one: &Map<String, Value>, other: &Map<String, Value>, root: &Value) -> bool {
     let Some(Value::Array(options)) = one.get("anyOf") else { return false };
     let differs = |option: &Value| match option {
-        // An alternative that refers to these again must not be followed for ever.
+        // An alternative that leads back here must not be followed forever.
         Value::Object(option) if !option.contains_key("anyOf") => {
             let option = resolve_members(option, root).filter(|option| !option.contains_key("anyOf"));
             option.is_some_and(|option| differ(option, other, root))
@@ -111,8 +110,8 @@ fn values_differ(one: &Map<String, Value>, other: &Map<String, Value>) -> bool {
     !one.iter().any(|value| other.contains(value))
 }
 
-/// The only values that a schema allows, if they are such that different ones are not the same: 1
-/// and 1.0 are.
+/// The only values that a schema allows, if different ones are certainly different values: 1 and 1.0 are
+/// not.
 fn values(schema: &Map<String, Value>) -> Option<Vec<&Value>> {
     let values: Vec<&Value> = match (schema.get("const"), schema.get("enum")) {
         (Some(value), _) => vec![value],

@@ -1,8 +1,8 @@
-//! Dates, times and addresses that every reader takes.
+//! Narrows dates, times and e-mail addresses to those that every reader accepts.
 //!
-//! llguidance's formats allow 29 February in any year, the year 0 and leap seconds anywhere, and
-//! addresses of any length and with rare characters; many readers refuse these. A pattern beside the
-//! format leaves them out.
+//! llguidance's formats allow 29 February in any year, the year 0, leap seconds anywhere, and addresses of
+//! any length with rare characters; many readers refuse these. A pattern besides the format excludes
+//! them.
 
 use std::sync::LazyLock;
 

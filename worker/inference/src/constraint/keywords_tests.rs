@@ -309,7 +309,7 @@ fn what_is_written_for_each_name_does_not_multiply() {
         |member, _| json!({ "propertyNames": { "enum": ["a", "b"] }, "additionalProperties": member }),
     );
     let (read, dropped) = relaxed(&nested);
-    assert!(read.to_string().len() < 4 * MOST_REPEATED, "{}", read.to_string().len());
+    assert!(read.to_string().len() < 4 << 18, "{}", read.to_string().len());
     assert_eq!(dropped.last().map(String::as_str), Some("s.propertyNames"));
     assert_eq!(
         whole(&json!({ "propertyNames": { "enum": ["a"] }, "additionalProperties": { "minimum": 1 } })),

@@ -1,20 +1,21 @@
-//! Answers that obey: JSON, a schema, a grammar, a regular expression, well-formed calls.
+//! Constrained answers: JSON, a schema, a grammar, a regular expression, well-formed tool calls.
 //!
-//! A request's demands become one grammar ([`Grammars::compile`], while its prompt is made), and each
-//! of its choices follows it ([`Progress`]): for the next token there is a mask of those that the
-//! grammar allows, computed on threads of its own while the device computes the logits. llguidance
-//! does the work: an Earley parser over the bytes of tokens, whose lexer is built as it is needed.
+//! A request's constraints are compiled into one grammar ([`GrammarCompiler::compile`], while its prompt
+//! is prepared), and each of its choices follows the grammar ([`Progress`]): a mask of allowed tokens is
+//! computed on other threads while the device computes the logits. llguidance does the work: an Earley
+//! parser over the bytes of tokens, whose lexer is built as it is needed.
 //!
-//! What a client insists on and can't be enforced is an error; what it doesn't insist on is enforced as
-//! far as it can be, and the rest noted. [`schema`] is about JSON schemas, [`source`] writes the
-//! grammars.
+//! What a client insists on and can't be enforced is an error; anything else is enforced as far as
+//! possible and the rest reported. [`schema`] handles JSON schemas, [`source`] writes the grammars.
 
 mod disjoint;
+mod drafts;
 mod formats;
 mod keywords;
 mod narrow;
 mod patterns;
 mod progress;
+mod property_names;
 mod reasons;
 mod schema;
 mod simplify;
@@ -41,72 +42,72 @@ pub use toktrie::SimpleVob as TokenSet;
 
 use self::schema::Schema;
 use self::simplify::{Trials, simplify};
-use self::source::{Body, Source};
+use self::source::{GrammarSource, PartBody};
 use crate::tokenizer::ModelTokenizer;
 pub use progress::{Mask, Progress, Stuck};
 
-/// Stack of the thread that compiles a grammar, and of those that compute masks: llguidance recurses
-/// as deep as schemas and expressions are nested. Nothing is used of it until it is needed.
+/// Stack sizes of the thread that compiles a grammar and of those that compute masks: llguidance recurses
+/// as deep as schemas and expressions are nested. Pages are only allocated when used.
 const COMPILER_STACK: usize = 256 << 20;
 const MASK_STACK: usize = 32 << 20;
-/// Tries at most, with a request's schemas, to find what can't be compiled; a try takes some
-/// milliseconds.
+/// Most trial compilations for a request, to find what can't be compiled; each takes some milliseconds.
 const MOST_TRIALS: usize = 150;
 
-/// No grammar can be made for a model's tokens.
+/// A model's vocabulary can't be used for grammars.
 #[derive(Debug, thiserror::Error)]
 #[error("grammars can't be made for its tokens: {0}")]
-pub struct GrammarsError(String);
+pub struct GrammarCompilerError(String);
 
-/// Makes grammars for one model.
-pub struct Grammars {
+/// Compiles grammars for one model.
+pub struct GrammarCompiler {
     factory: ParserFactory,
     masks: Arc<ThreadPool>,
 }
 
-/// What a request asks of its answers.
+/// A request's compiled constraints.
 #[derive(Debug, Clone, Default)]
 pub struct Compiled {
-    /// What every answer follows; `None` if they may be anything.
+    /// The grammar that every answer follows; `None` if answers are free.
     pub grammar: Option<Grammar>,
     /// What is not enforced.
     pub relaxed: Relaxed,
 }
 
-/// A request's demands on its answers.
+/// A grammar that a request's answers follow.
 #[derive(Clone)]
 pub struct Grammar {
-    /// As it is before the first token.
+    /// The state before the first token.
     matcher: Arc<Matcher>,
     masks: Arc<ThreadPool>,
 }
 
-impl Grammars {
+impl GrammarCompiler {
     /// Prepares for a model's tokens.
-    pub fn new(tokenizer: &ModelTokenizer) -> Result<Self, GrammarsError> {
+    pub fn new(tokenizer: &ModelTokenizer) -> Result<Self, GrammarCompilerError> {
         let slices = SlicedBiasComputer::general_slices();
         let factory =
             ParserFactory::new(&vocabulary::of(tokenizer), InferenceCapabilities::default(), &slices);
-        let mut factory = factory.map_err(|error| GrammarsError(reasons::of_grammar(&error.to_string())))?;
+        let mut factory =
+            factory.map_err(|error| GrammarCompilerError(reasons::of_grammar(&error.to_string())))?;
         factory.quiet();
         *factory.limits_mut() = limits();
         let masks = ThreadPoolBuilder::new()
             .thread_name(|number| format!("masks-{number}"))
             .stack_size(MASK_STACK)
             .build()
-            .map_err(|error| GrammarsError(error.to_string()))?;
+            .map_err(|error| GrammarCompilerError(error.to_string()))?;
         Ok(Self { factory, masks: Arc::new(masks) })
     }
 
-    /// The grammar that a request's answers follow. Calls are written as `format` says. What the
-    /// client insists on and can't be enforced is refused, by name.
+    /// Compiles a request's constraints; `format` is how calls are written. What the client insists on and
+    /// can't be enforced is refused by its name.
     pub fn compile(&self, request: &GenerationRequest, format: ToolFormat) -> Result<Compiled, ApiError> {
         let Some(source) = source::of(request, format)? else { return Ok(Compiled::default()) };
         let thread = thread::Builder::new().name("grammar".to_owned()).stack_size(COMPILER_STACK);
         thread::scope(|scope| {
-            // A worker without room for the thread must not come to another grammar than others do.
+            // A worker without memory for the thread must fail, not compile another grammar than other workers.
             let thread = thread.spawn_scoped(scope, || self.compile_here(source)).map_err(|error| {
-                tracing::error!(%error, "no thread could be started to compile a grammar; give the worker more room");
+                tracing::error!(%error, "can't start a thread to compile a grammar; give the worker more memory");
                 no_compiler()
             })?;
             thread.join().unwrap_or_else(|_| Err(no_compiler()))
@@ -114,7 +115,7 @@ impl Grammars {
     }
 
     /// Compiles on this thread, whose stack must be large.
-    fn compile_here(&self, mut source: Source<'_>) -> Result<Compiled, ApiError> {
+    fn compile_here(&self, mut source: GrammarSource<'_>) -> Result<Compiled, ApiError> {
         let matcher = match self.build(source.lark()) {
             Ok(matcher) => matcher,
             Err(_) => self.build_less(&mut source)?,
@@ -123,8 +124,8 @@ impl Grammars {
         Ok(Compiled { grammar: Some(grammar), relaxed: source.relaxed })
     }
 
-    /// Compiles as much as can be of what can't be compiled as it is.
-    fn build_less(&self, source: &mut Source<'_>) -> Result<Matcher, ApiError> {
+    /// Compiles as much as possible of constraints that can't be compiled as they are.
+    fn build_less(&self, source: &mut GrammarSource<'_>) -> Result<Matcher, ApiError> {
         let mut compiles = |schema: &Schema| self.build(format!("start: {}", schema.to_lark())).is_ok();
         let mut trials = Trials::new(MOST_TRIALS, &mut compiles);
         let mut relaxed = Relaxed::default();
@@ -132,14 +133,14 @@ impl Grammars {
             let Err(error) = self.build(part.alone()) else { continue };
             let anything = part.anything();
             match &mut part.body {
-                Body::Schema(schema) if !part.strict => {
+                PartBody::Schema(schema) if !part.strict => {
                     relaxed.extend(&simplify(schema, &part.path, anything, &mut trials));
                 }
                 body => return Err(refuse(&part.path, &reason(body, &error))),
             }
         }
         source.relaxed.extend(&relaxed);
-        // Each part can be compiled now, and all of them together may still be too much.
+        // Each part can be compiled now, but all of them together may still be too large.
         let mut given_up = 1;
         loop {
             let error = match self.build(source.lark()) {
@@ -153,7 +154,7 @@ impl Grammars {
         }
     }
 
-    /// Compiles a grammar, or says in llguidance's words why it can't be done.
+    /// Compiles a grammar; the error is in llguidance's words.
     fn build(&self, lark: String) -> Result<Matcher, String> {
         let compile = || {
             let parser = self.factory.create_parser(TopLevelGrammar::from_lark(lark));
@@ -161,7 +162,7 @@ impl Grammars {
             if let Some(error) = matcher.get_error() {
                 return Err(error);
             }
-            // What is said here is not enforced.
+            // What llguidance warns of is not enforced.
             if let Some(warning) = matcher.grammar_warnings().first() {
                 return Err(warning.clone());
             }
@@ -186,11 +187,11 @@ fn refuse(path: &str, reason: &str) -> ApiError {
 }
 
 /// Why a part of a request can't be enforced, given what llguidance says.
-fn reason(body: &Body, error: &str) -> String {
+fn reason(body: &PartBody, error: &str) -> String {
     match body {
-        Body::Schema(_) => reasons::of_schema(error),
-        Body::Grammar(_) => reasons::of_grammar(error),
-        Body::Regex(regex) => match patterns::check_whole(regex) {
+        PartBody::Schema(_) => reasons::of_schema(error),
+        PartBody::Grammar(_) => reasons::of_grammar(error),
+        PartBody::Regex(regex) => match patterns::check_whole(regex) {
             Err(reason) => reason,
             Ok(()) => reasons::of_regex(error),
         },
@@ -198,16 +199,16 @@ fn reason(body: &Body, error: &str) -> String {
 }
 
 impl Grammar {
-    /// At the beginning of an answer.
+    /// The state before an answer's first token.
     pub fn begin(&self) -> Progress {
         Progress::new(self.matcher.deep_clone(), &self.masks)
     }
 
-    /// After `tokens` of an answer that someone else began.
+    /// The state after the `tokens` that another worker generated.
     pub fn resume(&self, tokens: &[u32]) -> Result<Progress, Stuck> {
         let mut matcher = self.matcher.deep_clone();
         for &token in tokens {
-            // A mask gives the lexer what it may take for a token, as it did when this one was written.
+            // Computing a mask gives the lexer one token's budget, as when the token was generated.
             let step = matcher.compute_mask().and_then(|_| matcher.consume_token(token));
             step.map_err(|error| Stuck::new(&error.to_string()))?;
         }
@@ -215,9 +216,9 @@ impl Grammar {
     }
 }
 
-impl fmt::Debug for Grammars {
+impl fmt::Debug for GrammarCompiler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Grammars").finish_non_exhaustive()
+        f.debug_struct("GrammarCompiler").finish_non_exhaustive()
     }
 }
 
@@ -227,8 +228,8 @@ impl fmt::Debug for Grammar {
     }
 }
 
-/// What a grammar may take: some 30 ms to compile, less than 20 ms a token, and 50 MB of the lexer's
-/// states at the very worst. Schemas in use stay far below all of it.
+/// Limits of a grammar: some 30 ms to compile, less than 20 ms a token, and 50 MB of lexer states in the
+/// worst case. Schemas in practice stay far below.
 fn limits() -> ParserLimits {
     ParserLimits { max_lexer_states: 25_000, verbose_errors: false, ..ParserLimits::default() }
 }
@@ -236,6 +237,10 @@ fn limits() -> ParserLimits {
 #[cfg(test)]
 #[path = "constraint_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "walk_tests.rs"]
+mod walk_tests;
 
 #[cfg(test)]
 #[path = "corpus_tests.rs"]

@@ -1,14 +1,14 @@
-//! Narrows what a schema allows to what is of use.
+//! Narrows a schema to values that are useful to clients.
 //!
 //! An answer stays valid, but:
 //!
-//! - Numbers stay within ±(2^53 - 1), so that every reader of JSON takes them for the same number,
-//!   and no digits run on for ever.
-//! - Objects whose `properties` are named, and that say nothing of others, get no others.
-//! - Dates, times and e-mail addresses are those that every reader takes.
+//! - Numbers stay within ±(2^53 - 1), so that every JSON reader reads the same number and no digits go on
+//!   forever.
+//! - Objects that name `properties` and say nothing of others get no others.
+//! - Dates, times and e-mail addresses are ones that every reader accepts.
 //!
-//! Schemas that put several conditions on the same value (`allOf`, `$ref` beside other keywords) are
-//! left open as they are: one condition may rely on what another would forbid.
+//! Schemas that put several conditions on the same value (`allOf`, `$ref` beside other keywords) stay
+//! open: one condition may rely on what another would forbid.
 
 use serde_json::{Map, Value, json};
 
@@ -18,7 +18,7 @@ use super::keywords::{PATH, allows_anything, is_annotation};
 use super::tree::{any, subschemas_mut};
 use super::values::{LARGEST, has_type};
 
-/// Where the schema of any value is among the definitions.
+/// Name of the definition that allows any value.
 const ANY: &str = "any JSON value";
 
 /// The narrower schema, with all that it refers to.
@@ -58,7 +58,7 @@ fn adapt(schema: &mut Value, root: &Value, combines: bool) {
     for member in subschemas_mut(schema) {
         adapt(member, root, combines);
     }
-    // llguidance knows of fewer alternatives that they exclude each other.
+    // llguidance recognises fewer alternatives as disjoint.
     if let Some(Value::Array(options)) = schema.get("oneOf")
         && !schema.contains_key("anyOf")
         && are_disjoint(options, root)
@@ -68,7 +68,7 @@ fn adapt(schema: &mut Value, root: &Value, combines: bool) {
     }
 }
 
-/// Any value: what llguidance takes for any number, not every reader does.
+/// Any value. llguidance's own allows numbers that not every reader accepts.
 fn any_value() -> Value {
     let value = reference_to_any();
     json!({ "anyOf": [

@@ -1,4 +1,4 @@
-//! How far an answer has come in its grammar.
+//! A choice's state in its grammar.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -10,24 +10,24 @@ use rayon::ThreadPool;
 
 use super::{TokenSet, reasons};
 
-/// An answer can't go on: no token fits, or the grammar takes too long to follow.
+/// Why an answer can't continue: no token is allowed, or the grammar takes too long to follow.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Stuck(String);
 
 impl Stuck {
     pub(super) fn new(error: &str) -> Self {
-        // Its words are the grammar's, which is not the client's.
-        tracing::debug!(error, "an answer is stuck");
+        // llguidance's words are about the grammar, which the client has not written.
+        tracing::debug!(error, "the grammar allows no next token");
         Self(reasons::of_answer(error).to_owned())
     }
 
-    /// None of the tokens that are allowed has a probability.
+    /// None of the allowed tokens has a probability.
     pub fn dead_end() -> Self {
         Self("nothing that is allowed is possible".to_owned())
     }
 
-    /// As the client is told.
+    /// The error that the client gets.
     pub fn to_api_error(&self) -> ApiError {
         let message = format!(
             "The answer came to a place where no token fits what 'response_format' or 'tools' ask for ({self}). \
@@ -37,19 +37,18 @@ impl Stuck {
     }
 }
 
-/// Which tokens may come next.
+/// The tokens that are allowed next.
 #[derive(Clone)]
 pub struct Mask {
     /// Their ids.
     pub allowed: TokenSet,
-    /// How long it took to find out.
+    /// Time that computing the mask took.
     pub took: Duration,
 }
 
-/// One choice's way through its grammar.
+/// One choice's state in its grammar.
 ///
-/// The mask for the next token is computed in the background from when the tokens before it are
-/// known.
+/// The mask for the next token is computed in the background as soon as the tokens before it are known.
 pub struct Progress {
     matcher: Arc<Mutex<Matcher>>,
     mask: Arc<OnceLock<Result<Mask, Stuck>>>,
@@ -67,12 +66,12 @@ impl Progress {
         progress
     }
 
-    /// Which tokens may come next; waits until that is known.
+    /// The tokens that are allowed next; waits until they are known.
     pub fn mask(&self) -> Result<&Mask, &Stuck> {
         self.mask.wait().as_ref()
     }
 
-    /// Takes note of a token that does not end the answer; whether the answer is complete now, and
+    /// Records a token that does not end the answer; returns whether the answer is complete now, so that
     /// nothing can follow.
     pub fn record(&mut self, token: u32) -> Result<bool, Stuck> {
         let mut matcher = lock(&self.matcher);
@@ -103,7 +102,7 @@ impl Progress {
     }
 }
 
-/// What a panic leaves behind, llguidance has noted itself.
+/// llguidance itself records that a panic left it unusable.
 fn lock(matcher: &Mutex<Matcher>) -> MutexGuard<'_, Matcher> {
     matcher.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,13 +1,13 @@
-//! Why something can't be enforced, in words for whoever asked for it.
+//! Why something can't be enforced, in words for clients.
 
-/// Longest reason that a client is told, in characters.
+/// Longest reason, in characters.
 const LONGEST: usize = 400;
 
 const TOO_COMPLEX: &str = "it is too complex to enforce";
 const UNFULFILLABLE: &str = "nothing can fulfil it";
 
-/// What llguidance says of a schema, and what that means. Its own words tell of the grammar that it
-/// makes, which is not the client's.
+/// llguidance's errors about schemas and what they mean. Its own words are about the grammar that it
+/// makes, which the client has not written.
 const OF_SCHEMAS: [(&str, &str); 8] = [
     (
         "oneOf constraints",
@@ -25,7 +25,7 @@ const OF_SCHEMAS: [(&str, &str); 8] = [
     (NOTHING, UNFULFILLABLE),
 ];
 
-/// That not even the first token is possible.
+/// Not even a first token is possible.
 pub(super) const NOTHING: &str = "no token fits";
 
 /// Why a schema can't be enforced.
@@ -50,14 +50,14 @@ fn contradiction(error: &str) -> Option<String> {
     (is_bound(lower) && is_bound(upper)).then_some(detail)
 }
 
-/// Why a regular expression can't be enforced that is well-formed.
+/// Why a well-formed regular expression can't be enforced.
 pub(super) fn of_regex(error: &str) -> String {
     let reason = if error.contains(NOTHING) { UNFULFILLABLE } else { TOO_COMPLEX };
     reason.to_owned()
 }
 
-/// Why a client's grammar can't be enforced, in llguidance's words, which are the grammar's; as one
-/// line, without the backtraces and states that come after it.
+/// Why a client's grammar can't be enforced: in llguidance's words, which are about that grammar, on one
+/// line and without the backtraces and states that follow.
 pub(super) fn of_grammar(error: &str) -> String {
     let end = ["\n<", "panic:"].iter().filter_map(|mark| error.find(mark)).min().unwrap_or(error.len());
     let line = error.get(..end).unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ");
@@ -70,7 +70,7 @@ pub(super) fn of_grammar(error: &str) -> String {
     }
 }
 
-/// Why an answer can't go on.
+/// Why an answer can't continue.
 pub(super) fn of_answer(error: &str) -> &'static str {
     let is_long =
         ["fuel", "too many", "max is", "too complex", "limit"].iter().any(|mark| error.contains(mark));

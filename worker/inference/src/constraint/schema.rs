@@ -1,7 +1,7 @@
-//! A JSON schema as it is enforced, and how it is put to llguidance.
+//! A JSON schema as it is enforced, and as llguidance reads it.
 //!
-//! [`keywords`] reads what a client sends, [`narrow`](super::narrow) leaves out what would be of no
-//! use, and [`simplify`](super::simplify) takes away what turns out to be too much.
+//! [`keywords`] reads what a client sends, [`narrow`](super::narrow) excludes values that are of no use,
+//! and [`simplify`](super::simplify) drops what llguidance can't compile.
 
 use emberline_protocol::error::ApiError;
 use emberline_protocol::relaxed::Relaxed;
@@ -13,11 +13,11 @@ use super::narrow::narrow;
 use super::tree::change_all;
 use super::values::{has_type, invalid};
 
-/// What white space may stand between two tokens of JSON: one space, or a line end and indentation.
-/// Its length is bounded and it is never repeated, so that a model can't lose itself in it.
+/// White space allowed between two JSON tokens: one space, or a line end and indentation. Its length is
+/// bounded, so that a model can't write white space forever.
 const WHITE_SPACE: &str = " |\\n {0,16}";
-/// Escapes in strings. Characters stand for themselves and not as `\u0061`, which keeps names of
-/// properties from being written in another way.
+/// Escapes in strings. Characters stand for themselves and not as `\u0061`, so that names of properties
+/// have one spelling.
 const ESCAPES: &str = "nrbtf\\\"";
 
 /// A schema in the form that [`keywords`] describes.
@@ -25,8 +25,8 @@ const ESCAPES: &str = "nrbtf\\\"";
 pub(super) struct Schema(pub(super) Map<String, Value>);
 
 impl Schema {
-    /// Reads the schema at `path` of the request. With `strict` the client insists on all of it;
-    /// otherwise what can't be enforced is dropped and noted.
+    /// Reads the schema at `path` of the request. With `strict` the client insists on all of it; otherwise
+    /// what can't be enforced is dropped and reported.
     pub(super) fn read(
         schema: &Value,
         strict: bool,
@@ -41,8 +41,7 @@ impl Schema {
         Ok(Self(root))
     }
 
-    /// Reads the schema of a function's arguments, which are an object; one that says nothing of its
-    /// members has none.
+    /// Reads the schema of a function's arguments, an object; without `properties` it has none.
     pub(super) fn read_arguments(
         parameters: &Map<String, Value>,
         strict: bool,
@@ -94,7 +93,7 @@ impl Schema {
     }
 }
 
-/// Takes `oneOf` for `anyOf` where its alternatives may overlap.
+/// Treats `oneOf` as `anyOf` where alternatives may overlap.
 fn choose_freely(schema: &mut Map<String, Value>, root: &Value, relaxed: &mut Relaxed) {
     let Some(Value::Array(options)) = schema.get("oneOf") else { return };
     if are_disjoint(options, root) {

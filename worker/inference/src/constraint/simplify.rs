@@ -1,12 +1,12 @@
-//! What is left of a schema that can't be compiled as it is, where the client doesn't insist on it.
+//! Simplifies schemas that can't be compiled as they are, where the client does not insist on them.
 //!
-//! llguidance refuses some schemas only once it puts them together: conditions that contradict each
-//! other, expressions that it can't intersect, too many alternatives. Each schema that refers to no
-//! other is tried by itself, from the outside in; where one fails and its parts don't, its keywords are
-//! put together one after the other, without those that spoil it. If all of that isn't enough, keywords
-//! go everywhere, the dearest first, and in the end the schema allows anything.
+//! llguidance finds some faults only when it combines schemas: contradicting conditions, expressions that
+//! it can't intersect, too many alternatives. Each self-contained subschema is tried by itself, from the
+//! outside in; where one fails though its parts don't, its keywords are added one after the other,
+//! leaving out those that fail. If that is not enough, keywords are removed everywhere, the most
+//! expensive first, and in the end the schema allows anything.
 //!
-//! It depends on the schema alone and not on time, so that every worker comes to the same grammar.
+//! The result depends on the schema alone and not on time, so that every worker gets the same grammar.
 
 use emberline_protocol::relaxed::Relaxed;
 use serde_json::{Map, Value, json};
@@ -15,7 +15,7 @@ use super::keywords::PATH;
 use super::schema::Schema;
 use super::tree::{change_all, definitions_mut, subschemas_mut};
 
-/// Keywords in the order in which they are put together: later ones are worth less.
+/// Keywords in the order in which they are added: later ones are worth less.
 const KEYWORDS: [&str; 26] = [
     "type",
     "const",
@@ -45,17 +45,17 @@ const KEYWORDS: [&str; 26] = [
     "maxProperties",
 ];
 
-/// Keywords that go together, the dearest first.
+/// Keywords that are removed together, the most expensive first.
 const DEAREST: [&[&str]; 3] = [
     &["pattern", "format", "multipleOf", "patternProperties", "minProperties", "maxProperties"],
     &["allOf", "minLength", "maxLength", "minItems", "maxItems"],
     &["anyOf", "oneOf", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"],
 ];
 
-/// Bytes of a schema whose trial takes no longer than starting one.
+/// Bytes of a schema below which a trial's cost does not depend on its size.
 const SMALL_SCHEMA: usize = 16 << 10;
 
-/// Tries whether schemas can be compiled, so many times at most.
+/// Tries whether schemas can be compiled, up to a number of times.
 pub(super) struct Trials<'c> {
     compiles: &'c mut dyn FnMut(&Schema) -> bool,
     left: usize,
@@ -66,8 +66,8 @@ impl<'c> Trials<'c> {
         Self { compiles, left }
     }
 
-    /// Whether it can be compiled; `None` if there have been trials enough. A large schema counts as several
-    /// that are small.
+    /// Whether a schema can be compiled; `None` once the trials are used up. A large schema counts as
+    /// several small ones.
     fn compiles(&mut self, schema: &Schema) -> Option<bool> {
         let size = serde_json::to_string(&schema.0).map_or(0, |text| text.len());
         self.left = self.left.checked_sub(1 + size / SMALL_SCHEMA)?;
@@ -82,8 +82,8 @@ impl<'c> Trials<'c> {
     }
 }
 
-/// Takes from the schema at `path` of the request, which can't be compiled, as little as helps; if
-/// nothing does, it becomes `anything`. Returns what is taken away.
+/// Removes as little as possible from the schema at `path` of the request so that it can be compiled; if
+/// nothing helps, it becomes `anything`. Returns what was removed.
 pub(super) fn simplify(
     schema: &mut Schema,
     path: &str,
@@ -102,7 +102,7 @@ pub(super) fn simplify(
     whole
 }
 
-/// Mends a root and its definitions; `None` if that can't be done.
+/// Mends a root and its definitions; `None` if that fails.
 fn mend_root(schema: &mut Schema, trials: &mut Trials<'_>, relaxed: &mut Relaxed) -> Option<()> {
     let Schema(root) = schema;
     let mut definitions = objects(definitions_mut(root));
@@ -216,7 +216,7 @@ fn fitting(
     Some(fitting)
 }
 
-/// Cuts keywords everywhere; whether there were any.
+/// Removes keywords everywhere; returns whether there were any.
 fn cut(
     schema: &mut Schema,
     is_cut: &dyn Fn(&Map<String, Value>, &str) -> bool,
@@ -238,7 +238,7 @@ fn cut(
     changed
 }
 
-/// Notes that a part of a schema has lost a keyword.
+/// Reports that a part of a schema has lost a keyword.
 fn note(part: &Map<String, Value>, word: &str, relaxed: &mut Relaxed) {
     if let Some(Value::String(path)) = part.get(PATH) {
         relaxed.push(format!("{path}.{word}"));

@@ -1,4 +1,4 @@
-//! What an answer has to obey, written in llguidance's variant of Lark.
+//! Writes a request's constraints as a grammar in llguidance's variant of Lark.
 
 use emberline_protocol::error::{ApiError, ErrorCode};
 use emberline_protocol::job::{Constraint, GenerationRequest, Tool, ToolChoice};
@@ -7,39 +7,39 @@ use emberline_protocol::tools::ToolFormat;
 
 use super::schema::Schema;
 
-/// Calls in one answer at most: a model that repeats itself comes to an end.
+/// Most calls in an answer, so that a model that repeats itself comes to an end.
 const MOST_CALLS: usize = 16;
 /// Any text.
 const ANYTHING: &str = "/(?s:.*)/";
-/// Larger sources are refused, in bytes: what takes long to compile keeps others waiting.
+/// Longest sources, in bytes: compiling larger ones would keep others waiting.
 const LONGEST_SCHEMA: usize = 256 << 10;
 const LONGEST_GRAMMAR: usize = 128 << 10;
 const LONGEST_REGEX: usize = 16 << 10;
 
 /// What a request's answers have to obey.
 #[derive(Debug, Clone)]
-pub(super) struct Source<'r> {
+pub(super) struct GrammarSource<'r> {
     request: &'r GenerationRequest,
     format: ToolFormat,
-    /// The functions that may be called, each with what its arguments obey.
-    calls: Vec<(&'r str, Part)>,
-    /// What an answer that calls none obeys.
-    answer: Option<Part>,
+    /// The functions that may be called, with the grammars of their arguments.
+    calls: Vec<(&'r str, GrammarPart)>,
+    /// The grammar of an answer without calls.
+    answer: Option<GrammarPart>,
     /// What of it is not enforced.
     pub(super) relaxed: Relaxed,
 }
 
 /// A part of the request, with its path in it.
 #[derive(Debug, Clone)]
-pub(super) struct Part {
+pub(super) struct GrammarPart {
     pub(super) path: String,
-    pub(super) body: Body,
-    /// Without it, what can't be enforced is dropped.
+    pub(super) body: PartBody,
+    /// If `false`, what can't be enforced is dropped.
     pub(super) strict: bool,
 }
 
 #[derive(Debug, Clone)]
-pub(super) enum Body {
+pub(super) enum PartBody {
     Schema(Schema),
     /// A grammar of the client's own.
     Grammar(String),
@@ -47,9 +47,11 @@ pub(super) enum Body {
     Regex(String),
 }
 
-/// What a request's answers have to obey; `None` if they may be anything. Functions are called as
-/// `format` says.
-pub(super) fn of(request: &GenerationRequest, format: ToolFormat) -> Result<Option<Source<'_>>, ApiError> {
+/// Reads a request's constraints; `None` if answers are free. `format` is how calls are written.
+pub(super) fn of(
+    request: &GenerationRequest,
+    format: ToolFormat,
+) -> Result<Option<GrammarSource<'_>>, ApiError> {
     let mut relaxed = Relaxed::default();
     let answer = match &request.constraint {
         Some(constraint) => Some(expression(constraint, &mut relaxed)?),
@@ -65,16 +67,16 @@ pub(super) fn of(request: &GenerationRequest, format: ToolFormat) -> Result<Opti
     for (index, tool) in callable {
         calls.push((tool.name.as_str(), arguments(index, tool, &mut relaxed)?));
     }
-    Ok(Some(Source { request, format, calls, answer, relaxed }))
+    Ok(Some(GrammarSource { request, format, calls, answer, relaxed }))
 }
 
-impl Source<'_> {
+impl GrammarSource<'_> {
     /// As a grammar.
     pub(super) fn lark(&self) -> String {
         if self.calls.is_empty() {
-            return self.answer.as_ref().map_or_else(|| text_only(self.format), Part::alone);
+            return self.answer.as_ref().map_or_else(|| text_only(self.format), GrammarPart::alone);
         }
-        let answer = self.answer.as_ref().map(Part::lark);
+        let answer = self.answer.as_ref().map(GrammarPart::lark);
         let text = match self.request.tool_choice {
             ToolChoice::Auto => Some(answer.as_deref()),
             _ => None,
@@ -88,8 +90,8 @@ impl Source<'_> {
         lark
     }
 
-    /// All that the request asks for.
-    pub(super) fn parts_mut(&mut self) -> impl Iterator<Item = &mut Part> {
+    /// All parts of the constraints.
+    pub(super) fn parts_mut(&mut self) -> impl Iterator<Item = &mut GrammarPart> {
         self.calls.iter_mut().map(|(_, part)| part).chain(&mut self.answer)
     }
 
@@ -101,18 +103,18 @@ impl Source<'_> {
         }
     }
 
-    /// Gives up so many of the largest schemas on which the client doesn't insist; whether there were
-    /// any.
+    /// Drops up to `most` of the largest schemas on which the client does not insist; returns whether there
+    /// were any.
     pub(super) fn give_up(&mut self, most: usize) -> bool {
         let mut given_up = Vec::new();
-        let mut largest: Vec<(usize, &mut Part)> = self
+        let mut largest: Vec<(usize, &mut GrammarPart)> = self
             .parts_mut()
-            .filter(|part| matches!(&part.body, Body::Schema(schema) if !part.strict && *schema != part.anything()))
+            .filter(|part| matches!(&part.body, PartBody::Schema(schema) if !part.strict && *schema != part.anything()))
             .map(|part| (part.lark().len(), part))
             .collect();
         largest.sort_by_key(|(length, _)| std::cmp::Reverse(*length));
         for (_, part) in largest.into_iter().take(most) {
-            part.body = Body::Schema(part.anything());
+            part.body = PartBody::Schema(part.anything());
             given_up.push(part.path.clone());
         }
         given_up.iter().for_each(|path| self.relaxed.push(path.as_str()));
@@ -120,25 +122,25 @@ impl Source<'_> {
     }
 }
 
-impl Part {
+impl GrammarPart {
     /// As an expression.
     fn lark(&self) -> String {
         match &self.body {
-            Body::Schema(schema) => schema.to_lark(),
-            Body::Grammar(grammar) => format!("%lark {{\n{grammar}\n}}"),
-            Body::Regex(regex) => format!("/{}/", llguidance::regex_to_lark(regex, "")),
+            PartBody::Schema(schema) => schema.to_lark(),
+            PartBody::Grammar(grammar) => format!("%lark {{\n{grammar}\n}}"),
+            PartBody::Regex(regex) => format!("/{}/", llguidance::regex_to_lark(regex, "")),
         }
     }
 
     /// As a grammar of its own.
     pub(super) fn alone(&self) -> String {
         match &self.body {
-            Body::Grammar(grammar) => grammar.clone(),
+            PartBody::Grammar(grammar) => grammar.clone(),
             _ => format!("start: {}", self.lark()),
         }
     }
 
-    /// What a schema becomes of which nothing can be enforced.
+    /// The schema that is left when nothing of a schema can be enforced.
     pub(super) fn anything(&self) -> Schema {
         match self.path.starts_with("tools") {
             true => Schema::of_any_object(),
@@ -147,21 +149,21 @@ impl Part {
     }
 }
 
-fn expression(constraint: &Constraint, relaxed: &mut Relaxed) -> Result<Part, ApiError> {
+fn expression(constraint: &Constraint, relaxed: &mut Relaxed) -> Result<GrammarPart, ApiError> {
     let (path, body, strict) = match constraint {
-        Constraint::JsonObject => ("response_format", Body::Schema(Schema::of_any_object()), true),
+        Constraint::JsonObject => ("response_format", PartBody::Schema(Schema::of_any_object()), true),
         Constraint::JsonSchema { schema, strict } => {
             let path = "response_format.json_schema.schema";
             let schema = match is_short(schema.to_string().len(), *strict, path, relaxed)? {
                 true => Schema::read(schema, *strict, path, relaxed)?,
                 false => Schema::of_anything(),
             };
-            (path, Body::Schema(schema), *strict)
+            (path, PartBody::Schema(schema), *strict)
         }
         Constraint::Grammar(grammar) => {
             let path = "response_format.grammar";
             check_length(grammar.len(), LONGEST_GRAMMAR, path)?;
-            (path, Body::Grammar(grammar.clone()), true)
+            (path, PartBody::Grammar(grammar.clone()), true)
         }
         Constraint::Regex(regex) => {
             let path = "response_format.regex";
@@ -171,10 +173,10 @@ fn expression(constraint: &Constraint, relaxed: &mut Relaxed) -> Result<Part, Ap
                 let message = format!("'{path}' is empty or ends within an escape. Give a whole expression.");
                 return Err(ApiError::field(ErrorCode::InvalidValue, path, message));
             }
-            (path, Body::Regex(regex.clone()), true)
+            (path, PartBody::Regex(regex.clone()), true)
         }
     };
-    Ok(Part { path: path.to_owned(), body, strict })
+    Ok(GrammarPart { path: path.to_owned(), body, strict })
 }
 
 fn named<'a>(tools: &'a [Tool], name: &str) -> Result<(usize, &'a Tool), ApiError> {
@@ -186,17 +188,17 @@ fn named<'a>(tools: &'a [Tool], name: &str) -> Result<(usize, &'a Tool), ApiErro
 }
 
 /// A call's arguments.
-fn arguments(index: usize, tool: &Tool, relaxed: &mut Relaxed) -> Result<Part, ApiError> {
+fn arguments(index: usize, tool: &Tool, relaxed: &mut Relaxed) -> Result<GrammarPart, ApiError> {
     let path = format!("tools[{index}].function.parameters");
     let length = serde_json::to_string(&tool.parameters).map_or(0, |text| text.len());
     let schema = match is_short(length, tool.strict, &path, relaxed)? {
         true => Schema::read_arguments(&tool.parameters, tool.strict, &path, relaxed)?,
         false => Schema::of_any_object(),
     };
-    Ok(Part { path, body: Body::Schema(schema), strict: tool.strict })
+    Ok(GrammarPart { path, body: PartBody::Schema(schema), strict: tool.strict })
 }
 
-/// Whether a schema is not too long. One that is, and on which the client doesn't insist, is noted.
+/// Whether a schema is short enough. One that is not, and on which the client does not insist, is reported.
 fn is_short(length: usize, strict: bool, path: &str, relaxed: &mut Relaxed) -> Result<bool, ApiError> {
     match check_length(length, LONGEST_SCHEMA, path) {
         Err(_) if !strict => {
@@ -215,7 +217,7 @@ fn check_length(length: usize, most: usize, path: &str) -> Result<(), ApiError> 
     Err(ApiError::field(ErrorCode::InvalidValue, path, message))
 }
 
-/// A call up to its arguments. What comes after them is `}`.
+/// The beginning of a call, up to its arguments, after which comes `}`.
 fn open_call(format: ToolFormat, name: &str) -> String {
     let arguments = match format {
         ToolFormat::Hermes | ToolFormat::Mistral => "arguments",
@@ -224,9 +226,9 @@ fn open_call(format: ToolFormat, name: &str) -> String {
     format!("{{\"name\": \"{name}\", \"{arguments}\": ")
 }
 
-/// Rules for answers made of the rule `call`, which is to follow. If `text` is not `None`, an answer
-/// may do without calls: it is then what the expression in it says, or else any text, which may also
-/// come before the calls where the format has a mark for them.
+/// Rules for answers that consist of calls (the rule `call`, which the caller adds). If `text` is not
+/// `None`, an answer may also have no calls: then it follows the expression in `text`, or is any text,
+/// which may also precede calls in formats that mark them.
 fn calls(format: ToolFormat, text: Option<Option<&str>>, parallel: bool) -> String {
     let more = |rest: &str| match parallel {
         true => format!("({rest}){{0,{}}}", MOST_CALLS - 1),
@@ -253,7 +255,7 @@ fn calls(format: ToolFormat, text: Option<Option<&str>>, parallel: bool) -> Stri
     format!("{start}list: {list}\n")
 }
 
-/// What calls begin with; for Llama's nothing but their own beginning.
+/// The mark that begins calls; Llama's format has none.
 fn mark(format: ToolFormat) -> &'static str {
     match format {
         ToolFormat::Hermes => "<tool_call>",

@@ -1,8 +1,8 @@
-//! Walks through schemas of the form that is enforced.
+//! Walks through schemas of the enforced form.
 
 use serde_json::{Map, Value};
 
-/// A schema's own subschemas; its definitions are not among them.
+/// A schema's direct subschemas, without its definitions.
 pub(super) fn subschemas(schema: &Map<String, Value>) -> Vec<&Value> {
     let mut found = Vec::new();
     for (word, value) in schema {
@@ -16,7 +16,7 @@ pub(super) fn subschemas(schema: &Map<String, Value>) -> Vec<&Value> {
     found
 }
 
-/// The same, to be changed.
+/// As [`subschemas`], mutable.
 pub(super) fn subschemas_mut(schema: &mut Map<String, Value>) -> Vec<&mut Value> {
     let mut found = Vec::new();
     for (word, value) in schema {
@@ -38,7 +38,7 @@ pub(super) fn definitions_mut(root: &mut Map<String, Value>) -> Vec<&mut Value> 
     definitions.into_iter().flat_map(Map::values_mut).collect()
 }
 
-/// Changes a root, all its definitions, and all subschemas of these; each after its own.
+/// Applies `change` to a root, its definitions and all their subschemas; children come first.
 pub(super) fn change_all(root: &mut Map<String, Value>, change: &mut dyn FnMut(&mut Map<String, Value>)) {
     for definition in definitions_mut(root) {
         change_each(definition, change);
@@ -57,7 +57,7 @@ fn change_each(schema: &mut Value, change: &mut dyn FnMut(&mut Map<String, Value
     change(schema);
 }
 
-/// Whether a root, one of its definitions, or one of their subschemas is such.
+/// Whether the predicate holds for a root, one of its definitions, or one of their subschemas.
 pub(super) fn any(root: &Map<String, Value>, is_such: &dyn Fn(&Map<String, Value>) -> bool) -> bool {
     let definitions = root.get("$defs").and_then(Value::as_object);
     let mut members = definitions.into_iter().flat_map(Map::values).chain(subschemas(root));

@@ -5,11 +5,11 @@ use serde_json::{Map, Value, json};
 
 use super::patterns;
 
-/// Numbers beyond it are not exact in every reader (RFC 7493, section 2.2).
+/// Larger integers are not exact in every reader (RFC 7493, section 2.2).
 pub(super) const LARGEST: i64 = (1 << 53) - 1;
 
 const TYPES: [&str; 7] = ["null", "boolean", "integer", "number", "string", "array", "object"];
-/// Those of strings that llguidance knows.
+/// The formats of strings that llguidance knows.
 const FORMATS: [&str; 10] =
     ["date-time", "date", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"];
 
@@ -37,7 +37,7 @@ pub(super) fn too_many(count: usize, most: usize, path: &str) -> ApiError {
     invalid(path, &format!("has {count} entries, of {most} that are allowed"), "Use fewer.")
 }
 
-/// A type's name; some write it as `STRING`, which will do where they don't insist.
+/// A type's name; upper case is accepted unless the client insists.
 pub(super) fn type_of(kind: &Value, strict: bool, path: &str) -> Result<&'static str, ApiError> {
     let name = kind.as_str().unwrap_or_default();
     let is_same = |known: &&str| *known == name || !strict && known.eq_ignore_ascii_case(name);

@@ -15,7 +15,7 @@ pub(super) fn open(backend: Backend, wanted: Option<&str>) -> Result<ComputeDevi
         Some(chosen) => chosen.open(),
         None => {
             let found = list(&adapters);
-            tracing::warn!(%found, "no GPU that wgpu can use: running on the CPU");
+            tracing::warn!(%found, "wgpu finds no GPU; running on the CPU");
             Ok(ComputeDevice::cpu())
         }
     }

@@ -1,4 +1,4 @@
-//! Chooses, at run time, the device that computes.
+//! Chooses the device that computes, at run time.
 //!
 //! wgpu where there is a real GPU, burn's CPU backend (flex) where there is none. A software
 //! adapter such as llvmpipe counts as none, since the CPU backend is many times faster; it is

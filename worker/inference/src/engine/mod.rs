@@ -1,13 +1,11 @@
-//! What computes: a set of running sequences, advanced one step at a time.
+//! What computes: a set of running jobs, advanced one step at a time.
 //!
-//! A job goes through three hands. An engine's [`Frontend`] makes its prompt, on any thread. The
-//! [`Engine`] itself is driven by one thread of its own ([`thread`]): [`Engine::submit`] and
-//! [`Engine::cancel`] between steps, [`Engine::step`] as long as [`Engine::has_work`]; it never
-//! waits for anything but the device. Events go to the job's [`EventSink`], from wherever text is
-//! made of tokens.
+//! A job goes through three stages. An engine's [`Preprocessor`] renders and encodes its prompt, on any
+//! thread. The [`Engine`] itself is driven by one thread of its own ([`thread`]): [`Engine::submit`] and
+//! [`Engine::cancel`] between steps, [`Engine::step`] as long as [`Engine::has_work`]; it waits for
+//! nothing but the device. Events go to the job's [`EventSink`], from wherever text is made of tokens.
 //!
-//! [`burn`] runs models; [`scheduler`] decides what each of its steps computes, and [`blocks`] keeps
-//! its cache. [`simulated`] has no model.
+//! [`inference`] runs models; [`simulated`] has no model.
 
 pub mod inference;
 mod refusal;
@@ -30,78 +28,89 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::constraint::Grammar;
 use crate::network::ComputeError;
+use crate::scheduler::SchedulerStats;
 
-/// Where a job's events go. `Done` and `Error` are the last of a job; if the sink is closed before,
-/// the engine has failed. It is unbounded, for an engine must not wait; the job's own limits bound it.
+/// Where a job's events go. A job's last event is `Done` or `Error`; if the sink is closed before, the
+/// engine has failed. It is unbounded, because an engine must not wait; the job's own limits bound it.
 pub type EventSink = UnboundedSender<EventKind>;
 
-/// What other workers wrote of a choice before this one got the job.
+/// The tokens of a choice that other workers generated before this one took the job over.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Written {
-    /// Its tokens, the one that ended it left out if it is not part of the text.
+pub struct ResumedTokens {
+    /// Token ids, without an end token that is not part of the text.
     pub ids: Vec<u32>,
     /// The text that they completed.
     pub text: String,
-    /// Why it ended, if it did.
+    /// Why the choice ended, if it did.
     pub finish: Option<FinishReason>,
 }
 
-impl Written {
-    /// Whether it was begun.
+impl ResumedTokens {
+    /// Whether nothing was generated.
     pub fn is_empty(&self) -> bool {
         self.ids.is_empty() && self.finish.is_none()
     }
 }
 
-/// A job that can be served, and its prompt.
+/// A job that can be served, with its encoded prompt.
 #[derive(Debug, Clone)]
-pub struct Prepared {
+pub struct PreparedRequest {
     /// The job.
     pub job: Job,
-    /// When it left the queue.
+    /// When it was taken from the queue.
     pub taken: Instant,
     /// Token ids; not empty.
     pub prompt: Vec<u32>,
-    /// Most tokens of an answer; together with the prompt they fit the context.
+    /// Most tokens of each choice; together with the prompt they fit the context.
     pub limit: u32,
-    /// What the client is told of the answer as it begins; the engine adds the prompt's length and
-    /// its own fingerprint.
+    /// The first event's content; the engine adds the prompt's length and its own fingerprint.
     pub acceptance: Acceptance,
-    /// What its answers obey; `None` if they may be anything.
+    /// The grammar that answers follow; `None` if they are free.
     pub grammar: Option<Grammar>,
-    /// Words that no answer has, each of which is its tokens.
+    /// Token sequences that must not appear in an answer.
     pub bad_words: Arc<[Vec<u32>]>,
-    /// What is there of each choice; empty if nothing is.
-    pub written: Vec<Written>,
-    /// Tokens of the prompt that the log has.
-    pub prompt_written: u32,
+    /// What other workers have generated of each choice; empty for a new job.
+    pub resumed: Vec<ResumedTokens>,
+    /// How many tokens of the prompt the log has.
+    pub resumed_prompt: u32,
 }
 
-/// Makes prompts of jobs, and whatever else is done with text and tokens alone.
-pub trait Frontend: Debug + Send + Sync {
-    /// Makes a job's prompt and checks that the job can be served, before anything is computed for
-    /// it. Takes as long as the prompt is long.
-    fn prepare(&self, job: Job, taken: Instant) -> Result<Prepared, ApiError>;
+/// Prepares jobs for an engine, and whatever else needs only text and tokens.
+pub trait Preprocessor: Debug + Send + Sync {
+    /// Renders and encodes a job's prompt, and checks that the job can be served. Takes time in proportion
+    /// to the prompt's length.
+    fn prepare(&self, job: Job, taken: Instant) -> Result<PreparedRequest, ApiError>;
 
-    /// Turns text into tokens or back. Takes as long as the text is long.
+    /// Converts text to tokens or back. Takes time in proportion to the text's length.
     fn convert(&self, request: TokensRequest) -> Result<TokensReply, ApiError>;
 }
 
-/// The device or a part of the engine is gone; nothing more can be computed.
+/// The device or a part of the engine has failed; nothing more can be computed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EngineError {
     /// The device.
     #[error(transparent)]
     Compute(#[from] ComputeError),
-    /// The thread that makes events of tokens.
-    #[error("the thread that publishes tokens has ended; see the log above")]
-    Publisher,
+    /// The thread that turns tokens into events.
+    #[error("the thread that processes outputs has ended; see the log above")]
+    OutputProcessor,
+}
+
+/// How busy an engine is, and what it has done since it was loaded.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct EngineStats {
+    /// Sequences, cache blocks and preemptions.
+    pub scheduler: SchedulerStats,
+    /// Tokens computed, of prompts and answers; cached ones are not among them.
+    pub computed_tokens: u64,
+    /// Tokens sampled, end tokens included.
+    pub generated_tokens: u64,
 }
 
 /// Runs several jobs at once on one device.
 pub trait Engine: Send {
-    /// What this engine serves.
+    /// The models that this engine serves.
     fn models(&self) -> Vec<ServedModel>;
 
     /// `burn` or `simulated`, as the heartbeat shows it.
@@ -110,31 +119,33 @@ pub trait Engine: Send {
     /// The device in words.
     fn device(&self) -> String;
 
-    /// Jobs it can run at once.
+    /// Most concurrent jobs.
     fn capacity(&self) -> usize;
 
-    /// Bytes that it takes at most, where its jobs compute; `None` if it can't tell.
+    /// Most bytes of memory that it takes on its device; `None` if not known.
     fn memory(&self) -> Option<u64> {
         None
     }
 
+    /// How busy it is, and what it has done so far.
+    fn stats(&self) -> EngineStats;
+
     /// What prepares its jobs.
-    fn frontend(&self) -> Arc<dyn Frontend>;
+    fn preprocessor(&self) -> Arc<dyn Preprocessor>;
 
-    /// Takes a job in, to which `Accepted` is the answer. A job whose sink is closed is dropped at
-    /// the next step.
-    fn submit(&mut self, job: Prepared, events: EventSink);
+    /// Adds a job and sends its `Accepted` event. A job whose sink is closed is dropped at the next step.
+    fn submit(&mut self, job: PreparedRequest, events: EventSink);
 
-    /// Drops a job and frees what it held; tells what had been computed for it.
+    /// Drops a job and frees its blocks; returns what was computed for it.
     fn cancel(&mut self, job: &JobId) -> Option<Usage>;
 
     /// Whether a step would do anything.
     fn has_work(&self) -> bool;
 
-    /// Advances running jobs: a token for those whose prompt is computed, and a part of the others'
-    /// prompts.
+    /// Advances running jobs: decodes a token of those whose prompt is computed, and prefills a part of the
+    /// others' prompts.
     fn step(&mut self) -> Result<(), EngineError>;
 
-    /// Closes every job's sink; called once, after the engine has failed.
-    fn hang_up(&mut self);
+    /// Closes the sinks of all jobs; called once, after the engine has failed.
+    fn close_all(&mut self);
 }

@@ -1,9 +1,9 @@
-//! Refusals that more than one engine has to give.
+//! Refusals that several engines share.
 
 use emberline_protocol::error::{ApiError, ErrorCode};
 use emberline_protocol::job::GenerationRequest;
 
-/// More tokens are wanted at least than there is room for.
+/// `min_tokens` is more than there is room for.
 pub(super) fn no_room_for(min_tokens: u32, limit: u32, request: &GenerationRequest) -> ApiError {
     let field = prompt_field(request);
     let message = format!(
@@ -18,14 +18,14 @@ pub(super) fn prompt_field(request: &GenerationRequest) -> &'static str {
     if request.prompt.is_some() { "prompt" } else { "messages" }
 }
 
-/// A prompt of `prompt` tokens, a count in words, does not fit.
+/// A prompt does not fit; `prompt` is its number of tokens, in words.
 pub(super) fn too_long(prompt: &str, request: &GenerationRequest, context: u32) -> ApiError {
     let field = prompt_field(request);
     let wanted = match request.max_tokens {
         Some(wanted) => format!("{wanted} for the answer"),
         None => "at least 1 for the answer".to_owned(),
     };
-    // It begins as OpenAI's does: some clients know this failure by these words.
+    // Some clients recognise the error by the first words, which are OpenAI's.
     let message = format!(
         "This model's maximum context length is {context} tokens, but the request needs {prompt} for the {field} and {wanted}. \
          Shorten the {field} or lower 'max_tokens'."

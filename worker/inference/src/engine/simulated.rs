@@ -1,4 +1,4 @@
-//! An engine without a model: fixed words at a set pace, for protocol tests and for measuring
+//! An engine without a model: fixed words at a set rate, for protocol tests and for benchmarks of
 //! everything around a model.
 //!
 //! A prompt's tokens are its words. A job that sets `max_tokens` gets exactly that many words and
@@ -23,38 +23,40 @@ use emberline_protocol::subject::JobId;
 use emberline_protocol::tokens::{TokensReply, TokensRequest};
 
 use super::refusal::{no_room_for, too_long};
-use super::{Engine, EngineError, EventSink, Frontend, Prepared, Written};
+use super::{Engine, EngineError, EngineStats, EventSink, PreparedRequest, Preprocessor, ResumedTokens};
 use crate::clock;
-use crate::detokenizer::TextAssembler;
+use crate::detokenizer::Detokenizer;
+use crate::scheduler::SchedulerStats;
 
 /// Prompt and completion together.
 pub const CONTEXT_LENGTH: u32 = 32_768;
 /// Tokens of a job that does not say how many it wants.
 pub const DEFAULT_TOKENS: u32 = 64;
 
-/// What it says, over and over.
+/// What it generates, over and over.
 const WORDS: [&str; 8] = ["The", " quick", " ember", " glows", " along", " the", " line", ". "];
-/// A step waits no longer than this for a token to be due, so that commands are heard.
+/// Longest wait of a step for a token to be due, so that commands are handled soon.
 const LONGEST_WAIT: Duration = Duration::from_millis(5);
 
-/// See the module.
+/// Generates fixed words; see the module.
 #[derive(Debug)]
 pub struct SimulatedEngine {
     model: ServedModel,
     capacity: usize,
     pace: Duration,
-    running: Vec<Sequence>,
+    running: Vec<SimulatedRequest>,
+    generated_tokens: u64,
 }
 
-/// Counts words.
+/// Makes a prompt of as many tokens as there are words.
 #[derive(Debug)]
-struct Words;
+struct WordPreprocessor;
 
 #[derive(Debug)]
-struct Sequence {
+struct SimulatedRequest {
     job: JobId,
     events: EventSink,
-    choices: Vec<Choice>,
+    choices: Vec<SimulatedChoice>,
     prompt_tokens: u32,
     logprobs: Option<u32>,
     limit: u32,
@@ -65,11 +67,11 @@ struct Sequence {
 }
 
 #[derive(Debug)]
-struct Choice {
+struct SimulatedChoice {
     number: u32,
-    text: TextAssembler,
+    text: Detokenizer,
     generated: u32,
-    /// It has come to a stop string.
+    /// A stop string is complete.
     stopped: bool,
     finished: bool,
 }
@@ -78,14 +80,14 @@ impl SimulatedEngine {
     /// Serves `name` to `capacity` jobs at once, each at `tokens_per_s` (0 for no limit);
     /// `created` is in unix seconds.
     pub fn new(name: String, capacity: usize, tokens_per_s: f64, created: u64) -> Self {
-        // A rate too small for a Duration is as slow as one can be.
+        // For a rate whose pause is too long for a Duration, an hour will do.
         let pace = if tokens_per_s > 0.0 {
             Duration::try_from_secs_f64(tokens_per_s.recip()).unwrap_or(Duration::from_secs(3600))
         } else {
             Duration::ZERO
         };
         let model = ServedModel { name, context_length: CONTEXT_LENGTH, created };
-        Self { model, capacity, pace, running: Vec::new() }
+        Self { model, capacity, pace, running: Vec::new(), generated_tokens: 0 }
     }
 }
 
@@ -106,25 +108,32 @@ impl Engine for SimulatedEngine {
         self.capacity
     }
 
-    fn frontend(&self) -> Arc<dyn Frontend> {
-        Arc::new(Words)
+    fn stats(&self) -> EngineStats {
+        let running = self.running.len();
+        let scheduler = SchedulerStats { running, ..SchedulerStats::default() };
+        let tokens = self.generated_tokens;
+        EngineStats { scheduler, computed_tokens: tokens, generated_tokens: tokens }
     }
 
-    fn submit(&mut self, prepared: Prepared, events: EventSink) {
+    fn preprocessor(&self) -> Arc<dyn Preprocessor> {
+        Arc::new(WordPreprocessor)
+    }
+
+    fn submit(&mut self, prepared: PreparedRequest, events: EventSink) {
         let acceptance = prepared.acceptance.clone();
-        let mut sequence = Sequence::new(prepared, events, self.pace);
-        sequence.say(EventKind::Accepted(Acceptance {
-            prompt_tokens: sequence.prompt_tokens,
+        let mut request = SimulatedRequest::new(prepared, events, self.pace);
+        request.send(EventKind::Accepted(Acceptance {
+            prompt_tokens: request.prompt_tokens,
             fingerprint: format!("{}-{}", self.model.name, env!("CARGO_PKG_VERSION")),
             ..acceptance
         }));
-        if !sequence.tell_ends() {
-            self.running.push(sequence);
+        if !request.send_ends() {
+            self.running.push(request);
         }
     }
 
     fn cancel(&mut self, job: &JobId) -> Option<Usage> {
-        let index = self.running.iter().position(|sequence| sequence.job == *job)?;
+        let index = self.running.iter().position(|request| request.job == *job)?;
         Some(self.running.swap_remove(index).usage())
     }
 
@@ -133,22 +142,31 @@ impl Engine for SimulatedEngine {
     }
 
     fn step(&mut self) -> Result<(), EngineError> {
-        self.running.retain(|sequence| !sequence.events.is_closed());
-        if let Some(due) = self.running.iter().map(|sequence| sequence.due).min() {
+        self.running.retain(|request| !request.events.is_closed());
+        if let Some(due) = self.running.iter().map(|request| request.due).min() {
             std::thread::sleep(due.saturating_duration_since(Instant::now()).min(LONGEST_WAIT));
         }
         let (now, pace) = (Instant::now(), self.pace);
-        self.running.retain_mut(|sequence| sequence.due > now || !sequence.advance(now, pace));
+        let generated_tokens = &mut self.generated_tokens;
+        self.running.retain_mut(|request| {
+            if request.due > now {
+                return true;
+            }
+            let before = request.usage().completion_tokens;
+            let is_complete = request.advance(now, pace);
+            *generated_tokens += u64::from(request.usage().completion_tokens - before);
+            !is_complete
+        });
         Ok(())
     }
 
-    fn hang_up(&mut self) {
+    fn close_all(&mut self) {
         self.running.clear();
     }
 }
 
-impl Frontend for Words {
-    fn prepare(&self, job: Job, taken: Instant) -> Result<Prepared, ApiError> {
+impl Preprocessor for WordPreprocessor {
+    fn prepare(&self, job: Job, taken: Instant) -> Result<PreparedRequest, ApiError> {
         let sampling = &job.request.sampling;
         refuse_unsupported(&job.request)?;
         let words = match &job.request.prompt {
@@ -176,7 +194,7 @@ impl Frontend for Words {
         };
         let prompt = vec![0; words];
         let acceptance = Acceptance { prompt_text, ..Acceptance::default() };
-        Ok(Prepared {
+        Ok(PreparedRequest {
             job,
             taken,
             prompt,
@@ -184,8 +202,8 @@ impl Frontend for Words {
             acceptance,
             grammar: None,
             bad_words: [].into(),
-            written: Vec::new(),
-            prompt_written: 0,
+            resumed: Vec::new(),
+            resumed_prompt: 0,
         })
     }
 
@@ -195,16 +213,16 @@ impl Frontend for Words {
     }
 }
 
-impl Sequence {
-    fn new(prepared: Prepared, events: EventSink, pace: Duration) -> Self {
-        let Prepared { job, taken, prompt, limit, written, .. } = prepared;
+impl SimulatedRequest {
+    fn new(prepared: PreparedRequest, events: EventSink, pace: Duration) -> Self {
+        let PreparedRequest { job, taken, prompt, limit, resumed, .. } = prepared;
         let request = job.request;
         let ends_by_itself = request.max_tokens.is_none() && !request.sampling.ignore_eos;
         let choices = (0..request.n.clamp(1, MAX_CHOICES)).map(|number| {
-            let text = TextAssembler::new(&request.stop);
-            let mut choice = Choice { number, text, generated: 0, stopped: false, finished: false };
-            if let Some(written) = written.get(number as usize) {
-                choice.resume(written);
+            let text = Detokenizer::new(&request.stop);
+            let mut choice = SimulatedChoice { number, text, generated: 0, stopped: false, finished: false };
+            if let Some(resumed) = resumed.get(number as usize) {
+                choice.resume(resumed);
             }
             choice
         });
@@ -222,21 +240,21 @@ impl Sequence {
         }
     }
 
-    /// Sends an event. That nobody listens is noticed at the next step.
-    fn say(&self, kind: EventKind) {
+    /// Sends an event. If its receiver is gone, the next step notices.
+    fn send(&self, kind: EventKind) {
         let _ = self.events.send(kind);
     }
 
-    /// Says what had ended without its being written; whether all has.
-    fn tell_ends(&mut self) -> bool {
+    /// Sends the ends of choices that are complete though the log does not say so; returns whether all are.
+    fn send_ends(&mut self) -> bool {
         let mut events = Vec::new();
         for choice in self.choices.iter_mut().filter(|choice| !choice.finished) {
             events.extend(choice.end(self.limit, self.at_limit));
         }
-        self.say_and_end(events, Instant::now())
+        self.send_all(events, Instant::now())
     }
 
-    /// Says the next word of each choice; whether these were the last.
+    /// Generates the next word of each choice; returns whether these were the last.
     fn advance(&mut self, now: Instant, pace: Duration) -> bool {
         self.due += pace;
         self.first_token.get_or_insert(now);
@@ -244,17 +262,17 @@ impl Sequence {
         for choice in self.choices.iter_mut().filter(|choice| !choice.finished) {
             choice.advance(self.limit, self.at_limit, self.logprobs, &mut events);
         }
-        self.say_and_end(events, now)
+        self.send_all(events, now)
     }
 
-    /// Says `events` and, after the last of all, that the answer is complete; whether it is.
-    fn say_and_end(&self, mut events: Vec<EventKind>, now: Instant) -> bool {
+    /// Sends `events` and, once all choices have ended, the last event; returns whether they have.
+    fn send_all(&self, mut events: Vec<EventKind>, now: Instant) -> bool {
         let finished = self.choices.iter().all(|choice| choice.finished);
         if finished {
             let at = Some(clock::unix_time().as_secs());
             events.push(EventKind::Done { usage: self.usage(), timings: self.timings(now), at });
         }
-        events.into_iter().for_each(|kind| self.say(kind));
+        events.into_iter().for_each(|kind| self.send(kind));
         finished
     }
 
@@ -275,7 +293,7 @@ impl Sequence {
     }
 }
 
-impl Choice {
+impl SimulatedChoice {
     fn advance(
         &mut self,
         limit: u32,
@@ -295,13 +313,13 @@ impl Choice {
         events.extend(end);
     }
 
-    /// Goes on after what is written.
-    fn resume(&mut self, written: &Written) {
-        for _ in &written.ids {
+    /// Continues after the tokens that are in the log.
+    fn resume(&mut self, resumed: &ResumedTokens) {
+        for _ in &resumed.ids {
             let (_, word) = self.next_word();
             self.push(word);
         }
-        self.finished = written.finish.is_some();
+        self.finished = resumed.finish.is_some();
     }
 
     fn next_word(&self) -> (u32, &'static str) {
@@ -309,7 +327,7 @@ impl Choice {
         (id, WORDS.get(id as usize).copied().unwrap_or_default())
     }
 
-    /// What a word sets free.
+    /// Adds a word; returns the text that can be sent now.
     fn push(&mut self, word: &str) -> String {
         let pushed = self.text.push(word.as_bytes());
         self.generated += 1;
@@ -317,7 +335,7 @@ impl Choice {
         pushed.text
     }
 
-    /// Ends the choice, if nothing may follow.
+    /// Ends the choice if it is complete.
     fn end(&mut self, limit: u32, at_limit: FinishReason) -> Option<EventKind> {
         let reason = match self.stopped {
             true => FinishReason::Stop,
@@ -329,7 +347,7 @@ impl Choice {
     }
 }
 
-/// The log-probabilities where only `word` is possible.
+/// The log-probabilities in a place where only `word` is possible.
 fn certainty(word: &str, top: u32) -> TokenLogprobs {
     let token = |word: &str, logprob| {
         let id = WORDS.iter().position(|known| *known == word).and_then(|id| u32::try_from(id).ok());
@@ -340,7 +358,7 @@ fn certainty(word: &str, top: u32) -> TokenLogprobs {
     TokenLogprobs { token: token(word, 0.0), top: top.collect() }
 }
 
-/// Refuses what would have to change the words.
+/// Refuses options that would have to change the words.
 fn refuse_unsupported(request: &GenerationRequest) -> Result<(), ApiError> {
     let options = &request.sampling;
     let has_ids = matches!(request.prompt, Some(RawPrompt::Tokens(_)));

@@ -36,7 +36,7 @@ fn engine() -> SimulatedEngine {
 /// Submits a job, or has it refused.
 fn submit(engine: &mut SimulatedEngine, job: Job) -> UnboundedReceiver<EventKind> {
     let (events, receiver) = unbounded_channel();
-    match engine.frontend().prepare(job, Instant::now()) {
+    match engine.preprocessor().prepare(job, Instant::now()) {
         Ok(prepared) => engine.submit(prepared, events),
         Err(error) => events.send(EventKind::Error(error.into())).unwrap(),
     }
@@ -249,6 +249,17 @@ fn a_job_that_nobody_listens_to_is_dropped() {
 }
 
 #[test]
+fn its_statistics_count_jobs_and_tokens() {
+    let mut engine = engine();
+    let _listening = [3, 5].map(|tokens| submit(&mut engine, job(tokens.into(), "hi", Some(tokens), &[])));
+    assert_eq!((engine.stats().scheduler.running, engine.stats().generated_tokens), (2, 0));
+    while engine.has_work() {
+        engine.step().unwrap();
+    }
+    assert_eq!((engine.stats().scheduler.running, engine.stats().generated_tokens), (0, 8));
+}
+
+#[test]
 fn the_pace_is_kept() {
     let mut engine = SimulatedEngine::new("simulated-echo".into(), 1, 100.0, 0);
     let started = Instant::now();
@@ -287,8 +298,8 @@ fn whatever_is_written_another_worker_writes_the_rest() {
             let past = WrittenSoFar::of(known, 2);
             let mut engine = engine();
             let (sender, mut receiver) = unbounded_channel();
-            let prepared = engine.frontend().prepare(job.clone(), Instant::now()).unwrap();
-            engine.submit(Prepared { written: past.choices, ..prepared }, sender);
+            let prepared = engine.preprocessor().prepare(job.clone(), Instant::now()).unwrap();
+            engine.submit(PreparedRequest { resumed: past.choices, ..prepared }, sender);
             while engine.has_work() {
                 engine.step().unwrap();
             }

@@ -2,7 +2,7 @@
 
 use emberline_protocol::event::EventKind;
 
-use super::Written;
+use super::ResumedTokens;
 
 /// The sum of a job's events: of one attempt, or of several that each go on where the one before ended.
 #[derive(Debug, Clone, PartialEq)]
@@ -10,7 +10,7 @@ pub(crate) struct WrittenSoFar {
     /// Tokens of the prompt.
     pub(crate) prompt: u32,
     /// Of each choice.
-    pub(crate) choices: Vec<Written>,
+    pub(crate) choices: Vec<ResumedTokens>,
     /// Whether the last event is there.
     pub(crate) is_complete: bool,
 }
@@ -18,7 +18,7 @@ pub(crate) struct WrittenSoFar {
 impl WrittenSoFar {
     /// Sums up `events`, in their order, of a job with so many choices.
     pub(crate) fn of<'a>(events: impl IntoIterator<Item = &'a EventKind>, choices: u32) -> Self {
-        let choices = vec![Written::default(); choices as usize];
+        let choices = vec![ResumedTokens::default(); choices as usize];
         let mut all = Self { prompt: 0, choices, is_complete: false };
         events.into_iter().for_each(|kind| all.add(kind));
         all

@@ -1,12 +1,12 @@
 //! Drives an [`Engine`] on a thread of its own, so that the device never waits for the network.
 //!
-//! A job is prepared on a thread that may block, beside the engine; then it goes through a channel
-//! to the engine. Each job's events come out through a channel of its own, which is closed after the
-//! last event, or without one if the engine has failed.
+//! A job is prepared on a thread that may block, beside the engine; then it goes through a channel to
+//! the engine. Each job's events come out of a channel of its own, which is closed after the last event,
+//! or without one if the engine has failed.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -18,47 +18,51 @@ use emberline_protocol::subject::JobId;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::{oneshot, watch};
 
-use super::{Engine, EngineError, EventSink, Frontend, Prepared, Written};
+use super::{Engine, EngineError, EngineStats, EventSink, PreparedRequest, Preprocessor, ResumedTokens};
 
-/// What an engine says of itself once, before its thread owns it.
+/// What does not change about an engine, read before its thread owns it.
 #[derive(Debug, Clone)]
 pub struct EngineInfo {
-    /// What it serves.
+    /// The models that it serves.
     pub models: Vec<ServedModel>,
     /// `burn` or `simulated`.
     pub name: &'static str,
     /// The device in words.
     pub device: String,
-    /// Jobs at once.
+    /// Most concurrent jobs.
     pub capacity: u32,
-    /// Bytes that it takes at most.
+    /// Most bytes of memory that it takes.
     pub memory: Option<u64>,
 }
 
 enum Command {
     /// A job is being prepared.
     Announce(JobId, EventSink),
-    /// It is prepared, or can't be.
-    Submit(JobId, Box<Result<Prepared, ApiError>>, EventSink),
+    /// A job is prepared, or was refused.
+    Submit(JobId, Box<Result<PreparedRequest, ApiError>>, EventSink),
     Cancel(JobId, oneshot::Sender<Option<Usage>>),
     Stop,
 }
 
-/// How an engine's thread ended.
+/// What an engine's thread does.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum State {
+enum ThreadState {
     Running,
     Stopped,
     Failed(String),
 }
 
-/// Talks to the engine's thread.
+/// Sends commands to an engine's thread.
 #[derive(Debug, Clone)]
 pub struct EngineHandle {
-    frontend: Arc<dyn Frontend>,
+    preprocessor: Arc<dyn Preprocessor>,
     commands: mpsc::Sender<Command>,
-    state: watch::Receiver<State>,
+    state: watch::Receiver<ThreadState>,
+    stats: SharedStats,
 }
+
+/// The engine's statistics after its last step or command.
+type SharedStats = Arc<Mutex<EngineStats>>;
 
 /// The engine's thread itself.
 #[derive(Debug)]
@@ -76,100 +80,117 @@ pub fn spawn(engine: Box<dyn Engine>) -> std::io::Result<(EngineInfo, EngineHand
         capacity: u32::try_from(engine.capacity()).unwrap_or(u32::MAX),
         memory: engine.memory(),
     };
-    let frontend = engine.frontend();
+    let preprocessor = engine.preprocessor();
     let (commands, receiver) = mpsc::channel();
-    let (state, watcher) = watch::channel(State::Running);
+    let (state, watcher) = watch::channel(ThreadState::Running);
+    let stats = SharedStats::default();
+    let thread_stats = Arc::clone(&stats);
     let thread = std::thread::Builder::new()
         .name("engine".to_owned())
-        .spawn(move || run(engine, &receiver, &state))?;
-    let handle = EngineHandle { frontend, commands, state: watcher };
+        .spawn(move || run(engine, &receiver, &state, &thread_stats))?;
+    let handle = EngineHandle { preprocessor, commands, state: watcher, stats };
     Ok((info, handle.clone(), EngineThread { handle, thread }))
 }
 
 impl EngineHandle {
     /// What prepares the engine's jobs.
-    pub fn frontend(&self) -> &Arc<dyn Frontend> {
-        &self.frontend
+    pub fn preprocessor(&self) -> &Arc<dyn Preprocessor> {
+        &self.preprocessor
     }
 
-    /// Submits a job; call it within a tokio runtime. Its events end after `Done` or `Error`; if they
-    /// end before, the engine is gone. Dropping the receiver cancels the job.
+    /// How busy the engine is, and what it has done so far.
+    pub fn stats(&self) -> EngineStats {
+        *self.stats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Submits a job; must be called within a tokio runtime. Its events end after `Done` or `Error`; if
+    /// they end before, the engine has failed. Dropping the receiver cancels the job.
     pub fn submit(&self, job: Job) -> UnboundedReceiver<EventKind> {
         self.resume(job, Vec::new(), 0)
     }
 
-    /// The same for a job of whose choices so much is `written`, and so many tokens of its prompt: what
-    /// comes next is what would have followed.
+    /// Submits a job that other workers have begun: with the tokens of its choices and the number of prompt
+    /// tokens that its log has. The events that come are those that would have followed.
     pub fn resume(
         &self,
         job: Job,
-        written: Vec<Written>,
-        prompt_written: u32,
+        resumed: Vec<ResumedTokens>,
+        resumed_prompt: u32,
     ) -> UnboundedReceiver<EventKind> {
         let (events, receiver) = unbounded_channel();
         let taken = Instant::now();
         let id = job.id.clone();
-        // A failed send drops the sink, which is how the caller learns of it.
+        // If this fails, the sink is dropped, and the caller sees the events end.
         let _ = self.commands.send(Command::Announce(id.clone(), events.clone()));
-        let (frontend, commands) = (Arc::clone(&self.frontend), self.commands.clone());
+        let (preprocessor, commands) = (Arc::clone(&self.preprocessor), self.commands.clone());
         tokio::task::spawn_blocking(move || {
-            // The panic has said why in the log.
-            let prepared = catch_unwind(AssertUnwindSafe(|| frontend.prepare(job, taken)));
+            // The panic hook has logged why.
+            let prepared = catch_unwind(AssertUnwindSafe(|| preprocessor.prepare(job, taken)));
             let internal = |_| ApiError::new(ErrorCode::InternalError, "The prompt could not be built.");
             let prepared = prepared.map_err(internal).flatten();
-            let prepared = prepared.map(|prepared| Prepared { written, prompt_written, ..prepared });
+            let prepared = prepared.map(|prepared| PreparedRequest { resumed, resumed_prompt, ..prepared });
             let _ = commands.send(Command::Submit(id, Box::new(prepared), events));
         });
         receiver
     }
 
-    /// Drops a job; returns when its slot is free, with what had been computed for it.
+    /// Drops a job; returns once its blocks are free, with what was computed for it.
     pub async fn cancel(&self, job: &JobId) -> Option<Usage> {
         let (sender, receiver) = oneshot::channel();
         self.commands.send(Command::Cancel(job.clone(), sender)).ok()?;
         receiver.await.ok().flatten()
     }
 
-    /// Waits until the engine fails; returns why. Never returns if it is stopped instead.
+    /// Waits until the engine fails and returns why. Never returns if the engine is stopped.
     pub async fn failure(&self) -> String {
         let mut state = self.state.clone();
-        let failed = state.wait_for(|state| matches!(state, State::Failed(_))).await;
-        // Nothing of the watch is held while this waits on.
+        let failed = state.wait_for(|state| matches!(state, ThreadState::Failed(_))).await;
+        // The watch must not stay borrowed while this waits forever.
         match failed.map(|state| state.clone()) {
-            Ok(State::Failed(message)) => message,
+            Ok(ThreadState::Failed(message)) => message,
             _ => std::future::pending().await,
         }
     }
 }
 
 impl EngineThread {
-    /// Tells the thread to end after its current step and waits for that.
+    /// Has the thread end after its current step, and waits for it.
     pub fn stop(self) {
         let _ = self.handle.commands.send(Command::Stop);
         let _ = self.thread.join();
     }
 }
 
-fn run(mut engine: Box<dyn Engine>, commands: &mpsc::Receiver<Command>, state: &watch::Sender<State>) {
-    let driven = catch_unwind(AssertUnwindSafe(|| drive(engine.as_mut(), commands)));
+fn run(
+    mut engine: Box<dyn Engine>,
+    commands: &mpsc::Receiver<Command>,
+    state: &watch::Sender<ThreadState>,
+    stats: &SharedStats,
+) {
+    let driven = catch_unwind(AssertUnwindSafe(|| drive(engine.as_mut(), commands, stats)));
     let failure = match driven {
         Ok(Ok(())) => {
-            state.send_replace(State::Stopped);
+            state.send_replace(ThreadState::Stopped);
             return;
         }
         Ok(Err(error)) => error.to_string(),
         Err(panic) => panic_message(panic.as_ref()),
     };
-    // What a failure leaves behind is not used again. The jobs' sinks are closed and the engine is
-    // forgotten: dropping what it has on the device could panic, too.
-    let _ = catch_unwind(AssertUnwindSafe(|| engine.hang_up()));
+    // After a failure only the jobs' sinks are closed. The engine is leaked: dropping its tensors could
+    // panic, too.
+    let _ = catch_unwind(AssertUnwindSafe(|| engine.close_all()));
     std::mem::forget(engine);
-    state.send_replace(State::Failed(failure));
+    state.send_replace(ThreadState::Failed(failure));
 }
 
-fn drive(engine: &mut dyn Engine, commands: &mpsc::Receiver<Command>) -> Result<(), EngineError> {
+fn drive(
+    engine: &mut dyn Engine,
+    commands: &mpsc::Receiver<Command>,
+    stats: &SharedStats,
+) -> Result<(), EngineError> {
     let mut preparing = HashMap::new();
     loop {
+        *stats.lock().unwrap_or_else(PoisonError::into_inner) = engine.stats();
         if !engine.has_work() {
             match commands.recv() {
                 Ok(Command::Stop) | Err(_) => return Ok(()),
@@ -189,19 +210,19 @@ fn drive(engine: &mut dyn Engine, commands: &mpsc::Receiver<Command>) -> Result<
     }
 }
 
-/// `preparing` has the jobs that were announced and not submitted yet.
+/// `preparing` holds the jobs that were announced and are not submitted yet.
 fn apply(engine: &mut dyn Engine, preparing: &mut HashMap<JobId, EventSink>, command: Command) {
     match command {
         Command::Announce(job, events) => {
             preparing.insert(job, events);
         }
         Command::Submit(job, prepared, events) => {
-            // Otherwise it was cancelled meanwhile, and perhaps announced again.
+            // Otherwise the job was cancelled meanwhile, and perhaps announced again.
             if preparing.get(&job).is_some_and(|announced| announced.same_channel(&events)) {
                 preparing.remove(&job);
                 match *prepared {
                     Ok(prepared) => engine.submit(prepared, events),
-                    // Nobody may be listening.
+                    // The receiver may be gone.
                     Err(error) => drop(events.send(EventKind::Error(error.into()))),
                 }
             }

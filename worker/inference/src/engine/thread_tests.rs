@@ -48,10 +48,13 @@ impl Engine for Broken {
     fn capacity(&self) -> usize {
         1
     }
-    fn frontend(&self) -> Arc<dyn Frontend> {
+    fn stats(&self) -> EngineStats {
+        EngineStats::default()
+    }
+    fn preprocessor(&self) -> Arc<dyn Preprocessor> {
         Arc::new(Fussy)
     }
-    fn submit(&mut self, _: Prepared, events: EventSink) {
+    fn submit(&mut self, _: PreparedRequest, events: EventSink) {
         self.0.push(events);
     }
     fn cancel(&mut self, _: &JobId) -> Option<Usage> {
@@ -66,7 +69,7 @@ impl Engine for Broken {
             _ => Err(EngineError::Compute(ComputeError("no answer".into()))),
         }
     }
-    fn hang_up(&mut self) {
+    fn close_all(&mut self) {
         self.0.clear();
     }
 }
@@ -75,24 +78,24 @@ impl Engine for Broken {
 #[derive(Debug)]
 struct Fussy;
 
-impl Frontend for Fussy {
-    fn prepare(&self, job: Job, taken: Instant) -> Result<Prepared, ApiError> {
+impl Preprocessor for Fussy {
+    fn prepare(&self, job: Job, taken: Instant) -> Result<PreparedRequest, ApiError> {
         match job.request.max_tokens {
             Some(13) => panic!("unlucky"),
             Some(1000) => std::thread::sleep(std::time::Duration::from_millis(300)),
             _ => {}
         }
-        let (prompt, acceptance, written) = (vec![0], Acceptance::default(), Vec::new());
-        Ok(Prepared {
+        let (prompt, acceptance, resumed) = (vec![0], Acceptance::default(), Vec::new());
+        Ok(PreparedRequest {
             job,
             taken,
             prompt,
             limit: 1,
             acceptance,
             grammar: None,
-            written,
+            resumed,
             bad_words: [].into(),
-            prompt_written: 0,
+            resumed_prompt: 0,
         })
     }
 
@@ -126,6 +129,7 @@ async fn a_cancelled_job_tells_what_it_computed_and_is_gone() {
     while !matches!(events.recv().await, Some(EventKind::Tokens { position: 4, .. })) {}
     let usage = engine.cancel(&JobId::from_random(1)).await.unwrap();
     assert!(usage.completion_tokens >= 5);
+    assert!(engine.stats().generated_tokens >= 4);
     assert_eq!(engine.cancel(&JobId::from_random(1)).await, None);
     thread.stop();
 }

@@ -1,4 +1,4 @@
-//! What a network looks like, whatever file says so.
+//! A network's dimensions and variations, read from a GGUF file's metadata or from `config.json`.
 
 mod family;
 mod gguf;
@@ -13,7 +13,7 @@ use super::NetworkError;
 use super::rotary::Rotary;
 pub(crate) use family::{Family, Layout};
 
-/// No real model comes near these; larger numbers mean a damaged file.
+/// Real models are far below these limits; larger numbers mean a damaged file.
 pub(crate) const MAX_LAYERS: usize = 1024;
 pub(crate) const MAX_WIDTH: usize = 1 << 20;
 pub(crate) const MAX_CONTEXT: usize = 1 << 24;
@@ -37,17 +37,17 @@ pub struct ModelConfig {
     pub kv_heads: usize,
     /// Width of one head.
     pub head_dim: usize,
-    /// Most positions, prompt and completion together.
+    /// Number of positions, prompt and completion together.
     pub context_length: usize,
-    /// Added to the mean square before its root.
+    /// Added to the mean square before the root, in norms.
     pub norm_epsilon: f32,
-    /// Of the gate.
+    /// Activation of the feed-forward's gate.
     pub activation: Activation,
-    /// What attention scores are multiplied with.
+    /// Factor of attention scores.
     pub score_scale: f32,
-    /// What embeddings are multiplied with.
+    /// Factor of embeddings.
     pub embedding_scale: f32,
-    /// Whether logits are products with the embedding, too.
+    /// Whether the head is the embedding.
     pub tied_embedding: bool,
     /// Whether queries, keys and values have a bias.
     pub qkv_bias: bool,
@@ -57,19 +57,19 @@ pub struct ModelConfig {
     pub head_norm: bool,
     /// Whether the outputs of attention and feed-forward are normalised, too.
     pub post_norms: bool,
-    /// The rotations that layers choose from; at least one.
+    /// The rotations that layers refer to; at least one.
     pub rotaries: Vec<Rotary>,
     /// One for each layer.
     pub layers: Vec<LayerConfig>,
 }
 
-/// What layers of one network may do differently.
+/// What may differ between the layers of a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LayerConfig {
-    /// Which of [`ModelConfig::rotaries`] turns queries and keys; `None` for a layer without
+    /// Index into [`ModelConfig::rotaries`]; `None` for a layer without
     /// positions.
     pub rotary: Option<usize>,
-    /// How many positions back a token sees, itself included; `None` for all.
+    /// Sliding window: how many positions a token attends to, itself included; `None` for all.
     pub window: Option<usize>,
 }
 
@@ -84,7 +84,7 @@ impl ModelConfig {
         self.kv_heads * self.head_dim
     }
 
-    /// How `layer`'s attention works.
+    /// The shape of `layer`'s attention.
     pub(crate) fn head_shape(&self, layer: LayerConfig) -> HeadShape {
         let rotary = layer.rotary.and_then(|index| self.rotaries.get(index));
         HeadShape {
@@ -99,7 +99,7 @@ impl ModelConfig {
         }
     }
 
-    /// Refuses dimensions that contradict each other, and numbers that are none.
+    /// Refuses contradicting dimensions and numbers that are not finite and positive.
     fn checked(mut self, path: &Path) -> Result<Self, NetworkError> {
         let wrong = |key: &str, found: String, wanted: &'static str| {
             Err(NetworkError::Setting { path: path.to_owned(), key: key.to_owned(), found, wanted })

@@ -13,12 +13,12 @@ use super::layer::Layer;
 use super::logits::{Hidden, Logits, select};
 use super::{ComputeError, ModelConfig};
 
-/// More than a process takes besides weights, cache and activations, and for each token of the
+/// Upper bounds for what a process takes besides weights, cache and activations, and for each token of the
 /// vocabulary: a worker with 32 slots and 49,152 tokens took 93 MiB.
 const PROCESS: u64 = 96 << 20;
 const PROCESS_PER_TOKEN: u64 = 1 << 10;
 
-/// A network on its device: its weights, and a pool of cache blocks that sequences share.
+/// A network on its device: weights, and a pool of cache blocks that sequences share.
 ///
 /// A row's numbers depend on its own sequence only: not on other spans of the step, nor on how a
 /// sequence is cut into steps, nor on which blocks it lies in.
@@ -32,9 +32,9 @@ pub struct Network {
     cache: Vec<KvBlocks>,
     /// Blocks in the pool.
     blocks: usize,
-    /// How the pool stores its numbers.
+    /// The type of the pool's numbers.
     stored: KvType,
-    /// Whether keys or values were too large for that.
+    /// Whether any keys or values were too large for that type.
     clamped: bool,
     device: Device,
     /// Whether the threads of this process compute.
@@ -49,20 +49,20 @@ pub(crate) struct Weights {
     pub(crate) norm: Tensor<1>,
     /// Often the embedding itself.
     pub(crate) head: Matrix,
-    /// What all of it takes on the device.
+    /// Bytes on the device.
     pub(crate) bytes: u64,
 }
 
-/// What a network takes on its device, in bytes.
+/// The memory that a network takes on its device, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryUse {
     /// Weights, as they are stored there.
     pub weights: u64,
     /// Keys, values, and tables over positions.
     pub cache: u64,
-    /// Intermediate results of a step, about.
+    /// Intermediate results of a step, roughly.
     pub activations: u64,
-    /// What the process needs besides where it computes itself: the program, tokenizer, grammars,
+    /// What the process needs besides, if it computes itself: the program, tokenizer, grammars,
     /// logits on their way to the sampler, memory that is free but not given back.
     pub process: u64,
 }
@@ -85,14 +85,14 @@ impl fmt::Display for MemoryUse {
 /// Consecutive tokens of one sequence in a step.
 #[derive(Debug, Clone, Copy)]
 pub struct StepSpan<'a> {
-    /// The tokens, at least one.
+    /// Token ids, at least one.
     pub tokens: &'a [u32],
-    /// Position of the first in its sequence.
+    /// Position of the first token in its sequence.
     pub start: usize,
     /// The sequence's block table, at least as far as these tokens go.
     pub blocks: &'a [u32],
-    /// Whether the logits after the last of the tokens are needed.
-    pub wants_logits: bool,
+    /// After how many of the tokens logits are needed: after the last ones, none for 0.
+    pub logit_rows: usize,
 }
 
 impl Network {
@@ -120,25 +120,25 @@ impl Network {
         self.weights.embedding.spec().outputs
     }
 
-    /// What the weights take on the device.
+    /// Bytes of the weights on the device.
     pub fn weight_bytes(&self) -> u64 {
         self.weights.bytes
     }
 
-    /// What a step of one row reads of the weights: an embedding that is not the head, too, is
+    /// Bytes of the weights that a step of one row reads: an embedding that is not also the head is
     /// hardly touched.
     pub fn step_bytes(&self) -> u64 {
         let embedding = if self.config.tied_embedding { 0 } else { self.weights.embedding.bytes() };
         self.weights.bytes - embedding as u64
     }
 
-    /// What a cache block takes on the device, all layers together, if it is `stored` so.
+    /// Bytes of a cache block on the device, all layers together, with numbers of type `stored`.
     pub fn block_bytes(&self, stored: KvType) -> u64 {
         let layer = 2 * self.config.kv_width() * BLOCK_SIZE * stored.bytes();
         (self.config.layers.len() * layer) as u64
     }
 
-    /// What the network takes on the device, with steps of up to `rows` tokens of which `logits`
+    /// The memory of the network on the device, with steps of up to `rows` tokens of which `logits`
     /// want logits.
     pub fn memory(&self, rows: usize, logits: usize) -> MemoryUse {
         let ModelConfig { hidden, feed_forward, vocabulary, .. } = self.config;
@@ -156,11 +156,11 @@ impl Network {
         }
     }
 
-    /// Makes a new pool of `blocks` cache blocks; what was in the last one is lost.
+    /// Allocates a new pool of `blocks` cache blocks; the content of the last one is lost.
     pub fn allocate_cache(&mut self, blocks: usize, stored: KvType) -> Result<(), ComputeError> {
         let context = self.config.context_length;
         let positions = context.min(blocks.saturating_mul(BLOCK_SIZE));
-        // First of all, so that two pools never exist at once.
+        // Free the old pool first, so that two pools never exist at once.
         self.cache.clear();
         let rotaries = self.config.rotaries.iter();
         self.tables = rotaries.map(|rotary| rotary.table(context, positions, &self.device)).collect();
@@ -172,7 +172,7 @@ impl Network {
         self.device.sync().map_err(|error| ComputeError(error.to_string()))
     }
 
-    /// Copies whole cache blocks, `(from, to)` each.
+    /// Copies whole cache blocks, each `(from, to)`.
     pub fn copy_blocks(&mut self, pairs: &[(u32, u32)]) {
         if !pairs.is_empty() {
             let cache = std::mem::take(&mut self.cache);
@@ -183,12 +183,13 @@ impl Network {
     /// Computes `spans`, of different sequences each, and keeps their keys and values in the
     /// blocks that they name.
     ///
-    /// Returns a row of logits for each span that wants them, in order; `None` if none does.
+    /// Returns the rows of logits that the spans want, in order; `None` if they want none.
     pub fn forward(&mut self, spans: &[StepSpan<'_>]) -> Result<Option<Logits>, ComputeError> {
         Ok(self.forward_keeping(spans, &[])?.0)
     }
 
-    /// The same, and what [`Network::logits`] needs of the step's rows in `kept`; `None` if there are none.
+    /// As [`Network::forward`]; also returns the hidden states of the step's rows in `kept`, if any, for
+    /// [`Network::logits`].
     pub fn forward_keeping(
         &mut self,
         spans: &[StepSpan<'_>],
@@ -204,7 +205,7 @@ impl Network {
         }
         let before = clamped();
         let computed = self.on_pool(|network| network.compute(spans, kept));
-        // Those of another network that computes at the same time count here, too.
+        // The counter is global: another network that computes at the same time counts here, too.
         self.clamped |= self.stored == KvType::F16 && clamped() != before;
         Ok(computed)
     }
@@ -215,7 +216,7 @@ impl Network {
         self.clamped
     }
 
-    /// A row of logits for each of these rows: the same bits as those of [`Network::forward`].
+    /// The logits of each of these rows, with the same bits as those of [`Network::forward`].
     pub fn logits(&mut self, hidden: &Hidden, rows: Range<usize>) -> Result<Logits, ComputeError> {
         if rows.start >= rows.end || rows.end > hidden.rows() {
             return Err(ComputeError(format!("rows {rows:?} of {} are wanted", hidden.rows())));
@@ -224,18 +225,18 @@ impl Network {
         Ok(self.on_pool(|network| network.head(x)))
     }
 
-    /// Computes on a thread of the pool that shares the work, or else each share costs a wake-up.
+    /// Computes on a thread of rayon's pool; from outside, each operation would have to wake it.
     fn on_pool<T: Send>(&mut self, compute: impl FnOnce(&mut Self) -> T + Send) -> T {
         if self.on_host { rayon::scope(|_| compute(self)) } else { compute(self) }
     }
 
-    /// What a network ends with.
+    /// The final norm and the product with the head.
     fn head(&self, x: Tensor<2>) -> Logits {
         let Weights { norm, head, .. } = &self.weights;
         Logits::new(norm_linear(x, norm, self.config.norm_epsilon, head))
     }
 
-    /// Refuses what would read or write outside the pool and the tables.
+    /// Refuses spans that would read or write outside the pool and the tables.
     fn check(&self, spans: &[StepSpan<'_>]) -> Result<(), String> {
         let vocabulary = self.vocabulary();
         if self.cache.len() != self.config.layers.len() {
@@ -249,6 +250,10 @@ impl Network {
             })?;
             if span.tokens.is_empty() {
                 return Err(format!("span {number} has no tokens"));
+            }
+            if span.logit_rows > span.tokens.len() {
+                let (wanted, tokens) = (span.logit_rows, span.tokens.len());
+                return Err(format!("span {number} wants {wanted} rows of logits after {tokens} tokens"));
             }
             if end > self.config.context_length {
                 let context = self.config.context_length;
@@ -277,11 +282,11 @@ impl Network {
             x = next;
             self.cache.push(blocks);
         }
-        let ends = spans.iter().scan(0, |end, span| {
+        let last_rows = spans.iter().scan(0, |end, span| {
             *end += span.tokens.len();
-            Some((*end - 1, span.wants_logits))
+            Some(*end - span.logit_rows..*end)
         });
-        let wanted: Vec<usize> = ends.filter(|(_, wanted)| *wanted).map(|(row, _)| row).collect();
+        let wanted: Vec<usize> = last_rows.flatten().collect();
         let hidden = (!kept.is_empty()).then(|| Hidden { tensor: select(x.clone(), kept) });
         let logits = (!wanted.is_empty()).then(|| self.head(select(x, &wanted)));
         (logits, hidden)

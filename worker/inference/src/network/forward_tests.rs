@@ -20,7 +20,7 @@ fn tokens(count: usize) -> Vec<u32> {
 
 /// A span with the blocks `0..BLOCKS`.
 fn span(tokens: &[u32], start: usize) -> StepSpan<'_> {
-    StepSpan { tokens, start, blocks: &[0, 1, 2, 3, 4, 5, 6, 7], wants_logits: true }
+    StepSpan { tokens, start, blocks: &[0, 1, 2, 3, 4, 5, 6, 7], logit_rows: 1 }
 }
 
 fn logits(network: &mut Network, spans: &[StepSpan<'_>]) -> Vec<f32> {
@@ -60,7 +60,7 @@ fn only_spans_that_want_logits_have_rows() {
     let (a, b, c) = (tokens(5), tokens(20), tokens(3));
     let spans = [
         StepSpan { blocks: &[7], ..span(&a, 0) },
-        StepSpan { blocks: &[2, 0], wants_logits: false, ..span(&b, 0) },
+        StepSpan { blocks: &[2, 0], logit_rows: 0, ..span(&b, 0) },
         StepSpan { blocks: &[4], ..span(&c, 0) },
     ];
     let logits = network.forward(&spans).unwrap().unwrap();
@@ -70,6 +70,22 @@ fn only_spans_that_want_logits_have_rows() {
     assert_close(&numbers[..testing::VOCABULARY], &testing::reference(&tensors, &a));
     assert!(network.forward(&spans[1..2]).unwrap().is_none());
     assert!(network.forward(&[]).unwrap().is_none());
+}
+
+#[test]
+fn a_span_can_have_logits_after_several_of_its_tokens() {
+    let (mut network, tensors, tokens, other) = (tiny(), testing::tensors(), tokens(20), tokens(3));
+    let spans = [
+        StepSpan { blocks: &[2, 0], logit_rows: 4, ..span(&tokens, 0) },
+        StepSpan { blocks: &[7], ..span(&other, 0) },
+    ];
+    let logits = network.forward(&spans).unwrap().unwrap();
+    assert_eq!(logits.rows(), 5);
+    for (row, end) in (17..=20).enumerate() {
+        let got = logits.select(&[row]).into_host().unwrap();
+        assert_close(&got, &testing::reference(&tensors, &tokens[..end]));
+    }
+    assert_close(&logits.select(&[4]).into_host().unwrap(), &testing::reference(&tensors, &other));
 }
 
 #[test]
@@ -89,8 +105,8 @@ fn the_most_probable_token_is_picked_on_the_device() {
         emberline_kernels::SamplingParams { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, random: 0.0 };
     let wanted = testing::reference(&tensors, &tokens(7));
     let wanted = wanted.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).unwrap().0;
-    assert_eq!(logits.pick(&[greedy]).unwrap(), [wanted as u32]);
-    assert!(logits.pick(&[]).is_err());
+    assert_eq!(logits.sample(&[greedy]).unwrap(), [wanted as u32]);
+    assert!(logits.sample(&[]).is_err());
 }
 
 #[test]
@@ -104,6 +120,7 @@ fn spans_outside_of_the_pool_are_refused() {
         (span(&many, 0), "context of 96"),
         (span(&many[..1], usize::MAX), "behind"),
         (span(&[testing::VOCABULARY as u32], 0), "token 258"),
+        (StepSpan { logit_rows: 3, ..span(&many[..2], 0) }, "3 rows of logits after 2 tokens"),
     ] {
         let error = network.forward(&[wrong]).unwrap_err().to_string();
         assert!(error.contains(what), "{error}");

@@ -1,4 +1,4 @@
-//! One transformer layer over the operations of the kernels.
+//! One transformer layer over the operations of the kernels: attention, then feed-forward.
 
 use burn::tensor::Tensor;
 use emberline_kernels::{
@@ -19,15 +19,40 @@ pub(crate) struct Layer {
     pub(crate) output: Matrix,
     pub(crate) output_bias: Option<Tensor<1>>,
     pub(crate) post_attention_norm: Option<Tensor<1>>,
-    pub(crate) mlp_norm: Tensor<1>,
-    pub(crate) gate_up: Matrix,
-    pub(crate) down: Matrix,
-    pub(crate) post_mlp_norm: Option<Tensor<1>>,
+    pub(crate) feed_forward: FeedForward,
     pub(crate) shape: HeadShape,
     /// Which of the network's rotary tables it reads.
     pub(crate) rotary: usize,
     pub(crate) epsilon: f32,
+}
+
+/// The second half of a layer.
+#[derive(Debug)]
+pub(crate) enum FeedForward {
+    /// Every token takes the same weights.
+    Dense(DenseFeedForward),
+}
+
+/// A gated feed-forward: `down(activation(gate(norm(x))) * up(norm(x)))`.
+#[derive(Debug)]
+pub(crate) struct DenseFeedForward {
+    pub(crate) norm: Tensor<1>,
+    pub(crate) gate_up: Matrix,
+    pub(crate) down: Matrix,
+    pub(crate) post_norm: Option<Tensor<1>>,
     pub(crate) activation: Activation,
+}
+
+impl FeedForward {
+    /// `[rows, hidden]` to `[rows, hidden]`, `x` added.
+    fn forward(&self, x: Tensor<2>, epsilon: f32) -> Tensor<2> {
+        match self {
+            Self::Dense(dense) => {
+                let gated = norm_gated(x.clone(), &dense.norm, epsilon, &dense.gate_up, dense.activation);
+                project(gated, &dense.down, dense.post_norm.as_ref(), x, epsilon)
+            }
+        }
+    }
 }
 
 impl Layer {
@@ -43,13 +68,12 @@ impl Layer {
         let (queries, cache) =
             rotate_and_store(qkv, &self.bias, &self.head_norms, rotary, rows, cache, self.shape);
         let mixed = attention(queries, &cache, rows, self.shape);
-        let x = self.project(mixed, &self.output, self.post_attention_norm.as_ref(), x);
+        let x = project(mixed, &self.output, self.post_attention_norm.as_ref(), x, self.epsilon);
         let x = match &self.output_bias {
             Some(bias) => x + bias.clone().unsqueeze(),
             None => x,
         };
-        let gated = norm_gated(x.clone(), &self.mlp_norm, self.epsilon, &self.gate_up, self.activation);
-        (self.project(gated, &self.down, self.post_mlp_norm.as_ref(), x), cache)
+        (self.feed_forward.forward(x, self.epsilon), cache)
     }
 
     fn qkv(&self, x: &Tensor<2>) -> Tensor<2> {
@@ -59,18 +83,18 @@ impl Layer {
             parts => Tensor::cat(parts.iter().map(part).collect(), 1),
         }
     }
+}
 
-    /// Back to the residual stream.
-    fn project(
-        &self,
-        x: Tensor<2>,
-        weight: &Matrix,
-        norm: Option<&Tensor<1>>,
-        residual: Tensor<2>,
-    ) -> Tensor<2> {
-        match norm {
-            Some(gamma) => residual + rms_norm(linear(x, weight), gamma, self.epsilon),
-            None => linear_add(x, weight, residual),
-        }
+/// The product of `x` and `weight`, normalised if there is a `norm`, added to the residual stream.
+fn project(
+    x: Tensor<2>,
+    weight: &Matrix,
+    norm: Option<&Tensor<1>>,
+    residual: Tensor<2>,
+    epsilon: f32,
+) -> Tensor<2> {
+    match norm {
+        Some(gamma) => residual + rms_norm(linear(x, weight), gamma, epsilon),
+        None => linear_add(x, weight, residual),
     }
 }

@@ -1,8 +1,8 @@
-//! From files to a network on a device.
+//! Loads a network's weights onto a device.
 //!
-//! Every shape is checked before anything is built from it, so that a damaged file is an error
-//! with the tensor's name and not a failure inside the device. What one matrix is made of is in
-//! the host's memory at a time, and nothing else.
+//! Every shape is checked before anything is built from it, so that a damaged file gives an error
+//! with the tensor's name and not a failure inside the device. Only the parts of one matrix are in
+//! the host's memory at a time.
 
 use std::collections::HashSet;
 use std::io::IsTerminal;
@@ -14,10 +14,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::config::Layout;
 use super::forward::Weights;
-use super::layer::Layer;
-use super::names::Part;
+use super::layer::{DenseFeedForward, FeedForward, Layer};
 use super::quantize::Quantize;
-use super::rows::Rows;
+use super::rows::WeightRows;
+use super::tensor_names::TensorRole;
 use super::{ModelConfig, Network, NetworkError};
 use crate::checkpoint::TensorSource;
 use crate::device::{ComputeDevice, DeviceClass};
@@ -69,14 +69,14 @@ impl<'a> Loader<'a> {
 
     fn network(&mut self) -> Result<Weights, NetworkError> {
         let shape = [self.config.vocabulary, self.config.hidden];
-        let embedding = self.matrix(Part::Embedding, 0, shape)?;
+        let embedding = self.matrix(TensorRole::Embedding, 0, shape)?;
         let head = match self.config.tied_embedding {
             true => embedding.clone(),
-            false => self.matrix(Part::Head, 0, shape)?,
+            false => self.matrix(TensorRole::Head, 0, shape)?,
         };
         let layers = (0..self.config.layers.len()).map(|index| self.layer(index));
         let layers = layers.collect::<Result<_, _>>()?;
-        let norm = self.norm(Part::Norm, 0, self.config.hidden)?;
+        let norm = self.norm(TensorRole::Norm, 0, self.config.hidden)?;
         Ok(Weights { embedding, layers, norm: self.vector(norm), head, bytes: self.bytes })
     }
 
@@ -88,13 +88,13 @@ impl<'a> Loader<'a> {
             let numbers = self.norm(part, index, hidden)?;
             Ok::<_, NetworkError>(self.vector(numbers))
         };
-        let attention_norm = norm(Part::AttentionNorm)?;
-        let mlp_norm = norm(Part::MlpNorm)?;
+        let attention_norm = norm(TensorRole::AttentionNorm)?;
+        let mlp_norm = norm(TensorRole::MlpNorm)?;
         let mut post_norm = |part| config.post_norms.then(|| norm(part)).transpose();
-        let post_attention_norm = post_norm(Part::PostAttentionNorm)?;
-        let post_mlp_norm = post_norm(Part::PostMlpNorm)?;
+        let post_attention_norm = post_norm(TensorRole::PostAttentionNorm)?;
+        let post_mlp_norm = post_norm(TensorRole::PostMlpNorm)?;
         let output_bias = match config.output_bias {
-            true => Some(self.numbers(Part::OutputBias, index, hidden)?),
+            true => Some(self.numbers(TensorRole::OutputBias, index, hidden)?),
             false => None,
         };
         Ok(Layer {
@@ -102,31 +102,33 @@ impl<'a> Loader<'a> {
             qkv: self.qkv(index)?,
             bias: self.qkv_bias(index)?,
             head_norms: self.head_norms(index)?,
-            output: self.matrix(Part::Output, index, [hidden, queries])?,
+            output: self.matrix(TensorRole::Output, index, [hidden, queries])?,
             output_bias: output_bias.map(|bias| self.vector(bias)),
             post_attention_norm,
-            mlp_norm,
-            gate_up: self.gate_up(index)?,
-            down: self.matrix(Part::Down, index, [hidden, config.feed_forward])?,
-            post_mlp_norm,
+            feed_forward: FeedForward::Dense(DenseFeedForward {
+                norm: mlp_norm,
+                gate_up: self.gate_up(index)?,
+                down: self.matrix(TensorRole::Down, index, [hidden, config.feed_forward])?,
+                post_norm: post_mlp_norm,
+                activation: config.activation,
+            }),
             shape: config.head_shape(layer),
             rotary: layer.rotary.unwrap_or_default(),
             epsilon: config.norm_epsilon,
-            activation: config.activation,
         })
     }
 
-    /// Queries, keys and values in as few matrices as their formats allow.
+    /// Queries, keys and values, in as few matrices as their formats allow.
     fn qkv(&mut self, index: usize) -> Result<Vec<Matrix>, NetworkError> {
         let (hidden, queries, keys) = (self.config.hidden, self.config.query_width(), self.config.kv_width());
         if self.layout.fused {
-            return Ok(vec![self.matrix(Part::Qkv, index, [queries + 2 * keys, hidden])?]);
+            return Ok(vec![self.matrix(TensorRole::Qkv, index, [queries + 2 * keys, hidden])?]);
         }
-        let query = self.rows(Part::Query, index, [queries, hidden])?;
-        let key = self.rows(Part::Key, index, [keys, hidden])?;
-        let value = self.rows(Part::Value, index, [keys, hidden])?;
-        let stacked = Rows::stack([self.in_halves(query), self.in_halves(key), value]);
-        stacked.into_iter().map(|rows| self.upload(Part::Query, index, &rows)).collect()
+        let query = self.rows(TensorRole::Query, index, [queries, hidden])?;
+        let key = self.rows(TensorRole::Key, index, [keys, hidden])?;
+        let value = self.rows(TensorRole::Value, index, [keys, hidden])?;
+        let stacked = WeightRows::stack([self.in_halves(query), self.in_halves(key), value]);
+        stacked.into_iter().map(|rows| self.upload(TensorRole::Query, index, &rows)).collect()
     }
 
     /// `[query | key | value]`.
@@ -136,9 +138,11 @@ impl<'a> Loader<'a> {
         }
         let mut all = Vec::new();
         let (queries, keys) = (self.config.query_width(), self.config.kv_width());
-        for (part, width) in [(Part::QueryBias, queries), (Part::KeyBias, keys), (Part::ValueBias, keys)] {
+        for (part, width) in
+            [(TensorRole::QueryBias, queries), (TensorRole::KeyBias, keys), (TensorRole::ValueBias, keys)]
+        {
             let rows = self.read(&self.layout.names.of(part, index), &[width], 1)?;
-            let rows = if part == Part::ValueBias { rows } else { self.in_halves(rows) };
+            let rows = if part == TensorRole::ValueBias { rows } else { self.in_halves(rows) };
             extend_f32(rows.dtype, &rows.data, &mut all);
         }
         Ok(self.vector(all))
@@ -150,28 +154,28 @@ impl<'a> Loader<'a> {
             return Ok(Tensor::zeros([1, 1], self.device()));
         }
         let width = self.config.head_dim;
-        let mut both = self.norm(Part::QueryNorm, index, width)?;
-        both.extend(self.norm(Part::KeyNorm, index, width)?);
+        let mut both = self.norm(TensorRole::QueryNorm, index, width)?;
+        both.extend(self.norm(TensorRole::KeyNorm, index, width)?);
         Ok(self.vector(both).reshape([2, width]))
     }
 
     fn gate_up(&mut self, index: usize) -> Result<Matrix, NetworkError> {
         let (hidden, width) = (self.config.hidden, self.config.feed_forward);
         if self.layout.fused {
-            return self.matrix(Part::GateUp, index, [2 * width, hidden]);
+            return self.matrix(TensorRole::GateUp, index, [2 * width, hidden]);
         }
-        let gate = self.rows(Part::Gate, index, [width, hidden])?;
-        let up = self.rows(Part::Up, index, [width, hidden])?;
-        self.upload(Part::Gate, index, &Rows::join([gate, up]))
+        let gate = self.rows(TensorRole::Gate, index, [width, hidden])?;
+        let up = self.rows(TensorRole::Up, index, [width, hidden])?;
+        self.upload(TensorRole::Gate, index, &WeightRows::join([gate, up]))
     }
 
-    fn matrix(&mut self, part: Part, layer: usize, shape: [usize; 2]) -> Result<Matrix, NetworkError> {
+    fn matrix(&mut self, part: TensorRole, layer: usize, shape: [usize; 2]) -> Result<Matrix, NetworkError> {
         let rows = self.rows(part, layer, shape)?;
         self.upload(part, layer, &rows)
     }
 
-    /// Rows of heads with the rotated components in two halves.
-    fn in_halves(&self, rows: Rows) -> Rows {
+    /// Rows of heads, with rotated pairs rearranged into two halves if they are interleaved.
+    fn in_halves(&self, rows: WeightRows) -> WeightRows {
         if self.layout.interleaved { rows.pairs_to_halves(self.config.head_dim) } else { rows }
     }
 
@@ -185,20 +189,25 @@ impl<'a> Loader<'a> {
         Tensor::from_data(TensorData::new(numbers, [width]), self.device())
     }
 
-    fn norm(&mut self, part: Part, layer: usize, width: usize) -> Result<Vec<f32>, NetworkError> {
+    fn norm(&mut self, part: TensorRole, layer: usize, width: usize) -> Result<Vec<f32>, NetworkError> {
         let mut numbers = self.numbers(part, layer, width)?;
         numbers.iter_mut().for_each(|number| *number += self.layout.norm_offset);
         Ok(numbers)
     }
 
-    fn numbers(&mut self, part: Part, layer: usize, width: usize) -> Result<Vec<f32>, NetworkError> {
+    fn numbers(&mut self, part: TensorRole, layer: usize, width: usize) -> Result<Vec<f32>, NetworkError> {
         let rows = self.read(&self.layout.names.of(part, layer), &[width], width)?;
         let mut numbers = Vec::with_capacity(width);
         extend_f32(rows.dtype, &rows.data, &mut numbers);
         Ok(numbers)
     }
 
-    fn rows(&mut self, part: Part, layer: usize, shape: [usize; 2]) -> Result<Rows, NetworkError> {
+    fn rows(
+        &mut self,
+        part: TensorRole,
+        layer: usize,
+        shape: [usize; 2],
+    ) -> Result<WeightRows, NetworkError> {
         let rows = self.read(&self.layout.names.of(part, layer), &shape, shape[1])?;
         Ok(match self.quantize {
             Some(quantize) => quantize.apply(part, rows),
@@ -206,8 +215,8 @@ impl<'a> Loader<'a> {
         })
     }
 
-    /// A tensor's data, after checking that it has this shape.
-    fn read(&mut self, name: &str, expected: &[usize], inputs: usize) -> Result<Rows, NetworkError> {
+    /// A tensor's data, after checking its shape and that all numbers are finite.
+    fn read(&mut self, name: &str, expected: &[usize], inputs: usize) -> Result<WeightRows, NetworkError> {
         let (found, dtype) = self.source.describe(name)?;
         if found != expected {
             return Err(NetworkError::Shape {
@@ -226,11 +235,11 @@ impl<'a> Loader<'a> {
         }
         self.used.insert(name.to_owned());
         self.progress.inc(1);
-        Ok(Rows { dtype, inputs, data })
+        Ok(WeightRows { dtype, inputs, data })
     }
 
-    /// Puts `rows`, which begin with those of `part`, on the device.
-    fn upload(&mut self, part: Part, layer: usize, rows: &Rows) -> Result<Matrix, NetworkError> {
+    /// Uploads `rows`, which begin with those of `part`, to the device.
+    fn upload(&mut self, part: TensorRole, layer: usize, rows: &WeightRows) -> Result<Matrix, NetworkError> {
         let tensor = || self.layout.names.of(part, layer);
         let bytes = rows.data.len() as u64;
         if let Some(limit) = self.target.max_buffer_bytes
@@ -251,7 +260,7 @@ impl<'a> Loader<'a> {
         Ok(matrix)
     }
 
-    /// Refuses a file with tensors that nothing has asked for: its network does more than ours.
+    /// Refuses a file with unused tensors: its network has something that this one lacks.
     fn finish(self) -> Result<(), NetworkError> {
         self.progress.finish_and_clear();
         let unknown = |name: &&str| !self.used.contains(*name) && !self.layout.is_unneeded(name);

@@ -1,24 +1,24 @@
-//! What a step ends with.
+//! The results of a step: logits, and hidden states from which more logits can be computed.
 
 use burn::tensor::{Int, Tensor, TensorData};
 use emberline_kernels::SamplingParams;
 
 use super::ComputeError;
 
-/// A row of logits for each span that wanted them, still on the device.
+/// The rows of logits that a step's spans wanted, still on the device.
 #[derive(Debug, Clone)]
 pub struct Logits {
     tensor: Tensor<2>,
 }
 
-/// What the layers have made of rows, from which logits can be computed, still on the device.
+/// The last layer's output for some rows, from which logits can be computed, still on the device.
 #[derive(Debug, Clone)]
 pub struct Hidden {
     pub(super) tensor: Tensor<2>,
 }
 
 impl Hidden {
-    /// How many rows there are.
+    /// Number of rows.
     pub fn rows(&self) -> usize {
         self.tensor.dims()[0]
     }
@@ -29,31 +29,31 @@ impl Logits {
         Self { tensor }
     }
 
-    /// How many rows there are.
+    /// Number of rows.
     pub fn rows(&self) -> usize {
         self.tensor.dims()[0]
     }
 
-    /// Numbers in a row: one a token.
+    /// Number of logits in a row.
     pub fn vocabulary(&self) -> usize {
         self.tensor.dims()[1]
     }
 
-    /// Only these rows, in this order.
+    /// These rows, in this order.
     pub fn select(&self, rows: &[usize]) -> Self {
         Self { tensor: select(self.tensor.clone(), rows) }
     }
 
-    /// A token for each row, picked on the device; `rows` has one entry for each.
-    pub fn pick(&self, rows: &[SamplingParams]) -> Result<Vec<u32>, ComputeError> {
+    /// Samples a token for each row on the device; `rows` has the parameters of each.
+    pub fn sample(&self, rows: &[SamplingParams]) -> Result<Vec<u32>, ComputeError> {
         if rows.len() != self.rows() {
-            return Err(ComputeError(format!("{} picks for {} rows of logits", rows.len(), self.rows())));
+            return Err(ComputeError(format!("{} samples for {} rows of logits", rows.len(), self.rows())));
         }
         let ids = emberline_kernels::sample(self.tensor.clone(), rows);
         ids.try_into_vec_as::<u32>().map_err(|error| ComputeError(error.to_string()))
     }
 
-    /// All numbers, row by row.
+    /// All logits, row by row.
     pub fn into_host(self) -> Result<Vec<f32>, ComputeError> {
         self.tensor.try_into_vec_as::<f32>().map_err(|error| ComputeError(error.to_string()))
     }

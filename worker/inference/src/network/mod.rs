@@ -14,11 +14,11 @@ mod forward;
 mod layer;
 mod load;
 mod logits;
-mod names;
 mod quantize;
 mod random;
 mod rotary;
 mod rows;
+mod tensor_names;
 #[cfg(test)]
 pub(crate) mod testing;
 

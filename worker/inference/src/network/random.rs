@@ -1,4 +1,4 @@
-//! Networks of random weights: as fast as real ones of their shape, and nothing to download.
+//! Networks of random weights: as fast as real ones of the same shape, with nothing to download.
 
 use std::fmt;
 use std::path::Path;
@@ -9,13 +9,13 @@ use emberline_kernels::ggml::GgmlType;
 use half::f16;
 
 use super::config::Layout;
-use super::names::{Names, Part};
 use super::rotary::Scaling;
+use super::tensor_names::{TensorNames, TensorRole};
 use super::{LayerConfig, ModelConfig, Network, NetworkError, Rotary};
 use crate::checkpoint::{CheckpointError, TensorSource};
 use crate::device::ComputeDevice;
 
-/// A well-known shape, and how its matrices are stored.
+/// A well-known network shape, and the format of its matrices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RandomShape {
     shape: Shape,
@@ -74,7 +74,7 @@ const SHAPES: [Shape; 3] = [
     },
 ];
 
-/// How matrices can be stored, with the first as default.
+/// The formats of matrices; the first is the default.
 const TYPES: [(&str, GgmlType); 5] = [
     ("q8_0", GgmlType::Q8_0),
     ("q4_0", GgmlType::Q4_0),
@@ -83,7 +83,7 @@ const TYPES: [(&str, GgmlType); 5] = [
     ("f16", GgmlType::F16),
 ];
 
-/// No such shape.
+/// There is no such shape.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "'{0}' is no shape; there are llama-1b, smollm2-135m and tiny, each with -q8_0, -q4_0, -q4_1, -q4_k or -f16"
@@ -124,7 +124,7 @@ impl Network {
     }
 }
 
-const NAMES: Names = Names::Gguf;
+const NAMES: TensorNames = TensorNames::Gguf;
 
 impl RandomShape {
     fn config(self) -> ModelConfig {
@@ -153,7 +153,7 @@ impl RandomShape {
     }
 }
 
-/// Tensors of any length from one tile of random blocks.
+/// Tensors of any length, made by repeating one tile of random blocks.
 struct RandomWeights {
     shape: RandomShape,
     tensors: Vec<(String, Vec<usize>, GgmlType)>,
@@ -165,20 +165,22 @@ impl RandomWeights {
         let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
         let matrix = |name: String, rows, columns| (name, vec![rows, columns], shape.dtype);
         let vector = |name: String| (name, vec![hidden], GgmlType::F32);
-        let mut tensors =
-            vec![matrix(NAMES.of(Part::Embedding, 0), vocabulary, hidden), vector(NAMES.of(Part::Norm, 0))];
+        let mut tensors = vec![
+            matrix(NAMES.of(TensorRole::Embedding, 0), vocabulary, hidden),
+            vector(NAMES.of(TensorRole::Norm, 0)),
+        ];
         for layer in 0..layers {
             let name = |part| NAMES.of(part, layer);
             tensors.extend([
-                vector(name(Part::AttentionNorm)),
-                matrix(name(Part::Query), queries, hidden),
-                matrix(name(Part::Key), keys, hidden),
-                matrix(name(Part::Value), keys, hidden),
-                matrix(name(Part::Output), hidden, queries),
-                vector(name(Part::MlpNorm)),
-                matrix(name(Part::Gate), feed_forward, hidden),
-                matrix(name(Part::Up), feed_forward, hidden),
-                matrix(name(Part::Down), hidden, feed_forward),
+                vector(name(TensorRole::AttentionNorm)),
+                matrix(name(TensorRole::Query), queries, hidden),
+                matrix(name(TensorRole::Key), keys, hidden),
+                matrix(name(TensorRole::Value), keys, hidden),
+                matrix(name(TensorRole::Output), hidden, queries),
+                vector(name(TensorRole::MlpNorm)),
+                matrix(name(TensorRole::Gate), feed_forward, hidden),
+                matrix(name(TensorRole::Up), feed_forward, hidden),
+                matrix(name(TensorRole::Down), hidden, feed_forward),
             ]);
         }
         Self { shape, tensors }
@@ -204,7 +206,7 @@ impl TensorSource for RandomWeights {
     fn read(&self, name: &str) -> Result<Vec<u8>, CheckpointError> {
         let (shape, dtype) = self.describe(name)?;
         let blocks = shape.iter().product::<usize>() / dtype.block_len();
-        // Of norms, whose products must not vanish nor grow.
+        // Norms: products of ones neither vanish nor grow.
         if dtype == GgmlType::F32 {
             return Ok(1.0_f32.to_le_bytes().repeat(blocks));
         }
@@ -213,12 +215,12 @@ impl TensorSource for RandomWeights {
     }
 }
 
-/// No device gains from that the blocks come again after so many.
+/// Blocks in the tile: enough that no device benefits from the repetition.
 const TILE_BLOCKS: usize = 1 << 15;
-/// Of a block's quantised numbers; small, so that activations stay finite.
+/// Scale of a block's quantised numbers; small, so that activations stay finite.
 const SCALE: f32 = 1.0 / 512.0;
 
-/// So many blocks of random numbers around 0.
+/// Blocks of random numbers around 0.
 fn tile(dtype: GgmlType, blocks: usize) -> Vec<u8> {
     let mut state = 1_u64;
     let mut random = move || {
@@ -229,7 +231,7 @@ fn tile(dtype: GgmlType, blocks: usize) -> Vec<u8> {
     let half = |number: f32| f16::from_f32(number).to_le_bytes();
     let mut tile = Vec::with_capacity(blocks * dtype.block_bytes());
     for _ in 0..blocks {
-        // What stands in a block before its numbers: ggml's block structures.
+        // The scales at the beginning of each block; see ggml's block structures.
         match dtype {
             GgmlType::F16 => {
                 tile.extend(half((f32::from(random()) - 127.5) * SCALE / 16.0));
@@ -283,7 +285,7 @@ mod tests {
             let shape: RandomShape = format!("tiny-{name}").parse().unwrap();
             let mut network = Network::random(shape, &ComputeDevice::cpu()).unwrap();
             network.allocate_cache(1, emberline_kernels::KvType::F16).unwrap();
-            let span = StepSpan { tokens: &[1, 2, 3], start: 0, blocks: &[0], wants_logits: true };
+            let span = StepSpan { tokens: &[1, 2, 3], start: 0, blocks: &[0], logit_rows: 1 };
             let logits = network.forward(&[span]).unwrap().unwrap().into_host().unwrap();
             assert_eq!(logits.len(), 1024);
             assert!(logits.iter().all(|logit| logit.is_finite()), "{name}");

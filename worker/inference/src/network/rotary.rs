@@ -1,47 +1,47 @@
-//! Rotary position embeddings: how far each pair of a head's components turns from one position
+//! Rotary position embeddings: how far each pair of a head's components rotates from one position
 //! to the next.
 
 use std::f64::consts::PI;
 
 use burn::tensor::{Device, Tensor, TensorData};
 
-/// One way of turning queries and keys. Su et al., "RoFormer" (2021).
+/// One way of rotating queries and keys. Su et al., "RoFormer" (2021).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rotary {
-    /// For each pair, in radians a position.
+    /// For each pair, in radians per position.
     pub frequencies: Vec<f64>,
-    /// What turned components are multiplied with.
+    /// Factor of rotated components.
     pub magnitude: f64,
-    /// Other frequencies for a long context, where a model has them.
+    /// Other frequencies for long contexts, if the model has any.
     pub long: Option<LongContext>,
 }
 
-/// The frequencies of a context that is longer than some length.
+/// The frequencies for contexts longer than some length.
 ///
-/// A sequence must be turned alike from its beginning, or what is in the cache is wrong when it
-/// grows. So it is the context that is served that decides, not a sequence's length.
+/// All positions of a sequence must be rotated alike, or its cache is wrong once it
+/// grows. So the served context length decides, not a sequence's length.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LongContext {
-    /// The longest context that does without.
+    /// The longest context that does not use them.
     pub beyond: usize,
-    /// For each pair, in radians a position.
+    /// For each pair, in radians per position.
     pub frequencies: Vec<f64>,
 }
 
-/// How frequencies are changed for a longer context than a model was first trained for.
+/// How frequencies are scaled for a longer context than a model was first trained for.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Scaling<'a> {
     /// Not at all.
     None,
-    /// All positions are squeezed.
+    /// All frequencies are divided by the factor.
     Linear { factor: f64 },
-    /// Llama 3.1: slow pairs are squeezed, fast ones are not.
+    /// Llama 3.1: low frequencies are divided by the factor, high ones are kept.
     Llama3 { factor: f64, low: f64, high: f64, original: f64 },
-    /// Peng et al., "YaRN" (2023): the same with a ramp between, and louder.
+    /// Peng et al., "YaRN" (2023): the same with a linear ramp between, and a larger magnitude.
     Yarn { factor: f64, fast: f64, slow: f64, original: f64, truncate: bool, magnitude: f64 },
-    /// Each pair is squeezed by a factor of its own.
+    /// Each frequency is divided by a factor of its own.
     Each { factors: &'a [f64] },
-    /// Ding et al., "LongRoPE" (2024): by other factors in a long context, and louder.
+    /// Ding et al., "LongRoPE" (2024): with other factors in a long context, and a larger magnitude.
     Long { short: &'a [f64], long: &'a [f64], beyond: usize, magnitude: f64 },
 }
 
@@ -67,7 +67,7 @@ impl Rotary {
             }
             Scaling::Yarn { factor, fast, slow, original, truncate, magnitude: louder } => {
                 magnitude = louder;
-                // The pair that turns so many times within the original context.
+                // The pair that makes this many turns within the original context.
                 let pair = |turns: f64| dim as f64 * (original / (turns * 2.0 * PI)).ln() / (2.0 * base.ln());
                 let (first, last) = match truncate {
                     true => (pair(fast).floor(), pair(slow).ceil()),
@@ -92,7 +92,7 @@ impl Rotary {
         Self { frequencies, magnitude, long: long_context }
     }
 
-    /// Leading components of a head that are turned.
+    /// Number of leading components of a head that are rotated.
     pub fn dim(&self) -> usize {
         2 * self.frequencies.len()
     }
@@ -118,7 +118,7 @@ impl Rotary {
     }
 }
 
-/// How much louder attention gets for a context `factor` times as long: YaRN's rule.
+/// YaRN's magnitude for a context `factor` times as long.
 pub(crate) fn yarn_magnitude(factor: f64, weight: f64) -> f64 {
     if factor <= 1.0 { 1.0 } else { 0.1 * weight * factor.ln() + 1.0 }
 }

@@ -1,4 +1,4 @@
-//! Rows of weights on their way from a file to a device, in ggml's layout all the time.
+//! Rows of weights on their way from a file to a device, always in ggml's layout.
 
 use emberline_kernels::MatrixSpec;
 use emberline_kernels::ggml::{GgmlType, extend_f32};
@@ -6,13 +6,13 @@ use half::f16;
 
 /// A matrix in host memory.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Rows {
+pub(crate) struct WeightRows {
     pub(crate) dtype: GgmlType,
     pub(crate) inputs: usize,
     pub(crate) data: Vec<u8>,
 }
 
-impl Rows {
+impl WeightRows {
     pub(crate) fn spec(&self) -> MatrixSpec {
         let spec = MatrixSpec { dtype: self.dtype, outputs: 0, inputs: self.inputs };
         MatrixSpec { outputs: self.data.len() / spec.row_bytes().max(1), ..spec }
@@ -33,7 +33,7 @@ impl Rows {
         Self { data, ..self }
     }
 
-    /// The rows of `parts` one after the other: as few matrices as their formats allow.
+    /// Concatenates the rows of `parts`, in as few matrices as their formats allow.
     pub(crate) fn stack(parts: impl IntoIterator<Item = Self>) -> Vec<Self> {
         let mut stacked: Vec<Self> = Vec::new();
         for part in parts {
@@ -45,7 +45,7 @@ impl Rows {
         stacked
     }
 
-    /// The rows of `parts` in one matrix: in f16 where their formats differ.
+    /// Concatenates the rows of both `parts` in one matrix; in f16 if their formats differ.
     pub(crate) fn join(parts: [Self; 2]) -> Self {
         let [first, second] = parts;
         let (mut first, second) = match first.dtype == second.dtype {
@@ -77,10 +77,10 @@ mod tests {
     use super::*;
 
     /// Rows whose every byte is the row's number.
-    fn rows(dtype: GgmlType, inputs: usize, count: u8) -> Rows {
+    fn rows(dtype: GgmlType, inputs: usize, count: u8) -> WeightRows {
         let row = MatrixSpec { dtype, outputs: 1, inputs }.row_bytes();
         let data = (0..count).flat_map(|number| std::iter::repeat_n(number, row)).collect();
-        Rows { dtype, inputs, data }
+        WeightRows { dtype, inputs, data }
     }
 
     #[test]
@@ -97,7 +97,7 @@ mod tests {
     #[test]
     fn only_rows_of_one_format_share_a_matrix() {
         let (q4, q6) = (GgmlType::Q4_K, GgmlType::Q6_K);
-        let stacked = Rows::stack([rows(q4, 256, 3), rows(q4, 256, 2), rows(q6, 256, 1)]);
+        let stacked = WeightRows::stack([rows(q4, 256, 3), rows(q4, 256, 2), rows(q6, 256, 1)]);
         let outputs: Vec<_> = stacked.iter().map(|rows| (rows.dtype, rows.spec().outputs)).collect();
         assert_eq!(outputs, [(q4, 5), (q6, 1)]);
     }
@@ -105,18 +105,18 @@ mod tests {
     #[test]
     fn joined_rows_of_two_formats_keep_their_numbers() {
         let numbers = [0.5_f32, -3.0, 2.25, 0.0];
-        let f32 = Rows {
+        let f32 = WeightRows {
             dtype: GgmlType::F32,
             inputs: 4,
             data: numbers.iter().flat_map(|number| number.to_le_bytes()).collect(),
         };
         let f16 = f32.clone().into_f16();
         assert_eq!(f16.data.len(), 8);
-        let joined = Rows::join([f32.clone(), f16]);
+        let joined = WeightRows::join([f32.clone(), f16]);
         assert_eq!(joined.spec(), MatrixSpec { dtype: GgmlType::F16, outputs: 2, inputs: 4 });
         let mut expanded = Vec::new();
         extend_f32(joined.dtype, &joined.data, &mut expanded);
         assert_eq!(expanded, [numbers, numbers].concat());
-        assert_eq!(Rows::join([f32.clone(), f32.clone()]).spec().dtype, GgmlType::F32);
+        assert_eq!(WeightRows::join([f32.clone(), f32.clone()]).spec().dtype, GgmlType::F32);
     }
 }

@@ -1,16 +1,15 @@
-//! What changes logits before a token is picked from them.
+//! Adjusts logits before a token is sampled.
 //!
 //! In this order, which is vLLM's:
 //! 1. `logit_bias` is added (OpenAI's API reference).
-//! 2. `repetition_penalty` θ, for each token that prompt or answer have: a positive logit becomes
-//!    x/θ, another xθ. Keskar et al., "CTRL: A conditional transformer language model for
-//!    controllable generation" (2019), section 4.1, divides always; that would strengthen tokens
-//!    with negative logits, so implementations multiply these.
-//! 3. `frequency_penalty` times the number of times that the answer has the token, and
-//!    `presence_penalty` if it has it at all, are taken away (OpenAI's API reference). The prompt
-//!    does not count.
-//! 4. Until `min_tokens`, tokens that would end the answer become impossible, and at any time those that
-//!    would complete one of `bad_words`.
+//! 2. `repetition_penalty` θ, for each token in prompt or answer: a positive logit becomes x/θ, a
+//!    negative one xθ. Keskar et al., "CTRL: A conditional transformer language model for controllable
+//!    generation" (2019), section 4.1, always divides; that would strengthen tokens with negative
+//!    logits, so implementations multiply these.
+//! 3. `frequency_penalty` times the token's count in the answer is subtracted, and `presence_penalty` if
+//!    the answer has it at all (OpenAI's API reference). The prompt does not count.
+//! 4. Before `min_tokens`, end tokens become impossible, and at any time tokens that would complete one
+//!    of `bad_words`.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -19,17 +18,17 @@ use emberline_protocol::job::SamplingOptions;
 
 use super::bad_words::BadWords;
 
-/// The adjustments of one choice, and what they need to know of its tokens.
+/// The adjustments of one choice, and the token counts that they need.
 #[derive(Debug, Clone)]
 pub(super) struct Adjustments {
     logit_bias: Vec<(u32, f32)>,
     repetition: f32,
     frequency: f32,
     presence: f32,
-    /// How often the answer has each token that is penalised; 0 for those of the prompt only.
+    /// How often the answer has each penalised token; 0 for tokens of the prompt only.
     occurrences: HashMap<u32, u32>,
     min_tokens: u32,
-    /// Tokens that would end the answer.
+    /// End tokens.
     ends: Vec<u32>,
     bad_words: BadWords,
 }
@@ -50,12 +49,12 @@ impl Adjustments {
         }
     }
 
-    /// The same for an answer that must not have these words.
-    pub(super) fn avoiding(self, bad_words: BadWords) -> Self {
+    /// Also keeps these words from appearing.
+    pub(super) fn with_bad_words(self, bad_words: BadWords) -> Self {
         Self { bad_words, ..self }
     }
 
-    /// Whether the token at `position` is picked from other logits than the network's.
+    /// Whether the logits of the token at `position` are adjusted at all.
     pub(super) fn apply_at(&self, position: u32) -> bool {
         let masks = position < self.min_tokens && !self.ends.is_empty();
         masks || !self.logit_bias.is_empty() || self.penalises() || !self.bad_words.is_empty()
@@ -65,7 +64,7 @@ impl Adjustments {
         self.repetition != 1.0 || self.frequency != 0.0 || self.presence != 0.0
     }
 
-    /// The logits to pick the token at `position` from.
+    /// The adjusted logits of the token at `position`.
     pub(super) fn apply<'a>(&self, logits: &'a [f32], position: u32) -> Cow<'a, [f32]> {
         let masked = if position < self.min_tokens { &self.ends[..] } else { &[] };
         let mut masked = masked.iter().copied().chain(self.bad_words.forbidden()).peekable();
@@ -96,7 +95,7 @@ impl Adjustments {
         logit - self.frequency * count as f32 - presence
     }
 
-    /// Takes note of a token of the answer.
+    /// Records a token of the answer.
     pub(super) fn record(&mut self, token: u32) {
         if self.penalises() {
             *self.occurrences.entry(token).or_default() += 1;

@@ -70,7 +70,7 @@ fn ends_are_impossible_until_the_least_tokens_are_there_whatever_the_bias() {
     let options = options!(min_tokens: 2, logit_bias: vec![(1, 100.0)], temperature: 0.0);
     let mut sampler = sampler(options, &[], &[]);
     let picked = (0..4).map(|_| {
-        let token = sampler.pick(&LOGITS);
+        let token = sampler.sample(&LOGITS);
         sampler.record(token);
         token
     });
@@ -81,7 +81,7 @@ fn ends_are_impossible_until_the_least_tokens_are_there_whatever_the_bias() {
 fn greedy_honours_every_adjustment() {
     let greedy = |mut options: SamplingOptions, prompt: &[u32], answer: &[u32]| {
         options.temperature = 0.0;
-        sampler(options, prompt, answer).pick(&LOGITS)
+        sampler(options, prompt, answer).sample(&LOGITS)
     };
     assert_eq!(greedy(options!(), &[1], &[1]), 1);
     assert_eq!(greedy(options!(logit_bias: vec![(1, -100.0)]), &[], &[]), 6);
@@ -155,7 +155,7 @@ proptest! {
                 let kept = f64::from(kept);
                 prop_assert!(kept == plain || (kept - plain).abs() < 1e-4, "{} is not {}", kept, plain);
             }
-            let token = sampler.pick(&logits);
+            let token = sampler.sample(&logits);
             sampler.record(token);
             answer.push(token);
         }
@@ -181,7 +181,7 @@ proptest! {
 fn what_would_complete_a_bad_word_is_impossible_whatever_else_is_asked_for() {
     let options = SamplingOptions { logit_bias: vec![(2, 50.0)], ..SamplingOptions::default() };
     let words = BadWords::new([vec![1, 2], vec![0]].into());
-    let mut adjustments = Adjustments::new(&options, &[], Vec::new()).avoiding(words);
+    let mut adjustments = Adjustments::new(&options, &[], Vec::new()).with_bad_words(words);
     assert!(adjustments.apply_at(0), "the device does not know of it");
     let apply = |adjustments: &Adjustments| adjustments.apply(&[1.0, 1.0, 1.0], 0).into_owned();
     assert_eq!(apply(&adjustments), [f32::NEG_INFINITY, 1.0, 51.0]);

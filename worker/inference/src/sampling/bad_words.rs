@@ -1,16 +1,16 @@
-//! Words that an answer must not have.
+//! Words that must not appear in an answer.
 //!
-//! As in vLLM, a word is forbidden by its tokens: when the answer ends with all of them but the last,
-//! the last one becomes impossible. Tokens of the prompt do not count. The same letters in other tokens
-//! are not found.
+//! As in vLLM, a word is forbidden by its tokens: when the answer ends with all of them but the last, the
+//! last one becomes impossible. Tokens of the prompt do not count, and the same letters in other tokens
+//! are not recognised.
 
 use std::sync::Arc;
 
-/// The words of one choice, and as much of its end as their beginnings are long.
+/// The words of one choice, and as many of its last tokens as are needed to recognise them.
 #[derive(Debug, Clone, Default)]
 pub(super) struct BadWords {
     words: Arc<[Vec<u32>]>,
-    /// Tokens of the longest word but its last.
+    /// Length of the longest word without its last token.
     longest: usize,
     /// The answer's last tokens, at most `longest`.
     recent: Vec<u32>,
@@ -35,7 +35,7 @@ impl BadWords {
         })
     }
 
-    /// Takes note of a token of the answer.
+    /// Records a token of the answer.
     pub(super) fn record(&mut self, token: u32) {
         if self.longest > 0 {
             if self.recent.len() == self.longest {

@@ -1,20 +1,20 @@
-//! From adjusted logits to a drawn token.
+//! Draws a token from adjusted logits: `min_p`, `top_k`, `top_p` and the draw itself.
 //!
-//! A vocabulary has some 100,000 tokens, and there is one draw a token of each sequence. So each
-//! pass over the vocabulary is plain arithmetic that compilers vectorise, and nothing is sorted but
-//! the few candidates between those that surely stay and those that surely go. The order of every
-//! sum is fixed: all machines draw the same token from the same logits.
+//! A vocabulary has some 100,000 tokens, and every token of every sequence is one draw. So each pass over
+//! the vocabulary is plain arithmetic that the compiler vectorises, and only the few candidates at the
+//! threshold are sorted. The order of every sum is fixed: all machines draw the same token from the same
+//! logits.
 
-/// Candidates whose weights are added up together.
+/// Candidates whose weights are summed together.
 const GROUP: usize = 256;
-/// Distances from the most probable token, in nats, are told apart this finely...
+/// Bins per nat of distance from the most probable token...
 const BINS_PER_NAT: f32 = 8.0;
-/// ...and up to where weights are 0.
+/// ...up to where weights are 0.
 const BINS: usize = 720;
-/// e to the minus this is the least normal number.
+/// e to the minus this is the smallest normal number.
 const LARGEST_GAP: f32 = 87.0;
 
-/// The largest logit and its id, the lowest one of several.
+/// The largest logit and its id; of equal ones the lowest id.
 pub(super) fn argmax(logits: &[f32]) -> Option<(u32, f32)> {
     let (groups, rest) = logits.as_chunks::<16>();
     let mut lanes = [f32::NEG_INFINITY; 16];
@@ -31,21 +31,21 @@ pub(super) fn argmax(logits: &[f32]) -> Option<(u32, f32)> {
     (0..).zip(logits).find(|(_, logit)| **logit == max).map(|(id, _)| (id, max))
 }
 
-/// Tokens that may be drawn, by their ids.
+/// The tokens that may be drawn, by id.
 #[derive(Debug)]
 pub(super) struct Candidates {
-    /// Nats that each is below the most probable one; never negative, perhaps infinite.
+    /// Distance of each from the most probable one, in nats; not negative, may be infinite.
     gaps: Vec<f32>,
-    /// Probability relative to the most probable one, which has 1; 0 for those that were dropped.
+    /// Probability relative to the most probable token's; 0 for dropped ones.
     weights: Vec<f32>,
 }
 
 impl Candidates {
-    /// `max` is the largest of `logits`, `temperature` is above 0.
+    /// `max` is the largest of `logits`; `temperature` is above 0.
     pub(super) fn new(logits: &[f32], max: f32, temperature: f32) -> Self {
         let gap = |&logit: &f32| {
             let gap = (max - logit) / temperature;
-            // Not a number: the logit is none, or both are infinite.
+            // NaN: the logit is NaN, or both are infinite.
             if gap >= 0.0 { gap } else { f32::INFINITY }
         };
         let mut gaps: Vec<f32> = logits.iter().map(gap).collect();
@@ -60,23 +60,23 @@ impl Candidates {
         Self { gaps, weights }
     }
 
-    /// Drops what has less than `min_p` of the most probable token's probability.
-    pub(super) fn drop_below(&mut self, min_p: f32) {
+    /// Drops tokens with less than `min_p` of the most probable token's probability.
+    pub(super) fn min_p(&mut self, min_p: f32) {
         if min_p > 0.0 {
             let keep = |weight: f32| if weight < min_p { 0.0 } else { weight };
             self.weights.iter_mut().for_each(|weight| *weight = keep(*weight));
         }
     }
 
-    /// Drops all but the `top_k` most probable; 0 drops none.
-    pub(super) fn keep_most_probable(&mut self, top_k: usize) {
+    /// Keeps the `top_k` most probable tokens; all for 0.
+    pub(super) fn top_k(&mut self, top_k: usize) {
         if top_k > 0 && top_k < self.weights.len() {
             self.keep_until(|count, _| count >= top_k);
         }
     }
 
-    /// Keeps the shortest list of the most probable that has `top_p` of the probability.
-    pub(super) fn keep_share(&mut self, top_p: f64) {
+    /// Keeps the smallest set of the most probable tokens whose share of the probability is at least `top_p`.
+    pub(super) fn top_p(&mut self, top_p: f64) {
         if top_p >= 1.0 {
             return;
         }
@@ -84,7 +84,7 @@ impl Candidates {
         self.keep_until(|_, mass| mass >= wanted);
     }
 
-    /// Keeps the most probable ones, as many as it takes for `enough(count, mass)`.
+    /// Keeps the fewest of the most probable tokens for which `enough(count, mass)` holds.
     fn keep_until(&mut self, enough: impl Fn(usize, f64) -> bool) {
         let mut bins = [(0_usize, 0_f64); BINS];
         for (gap, weight) in self.gaps.iter().zip(&self.weights) {
@@ -102,7 +102,8 @@ impl Candidates {
         }
     }
 
-    /// Keeps what is before bin `last`, `count` candidates with `mass`, and the beginning of it.
+    /// Keeps everything before bin `last`, which is `count` candidates with `mass`, and as much of that bin
+    /// as it takes.
     fn cut(&mut self, last: usize, count: usize, mass: f64, enough: impl Fn(usize, f64) -> bool) {
         let (mut count, mut mass) = (count, mass);
         let mut between: Vec<(f32, usize)> = Vec::new();
@@ -147,7 +148,7 @@ impl Candidates {
         u32::try_from(first + reached).ok()
     }
 
-    /// Sums of each [`GROUP`] of weights.
+    /// The sum of each [`GROUP`] of weights.
     fn groups(&self) -> impl Iterator<Item = f64> {
         self.weights.chunks(GROUP).map(|group| {
             let mut lanes = [0.0; 16];
@@ -164,11 +165,11 @@ impl Candidates {
 
 /// Smaller gaps are in earlier bins.
 fn bin_of(gap: f32) -> usize {
-    // A cast of a large number gives the largest integer.
+    // A cast saturates.
     ((gap * BINS_PER_NAT) as usize).min(BINS - 1)
 }
 
-/// e to the minus `gap`, which is not negative; within 2e-7 of itself.
+/// e to the minus `gap`, which is not negative; with a relative error below 2e-7.
 ///
 /// Without branches and calls, so that it is vectorised: 2^n · e^r for the whole number n next to
 /// gap / -ln 2.

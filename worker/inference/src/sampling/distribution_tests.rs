@@ -44,7 +44,7 @@ fn of_many_equals_the_lowest_ids_stay() {
     let odd = (0..2500).map(|n| 2 * n + 1);
     let mut candidates = two_kinds();
     // 5,000 + 2,500 shares, of which 0.9 are 6,750 and the last is there for rounding.
-    candidates.keep_share(0.9);
+    candidates.top_p(0.9);
     let even = (0..1751).map(|n| 2 * n);
     let mut expected: Vec<usize> = odd.clone().chain(even.clone()).collect();
     expected.sort_unstable();
@@ -53,7 +53,7 @@ fn of_many_equals_the_lowest_ids_stay() {
     assert!(found.iter().all(|id| expected.contains(id)));
 
     let mut candidates = two_kinds();
-    candidates.keep_most_probable(1700);
+    candidates.top_k(1700);
     assert_eq!(kept(&candidates), odd.take(1700).collect::<Vec<_>>());
 }
 
@@ -107,8 +107,8 @@ proptest! {
             surely += usize::from(mass < wanted * (1.0 - 1e-9) || index == 0);
             mass += weight(id);
         }
-        candidates.keep_most_probable(top_k);
-        candidates.keep_share(top_p);
+        candidates.top_k(top_k);
+        candidates.top_p(top_p);
         let kept = kept(&candidates);
         prop_assert!((surely..=perhaps).contains(&kept.len()), "{} of {}..={}", kept.len(), surely, perhaps);
         let mut expected = order[..kept.len()].to_vec();

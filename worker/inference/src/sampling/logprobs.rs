@@ -1,23 +1,23 @@
-//! Log-probabilities as the network sees them: before adjustments, temperature and filters.
+//! Log-probabilities as the network gives them: before adjustments, temperature and filters.
 
 use emberline_protocol::event::IMPOSSIBLE;
 
-/// Natural logarithms of probabilities in one token's place.
+/// Log-probabilities in one token's place.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scores {
-    /// Of the token that was picked.
+    /// Of the sampled token.
     pub logprob: f32,
-    /// Of the most probable tokens: id and logarithm, in order, lower ids first among equals; or of those
-    /// that were named.
+    /// Of the alternatives, with their ids: the most probable ones in order, lower ids first among equals, or
+    /// the named ones.
     pub top: Vec<(u32, f32)>,
 }
 
-/// Which tokens' log-probabilities come with a token's own.
+/// Which tokens' log-probabilities to return with a token's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Alternatives<'a> {
-    /// So many of the most probable ones.
+    /// This many of the most probable.
     MostProbable(usize),
-    /// These.
+    /// These tokens.
     Named(&'a [u32]),
 }
 
@@ -46,7 +46,7 @@ pub fn score(logits: &[f32], token: u32, alternatives: Alternatives<'_>) -> Scor
     Scores { logprob: of(token), top }
 }
 
-/// A token's place among all, the most probable one's being 1; of equals the lowest id comes first.
+/// A token's rank, 1 for the most probable; of equals the lowest id comes first.
 pub fn rank(logits: &[f32], token: u32) -> u32 {
     let Some(&own) = logits.get(token as usize) else {
         return u32::try_from(logits.len()).unwrap_or(u32::MAX);
@@ -58,7 +58,7 @@ pub fn rank(logits: &[f32], token: u32) -> u32 {
     u32::try_from(better + 1).unwrap_or(u32::MAX)
 }
 
-/// The `count` largest logits with their ids; fewer if there are no more.
+/// The `count` largest logits with their ids; fewer if there are not as many.
 fn most_probable(logits: &[f32], count: usize) -> Vec<(u32, f32)> {
     let mut best: Vec<(u32, f32)> = Vec::with_capacity(count + 1);
     let mut least = f32::NEG_INFINITY;

@@ -1,22 +1,22 @@
-//! Picks tokens.
+//! Samples tokens from logits.
 //!
-//! First the logits are adjusted (see [`adjust`]); where an answer has to obey a grammar, tokens that
-//! it does not allow are dropped then. Temperature 0 then picks the largest. Otherwise
-//! they are divided by the temperature and made probabilities, and in vLLM's order
-//! 1. `min_p` drops tokens less probable than that share of the most probable one's probability
+//! The logits are adjusted first (see [`adjust`]); if the answer follows a grammar, tokens that it does
+//! not allow are dropped. With temperature 0 the largest logit is taken. Otherwise the logits are divided
+//! by the temperature and become probabilities, and in vLLM's order
+//! 1. `min_p` drops tokens that have less than this share of the most probable token's probability
 //!    (Nguyen et al., "Turning up the heat: min-p sampling for creative and coherent LLM outputs",
 //!    2024),
-//! 2. `top_k` keeps so many of the most probable (Fan, Lewis and Dauphin, "Hierarchical neural story
+//! 2. `top_k` keeps this many of the most probable (Fan, Lewis and Dauphin, "Hierarchical neural story
 //!    generation", 2018),
-//! 3. `top_p` keeps the shortest list of the most probable that has this share of what is left
+//! 3. `top_p` keeps the smallest set of the most probable whose share of what is left is at least this
 //!    (Holtzman et al., "The curious case of neural text degeneration", 2019),
 //!
-//! and one of the rest is drawn. Equal probabilities are ordered by id, lowest first. Where a row needs
-//! nothing else, the device can do all this itself: see [`Sampler::on_device`].
+//! and one of the rest is drawn. Equal probabilities are ordered by id, lowest first. Rows that need only
+//! this can be sampled on the device: see [`Sampler::for_device`].
 //!
-//! Every random number is a pure function of (seed, choice, position), so that a token does not
-//! depend on what else is in the batch, nor on which worker computes it: one that takes a job over
-//! draws what the first one would have drawn.
+//! Every random number is a pure function of (seed, choice, position). So a token depends neither on what
+//! else is in the batch nor on the worker: one that takes a job over draws what the first would have
+//! drawn.
 
 mod adjust;
 mod bad_words;
@@ -36,70 +36,70 @@ use distribution::{Candidates, argmax};
 pub use logprobs::{Alternatives, Scores, rank, score};
 use random::uniform;
 
-/// Picks the tokens of one choice, one after the other.
+/// Samples the tokens of one choice, one after the other.
 #[derive(Debug, Clone)]
 pub struct Sampler {
     options: SamplingOptions,
     seed: u64,
     choice: u32,
-    /// Of the next token.
+    /// Position of the next token.
     position: u32,
     adjustments: Adjustments,
 }
 
 impl Sampler {
-    /// Before the first token. `ends` are the tokens that `min_tokens` puts off.
+    /// Before the first token. `min_tokens` puts off the tokens in `ends`.
     pub fn new(options: SamplingOptions, seed: u64, choice: u32, prompt: &[u32], ends: Vec<u32>) -> Self {
         let adjustments = Adjustments::new(&options, prompt, ends);
         Self { options, seed, choice, position: 0, adjustments }
     }
 
-    /// The same for an answer that must not have these words, each of which is its tokens.
-    pub fn avoiding(self, bad_words: Arc<[Vec<u32>]>) -> Self {
-        let adjustments = self.adjustments.avoiding(BadWords::new(bad_words));
+    /// Also keeps these token sequences from appearing.
+    pub fn with_bad_words(self, bad_words: Arc<[Vec<u32>]>) -> Self {
+        let adjustments = self.adjustments.with_bad_words(BadWords::new(bad_words));
         Self { adjustments, ..self }
     }
 
-    /// Tokens recorded so far.
+    /// Number of tokens recorded so far.
     pub fn generated(&self) -> u32 {
         self.position
     }
 
-    /// Picks the next token from its logits.
+    /// Samples the next token from its logits.
     ///
-    /// A logit that is not a number counts as minus infinity. Without any candidate the answer is 0.
-    pub fn pick(&self, logits: &[f32]) -> u32 {
+    /// NaN counts as minus infinity. Without any candidate the result is token 0.
+    pub fn sample(&self, logits: &[f32]) -> u32 {
         let adjusted = self.adjustments.apply(logits, self.position);
-        sample(&adjusted, &self.options, self.random()).unwrap_or(0)
+        sample_adjusted(&adjusted, &self.options, self.random()).unwrap_or(0)
     }
 
-    /// Picks the next token among those that are allowed; `None` if there is none.
+    /// Samples the next token among the allowed ones; `None` if there is none.
     ///
-    /// If only tokens are allowed that would end the answer, `min_tokens` does not put them off.
-    pub fn pick_allowed(&self, logits: &[f32], allowed: &TokenSet) -> Option<u32> {
+    /// If only end tokens are allowed, `min_tokens` does not put them off.
+    pub fn sample_allowed(&self, logits: &[f32], allowed: &TokenSet) -> Option<u32> {
         let among = |position| {
             let mut adjusted = self.adjustments.apply(logits, position).into_owned();
             let forbid =
                 |id: usize| adjusted.get_mut(id).into_iter().for_each(|logit| *logit = f32::NEG_INFINITY);
             allowed.iter_unset_entries(forbid);
-            sample(&adjusted, &self.options, self.random())
+            sample_adjusted(&adjusted, &self.options, self.random())
         };
         among(self.position).or_else(|| among(u32::MAX))
     }
 
-    /// How the device is to pick the next token; `None` if it takes more than its logits.
+    /// The parameters with which the device samples the next token; `None` if it needs more than logits.
     ///
-    /// Depends on nothing outside this choice: its tokens must not depend on its company.
-    pub fn on_device(&self) -> Option<SamplingParams> {
+    /// Depends on nothing outside this choice, as its tokens must not depend on the batch.
+    pub fn for_device(&self) -> Option<SamplingParams> {
         let SamplingOptions { temperature, top_k, top_p, min_p, .. } = self.options;
-        // Rounded down: 1 is not among the numbers that may be drawn.
+        // Rounded down: 1 must not be drawn.
         let random = (self.random() * f64::from(1 << 24)).floor() / f64::from(1 << 24);
         let temperature = if temperature.is_nan() { 0.0 } else { temperature };
         let row = SamplingParams { temperature, top_k, top_p, min_p, random: random as f32 };
         (!self.adjustments.apply_at(self.position)).then_some(row)
     }
 
-    /// Takes note of the token that was picked.
+    /// Records the token that was sampled.
     pub fn record(&mut self, token: u32) {
         self.adjustments.record(token);
         self.position += 1;
@@ -110,16 +110,16 @@ impl Sampler {
     }
 }
 
-/// Picks a token from adjusted logits, `None` if all are minus infinity; `random` is in [0, 1).
-fn sample(logits: &[f32], options: &SamplingOptions, random: f64) -> Option<u32> {
+/// Samples from adjusted logits; `None` if all are minus infinity. `random` is in [0, 1).
+fn sample_adjusted(logits: &[f32], options: &SamplingOptions, random: f64) -> Option<u32> {
     let (best, max) = argmax(logits)?;
     if options.temperature.is_nan() || options.temperature <= 0.0 {
         return Some(best);
     }
     let mut candidates = Candidates::new(logits, max, options.temperature);
-    candidates.drop_below(options.min_p);
-    candidates.keep_most_probable(options.top_k as usize);
-    candidates.keep_share(f64::from(options.top_p));
+    candidates.min_p(options.min_p);
+    candidates.top_k(options.top_k as usize);
+    candidates.top_p(f64::from(options.top_p));
     Some(candidates.draw(random).unwrap_or(best))
 }
 

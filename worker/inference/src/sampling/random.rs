@@ -1,4 +1,4 @@
-//! Random numbers that are a pure function of where they are used.
+//! Random numbers as a pure function of seed, choice and position.
 
 /// A number in [0, 1) with 53 random bits, a pure function of its arguments.
 pub(super) fn uniform(seed: u64, choice: u32, position: u32) -> f64 {
@@ -44,8 +44,8 @@ mod tests {
         );
     }
 
-    /// What is written here must never change: a job that another version takes over depends on it.
-    /// Computed apart from this code; the first follows from the first known answer.
+    /// These values must never change: jobs that are taken over by another version depend on them. The
+    /// values were computed independently; the first follows from the first known answer.
     #[test]
     fn uniform_is_pinned() {
         assert_eq!(uniform(0, 0, 0), 0.8805201978886142);

@@ -10,7 +10,7 @@ fn options(temperature: f32, top_p: f32) -> SamplingOptions {
 
 /// Draws from logits that nothing adjusts.
 fn draw_at(logits: &[f32], options: &SamplingOptions, seed: u64, choice: u32, position: u32) -> u32 {
-    sample(logits, options, uniform(seed, choice, position)).unwrap_or(0)
+    sample_adjusted(logits, options, uniform(seed, choice, position)).unwrap_or(0)
 }
 
 #[test]
@@ -60,7 +60,7 @@ pub(super) fn assert_follows(sampler: &Sampler, logits: &[f32], adjusted: &[f64]
     let mut observed = [0; 8];
     for position in 0..DRAWS {
         let sampler = Sampler { position: sampler.position + position, ..sampler.clone() };
-        observed[sampler.pick(logits) as usize] += 1;
+        observed[sampler.sample(logits) as usize] += 1;
     }
     let shares = exact(adjusted, &sampler.options);
     let expected: Vec<f64> = shares.iter().map(|share| share * f64::from(DRAWS)).collect();
@@ -187,7 +187,7 @@ fn choices_have_the_same_distribution_and_draws_of_their_own() {
 fn the_device_picks_only_where_logits_are_all_it_takes() {
     let on_device = |options: SamplingOptions, ends: &[u32], position: u32| {
         let sampler = Sampler::new(options, 9, 2, &[1], ends.to_vec());
-        Sampler { position, ..sampler }.on_device()
+        Sampler { position, ..sampler }.for_device()
     };
     let plain =
         SamplingOptions { temperature: 0.7, top_p: 0.9, top_k: 5, min_p: 0.1, ..SamplingOptions::default() };
@@ -213,7 +213,7 @@ fn the_device_picks_only_where_logits_are_all_it_takes() {
 fn no_random_number_for_the_device_is_1() {
     let sampler = Sampler::new(options(1.0, 1.0), 0, 0, &[], Vec::new());
     for position in 0..100_000 {
-        let row = Sampler { position, ..sampler.clone() }.on_device().unwrap();
+        let row = Sampler { position, ..sampler.clone() }.for_device().unwrap();
         assert!((0.0..1.0).contains(&row.random));
     }
 }
@@ -242,6 +242,9 @@ proptest! {
     ) {
         let options = SamplingOptions { temperature, top_k: 1, ..SamplingOptions::default() };
         let greedy = SamplingOptions { temperature: 0.0, ..SamplingOptions::default() };
-        prop_assert_eq!(sample(&logits, &options, random), sample(&logits, &greedy, random));
+        prop_assert_eq!(
+            sample_adjusted(&logits, &options, random),
+            sample_adjusted(&logits, &greedy, random)
+        );
     }
 }

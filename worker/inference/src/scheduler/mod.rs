@@ -1,26 +1,30 @@
-//! Decides what each step computes: a pure state machine that knows no device.
+//! Decides what each step computes: a state machine without a device.
 //!
-//! [`Scheduler::plan`] gives every sequence that is past its prompt one row, and shares a budget of
-//! rows among prompts; so a long prompt delays running sequences by no more than the budget's time a
-//! step. After the step, [`Scheduler::complete`] takes note of what is in the cache
-//! now, and the caller says how each sequence goes on: [`Scheduler::push`] or [`Scheduler::finish`].
+//! [`Scheduler::plan`] gives each decoding sequence one row, and shares a budget of rows among prompts,
+//! which are prefilled in chunks; so a long prompt delays running sequences by no more than the
+//! budget's time in each step. After the step, [`Scheduler::complete`] takes note of what is in the
+//! cache now, and the caller says how each sequence goes on: [`Scheduler::push`] or
+//! [`Scheduler::finish`].
 //!
-//! Keys and values lie in blocks (see [`BlockPool`]). A prompt gets all its blocks when it starts,
-//! those of a known beginning from the cache; a running sequence gets them one by one. When none is
-//! left, the youngest sequence loses its blocks and is computed again later, its own tokens
-//! included: the oldest always gets on, so every sequence that fits the pool alone comes to its end.
+//! Keys and values lie in blocks ([`BlockPool`]). A prompt gets all its blocks when it starts, those of
+//! a cached prefix from the pool; a decoding sequence gets them one by one. When none is left, the
+//! youngest sequence is preempted: it loses its blocks and is recomputed later, with the tokens that it
+//! has generated. The oldest is never preempted by others, so every sequence that fits the pool by
+//! itself comes to its end.
 //!
-//! Where a prompt's own log-probabilities are wanted, its rows are computed with logits, in chunks like any
-//! other: what the cache knows of it does not count before they have been had.
+//! Where a prompt's own log-probabilities are wanted, its rows are computed with logits, in chunks like
+//! any other; cached blocks are used only up to the first of these rows.
 //!
-//! Choices of one request share the blocks of its prompt, which is computed once. The last of them
-//! is usually not full; whoever writes to it while it is shared gets a copy.
+//! The choices of a request share the blocks of its prompt, which is computed once. The last of these
+//! blocks is usually not full; a choice that writes to it while it is shared gets a copy.
 //!
 //! Kwon et al., "Efficient memory management for large language model serving with PagedAttention"
 //! (2023); Agrawal et al., "Taming throughput-latency tradeoff in LLM inference with Sarathi-Serve"
 //! (2024).
 
-pub mod blocks;
+pub mod block_pool;
+mod cache_salt;
+mod step;
 
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
@@ -28,149 +32,85 @@ use std::ops::Range;
 use emberline_kernels::BLOCK_SIZE;
 
 use crate::network::StepSpan;
-use blocks::{BlockPool, Content, Prefix, Salt};
+use block_pool::{BlockKey, BlockPool, Prefix};
+pub use cache_salt::CacheSalt;
+pub use step::{
+    ScheduledSpan, SchedulerLimits, SchedulerStats, SchedulerStep, SequenceId, SequencePrompt, StartedPrompt,
+};
 
-/// What a scheduler may use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Sequences that run at once. A request with more choices runs alone.
-    pub sequences: usize,
-    /// Rows of a step that go to prompts.
-    pub prefill_budget: usize,
-    /// Blocks of the cache.
-    pub blocks: usize,
-}
-
-/// One choice of a request. Requests are numbered by age, so the greatest is the youngest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SequenceId {
-    /// The request's number.
-    pub request: u64,
-    /// Which of its choices.
-    pub choice: u32,
-}
-
-/// A sequence before it is computed.
-#[derive(Debug, Clone, Default)]
-pub struct Prompt {
-    /// Its tokens, perhaps with those of an answer.
-    pub tokens: Vec<u32>,
-    /// What it shares blocks by.
-    pub salt: Salt,
-    /// Positions whose logits are wanted; empty for those of a prompt that is only continued.
-    pub scored: Range<usize>,
-}
-
-/// What to compute.
-#[derive(Debug, Default)]
-pub struct Step {
-    /// Blocks to copy before anything else, `(from, to)`; none is on both sides.
-    pub copies: Vec<(u32, u32)>,
-    /// Rows to compute; see [`Scheduler::span`].
-    pub spans: Vec<Span>,
-    /// Prompts that start with this step.
-    pub started: Vec<Started>,
-    /// Sequences that had to give up their blocks.
-    pub preempted: Vec<SequenceId>,
-}
-
-/// Consecutive tokens of one sequence.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Span {
-    /// Whose.
-    pub id: SequenceId,
-    /// Their positions.
-    pub positions: Range<usize>,
-    /// Of them, those whose logits are wanted besides.
-    pub scored: Range<usize>,
-    /// Choices that need a token after the last of these: none in the middle of a prompt.
-    pub picks: Range<u32>,
-}
-
-/// A sequence that got its first blocks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Started {
-    /// Which.
-    pub id: SequenceId,
-    /// Tokens that the cache already had.
-    pub cached: usize,
-}
-
-impl Step {
-    /// Tokens that it computes.
-    pub fn rows(&self) -> usize {
-        self.spans.iter().map(|span| span.positions.len()).sum()
-    }
-}
-
-/// See the module.
+/// Plans steps; see the module.
 #[derive(Debug)]
 pub struct Scheduler {
-    limits: Limits,
+    limits: SchedulerLimits,
     pool: BlockPool,
-    waiting: BTreeMap<SequenceId, Waiting>,
+    waiting: BTreeMap<SequenceId, WaitingSequence>,
     /// Those with blocks.
-    running: BTreeMap<SequenceId, Sequence>,
+    running: BTreeMap<SequenceId, RunningSequence>,
+    prefix_queries: u64,
+    prefix_hits: u64,
+    preemptions: u64,
 }
 
-/// A sequence of which nothing is computed, or not any more.
+/// A sequence without blocks: one that has not started, or that was preempted.
 #[derive(Debug)]
-struct Waiting {
-    /// Prompt and answer.
-    prompt: Prompt,
-    /// Choices that go on from these tokens.
+struct WaitingSequence {
+    prompt: SequencePrompt,
+    /// Choices that continue these tokens.
     choices: u32,
 }
 
 #[derive(Debug, Clone)]
-struct Sequence {
-    /// Prompt and answer.
+struct RunningSequence {
+    /// Prompt and generated tokens.
     tokens: Vec<u32>,
-    salt: Salt,
-    /// Positions whose logits are still wanted.
+    salt: CacheSalt,
+    /// Positions whose logits are still wanted for the prompt's own log-probabilities.
     scored: Range<usize>,
-    /// How many of the tokens the cache has.
+    /// How many of the tokens have keys and values in the cache.
     computed: usize,
     /// The blocks of positions `i * BLOCK_SIZE ..`.
     table: Vec<u32>,
-    /// How many full blocks are registered, and under what prefix the last of them is.
+    /// How many full blocks are registered, and the prefix that ends with the last of them.
     registered: usize,
     prefix: Prefix,
-    /// Choices that go on from these tokens; more than one only until they are computed.
+    /// Choices that continue these tokens; more than one only until the prompt is computed.
     choices: u32,
-    /// Past its prompt: all tokens but the last are computed.
+    /// Whether the prompt is computed: then all tokens but the last are.
     decoding: bool,
 }
 
 impl Scheduler {
-    /// Nothing to do yet.
-    pub fn new(limits: Limits) -> Self {
+    /// Without any sequence.
+    pub fn new(limits: SchedulerLimits) -> Self {
         Self {
             limits,
             pool: BlockPool::new(limits.blocks),
             waiting: BTreeMap::new(),
             running: BTreeMap::new(),
+            prefix_queries: 0,
+            prefix_hits: 0,
+            preemptions: 0,
         }
     }
 
-    /// Takes in a request that is younger than all before it.
+    /// Adds a request, which must be younger than all before it.
     ///
-    /// Its `prompt` must not be empty, and must fit the pool together with one choice's answer.
-    pub fn submit(&mut self, request: u64, prompt: Prompt, choices: u32) {
+    /// Its `prompt` must not be empty, and must fit the pool together with one choice's tokens.
+    pub fn submit(&mut self, request: u64, prompt: SequencePrompt, choices: u32) {
         self.wait(SequenceId { request, choice: 0 }, prompt, choices.max(1));
     }
 
-    /// Takes in one choice of a request that is as young as can be, with the `tokens` of its prompt
-    /// and those that it has already; as for [`Scheduler::submit`], they must fit.
-    pub fn resume(&mut self, id: SequenceId, tokens: Prompt) {
+    /// Adds one choice of the youngest request, with the tokens of its prompt and those generated
+    /// already; as for [`Scheduler::submit`], they must fit the pool.
+    pub fn resume(&mut self, id: SequenceId, tokens: SequencePrompt) {
         self.wait(id, tokens, 1);
     }
 
-    fn wait(&mut self, id: SequenceId, prompt: Prompt, choices: u32) {
-        let Prompt { tokens, scored, .. } = &prompt;
+    fn wait(&mut self, id: SequenceId, prompt: SequencePrompt, choices: u32) {
+        let SequencePrompt { tokens, scored, .. } = &prompt;
         debug_assert!(!tokens.is_empty() && tokens.len() <= self.limits.blocks * BLOCK_SIZE);
         debug_assert!(scored.end < tokens.len());
-        self.waiting.insert(id, Waiting { prompt, choices });
+        self.waiting.insert(id, WaitingSequence { prompt, choices });
     }
 
     /// Whether any sequence is unfinished.
@@ -178,81 +118,89 @@ impl Scheduler {
         !(self.waiting.is_empty() && self.running.is_empty())
     }
 
-    /// How many of a prompt's tokens the cache has now.
-    pub fn cached(&self, prompt: &Prompt) -> usize {
+    /// How many of a prompt's tokens are in the prefix cache now.
+    pub fn cached_tokens(&self, prompt: &SequencePrompt) -> usize {
         self.find(prompt).0.len() * BLOCK_SIZE
     }
 
-    /// Forgets what is kept of sequences that have ended.
-    pub fn forget(&mut self) {
-        self.pool.forget();
+    /// Forgets the blocks of sequences that have ended.
+    pub fn clear_prefix_cache(&mut self) {
+        self.pool.clear_prefix_cache();
     }
 
-    /// Blocks that sequences use, and all there are.
-    pub fn usage(&self) -> (usize, usize) {
-        (self.pool.total() - self.pool.available(), self.pool.total())
+    /// How busy it is, and what it has done so far.
+    pub fn stats(&self) -> SchedulerStats {
+        SchedulerStats {
+            running: self.running.len(),
+            waiting: self.waiting.len(),
+            blocks_used: self.pool.total() - self.pool.available(),
+            blocks_total: self.pool.total(),
+            prefix_queries: self.prefix_queries,
+            prefix_hits: self.prefix_hits,
+            preemptions: self.preemptions,
+        }
     }
 
-    /// Decides on the next step. Not empty as long as there is work.
-    pub fn plan(&mut self) -> Step {
-        let mut step = Step::default();
+    /// Plans the next step, which is not empty while there is work.
+    pub fn plan(&mut self) -> SchedulerStep {
+        let mut step = SchedulerStep::default();
         self.plan_decoding(&mut step);
         self.plan_prompts(&mut step);
         step
     }
 
-    /// What a planned span consists of.
-    pub fn span(&self, span: &Span) -> StepSpan<'_> {
+    /// The network's input for a planned span.
+    pub fn span(&self, span: &ScheduledSpan) -> StepSpan<'_> {
         let sequence = self.running.get(&span.id);
         let tokens = sequence.and_then(|sequence| sequence.tokens.get(span.positions.clone()));
-        // A prompt has blocks for the chunks to come, too.
+        // A prompt has blocks for later chunks, too.
         let blocks = ..span.positions.end.div_ceil(BLOCK_SIZE);
         StepSpan {
             tokens: tokens.unwrap_or_default(),
             start: span.positions.start,
             blocks: sequence.and_then(|sequence| sequence.table.get(blocks)).unwrap_or_default(),
-            wants_logits: !span.picks.is_empty(),
+            logit_rows: span.logit_rows(),
         }
     }
 
-    /// Takes note that a planned step is computed. Every choice in its spans' `picks` is a sequence
-    /// now.
-    pub fn complete(&mut self, step: &Step) {
+    /// Takes note that a planned step is computed. From now on every choice in its spans' `samples` is a
+    /// sequence of its own.
+    pub fn complete(&mut self, step: &SchedulerStep) {
         for span in &step.spans {
             let Some(sequence) = self.running.get_mut(&span.id) else { continue };
             sequence.computed = span.positions.end;
             sequence.scored.start = sequence.scored.start.max(span.scored.end).min(sequence.scored.end);
             sequence.register(&mut self.pool);
-            if span.picks.is_empty() {
+            if span.samples.is_empty() {
                 continue;
             }
             sequence.decoding = true;
             sequence.choices = 1;
             let first = sequence.clone();
-            for choice in span.picks.clone().skip(1) {
+            for choice in span.samples.clone().skip(1) {
                 first.table.iter().for_each(|block| self.pool.retain(*block));
                 self.running.insert(SequenceId { choice, ..span.id }, first.clone());
             }
         }
     }
 
-    /// A sequence goes on with `token`.
+    /// Continues a sequence with `token`.
     pub fn push(&mut self, id: SequenceId, token: u32) {
         if let Some(sequence) = self.running.get_mut(&id) {
             sequence.tokens.push(token);
         }
     }
 
-    /// A sequence has ended. What is computed of it can still be found.
+    /// Ends a sequence. Its registered blocks stay in the prefix cache.
     pub fn finish(&mut self, id: SequenceId) {
         self.waiting.remove(&id);
         if let Some(sequence) = self.running.remove(&id) {
-            // The end goes first, so that as much of the beginning as possible is found again.
+            // The last blocks go first, so that the beginning is evicted last.
             sequence.table.iter().rev().for_each(|block| self.pool.release(*block));
         }
     }
 
-    /// A request has ended.
+    /// Ends all sequences of a request.
     pub fn cancel(&mut self, request: u64) {
         let all = SequenceId { request, choice: 0 }..=SequenceId { request, choice: u32::MAX };
         let waiting = self.waiting.range(all.clone()).map(|(id, _)| *id);
@@ -260,24 +208,29 @@ impl Scheduler {
         ids.into_iter().for_each(|id| self.finish(id));
     }
 
-    /// One token for each sequence past its prompt, oldest first.
-    fn plan_decoding(&mut self, step: &mut Step) {
+    /// Plans one token for each decoding sequence, oldest first.
+    fn plan_decoding(&mut self, step: &mut SchedulerStep) {
         let decoding = self.running.iter().filter(|(_, sequence)| sequence.decoding);
         let ids: Vec<SequenceId> = decoding.map(|(id, _)| *id).collect();
         for id in ids {
-            if let Some(position) = self.make_writable(id, step) {
+            if let Some(position) = self.allocate_slot(id, step) {
                 let positions = position..position + 1;
-                step.spans.push(Span { id, positions, scored: 0..0, picks: id.choice..id.choice + 1 });
+                step.spans.push(ScheduledSpan {
+                    id,
+                    positions,
+                    scored: 0..0,
+                    samples: id.choice..id.choice + 1,
+                });
             }
         }
     }
 
-    /// Gives a sequence a block of its own for its next position, at the cost of younger ones;
-    /// `None` if it loses all of its own.
+    /// Gives a sequence a block of its own for its next position, preempting younger ones if need be;
+    /// `None` if it is preempted itself.
     ///
     /// A block that is copied from has another user, whose turn comes next and who keeps it if it is
-    /// the last: so no such block is given out again in the same step.
-    fn make_writable(&mut self, id: SequenceId, step: &mut Step) -> Option<usize> {
+    /// the last user: so no such block is allocated again in the same step.
+    fn allocate_slot(&mut self, id: SequenceId, step: &mut SchedulerStep) -> Option<usize> {
         loop {
             let sequence = self.running.get_mut(&id)?;
             let position = sequence.computed;
@@ -301,18 +254,19 @@ impl Scheduler {
         }
     }
 
-    /// Takes a sequence's blocks away and has it wait until it can be computed again.
-    fn preempt(&mut self, id: SequenceId, step: &mut Step) {
+    /// Takes a sequence's blocks away and has it wait until it can be recomputed.
+    fn preempt(&mut self, id: SequenceId, step: &mut SchedulerStep) {
         let Some(sequence) = self.running.remove(&id) else { return };
-        let Sequence { tokens, salt, scored, table, choices, .. } = sequence;
+        let RunningSequence { tokens, salt, scored, table, choices, .. } = sequence;
         table.into_iter().rev().for_each(|block| self.pool.release(block));
-        self.waiting.insert(id, Waiting { prompt: Prompt { tokens, salt, scored }, choices });
+        self.waiting.insert(id, WaitingSequence { prompt: SequencePrompt { tokens, salt, scored }, choices });
         step.preempted.push(id);
+        self.preemptions += 1;
     }
 
-    /// Shares the budget among prompts: half of it is the oldest's, as far as it needs that much;
-    /// then those come that need least, so that a long prompt does not hold up short ones.
-    fn plan_prompts(&mut self, step: &mut Step) {
+    /// Shares the budget among prompts: up to half of it goes to the oldest, the rest to those that need
+    /// least, so that a long prompt does not hold up short ones.
+    fn plan_prompts(&mut self, step: &mut SchedulerStep) {
         let budget = self.limits.prefill_budget.max(1);
         self.start_prompts(step, budget);
         let mut rest: Vec<(usize, SequenceId)> = self.prompts().map(|(id, s)| (s.remaining(), id)).collect();
@@ -335,10 +289,10 @@ impl Scheduler {
         step.spans.extend(spans);
     }
 
-    /// Starts prompts, oldest first, while there is room for them and something left of the budget.
-    fn start_prompts(&mut self, step: &mut Step, budget: usize) {
-        let mut coming: HashSet<Content> = self.prompts().filter_map(|(_, s)| s.next_content()).collect();
-        // Tokens to come of those that have started, and of them, of all but the oldest.
+    /// Starts prompts, oldest first, while there are blocks for them and budget is left.
+    fn start_prompts(&mut self, step: &mut SchedulerStep, budget: usize) {
+        let mut coming: HashSet<BlockKey> = self.prompts().filter_map(|(_, s)| s.next_key()).collect();
+        // Tokens to compute of the started prompts, and of all but the oldest of them.
         let mut queued: usize = self.prompts().map(|(_, s)| s.remaining()).sum();
         let mut beside: usize = self.prompts().skip(1).map(|(_, s)| s.remaining()).sum();
         let ids: Vec<SequenceId> = self.waiting.keys().copied().collect();
@@ -350,38 +304,41 @@ impl Scheduler {
             let (blocks, prefix) = self.find(&waiting.prompt);
             let tokens = &waiting.prompt.tokens;
             let needed = tokens.len() - blocks.len() * BLOCK_SIZE;
-            // Either it has a share at once, or it is computed at once beside the oldest.
+            // It must get rows in this step, or fit beside the oldest as a whole.
             if queued >= budget && beside + needed > budget / 2 {
                 continue;
             }
-            // Another prompt is just computing what comes next here: it will be in the cache.
-            let next = next_content(tokens, blocks.len(), prefix);
+            // Another prompt is about to compute the next block: soon it is in the cache.
+            let next = next_key(tokens, blocks.len(), prefix, waiting.prompt.salt);
             let is_usable = (blocks.len() + 1) * BLOCK_SIZE <= waiting.prompt.usable();
-            if is_usable && next.is_some_and(|content| coming.contains(&content)) {
+            if is_usable && next.is_some_and(|key| coming.contains(&key)) {
                 continue;
             }
-            if !self.has_place_for(waiting.choices) || !self.reserve(id, &blocks, prefix) {
+            let total = tokens.len();
+            if !self.has_slots_for(waiting.choices) || !self.reserve(id, &blocks, prefix) {
                 return;
             }
+            self.prefix_queries += total as u64;
+            self.prefix_hits += (blocks.len() * BLOCK_SIZE) as u64;
             coming.extend(next);
             beside += if queued > 0 { needed } else { 0 };
             queued += needed;
-            step.started.push(Started { id, cached: blocks.len() * BLOCK_SIZE });
+            step.started.push(StartedPrompt { id, cached: blocks.len() * BLOCK_SIZE });
         }
     }
 
-    /// Prompts that have started, oldest first.
-    fn prompts(&self) -> impl Iterator<Item = (SequenceId, &Sequence)> {
+    /// Prompts that are being computed, oldest first.
+    fn prompts(&self) -> impl Iterator<Item = (SequenceId, &RunningSequence)> {
         self.running.iter().filter(|(_, sequence)| !sequence.decoding).map(|(id, sequence)| (*id, sequence))
     }
 
-    fn has_place_for(&self, choices: u32) -> bool {
+    fn has_slots_for(&self, choices: u32) -> bool {
         let running: u32 = self.running.values().map(|sequence| sequence.choices).sum();
         running == 0 || (running + choices) as usize <= self.limits.sequences
     }
 
-    /// Gives a waiting sequence all blocks that its tokens need, `found` ones first, if enough stay
-    /// for those that run to grow.
+    /// Starts a waiting sequence with all blocks that its tokens need, the cached ones in `found` first;
+    /// `false` if too few would be left for running sequences to grow.
     fn reserve(&mut self, id: SequenceId, found: &[u32], prefix: Prefix) -> bool {
         let Some(waiting) = self.waiting.get(&id) else { return false };
         let missing = waiting.prompt.tokens.len().div_ceil(BLOCK_SIZE).saturating_sub(found.len());
@@ -390,26 +347,26 @@ impl Scheduler {
             found.iter().rev().for_each(|block| self.pool.release(*block));
             return false;
         }
-        let Some(Waiting { prompt, choices }) = self.waiting.remove(&id) else { return false };
-        let Prompt { tokens, salt, scored } = prompt;
+        let Some(WaitingSequence { prompt, choices }) = self.waiting.remove(&id) else { return false };
+        let SequencePrompt { tokens, salt, scored } = prompt;
         let mut table = found.to_vec();
         table.extend((0..missing).map_while(|_| self.pool.allocate()));
         let (registered, computed) = (found.len(), found.len() * BLOCK_SIZE);
         let decoding = false;
         let sequence =
-            Sequence { tokens, salt, scored, computed, table, registered, prefix, choices, decoding };
+            RunningSequence { tokens, salt, scored, computed, table, registered, prefix, choices, decoding };
         self.running.insert(id, sequence);
         true
     }
 
-    /// The registered blocks with which a prompt begins, as far as they are of use.
-    fn find(&self, prompt: &Prompt) -> (Vec<u32>, Prefix) {
-        let mut found = (Vec::new(), Prefix::Empty(prompt.salt));
+    /// The cached blocks with which a prompt begins, as far as they can be used.
+    fn find(&self, prompt: &SequencePrompt) -> (Vec<u32>, Prefix) {
+        let mut found = (Vec::new(), Prefix::Empty);
         let usable = prompt.tokens.get(..prompt.usable()).unwrap_or_default();
         for tokens in usable.as_chunks::<BLOCK_SIZE>().0 {
-            let Some((block, prefix)) = self.pool.find(&Content { parent: found.1, tokens: *tokens }) else {
-                break;
-            };
+            let salt = prompt.salt.of_block(found.0.len());
+            let key = BlockKey { parent: found.1, salt, tokens: *tokens };
+            let Some((block, prefix)) = self.pool.find(&key) else { break };
             found.0.push(block);
             found.1 = prefix;
         }
@@ -417,51 +374,51 @@ impl Scheduler {
     }
 }
 
-impl Prompt {
-    /// Tokens that the cache may know. Those must be computed whose logits are wanted: the last one's in any
-    /// case, to know what follows.
+impl SequencePrompt {
+    /// How many tokens may come from the prefix cache. Those whose logits are wanted must be computed: in
+    /// any case the last one, for the token that follows.
     fn usable(&self) -> usize {
         let before_last = self.tokens.len().saturating_sub(1);
         if self.scored.is_empty() { before_last } else { before_last.min(self.scored.start) }
     }
 }
 
-impl Sequence {
+impl RunningSequence {
     /// Tokens that are not computed yet.
     fn remaining(&self) -> usize {
         self.tokens.len() - self.computed
     }
 
     /// The next `rows` tokens of a prompt.
-    fn chunk(&self, id: SequenceId, rows: usize) -> Span {
+    fn chunk(&self, id: SequenceId, rows: usize) -> ScheduledSpan {
         let end = self.computed + rows;
-        let picks = if end == self.tokens.len() { self.choices } else { 0 };
+        let samples = if end == self.tokens.len() { self.choices } else { 0 };
         let scored = self.scored.start.max(self.computed)..self.scored.end.min(end);
         let scored = if scored.is_empty() { 0..0 } else { scored };
-        Span { id, positions: self.computed..end, scored, picks: id.choice..id.choice + picks }
+        ScheduledSpan { id, positions: self.computed..end, scored, samples: id.choice..id.choice + samples }
     }
 
     /// The first block that is not registered yet, if it lies before the last token.
-    fn next_content(&self) -> Option<Content> {
-        next_content(&self.tokens, self.registered, self.prefix)
+    fn next_key(&self) -> Option<BlockKey> {
+        next_key(&self.tokens, self.registered, self.prefix, self.salt)
     }
 
     /// Registers the blocks that are full now.
     fn register(&mut self, pool: &mut BlockPool) {
         let full = self.tokens.get(..self.computed).unwrap_or_default().as_chunks::<BLOCK_SIZE>().0;
         for (tokens, block) in full.iter().zip(&self.table).skip(self.registered) {
-            self.prefix = pool.register(*block, Content { parent: self.prefix, tokens: *tokens });
+            let salt = self.salt.of_block(self.registered);
+            self.prefix = pool.register(*block, BlockKey { parent: self.prefix, salt, tokens: *tokens });
             self.registered += 1;
         }
     }
 }
 
-/// The block after `registered` ones, if it lies before the last token.
-fn next_content(tokens: &[u32], registered: usize, prefix: Prefix) -> Option<Content> {
+/// The key of the block after `registered` ones, if that block lies before the last token.
+fn next_key(tokens: &[u32], registered: usize, prefix: Prefix, salt: CacheSalt) -> Option<BlockKey> {
     let (next, rest) = tokens.get(registered * BLOCK_SIZE..)?.split_first_chunk()?;
-    (!rest.is_empty()).then_some(Content { parent: prefix, tokens: *next })
+    (!rest.is_empty()).then_some(BlockKey { parent: prefix, salt: salt.of_block(registered), tokens: *next })
 }
 
 #[cfg(test)]
-#[path = "scheduler_tests.rs"]
 mod tests;

@@ -5,7 +5,7 @@
 
 use emberline_protocol::job::Message;
 
-/// Its space tells whether the template trims messages.
+/// Its final space shows whether the template trims messages.
 const MARK: &str = "EMBERLINE-CUTS-HERE ";
 
 /// Marks the end of the last message; the white space that was there after its text.

@@ -5,14 +5,14 @@ use emberline_protocol::job::{GenerationRequest, Message, Role, Tool, ToolChoice
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-/// A conversation that a prompt is to be made of.
+/// A conversation to render a prompt from.
 #[derive(Debug, Clone)]
 pub struct Conversation<'a> {
-    /// What was said.
+    /// The messages.
     pub messages: &'a [Message],
-    /// Functions that the model knows of.
+    /// The functions that it may call.
     pub tools: &'a [Tool],
-    /// Whether it calls them; with [`ToolChoice::None`] it does not hear of them.
+    /// Whether it may or must call them; with [`ToolChoice::None`] they are not in the prompt.
     pub tool_choice: ToolChoice,
     /// It may call several at once.
     pub parallel_tool_calls: bool,
@@ -55,7 +55,7 @@ impl<'a> Conversation<'a> {
         }
     }
 
-    /// The functions that the model hears of.
+    /// The functions that are in the prompt.
     pub fn offered(&self) -> &'a [Tool] {
         if self.tool_choice == ToolChoice::None { &[] } else { self.tools }
     }
@@ -71,7 +71,7 @@ pub(super) enum NoContent {
 
 /// A message as templates see it.
 #[derive(Debug, Serialize)]
-pub(super) struct Turn<'a> {
+pub(super) struct TemplateMessage<'a> {
     role: Role,
     content: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -85,7 +85,7 @@ pub(super) struct Turn<'a> {
     tool_call_id: Option<&'a str>,
 }
 
-impl<'a> Turn<'a> {
+impl<'a> TemplateMessage<'a> {
     pub(super) fn new(message: &'a Message, no_content: NoContent) -> Self {
         let calls = message.tool_calls.iter().map(|call| {
             let function = json!({"name": call.name, "arguments": arguments(&call.arguments)});

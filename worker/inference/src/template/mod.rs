@@ -3,14 +3,14 @@
 //! Templates are Jinja as Hugging Face's `apply_chat_template` renders it: blocks trimmed, loop
 //! controls, Python's string methods and the functions that templates use (`functions`). They are
 //! given what it gives them (`conversation`). Templates can do more or less: what one writes of
-//! functions, names and system messages is found by trying (`abilities`), and what it would leave
-//! out is put into messages that it does write (`plain`).
+//! functions, names and system messages is found by trying (`capabilities`), and what it would leave
+//! out is put into messages that it does write (`polyfill`).
 
-mod abilities;
+mod capabilities;
 mod continuation;
 mod conversation;
 mod functions;
-mod plain;
+mod polyfill;
 mod source;
 mod variables;
 
@@ -29,13 +29,13 @@ use serde_json::Map;
 
 use crate::checkpoint::gguf::{GgufError, GgufFile};
 use crate::checkpoint::hf::HfFileError;
-use abilities::Abilities;
+use capabilities::Capabilities;
 pub use conversation::Conversation;
-use conversation::{NoContent, Turn, described};
+use conversation::{NoContent, TemplateMessage, described};
 
-/// The name by which error messages call the template.
+/// The template's name in error messages.
 const NAME: &str = "chat_template";
-/// What one prompt may cost: about as many instructions, or 64 times as many bytes. A conversation
+/// Limit of a prompt's cost: about this many instructions, or 64 times as many bytes. A conversation
 /// that fills the largest request a server takes stays below a tenth of it.
 const FUEL: u64 = 4_000_000;
 
@@ -95,7 +95,7 @@ const GIVEN: [&str; 4] = ["messages", "tools", "add_generation_prompt", "strftim
 #[derive(Debug)]
 pub struct ChatTemplate {
     compiled: Compiled,
-    abilities: Abilities,
+    capabilities: Capabilities,
     variables: HashSet<String>,
 }
 
@@ -104,9 +104,9 @@ struct Compiled {
     environment: Environment<'static>,
 }
 
-/// What a template is given.
+/// The input of a template.
 #[derive(Debug, Clone, Copy)]
-struct Script<'a> {
+struct TemplateInput<'a> {
     messages: &'a [Message],
     no_content: NoContent,
     tools: &'a [Tool],
@@ -150,8 +150,8 @@ impl ChatTemplate {
         });
         variables.extend(documents);
         let compiled = Compiled { environment };
-        let abilities = Abilities::find(&compiled);
-        Ok(Self { compiled, abilities, variables })
+        let capabilities = Capabilities::find(&compiled);
+        Ok(Self { compiled, capabilities, variables })
     }
 
     /// The template in a GGUF file's metadata.
@@ -171,12 +171,12 @@ impl ChatTemplate {
 
     /// How the model writes its calls; in the way of Hermes models where the template is silent.
     pub fn tool_format(&self) -> ToolFormat {
-        self.abilities.tools.unwrap_or(ToolFormat::Hermes)
+        self.capabilities.tools.unwrap_or(ToolFormat::Hermes)
     }
 
-    /// Whether the template itself tells the model of functions.
+    /// Whether the template itself lists functions.
     pub fn writes_tools(&self) -> bool {
-        self.abilities.tools.is_some()
+        self.capabilities.tools.is_some()
     }
 
     /// The prompt for a conversation.
@@ -184,12 +184,12 @@ impl ChatTemplate {
         let mut messages = self.adapted(conversation);
         let space = conversation.continue_final_message.then(|| continuation::mark(&mut messages));
         let mut tools = if self.writes_tools() { conversation.offered().to_vec() } else { Vec::new() };
-        if self.abilities.needs_descriptions {
+        if self.capabilities.needs_descriptions {
             tools.iter_mut().for_each(|tool| _ = tool.description.get_or_insert_default());
         }
-        let text = self.compiled.write(&Script {
+        let text = self.compiled.write(&TemplateInput {
             messages: &messages,
-            no_content: self.abilities.no_content,
+            no_content: self.capabilities.no_content,
             tools: &tools,
             variables: Some(&conversation.variables),
             now: conversation.now,
@@ -203,34 +203,35 @@ impl ChatTemplate {
 
     /// The messages, changed where the template would leave something out.
     fn adapted(&self, conversation: &Conversation<'_>) -> Vec<Message> {
-        let abilities = &self.abilities;
+        let capabilities = &self.capabilities;
         let mut messages = conversation.messages.to_vec();
-        let is_unnamed =
-            |message: &&mut Message| message.role != Role::Tool && !abilities.names.contains(&message.role);
-        messages.iter_mut().filter(is_unnamed).for_each(plain::write_name);
-        plain::name_results(&mut messages);
-        if !conversation.offered().is_empty() && abilities.tools.is_none() {
-            plain::list_functions(&mut messages, conversation);
+        let is_unnamed = |message: &&mut Message| {
+            message.role != Role::Tool && !capabilities.names.contains(&message.role)
+        };
+        messages.iter_mut().filter(is_unnamed).for_each(polyfill::name_as_prefix);
+        polyfill::name_results(&mut messages);
+        if !conversation.offered().is_empty() && capabilities.tools.is_none() {
+            polyfill::list_tools_in_system(&mut messages, conversation);
         }
-        if !abilities.calls {
-            plain::write_calls(&mut messages);
-        } else if !abilities.parallel_calls {
-            messages = plain::part_calls(messages);
+        if !capabilities.calls {
+            polyfill::calls_as_text(&mut messages);
+        } else if !capabilities.parallel_calls {
+            messages = polyfill::split_parallel_calls(messages);
         }
-        if abilities.tools == Some(ToolFormat::Mistral) {
-            plain::shorten_ids(&mut messages);
+        if capabilities.tools == Some(ToolFormat::Mistral) {
+            polyfill::shorten_ids(&mut messages);
         }
-        if !abilities.results {
-            messages = plain::tell_results(messages);
+        if !capabilities.results {
+            messages = polyfill::results_as_user_messages(messages);
         }
-        if !abilities.system {
-            messages = plain::fold_system(messages);
+        if !capabilities.system {
+            messages = polyfill::merge_system_into_user(messages);
         }
         messages
     }
 }
 
-impl<'a> Script<'a> {
+impl<'a> TemplateInput<'a> {
     /// Messages and nothing else.
     fn of(messages: &'a [Message]) -> Self {
         Self {
@@ -245,19 +246,19 @@ impl<'a> Script<'a> {
 }
 
 impl Compiled {
-    fn write(&self, script: &Script<'_>) -> Result<String, TemplateError> {
+    fn write(&self, input: &TemplateInput<'_>) -> Result<String, TemplateError> {
         let template = self.environment.get_template(NAME).map_err(TemplateError::Invalid)?;
-        let now = script.now;
-        let turns: Vec<Turn<'_>> =
-            script.messages.iter().map(|message| Turn::new(message, script.no_content)).collect();
+        let now = input.now;
+        let turns: Vec<TemplateMessage<'_>> =
+            input.messages.iter().map(|message| TemplateMessage::new(message, input.no_content)).collect();
         let tools: Option<Vec<_>> =
-            (!script.tools.is_empty()).then(|| script.tools.iter().map(described).collect());
+            (!input.tools.is_empty()).then(|| input.tools.iter().map(described).collect());
         let context = context! {
             messages => Serde(&turns),
             tools => Serde(&tools),
-            add_generation_prompt => script.add_generation_prompt,
+            add_generation_prompt => input.add_generation_prompt,
             strftime_now => Value::from_function(move |format: &str| functions::strftime(now, format)),
-            ..Value::from(Serde(&script.variables.unwrap_or(&Map::new())))
+            ..Value::from(Serde(&input.variables.unwrap_or(&Map::new())))
         };
         template.render(context).map_err(|error| match refusal(&error) {
             Some(Refusal(message)) => TemplateError::Refused(message.clone()),

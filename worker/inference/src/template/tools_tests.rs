@@ -86,7 +86,7 @@ fn a_format_is_known_by_what_the_template_writes() {
         (hermes().replace("{% for t in tools or [] %}{{ t | tojson }}{% endfor %}", ""), None),
     ];
     for (source, format) in formats {
-        assert_eq!(template(&source).abilities.tools, format, "{source}");
+        assert_eq!(template(&source).capabilities.tools, format, "{source}");
         assert_eq!(template(&source).tool_format(), format.unwrap_or(ToolFormat::Hermes), "{source}");
     }
 }

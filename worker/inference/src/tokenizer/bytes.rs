@@ -32,7 +32,7 @@ impl TokenBytes {
     }
 }
 
-/// How a vocabulary writes the text of its tokens.
+/// How a vocabulary spells the text of its tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Notation {
     /// Each byte is a character: printable ones are themselves, the rest are the characters from
@@ -81,7 +81,7 @@ fn write_byte_level(token: &str, out: &mut Vec<u8>) {
     }
 }
 
-/// Whether a byte-level vocabulary in which `has` tells what is a token can write every text.
+/// Whether a byte-level vocabulary can encode every text; `has` says whether a string is a token.
 pub(super) fn all_bytes(has: impl Fn(&str) -> bool) -> bool {
     let mut characters = ('\u{21}'..='\u{143}').filter(|&character| byte_of(character).is_some());
     characters.all(|character| has(character.encode_utf8(&mut [0; 4])))

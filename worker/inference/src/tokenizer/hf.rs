@@ -86,14 +86,14 @@ fn check_added_tokens(path: &Path, inner: &Tokenizer, json: &[u8]) -> Result<(),
 /// A step from tokens to text.
 #[derive(Deserialize)]
 #[serde(tag = "type")]
-enum Step {
+enum DecoderStep {
     ByteLevel,
     ByteFallback,
     Fuse,
     Metaspace { replacement: char, prepend_scheme: String },
     Replace { pattern: Pattern, content: String },
     Strip { content: char, start: usize, stop: usize },
-    Sequence { decoders: Vec<Step> },
+    Sequence { decoders: Vec<DecoderStep> },
 }
 
 #[derive(Deserialize)]
@@ -111,8 +111,8 @@ fn reading(path: &Path, inner: &Tokenizer) -> Result<(Notation, bool), Tokenizer
         value: json.to_string(),
         supported: "byte-level or SentencePiece's".to_owned(),
     };
-    let steps = match Step::deserialize(&json).map_err(|_| unsupported())? {
-        Step::Sequence { decoders } => decoders,
+    let steps = match DecoderStep::deserialize(&json).map_err(|_| unsupported())? {
+        DecoderStep::Sequence { decoders } => decoders,
         step => vec![step],
     };
     let mut replaced = Vec::new();
@@ -120,17 +120,17 @@ fn reading(path: &Path, inner: &Tokenizer) -> Result<(Notation, bool), Tokenizer
     for (number, step) in steps.iter().enumerate() {
         let is_last = number + 1 == steps.len();
         match step {
-            Step::ByteLevel if steps.len() == 1 => return Ok((Notation::ByteLevel, false)),
-            Step::Replace { pattern: Pattern::String(pattern), content } if !byte_fallback => {
+            DecoderStep::ByteLevel if steps.len() == 1 => return Ok((Notation::ByteLevel, false)),
+            DecoderStep::Replace { pattern: Pattern::String(pattern), content } if !byte_fallback => {
                 replaced.push((pattern.clone(), content.clone()));
             }
-            Step::ByteFallback => byte_fallback = true,
-            Step::Fuse => fused = true,
-            Step::Metaspace { replacement, prepend_scheme } if is_last => {
+            DecoderStep::ByteFallback => byte_fallback = true,
+            DecoderStep::Fuse => fused = true,
+            DecoderStep::Metaspace { replacement, prepend_scheme } if is_last => {
                 replaced.push((replacement.to_string(), " ".to_owned()));
                 return Ok((Notation::Pieces { replaced, byte_fallback }, prepend_scheme != "never"));
             }
-            Step::Strip { content: ' ', start: 1, stop: 0 } if is_last && fused => {
+            DecoderStep::Strip { content: ' ', start: 1, stop: 0 } if is_last && fused => {
                 return Ok((Notation::Pieces { replaced, byte_fallback }, true));
             }
             _ => return Err(unsupported()),

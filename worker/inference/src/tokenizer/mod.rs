@@ -1,8 +1,8 @@
 //! Text to token ids and back, as the model's files define it.
 //!
 //! From a folder as on the hub (`hf`): what `tokenizer.json` says. From a GGUF file (`gguf`):
-//! byte-level BPE with the ways of splitting text that `pre` lists, and SentencePiece's BPE and
-//! unigram vocabularies (`pieces`).
+//! byte-level BPE with the ways of splitting text in `pre_tokenizer`, and SentencePiece's BPE and
+//! unigram vocabularies (`sentencepiece`).
 //!
 //! Special tokens are found wherever they stand in the text, because that is how a rendered chat
 //! template carries them. Message content that contains `<|im_start|>` and the like is therefore
@@ -12,8 +12,9 @@ mod bytes;
 mod error;
 mod gguf;
 mod hf;
-mod pieces;
-mod pre;
+mod pre_tokenizer;
+mod sentencepiece;
+mod vocabulary;
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -90,7 +91,7 @@ impl ModelTokenizer {
         Ok(ids)
     }
 
-    /// At least as many tokens as `text` has, without encoding it: encoding takes a second a
+    /// A lower bound of the number of tokens of `text`, without encoding it: encoding takes a second a
     /// megabyte, too long for a prompt that can't fit anyway.
     pub fn least_tokens(&self, text: &str) -> usize {
         let Some(longest) = self.bound.longest else { return 0 };
@@ -101,8 +102,8 @@ impl ModelTokenizer {
         length.div_ceil(longest)
     }
 
-    /// The bytes a token stands for: part of a character, at times. Empty for control tokens, but
-    /// for those around calls of functions, and for ids that are none.
+    /// The bytes that a token stands for, perhaps only a part of a character. Empty for control tokens, except
+    /// those around function calls, and for ids that are not tokens.
     pub fn token_bytes(&self, id: u32) -> &[u8] {
         self.bytes.get(id)
     }
@@ -148,12 +149,12 @@ impl ModelTokenizer {
         self.inner.id_to_token(id).unwrap_or_default()
     }
 
-    /// The tokens that end an answer, in no order.
+    /// The tokens that end an answer, in any order.
     pub fn end_of_generation(&self) -> impl Iterator<Item = u32> {
         self.end_of_generation.iter().copied()
     }
 
-    /// How many tokens there are.
+    /// Number of tokens.
     pub fn vocab_size(&self) -> usize {
         self.bytes.len()
     }

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use emberline_inference::bench::resident;
 use emberline_inference::device::ComputeDevice;
 use emberline_inference::engine::Engine;
-use emberline_inference::engine::inference::{self, BurnEngine, CacheSize, LoadOptions};
+use emberline_inference::engine::inference::{self, CacheSize, InferenceEngine, LoadOptions};
 use emberline_protocol::event::EventKind;
 use emberline_protocol::subject::JobId;
 use rand::rngs::StdRng;
@@ -53,7 +53,7 @@ fn number<T: FromStr<Err: Debug>>(variable: &str, default: T) -> T {
         .map_or(default, |value| value.parse().unwrap_or_else(|e| panic!("{variable}: {e:?}")))
 }
 
-fn engine(blocks: usize) -> BurnEngine {
+fn engine(blocks: usize) -> InferenceEngine {
     let options = LoadOptions {
         slots: SLOTS,
         prefill_budget: Some(PREFILL_BUDGET),
@@ -63,9 +63,10 @@ fn engine(blocks: usize) -> BurnEngine {
     inference::load(&options).unwrap()
 }
 
-fn submit(engine: &mut BurnEngine, ask: &Ask, id: JobId) -> UnboundedReceiver<EventKind> {
+fn submit(engine: &mut InferenceEngine, ask: &Ask, id: JobId) -> UnboundedReceiver<EventKind> {
     let (events, receiver) = unbounded_channel();
-    let prepared = engine.frontend().prepare(ask.job(id), Instant::now()).expect("a job that can be served");
+    let prepared =
+        engine.preprocessor().prepare(ask.job(id), Instant::now()).expect("a job that can be served");
     engine.submit(prepared, events);
     receiver
 }
@@ -78,8 +79,8 @@ fn solo(asks: &[Ask]) -> Vec<Answer> {
         while engine.has_work() {
             engine.step().unwrap();
         }
-        engine.settle().unwrap();
-        engine.forget_prefixes();
+        engine.flush().unwrap();
+        engine.clear_prefix_cache();
         let mut answer = Answer::default();
         assert!(answer.read(&mut events), "a job alone comes to its end");
         answer
@@ -105,7 +106,7 @@ struct Tally {
 }
 
 struct Soak<'a> {
-    engine: BurnEngine,
+    engine: InferenceEngine,
     asks: &'a [Ask],
     alone: &'a [Answer],
     running: HashMap<JobId, Running>,
@@ -159,7 +160,7 @@ impl Soak<'_> {
                 self.running.insert(id, Running { cancel_in: None, ..running });
                 continue;
             }
-            self.engine.settle().unwrap();
+            self.engine.flush().unwrap();
             running.answer.read(&mut running.events);
             let whole = &self.alone[running.ask];
             assert!(running.answer.begins(whole), "cancelled: {:?}, but alone {whole:?}", running.answer);
@@ -188,9 +189,9 @@ fn mixed_random_load_leaks_nothing_and_changes_no_answer() {
     let mut next_sample = Duration::ZERO;
     let mut jobs = JOBS;
     loop {
-        let counts = soak.engine.counts();
+        let (counts, stats) = (soak.engine.counts(), soak.engine.stats());
         let is_over = began.elapsed() >= whole && counts.steps >= STEPS;
-        if is_over && (counts.preemptions > 0 || counts.steps >= MOST_STEPS) {
+        if is_over && (stats.scheduler.preemptions > 0 || counts.steps >= MOST_STEPS) {
             break;
         }
         let now = began.elapsed();
@@ -213,13 +214,13 @@ fn mixed_random_load_leaks_nothing_and_changes_no_answer() {
     while soak.engine.has_work() {
         soak.step();
     }
-    soak.engine.settle().unwrap();
+    soak.engine.flush().unwrap();
     soak.read();
     report(&soak, &memory, began.elapsed());
     assert!(soak.running.is_empty(), "jobs without an end");
-    assert_eq!(soak.engine.cache_usage().0, 0, "blocks were lost");
+    assert_eq!(soak.engine.stats().scheduler.blocks_used, 0, "blocks were lost");
     assert!(
-        soak.engine.counts().preemptions > 0,
+        soak.engine.stats().scheduler.preemptions > 0,
         "the pool was never too small: this run shows nothing of that"
     );
     assert!(soak.tally.completed > 0 && soak.tally.cancelled > 0, "{:?}", soak.tally);
@@ -235,7 +236,7 @@ fn report(soak: &Soak<'_>, memory: &[(Duration, u64)], took: Duration) {
         "{completed} answers equal to their solo runs, {cancelled} jobs cancelled, {tokens} tokens in {:.0} s; \
          cache of {} blocks, {:?}",
         took.as_secs_f64(),
-        soak.engine.cache_usage().1,
+        soak.engine.stats().scheduler.blocks_total,
         soak.engine.counts()
     );
     let series = memory.iter().map(|(at, bytes)| format!("{:.0}s {}", at.as_secs_f64(), bytes >> 20));

@@ -5,7 +5,7 @@ use serde::Deserialize;
 
 /// One chat with the reference's answer.
 #[derive(Debug, Deserialize)]
-pub struct Case {
+pub(crate) struct Case {
     /// The conversation.
     pub messages: Vec<Message>,
     /// The conversation in the model's chat template.
@@ -25,7 +25,7 @@ pub struct Case {
 }
 
 /// All cases.
-pub fn cases() -> Vec<Case> {
+pub(crate) fn cases() -> Vec<Case> {
     #[derive(Deserialize)]
     struct File {
         cases: Vec<Case>,

@@ -2,12 +2,12 @@
 
 #![allow(dead_code)] // each test uses a part of it
 
-pub mod golden;
+pub(crate) mod golden;
 
 use std::path::{Path, PathBuf};
 
 /// The real model's file: EMBERLINE_TEST_MODEL, or where `make test` puts it.
-pub fn model_path() -> PathBuf {
+pub(crate) fn model_path() -> PathBuf {
     let path = std::env::var_os("EMBERLINE_TEST_MODEL")
         .map_or_else(|| cache().join("models/smollm2-135m-instruct.gguf"), PathBuf::from);
     assert!(

@@ -1,6 +1,6 @@
 //! Reads a file's header: metadata and the list of tensors.
 //!
-//! Nothing in the file is believed: every length is checked against what is left of the file
+//! Nothing in the file is trusted: every length is checked against what is left of the file
 //! before anything is allocated for it.
 
 use std::collections::HashMap;
@@ -22,7 +22,7 @@ const MAX_NAME: u64 = 65_535;
 const MAX_DIMENSIONS: u32 = 4;
 const DEFAULT_ALIGNMENT: u32 = 32;
 
-/// What a header tells.
+/// The content of a header.
 #[derive(Debug)]
 pub(super) struct Header {
     pub(super) metadata: Metadata,

@@ -29,7 +29,7 @@ struct Tensor {
     data: Vec<u8>,
 }
 
-/// A file in the making. Whatever it is told is written, be it valid or not.
+/// Builds a file, which may be invalid.
 pub(crate) struct GgufBuilder {
     version: u32,
     alignment: usize,

@@ -1,12 +1,12 @@
-//! The tokens of words that an answer must not have.
+//! The tokens of words that must not appear in an answer.
 
 use emberline_protocol::error::{ApiError, ErrorCode};
 
-use super::preprocess::internal;
+use super::prompt_renderer::internal;
 use crate::tokenizer::ModelTokenizer;
 
-/// The tokens of each of `words`, as vLLM has them: of the word as it begins a text, and of the word after
-/// a space where that is another first token and as many of them.
+/// The token sequences of each word, as in vLLM: of the word at the beginning of a text, and of the word
+/// after a space if that has another first token and the same number of tokens.
 pub(super) fn tokens(words: &[String], tokenizer: &ModelTokenizer) -> Result<Vec<Vec<u32>>, ApiError> {
     let encode = |text: &str| tokenizer.encode(text).map_err(|error| internal(&error));
     let mut all: Vec<Vec<u32>> = Vec::with_capacity(2 * words.len());

@@ -1,4 +1,4 @@
-//! How large a model's cache of keys and values is, and how it stores them.
+//! The size of a model's key/value cache, and the type of its numbers.
 
 use clap::ValueEnum;
 use emberline_kernels::{BLOCK_SIZE, KvType};
@@ -9,23 +9,23 @@ use crate::device::{ComputeDevice, DeviceClass};
 use crate::memory::available;
 use crate::network::Network;
 
-/// Tokens that a slot is given room for, on average, where the operator says nothing: most
-/// conversations are shorter, and one that is longer has what the others leave.
+/// Tokens of cache for each slot by default: most conversations are shorter, and a longer one uses
+/// what the others leave.
 const SLOT_TOKENS: usize = 768;
-/// The part of a machine's available memory that the cache may take.
+/// The default cache takes at most this part of the available memory: one eighth.
 const MEMORY_SHARE: u64 = 8;
-/// What the cache may take where nobody says how much memory there is.
+/// Most bytes of the default cache where the available memory is not known.
 const UNKNOWN_MEMORY: u64 = 2 << 30;
 
-/// How much room there is for keys and values.
+/// How much memory there is for keys and values.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum CacheSize {
-    /// What the slots need, but not more than a share of the memory.
+    /// What the slots need, but not more than a part of the memory.
     #[default]
     Auto,
-    /// So many bytes.
+    /// This many bytes.
     Bytes(u64),
-    /// So many blocks.
+    /// This many blocks.
     Blocks(usize),
 }
 
@@ -43,7 +43,7 @@ pub enum CacheDtype {
 }
 
 impl CacheDtype {
-    /// What that is on `device`.
+    /// The type on `device`.
     pub(crate) fn on(self, device: &ComputeDevice) -> Result<KvType, LoadError> {
         match (self, device.class) {
             (Self::F32, _) | (Self::Auto, DeviceClass::Gpu | DeviceClass::Software) => Ok(KvType::F32),
@@ -69,20 +69,20 @@ pub(super) fn blocks(
         CacheSize::Blocks(blocks) => blocks,
         CacheSize::Bytes(bytes) => in_bytes(bytes),
         CacheSize::Auto => {
-            // Of a GPU nobody says how much is free.
+            // How much of a GPU's memory is free is not known.
             let memory = if device.max_buffer_bytes.is_none() { available() } else { None };
             let most = memory.map_or(UNKNOWN_MEMORY, |bytes| bytes / MEMORY_SHARE);
             needed(network.config().context_length, slots).min(in_bytes(most))
         }
     };
-    // A layer's keys are one buffer, its values another.
+    // Each layer has one buffer for keys and one for values.
     let layers = network.config().layers.len().max(1) as u64;
     let buffer_bytes = (block_bytes / (2 * layers)).max(1);
     let limit = device.max_buffer_bytes.map_or(u64::MAX, |bytes| bytes / buffer_bytes);
     wanted.min(usize::try_from(limit).unwrap_or(usize::MAX)).max(1)
 }
 
-/// Blocks that so many slots need: a few pages for each of them, and for one the whole context.
+/// Blocks for this many slots: [`SLOT_TOKENS`] for each, and the whole context for at least one.
 fn needed(context: usize, slots: usize) -> usize {
     let each = context.min(SLOT_TOKENS).div_ceil(BLOCK_SIZE);
     slots.saturating_mul(each).max(context.div_ceil(BLOCK_SIZE))

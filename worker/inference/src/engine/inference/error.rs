@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::checkpoint::CheckpointError;
-use crate::constraint::GrammarsError;
+use crate::constraint::GrammarCompilerError;
 use crate::device::DeviceError;
 use crate::network::{ComputeError, NetworkError};
 use crate::template::TemplateError;
@@ -64,7 +64,7 @@ pub enum LoadError {
         /// The model file.
         path: PathBuf,
         /// What is wrong.
-        source: GrammarsError,
+        source: GrammarCompilerError,
     },
     /// No device to run it on.
     #[error(transparent)]

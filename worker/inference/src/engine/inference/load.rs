@@ -1,4 +1,4 @@
-//! From a file to an engine that is ready to serve.
+//! Loads a model into an engine that is ready to serve.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -10,22 +10,22 @@ use std::time::Instant;
 use emberline_kernels::BLOCK_SIZE;
 use emberline_protocol::heartbeat::ServedModel;
 
+use super::batch_sampler::BatchSampler;
 use super::cache::{self, CacheDtype, CacheSize};
-use super::output::Publisher;
-use super::preprocess::PromptBuilder;
-use super::sample::Picker;
-use super::{BurnEngine, Counts, Facts, LoadError, warm_up};
+use super::output_processor::OutputProcessor;
+use super::prompt_renderer::PromptRenderer;
+use super::{Facts, InferenceEngine, LoadError, StepCounts, warm_up};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::clock;
-use crate::constraint::Grammars;
+use crate::constraint::GrammarCompiler;
 use crate::device::{ComputeDevice, DeviceClass};
 use crate::network::{Architecture, Network, Quantize};
-use crate::scheduler::{Limits, Scheduler};
+use crate::scheduler::{Scheduler, SchedulerLimits};
 use crate::template::ChatTemplate;
 use crate::tokenizer::ModelTokenizer;
 
-/// Rows of a step that go to prompts, where nothing else is asked for: enough to use the device
-/// well, and little enough that running sequences hardly notice.
+/// Prompt rows in a step by default: enough to use the device well, and few enough that running
+/// sequences are hardly delayed.
 const CPU_PREFILL_BUDGET: usize = 256;
 const GPU_PREFILL_BUDGET: usize = 1024;
 
@@ -34,26 +34,26 @@ const GPU_PREFILL_BUDGET: usize = 1024;
 pub struct LoadOptions {
     /// A GGUF file, or a folder as on the Hugging Face hub.
     pub path: PathBuf,
-    /// The name it is served under.
+    /// The name that it is served under.
     pub name: String,
     /// Where to compute.
     pub device: ComputeDevice,
-    /// Jobs, and sequences, at once.
+    /// Most concurrent jobs, and sequences.
     pub slots: usize,
-    /// Rows of a step that go to prompts; `None` for what suits the device.
+    /// Most prompt rows in a step; `None` for what suits the device.
     pub prefill_budget: Option<usize>,
-    /// Room for keys and values.
+    /// Memory for keys and values.
     pub cache: CacheSize,
     /// How keys and values are stored.
     pub cache_dtype: CacheDtype,
     /// Tokens of prompt and answer together, if less than the model allows.
     pub context_length: Option<u32>,
-    /// What weights are turned into that are stored as floats.
+    /// Format to quantise weights to that are stored as floats.
     pub quantize: Option<Quantize>,
 }
 
 impl LoadOptions {
-    /// Loads `path` on `device`, with what suits both.
+    /// `path` on `device`, with default settings.
     pub fn new(path: impl Into<PathBuf>, name: impl Into<String>, device: ComputeDevice) -> Self {
         Self {
             path: path.into(),
@@ -70,7 +70,7 @@ impl LoadOptions {
 }
 
 /// Loads a model, ready to serve.
-pub fn load(options: &LoadOptions) -> Result<BurnEngine, LoadError> {
+pub fn load(options: &LoadOptions) -> Result<InferenceEngine, LoadError> {
     let path = &options.path;
     let began = Instant::now();
     let checkpoint = Checkpoint::open(path)?;
@@ -91,7 +91,7 @@ pub fn load(options: &LoadOptions) -> Result<BurnEngine, LoadError> {
     let context = network.config().context_length;
     let blocks = cache::blocks(options.cache, &network, stored, device, slots);
     network.allocate_cache(blocks, stored)?;
-    // A sequence must fit the cache alone.
+    // A sequence must fit the cache by itself.
     let context_length = context.min(blocks * BLOCK_SIZE);
     if context_length < context {
         tracing::warn!(
@@ -106,7 +106,7 @@ pub fn load(options: &LoadOptions) -> Result<BurnEngine, LoadError> {
     let prefill_budget = options.prefill_budget.unwrap_or(default_budget).max(1);
     let on_adapter = device.class != DeviceClass::Host;
     if on_adapter {
-        warm_up::run(&mut network, &Limits { sequences: slots, prefill_budget, blocks })?;
+        warm_up::run(&mut network, &SchedulerLimits { sequences: slots, prefill_budget, blocks })?;
     }
     let memory = network.memory(prefill_budget + slots, slots);
     tracing::info!(
@@ -124,20 +124,20 @@ pub fn load(options: &LoadOptions) -> Result<BurnEngine, LoadError> {
 
     let context_length = u32::try_from(context_length).unwrap_or(u32::MAX);
     let created = clock::unix_time().as_secs();
-    // Quantised weights are others, and what is rounded in the cache makes other numbers.
+    // Quantised weights and a rounded cache change the output.
     let identity = match options.quantize {
         Some(quantize) => format!("{} {quantize:?} {stored:?}", options.name),
         None => format!("{} {stored:?}", options.name),
     };
     let tokenizer = Arc::new(tokenizer);
-    let grammars =
-        Grammars::new(&tokenizer).map_err(|source| LoadError::Grammars { path: path.clone(), source })?;
-    let publisher = Publisher::spawn(Arc::clone(&tokenizer)).map_err(LoadError::Thread)?;
-    Ok(BurnEngine {
-        scheduler: Scheduler::new(Limits { sequences: slots, prefill_budget, blocks }),
-        picker: Picker { vocabulary: tokens, on_device: on_adapter },
-        prompts: Arc::new(PromptBuilder { template, tokenizer, grammars, context_length }),
-        publisher,
+    let grammars = GrammarCompiler::new(&tokenizer)
+        .map_err(|source| LoadError::Grammars { path: path.clone(), source })?;
+    let outputs = OutputProcessor::spawn(Arc::clone(&tokenizer)).map_err(LoadError::Thread)?;
+    Ok(InferenceEngine {
+        scheduler: Scheduler::new(SchedulerLimits { sequences: slots, prefill_budget, blocks }),
+        sampler: BatchSampler { vocabulary: tokens, on_device: on_adapter },
+        renderer: Arc::new(PromptRenderer { template, tokenizer, grammars, context_length }),
+        outputs,
         facts: Facts {
             served: ServedModel { name: options.name.clone(), context_length, created },
             fingerprint: fingerprint(checkpoint.path(), &identity)?,
@@ -150,12 +150,13 @@ pub fn load(options: &LoadOptions) -> Result<BurnEngine, LoadError> {
         requests: BTreeMap::new(),
         numbers: HashMap::new(),
         next_number: 0,
-        counts: Counts::default(),
-        told_of_clamped: false,
+        counts: StepCounts::default(),
+        generated_tokens: 0,
+        warned_of_clamping: false,
     })
 }
 
-/// What makes prompts of messages and text of tokens.
+/// The model's tokenizer and chat template.
 fn texts(checkpoint: &Checkpoint) -> Result<(ModelTokenizer, ChatTemplate), LoadError> {
     let path = checkpoint.path();
     let (tokenizer, template) = match checkpoint.gguf() {
@@ -167,10 +168,10 @@ fn texts(checkpoint: &Checkpoint) -> Result<(ModelTokenizer, ChatTemplate), Load
     Ok((tokenizer, template))
 }
 
-/// Names engine version and weights: `emberline-<version>-<8 hexadecimal digits>`.
+/// The `system_fingerprint`: `emberline-<version>-<8 hexadecimal digits>`.
 ///
-/// The digits hash the model's name, and of each of its files the size and the beginning, which
-/// holds names and shapes: cheap, and the same on every worker that has the same files.
+/// The digits hash the model's name, and of each of its files the size and the first MiB, which holds
+/// names and shapes: cheap, and the same on every worker that has the same files.
 pub(super) fn fingerprint(path: &Path, name: &str) -> Result<String, LoadError> {
     const BEGINNING: u64 = 1 << 20;
     let io = |path: &Path| {

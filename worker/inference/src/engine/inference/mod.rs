@@ -1,20 +1,21 @@
 //! The engine that runs a model with burn.
 //!
-//! Each step computes what the [`Scheduler`] has planned, all sequences together, and picks a token
-//! for each of them. A row's numbers do not depend on the other rows, so a sequence's tokens are
-//! what they would be if it were alone. Prompts are made before a job gets here (`prompt`), events
-//! after its tokens have left (`publish`): this thread does nothing but keep the device busy.
+//! Each step computes what the [`Scheduler`] has planned, all sequences together, and samples a token
+//! for each of them. A row's numbers do not depend on the other rows, so a sequence's tokens are the
+//! same as if it ran alone. Prompts are rendered before a job gets here (`prompt_renderer`), and text
+//! and events are made after its tokens have left (`output_processor`): the engine's thread does nothing
+//! but keep the device busy.
 
 mod bad_words;
+mod batch_sampler;
 mod cache;
 mod error;
 mod load;
-mod output;
-mod preprocess;
-mod prompt_events;
-mod prompt_scores;
+mod output_processor;
+mod prompt_logprobs;
+mod prompt_output;
+mod prompt_renderer;
 mod request;
-mod sample;
 mod tokenize;
 mod warm_up;
 
@@ -28,40 +29,40 @@ use emberline_protocol::heartbeat::ServedModel;
 use emberline_protocol::subject::JobId;
 
 use super::refusal::too_late;
-use super::{Engine, EngineError, EventSink, Frontend, Prepared, Written};
+use super::{Engine, EngineError, EngineStats, EventSink, PreparedRequest, Preprocessor, ResumedTokens};
 use crate::clock;
 use crate::constraint::Stuck;
 use crate::network::{ComputeError, Logits, MemoryUse, Network, StepSpan};
-use crate::scheduler::blocks::Salt;
-use crate::scheduler::{Prompt, Scheduler, SequenceId, Step};
+use crate::scheduler::{CacheSalt, Scheduler, SchedulerStep, SequenceId, SequencePrompt};
+use batch_sampler::{BatchSampler, SampleRequest};
 pub use cache::{CacheDtype, CacheSize};
 pub use error::LoadError;
 pub use load::{LoadOptions, load};
-use output::{Choice, Opening, Publisher, Record};
-use preprocess::PromptBuilder;
-use prompt_events::ToldPrompt;
+use output_processor::{ChoiceOutput, NewOutput, OutputProcessor, OutputRecord};
+use prompt_output::PromptOutput;
+use prompt_renderer::PromptRenderer;
 use request::Request;
-use sample::{Picker, Wanted};
 
-/// A model on its device, and the jobs it is working on.
+/// A model on its device, and the jobs that it runs.
 #[derive(Debug)]
-pub struct BurnEngine {
+pub struct InferenceEngine {
     network: Network,
     scheduler: Scheduler,
-    picker: Picker,
-    prompts: Arc<PromptBuilder>,
-    publisher: Publisher,
+    sampler: BatchSampler,
+    renderer: Arc<PromptRenderer>,
+    outputs: OutputProcessor,
     facts: Facts,
-    /// By the numbers under which the scheduler knows them.
+    /// By the numbers that the scheduler knows them by.
     requests: BTreeMap<u64, Request>,
     numbers: HashMap<JobId, u64>,
     next_number: u64,
-    counts: Counts,
-    /// The operator was told that numbers don't fit the cache.
-    told_of_clamped: bool,
+    counts: StepCounts,
+    generated_tokens: u64,
+    /// The log has the warning that keys or values don't fit the cache's type.
+    warned_of_clamping: bool,
 }
 
-/// Why an answer that another worker began can't go on here.
+/// Why an answer that another worker began can't be continued here.
 #[derive(Debug, thiserror::Error)]
 enum Discontinued {
     #[error("The answer was begun with another version of the model, which wrote what this one can't.")]
@@ -70,7 +71,7 @@ enum Discontinued {
     Text,
 }
 
-/// What the engine says of itself.
+/// What does not change once the model is loaded.
 #[derive(Debug)]
 struct Facts {
     served: ServedModel,
@@ -81,28 +82,27 @@ struct Facts {
     memory: MemoryUse,
 }
 
-/// What an engine has done since it was loaded.
+/// What an engine's steps have cost since it was loaded.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counts {
+pub struct StepCounts {
     /// Steps computed.
     pub steps: u64,
-    /// Tokens computed: of prompts, and each picked token that was followed by another.
+    /// Rows computed: one for each token of a prompt that was not cached, and for each sampled token that
+    /// was followed by another.
     pub rows: u64,
-    /// Of them, the most in one step.
+    /// Largest number of rows in a single step.
     pub most_rows: usize,
-    /// Times that a sequence had to give up its cache.
-    pub preemptions: u64,
     /// Time that the steps took.
     pub step_time: Duration,
-    /// Masks of allowed tokens.
+    /// Masks of allowed tokens that were used.
     pub masks: u64,
     /// Time that computing them took, on other threads.
     pub mask_time: Duration,
-    /// The part of `step_time` that went by waiting for them.
+    /// The part of `step_time` that was spent waiting for them.
     pub mask_wait: Duration,
 }
 
-impl Engine for BurnEngine {
+impl Engine for InferenceEngine {
     fn models(&self) -> Vec<ServedModel> {
         vec![self.facts.served.clone()]
     }
@@ -123,11 +123,19 @@ impl Engine for BurnEngine {
         Some(self.facts.memory.total())
     }
 
-    fn frontend(&self) -> Arc<dyn Frontend> {
-        self.prompts.clone()
+    fn stats(&self) -> EngineStats {
+        EngineStats {
+            scheduler: self.scheduler.stats(),
+            computed_tokens: self.counts.rows,
+            generated_tokens: self.generated_tokens,
+        }
     }
 
-    fn submit(&mut self, prepared: Prepared, events: EventSink) {
+    fn preprocessor(&self) -> Arc<dyn Preprocessor> {
+        self.renderer.clone()
+    }
+
+    fn submit(&mut self, prepared: PreparedRequest, events: EventSink) {
         let (mut request, choices) = match self.open(&prepared, &events) {
             Ok(opened) => opened,
             Err(error) => {
@@ -139,16 +147,16 @@ impl Engine for BurnEngine {
         };
         let number = self.next_number;
         self.next_number += 1;
-        let told = ToldPrompt::of(&prepared, &self.prompts.tokenizer);
+        let prompt_output = PromptOutput::of(&prepared, &self.renderer.tokenizer);
         let prompt = scheduled(&prepared);
-        let Prepared { job, taken, acceptance, written, .. } = prepared;
-        let cached_tokens = u32::try_from(self.scheduler.cached(&prompt)).unwrap_or(u32::MAX);
+        let PreparedRequest { job, taken, acceptance, resumed, .. } = prepared;
+        let cached_tokens = u32::try_from(self.scheduler.cached_tokens(&prompt)).unwrap_or(u32::MAX);
         for (choice, number) in choices.iter().zip(0..) {
             if let Some(tokens) = choice.tokens_at_end() {
                 request.stop(number, tokens);
             }
         }
-        let opening = Opening {
+        let opening = NewOutput {
             request: number,
             events,
             accepted: EventKind::Accepted(Acceptance {
@@ -158,13 +166,13 @@ impl Engine for BurnEngine {
                 ..acceptance
             }),
             prompt_tokens: request.prompt_tokens,
-            prompt: told,
+            prompt: prompt_output,
             choices,
             taken,
         };
-        // If that fails, so does the next step.
-        let _ = self.publisher.send(vec![Record::Open(Box::new(opening))]);
-        self.schedule(number, &request, prompt, &written);
+        // If this fails, the next step reports it.
+        let _ = self.outputs.send(vec![OutputRecord::Open(Box::new(opening))]);
+        self.schedule(number, &request, prompt, &resumed);
         if let Some(older) = self.numbers.insert(job.id, number) {
             self.forget(older);
         }
@@ -175,13 +183,13 @@ impl Engine for BurnEngine {
     fn cancel(&mut self, job: &JobId) -> Option<Usage> {
         let number = self.numbers.remove(job)?;
         let usage = self.requests.get(&number).map(Request::usage);
-        let _ = self.publisher.send(vec![Record::Dropped { request: number }]);
+        let _ = self.outputs.send(vec![OutputRecord::Dropped { request: number }]);
         self.forget(number);
         usage
     }
 
     fn has_work(&self) -> bool {
-        self.scheduler.has_work() || !self.publisher.is_alive()
+        self.scheduler.has_work() || !self.outputs.is_alive()
     }
 
     fn step(&mut self) -> Result<(), EngineError> {
@@ -190,67 +198,66 @@ impl Engine for BurnEngine {
         self.drop_unwanted()?;
         let step = self.scheduler.plan();
         if step.spans.is_empty() {
-            return if self.publisher.is_alive() { Ok(()) } else { Err(EngineError::Publisher) };
+            return if self.outputs.is_alive() { Ok(()) } else { Err(EngineError::OutputProcessor) };
         }
         let mut records = self.note_plan(&step);
         self.network.copy_blocks(&step.copies);
         let spans: Vec<StepSpan<'_>> = step.spans.iter().map(|span| self.scheduler.span(span)).collect();
-        let (logits, hidden) = self.network.forward_keeping(&spans, &prompt_scores::rows(&step))?;
-        self.note_clamped();
+        let (logits, hidden) = self.network.forward_keeping(&spans, &prompt_logprobs::rows(&step))?;
+        self.warn_of_clamping();
         self.scheduler.complete(&step);
         if let Some(hidden) = hidden {
             self.score_prompts(&step, &hidden, &mut records)?;
         }
         if let Some(logits) = logits {
-            self.pick(&step, logits, &mut records)?;
+            self.sample(&step, logits, &mut records)?;
         }
         self.counts.step_time += began.elapsed();
-        self.publisher.send(records)
+        self.outputs.send(records)
     }
 
-    fn hang_up(&mut self) {
+    fn close_all(&mut self) {
         self.requests.clear();
         self.numbers.clear();
-        let _ = self.publisher.send(vec![Record::HangUp]);
+        let _ = self.outputs.send(vec![OutputRecord::Shutdown]);
     }
 }
 
-impl BurnEngine {
-    /// Rows of a step that go to prompts.
+impl InferenceEngine {
+    /// Most rows of a step that go to prompts.
     pub fn prefill_budget(&self) -> usize {
         self.facts.prefill_budget
     }
 
-    /// What has been done so far.
-    pub fn counts(&self) -> Counts {
+    /// What the steps so far have cost.
+    pub fn counts(&self) -> StepCounts {
         self.counts
     }
 
-    /// Blocks of the cache that sequences hold, and all there are.
-    pub fn cache_usage(&self) -> (usize, usize) {
-        self.scheduler.usage()
+    /// Empties the prefix cache.
+    pub fn clear_prefix_cache(&mut self) {
+        self.scheduler.clear_prefix_cache();
     }
 
-    /// Forgets what is kept of prompts and answers that have ended.
-    pub fn forget_prefixes(&mut self) {
-        self.scheduler.forget();
+    /// Waits until all events of the steps so far are sent, which otherwise happens a moment later.
+    pub fn flush(&self) -> Result<(), EngineError> {
+        self.outputs.flush()
     }
 
-    /// Waits until all events of the steps so far are sent, which otherwise happens some time later.
-    pub fn settle(&self) -> Result<(), EngineError> {
-        self.publisher.settle()
-    }
-
-    /// A request and its choices, with what is written of them.
-    fn open(&self, prepared: &Prepared, events: &EventSink) -> Result<(Request, Vec<Choice>), Discontinued> {
-        let tokenizer = &self.prompts.tokenizer;
+    /// A request and its choices, where the log ends.
+    fn open(
+        &self,
+        prepared: &PreparedRequest,
+        events: &EventSink,
+    ) -> Result<(Request, Vec<ChoiceOutput>), Discontinued> {
+        let tokenizer = &self.renderer.tokenizer;
         let request = Request::new(prepared, events.clone(), tokenizer.end_of_generation())?;
         let choices = (0..).take(request.choices.len()).map(|number| {
-            let choice = Choice::new(number, &prepared.job.request);
-            match prepared.written.get(number as usize) {
+            let choice = ChoiceOutput::new(number, &prepared.job.request);
+            match prepared.resumed.get(number as usize) {
                 None => Ok(choice),
-                Some(written) => {
-                    choice.resume(written, request.end(number), tokenizer).ok_or(Discontinued::Text)
+                Some(resumed) => {
+                    choice.resume(resumed, request.end(number), tokenizer).ok_or(Discontinued::Text)
                 }
             }
         });
@@ -258,25 +265,31 @@ impl BurnEngine {
         Ok((request, choices))
     }
 
-    /// Has the scheduler compute a request's prompt and what goes on from there.
-    fn schedule(&mut self, number: u64, request: &Request, prompt: Prompt, written: &[Written]) {
-        if written.iter().all(Written::is_empty) {
+    /// Schedules a request's prompt, or its unfinished choices if another worker began them.
+    fn schedule(
+        &mut self,
+        number: u64,
+        request: &Request,
+        prompt: SequencePrompt,
+        resumed: &[ResumedTokens],
+    ) {
+        if resumed.iter().all(ResumedTokens::is_empty) {
             let choices = u32::try_from(request.choices.len()).unwrap_or(u32::MAX);
             return self.scheduler.submit(number, prompt, choices);
         }
         let mut prompt = prompt;
-        for ((choice, written), index) in request.choices.iter().zip(written).zip(0..) {
+        for ((choice, resumed), index) in request.choices.iter().zip(resumed).zip(0..) {
             if !choice.has_ended() {
                 let id = SequenceId { request: number, choice: index };
-                let tokens = [&prompt.tokens[..], &written.ids].concat();
-                // What the log lacks of the prompt is computed once.
+                let tokens = [&prompt.tokens[..], &resumed.ids].concat();
+                // The prompt's missing log-probabilities are computed with one choice only.
                 let scored = std::mem::take(&mut prompt.scored);
-                self.scheduler.resume(id, Prompt { tokens, salt: prompt.salt, scored });
+                self.scheduler.resume(id, SequencePrompt { tokens, salt: prompt.salt, scored });
             }
         }
     }
 
-    /// Ends a choice that is to have no tokens.
+    /// Ends a choice of a request that wants no tokens.
     fn end_without_tokens(&mut self, id: SequenceId) {
         self.scheduler.finish(id);
         if let Some(request) = self.requests.get_mut(&id.request) {
@@ -291,9 +304,9 @@ impl BurnEngine {
         }
     }
 
-    /// Ends choices that have come to a stop string.
+    /// Ends choices in which the output processor has found a stop string.
     fn end_stopped(&mut self) {
-        let stopped: Vec<_> = self.publisher.stopped().collect();
+        let stopped: Vec<_> = self.outputs.stopped().collect();
         for stopped in stopped {
             self.scheduler.finish(stopped.id);
             let number = stopped.id.request;
@@ -304,22 +317,21 @@ impl BurnEngine {
         }
     }
 
-    /// Ends jobs whose deadline has passed and those that nobody listens to.
+    /// Ends jobs whose deadline has passed and those whose event receiver is gone.
     fn drop_unwanted(&mut self) -> Result<(), EngineError> {
         let now = clock::unix_ms();
         let is_unwanted = |request: &Request| request.deadline <= now || request.events.is_closed();
         let unwanted = self.requests.iter().filter(|(_, request)| is_unwanted(request));
         let unwanted: Vec<u64> = unwanted.map(|(number, _)| *number).collect();
-        // Those that nobody listens to are told, too.
         let records = unwanted
             .iter()
-            .map(|&request| Record::Failed { request, error: EventKind::Error(too_late().into()) });
-        self.publisher.send(records.collect())?;
+            .map(|&request| OutputRecord::Failed { request, error: EventKind::Error(too_late().into()) });
+        self.outputs.send(records.collect())?;
         unwanted.into_iter().for_each(|number| self.forget(number));
         Ok(())
     }
 
-    /// Frees what a request holds.
+    /// Frees a request's blocks and state.
     fn forget(&mut self, number: u64) {
         self.scheduler.cancel(number);
         if let Some(request) = self.requests.remove(&number)
@@ -329,16 +341,15 @@ impl BurnEngine {
         }
     }
 
-    fn note_plan(&mut self, step: &Step) -> Vec<Record> {
+    fn note_plan(&mut self, step: &SchedulerStep) -> Vec<OutputRecord> {
         let rows = step.rows();
         self.counts.steps += 1;
         self.counts.rows += rows as u64;
         self.counts.most_rows = self.counts.most_rows.max(rows);
-        self.counts.preemptions += step.preempted.len() as u64;
         if !step.preempted.is_empty() {
             tracing::debug!(
                 sequences = step.preempted.len(),
-                "the cache is full: some will be computed again"
+                "the cache is full; preempted sequences are recomputed later"
             );
         }
         let at = Instant::now();
@@ -346,20 +357,20 @@ impl BurnEngine {
         for started in &step.started {
             let Some(request) = self.requests.get_mut(&started.id.request) else { continue };
             if request.cached_tokens.is_none() {
-                // Of the prompt: an answer that goes on may be found there, too.
+                // The cache may have more than the prompt where an answer is continued.
                 let cached_tokens = u32::try_from(started.cached).unwrap_or(u32::MAX);
                 let cached_tokens = cached_tokens.min(request.prompt_tokens);
                 request.cached_tokens = Some(cached_tokens);
-                records.push(Record::Started { request: started.id.request, cached_tokens, at });
+                records.push(OutputRecord::Started { request: started.id.request, cached_tokens, at });
             }
         }
         records
     }
 
-    /// Tells the operator, once, that the model's numbers don't fit its cache.
-    fn note_clamped(&mut self) {
-        if self.network.has_clamped() && !self.told_of_clamped {
-            self.told_of_clamped = true;
+    /// Warns once that the model's keys or values don't fit the cache's type.
+    fn warn_of_clamping(&mut self) {
+        if self.network.has_clamped() && !self.warned_of_clamping {
+            self.warned_of_clamping = true;
             tracing::warn!(
                 model = %self.facts.served.name,
                 "keys or values were larger than f16 can hold (65504) and were stored as that, so answers may be \
@@ -368,13 +379,20 @@ impl BurnEngine {
         }
     }
 
-    /// Picks a token for every sequence whose last token was computed.
-    fn pick(&mut self, step: &Step, logits: Logits, records: &mut Vec<Record>) -> Result<(), ComputeError> {
-        let with_logits = step.spans.iter().filter(|span| !span.picks.is_empty()).enumerate();
+    /// Samples a token for every choice that needs one after this step.
+    fn sample(
+        &mut self,
+        step: &SchedulerStep,
+        logits: Logits,
+        records: &mut Vec<OutputRecord>,
+    ) -> Result<(), ComputeError> {
         let (mut ids, mut wanted, mut without) = (Vec::new(), Vec::new(), Vec::new());
-        for (row, span) in with_logits {
+        let mut rows = 0;
+        for span in &step.spans {
+            rows += span.logit_rows();
+            let row = rows.saturating_sub(1);
             let Some(request) = self.requests.get(&span.id.request) else { continue };
-            for number in span.picks.clone() {
+            for number in span.samples.clone() {
                 let Some(choice) = request.choices.get(number as usize) else { continue };
                 let id = SequenceId { choice: number, ..span.id };
                 if request.ends_with_prompt() {
@@ -383,34 +401,35 @@ impl BurnEngine {
                 }
                 ids.push(id);
                 let (progress, logprobs) = (choice.progress.as_ref(), request.alternatives());
-                wanted.push(Wanted { row, sampler: &choice.sampler, progress, logprobs });
+                wanted.push(SampleRequest { row, sampler: &choice.sampler, progress, logprobs });
             }
         }
-        let (picked, times) = self.picker.pick(logits, &wanted)?;
+        let (sampled, times) = self.sampler.sample(logits, &wanted)?;
         self.counts.masks += times.masks;
         self.counts.mask_time += times.computed;
         self.counts.mask_wait += times.waited;
         let at = Instant::now();
         for id in without {
             self.end_without_tokens(id);
-            records.push(Record::Ended { id, at });
+            records.push(OutputRecord::Ended { id, at });
         }
-        for (id, picked) in ids.into_iter().zip(picked) {
+        for (id, sampled) in ids.into_iter().zip(sampled) {
             let Some(request) = self.requests.get_mut(&id.request) else { continue };
-            let recorded = match picked.token {
+            let recorded = match sampled.token {
                 Some(token) => request.record(id.choice, token).map(|end| (token, end)),
                 None => Err(request.stuck(id.choice)),
             };
             let (token, end) = match recorded {
                 Ok(recorded) => recorded,
                 Err(stuck) => {
-                    tracing::warn!(job = %request.job, %stuck, "an answer can't go on");
+                    tracing::warn!(job = %request.job, %stuck, "the grammar allows no next token; the answer fails");
                     let error = EventKind::Error(stuck.to_api_error().into());
-                    records.push(Record::Failed { request: id.request, error });
+                    records.push(OutputRecord::Failed { request: id.request, error });
                     self.forget(id.request);
                     continue;
                 }
             };
+            self.generated_tokens += 1;
             match end {
                 None => self.scheduler.push(id, token),
                 Some(_) => self.scheduler.finish(id),
@@ -418,22 +437,22 @@ impl BurnEngine {
             if request.has_ended() {
                 self.forget(id.request);
             }
-            records.push(Record::Picked { id, token, scores: picked.scores, end, at });
+            records.push(OutputRecord::Sampled { id, token, scores: sampled.scores, end, at });
         }
         Ok(())
     }
 }
 
-/// A job's prompt as the scheduler takes it. The row before each token that the log lacks has its
-/// log-probabilities, if these are wanted.
-fn scheduled(prepared: &Prepared) -> Prompt {
+/// A job's prompt for the scheduler. If its log-probabilities are wanted, those that the log lacks are
+/// computed from the row before each token.
+fn scheduled(prepared: &PreparedRequest) -> SequencePrompt {
     let request = &prepared.job.request;
     let tokens = prepared.prompt.clone();
     let last = tokens.len().saturating_sub(1);
-    let known = (prepared.prompt_written as usize).saturating_sub(1).min(last);
+    let known = (prepared.resumed_prompt as usize).saturating_sub(1).min(last);
     let scored = if request.prompt_logprobs.is_some() { known..last } else { 0..0 };
-    let salt = request.cache_salt.as_deref().map(Salt::of).unwrap_or_default();
-    Prompt { tokens, salt, scored }
+    let salt = CacheSalt::of_request(request.cache_salt.as_deref());
+    SequencePrompt { tokens, salt, scored }
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What the engine knows of a request while its choices are computed.
+//! A request's state in the engine while its choices are computed.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -6,9 +6,9 @@ use std::sync::Arc;
 use emberline_protocol::event::Usage;
 use emberline_protocol::subject::JobId;
 
-use super::output::End;
+use super::output_processor::EndReason;
 use crate::constraint::{Progress, Stuck};
-use crate::engine::{EventSink, Prepared};
+use crate::engine::{EventSink, PreparedRequest};
 use crate::sampling::{Alternatives, Sampler};
 
 /// A job in the engine.
@@ -17,21 +17,21 @@ pub(super) struct Request {
     pub(super) job: JobId,
     /// Unix milliseconds.
     pub(super) deadline: u64,
-    /// Watched only: events are sent by the publisher.
+    /// Only watched for being closed; the output processor sends events.
     pub(super) events: EventSink,
     pub(super) prompt_tokens: u32,
-    /// Tokens that the cache had when the prompt was begun; `None` before.
+    /// Cached tokens when the prompt started; `None` before.
     pub(super) cached_tokens: Option<u32>,
-    /// Log-probabilities of so many tokens in each place; `None` for none.
+    /// How many alternatives' log-probabilities to return with each token's; `None` for none at all.
     logprobs: Option<usize>,
-    /// Tokens whose log-probabilities are wanted instead.
+    /// Tokens whose log-probabilities are returned instead.
     logprob_token_ids: Vec<u32>,
-    /// What is to be told of the prompt's log-probabilities, if anything is.
+    /// The prompt, if its log-probabilities are wanted.
     pub(super) scored: Option<ScoredPrompt>,
-    pub(super) choices: Vec<Choice>,
-    /// Most tokens of a choice; 0 where only the prompt is of interest.
+    pub(super) choices: Vec<RunningChoice>,
+    /// Most tokens of a choice; 0 if only the prompt is of interest.
     limit: u32,
-    /// Tokens that end a choice.
+    /// End tokens.
     ends: HashSet<u32>,
 }
 
@@ -39,52 +39,52 @@ pub(super) struct Request {
 #[derive(Debug)]
 pub(super) struct ScoredPrompt {
     pub(super) tokens: Vec<u32>,
-    /// Log-probabilities of so many tokens in each place.
+    /// How many alternatives to return with each token.
     pub(super) top: usize,
 }
 
 #[derive(Debug)]
-pub(super) struct Choice {
+pub(super) struct RunningChoice {
     pub(super) sampler: Sampler,
-    /// How far it has come in what it has to obey.
+    /// Its state in the grammar, if there is one.
     pub(super) progress: Option<Progress>,
-    /// Its tokens, once it has ended.
+    /// Number of its tokens, once it has ended.
     ended: Option<u32>,
 }
 
-impl Choice {
+impl RunningChoice {
     pub(super) fn has_ended(&self) -> bool {
         self.ended.is_some()
     }
 }
 
 impl Request {
-    /// With what is written of it already. `end_of_generation` are the model's own end tokens.
+    /// With what other workers have generated. `end_of_generation` are the model's own end tokens.
     pub(super) fn new(
-        prepared: &Prepared,
+        prepared: &PreparedRequest,
         events: EventSink,
         end_of_generation: impl Iterator<Item = u32>,
     ) -> Result<Self, Stuck> {
-        let Prepared { job, prompt, limit, grammar, bad_words, .. } = prepared;
+        let PreparedRequest { job, prompt, limit, grammar, bad_words, .. } = prepared;
         let sampling = &job.request.sampling;
         let mut ends: HashSet<u32> = sampling.stop_token_ids.iter().copied().collect();
         let own: Vec<u32> = end_of_generation.collect();
         let put_off: Vec<u32> = ends.iter().chain(&own).copied().collect();
-        // Where a grammar allows them, an answer is complete.
+        // A grammar allows an end token only where the answer is complete.
         if !sampling.ignore_eos || grammar.is_some() {
             ends.extend(own);
         }
         let choice = |number: u32| {
-            let written = prepared.written.get(number as usize);
-            let ids = written.map_or(&[][..], |written| &written.ids);
+            let resumed = prepared.resumed.get(number as usize);
+            let ids = resumed.map_or(&[][..], |resumed| &resumed.ids);
             let sampler = Sampler::new(sampling.clone(), job.seed, number, prompt, put_off.clone());
-            let mut sampler = sampler.avoiding(Arc::clone(bad_words));
+            let mut sampler = sampler.with_bad_words(Arc::clone(bad_words));
             ids.iter().for_each(|id| sampler.record(*id));
             let progress = grammar.as_ref().map(|grammar| match ids {
                 [] => Ok(grammar.begin()),
                 ids => grammar.resume(ids),
             });
-            Ok(Choice { sampler, progress: progress.transpose()?, ended: None })
+            Ok(RunningChoice { sampler, progress: progress.transpose()?, ended: None })
         };
         Ok(Self {
             job: job.id.clone(),
@@ -104,17 +104,17 @@ impl Request {
         })
     }
 
-    /// Why a choice can't go on after what is written of it.
-    pub(super) fn end(&self, choice: u32) -> Option<End> {
+    /// Why a choice ends after what was resumed, if it does.
+    pub(super) fn end(&self, choice: u32) -> Option<EndReason> {
         let choice = self.choices.get(choice as usize)?;
         if choice.progress.as_ref().is_some_and(Progress::is_complete) {
-            return Some(End::Complete);
+            return Some(EndReason::Complete);
         }
-        // One without tokens ends with its prompt, which may not be told yet.
-        (choice.sampler.generated() >= self.limit.max(1)).then_some(End::Limit)
+        // A choice without tokens ends when its prompt is computed, which the log may not show yet.
+        (choice.sampler.generated() >= self.limit.max(1)).then_some(EndReason::Limit)
     }
 
-    /// Which log-probabilities come with a token's own; `None` for not even that.
+    /// Which log-probabilities to return with a token's own; `None` for none at all.
     pub(super) fn alternatives(&self) -> Option<Alternatives<'_>> {
         self.logprobs.map(|top| match &self.logprob_token_ids[..] {
             [] => Alternatives::MostProbable(top),
@@ -127,25 +127,25 @@ impl Request {
         self.limit == 0
     }
 
-    /// Takes note of a choice's next token; why that is its last, if it is.
-    pub(super) fn record(&mut self, choice: u32, token: u32) -> Result<Option<End>, Stuck> {
+    /// Records a choice's next token; returns why the choice ends with it, if it does.
+    pub(super) fn record(&mut self, choice: u32, token: u32) -> Result<Option<EndReason>, Stuck> {
         let Some(choice) = self.choices.get_mut(choice as usize) else { return Ok(None) };
         choice.sampler.record(token);
         let generated = choice.sampler.generated();
         let end = if self.ends.contains(&token) {
-            Some(End::Token)
+            Some(EndReason::Token)
         } else if let Some(progress) = &mut choice.progress
             && progress.record(token)?
         {
-            Some(End::Complete)
+            Some(EndReason::Complete)
         } else {
-            (generated >= self.limit).then_some(End::Limit)
+            (generated >= self.limit).then_some(EndReason::Limit)
         };
         choice.ended = end.map(|_| generated);
         Ok(end)
     }
 
-    /// Why a choice has no next token.
+    /// Why a choice has no possible next token.
     pub(super) fn stuck(&self, choice: u32) -> Stuck {
         let progress = self.choices.get(choice as usize).and_then(|choice| choice.progress.as_ref());
         progress.and_then(|progress| progress.mask().err().cloned()).unwrap_or_else(Stuck::dead_end)
@@ -159,12 +159,12 @@ impl Request {
     }
 
     pub(super) fn has_ended(&self) -> bool {
-        self.choices.iter().all(Choice::has_ended)
+        self.choices.iter().all(RunningChoice::has_ended)
     }
 
-    /// What has been computed so far.
+    /// The tokens computed so far.
     pub(super) fn usage(&self) -> Usage {
-        let tokens = |choice: &Choice| choice.ended.unwrap_or(choice.sampler.generated());
+        let tokens = |choice: &RunningChoice| choice.ended.unwrap_or(choice.sampler.generated());
         Usage {
             prompt_tokens: self.prompt_tokens,
             cached_tokens: self.cached_tokens.unwrap_or(0),

@@ -1,14 +1,14 @@
-//! Text to tokens and back, beside jobs.
+//! Answers requests to convert text to tokens and back.
 
 use emberline_protocol::error::ApiError;
 use emberline_protocol::relaxed::Relaxed;
 use emberline_protocol::tokens::{Tokenize, TokensInput, TokensReply};
 
-use super::preprocess::{PromptBuilder, internal};
+use super::prompt_renderer::{PromptRenderer, internal};
 use crate::clock;
 use crate::template::Conversation;
 
-impl PromptBuilder {
+impl PromptRenderer {
     pub(super) fn tokenize(&self, request: Tokenize) -> Result<TokensReply, ApiError> {
         let mut relaxed = Relaxed::default();
         let text = match request.input {

@@ -1,10 +1,11 @@
-//! The families of models, and how each stores its tensors.
+//! The families of models: what sets each apart, and how it stores its tensors.
+//! A new model family begins here.
 
 use emberline_kernels::Activation;
 
-use crate::network::names::Names;
+use crate::network::tensor_names::TensorNames;
 
-/// Models that are built and stored alike.
+/// A family of models with the same architecture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Family {
     Llama,
@@ -17,7 +18,7 @@ pub(crate) enum Family {
 }
 
 impl Family {
-    /// What error messages list.
+    /// The list in error messages.
     pub(crate) const NAMES: &str = "Llama, Mistral, Qwen 2, Qwen 3, SmolLM, Phi-3 and Gemma 3";
 
     pub(super) fn from_architecture(name: &str) -> Option<Self> {
@@ -65,24 +66,24 @@ impl Family {
         if self == Self::Gemma3 { (hidden as f32).sqrt() } else { 1.0 }
     }
 
-    /// Every how many layers there is one without positions.
+    /// Interval at which layers have no rotary positions.
     pub(super) fn unrotated_interval(self) -> Option<usize> {
         (self == Self::SmolLm3).then_some(4)
     }
 }
 
-/// How a checkpoint stores the tensors of a network.
+/// How a checkpoint stores a network's tensors.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Layout {
-    pub(crate) names: Names,
+    pub(crate) names: TensorNames,
     /// Queries and keys have the two components of a rotated pair side by side, not in the two
     /// halves of what is rotated.
     pub(crate) interleaved: bool,
     /// See [`Family::fused`].
     pub(crate) fused: bool,
-    /// What is added to the weights of norms.
+    /// Added to the weights of norms.
     pub(crate) norm_offset: f32,
-    /// Tensors that the network doesn't need, by how their names begin or end.
+    /// Prefixes and suffixes of tensors that the network does not need.
     pub(crate) unneeded: Vec<String>,
 }
 

@@ -3,8 +3,8 @@
 use super::{Family, LayerConfig, Layout, MAX_CONTEXT, MAX_LAYERS, MAX_WIDTH, ModelConfig};
 use crate::checkpoint::gguf::GgufFile;
 use crate::network::NetworkError;
-use crate::network::names::{Names, Part};
 use crate::network::rotary::{Rotary, Scaling, yarn_magnitude};
+use crate::network::tensor_names::{TensorNames, TensorRole};
 
 const EPSILON: &str = "attention.layer_norm_rms_epsilon";
 /// Each pair's factor, where a model has one.
@@ -45,8 +45,8 @@ fn read(file: &GgufFile) -> Result<(ModelConfig, Layout), NetworkError> {
     let layers = keys.size("block_count", MAX_LAYERS)?;
     let context_length = keys.size("context_length", MAX_CONTEXT)?;
     keys.refuse_softcapping()?;
-    let has = |part| file.tensor_info(&Names::Gguf.of(part, 0)).is_ok();
-    let embedding = file.tensor_info(&Names::Gguf.of(Part::Embedding, 0))?;
+    let has = |part| file.tensor_info(&TensorNames::Gguf.of(part, 0)).is_ok();
+    let embedding = file.tensor_info(&TensorNames::Gguf.of(TensorRole::Embedding, 0))?;
     let score_width = match family {
         Family::Gemma3 if layers == GEMMA_27B_LAYERS => hidden / heads,
         _ => head_dim,
@@ -63,16 +63,16 @@ fn read(file: &GgufFile) -> Result<(ModelConfig, Layout), NetworkError> {
         activation: family.activation(),
         score_scale: 1.0 / (score_width as f32).sqrt(),
         embedding_scale: family.embedding_scale(hidden),
-        tied_embedding: !has(Part::Head),
-        qkv_bias: has(Part::QueryBias),
-        output_bias: has(Part::OutputBias),
+        tied_embedding: !has(TensorRole::Head),
+        qkv_bias: has(TensorRole::QueryBias),
+        output_bias: has(TensorRole::OutputBias),
         head_norm: family.head_norm(),
         post_norms: family.post_norms(),
         rotaries: rotaries(&keys, family, head_dim, context_length)?,
         layers: (0..layers).map(|index| keys.layer(family, index)).collect::<Result<_, _>>()?,
     };
     let layout = Layout {
-        names: Names::Gguf,
+        names: TensorNames::Gguf,
         interleaved: matches!(family, Family::Llama | Family::SmolLm3),
         fused: family.fused(),
         norm_offset: 0.0,

@@ -138,27 +138,27 @@ fn smollm3_computes_the_same_from_a_converted_file() {
     file = file
         .set("smollm3.rope.freq_base", Item::F32(5_000_000.0))
         .set("smollm3.attention.layer_norm_rms_epsilon", Item::F32(config.norm_epsilon));
-    let whole = [Part::Embedding, Part::Norm].map(|part| (part, 0));
+    let whole = [TensorRole::Embedding, TensorRole::Norm].map(|part| (part, 0));
     let parts = [
-        Part::AttentionNorm,
-        Part::Query,
-        Part::Key,
-        Part::Value,
-        Part::Output,
-        Part::MlpNorm,
-        Part::Gate,
-        Part::Up,
-        Part::Down,
+        TensorRole::AttentionNorm,
+        TensorRole::Query,
+        TensorRole::Key,
+        TensorRole::Value,
+        TensorRole::Output,
+        TensorRole::MlpNorm,
+        TensorRole::Gate,
+        TensorRole::Up,
+        TensorRole::Down,
     ];
     let layers = (0..config.layers.len()).flat_map(|layer| parts.map(|part| (part, layer)));
     for (part, layer) in whole.into_iter().chain(layers) {
         let name = layout.names.of(part, layer);
         let (shape, dtype) = source.describe(&name).unwrap();
         let mut data = source.read(&name).unwrap();
-        if matches!(part, Part::Query | Part::Key) {
+        if matches!(part, TensorRole::Query | TensorRole::Key) {
             data = halves_to_pairs(&data, shape[0], config.head_dim);
         }
-        file = file.tensor(&Names::Gguf.of(part, layer), shape, dtype, &data);
+        file = file.tensor(&TensorNames::Gguf.of(part, layer), shape, dtype, &data);
     }
     let (_folder, file) = file.open();
 
@@ -166,7 +166,7 @@ fn smollm3_computes_the_same_from_a_converted_file() {
     let tokens: Vec<u32> = (0..40).map(|at| at * 7 % 256).collect();
     let logits = |mut network: Network| {
         network.allocate_cache(3, emberline_kernels::KvType::F32).unwrap();
-        let span = StepSpan { tokens: &tokens, start: 0, blocks: &[0, 1, 2], wants_logits: true };
+        let span = StepSpan { tokens: &tokens, start: 0, blocks: &[0, 1, 2], logit_rows: 1 };
         network.forward(&[span]).unwrap().unwrap().into_host().unwrap()
     };
     let wanted = logits(Network::load(config, &layout, &source, &device, None).unwrap());

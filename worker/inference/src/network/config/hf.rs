@@ -9,7 +9,7 @@ use super::hf_rope::{RopeSettings, Surroundings, Wrong};
 use super::{Family, LayerConfig, Layout, MAX_CONTEXT, MAX_LAYERS, MAX_VOCABULARY, MAX_WIDTH, ModelConfig};
 use crate::checkpoint::CheckpointError;
 use crate::network::NetworkError;
-use crate::network::names::Names;
+use crate::network::tensor_names::TensorNames;
 
 /// How the names of vision models' other tensors begin.
 const VISION: [&str; 4] =
@@ -104,7 +104,7 @@ fn layout(config: &ModelConfig, family: Family, has_vision: bool, tensors: &[&st
         unneeded.extend(VISION.map(String::from));
     }
     Layout {
-        names: Names::Transformers { body, head, post_norms: config.post_norms },
+        names: TensorNames::Transformers { body, head, post_norms: config.post_norms },
         interleaved: false,
         fused: family.fused(),
         norm_offset: if family == Family::Gemma3 { 1.0 } else { 0.0 },

@@ -143,7 +143,7 @@ fn answers_that_have_to_start_again_still_obey() {
         job
     };
     let logs = run_all(&mut crowded, (0..6).map(long));
-    assert!(crowded.engine.counts().preemptions > 0, "nothing was crowded out");
+    assert!(crowded.engine.stats().scheduler.preemptions > 0, "nothing was crowded out");
     let mut roomy = engine(6);
     for number in 0..6 {
         let log = &logs[&job(number).id];

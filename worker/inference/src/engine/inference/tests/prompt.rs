@@ -124,7 +124,7 @@ fn chunks_company_and_cache_change_nothing() {
     jobs.iter_mut().for_each(|job| job.request.max_tokens = Some(40));
     jobs.push(scored(8, 2));
     let logs = run_all(&mut tight, jobs);
-    assert!(tight.engine.counts().preemptions > 0);
+    assert!(tight.engine.stats().scheduler.preemptions > 0);
     assert_eq!(prompt(&logs[&job(8).id]), whole);
 }
 
@@ -163,7 +163,7 @@ fn ids_are_told_before_anything_is_computed() {
     // Of a conversation, what the template made of it.
     let mut chat = job(3);
     chat.request.return_token_ids = true;
-    let wanted = runs.engine.prompts.prepare(chat.clone(), Instant::now()).unwrap().prompt;
+    let wanted = runs.engine.renderer.prepare(chat.clone(), Instant::now()).unwrap().prompt;
     let told = prompt(&run(&mut runs, chat));
     assert_eq!(told.into_iter().map(|token| token.id).collect::<Vec<_>>(), wanted);
 }

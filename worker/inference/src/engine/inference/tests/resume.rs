@@ -7,15 +7,20 @@ use emberline_protocol::job::{Constraint, RawPrompt};
 use super::*;
 use crate::engine::testing::WrittenSoFar;
 
-fn resume(runs: &mut Runs, job: Job, written: Vec<Written>) -> Vec<EventKind> {
+fn resume(runs: &mut Runs, job: Job, written: Vec<ResumedTokens>) -> Vec<EventKind> {
     resume_after(runs, job, written, 0)
 }
 
 /// The same for a job of whose prompt so many tokens are written.
-fn resume_after(runs: &mut Runs, job: Job, written: Vec<Written>, prompt_written: u32) -> Vec<EventKind> {
+fn resume_after(
+    runs: &mut Runs,
+    job: Job,
+    resumed: Vec<ResumedTokens>,
+    resumed_prompt: u32,
+) -> Vec<EventKind> {
     let (events, mut receiver) = unbounded_channel();
-    let prepared = runs.engine.frontend().prepare(job, Instant::now()).unwrap();
-    runs.engine.submit(Prepared { written, prompt_written, ..prepared }, events);
+    let prepared = runs.engine.preprocessor().prepare(job, Instant::now()).unwrap();
+    runs.engine.submit(PreparedRequest { resumed, resumed_prompt, ..prepared }, events);
     runs.finish();
     std::iter::from_fn(|| receiver.try_recv().ok()).collect()
 }
@@ -198,12 +203,12 @@ fn what_obeys_a_grammar_goes_on_obeying() {
 #[test]
 fn an_answer_of_another_model_is_not_continued() {
     let mut runs = engine(1);
-    let other = Written { ids: vec![u32::from(b'a')], text: "b".to_owned(), finish: None };
+    let other = ResumedTokens { ids: vec![u32::from(b'a')], text: "b".to_owned(), finish: None };
     let error = resume(&mut runs, job(6), vec![other]);
     assert_eq!(super::error(&error).code, ErrorCode::WorkerFailed);
     let mut constrained = job(6);
     constrained.request.constraint = Some(Constraint::Regex("b*".to_owned()));
-    let other = Written { ids: vec![u32::from(b'a')], text: "a".to_owned(), finish: None };
+    let other = ResumedTokens { ids: vec![u32::from(b'a')], text: "a".to_owned(), finish: None };
     let error = resume(&mut runs, constrained, vec![other]);
     assert_eq!(super::error(&error).code, ErrorCode::WorkerFailed);
 }

@@ -1,31 +1,30 @@
-//! Log-probabilities of prompts: what the network says of each token after those before it.
+//! Log-probabilities of prompts: of each token, given those before it.
 //!
-//! They are computed with the chunk that a token's predecessor is in, some rows at a time, and reduced to
-//! the few numbers that are wanted before the next ones: so their memory does not grow with the prompt, nor
-//! with the vocabulary times the chunk. A row's numbers are those that it would have as the last of a
-//! prompt, to the bit.
+//! They are computed with the chunk that contains the token before, some rows at a time, and each group
+//! of rows is reduced to the few numbers that are wanted before the next: so memory grows neither with
+//! the prompt nor with the chunk. A row's logits have the same bits as if it were the last of a prompt.
 
 use rayon::prelude::*;
 
-use super::BurnEngine;
-use super::output::Record;
-use super::prompt_events::PromptScores;
+use super::InferenceEngine;
+use super::output_processor::OutputRecord;
+use super::prompt_output::PromptLogprobs;
 use crate::network::{ComputeError, Hidden};
 use crate::sampling::{Alternatives, Scores, rank, score};
-use crate::scheduler::Step;
+use crate::scheduler::SchedulerStep;
 
-/// Rows whose logits exist at the same time.
+/// Rows whose logits are in memory at the same time.
 const ROWS_AT_ONCE: usize = 64;
 
-/// Which token follows a row, and how many others are of interest in its place.
+/// The token that follows a row, and how many alternatives to return with it.
 #[derive(Debug, Clone, Copy)]
 struct Target {
     token: u32,
     top: usize,
 }
 
-/// The rows of a step whose logits are wanted besides those that tokens are picked from.
-pub(super) fn rows(step: &Step) -> Vec<usize> {
+/// The rows of a step whose logits are wanted for prompts' log-probabilities.
+pub(super) fn rows(step: &SchedulerStep) -> Vec<usize> {
     let mut rows = Vec::new();
     let mut first = 0;
     for span in &step.spans {
@@ -36,13 +35,13 @@ pub(super) fn rows(step: &Step) -> Vec<usize> {
     rows
 }
 
-impl BurnEngine {
-    /// Scores the tokens that follow these [`rows`] of a step.
+impl InferenceEngine {
+    /// Computes the log-probabilities of the tokens that follow the [`rows`] of a step.
     pub(super) fn score_prompts(
         &mut self,
-        step: &Step,
+        step: &SchedulerStep,
         hidden: &Hidden,
-        records: &mut Vec<Record>,
+        records: &mut Vec<OutputRecord>,
     ) -> Result<(), ComputeError> {
         let mut targets = Vec::with_capacity(hidden.rows());
         for span in &step.spans {
@@ -56,7 +55,7 @@ impl BurnEngine {
         for (chunk, first) in targets.chunks(ROWS_AT_ONCE).zip((0..).step_by(ROWS_AT_ONCE)) {
             let logits = self.network.logits(hidden, first..first + chunk.len())?;
             let width = logits.vocabulary();
-            let tokens = self.picker.vocabulary.min(width);
+            let tokens = self.sampler.vocabulary.min(width);
             let numbers = logits.into_host()?;
             let score_one = |(row, target): (&[f32], &Target)| {
                 let logits = row.get(..tokens).unwrap_or(row);
@@ -70,8 +69,10 @@ impl BurnEngine {
         for span in step.spans.iter().filter(|span| !span.scored.is_empty()) {
             let position = u32::try_from(span.scored.start + 1).unwrap_or(u32::MAX);
             let scores = scores.by_ref().take(span.scored.len()).collect();
-            records
-                .push(Record::Scored { request: span.id.request, scores: PromptScores { position, scores } });
+            records.push(OutputRecord::Scored {
+                request: span.id.request,
+                scores: PromptLogprobs { position, scores },
+            });
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! What a template writes, found by trying: it is given conversations with words that occur nowhere
+//! What a template can write, found by trying: it is given conversations with words that occur nowhere
 //! else, and they are looked for in the prompt.
 
 use emberline_protocol::job::{Message, Role, Tool, ToolCall};
@@ -6,7 +6,7 @@ use emberline_protocol::tools::{Piece, TextBesideCalls, ToolCallReader, ToolForm
 use serde_json::{Map, json};
 
 use super::conversation::NoContent;
-use super::{Compiled, Script};
+use super::{Compiled, TemplateInput};
 
 const TOOL: &str = "probe_tool";
 const CALL: &str = "probe_call";
@@ -14,9 +14,9 @@ const KEY: &str = "probe_key";
 const RESULT: &str = "probe_result";
 const TEXT: &str = "probe_text";
 
-/// What a template writes by itself; the rest is for [`super::plain`].
+/// What a template writes by itself; the rest is for [`super::polyfill`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Abilities {
+pub(super) struct Capabilities {
     /// System messages.
     pub(super) system: bool,
     /// The names of those who speak in these roles.
@@ -29,13 +29,13 @@ pub(super) struct Abilities {
     pub(super) parallel_calls: bool,
     /// Results of calls.
     pub(super) results: bool,
-    /// How a message without content is to look.
+    /// What the content of a message is that has none.
     pub(super) no_content: NoContent,
     /// Functions need a description.
     pub(super) needs_descriptions: bool,
 }
 
-impl Abilities {
+impl Capabilities {
     pub(super) fn find(template: &Compiled) -> Self {
         let probe = Probe { template };
         let system = probe.writes_system();
@@ -100,7 +100,7 @@ struct Probe<'a> {
 
 impl Probe<'_> {
     fn writes(&self, messages: &[Message], word: &str) -> bool {
-        let prompt = self.template.write(&Script::of(messages));
+        let prompt = self.template.write(&TemplateInput::of(messages));
         prompt.is_ok_and(|prompt| prompt.contains(word))
     }
 
@@ -131,8 +131,9 @@ impl Probe<'_> {
     }
 
     fn with_tool(&self, tool: &Tool, messages: &[Message], no_content: NoContent) -> Option<String> {
-        let script = Script { tools: std::slice::from_ref(tool), no_content, ..Script::of(messages) };
-        self.template.write(&script).ok()
+        let input =
+            TemplateInput { tools: std::slice::from_ref(tool), no_content, ..TemplateInput::of(messages) };
+        self.template.write(&input).ok()
     }
 
     /// The format in which the assistant's call is written, and whether its result is.
@@ -160,9 +161,9 @@ impl Probe<'_> {
     /// What opens the assistant's answer.
     fn opening(&self) -> Option<String> {
         let question = [question()];
-        let script = Script::of(&question);
-        let asked = self.template.write(&Script { add_generation_prompt: false, ..script }).ok()?;
-        let opened = self.template.write(&script).ok()?;
+        let input = TemplateInput::of(&question);
+        let asked = self.template.write(&TemplateInput { add_generation_prompt: false, ..input }).ok()?;
+        let opened = self.template.write(&input).ok()?;
         let opening = opened.strip_prefix(&asked)?;
         (!opening.trim().is_empty()).then(|| opening.to_owned())
     }

@@ -8,18 +8,18 @@ use serde_json::{Value, json};
 use super::*;
 
 /// A tiny model of a family, as the tests of families have it.
-fn prompts(family: &str) -> PromptBuilder {
+fn prompts(family: &str) -> PromptRenderer {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/families").join(family);
     let tokenizer = ModelTokenizer::from_hf_dir(&folder).unwrap();
-    PromptBuilder {
+    PromptRenderer {
         template: ChatTemplate::from_hf_dir(&folder).unwrap(),
-        grammars: Grammars::new(&tokenizer).unwrap(),
+        grammars: GrammarCompiler::new(&tokenizer).unwrap(),
         tokenizer: Arc::new(tokenizer),
         context_length: 4096,
     }
 }
 
-fn prepare(prompts: &PromptBuilder, request: GenerationRequest) -> Result<Prepared, ApiError> {
+fn prepare(prompts: &PromptRenderer, request: GenerationRequest) -> Result<PreparedRequest, ApiError> {
     let job = Job {
         v: emberline_protocol::PROTOCOL_VERSION,
         id: JobId::from_random(1),
@@ -34,7 +34,7 @@ fn prepare(prompts: &PromptBuilder, request: GenerationRequest) -> Result<Prepar
     prompts.prepare(job, Instant::now())
 }
 
-fn refused(prompts: &PromptBuilder, request: GenerationRequest) -> (ErrorCode, String) {
+fn refused(prompts: &PromptRenderer, request: GenerationRequest) -> (ErrorCode, String) {
     let error = prepare(prompts, request).unwrap_err();
     assert!(
         error.message.contains("messages") || error.message.contains(error.param.as_ref().unwrap()),

@@ -1,4 +1,4 @@
-//! What is done for templates that leave something out: messages are changed into such as the
+//! Rewrites messages for templates that would leave something out: messages are changed into such as the
 //! template writes.
 //!
 //! - No functions: the system message lists them and says how they are called (as Hermes models
@@ -14,8 +14,8 @@ use emberline_protocol::job::{Message, Role, Tool, ToolCall, ToolChoice};
 use super::conversation::{Conversation, described};
 use super::functions::python_json;
 
-/// The system message also says which functions there are.
-pub(super) fn list_functions(messages: &mut Vec<Message>, conversation: &Conversation<'_>) {
+/// Lists the functions in the system message.
+pub(super) fn list_tools_in_system(messages: &mut Vec<Message>, conversation: &Conversation<'_>) {
     let instructions = instructions(conversation);
     match messages.first_mut() {
         Some(first) if first.role == Role::System && first.content.is_empty() => first.content = instructions,
@@ -55,8 +55,8 @@ fn line(tool: &Tool) -> String {
     python_json(&described(tool))
 }
 
-/// The assistant's calls become its text.
-pub(super) fn write_calls(messages: &mut [Message]) {
+/// Turns the assistant's calls into its text.
+pub(super) fn calls_as_text(messages: &mut [Message]) {
     for message in messages {
         for ToolCall { name, arguments, .. } in std::mem::take(&mut message.tool_calls) {
             if !message.content.is_empty() {
@@ -69,10 +69,10 @@ pub(super) fn write_calls(messages: &mut [Message]) {
     }
 }
 
-/// Results become messages of the user; those that follow one another, and what the user says
-/// then, become one, for many templates take turns only.
-pub(super) fn tell_results(messages: Vec<Message>) -> Vec<Message> {
-    let mut told: Vec<Message> = Vec::with_capacity(messages.len());
+/// Turns results into messages of the user. Consecutive ones, and what the user says
+/// then, become one message, because many templates expect roles to alternate.
+pub(super) fn results_as_user_messages(messages: Vec<Message>) -> Vec<Message> {
+    let mut rewritten: Vec<Message> = Vec::with_capacity(messages.len());
     let mut after_result = false;
     for mut message in messages {
         let is_result = message.role == Role::Tool;
@@ -80,19 +80,20 @@ pub(super) fn tell_results(messages: Vec<Message>) -> Vec<Message> {
             let content = format!("<tool_response>\n{}\n</tool_response>", message.content);
             message = Message::new(Role::User, content);
         }
-        match told.last_mut() {
+        match rewritten.last_mut() {
             Some(before) if after_result && message.role == Role::User => {
                 before.content = format!("{}\n{}", before.content, message.content);
             }
-            _ => told.push(message),
+            _ => rewritten.push(message),
         }
-        after_result = is_result || after_result && told.last().is_some_and(|last| last.role == Role::User);
+        after_result =
+            is_result || after_result && rewritten.last().is_some_and(|last| last.role == Role::User);
     }
-    told
+    rewritten
 }
 
-/// System messages become the head of the user's next message.
-pub(super) fn fold_system(messages: Vec<Message>) -> Vec<Message> {
+/// Moves system messages to the head of the user's next message.
+pub(super) fn merge_system_into_user(messages: Vec<Message>) -> Vec<Message> {
     let mut folded = Vec::with_capacity(messages.len());
     let mut waiting: Vec<String> = Vec::new();
     for mut message in messages {
@@ -116,14 +117,14 @@ pub(super) fn fold_system(messages: Vec<Message>) -> Vec<Message> {
     folded
 }
 
-/// A speaker's name begins what it says.
-pub(super) fn write_name(message: &mut Message) {
+/// Moves a speaker's name into the text, as a prefix.
+pub(super) fn name_as_prefix(message: &mut Message) {
     if let Some(name) = message.name.take() {
         message.content = format!("{name}: {}", message.content);
     }
 }
 
-/// A result has the name of the function that was called, if it has none.
+/// Gives results without a name the name of the called function.
 pub(super) fn name_results(messages: &mut [Message]) {
     let mut names: HashMap<String, String> = HashMap::new();
     for message in messages {
@@ -134,8 +135,8 @@ pub(super) fn name_results(messages: &mut [Message]) {
     }
 }
 
-/// Each call becomes a message of its own, which its result follows.
-pub(super) fn part_calls(messages: Vec<Message>) -> Vec<Message> {
+/// Splits messages with several calls into one for each, which its result follows.
+pub(super) fn split_parallel_calls(messages: Vec<Message>) -> Vec<Message> {
     let mut parted = Vec::with_capacity(messages.len());
     let mut rest = messages.into_iter().peekable();
     while let Some(mut message) = rest.next() {
@@ -160,7 +161,7 @@ pub(super) fn part_calls(messages: Vec<Message>) -> Vec<Message> {
     parted
 }
 
-/// Mistral's templates take ids of nine letters and digits only.
+/// Shortens ids: Mistral's templates accept only ids of nine letters and digits.
 pub(super) fn shorten_ids(messages: &mut [Message]) {
     let mut short: HashMap<String, String> = HashMap::new();
     let mut shorten = |id: &mut String| {

@@ -1,50 +1,49 @@
-//! What the log is told of a prompt's tokens.
+//! The events that report a prompt's tokens.
 
 use emberline_protocol::event::{EventKind, TokenLogprob};
 use emberline_protocol::prompt::{PromptScore, PromptToken};
 
-use crate::engine::Prepared;
+use crate::engine::PreparedRequest;
 use crate::sampling::Scores;
 use crate::tokenizer::ModelTokenizer;
 
-/// Most tokens of an event that has their log-probabilities: far less than a message may hold, whatever the
-/// tokens are.
+/// Most tokens of an event with log-probabilities; far below a message's maximum size.
 const SCORED_PIECE: usize = 32;
-/// Most tokens of an event that has their ids alone.
+/// Most tokens of an event with ids alone.
 const PIECE: usize = 4096;
 
 /// Log-probabilities of consecutive tokens of a prompt.
 #[derive(Debug)]
-pub(super) struct PromptScores {
+pub(super) struct PromptLogprobs {
     /// Position of the first token.
     pub(super) position: u32,
-    /// Of each token: its own and those beside it, and its rank.
+    /// Of each token: its own log-probability, the alternatives', and its rank.
     pub(super) scores: Vec<(Scores, u32)>,
 }
 
-/// A prompt that is to be told.
+/// A prompt whose tokens are sent as events.
 #[derive(Debug)]
-pub(super) struct ToldPrompt {
+pub(super) struct PromptOutput {
     tokens: Vec<u32>,
-    /// How many of them the log has.
+    /// How many of them the log has already.
     known: usize,
     is_scored: bool,
     first_with_text: Option<usize>,
 }
 
-impl ToldPrompt {
-    /// That of a job, if it asks for it.
-    pub(super) fn of(prepared: &Prepared, tokenizer: &ModelTokenizer) -> Option<Self> {
+impl PromptOutput {
+    /// A job's prompt, if the job asks for its tokens.
+    pub(super) fn of(prepared: &PreparedRequest, tokenizer: &ModelTokenizer) -> Option<Self> {
         let request = &prepared.job.request;
         request.tells_prompt().then(|| Self {
             tokens: prepared.prompt.clone(),
-            known: prepared.prompt_written as usize,
+            known: prepared.resumed_prompt as usize,
             is_scored: request.prompt_logprobs.is_some(),
             first_with_text: tokenizer.first_with_text(&prepared.prompt),
         })
     }
 
-    /// What can be told before anything is computed: all ids, or the first token, which has no
+    /// The events that need no computing: all ids, or only the first token, which has no
     /// log-probability.
     pub(super) fn opening(&self, tokenizer: &ModelTokenizer) -> Vec<EventKind> {
         let end = if self.is_scored { 1 } else { self.tokens.len() };
@@ -52,8 +51,8 @@ impl ToldPrompt {
         self.events(self.known, &unscored.collect::<Vec<_>>())
     }
 
-    /// What scores tell.
-    pub(super) fn scored(&self, scores: PromptScores, tokenizer: &ModelTokenizer) -> Vec<EventKind> {
+    /// The events that report these log-probabilities.
+    pub(super) fn scored(&self, scores: PromptLogprobs, tokenizer: &ModelTokenizer) -> Vec<EventKind> {
         let first = scores.position as usize;
         let tokens = scores.scores.into_iter().zip(first..);
         let tokens = tokens.map(|(score, position)| self.token(position, Some(score), tokenizer));

@@ -1,4 +1,4 @@
-//! What the system says of this process and this processor.
+//! This process's memory and this machine's processor, as the system reports them.
 
 use std::fs;
 
@@ -7,13 +7,13 @@ pub fn resident() -> Option<u64> {
     field("VmRSS:")
 }
 
-/// The most that it has had.
+/// The largest number of resident bytes so far.
 pub(super) fn peak() -> Option<u64> {
     field("VmHWM:")
 }
 
-/// Has [`peak`] begin anew, where the system lets it; proc(5), clear_refs.
-pub(super) fn forget_peak() {
+/// Resets [`peak`], where the system allows it; proc(5), clear_refs.
+pub(super) fn reset_peak() {
     let _ = fs::write("/proc/self/clear_refs", "5");
 }
 

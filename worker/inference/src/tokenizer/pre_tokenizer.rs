@@ -45,7 +45,7 @@ const GPT4O: &str = concat!(
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 );
 
-struct Known {
+struct KnownSplit {
     names: &'static [&'static str],
     /// Applied one after the other; what one leaves or finds, the next splits further.
     patterns: &'static [&'static str],
@@ -54,19 +54,19 @@ struct Known {
     adds_bos: bool,
 }
 
-const PLAIN: Known =
-    Known { names: &[], patterns: &[GPT2], compose: false, whole_words_first: false, adds_bos: false };
+const PLAIN: KnownSplit =
+    KnownSplit { names: &[], patterns: &[GPT2], compose: false, whole_words_first: false, adds_bos: false };
 
 /// Names are llama.cpp's; several stand for the same.
-const KNOWN: [Known; 9] = [
-    Known { names: &["gpt-2", "phi-2"], ..PLAIN },
-    Known { names: &["smollm"], patterns: &[r"\p{N}", GPT2], ..PLAIN },
-    Known {
+const KNOWN: [KnownSplit; 9] = [
+    KnownSplit { names: &["gpt-2", "phi-2"], ..PLAIN },
+    KnownSplit { names: &["smollm"], patterns: &[r"\p{N}", GPT2], ..PLAIN },
+    KnownSplit {
         names: &["default"],
         patterns: &[r"[\p{P}$+<=>^~|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"],
         ..PLAIN
     },
-    Known {
+    KnownSplit {
         names: &["llama-bpe", "llama3", "llama-v3"],
         patterns: &[LLAMA3],
         whole_words_first: true,
@@ -74,11 +74,11 @@ const KNOWN: [Known; 9] = [
         ..PLAIN
     },
     // Phi 4 is among these.
-    Known { names: &["dbrx", "smaug-bpe"], patterns: &[LLAMA3], ..PLAIN },
-    Known { names: &["qwen2"], patterns: &[QWEN2], compose: true, ..PLAIN },
-    Known { names: &["deepseek-r1-qwen"], patterns: &[QWEN2], ..PLAIN },
-    Known { names: &["tekken"], patterns: &[TEKKEN], whole_words_first: true, adds_bos: true, ..PLAIN },
-    Known { names: &["gpt-4o", "llama4"], patterns: &[GPT4O], ..PLAIN },
+    KnownSplit { names: &["dbrx", "smaug-bpe"], patterns: &[LLAMA3], ..PLAIN },
+    KnownSplit { names: &["qwen2"], patterns: &[QWEN2], compose: true, ..PLAIN },
+    KnownSplit { names: &["deepseek-r1-qwen"], patterns: &[QWEN2], ..PLAIN },
+    KnownSplit { names: &["tekken"], patterns: &[TEKKEN], whole_words_first: true, adds_bos: true, ..PLAIN },
+    KnownSplit { names: &["gpt-4o", "llama4"], patterns: &[GPT4O], ..PLAIN },
 ];
 
 /// What happens to text before BPE.

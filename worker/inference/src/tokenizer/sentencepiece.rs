@@ -14,13 +14,13 @@ use tokenizers::{NormalizerWrapper, Tokenizer};
 
 use super::TokenizerError;
 use super::bytes::{Notation, piece_of_byte};
-use super::gguf::{Parts, Vocabulary, token_type};
+use super::vocabulary::{TokenizerParts, Vocabulary, token_type};
 use crate::checkpoint::gguf::{Array, Value};
 
 const SPACE: &str = "▁";
 
 /// SentencePiece's BPE.
-pub(super) fn byte_pairs(vocabulary: &Vocabulary<'_>) -> Result<Parts, TokenizerError> {
+pub(super) fn byte_pairs(vocabulary: &Vocabulary<'_>) -> Result<TokenizerParts, TokenizerError> {
     let scores = scores(vocabulary)?;
     let ids = vocabulary.ids();
     let is_complete = has_all_bytes(&ids);
@@ -33,7 +33,7 @@ pub(super) fn byte_pairs(vocabulary: &Vocabulary<'_>) -> Result<Parts, Tokenizer
     let prefix = vocabulary.metadata.opt_bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
     let mut inner = Tokenizer::new(model);
     normalize(vocabulary, &mut inner, spaces(vocabulary, prefix)?)?;
-    Ok(Parts {
+    Ok(TokenizerParts {
         inner,
         notation: Notation::sentence_piece(),
         bytes_per_byte: is_complete.then_some(1),
@@ -43,7 +43,7 @@ pub(super) fn byte_pairs(vocabulary: &Vocabulary<'_>) -> Result<Parts, Tokenizer
 }
 
 /// SentencePiece's unigram. Text that reads like a byte's piece (`<0x41>`) is taken for it.
-pub(super) fn unigram(vocabulary: &Vocabulary<'_>) -> Result<Parts, TokenizerError> {
+pub(super) fn unigram(vocabulary: &Vocabulary<'_>) -> Result<TokenizerParts, TokenizerError> {
     let metadata = vocabulary.metadata;
     let scores = scores(vocabulary)?.iter().map(|&score| f64::from(score));
     let pieces: Vec<_> = vocabulary.tokens.iter().cloned().zip(scores).collect();
@@ -63,7 +63,7 @@ pub(super) fn unigram(vocabulary: &Vocabulary<'_>) -> Result<Parts, TokenizerErr
     steps.extend(spaces(vocabulary, prefix)?);
     let mut inner = Tokenizer::new(model);
     normalize(vocabulary, &mut inner, steps)?;
-    Ok(Parts {
+    Ok(TokenizerParts {
         inner,
         notation: Notation::sentence_piece(),
         // Characters may be mapped to nothing, and all unknown ones in a row are one token.

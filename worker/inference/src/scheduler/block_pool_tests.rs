@@ -1,7 +1,7 @@
 use super::*;
 
-fn content(parent: Prefix, token: u32) -> Content {
-    Content { parent, tokens: [token; BLOCK_SIZE] }
+fn key(parent: Prefix, token: u32) -> BlockKey {
+    BlockKey { parent, salt: CacheSalt::NONE, tokens: [token; BLOCK_SIZE] }
 }
 
 #[test]
@@ -32,13 +32,15 @@ fn a_block_has_as_many_users_as_hold_it() {
 fn a_registered_block_is_found_by_its_tokens_and_all_before_them() {
     let mut pool = BlockPool::new(4);
     let blocks: Vec<u32> = (0..3).map(|_| pool.allocate().unwrap()).collect();
-    let one = pool.register(blocks[0], content(Prefix::EMPTY, 1));
-    let two = pool.register(blocks[1], content(Prefix::EMPTY, 2));
-    let one_three = pool.register(blocks[2], content(one, 3));
-    assert_eq!(pool.find(&content(Prefix::EMPTY, 1)), Some((blocks[0], one)));
-    assert_eq!(pool.find(&content(one, 3)), Some((blocks[2], one_three)));
-    assert_eq!(pool.find(&content(two, 3)), None, "the same tokens after others");
-    let mut other = content(one, 3);
+    let one = pool.register(blocks[0], key(Prefix::Empty, 1));
+    let two = pool.register(blocks[1], key(Prefix::Empty, 2));
+    let one_three = pool.register(blocks[2], key(one, 3));
+    assert_eq!(pool.find(&key(Prefix::Empty, 1)), Some((blocks[0], one)));
+    assert_eq!(pool.find(&key(one, 3)), Some((blocks[2], one_three)));
+    assert_eq!(pool.find(&key(two, 3)), None, "the same tokens after others");
+    let salted = BlockKey { salt: CacheSalt::of_request(Some("s")), ..key(Prefix::Empty, 1) };
+    assert_eq!(pool.find(&salted), None, "the same tokens with another salt");
+    let mut other = key(one, 3);
     other.tokens[BLOCK_SIZE - 1] = 4;
     assert_eq!(pool.find(&other), None);
 }
@@ -47,10 +49,10 @@ fn a_registered_block_is_found_by_its_tokens_and_all_before_them() {
 fn the_first_of_equal_blocks_stays_registered() {
     let mut pool = BlockPool::new(2);
     let (first, second) = (pool.allocate().unwrap(), pool.allocate().unwrap());
-    let prefix = pool.register(first, content(Prefix::EMPTY, 1));
-    assert_eq!(pool.register(second, content(Prefix::EMPTY, 1)), prefix);
+    let prefix = pool.register(first, key(Prefix::Empty, 1));
+    assert_eq!(pool.register(second, key(Prefix::Empty, 1)), prefix);
     pool.release(second);
-    assert_eq!(pool.find(&content(Prefix::EMPTY, 1)), Some((first, prefix)));
+    assert_eq!(pool.find(&key(Prefix::Empty, 1)), Some((first, prefix)));
     pool.check([&[first][..]].into_iter());
 }
 
@@ -58,27 +60,27 @@ fn the_first_of_equal_blocks_stays_registered() {
 fn an_unused_block_is_found_until_it_is_needed() {
     let mut pool = BlockPool::new(1);
     let block = pool.allocate().unwrap();
-    let prefix = pool.register(block, content(Prefix::EMPTY, 1));
+    let prefix = pool.register(block, key(Prefix::Empty, 1));
     pool.release(block);
     assert_eq!(pool.available(), 1);
-    assert_eq!(pool.find(&content(Prefix::EMPTY, 1)), Some((block, prefix)));
+    assert_eq!(pool.find(&key(Prefix::Empty, 1)), Some((block, prefix)));
     pool.retain(block);
     assert_eq!((pool.available(), pool.allocate()), (0, None), "found again, it is in use");
     pool.release(block);
     assert_eq!(pool.allocate(), Some(block));
-    assert_eq!(pool.find(&content(Prefix::EMPTY, 1)), None);
+    assert_eq!(pool.find(&key(Prefix::Empty, 1)), None);
 }
 
 #[test]
 fn unused_blocks_can_be_forgotten_and_used_ones_not() {
     let mut pool = BlockPool::new(2);
     let (used, unused) = (pool.allocate().unwrap(), pool.allocate().unwrap());
-    pool.register(used, content(Prefix::EMPTY, 1));
-    pool.register(unused, content(Prefix::EMPTY, 2));
+    pool.register(used, key(Prefix::Empty, 1));
+    pool.register(unused, key(Prefix::Empty, 2));
     pool.release(unused);
-    pool.forget();
-    assert!(pool.find(&content(Prefix::EMPTY, 1)).is_some());
-    assert!(pool.find(&content(Prefix::EMPTY, 2)).is_none());
+    pool.clear_prefix_cache();
+    assert!(pool.find(&key(Prefix::Empty, 1)).is_some());
+    assert!(pool.find(&key(Prefix::Empty, 2)).is_none());
     pool.check([&[used][..]].into_iter());
 }
 
@@ -87,7 +89,7 @@ fn blank_blocks_go_first_then_those_that_were_let_go_first() {
     let mut pool = BlockPool::new(4);
     let blocks: Vec<u32> = (0..3).map(|_| pool.allocate().unwrap()).collect();
     for (token, block) in (0..).zip(&blocks) {
-        pool.register(*block, content(Prefix::EMPTY, token));
+        pool.register(*block, key(Prefix::Empty, token));
     }
     for index in [1, 0, 2] {
         pool.release(blocks[index]);
@@ -103,15 +105,15 @@ fn blank_blocks_go_first_then_those_that_were_let_go_first() {
 fn what_was_built_on_a_forgotten_block_is_not_found() {
     let mut pool = BlockPool::new(2);
     let (parent, child) = (pool.allocate().unwrap(), pool.allocate().unwrap());
-    let prefix = pool.register(parent, content(Prefix::EMPTY, 1));
-    pool.register(child, content(prefix, 2));
+    let prefix = pool.register(parent, key(Prefix::Empty, 1));
+    pool.register(child, key(prefix, 2));
     pool.release(parent);
     let other = pool.allocate().unwrap();
-    let other_prefix = pool.register(other, content(Prefix::EMPTY, 9));
-    assert_eq!(pool.find(&content(other_prefix, 2)), None);
+    let other_prefix = pool.register(other, key(Prefix::Empty, 9));
+    assert_eq!(pool.find(&key(other_prefix, 2)), None);
     pool.release(other);
     let again = pool.allocate().unwrap();
-    let again_prefix = pool.register(again, content(Prefix::EMPTY, 1));
+    let again_prefix = pool.register(again, key(Prefix::Empty, 1));
     assert_ne!(again_prefix, prefix);
-    assert_eq!(pool.find(&content(again_prefix, 2)), None);
+    assert_eq!(pool.find(&key(again_prefix, 2)), None);
 }

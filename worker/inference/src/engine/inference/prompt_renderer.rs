@@ -1,4 +1,4 @@
-//! From a job's messages, or its raw prompt, to token ids.
+//! Renders and encodes prompts: from a job's messages or raw prompt to token ids.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,23 +13,23 @@ use emberline_protocol::tools::TextBesideCalls;
 use serde_json::{Map, Value};
 
 use super::bad_words;
-use crate::constraint::{Compiled, Grammars};
+use crate::constraint::{Compiled, GrammarCompiler};
 use crate::engine::refusal::{no_room_for, prompt_field, too_long};
-use crate::engine::{Frontend, Prepared};
+use crate::engine::{PreparedRequest, Preprocessor};
 use crate::template::{ChatTemplate, Conversation, TemplateError};
 use crate::tokenizer::ModelTokenizer;
 
-/// A model's template and tokenizer, and what fits its context.
+/// A model's chat template, tokenizer and grammar compiler, and its context length.
 #[derive(Debug)]
-pub(super) struct PromptBuilder {
+pub(super) struct PromptRenderer {
     pub(super) template: ChatTemplate,
     pub(super) tokenizer: Arc<ModelTokenizer>,
-    pub(super) grammars: Grammars,
+    pub(super) grammars: GrammarCompiler,
     pub(super) context_length: u32,
 }
 
-impl Frontend for PromptBuilder {
-    fn prepare(&self, job: Job, taken: Instant) -> Result<Prepared, ApiError> {
+impl Preprocessor for PromptRenderer {
+    fn prepare(&self, job: Job, taken: Instant) -> Result<PreparedRequest, ApiError> {
         let request = &job.request;
         check_tokens(request, self.tokenizer.vocab_size())?;
         let bad_words = bad_words::tokens(&request.sampling.bad_words, &self.tokenizer)?.into();
@@ -51,8 +51,18 @@ impl Frontend for PromptBuilder {
             relaxed,
             ..Acceptance::default()
         };
-        let (written, prompt_written) = (Vec::new(), 0);
-        Ok(Prepared { job, taken, prompt, limit, acceptance, grammar, bad_words, written, prompt_written })
+        let (resumed, resumed_prompt) = (Vec::new(), 0);
+        Ok(PreparedRequest {
+            job,
+            taken,
+            prompt,
+            limit,
+            acceptance,
+            grammar,
+            bad_words,
+            resumed,
+            resumed_prompt,
+        })
     }
 
     fn convert(&self, request: TokensRequest) -> Result<TokensReply, ApiError> {
@@ -63,7 +73,7 @@ impl Frontend for PromptBuilder {
     }
 }
 
-impl PromptBuilder {
+impl PromptRenderer {
     /// A prompt's token ids, and its text where that is known or asked for.
     fn prompt(
         &self,
@@ -82,7 +92,7 @@ impl PromptBuilder {
         if text.is_empty() {
             return not_empty(Vec::new(), request).map(|tokens| (tokens, None));
         }
-        // Encoding takes a second a megabyte: too long for what can't fit anyway.
+        // Encoding takes a second a megabyte: too long for a prompt that can't fit anyway.
         let least = self.tokenizer.least_tokens(&text);
         if least > self.longest_prompt(request) as usize {
             return Err(too_long(&format!("at least {least}"), request, self.context_length));
@@ -91,7 +101,7 @@ impl PromptBuilder {
         not_empty(tokens, request).map(|tokens| (tokens, Some(text)))
     }
 
-    /// What the chat template writes.
+    /// Renders a conversation with the chat template.
     pub(super) fn render(&self, conversation: &Conversation<'_>) -> Result<String, ApiError> {
         self.template.render(conversation).map_err(|error| match error {
             TemplateError::TooLong | TemplateError::NotContinued => {
@@ -107,7 +117,7 @@ impl PromptBuilder {
         })
     }
 
-    /// Leaves out variables that the template does nothing with, and tells which.
+    /// Drops variables that the template does not read, and reports them.
     pub(super) fn drop_unread(&self, variables: &mut Map<String, Value>) -> Relaxed {
         let mut relaxed = Relaxed::default();
         variables.retain(|name, _| {
@@ -120,19 +130,19 @@ impl PromptBuilder {
         relaxed
     }
 
-    /// Refuses ids that are not the model's.
+    /// Refuses ids that are not tokens of the model.
     pub(super) fn check_ids(&self, ids: &[u32], field: &str) -> Result<(), ApiError> {
         let ids = ids.iter().enumerate().map(|(index, &id)| (id, format!("{field}[{index}]")));
         check_vocabulary(ids, self.tokenizer.vocab_size())
     }
 
-    /// Most tokens of a prompt that leaves room for what is asked for, be it nothing.
+    /// Longest prompt that leaves room for what is asked for.
     fn longest_prompt(&self, request: &GenerationRequest) -> u32 {
         let least = u32::from(request.max_tokens != Some(0));
         self.context_length.saturating_sub(least)
     }
 
-    /// Most tokens of the answer, for which there is room.
+    /// Most tokens of a choice; refuses a request for which there is no room.
     fn limit(&self, prompt: &[u32], request: &GenerationRequest) -> Result<u32, ApiError> {
         let prompt_tokens = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
         let room = self.context_length.saturating_sub(prompt_tokens);
@@ -147,7 +157,7 @@ impl PromptBuilder {
     }
 }
 
-/// Which text the grammar allows beside calls.
+/// Which text the grammar allows besides calls.
 fn text_beside_calls(request: &GenerationRequest) -> TextBesideCalls {
     match (&request.tool_choice, &request.constraint) {
         (ToolChoice::Required | ToolChoice::Named(_), _) => TextBesideCalls::None,
@@ -157,7 +167,7 @@ fn text_beside_calls(request: &GenerationRequest) -> TextBesideCalls {
 }
 
 pub(super) fn internal(error: &dyn std::error::Error) -> ApiError {
-    tracing::error!(%error, "a prompt can't be built");
+    tracing::error!(%error, "can't render or encode a prompt");
     ApiError::new(ErrorCode::InternalError, "The prompt could not be built.")
 }
 
@@ -172,7 +182,7 @@ fn not_empty(tokens: Vec<u32>, request: &GenerationRequest) -> Result<Vec<u32>, 
     Err(ApiError::field(ErrorCode::InvalidValue, field, message))
 }
 
-/// Refuses options with ids that are not the model's.
+/// Refuses options that name ids that are not tokens of the model.
 fn check_tokens(request: &GenerationRequest, vocabulary: usize) -> Result<(), ApiError> {
     let options = &request.sampling;
     let biased = options.logit_bias.iter().map(|&(id, _)| (id, format!("logit_bias.{id}")));
@@ -198,5 +208,5 @@ fn check_vocabulary(mut ids: impl Iterator<Item = (u32, String)>, vocabulary: us
 }
 
 #[cfg(test)]
-#[path = "preprocess_tests.rs"]
+#[path = "prompt_renderer_tests.rs"]
 mod tests;

@@ -68,12 +68,6 @@ fn the_id_is_found_in_the_body_or_in_the_header() {
     assert_eq!(id_of(&message(b"{}", None)), None);
 }
 
-#[test]
-fn a_deadline_that_has_passed_leaves_no_time() {
-    assert!(until(1).is_zero());
-    assert!(until(u64::MAX) > Duration::from_secs(1 << 40));
-}
-
 proptest! {
     #[test]
     fn no_message_makes_the_parser_panic(payload in proptest::collection::vec(any::<u8>(), 0..200)) {

@@ -1,0 +1,58 @@
+//! Messages that are given up: stored for `emberline jobs`, and taken off the queue.
+
+use async_nats::jetstream::context::PublishError;
+use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::{AckKind, Message};
+use emberline_protocol::dead_letter;
+use emberline_protocol::error::{ApiError, ErrorCode};
+use emberline_protocol::event::EventKind;
+use emberline_protocol::subject;
+
+use super::Intake;
+use super::acknowledge::with_progress;
+use super::event_log::EventLog;
+use super::message::{Refusal, id_of};
+
+/// Stores a message that is given up in the stream of dead letters.
+pub(super) async fn store(
+    intake: &Intake,
+    message: &Message,
+    reason: &str,
+    attempts: u32,
+) -> Result<(), PublishError> {
+    // The subject is emberline.jobs.<model>.<lane>.
+    let model = message.subject.split('.').nth(2).unwrap_or_default();
+    let letter = PublishMessage::build()
+        .payload(message.payload.clone())
+        .header(dead_letter::REASON_HEADER, reason)
+        .header(dead_letter::ATTEMPTS_HEADER, attempts.to_string())
+        .header(dead_letter::QUEUED_ON_HEADER, message.subject.as_str());
+    let letter = match id_of(&message.message) {
+        Some(id) => letter.message_id(id),
+        None => letter,
+    };
+    let jetstream = intake.nats.jetstream();
+    jetstream.send_publish(subject::dead(model), letter).await?.await?;
+    Ok(())
+}
+
+/// Ends the log of a message that can't be run with an error, and removes it from the queue.
+pub(super) async fn refuse(intake: &Intake, message: &Message, refusal: &Refusal) {
+    let id = id_of(&message.message);
+    tracing::error!(job = ?id, subject = %message.subject, %refusal, "refused a message");
+    if let Err(error) = with_progress(message, store(intake, message, &refusal.to_string(), 0)).await {
+        tracing::error!(%error, "a message can't be stored as a dead letter; it is delivered again");
+        return;
+    }
+    if let Some(id) = id {
+        let text = format!("The job could not be read by the worker: {refusal}.");
+        let mut log = EventLog::of_unreadable(intake.nats.clone(), id.clone());
+        let error = ApiError::new(ErrorCode::InternalError, text);
+        if let Err(error) = with_progress(message, log.finish(EventKind::Error(error.into()))).await {
+            tracing::warn!(job = %id, %error, "the error was not stored for the relay");
+        }
+    }
+    if let Err(error) = message.double_ack_with(AckKind::Term).await {
+        tracing::warn!(%error, "a refused message was not removed from the queue");
+    }
+}
