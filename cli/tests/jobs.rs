@@ -13,10 +13,10 @@ use emberline_protocol::dead_letter::{ATTEMPTS_HEADER, QUEUED_ON_HEADER, REASON_
 use emberline_protocol::job::{GenerationRequest, Job, Message, Role};
 use emberline_protocol::lane::Lane;
 use emberline_protocol::subject::{self, JobId};
-use emberline_tests::emberline::{command, emberline, refused};
-use emberline_tests::nats::{NatsServer, admin_client};
-use emberline_tests::stack::{Engine, Options};
-use emberline_tests::workers::Workers;
+use emberline_test_kit::emberline::{command, emberline, refused};
+use emberline_test_kit::nats::{NatsServer, admin_client};
+use emberline_test_kit::stack::{Engine, Options};
+use emberline_test_kit::workers::Workers;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::io::AsyncReadExt;

@@ -10,9 +10,9 @@ use async_nats::jetstream::{self, message::PublishMessage};
 use emberline_protocol::lane::Lane;
 use emberline_protocol::streams::{Layout, streams};
 use emberline_protocol::subject::{self, JOBS_STREAM};
-use emberline_tests::cluster::NatsCluster;
-use emberline_tests::emberline::{emberline, refused};
-use emberline_tests::nats::{Nats, NatsServer, admin_client};
+use emberline_test_kit::cluster::NatsCluster;
+use emberline_test_kit::emberline::{emberline, refused};
+use emberline_test_kit::nats::{Nats, NatsServer, admin_client};
 use serde_json::Value;
 
 const SETUP: [&str; 2] = ["nats", "setup"];

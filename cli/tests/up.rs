@@ -64,7 +64,7 @@ impl Checkout {
         }
         let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/nats.conf");
         fs::copy(config, root.join("deploy/nats.conf")).unwrap();
-        symlink(emberline_tests::nats::binary().unwrap(), root.join("bin/nats-server")).unwrap();
+        symlink(emberline_test_kit::nats::binary().unwrap(), root.join("bin/nats-server")).unwrap();
         // A copy, because it looks for the other programs beside itself.
         fs::copy(env!("CARGO_BIN_EXE_emberline"), root.join("bin/emberline")).unwrap();
         checkout.program("emberline-worker", worker);

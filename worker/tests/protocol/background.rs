@@ -6,7 +6,7 @@ use emberline_protocol::control::Control;
 use emberline_protocol::event::{Event, EventKind, FinishReason};
 use emberline_protocol::job::Job;
 use emberline_protocol::subject;
-use emberline_tests::nats::NatsServer;
+use emberline_test_kit::nats::NatsServer;
 
 use crate::support::{Relay, Worker, job, text_of, wait_for_empty_queue, within};
 

@@ -13,7 +13,7 @@ use emberline_protocol::key::KeyId;
 use emberline_protocol::lane::Lane;
 use emberline_protocol::subject::{self, JobId, USAGE_STREAM, USAGE_SUBJECTS};
 use emberline_protocol::usage::{Outcome, UsageEvent};
-use emberline_tests::nats::NatsServer;
+use emberline_test_kit::nats::NatsServer;
 use futures::StreamExt;
 
 use crate::support::{MODEL, Relay, Worker, job, wait_for_empty_queue, within};

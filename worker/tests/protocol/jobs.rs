@@ -5,7 +5,7 @@ use emberline_protocol::error::ErrorCode;
 use emberline_protocol::event::{Event, EventKind, FinishReason, Usage};
 use emberline_protocol::lane::Lane;
 use emberline_protocol::subject::{self, JobId};
-use emberline_tests::nats::NatsServer;
+use emberline_test_kit::nats::NatsServer;
 
 use crate::support::{MODEL, Relay, Worker, job, text_of, wait_for_empty_queue};
 

@@ -9,7 +9,7 @@ use emberline_protocol::job::{Account, Job};
 use emberline_protocol::key::KeyId;
 use emberline_protocol::lane::Lane;
 use emberline_protocol::subject::EVENTS_SUBJECTS;
-use emberline_tests::nats::NatsServer;
+use emberline_test_kit::nats::NatsServer;
 use futures::StreamExt;
 
 use crate::support::{Relay, Worker, job, wait_for_empty_queue, within};

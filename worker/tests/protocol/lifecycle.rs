@@ -7,7 +7,7 @@ use emberline_protocol::control::Control;
 use emberline_protocol::event::EventKind;
 use emberline_protocol::lane::Lane;
 use emberline_protocol::subject;
-use emberline_tests::nats::NatsServer;
+use emberline_test_kit::nats::NatsServer;
 use emberline_worker::nats::ACK_WAIT;
 
 use crate::support::{MODEL, Relay, Worker, job, text_of, wait_for_empty_queue, within};

@@ -8,7 +8,7 @@ use async_nats::jetstream::stream::DirectGetErrorKind;
 use emberline_protocol::control::Control;
 use emberline_protocol::event::{Event, EventKind};
 use emberline_protocol::subject::{self, JobId};
-use emberline_tests::nats::NatsServer;
+use emberline_test_kit::nats::NatsServer;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
@@ -125,7 +125,7 @@ async fn what_a_broken_connection_lost_is_in_the_log_all_the_same() {
     let address = line.address.to_string();
     let _worker = Worker::start_with(
         &["--nats", &address, "--engine", "simulated"],
-        emberline_tests::nats::WORKER_PASSWORD,
+        emberline_test_kit::nats::WORKER_PASSWORD,
     );
     let relay = Relay::new(&nats).await;
     relay.wait_for_load(&[0]).await;

@@ -3,7 +3,7 @@
 use emberline_protocol::control::Control;
 use emberline_protocol::event::EventKind;
 use emberline_protocol::heartbeat::ModelState::{Draining, Failed, Serving};
-use emberline_tests::nats::NatsServer;
+use emberline_test_kit::nats::NatsServer;
 
 use crate::support::{Models, Relay, Worker, job_for, text_of, wait_for_empty_queue};
 
@@ -183,7 +183,7 @@ async fn a_worker_that_can_serve_nothing_at_its_start_says_why_and_ends() {
         [vec!["--model", "none/x.gguf"], vec!["--model", "a=none/x.gguf", "--model", "b=none/x.gguf"]]
     {
         let args = [&["--nats", &address, "--backend", "cpu"], models.as_slice()].concat();
-        let mut worker = Worker::start_with(&args, emberline_tests::nats::WORKER_PASSWORD);
+        let mut worker = Worker::start_with(&args, emberline_test_kit::nats::WORKER_PASSWORD);
         assert_eq!(worker.exit().await.code(), Some(1));
         let log = worker.log();
         let last = log.lines().last().unwrap();

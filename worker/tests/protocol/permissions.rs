@@ -6,7 +6,7 @@ use async_nats::{Client, ConnectOptions, Event};
 use emberline_protocol::lane::Lane;
 use emberline_protocol::subject::{self, JobId};
 use emberline_protocol::tokens::TokensRequest;
-use emberline_tests::nats::NatsServer;
+use emberline_test_kit::nats::NatsServer;
 use tokio::sync::mpsc;
 
 use crate::support::{Relay, Worker, within};
@@ -37,7 +37,7 @@ async fn each_user_is_refused_what_only_another_may_do() {
     let (events, control, jobs) =
         (subject::events(&id), subject::control(&id), subject::jobs("m", Lane::default()));
 
-    let function = client(&nats, "function", emberline_tests::nats::FUNCTION_PASSWORD).await;
+    let function = client(&nats, "function", emberline_test_kit::nats::FUNCTION_PASSWORD).await;
     let kept = subject::kept_events(&id);
     let function_may_not = [
         kept.as_str(),
@@ -63,7 +63,7 @@ async fn each_user_is_refused_what_only_another_may_do() {
     )
     .await;
 
-    let worker = client(&nats, "worker", emberline_tests::nats::WORKER_PASSWORD).await;
+    let worker = client(&nats, "worker", emberline_test_kit::nats::WORKER_PASSWORD).await;
     let worker_may_not = [
         jobs.as_str(),
         "$KV.requests.x",
@@ -86,7 +86,7 @@ async fn each_user_is_refused_what_only_another_may_do() {
     refused(worker, &worker_may_not, &["emberline.jobs.*.*", "_INBOX_function.>", "$KV.workers.*", ">"])
         .await;
 
-    let admin = client(&nats, "admin", emberline_tests::nats::ADMIN_PASSWORD).await;
+    let admin = client(&nats, "admin", emberline_test_kit::nats::ADMIN_PASSWORD).await;
     let admin_may_not = [
         "emberline.jobs.m.1",
         events.as_str(),

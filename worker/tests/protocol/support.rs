@@ -13,7 +13,7 @@ use emberline_protocol::event::{Event, EventKind};
 use emberline_protocol::heartbeat::{Heartbeat, ModelState};
 use emberline_protocol::job::{GenerationRequest, Job, Message, Role, SamplingOptions};
 use emberline_protocol::subject::{self, JobId};
-use emberline_tests::nats::NatsServer;
+use emberline_test_kit::nats::NatsServer;
 use futures::StreamExt;
 use tempfile::TempDir;
 use tokio::task::JoinSet;
@@ -35,14 +35,14 @@ impl Worker {
     pub(crate) fn start(nats: &NatsServer, args: &[&str]) -> Self {
         let address = nats.address();
         let all = [&["--nats", &address, "--engine", "simulated"], args].concat();
-        Self::start_with(&all, emberline_tests::nats::WORKER_PASSWORD)
+        Self::start_with(&all, emberline_test_kit::nats::WORKER_PASSWORD)
     }
 
     /// Starts a worker of the models in a file.
     pub(crate) fn of_models(nats: &NatsServer, models: &Models, args: &[&str]) -> Self {
         let address = nats.address();
         let all = [&["--nats", &address, "--models", models.path.to_str().unwrap()], args].concat();
-        Self::start_with(&all, emberline_tests::nats::WORKER_PASSWORD)
+        Self::start_with(&all, emberline_test_kit::nats::WORKER_PASSWORD)
     }
 
     /// Starts a worker with these arguments only.

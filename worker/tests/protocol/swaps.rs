@@ -18,7 +18,7 @@ use emberline_protocol::event::Usage;
 use emberline_protocol::heartbeat::ModelState::{Draining, Failed, Loading, Serving};
 use emberline_protocol::heartbeat::ServedModel;
 use emberline_protocol::subject::JobId;
-use emberline_tests::nats::NatsServer;
+use emberline_test_kit::nats::NatsServer;
 use emberline_worker::config::Config;
 use emberline_worker::nats::NatsConfig;
 use emberline_worker::registry::file::ModelList;
@@ -159,7 +159,7 @@ impl Worker {
             nats: NatsConfig {
                 servers: vec![nats.address().parse().unwrap()],
                 user: "worker".to_owned(),
-                password: Some(emberline_tests::nats::WORKER_PASSWORD.to_owned()),
+                password: Some(emberline_test_kit::nats::WORKER_PASSWORD.to_owned()),
             },
             models: ModelList::new(Vec::new(), Some(file), settings),
             drain: Duration::from_secs(30),

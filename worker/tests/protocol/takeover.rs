@@ -8,7 +8,7 @@ use emberline_protocol::control::Control;
 use emberline_protocol::error::ErrorCode;
 use emberline_protocol::event::{Event, EventKind, FinishReason};
 use emberline_protocol::{PROTOCOL_VERSION, dead_letter, subject};
-use emberline_tests::nats::NatsServer;
+use emberline_test_kit::nats::NatsServer;
 use emberline_worker::intake::takeover::MAX_FRUITLESS;
 use emberline_worker::nats::ACK_WAIT;
 

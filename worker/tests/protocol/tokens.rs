@@ -6,7 +6,7 @@ use emberline_protocol::heartbeat::ModelState::Serving;
 use emberline_protocol::job::{GenerationRequest, Job, Message, RawPrompt, Role, ToolChoice};
 use emberline_protocol::subject;
 use emberline_protocol::tokens::{Tokenize, TokensInput, TokensReply, TokensRequest};
-use emberline_tests::nats::NatsServer;
+use emberline_test_kit::nats::NatsServer;
 use serde_json::Map;
 
 use crate::support::{MODEL, Relay, Worker, job_for, within};
@@ -18,7 +18,7 @@ fn worker(nats: &NatsServer) -> Worker {
     let model = format!("{TINY}={}/tests/families/qwen3", env!("CARGO_MANIFEST_DIR"));
     let address = nats.address();
     let args = ["--nats", &address, "--backend", "cpu", "--slots", "2", "--model", &model];
-    Worker::start_with(&args, emberline_tests::nats::WORKER_PASSWORD)
+    Worker::start_with(&args, emberline_test_kit::nats::WORKER_PASSWORD)
 }
 
 /// Asks as the function does.

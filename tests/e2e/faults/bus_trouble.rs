@@ -1,0 +1,258 @@
+//! NATS in trouble: answers that are under way go on where they were, and what can't be queued is
+//! refused at once, never left hanging.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use async_nats::jetstream::stream::{Config as StreamConfig, StorageType};
+use emberline_protocol::PROTOCOL_VERSION;
+use emberline_protocol::heartbeat::{Heartbeat, ServedModel};
+use emberline_protocol::subject;
+use emberline_test_kit::nats::NatsServer;
+use emberline_test_kit::sse::{Reading, Transcript};
+use emberline_test_kit::stack::{Engine, MODEL, Options, PATIENCE, Stack};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
+use serde_json::{Value, json};
+
+/// "At once": NATS has two seconds to answer, and the machine may be busy.
+const AT_ONCE: Duration = Duration::from_secs(4);
+
+/// As the workers have it.
+const ACK_WAIT: Duration = Duration::from_millis(2500);
+
+fn options(worker_args: &[&str]) -> Options {
+    Options {
+        engine: Engine::Simulated,
+        worker_args: worker_args.iter().map(ToString::to_string).collect(),
+        ..Options::default()
+    }
+}
+
+fn ask(tokens: u32) -> Value {
+    json!({
+        "model": "vllm-primary", "max_tokens": tokens, "seed": 1,
+        "messages": [{"role": "user", "content": "Hi"}],
+    })
+}
+
+/// Reads a stream until it has brought so many pieces of text.
+async fn read_until(stream: &mut Reading, pieces: usize) -> Result<()> {
+    let has_come = |transcript: &Transcript| {
+        transcript.choice(0).filter(|choice| choice["delta"]["content"].is_string()).count()
+    };
+    while has_come(&stream.transcript) < pieces {
+        ensure!(stream.advance().await?, "the stream ended early: {:?}", stream.transcript);
+    }
+    Ok(())
+}
+
+/// Reads the rest of a stream, which must say just what `undisturbed` says.
+async fn read_rest(mut stream: Reading, undisturbed: &Transcript) -> Result<()> {
+    let rest = async {
+        while stream.advance().await? {}
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(PATIENCE, rest).await.context("the stream does not end")??;
+    let transcript = stream.transcript;
+    ensure!(transcript.error().is_none(), "{:?}", transcript.error());
+    ensure!(transcript.done, "no [DONE]");
+    assert_eq!(transcript.text(), undisturbed.text());
+    assert_eq!(transcript.finish_reason(), undisturbed.finish_reason());
+    Ok(())
+}
+
+async fn begin_stream(stack: &Stack, tokens: u32) -> Result<Reading> {
+    let mut body = ask(tokens);
+    body["stream"] = true.into();
+    let response = stack.chat(&body).await?;
+    ensure!(response.status() == 200, "{}", response.text().await?);
+    Ok(Reading::new(response))
+}
+
+/// A request that must be refused at once because of NATS.
+async fn is_refused(stack: &Stack) -> Result<()> {
+    let asked = Instant::now();
+    let refused = stack.chat(&ask(4)).await?;
+    let took = asked.elapsed();
+    ensure!(refused.status() == 503, "{}: {}", refused.status(), refused.text().await?);
+    ensure!(refused.headers().contains_key("retry-after"), "no Retry-After");
+    ensure!(refused.json::<Value>().await?["error"]["code"] == "bus_unavailable");
+    ensure!(took < AT_ONCE, "refused after {took:?}");
+    Ok(())
+}
+
+/// Asks until there is an answer: workers need a moment, too.
+async fn is_served_again(stack: &Stack) -> Result<()> {
+    let served = async {
+        loop {
+            let response = stack.chat(&ask(4)).await?;
+            match response.status().as_u16() {
+                200 => return anyhow::Ok(()),
+                503 => tokio::time::sleep(Duration::from_millis(100)).await,
+                _ => anyhow::bail!("{}: {}", response.status(), response.text().await?),
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, served).await.context("nothing is served again")?
+}
+
+fn signal(nats: &NatsServer, signal: Signal) -> Result<()> {
+    Ok(kill_process(pid(nats)?, signal)?)
+}
+
+fn pid(nats: &NatsServer) -> Result<Pid> {
+    Pid::from_raw(nats.id().cast_signed()).context("a process has an id")
+}
+
+/// The log of events lives in memory and is lost; the worker and the function have it.
+#[tokio::test]
+async fn a_restart_of_nats_server_costs_an_answer_no_token() -> Result<()> {
+    let mut stack = Stack::start_with(options(&["--simulated-tokens-per-s", "50"])).await?;
+    let undisturbed = stack.stream(&ask(200)).await?;
+    let mut stream = begin_stream(&stack, 200).await?;
+    let whole = {
+        let request = stack.http.post(format!("{}/v1/chat/completions", stack.url));
+        let request = request.bearer_auth(emberline_test_kit::stack::API_KEY).json(&ask(200));
+        tokio::spawn(async move { anyhow::Ok(request.send().await?.json::<Value>().await?) })
+    };
+    read_until(&mut stream, 50).await?;
+    stack.nats.stop();
+    is_refused(&stack).await?;
+    let asked = Instant::now();
+    is_refused(&stack).await?;
+    ensure!(asked.elapsed() < Duration::from_millis(500), "a second refusal costs nothing");
+    stack.nats.start_again().await?;
+
+    read_rest(stream, &undisturbed).await?;
+    let whole = tokio::time::timeout(PATIENCE, whole).await??.context("the whole answer")?;
+    assert_eq!(whole["choices"][0]["message"]["content"], undisturbed.text());
+    is_served_again(&stack).await
+}
+
+/// Meanwhile the job of each answer may have been given to the other worker, who knows of no log.
+#[tokio::test]
+async fn an_outage_in_which_jobs_change_hands_costs_no_token() -> Result<()> {
+    let options = options(&["--simulated-tokens-per-s", "25"]);
+    let mut stack = Stack::start_with(options.clone()).await?;
+    stack.add_worker(&options)?;
+    let undisturbed = stack.stream(&ask(200)).await?;
+    let mut streams = Vec::new();
+    for _ in 0..10 {
+        streams.push(begin_stream(&stack, 200).await?);
+    }
+    for stream in &mut streams {
+        read_until(stream, 10).await?;
+    }
+    stack.nats.stop();
+    // Longer than a worker may be silent before its jobs are delivered again.
+    tokio::time::sleep(ACK_WAIT + Duration::from_secs(1)).await;
+    stack.nats.start_again().await?;
+    let rest = streams.into_iter().map(|stream| read_rest(stream, &undisturbed));
+    futures::future::try_join_all(rest).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_nats_server_that_hangs_is_refused_and_an_answer_outlives_it() -> Result<()> {
+    let stack = Stack::start_with(options(&["--simulated-tokens-per-s", "50"])).await?;
+    let undisturbed = stack.stream(&ask(150)).await?;
+    let mut stream = begin_stream(&stack, 150).await?;
+    read_until(&mut stream, 20).await?;
+    signal(&stack.nats, Signal::STOP)?;
+    let refused = is_refused(&stack).await;
+    let refused_again = is_refused(&stack).await;
+    signal(&stack.nats, Signal::CONT)?;
+    refused?;
+    refused_again?;
+    read_rest(stream, &undisturbed).await?;
+    is_served_again(&stack).await
+}
+
+/// A server that can't write says nothing at all to whoever publishes.
+#[tokio::test]
+async fn a_full_disk_is_refused() -> Result<()> {
+    let mut stack = Stack::start_with(options(&[])).await?;
+    is_served_again(&stack).await?;
+    let full = Rlimit { current: Some(1), maximum: None };
+    prlimit(Some(pid(&stack.nats)?), Resource::Fsize, full)?;
+    is_refused(&stack).await?;
+    stack.nats.stop();
+    stack.nats.start_again().await?;
+    is_served_again(&stack).await
+}
+
+/// nats-server with another configuration, and no worker.
+async fn with_configuration(jetstream: &str) -> Result<Stack> {
+    let folder = tempfile::tempdir()?;
+    let config: PathBuf = folder.path().join("nats.conf");
+    std::fs::write(&config, format!("max_payload: 8MB\n{jetstream}\n"))?;
+    let options = Options {
+        engine: Engine::None,
+        // Counters would be the first thing that can't be stored.
+        variables: vec![("default_limits", String::new())],
+        ..Options::default()
+    };
+    Stack::start_on(async || NatsServer::start_with(Path::new(&config)).await, options).await
+}
+
+#[tokio::test]
+async fn jobs_that_jetstream_has_no_room_for_are_refused() -> Result<()> {
+    let stack = with_configuration("jetstream { max_file_store: 1K }").await?;
+    // What a worker would make, without the sizes that would not fit, and its heartbeat.
+    let jetstream = async_nats::jetstream::new(stack.nats.worker_client().await?);
+    let stream = |name: &str, subject: &str, storage| StreamConfig {
+        name: name.to_owned(),
+        subjects: vec![subject.to_owned()],
+        storage,
+        allow_direct: true,
+        ..StreamConfig::default()
+    };
+    let memory = stream(subject::WORKERS_STREAM, subject::WORKERS_SUBJECTS, StorageType::Memory);
+    jetstream.create_stream(memory).await?;
+    jetstream.create_stream(stream(subject::JOBS_STREAM, "emberline.jobs.>", StorageType::File)).await?;
+    let model = ServedModel { name: MODEL.to_owned(), context_length: 1000, created: 0 };
+    let heartbeat = Heartbeat {
+        v: PROTOCOL_VERSION,
+        worker: "w".to_owned(),
+        models: vec![model],
+        capacity: 1,
+        ..Heartbeat::default()
+    };
+    let heartbeat = serde_json::to_vec(&heartbeat)?;
+    jetstream.publish("$KV.workers.w", heartbeat.into()).await?.await?;
+    stack.wait_for_models(&[MODEL]).await?;
+
+    // The server notices only afterwards that there was no room for one.
+    let fill = async {
+        while jetstream.publish("emberline.jobs.filler", vec![b'x'; 2000].into()).await?.await.is_ok() {}
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(PATIENCE, fill).await.context("there is room")??;
+    is_refused(&stack).await
+}
+
+#[tokio::test]
+async fn a_nats_server_without_jetstream_is_refused() -> Result<()> {
+    let stack = with_configuration("").await?;
+    is_refused(&stack).await
+}
+
+#[tokio::test]
+async fn another_server_of_the_cluster_is_used_when_one_is_down() -> Result<()> {
+    let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await?.local_addr()?.to_string();
+    let mut stack = Stack::start_with(options(&[])).await?;
+    let through = Options {
+        variables: vec![
+            ("nats_server", nobody.clone()),
+            ("nats_server_b", nobody),
+            ("nats_server_c", stack.nats.address()),
+        ],
+        ..options(&[])
+    };
+    stack.url = stack.add_function(&through).await?;
+    let asked = Instant::now();
+    assert_eq!(stack.chat(&ask(4)).await?.status(), 200);
+    assert!(asked.elapsed() < Duration::from_secs(1), "one that is down costs nothing");
+    Ok(())
+}

@@ -1,0 +1,332 @@
+//! Keys, limits and usage: who may ask, how much, and what is told of it.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context as _, Result, ensure};
+use emberline_test_kit::emberline::{emberline, new_key};
+use emberline_test_kit::proxy::Proxy;
+use emberline_test_kit::sse::{Reading, Transcript};
+use emberline_test_kit::stack::{API_KEY, Engine, Options, PATIENCE, Stack};
+use futures::future::try_join_all;
+use reqwest::Response;
+use serde_json::{Value, json};
+
+const MODEL: &str = "simulated-echo";
+/// More answers than any test here waits for at once, each within moments.
+const FAST: [&str; 4] = ["--slots", "64", "--simulated-tokens-per-s", "0"];
+
+fn options(worker_args: &[&str]) -> Options {
+    let worker_args = worker_args.iter().map(|&arg| arg.to_owned()).collect();
+    Options { engine: Engine::Simulated, worker_args, ..Options::default() }
+}
+
+fn question(max_tokens: u32) -> Value {
+    json!({"model": MODEL, "max_tokens": max_tokens, "messages": [{"role": "user", "content": "two words"}]})
+}
+
+async fn post(stack: &Stack, url: &str, key: &str, body: &Value) -> Result<Response> {
+    let request = stack.http.post(format!("{url}/v1/chat/completions"));
+    Ok(request.bearer_auth(key).json(body).send().await?)
+}
+
+async fn get(stack: &Stack, url: &str, key: &str, path: &str) -> Result<Response> {
+    Ok(stack.http.get(format!("{url}{path}")).bearer_auth(key).send().await?)
+}
+
+fn header<'a>(response: &'a Response, name: &str) -> Result<&'a str> {
+    let value = response.headers().get(name).with_context(|| format!("no {name} in {response:?}"))?;
+    Ok(value.to_str()?)
+}
+
+fn number(response: &Response, name: &str) -> Result<u64> {
+    header(response, name)?.parse().with_context(|| name.to_owned())
+}
+
+async fn code(response: Response) -> Result<(u16, String, String)> {
+    let status = response.status().as_u16();
+    let error = response.json::<Value>().await?["error"].clone();
+    let text = |name: &str| error[name].as_str().map(str::to_owned).with_context(|| name.to_owned());
+    Ok((status, text("code")?, text("message")?))
+}
+
+/// Waits until a minute of the clock has room for what takes so long.
+async fn room_in_the_minute(wanted: Duration) -> Result<()> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
+    let left = Duration::from_millis(60_000 - u64::try_from(now.as_millis() % 60_000)?);
+    if left < wanted {
+        tokio::time::sleep(left).await;
+    }
+    Ok(())
+}
+
+/// Asks until `wanted` accepts the answer; when that was.
+async fn until(
+    what: &str,
+    ask: impl AsyncFn() -> Result<Response>,
+    wanted: impl Fn(&Response) -> bool,
+) -> Result<Instant> {
+    let asking = async {
+        while !wanted(&ask().await?) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        anyhow::Ok(Instant::now())
+    };
+    tokio::time::timeout(PATIENCE, asking).await.with_context(|| what.to_owned())?
+}
+
+#[tokio::test]
+async fn of_a_burst_over_four_functions_exactly_as_many_pass_as_the_limit_says() -> Result<()> {
+    let options = options(&FAST);
+    let mut stack = Stack::start_with(options.clone()).await?;
+    let mut urls = vec![stack.url.clone()];
+    for _ in 1..4 {
+        urls.push(stack.add_function(&options).await?);
+    }
+    let key =
+        new_key(&stack.nats, "burst", &["--requests-per-minute", "60", "--jobs-at-once", "500"]).await?;
+    room_in_the_minute(Duration::from_secs(30)).await?;
+    let began = Instant::now();
+    let body = question(1);
+    let requests = (0..500).map(|n| post(&stack, &urls[n % 4], &key, &body));
+    let answers = try_join_all(requests).await?;
+    println!("500 requests in {:?}", began.elapsed());
+    let (passed, refused): (Vec<_>, Vec<_>) = answers.into_iter().partition(|answer| answer.status() == 200);
+    assert_eq!(passed.len(), 60);
+    for answer in &refused {
+        assert_eq!(answer.status(), 429);
+        assert_eq!(header(answer, "x-ratelimit-remaining-requests")?, "0");
+        let (seconds, ms) = (number(answer, "retry-after")?, number(answer, "retry-after-ms")?);
+        ensure!((1..=62).contains(&seconds) && seconds == ms.div_ceil(1000), "{seconds} s, {ms} ms");
+    }
+    // No refused request holds a place: all 500 jobs at once are free again.
+    let left = get(&stack, &urls[3], &key, "/v1/models").await?;
+    assert_eq!((left.status().as_u16(), header(&left, "x-ratelimit-remaining-requests")?), (200, "0"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_key_is_refused_when_it_is_revoked_or_expired() -> Result<()> {
+    let options = options(&FAST);
+    let mut stack = Stack::start_with(options.clone()).await?;
+    let other = stack.add_function(&options).await?;
+    let key = new_key(&stack.nats, "ada", &[]).await?;
+    let body = question(1);
+    for url in [&stack.url, &other] {
+        assert_eq!(post(&stack, url, &key, &body).await?.status(), 200);
+    }
+    // Both functions know the key by heart now.
+    let began = Instant::now();
+    emberline(&stack.nats, &["keys", "revoke", "ada"]).await?;
+    let revoked = Instant::now();
+    let refused = async |url: &str| {
+        until("the key is refused", async || post(&stack, url, &key, &body).await, |a| a.status() == 401)
+            .await
+    };
+    let (here, there) = tokio::try_join!(refused(&stack.url), refused(&other))?;
+    let longest = here.max(there).saturating_duration_since(revoked);
+    println!("revoked in {:?}, refused everywhere {longest:?} later", revoked - began);
+    ensure!(longest < Duration::from_secs(2), "refused after {longest:?}");
+    let (_, error, message) = code(post(&stack, &other, &key, &body).await?).await?;
+    assert_eq!(error, "invalid_api_key");
+    assert!(message.contains("revoked"), "{message}");
+
+    let short = new_key(&stack.nats, "short", &["--expires", "3s"]).await?;
+    let models = async || get(&stack, &stack.url, &short, "/v1/models").await;
+    assert_eq!(models().await?.status(), 200);
+    until("the key expires", models, |answer| answer.status() == 401).await?;
+    assert!(code(models().await?).await?.2.contains("expired"));
+
+    // A key that nobody made, and one of the configuration.
+    let (status, error, message) = code(get(&stack, &other, "sk-emb-nobody", "/v1/models").await?).await?;
+    assert_eq!((status, error.as_str()), (401, "invalid_api_key"));
+    assert!(!message.contains("revoked") && !message.contains("expired"), "{message}");
+    assert_eq!(get(&stack, &other, API_KEY, "/v1/models").await?.status(), 200);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_key_sees_and_uses_its_models_only() -> Result<()> {
+    let stack = Stack::start_with(options(&FAST)).await?;
+    let alias_only = new_key(&stack.nats, "alias", &["--models", "vllm-primary"]).await?;
+    let by_name = new_key(&stack.nats, "name", &["--models", MODEL]).await?;
+    let elsewhere = new_key(&stack.nats, "elsewhere", &["--models", "another"]).await?;
+    let asked = async |key: &str, model: &str| {
+        let mut body = question(1);
+        body["model"] = model.into();
+        anyhow::Ok(post(&stack, &stack.url, key, &body).await?.status().as_u16())
+    };
+    let listed = async |key: &str| {
+        let list: Value = get(&stack, &stack.url, key, "/v1/models").await?.json().await?;
+        let ids = list["data"].as_array().context("data")?.iter();
+        anyhow::Ok(ids.filter_map(|model| model["id"].as_str().map(str::to_owned)).collect::<Vec<_>>())
+    };
+    assert_eq!((asked(&alias_only, "vllm-primary").await?, asked(&alias_only, MODEL).await?), (200, 403));
+    assert_eq!(listed(&alias_only).await?, ["vllm-primary"]);
+    assert_eq!((asked(&by_name, "vllm-primary").await?, asked(&by_name, MODEL).await?), (200, 200));
+    assert_eq!(listed(&by_name).await?, [MODEL, "vllm-primary"]);
+    assert!(listed(&elsewhere).await?.is_empty());
+    let refused = post(&stack, &stack.url, &elsewhere, &question(1)).await?;
+    assert_eq!(header(&refused, "x-ratelimit-limit")?, "60000");
+    let (status, error, message) = code(refused).await?;
+    assert_eq!((status, error.as_str()), (403, "model_not_allowed"));
+    assert!(message.contains("another"), "{message}");
+    let hidden = get(&stack, &stack.url, &elsewhere, &format!("/v1/models/{MODEL}")).await?;
+    assert_eq!(hidden.status(), 403);
+    Ok(())
+}
+
+#[tokio::test]
+async fn every_answer_says_how_the_key_stands_and_usage_is_what_clients_saw() -> Result<()> {
+    let stack = Stack::start_with(options(&FAST)).await?;
+    let settings = ["--requests-per-minute", "6", "--requests-per-day", "100", "--tokens-per-minute", "2000"];
+    let key = new_key(&stack.nats, "ada", &settings).await?;
+    room_in_the_minute(Duration::from_secs(20)).await?;
+    let requests = |answer: &Response| {
+        ensure!(number(answer, "x-ratelimit-limit")? == 6, "limit");
+        ensure!(number(answer, "x-ratelimit-window")? == 60, "window");
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
+        ensure!(number(answer, "x-ratelimit-reset")? <= now + 122, "reset");
+        ensure!(header(answer, "x-ratelimit-reset-requests")?.ends_with('s'), "duration");
+        let remaining = number(answer, "x-ratelimit-remaining-requests")?;
+        ensure!(remaining == number(answer, "x-ratelimit-remaining")?, "the dialects differ");
+        Ok(remaining)
+    };
+    // What has come back of the tokens that were reserved.
+    let tokens = |answer: &Response| number(answer, "x-ratelimit-remaining-tokens");
+    let list = async || get(&stack, &stack.url, &key, "/v1/models").await;
+
+    let before = list().await?;
+    assert_eq!((requests(&before)?, tokens(&before)?), (6, 2000));
+    assert_eq!(header(&before, "x-ratelimit-reset-tokens")?, "0s");
+
+    let answer = post(&stack, &stack.url, &key, &question(8)).await?;
+    // Of "two words" 3 tokens are taken for the prompt, 4 for its place in the template.
+    assert_eq!((requests(&answer)?, tokens(&answer)?), (5, 2000 - 7 - 8));
+    let usage = answer.json::<Value>().await?["usage"].clone();
+    let mut used = usage["total_tokens"].as_u64().context("usage")?;
+    let after = list().await?;
+    assert_eq!((requests(&after)?, tokens(&after)?), (5, 2000 - used));
+
+    let mut body = question(5);
+    (body["stream"], body["stream_options"]) = (true.into(), json!({"include_usage": true}));
+    let stream = post(&stack, &stack.url, &key, &body).await?;
+    assert_eq!(requests(&stream)?, 4);
+    let transcript = Transcript::read(stream).await?;
+    let usage = transcript.chunks.last().context("no chunks")?["usage"]["total_tokens"].clone();
+    used += usage.as_u64().context("usage")?;
+    assert_eq!(tokens(&list().await?)?, 2000 - used);
+
+    // A mistake costs nothing; what the worker refuses counts as a request.
+    let mistake = post(&stack, &stack.url, &key, &json!({"model": MODEL})).await?;
+    assert_eq!((mistake.status().as_u16(), requests(&mistake)?), (400, 4));
+    let missing = get(&stack, &stack.url, &key, "/v1/models/nothing").await?;
+    assert_eq!((missing.status().as_u16(), requests(&missing)?), (404, 4));
+
+    // More tokens than are left, and more than there ever are.
+    let costly = post(&stack, &stack.url, &key, &question(1990)).await?;
+    assert_eq!((costly.status().as_u16(), requests(&costly)?), (429, 4));
+    assert_eq!(tokens(&costly)?, 2000 - used);
+    assert!(costly.headers().contains_key("retry-after") && !costly.headers().contains_key("x-should-retry"));
+    let hopeless = post(&stack, &stack.url, &key, &question(8000)).await?;
+    assert_eq!((hopeless.status().as_u16(), header(&hopeless, "x-should-retry")?), (429, "false"));
+    let (_, error, message) = code(hopeless).await?;
+    assert_eq!(error, "rate_limit_exceeded");
+    assert!(message.contains("max_tokens"), "{message}");
+    // What was refused was given back.
+    let after = list().await?;
+    assert_eq!((requests(&after)?, tokens(&after)?), (4, 2000 - used));
+
+    // Everybody has limits, also the key of the configuration.
+    assert_eq!(header(&stack.get("/v1/models").await?, "x-ratelimit-limit-tokens")?, "60000000");
+    // And no limits are told to nobody.
+    let stranger = get(&stack, &stack.url, "sk-emb-nobody", "/v1/models").await?;
+    assert!(!stranger.headers().contains_key("x-ratelimit-limit"));
+
+    let csv = emberline(&stack.nats, &["usage", "--by", "key", "--csv"]).await?;
+    let lines: Vec<Vec<&str>> = csv.lines().map(|line| line.split(',').collect()).collect();
+    assert_eq!(lines.len(), 2, "{csv}");
+    assert_eq!((lines[1][1], &lines[1][2..5]), ("ada", &["2", "0", "0"][..]), "{csv}");
+    let sum: u64 = lines[1][5].parse::<u64>()? + lines[1][7].parse::<u64>()?;
+    assert_eq!(sum, used, "{csv}");
+    let models = emberline(&stack.nats, &["usage", "--by", "model", "--since", "1d"]).await?;
+    assert!(models.contains(MODEL), "{models}");
+    assert_eq!(emberline(&stack.nats, &["usage", "--since", "2999-01-01"]).await?, "nothing was used");
+    Ok(())
+}
+
+#[tokio::test]
+async fn jobs_at_once_are_free_again_when_they_end_and_when_their_worker_dies() -> Result<()> {
+    let options = options(&["--slots", "8", "--simulated-tokens-per-s", "20"]);
+    let mut stack = Stack::start_with(options.clone()).await?;
+    let key = new_key(&stack.nats, "ada", &["--jobs-at-once", "5", "--requests-per-minute", "1000"]).await?;
+    let mut long = question(6000);
+    long["stream"] = true.into();
+    let begin = async || {
+        let response = post(&stack, &stack.url, &key, &long).await?;
+        ensure!(response.status() == 200, "{:?}", code(response).await?);
+        Ok(Reading::new(response))
+    };
+    let mut running = try_join_all((0..5).map(|_| begin())).await?;
+    let sixth = async || post(&stack, &stack.url, &key, &question(1)).await;
+    let refused = sixth().await?;
+    assert_eq!((refused.status().as_u16(), number(&refused, "retry-after")?), (429, 1));
+    let (_, error, message) = code(refused).await?;
+    assert_eq!(error, "rate_limit_exceeded");
+    assert!(message.contains("5 jobs at once"), "{message}");
+
+    // One client goes, and there is room for one.
+    running.pop();
+    until("room for one", sixth, |answer| answer.status() == 200).await?;
+    // A client that asks again as soon as it has its answer finds its place free.
+    for _ in 0..5 {
+        assert_eq!(sixth().await?.status(), 200);
+    }
+    running.push(begin().await?);
+    assert_eq!(sixth().await?.status(), 429);
+
+    // The worker is killed with five jobs running; another one takes them over, and ends them when
+    // their clients go.
+    let killed = stack.heartbeat(|beat| beat.active == 5).await?.worker;
+    stack.kill_worker().await?;
+    stack.start_worker(&options)?;
+    stack.heartbeat(|beat| beat.worker != killed && beat.active == 5).await?;
+    drop(running);
+    let mut again = Vec::new();
+    let asking = async {
+        // Each that is let in stays, so that the last one tells that none was left.
+        while again.len() < 5 {
+            let response = post(&stack, &stack.url, &key, &long).await?;
+            match response.status().as_u16() {
+                200 => again.push(Reading::new(response)),
+                429 => tokio::time::sleep(Duration::from_millis(100)).await,
+                _ => anyhow::bail!("{:?}", code(response).await?),
+            }
+        }
+        Ok(())
+    };
+    tokio::time::timeout(PATIENCE, asking).await.context("jobs that have ended are still counted")?
+}
+
+#[tokio::test]
+async fn who_asks_and_whether_there_is_room_takes_two_round_trips() -> Result<()> {
+    let direct = Stack::start_with(options(&FAST)).await?;
+    let proxy = Proxy::start(direct.nats.address()).await?;
+    let server = format!("127.0.0.1:{}", proxy.port);
+    let through = Options { variables: vec![("nats_server", server)], ..options(&FAST) };
+    let mut stack = direct;
+    let url = stack.add_function(&through).await?;
+    let limits = ["--requests-per-minute", "5", "--requests-per-day", "5", "--tokens-per-minute", "1"];
+    let limits = [&limits[..], &["--tokens-per-day", "1", "--jobs-at-once", "5"]].concat();
+    let keys = [new_key(&stack.nats, "a", &limits).await?, new_key(&stack.nats, "b", &limits).await?];
+    // Leaves a connection.
+    assert_eq!(get(&stack, &url, API_KEY, "/v1/models").await?.status(), 200);
+    for (key, what, most) in [(&keys[0], "new", 2), (&keys[0], "known", 1), (&keys[1], "another", 2)] {
+        proxy.reset();
+        let began = Instant::now();
+        assert_eq!(post(&stack, &url, key, &question(5)).await?.status(), 429);
+        println!("{what} key: {} round trips, {:?}", proxy.round_trips(), began.elapsed());
+        let trips = proxy.round_trips();
+        ensure!((1..=most).contains(&trips), "{what} key: {trips} round trips");
+    }
+    Ok(())
+}

@@ -1,0 +1,241 @@
+//! A nats-server for one test: deploy/nats.conf, a port that the system chooses, a directory that
+//! goes with it.
+//!
+//! The binary is EMBERLINE_TEST_NATS, or `nats-server` on the PATH, or the copy that `make` keeps
+//! in the cache folder.
+
+use std::env;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use async_nats::{Client, ConnectOptions, ServerAddr};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// deploy/nats.conf of this checkout.
+pub const CONFIG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/nats.conf");
+
+/// The password of the user `function`.
+pub const FUNCTION_PASSWORD: &str = "function-test";
+/// The password of the user `worker`.
+pub const WORKER_PASSWORD: &str = "worker-test";
+/// The password of the user `admin`.
+pub const ADMIN_PASSWORD: &str = "admin-test";
+/// Starting takes milliseconds; a machine that is busy compiling may need more.
+const START: Duration = Duration::from_secs(30);
+
+/// What function and workers meet in: one nats-server or several.
+pub trait Nats {
+    /// Where the servers listen: host and port of each.
+    fn addresses(&self) -> Vec<String>;
+    /// A folder that goes with them.
+    fn directory(&self) -> &Path;
+}
+
+/// A connection to whichever server answers, with the rights of the function.
+pub async fn function_client(nats: &impl Nats) -> Result<Client> {
+    client(nats, "function", FUNCTION_PASSWORD).await
+}
+
+/// A connection with the rights of a worker, which may read what the function may not.
+pub async fn worker_client(nats: &impl Nats) -> Result<Client> {
+    client(nats, "worker", WORKER_PASSWORD).await
+}
+
+/// A connection with the rights of whoever keeps the keys.
+pub async fn admin_client(nats: &impl Nats) -> Result<Client> {
+    client(nats, "admin", ADMIN_PASSWORD).await
+}
+
+async fn client(nats: &impl Nats, user: &str, password: &str) -> Result<Client> {
+    let options = ConnectOptions::with_user_and_password(user.to_owned(), password.to_owned());
+    let options = options.custom_inbox_prefix(format!("_INBOX_{user}"));
+    let servers: Result<Vec<ServerAddr>, _> = nats.addresses().iter().map(|a| a.parse()).collect();
+    options.connect(servers?).await.with_context(|| format!("can't connect as {user}"))
+}
+
+/// A running nats-server; it ends when this is dropped.
+#[derive(Debug)]
+pub struct NatsServer {
+    process: Process,
+    directory: TempDir,
+    arguments: Vec<OsString>,
+    ports: Ports,
+}
+
+/// What the system chose.
+#[derive(Debug, Clone, Copy, Default)]
+struct Ports {
+    clients: u16,
+    monitoring: u16,
+}
+
+impl Nats for NatsServer {
+    fn addresses(&self) -> Vec<String> {
+        vec![self.address()]
+    }
+
+    fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+}
+
+impl NatsServer {
+    /// Starts one with deploy/nats.conf.
+    pub async fn start() -> Result<Self> {
+        Self::start_with(Path::new(CONFIG)).await
+    }
+
+    /// Starts one with another configuration.
+    pub async fn start_with(config: &Path) -> Result<Self> {
+        Self::start_as(vec!["-c".into(), config.into()]).await
+    }
+
+    /// Starts one with these arguments beside those that it always has.
+    pub(crate) async fn start_as(arguments: Vec<OsString>) -> Result<Self> {
+        let directory = tempfile::tempdir().context("can't make a directory for nats-server")?;
+        // -1 lets the system choose; the ports file tells what it chose.
+        let process = spawn(&arguments, directory.path(), "-1")?;
+        let mut server = Self { process, directory, arguments, ports: Ports::default() };
+        server.ports = server.wait_until_ready().await?;
+        Ok(server)
+    }
+
+    /// Where it listens: host and port.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.ports.clients)
+    }
+
+    /// A folder that goes with it.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// A connection with the rights of whoever keeps the keys.
+    pub async fn admin_client(&self) -> Result<Client> {
+        admin_client(self).await
+    }
+
+    /// A connection with the rights of the function.
+    pub async fn function_client(&self) -> Result<Client> {
+        function_client(self).await
+    }
+
+    /// A connection with the rights of a worker, which may read what the function may not.
+    pub async fn worker_client(&self) -> Result<Client> {
+        worker_client(self).await
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.process.0.id()
+    }
+
+    /// What it tells of itself over HTTP, such as `varz`.
+    pub async fn monitoring(&self, path: &str) -> Result<Value> {
+        let url = format!("http://127.0.0.1:{}/{path}", self.ports.monitoring);
+        Ok(reqwest::get(url).await?.error_for_status()?.json().await?)
+    }
+
+    /// Ends the process at once; what was in memory is lost.
+    pub fn stop(&mut self) {
+        self.process.end();
+    }
+
+    /// Starts it again after [`NatsServer::stop`], at the same address and with the same files.
+    pub async fn start_again(&mut self) -> Result<()> {
+        let port = self.ports.clients.to_string();
+        self.process = spawn(&self.arguments, self.directory.path(), &port)?;
+        self.ports = self.wait_until_ready().await?;
+        Ok(())
+    }
+
+    /// Waits for the ports file; the ports in it.
+    async fn wait_until_ready(&mut self) -> Result<Ports> {
+        let deadline = Instant::now() + START;
+        loop {
+            if let Some(ports) = self.ports_in_file() {
+                return Ok(ports);
+            }
+            let exited = self.process.0.try_wait()?;
+            if exited.is_some() || Instant::now() >= deadline {
+                bail!("nats-server did not start ({exited:?}):\n{}", self.log());
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    fn ports_in_file(&self) -> Option<Ports> {
+        // It is named after the binary, whatever that is called, and the process.
+        let ending = format!("_{}.ports", self.process.0.id());
+        let mut files = std::fs::read_dir(self.directory.path()).ok()?.flatten();
+        let file = files.find(|file| file.file_name().to_string_lossy().ends_with(&ending))?;
+        let text = std::fs::read_to_string(file.path()).ok()?;
+        // {"nats":["nats://127.0.0.1:43210"],"monitoring":["http://127.0.0.1:43211"]}
+        let ports: Value = serde_json::from_str(&text).ok()?;
+        let port = |of: &str| ports.get(of)?.get(0)?.as_str()?.rsplit_once(':')?.1.parse().ok();
+        Some(Ports { clients: port("nats")?, monitoring: port("monitoring")? })
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("nats.log")).unwrap_or_default()
+    }
+}
+
+/// A process that ends with its owner.
+#[derive(Debug)]
+struct Process(Child);
+
+impl Process {
+    fn end(&mut self) {
+        // Fails only if it has ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn spawn(arguments: &[OsString], directory: &Path, port: &str) -> Result<Process> {
+    let binary = binary()?;
+    let child = Command::new(&binary)
+        .args(arguments)
+        .args(["-a", "127.0.0.1", "-p", port, "-m", "-1", "-sd"])
+        .arg(directory.join("jetstream"))
+        .arg("--ports_file_dir")
+        .arg(directory)
+        .arg("-l")
+        .arg(directory.join("nats.log"))
+        .env("EMBERLINE_FUNCTION_PASSWORD", FUNCTION_PASSWORD)
+        .env("EMBERLINE_WORKER_PASSWORD", WORKER_PASSWORD)
+        .env("EMBERLINE_ADMIN_PASSWORD", ADMIN_PASSWORD)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .with_context(|| format!("can't run {}", binary.display()))?;
+    Ok(Process(child))
+}
+
+/// The nats-server to test with.
+pub fn binary() -> Result<PathBuf> {
+    if let Some(binary) = env::var_os("EMBERLINE_TEST_NATS") {
+        return Ok(binary.into());
+    }
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
+        .chain([crate::stack::cache().join("bin")])
+        .map(|folder| folder.join("nats-server"))
+        .find(|binary| binary.is_file())
+        .context(
+            "no nats-server: run `make test`, which gets one, or put it on the PATH or set EMBERLINE_TEST_NATS to it",
+        )
+}
