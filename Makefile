@@ -22,7 +22,7 @@ TEST_FEATURES := --features emberline-worker/gpu
 
 help:
 	@echo "make up        build everything, start it, print a curl line; Ctrl-C stops it"
-	@echo "make test      formatting, lints, unit and end-to-end tests"
+	@echo "make test      formatting, lints, unit and end-to-end tests; faster with cargo-nextest"
 	@echo "make bench     measure the running stack, or one started for it"
 	@echo "make bench-engine  measure the engine alone, and llama.cpp if it is there; make bench-gpu: on a GPU"
 	@echo "make soak      $(SOAK_SECONDS) s of mixed random load on the engine, then on all of it: nothing leaks, every answer is right"
@@ -54,13 +54,13 @@ bench-gpu: setup pip
 soak: build-tests function pip
 	model=$$($(EMBERLINE) pull $(MODEL)) && nats=$$($(EMBERLINE) pull --nats-server) && \
 	export EMBERLINE_TEST_MODEL=$$model EMBERLINE_TEST_NATS=$$nats SOAK_SECONDS=$(SOAK_SECONDS) && \
-	cargo test --workspace $(TEST_FEATURES) --test soak --test footprint -- --nocapture
+	cargo test --workspace $(TEST_FEATURES) --test soak --test footprint -- --nocapture && \
+	cargo test -p emberline-tests --test e2e faults::soak -- --nocapture
 
 chaos: build function pip
 	model=$$($(EMBERLINE) pull $(MODEL)) && nats=$$($(EMBERLINE) pull --nats-server) && \
 	export EMBERLINE_TEST_MODEL=$$model EMBERLINE_TEST_NATS=$$nats CHAOS_SECONDS=$(CHAOS_SECONDS) && \
-	cargo test -p emberline-tests --test chaos --test chaos_model --test rolling --test partition --test cluster \
-	  -- --nocapture
+	cargo test -p emberline-tests --test e2e faults -- --nocapture --test-threads 1 --skip soak
 
 status:
 	@$(EMBERLINE) status
@@ -86,20 +86,20 @@ clients: build function pip
 	@deploy/setup.sh all_clients
 	model=$$($(EMBERLINE) pull $(MODEL)) && nats=$$($(EMBERLINE) pull --nats-server) && \
 	export EMBERLINE_TEST_MODEL=$$model EMBERLINE_TEST_NATS=$$nats EMBERLINE_TEST_CLIENTS=$(CLIENTS) && \
-	cargo test -p emberline-tests --test clients -- --nocapture
+	cargo test -p emberline-tests --test e2e clients -- --nocapture
 
 client-packages:
 	@deploy/setup.sh clients
 
-# The second run, if there is one, has Spin instead of the project's own host.
+# The second run, if Spin is there, has it instead of the project's own host.
 test: setup lint client-packages build-tests function pip
 	model=$$($(EMBERLINE) pull $(MODEL)) && nats=$$($(EMBERLINE) pull --nats-server) && \
-	export EMBERLINE_TEST_MODEL=$$model EMBERLINE_TEST_NATS=$$nats && cargo test --workspace $(TEST_FEATURES) && \
-	if deploy/setup.sh spin_works; then EMBERLINE_TEST_HOST=spin cargo test -p emberline-tests; fi
+	export EMBERLINE_TEST_MODEL=$$model EMBERLINE_TEST_NATS=$$nats && deploy/setup.sh tests && \
+	if deploy/setup.sh spin_works; then EMBERLINE_TEST_HOST=spin deploy/setup.sh e2e_tests; fi
 
 schemathesis: setup client-packages build function pip
 	nats=$$($(EMBERLINE) pull --nats-server) && export EMBERLINE_TEST_NATS=$$nats EMBERLINE_TEST_CASES=$(CASES) && \
-	cargo test -p emberline-tests --test openapi -- --nocapture
+	cargo test -p emberline-tests --test e2e schemathesis -- --nocapture
 
 fuzz: setup
 	@FUZZ_SECONDS=$(FUZZ_SECONDS) deploy/setup.sh fuzz

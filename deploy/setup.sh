@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What `make` needs from the machine. Each step looks first and changes only what is missing:
-#   deploy/setup.sh rust vulkan gpu pip programs wasm clients all_clients lint advisories fuzz
+#   deploy/setup.sh rust vulkan gpu pip programs wasm clients all_clients tests e2e_tests lint advisories fuzz
 # Packages of the system are installed only by root on Debian; otherwise it says what to install.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -193,6 +193,24 @@ spin_works() {
   local found
   found=$(spin --version 2>/dev/null </dev/null | sed -n 's/^spin \([0-9]*\.[0-9]*\)\..*/\1/p') && [ -n "$found" ] &&
     at_least 4.1 "$found" || { say "note: no Spin 4.1 or newer is on PATH; not tested under it"; return 1; }
+}
+
+# All tests, unit and end-to-end.
+tests() { run_tests --workspace --features "$all_backends"; }
+
+# The end-to-end tests alone.
+e2e_tests() { run_tests -p emberline-tests; }
+
+# run_tests ARGUMENT...: by cargo-nextest, scheduled as .config/nextest.toml says, or else by cargo test.
+run_tests() {
+  if cargo nextest --version >/dev/null 2>&1; then
+    # More than there are cores, for most end-to-end tests wait.
+    cargo nextest run --test-threads "$((2 * $(getconf _NPROCESSORS_ONLN)))" "$@"
+  else
+    say "note: there is no cargo-nextest, so the tests of one crate run after those of another, which takes twice as
+      long. To install it: cargo install --locked cargo-nextest"
+    cargo test "$@"
+  fi
 }
 
 # Formatting and lints; the function's for both machines that it is compiled for.

@@ -13,7 +13,7 @@ use emberline_protocol::dead_letter::{ATTEMPTS_HEADER, QUEUED_ON_HEADER, REASON_
 use emberline_protocol::job::{GenerationRequest, Job, Message, Role};
 use emberline_protocol::lane::Lane;
 use emberline_protocol::subject::{self, JobId};
-use emberline_test_kit::emberline::{command, emberline, refused};
+use emberline_test_kit::cli::{command, emberline, refused};
 use emberline_test_kit::nats::{NatsServer, admin_client};
 use emberline_test_kit::stack::{Engine, Options};
 use emberline_test_kit::workers::Workers;

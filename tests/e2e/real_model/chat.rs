@@ -1,28 +1,70 @@
-//! The first promise: api.md's curl works word for word, and its stream has exactly the
-//! documented shape and the same text.
+//! The first promise: the README's curl line works word for word, and a stream has exactly the documented
+//! shape and the same text.
 
-use anyhow::{Context as _, Result};
+use std::fs;
+
+use anyhow::{Context as _, Result, bail};
+use emberline_test_kit::cases;
 use emberline_test_kit::golden;
+use emberline_test_kit::paths::repository;
+use emberline_test_kit::sse::Transcript;
 use emberline_test_kit::stack::{API_KEY, MODEL, Stack};
 use serde_json::{Value, json};
+use tokio::process::Command;
+
+use super::AT_ONCE;
 
 #[tokio::test]
-async fn the_documented_request_gets_the_documented_answer() -> Result<()> {
+async fn on_one_stack() -> Result<()> {
     let stack = Stack::start().await?;
-    // Byte for byte the body of the documented curl.
-    let body = r#"{"model":"vllm-primary","messages":[{"role":"system","content":"You are a helpful assistant."},{"role":"user","content":"What is machine learning?"}],"temperature":0.7,"max_tokens":500}"#;
-    let response = stack
-        .http
-        .post(format!("{}/v1/chat/completions", stack.url))
-        .header("Content-Type", "application/json")
-        .header("Authorization", format!("Bearer {API_KEY}"))
-        .body(body)
-        .send()
-        .await?;
-    assert_eq!(response.status(), 200);
-    assert_eq!(response.headers()["content-type"], "application/json");
-    assert!(response.headers().contains_key("x-request-id"));
-    let answer: Value = response.json().await?;
+    cases::run(
+        AT_ONCE,
+        cases![&stack;
+            the_documented_request_gets_the_documented_answer,
+            a_greedy_answer_is_the_reference_text,
+            a_stream_has_the_documented_shape_and_the_same_text,
+            stop_strings_end_the_text_and_are_never_sent,
+            the_same_seed_gives_the_same_text_and_another_seed_another,
+        ],
+    )
+    .await
+}
+
+/// The first curl command of the README that posts a chat, with the lines that continue it.
+fn documented_curl() -> Result<String> {
+    let readme = fs::read_to_string(repository().join("README.md"))?;
+    let mut lines = readme
+        .lines()
+        .map(str::trim)
+        .skip_while(|line| !(line.starts_with("curl ") && line.contains("/v1/chat/completions")));
+    let mut command = String::new();
+    for line in &mut lines {
+        let Some(continued) = line.strip_suffix('\\') else {
+            return Ok(command + line);
+        };
+        command += continued;
+    }
+    bail!("README.md has no curl line that posts a chat")
+}
+
+/// Runs a documented command in a shell; head and body of the answer.
+async fn run(command: &str, stack: &Stack) -> Result<(String, String)> {
+    let command = command.replace("YOUR_API_KEY", API_KEY);
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &format!("{command} --silent --show-error --include")]).env("BASE", &stack.url);
+    let output = shell.kill_on_drop(true).output().await?;
+    let answer = String::from_utf8(output.stdout)?;
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    let (head, body) = answer.split_once("\r\n\r\n").with_context(|| format!("{command}: {complaint}"))?;
+    Ok((head.to_owned(), body.to_owned()))
+}
+
+async fn the_documented_request_gets_the_documented_answer(stack: &Stack) -> Result<()> {
+    let (head, answer) = run(&documented_curl()?, stack).await?;
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}\n{answer}");
+    let head = head.to_lowercase();
+    assert!(head.contains("content-type: application/json") && head.contains("x-request-id: "), "{head}");
+    let answer: Value = serde_json::from_str(&answer)?;
 
     assert!(answer["id"].as_str().context("id")?.starts_with("chatcmpl-"));
     assert_eq!(answer["object"], "chat.completion");
@@ -41,9 +83,7 @@ async fn the_documented_request_gets_the_documented_answer() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn a_greedy_answer_is_the_reference_text() -> Result<()> {
-    let stack = Stack::start().await?;
+async fn a_greedy_answer_is_the_reference_text(stack: &Stack) -> Result<()> {
     for case in golden::cases()? {
         let (sure, expected) = case.certain_text();
         let body = json!({"model": MODEL, "messages": case.messages, "temperature": 0, "max_tokens": 64});
@@ -58,10 +98,10 @@ async fn a_greedy_answer_is_the_reference_text() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn a_stream_has_the_documented_shape_and_the_same_text() -> Result<()> {
-    let stack = Stack::start().await?;
+async fn a_stream_has_the_documented_shape_and_the_same_text(stack: &Stack) -> Result<()> {
     let body = json!({
+        // A prompt that no other case has put into the cache.
+        "cache_salt": "the documented shape",
         "model": "vllm-primary", "seed": 7, "temperature": 0.9, "top_p": 0.95, "max_tokens": 40,
         "messages": [{"role": "user", "content": "Tell me about the sea, with an emoji or two."}],
     });
@@ -75,7 +115,7 @@ async fn a_stream_has_the_documented_shape_and_the_same_text() -> Result<()> {
     assert_eq!(response.headers()["content-type"], "text/event-stream");
     assert_eq!(response.headers()["cache-control"], "no-cache");
     assert_eq!(response.headers()["x-accel-buffering"], "no");
-    let transcript = emberline_test_kit::sse::Transcript::read(response).await?;
+    let transcript = Transcript::read(response).await?;
 
     assert!(transcript.done, "no [DONE]");
     let (first, rest) = transcript.chunks.split_first().context("no chunk")?;
@@ -107,9 +147,7 @@ async fn a_stream_has_the_documented_shape_and_the_same_text() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn stop_strings_end_the_text_and_are_never_sent() -> Result<()> {
-    let stack = Stack::start().await?;
+async fn stop_strings_end_the_text_and_are_never_sent(stack: &Stack) -> Result<()> {
     let body = json!({
         "model": MODEL, "temperature": 0, "max_tokens": 60,
         "messages": [{"role": "user", "content": "What is the capital of France?"}],
@@ -133,9 +171,7 @@ async fn stop_strings_end_the_text_and_are_never_sent() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn the_same_seed_gives_the_same_text_and_another_seed_another() -> Result<()> {
-    let stack = Stack::start().await?;
+async fn the_same_seed_gives_the_same_text_and_another_seed_another(stack: &Stack) -> Result<()> {
     let ask = |seed: i64| {
         json!({"model": MODEL, "temperature": 1.2, "max_tokens": 24, "seed": seed,
                "messages": [{"role": "user", "content": "Invent a name for a boat and say why."}]})

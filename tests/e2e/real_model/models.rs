@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
-use emberline_test_kit::stack::{Engine, MODEL, Options, Stack, model_path};
+use emberline_test_kit::paths::model_path;
+use emberline_test_kit::process::resident_bytes;
+use emberline_test_kit::stack::{Engine, MODEL, Options, Stack};
 use serde_json::{Value, json};
 
 /// Another name for the same weights.
@@ -13,7 +15,7 @@ fn ask(model: &str) -> Value {
     json!({"model": model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 8, "temperature": 0})
 }
 
-/// Puts a list of models in the place of the old one.
+/// Replaces the list of models.
 fn list(file: &Path, names: &[&str]) -> Result<()> {
     let weights = model_path()?.canonicalize()?;
     let entry = |name: &&str| format!("[[model]]\nname = '{name}'\nsource = '{}'\n", weights.display());
@@ -24,10 +26,7 @@ fn list(file: &Path, names: &[&str]) -> Result<()> {
 
 /// Memory that the worker holds, in bytes.
 fn resident(stack: &Stack) -> Result<u64> {
-    let pid = stack.worker_id().context("there is no worker")?;
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
+    resident_bytes(stack.worker_id().context("there is no worker")?).context("resident memory is not known")
 }
 
 #[tokio::test]

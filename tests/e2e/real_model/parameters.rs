@@ -4,9 +4,12 @@
 
 use anyhow::{Context as _, Result};
 use emberline_protocol::relaxed::RELAXED_HEADER;
-use emberline_test_kit::both::{both, refusal, with};
+use emberline_test_kit::cases;
+use emberline_test_kit::compare::{refusal, whole_and_streamed, with};
 use emberline_test_kit::stack::{API_KEY, MODEL, Stack};
 use serde_json::{Value, json};
+
+use super::AT_ONCE;
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -25,9 +28,26 @@ fn text(answer: &Value) -> Result<&str> {
 }
 
 #[tokio::test]
-async fn what_asks_for_nothing_changes_nothing() -> Result<()> {
+async fn on_one_stack() -> Result<()> {
     let stack = Stack::start().await?;
-    let plain = both(&stack, &question()).await?;
+    cases::run(
+        AT_ONCE,
+        cases![&stack;
+            what_asks_for_nothing_changes_nothing,
+            what_is_not_supported_is_refused_by_name,
+            what_the_template_does_not_read_is_left_out_and_told,
+            a_conversation_is_the_same_in_each_of_its_forms,
+            metadata_comes_back_and_usage_has_its_details,
+            an_answer_without_a_limit_ends_by_itself_or_with_the_context,
+            what_is_asked_without_insisting_is_left_out_and_named,
+            vllms_structured_outputs_are_obeyed,
+        ],
+    )
+    .await
+}
+
+async fn what_asks_for_nothing_changes_nothing(stack: &Stack) -> Result<()> {
+    let plain = whole_and_streamed(stack, &question()).await?;
     for nothing in [
         json!({"store": false}),
         json!({"service_tier": "auto"}),
@@ -53,7 +73,9 @@ async fn what_asks_for_nothing_changes_nothing() -> Result<()> {
         json!({"max_completion_tokens": 12, "max_tokens": null}),
         json!({"stream_options": null}),
     ] {
-        let answer = both(&stack, &with(&question(), &nothing)).await.with_context(|| nothing.to_string())?;
+        let answer = whole_and_streamed(stack, &with(&question(), &nothing))
+            .await
+            .with_context(|| nothing.to_string())?;
         assert_eq!(answer["choices"], plain["choices"], "{nothing}");
         assert_eq!(answer["service_tier"], "default");
         assert_eq!(answer["system_fingerprint"], plain["system_fingerprint"]);
@@ -67,9 +89,7 @@ async fn what_asks_for_nothing_changes_nothing() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn what_is_not_supported_is_refused_by_name() -> Result<()> {
-    let stack = Stack::start().await?;
+async fn what_is_not_supported_is_refused_by_name(stack: &Stack) -> Result<()> {
     let user = |part: Value| json!({"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}, part]}]});
     let unsupported = [
         (json!({"service_tier": "flex"}), "service_tier"),
@@ -104,9 +124,9 @@ async fn what_is_not_supported_is_refused_by_name() -> Result<()> {
     for (more, param) in unsupported {
         let body = with(&question(), &more);
         let wanted = (400, "unsupported_parameter".to_owned(), Some(param.to_owned()));
-        assert_eq!(refusal(&stack, CHAT, &body).await?, wanted, "{more}");
+        assert_eq!(refusal(stack, CHAT, &body).await?, wanted, "{more}");
         let streamed = with(&body, &json!({"stream": true}));
-        assert_eq!(refusal(&stack, CHAT, &streamed).await?, wanted, "{more}, streamed");
+        assert_eq!(refusal(stack, CHAT, &streamed).await?, wanted, "{more}, streamed");
     }
     // Names that nobody knows, wherever they are.
     for (more, param) in [
@@ -115,17 +135,15 @@ async fn what_is_not_supported_is_refused_by_name() -> Result<()> {
         (user(json!({"type": "text", "text": "Hi", "size": 3})), "messages[0].content[1].size"),
     ] {
         let wanted = (400, "unknown_parameter".to_owned(), Some(param.to_owned()));
-        assert_eq!(refusal(&stack, CHAT, &with(&question(), &more)).await?, wanted, "{more}");
+        assert_eq!(refusal(stack, CHAT, &with(&question(), &more)).await?, wanted, "{more}");
     }
     // The server goes on serving.
-    both(&stack, &question()).await?;
+    whole_and_streamed(stack, &question()).await?;
     Ok(())
 }
 
-#[tokio::test]
-async fn what_the_template_does_not_read_is_left_out_and_told() -> Result<()> {
-    let stack = Stack::start().await?;
-    let plain = both(&stack, &question()).await?;
+async fn what_the_template_does_not_read_is_left_out_and_told(stack: &Stack) -> Result<()> {
+    let plain = whole_and_streamed(stack, &question()).await?;
     let relaxed = |response: &reqwest::Response| {
         let header = response.headers().get(RELAXED_HEADER)?;
         header.to_str().ok().map(str::to_owned)
@@ -140,7 +158,7 @@ async fn what_the_template_does_not_read_is_left_out_and_told() -> Result<()> {
         ),
     ] {
         let body = with(&question(), &more);
-        let answer = both(&stack, &body).await.with_context(|| more.to_string())?;
+        let answer = whole_and_streamed(stack, &body).await.with_context(|| more.to_string())?;
         assert_eq!(answer["choices"], plain["choices"], "{more}");
         for stream in [false, true] {
             let response = stack.chat(&with(&body, &json!({"stream": stream}))).await?;
@@ -154,29 +172,37 @@ async fn what_the_template_does_not_read_is_left_out_and_told() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn a_conversation_is_the_same_in_each_of_its_forms() -> Result<()> {
-    let stack = Stack::start().await?;
+async fn a_conversation_is_the_same_in_each_of_its_forms(stack: &Stack) -> Result<()> {
     let ask = |messages: Value| with(&question(), &json!({"messages": messages}));
     let part = |text: &str| json!({"type": "text", "text": text});
     let (system, user) = ("You are a helpful assistant.", "What is the capital of France?");
-    let plain = both(&stack, &question()).await?;
+    let plain = whole_and_streamed(stack, &question()).await?;
     for messages in [
         json!([{"role": "developer", "content": system}, {"role": "user", "content": user}]),
         json!([{"role": "system", "content": [part(system)]}, {"role": "user", "content": [part("What is the "), part("capital of France?")]}]),
     ] {
-        assert_eq!(both(&stack, &ask(messages.clone())).await?["choices"], plain["choices"], "{messages}");
+        assert_eq!(
+            whole_and_streamed(stack, &ask(messages.clone())).await?["choices"],
+            plain["choices"],
+            "{messages}"
+        );
     }
     let before =
         |answer: Value| json!([{"role": "user", "content": "Hi"}, answer, {"role": "user", "content": user}]);
-    let said = both(&stack, &ask(before(json!({"role": "assistant", "content": "No, thanks."})))).await?;
+    let said =
+        whole_and_streamed(stack, &ask(before(json!({"role": "assistant", "content": "No, thanks."}))))
+            .await?;
     for answer in [
         json!({"role": "assistant", "content": [part("No, "), part("thanks.")]}),
         json!({"role": "assistant", "content": [{"type": "refusal", "refusal": "No, thanks."}]}),
         json!({"role": "assistant", "content": "No, thanks.", "refusal": null, "annotations": [], "tool_calls": null,
                "provider_specific_fields": {"refusal": null}}),
     ] {
-        assert_eq!(both(&stack, &ask(before(answer.clone()))).await?["choices"], said["choices"], "{answer}");
+        assert_eq!(
+            whole_and_streamed(stack, &ask(before(answer.clone()))).await?["choices"],
+            said["choices"],
+            "{answer}"
+        );
     }
     // What other servers put into an answer.
     for more in [
@@ -184,23 +210,26 @@ async fn a_conversation_is_the_same_in_each_of_its_forms() -> Result<()> {
         json!({"reasoning_content": "They are busy.", "audio": null, "function_call": null, "tool_calls": []}),
     ] {
         let answer = with(&json!({"role": "assistant", "content": "No, thanks."}), &more);
-        assert_eq!(both(&stack, &ask(before(answer))).await?["choices"], said["choices"], "{more}");
+        assert_eq!(
+            whole_and_streamed(stack, &ask(before(answer))).await?["choices"],
+            said["choices"],
+            "{more}"
+        );
     }
     // A name is part of the prompt.
-    let named = both(&stack, &ask(json!([{"role": "user", "name": "Ann", "content": user}]))).await?;
-    let nameless = both(&stack, &ask(json!([{"role": "user", "content": user}]))).await?;
+    let named =
+        whole_and_streamed(stack, &ask(json!([{"role": "user", "name": "Ann", "content": user}]))).await?;
+    let nameless = whole_and_streamed(stack, &ask(json!([{"role": "user", "content": user}]))).await?;
     let count = |answer: &Value| answer["usage"]["prompt_tokens"].as_u64().context("prompt_tokens");
     assert!(count(&named)? > count(&nameless)?, "{}", named["usage"]);
     Ok(())
 }
 
-#[tokio::test]
-async fn metadata_comes_back_and_usage_has_its_details() -> Result<()> {
-    let stack = Stack::start().await?;
+async fn metadata_comes_back_and_usage_has_its_details(stack: &Stack) -> Result<()> {
     let metadata = json!({"purpose": "test", "ü": "é"});
     let body = with(&question(), &json!({"metadata": metadata}));
-    both(&stack, &body).await?;
-    let answer = both(&stack, &body).await?;
+    whole_and_streamed(stack, &body).await?;
+    let answer = whole_and_streamed(stack, &body).await?;
     assert_eq!(answer["metadata"], metadata);
     let usage = &answer["usage"];
     assert_eq!(usage["completion_tokens_details"]["reasoning_tokens"], 0);
@@ -209,23 +238,25 @@ async fn metadata_comes_back_and_usage_has_its_details() -> Result<()> {
     let fingerprint = answer["system_fingerprint"].as_str().context("system_fingerprint")?;
     assert!(!fingerprint.is_empty());
     let many: serde_json::Map<String, Value> = (0..17).map(|n| (n.to_string(), json!("x"))).collect();
-    let refused = refusal(&stack, CHAT, &with(&question(), &json!({"metadata": many}))).await?;
+    let refused = refusal(stack, CHAT, &with(&question(), &json!({"metadata": many}))).await?;
     assert_eq!(refused, (400, "invalid_value".to_owned(), Some("metadata".to_owned())));
     Ok(())
 }
 
-#[tokio::test]
-async fn an_answer_without_a_limit_ends_by_itself_or_with_the_context() -> Result<()> {
-    let stack = Stack::start().await?;
+async fn an_answer_without_a_limit_ends_by_itself_or_with_the_context(stack: &Stack) -> Result<()> {
     let body = with(&question(), &json!({"max_tokens": null}));
-    let answer = both(&stack, &body).await?;
+    let answer = whole_and_streamed(stack, &body).await?;
     assert_eq!(answer["choices"][0]["finish_reason"], "stop");
     for none in [json!({"max_tokens": -1}), json!({"max_tokens": null, "max_completion_tokens": -1})] {
-        assert_eq!(both(&stack, &with(&body, &none)).await?["choices"], answer["choices"], "{none}");
+        assert_eq!(
+            whole_and_streamed(stack, &with(&body, &none)).await?["choices"],
+            answer["choices"],
+            "{none}"
+        );
     }
     let beyond = with(&question(), &json!({"max_tokens": null, "max_completion_tokens": 8192}));
     let wanted = (400, "context_length_exceeded".to_owned(), Some("messages".to_owned()));
-    assert_eq!(refusal(&stack, CHAT, &beyond).await?, wanted);
+    assert_eq!(refusal(stack, CHAT, &beyond).await?, wanted);
     Ok(())
 }
 
@@ -235,9 +266,7 @@ fn relaxed(response: &reqwest::Response) -> Result<Vec<String>> {
     Ok(value.map(|list| list.split(", ").map(str::to_owned).collect()).unwrap_or_default())
 }
 
-#[tokio::test]
-async fn what_is_asked_without_insisting_is_left_out_and_named() -> Result<()> {
-    let stack = Stack::start().await?;
+async fn what_is_asked_without_insisting_is_left_out_and_named(stack: &Stack) -> Result<()> {
     let function =
         json!({"type": "function", "function": {"name": "f"}, "cache_control": {"type": "ephemeral"}});
     let tools = json!([{"type": "web_search"}, function, {"type": "custom", "custom": {"name": "c"}}]);
@@ -263,21 +292,19 @@ async fn what_is_asked_without_insisting_is_left_out_and_named() -> Result<()> {
     // A call that only what is left out could answer is refused.
     let forced = json!({"tools": [{"type": "web_search"}], "tool_choice": "required"});
     let wanted = (400, "unsupported_parameter".to_owned(), Some("tool_choice".to_owned()));
-    assert_eq!(refusal(&stack, CHAT, &with(&question(), &forced)).await?, wanted);
+    assert_eq!(refusal(stack, CHAT, &with(&question(), &forced)).await?, wanted);
     // What a worker finds is named as the client wrote it.
     let schema = json!({"type": "object", "properties": {"a": {"type": "string", "pattern": "("}}, "required": ["a"],
                         "additionalProperties": false});
     let strict = json!({"type": "function", "function": {"name": "g", "strict": true, "parameters": schema}});
     let (status, _, param) =
-        refusal(&stack, CHAT, &with(&question(), &json!({"tools": [{"type": "mcp"}, function, strict]})))
+        refusal(stack, CHAT, &with(&question(), &json!({"tools": [{"type": "mcp"}, function, strict]})))
             .await?;
     assert_eq!((status, param.as_deref()), (400, Some("tools[2].function.parameters.properties.a.pattern")));
     Ok(())
 }
 
-#[tokio::test]
-async fn vllms_structured_outputs_are_obeyed() -> Result<()> {
-    let stack = Stack::start().await?;
+async fn vllms_structured_outputs_are_obeyed(stack: &Stack) -> Result<()> {
     let schema = json!({"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"], "additionalProperties": false});
     let free = with(&question(), &json!({"temperature": 1.2, "seed": 5, "max_tokens": 40}));
     for (more, fits) in [
@@ -289,7 +316,8 @@ async fn vllms_structured_outputs_are_obeyed() -> Result<()> {
         (json!({"structured_outputs": {"json": schema}}), "json"),
         (json!({"guided_json": schema.to_string()}), "json"),
     ] {
-        let answer = both(&stack, &with(&free, &more)).await.with_context(|| more.to_string())?;
+        let answer =
+            whole_and_streamed(stack, &with(&free, &more)).await.with_context(|| more.to_string())?;
         let text = text(&answer)?;
         let obeys = match fits {
             "choice" => ["red {", "green \"x\""].contains(&text),
@@ -305,7 +333,7 @@ async fn vllms_structured_outputs_are_obeyed() -> Result<()> {
         (json!({"structured_outputs": {"grammar": "root ::= \"a\""}}), "structured_outputs.grammar"),
     ] {
         let wanted = (400, "invalid_value".to_owned(), Some(param.to_owned()));
-        assert_eq!(refusal(&stack, CHAT, &with(&free, &more)).await?, wanted, "{more}");
+        assert_eq!(refusal(stack, CHAT, &with(&free, &more)).await?, wanted, "{more}");
     }
     Ok(())
 }

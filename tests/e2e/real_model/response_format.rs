@@ -2,9 +2,12 @@
 //! temperature are the worker's own test.
 
 use anyhow::{Context as _, Result, ensure};
-use emberline_test_kit::both::{both, refusal, with};
+use emberline_test_kit::cases;
+use emberline_test_kit::compare::{refusal, whole_and_streamed, with};
 use emberline_test_kit::stack::{MODEL, Stack};
 use serde_json::{Value, json};
+
+use super::AT_ONCE;
 
 fn ask(more: &Value) -> Value {
     let body = json!({
@@ -31,33 +34,44 @@ fn json_schema(schema: &Value, strict: bool) -> Value {
 }
 
 async fn text(stack: &Stack, body: &Value) -> Result<(String, bool)> {
-    let answer = both(stack, body).await?;
+    let answer = whole_and_streamed(stack, body).await?;
     let choice = &answer["choices"][0];
     let text = choice["message"]["content"].as_str().context("content")?;
     Ok((text.to_owned(), choice["finish_reason"] == "stop"))
 }
 
 #[tokio::test]
-async fn answers_fit_their_schema() -> Result<()> {
+async fn on_one_stack() -> Result<()> {
     let stack = Stack::start().await?;
+    cases::run(
+        AT_ONCE,
+        cases![&stack;
+            answers_fit_their_schema,
+            each_choice_obeys_beside_answers_that_are_free,
+            objects_expressions_and_grammars_are_obeyed,
+            formats_that_cannot_be_kept_are_refused,
+        ],
+    )
+    .await
+}
+
+async fn answers_fit_their_schema(stack: &Stack) -> Result<()> {
     for strict in [true, false] {
         for seed in 0..3 {
             let body = with(&ask(&json_schema(&schema(), strict)), &json!({"seed": seed}));
-            let (text, complete) = text(&stack, &body).await?;
+            let (text, complete) = text(stack, &body).await?;
             ensure!(complete, "so small a schema comes to its end: {text}");
             let value: Value = serde_json::from_str(&text).with_context(|| text.clone())?;
             assert!(jsonschema::is_valid(&schema(), &value), "{text}");
         }
     }
     let (cut, complete) =
-        text(&stack, &with(&ask(&json_schema(&schema(), true)), &json!({"max_tokens": 3}))).await?;
+        text(stack, &with(&ask(&json_schema(&schema(), true)), &json!({"max_tokens": 3}))).await?;
     assert!(!complete && cut.starts_with('{'), "{cut}");
     Ok(())
 }
 
-#[tokio::test]
-async fn each_choice_obeys_beside_answers_that_are_free() -> Result<()> {
-    let stack = Stack::start().await?;
+async fn each_choice_obeys_beside_answers_that_are_free(stack: &Stack) -> Result<()> {
     let (bound, free) =
         (with(&ask(&json_schema(&schema(), true)), &json!({"n": 3})), ask(&json!({"max_tokens": 40})));
     let alone = stack.completion(&free).await?;
@@ -70,32 +84,28 @@ async fn each_choice_obeys_beside_answers_that_are_free() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn objects_expressions_and_grammars_are_obeyed() -> Result<()> {
-    let stack = Stack::start().await?;
+async fn objects_expressions_and_grammars_are_obeyed(stack: &Stack) -> Result<()> {
     let format = |format: Value| json!({"response_format": format});
     let object =
         ask(&with(&format(json!({"type": "json_object"})), &json!({"temperature": 0, "max_tokens": 200})));
-    let (said, complete) = text(&stack, &object).await?;
+    let (said, complete) = text(stack, &object).await?;
     assert!(said.trim_start().starts_with('{'), "{said}");
     if complete {
         assert!(serde_json::from_str::<Value>(&said)?.is_object(), "{said}");
     }
     let regex = json!({"type": "regex", "regex": "[A-Z][a-z]{2,8}, (19|20)[0-9]{2}"});
-    let (said, complete) = text(&stack, &ask(&format(regex))).await?;
+    let (said, complete) = text(stack, &ask(&format(regex))).await?;
     let (city, year) = said.split_once(", ").with_context(|| said.clone())?;
     assert!(complete && (3..=9).contains(&city.len()), "{said}");
     assert!((1900..2100).contains(&year.parse::<u32>()?), "{said}");
     let grammar = json!({"type": "grammar", "grammar": "start: animal (\" and \" animal)?\nanimal: \"a cat\" | \"a dög\""});
-    let (said, complete) = text(&stack, &ask(&format(grammar))).await?;
+    let (said, complete) = text(stack, &ask(&format(grammar))).await?;
     assert!(complete, "{said}");
     assert!(said.split(" and ").all(|animal| ["a cat", "a dög"].contains(&animal)), "{said}");
     Ok(())
 }
 
-#[tokio::test]
-async fn formats_that_cannot_be_kept_are_refused() -> Result<()> {
-    let stack = Stack::start().await?;
+async fn formats_that_cannot_be_kept_are_refused(stack: &Stack) -> Result<()> {
     let format = |format: Value| json!({"response_format": format});
     let loose = with(&schema(), &json!({"additionalProperties": true}));
     let unknown = with(&schema(), &json!({"uniqueItems": true}));
@@ -113,7 +123,7 @@ async fn formats_that_cannot_be_kept_are_refused() -> Result<()> {
         (json_schema(&unknown, true), "unsupported_parameter", at),
         (json_schema(&json!({"type": "object", "$ref": "#/$defs/none"}), true), "invalid_value", at),
     ] {
-        let (status, got, named) = refusal(&stack, "/v1/chat/completions", &ask(&more)).await?;
+        let (status, got, named) = refusal(stack, "/v1/chat/completions", &ask(&more)).await?;
         let named = named.unwrap_or_default();
         assert_eq!((status, got.as_str()), (400, code), "{more}: {named}");
         assert!(named.starts_with(param), "{more}: {named}");

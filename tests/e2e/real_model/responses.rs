@@ -1,9 +1,13 @@
 //! `POST /v1/responses` answers with the same text as a chat completion, in its own shape.
 
 use anyhow::{Context as _, Result, ensure};
+use emberline_test_kit::background::{PATH, begin, wait_until_over};
+use emberline_test_kit::cases;
 use emberline_test_kit::sse::Transcript;
 use emberline_test_kit::stack::{API_KEY, MODEL, Stack};
 use serde_json::{Value, json};
+
+use super::AT_ONCE;
 
 async fn respond(stack: &Stack, body: &Value) -> Result<Value> {
     let response = stack.post("/v1/responses", API_KEY, &[], body).await?;
@@ -13,14 +17,31 @@ async fn respond(stack: &Stack, body: &Value) -> Result<Value> {
 }
 
 #[tokio::test]
-async fn a_response_is_a_chat_answer_in_another_shape() -> Result<()> {
+async fn on_one_stack() -> Result<()> {
     let stack = Stack::start().await?;
+    cases::run(
+        AT_ONCE,
+        cases![&stack;
+            a_response_is_a_chat_answer_in_another_shape,
+            a_stream_tells_the_same_event_by_event,
+            what_is_not_supported_is_refused_by_name,
+            a_response_is_a_request_again,
+            an_agents_request_is_served_without_the_tools_that_nobody_has,
+            log_probabilities_are_those_of_a_chat_answer,
+            the_tokens_of_an_input_are_those_of_its_response,
+            what_is_left_out_is_named_whenever_the_response_is_asked_for,
+        ],
+    )
+    .await
+}
+
+async fn a_response_is_a_chat_answer_in_another_shape(stack: &Stack) -> Result<()> {
     let body = json!({
         "model": "vllm-primary", "seed": 7, "temperature": 0.9, "top_p": 0.95, "max_output_tokens": 40,
         "instructions": "You are a sailor.", "metadata": {"a": "b"},
         "input": [{"role": "user", "content": [{"type": "input_text", "text": "Tell me about the sea."}]}],
     });
-    let response = respond(&stack, &body).await?;
+    let response = respond(stack, &body).await?;
     let chat = stack
         .completion(&json!({
             "model": "vllm-primary", "seed": 7, "temperature": 0.9, "top_p": 0.95, "max_tokens": 40,
@@ -50,18 +71,16 @@ async fn a_response_is_a_chat_answer_in_another_shape() -> Result<()> {
         "input": [{"role": "user", "content": "Tell me about the sea."}, output[0],
                   {"role": "user", "content": "Go on."}],
     });
-    assert_eq!(respond(&stack, &next).await?["object"], "response");
+    assert_eq!(respond(stack, &next).await?["object"], "response");
     Ok(())
 }
 
-#[tokio::test]
-async fn a_stream_tells_the_same_event_by_event() -> Result<()> {
-    let stack = Stack::start().await?;
+async fn a_stream_tells_the_same_event_by_event(stack: &Stack) -> Result<()> {
     let mut body = json!({
         "model": MODEL, "seed": 3, "max_output_tokens": 24, "store": false,
         "input": "Tell me about the sea, with an emoji or two.",
     });
-    let whole = respond(&stack, &body).await?;
+    let whole = respond(stack, &body).await?;
     body["stream"] = true.into();
     let response = stack.post("/v1/responses", API_KEY, &[], &body).await?;
     assert_eq!(response.status(), 200);
@@ -93,9 +112,7 @@ async fn a_stream_tells_the_same_event_by_event() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn what_is_not_supported_is_refused_by_name() -> Result<()> {
-    let stack = Stack::start().await?;
+async fn what_is_not_supported_is_refused_by_name(stack: &Stack) -> Result<()> {
     for (name, value) in [
         ("previous_response_id", json!("resp_1")),
         ("conversation", json!("c")),
@@ -117,12 +134,10 @@ async fn what_is_not_supported_is_refused_by_name() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn a_response_is_a_request_again() -> Result<()> {
-    let stack = Stack::start().await?;
+async fn a_response_is_a_request_again(stack: &Stack) -> Result<()> {
     let first =
         json!({"model": MODEL, "input": "Tell me about the sea.", "temperature": 0, "max_output_tokens": 8});
-    let response = respond(&stack, &first).await?;
+    let response = respond(stack, &first).await?;
     let mut again = response.clone();
     let fields = again.as_object_mut().context("an object")?;
     for own in [
@@ -146,9 +161,7 @@ async fn a_response_is_a_request_again() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn an_agents_request_is_served_without_the_tools_that_nobody_has() -> Result<()> {
-    let stack = Stack::start().await?;
+async fn an_agents_request_is_served_without_the_tools_that_nobody_has(stack: &Stack) -> Result<()> {
     let body = json!({
         "model": MODEL, "instructions": "You code.", "store": true, "max_output_tokens": 8, "temperature": 0,
         "prompt_cache_key": "k", "include": ["reasoning.encrypted_content"], "client_metadata": {"x": "y"},
@@ -176,14 +189,12 @@ async fn an_agents_request_is_served_without_the_tools_that_nobody_has() -> Resu
     Ok(())
 }
 
-#[tokio::test]
-async fn log_probabilities_are_those_of_a_chat_answer() -> Result<()> {
-    let stack = Stack::start().await?;
+async fn log_probabilities_are_those_of_a_chat_answer(stack: &Stack) -> Result<()> {
     let mut body = json!({
         "model": MODEL, "input": "Tell me about the sea, with an emoji or two.", "seed": 3, "max_output_tokens": 24,
         "include": ["message.output_text.logprobs"], "top_logprobs": 2,
     });
-    let response = respond(&stack, &body).await?;
+    let response = respond(stack, &body).await?;
     let chat = stack
         .completion(&json!({
             "model": MODEL, "seed": 3, "max_tokens": 24, "logprobs": true, "top_logprobs": 2,
@@ -209,9 +220,7 @@ async fn log_probabilities_are_those_of_a_chat_answer() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn the_tokens_of_an_input_are_those_of_its_response() -> Result<()> {
-    let stack = Stack::start().await?;
+async fn the_tokens_of_an_input_are_those_of_its_response(stack: &Stack) -> Result<()> {
     let body =
         json!({"model": MODEL, "instructions": "You are a sailor.", "input": "Tell me about the sea."});
     let count = stack.post("/v1/responses/input_tokens", API_KEY, &[], &body).await?;
@@ -219,7 +228,25 @@ async fn the_tokens_of_an_input_are_those_of_its_response() -> Result<()> {
     let count: Value = count.json().await?;
     let mut short = body;
     short["max_output_tokens"] = 1.into();
-    let used = respond(&stack, &short).await?["usage"]["input_tokens"].clone();
+    let used = respond(stack, &short).await?["usage"]["input_tokens"].clone();
     assert_eq!(count, json!({"object": "response.input_tokens", "input_tokens": used}));
+    Ok(())
+}
+
+async fn what_is_left_out_is_named_whenever_the_response_is_asked_for(stack: &Stack) -> Result<()> {
+    let parameters =
+        json!({"type": "object", "properties": {"a": {"type": "string", "not": {"const": "b"}}}});
+    let id = begin(
+        stack,
+        &json!({
+            "model": MODEL, "input": "Hi", "max_output_tokens": 3, "background": true,
+            "tools": [{"type": "web_search"}, {"type": "function", "name": "f", "parameters": parameters}],
+        }),
+    )
+    .await?;
+    wait_until_over(stack, &id).await?;
+    let response = stack.get(&format!("{PATH}/{id}")).await?;
+    let header = response.headers().get("x-emberline-relaxed").context("header")?;
+    assert_eq!(header, "tools[0], tools[1].parameters.properties.a.not");
     Ok(())
 }

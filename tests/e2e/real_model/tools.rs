@@ -2,9 +2,12 @@
 //! schemas allow, whole and as a stream.
 
 use anyhow::{Context as _, Result, ensure};
-use emberline_test_kit::both::{both, calls_of, refusal, with};
+use emberline_test_kit::cases;
+use emberline_test_kit::compare::{calls_of, refusal, whole_and_streamed, with};
 use emberline_test_kit::stack::{API_KEY, MODEL, Stack};
 use serde_json::{Value, json};
+
+use super::AT_ONCE;
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -51,17 +54,32 @@ fn named(name: &str) -> Value {
 }
 
 #[tokio::test]
-async fn each_tool_choice_is_kept() -> Result<()> {
+async fn on_one_stack() -> Result<()> {
     let stack = Stack::start().await?;
+    cases::run(
+        AT_ONCE,
+        cases![&stack;
+            each_tool_choice_is_kept,
+            calls_are_valid_at_any_temperature_and_in_each_choice,
+            a_result_goes_back_to_the_model,
+            tools_that_are_none_are_refused,
+            what_can_not_be_enforced_is_named_unless_the_client_insists,
+            a_required_call_that_is_cut_off_is_no_text,
+        ],
+    )
+    .await
+}
+
+async fn each_tool_choice_is_kept(stack: &Stack) -> Result<()> {
     let choice = |answer: &Value| answer["choices"][0].clone();
 
-    let required = both(&stack, &ask(&json!({"tool_choice": "required"}))).await?;
+    let required = whole_and_streamed(stack, &ask(&json!({"tool_choice": "required"}))).await?;
     assert_eq!(check(&required)?, 1);
     assert_eq!(choice(&required)["finish_reason"], "tool_calls");
     assert_eq!(choice(&required)["message"]["content"], Value::Null);
 
     for name in ["weather", "now"] {
-        let answer = both(&stack, &ask(&named(name))).await?;
+        let answer = whole_and_streamed(stack, &ask(&named(name))).await?;
         assert_eq!(check(&answer)?, 1);
         let message = &choice(&answer)["message"];
         assert_eq!(message["tool_calls"][0]["function"]["name"], name);
@@ -69,13 +87,13 @@ async fn each_tool_choice_is_kept() -> Result<()> {
         assert_eq!(choice(&answer)["finish_reason"], "stop");
     }
 
-    let none = both(&stack, &ask(&json!({"tool_choice": "none", "max_tokens": 16}))).await?;
+    let none = whole_and_streamed(stack, &ask(&json!({"tool_choice": "none", "max_tokens": 16}))).await?;
     assert!(choice(&none)["message"].get("tool_calls").is_none_or(Value::is_null), "{none}");
     assert!(choice(&none)["message"]["content"].is_string());
 
     // Whether it calls is up to the model; what it calls is not.
     for auto in [json!({}), json!({"tool_choice": "auto"})] {
-        let auto = both(&stack, &ask(&with(&auto, &json!({"max_tokens": 64})))).await?;
+        let auto = whole_and_streamed(stack, &ask(&with(&auto, &json!({"max_tokens": 64})))).await?;
         if choice(&auto)["finish_reason"] != "length" {
             let reason = if check(&auto)? > 0 { "tool_calls" } else { "stop" };
             assert_eq!(choice(&auto)["finish_reason"], reason);
@@ -84,14 +102,12 @@ async fn each_tool_choice_is_kept() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn calls_are_valid_at_any_temperature_and_in_each_choice() -> Result<()> {
-    let stack = Stack::start().await?;
+async fn calls_are_valid_at_any_temperature_and_in_each_choice(stack: &Stack) -> Result<()> {
     for seed in 0..6 {
         let more = json!({
             "tool_choice": "required", "temperature": 1.3, "seed": seed, "n": 3, "parallel_tool_calls": seed % 2 == 0,
         });
-        let answer = both(&stack, &ask(&more)).await?;
+        let answer = whole_and_streamed(stack, &ask(&more)).await?;
         let mut ids = Vec::new();
         for choice in answer["choices"].as_array().context("choices")? {
             if choice["finish_reason"] == "length" {
@@ -112,9 +128,7 @@ async fn calls_are_valid_at_any_temperature_and_in_each_choice() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn a_result_goes_back_to_the_model() -> Result<()> {
-    let stack = Stack::start().await?;
+async fn a_result_goes_back_to_the_model(stack: &Stack) -> Result<()> {
     let body = ask(&json!({"tool_choice": "required"}));
     let called = stack.completion(&body).await?["choices"][0]["message"].take();
     let call = &called["tool_calls"][0];
@@ -124,9 +138,9 @@ async fn a_result_goes_back_to_the_model() -> Result<()> {
         let messages = [&[&body["messages"][0]], more].concat();
         json!({"messages": messages, "tool_choice": "none", "max_tokens": 16})
     };
-    let answer = both(&stack, &ask(&messages(&[&called, &result]))).await?;
+    let answer = whole_and_streamed(stack, &ask(&messages(&[&called, &result]))).await?;
     assert!(answer["choices"][0]["message"]["content"].is_string(), "{answer}");
-    let before = both(&stack, &ask(&messages(&[]))).await?;
+    let before = whole_and_streamed(stack, &ask(&messages(&[]))).await?;
     let count = |answer: &Value| answer["usage"]["prompt_tokens"].as_u64().context("prompt_tokens");
     assert!(count(&answer)? > count(&before)? + 10, "call and result are part of the prompt");
 
@@ -135,15 +149,13 @@ async fn a_result_goes_back_to_the_model() -> Result<()> {
         (messages(&[&json!({"role": "assistant", "content": null})]), "messages[1].content"),
         (messages(&[&json!({"role": "tool", "content": "Sunny."})]), "messages[1].tool_call_id"),
     ] {
-        let (status, _, named) = refusal(&stack, CHAT, &ask(&more)).await?;
+        let (status, _, named) = refusal(stack, CHAT, &ask(&more)).await?;
         assert_eq!((status, named.as_deref()), (400, Some(param)), "{more}");
     }
     Ok(())
 }
 
-#[tokio::test]
-async fn tools_that_are_none_are_refused() -> Result<()> {
-    let stack = Stack::start().await?;
+async fn tools_that_are_none_are_refused(stack: &Stack) -> Result<()> {
     let tool = |function: Value| json!({"tools": [{"type": "function", "function": function}]});
     let object = |more: Value| with(&json!({"type": "object"}), &more);
     for (more, code, param) in [
@@ -169,7 +181,7 @@ async fn tools_that_are_none_are_refused() -> Result<()> {
             "tools[0].function.parameters.uniqueItems",
         ),
     ] {
-        let (status, got, named) = refusal(&stack, CHAT, &ask(&more)).await?;
+        let (status, got, named) = refusal(stack, CHAT, &ask(&more)).await?;
         let named = named.unwrap_or_default();
         assert_eq!((status, got.as_str()), (400, code), "{more}: {named}");
         assert!(named.starts_with(param), "{more}: {named}");
@@ -189,9 +201,7 @@ fn read_file(strict: bool) -> Value {
     json!([{"type": "function", "function": {"name": "read_file", "parameters": parameters, "strict": strict}}])
 }
 
-#[tokio::test]
-async fn what_can_not_be_enforced_is_named_unless_the_client_insists() -> Result<()> {
-    let stack = Stack::start().await?;
+async fn what_can_not_be_enforced_is_named_unless_the_client_insists(stack: &Stack) -> Result<()> {
     let body = |strict: bool| ask(&json!({"tools": read_file(strict), "tool_choice": "required"}));
     let properties = "tools[0].function.parameters.properties";
     let named = format!("{properties}.path.format, {properties}.lines.uniqueItems");
@@ -201,7 +211,7 @@ async fn what_can_not_be_enforced_is_named_unless_the_client_insists() -> Result
         let header = response.headers().get("x-emberline-relaxed").context("header")?;
         assert_eq!(header.to_str()?, named);
     }
-    let answer = both(&stack, &body(false)).await?;
+    let answer = whole_and_streamed(stack, &body(false)).await?;
     let [(name, arguments)] = &calls_of(&answer["choices"][0]["message"])[..] else {
         anyhow::bail!("one call: {answer}");
     };
@@ -225,12 +235,11 @@ async fn what_can_not_be_enforced_is_named_unless_the_client_insists() -> Result
     Ok(())
 }
 
-#[tokio::test]
-async fn a_required_call_that_is_cut_off_is_no_text() -> Result<()> {
-    let stack = Stack::start().await?;
+async fn a_required_call_that_is_cut_off_is_no_text(stack: &Stack) -> Result<()> {
     for choice in [json!({"tool_choice": "required"}), named("weather")] {
         for max_tokens in 1..6 {
-            let answer = both(&stack, &ask(&with(&choice, &json!({"max_tokens": max_tokens})))).await?;
+            let answer =
+                whole_and_streamed(stack, &ask(&with(&choice, &json!({"max_tokens": max_tokens})))).await?;
             let choice = &answer["choices"][0];
             assert_eq!(choice["finish_reason"], "length");
             assert!(choice["message"]["content"].as_str().is_none_or(str::is_empty), "{choice}");

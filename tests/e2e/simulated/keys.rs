@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result, ensure};
 use async_nats::jetstream;
 use emberline_protocol::key::{KeyId, KeyRecord, hash};
 use emberline_protocol::subject::{KEYS_STREAM, key};
-use emberline_test_kit::emberline::{emberline, new_key};
+use emberline_test_kit::cli::{emberline, new_key};
 use emberline_test_kit::nats::NatsServer;
 use serde_json::Value;
 

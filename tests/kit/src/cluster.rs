@@ -1,21 +1,19 @@
-//! Three nats-servers that keep streams in common, each as [`crate::nats`] starts one.
+//! A cluster of three nats-servers, each as [`crate::nats`] starts one.
 
 use std::net::TcpListener;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use async_nats::Client;
 use async_nats::jetstream;
 
 use crate::nats::{CONFIG, Nats, NatsServer, worker_client};
-use crate::stack::PATIENCE;
+use crate::wait;
 
-/// As many as go on when one of them is gone.
+/// Two are a majority when one of them is gone.
 const SERVERS: usize = 3;
-/// How often other ports are tried when someone else has taken one meanwhile.
+/// How often other ports are tried when somebody else takes one meanwhile.
 const TRIES: usize = 5;
-const PAUSE: Duration = Duration::from_millis(50);
 
 /// A running cluster; it ends when this is dropped.
 #[derive(Debug)]
@@ -69,57 +67,46 @@ impl NatsCluster {
     }
 
     async fn wait_for_leader(&self) -> Result<()> {
-        let led = async {
-            for server in &self.servers {
-                // All of them must know it, or the first that is asked refuses to make streams.
-                while server.monitoring("jsz").await?["meta_cluster"]["leader"]
-                    .as_str()
-                    .is_none_or(str::is_empty)
-                {
-                    tokio::time::sleep(PAUSE).await;
-                }
-            }
-            anyhow::Ok(())
-        };
-        tokio::time::timeout(PATIENCE, led).await.context("the cluster has no leader")?
+        // All of them must know it, or the first that is asked refuses to make streams.
+        for server in &self.servers {
+            wait::until("the cluster has a leader", async || {
+                let about = server.monitoring("jsz").await?;
+                Ok(about["meta_cluster"]["leader"].as_str().is_some_and(|leader| !leader.is_empty()))
+            })
+            .await?;
+        }
+        Ok(())
     }
 
     /// The number of the server that leads a stream which workers may look at.
     pub async fn leader_of(&self, stream: &str) -> Result<usize> {
         let jetstream = jetstream::new(self.worker_client().await?);
-        let led = async {
-            loop {
-                // Between two leaders nobody answers.
-                let found = jetstream.get_stream(stream).await.ok();
-                let leader = found.and_then(|s| s.cached_info().cluster.clone()).and_then(|c| c.leader);
-                if let Some(leader) = leader {
-                    return (0..SERVERS).find(|number| name(*number) == leader).context(leader);
-                }
-                tokio::time::sleep(PAUSE).await;
-            }
-        };
-        tokio::time::timeout(PATIENCE, led).await.with_context(|| format!("{stream} has no leader"))?
+        let mut leader = None;
+        wait::until(format!("{stream} has a leader"), async || {
+            // Between two leaders nobody answers.
+            let found = jetstream.get_stream(stream).await.ok();
+            leader = found.and_then(|s| s.cached_info().cluster.clone()).and_then(|c| c.leader);
+            Ok(leader.is_some())
+        })
+        .await?;
+        let leader = leader.unwrap_or_default();
+        (0..SERVERS).find(|number| name(*number) == leader).context(leader)
     }
 
-    /// Waits until every replica of a stream is there and up to date.
-    pub async fn wait_until_whole(&self, stream: &str) -> Result<()> {
+    /// Waits until every replica of a stream is online and up to date.
+    pub async fn wait_for_replicas(&self, stream: &str) -> Result<()> {
         let jetstream = jetstream::new(self.worker_client().await?);
-        let whole = async {
-            loop {
-                let found = jetstream.get_stream(stream).await.ok();
-                let cluster = found.and_then(|s| s.cached_info().cluster.clone());
-                if cluster.is_some_and(|c| {
-                    c.replicas.len() == SERVERS - 1 && c.replicas.iter().all(|r| r.current && !r.offline)
-                }) {
-                    return;
-                }
-                tokio::time::sleep(PAUSE).await;
-            }
-        };
-        tokio::time::timeout(PATIENCE, whole).await.with_context(|| format!("{stream} lacks a replica"))
+        wait::until(format!("{stream} has all its replicas"), async || {
+            let found = jetstream.get_stream(stream).await.ok();
+            let cluster = found.and_then(|s| s.cached_info().cluster.clone());
+            Ok(cluster.is_some_and(|c| {
+                c.replicas.len() == SERVERS - 1 && c.replicas.iter().all(|r| r.current && !r.offline)
+            }))
+        })
+        .await
     }
 
-    /// Ends one without a word.
+    /// Kills one.
     pub fn kill(&mut self, number: usize) -> Result<()> {
         self.get(number)?.stop();
         Ok(())
@@ -144,7 +131,7 @@ fn name(number: usize) -> String {
     format!("nats-{number}")
 }
 
-/// Ports that nobody has at this moment.
+/// Ports that nobody uses at this moment.
 fn free_ports() -> Result<Vec<u16>> {
     // All held at once, so that they differ.
     let held: Result<Vec<TcpListener>, _> = (0..SERVERS).map(|_| TcpListener::bind("127.0.0.1:0")).collect();

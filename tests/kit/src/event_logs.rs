@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use emberline_protocol::event::Event;
+use emberline_protocol::event::{Event, EventKind, FinishReason};
 use emberline_protocol::subject;
 
 use crate::nats::{Nats, worker_client};
 
-/// The logs of all jobs, by their subjects.
+/// The event logs of all jobs, by subject.
 pub async fn read(nats: &impl Nats) -> Result<BTreeMap<String, Vec<Event>>> {
     let jetstream = async_nats::jetstream::new(worker_client(nats).await?);
     let events = jetstream.get_stream_no_info(subject::EVENTS_STREAM).await?;
@@ -18,4 +18,11 @@ pub async fn read(nats: &impl Nats) -> Result<BTreeMap<String, Vec<Event>>> {
         logs.entry(stored.subject.to_string()).or_default().push(serde_json::from_slice(&stored.payload)?);
     }
     Ok(logs)
+}
+
+/// Number of jobs of which a choice was cancelled.
+pub async fn cancelled(nats: &impl Nats) -> Result<usize> {
+    let is_cancelled =
+        |event: &Event| matches!(event.kind, EventKind::Finish { reason: FinishReason::Cancelled, .. });
+    Ok(read(nats).await?.values().filter(|log| log.iter().any(is_cancelled)).count())
 }

@@ -1,10 +1,10 @@
-//! The reference numbers of the real model.
+//! What an independent implementation computes with the real model.
 
 use anyhow::{Context as _, Result};
 use emberline_protocol::job::Message;
 use serde::Deserialize;
 
-/// A margin below this (in nats) may go the other way in other arithmetic.
+/// A margin below this, in nats, may be decided otherwise by other arithmetic.
 pub const NEAR_TIE: f64 = 0.05;
 
 /// One chat with the reference's answer.
@@ -29,7 +29,7 @@ pub struct Case {
 }
 
 impl Case {
-    /// How many greedy tokens are beyond doubt, and a beginning of the text that they must make.
+    /// Number of greedy tokens before the first near-tie, and the beginning of the text that they make.
     pub fn certain_text(&self) -> (usize, String) {
         let sure = self.greedy_margins.iter().take_while(|m| **m > NEAR_TIE).count();
         assert!(sure > 0, "a case whose first token is a near-tie tests nothing");
@@ -47,7 +47,7 @@ pub fn cases() -> Result<Vec<Case>> {
     struct File {
         cases: Vec<Case>,
     }
-    let path = crate::stack::repository().join("tests/golden/smollm2-135m-instruct-q4_1.json");
+    let path = crate::paths::repository().join("tests/golden/smollm2-135m-instruct-q4_1.json");
     let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     Ok(serde_json::from_str::<File>(&text)?.cases)
 }

@@ -1,22 +1,31 @@
-//! Support for the end-to-end tests: a real nats-server, the real function in its host and real
-//! workers, started and ended by each test. The tests lie in `tests/`, one file per promise.
+//! What the tests start and measure with.
 //!
-//! They need what `make test` prepares: the workspace's binaries, `build/function.wasm`, the
-//! model and nats-server in the cache folder. EMBERLINE_TEST_HOST=spin runs them under Spin,
-//! EMBERLINE_TEST_LOGS=1 shows the processes' logs.
+//! A [`stack::Stack`] is the whole of Emberline on ports that the system chose: nats-server, workers and
+//! the function's host. [`load`] keeps clients asking and checks every answer, [`proxy`] breaks or counts
+//! what goes over a connection, [`cases`] runs several tests against one stack.
+//!
+//! The tests need what `make test` prepares: the workspace's programs, `build/function.wasm`, the model
+//! and nats-server in the cache folder. EMBERLINE_TEST_HOST=spin runs the function under Spin, and
+//! EMBERLINE_TEST_LOGS=1 shows what the processes log.
 
-pub mod both;
-pub mod chaos;
+pub mod background;
+pub mod cases;
+pub mod cli;
 pub mod cluster;
-pub mod cut;
-pub mod emberline;
+pub mod compare;
 pub mod event_logs;
+pub mod event_watcher;
 pub mod golden;
+mod host;
+pub mod load;
 pub mod nats;
+pub mod options;
+pub mod paths;
 pub mod process;
 pub mod proxy;
-pub mod seed;
+pub mod random;
 pub mod simulated;
 pub mod sse;
 pub mod stack;
+pub mod wait;
 pub mod workers;

@@ -1,5 +1,4 @@
-//! A nats-server for one test: deploy/nats.conf, a port that the system chooses, a directory that
-//! goes with it.
+//! A nats-server for one test: deploy/nats.conf, a port that the system chooses, a folder of its own.
 //!
 //! The binary is EMBERLINE_TEST_NATS, or `nats-server` on the PATH, or the copy that `make` keeps
 //! in the cache folder.
@@ -27,11 +26,11 @@ pub const ADMIN_PASSWORD: &str = "admin-test";
 /// Starting takes milliseconds; a machine that is busy compiling may need more.
 const START: Duration = Duration::from_secs(30);
 
-/// What function and workers meet in: one nats-server or several.
+/// What function and workers connect to: one nats-server or a cluster.
 pub trait Nats {
     /// Where the servers listen: host and port of each.
     fn addresses(&self) -> Vec<String>;
-    /// A folder that goes with them.
+    /// A folder that is removed with them.
     fn directory(&self) -> &Path;
 }
 
@@ -45,7 +44,7 @@ pub async fn worker_client(nats: &impl Nats) -> Result<Client> {
     client(nats, "worker", WORKER_PASSWORD).await
 }
 
-/// A connection with the rights of whoever keeps the keys.
+/// A connection with the rights of an administrator.
 pub async fn admin_client(nats: &impl Nats) -> Result<Client> {
     client(nats, "admin", ADMIN_PASSWORD).await
 }
@@ -66,7 +65,7 @@ pub struct NatsServer {
     ports: Ports,
 }
 
-/// What the system chose.
+/// Ports that the system chose.
 #[derive(Debug, Clone, Copy, Default)]
 struct Ports {
     clients: u16,
@@ -94,7 +93,7 @@ impl NatsServer {
         Self::start_as(vec!["-c".into(), config.into()]).await
     }
 
-    /// Starts one with these arguments beside those that it always has.
+    /// Starts one with more arguments than every server has.
     pub(crate) async fn start_as(arguments: Vec<OsString>) -> Result<Self> {
         let directory = tempfile::tempdir().context("can't make a directory for nats-server")?;
         // -1 lets the system choose; the ports file tells what it chose.
@@ -109,12 +108,12 @@ impl NatsServer {
         format!("127.0.0.1:{}", self.ports.clients)
     }
 
-    /// A folder that goes with it.
+    /// A folder that is removed with it.
     pub fn directory(&self) -> &Path {
         self.directory.path()
     }
 
-    /// A connection with the rights of whoever keeps the keys.
+    /// A connection with the rights of an administrator.
     pub async fn admin_client(&self) -> Result<Client> {
         admin_client(self).await
     }
@@ -134,7 +133,7 @@ impl NatsServer {
         self.process.0.id()
     }
 
-    /// What it tells of itself over HTTP, such as `varz`.
+    /// What its monitoring endpoint `path`, such as `varz`, reports.
     pub async fn monitoring(&self, path: &str) -> Result<Value> {
         let url = format!("http://127.0.0.1:{}/{path}", self.ports.monitoring);
         Ok(reqwest::get(url).await?.error_for_status()?.json().await?)
@@ -232,7 +231,7 @@ pub fn binary() -> Result<PathBuf> {
     }
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
-        .chain([crate::stack::cache().join("bin")])
+        .chain([crate::paths::cache().join("bin")])
         .map(|folder| folder.join("nats-server"))
         .find(|binary| binary.is_file())
         .context(

@@ -1,20 +1,20 @@
-//! What the simulated engine says, asked for at each endpoint and in each form.
+//! The simulated engine's text, asked for at each endpoint, whole and as a stream.
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::sse::Transcript;
-use crate::stack::{API_KEY, Engine, Options, Stack};
+use crate::stack::{API_KEY, Engine, Options, SIMULATED_MODEL, Stack};
 
-/// The simulated engine's words, which it says over and over.
+/// The simulated engine's words, which it repeats.
 const WORDS: [&str; 8] = ["The", " quick", " ember", " glows", " along", " the", " line", ". "];
 
-/// So many words.
+/// The first `count` words of the simulated engine's text.
 pub fn words(count: usize) -> String {
     WORDS.iter().cycle().take(count).copied().collect()
 }
 
-/// A stack with one worker that says so many words a second, in so many jobs at once.
+/// A stack whose worker computes `words_per_s` words a second for each of at most `slots` jobs.
 pub fn paced(words_per_s: u32, slots: usize, variables: &[(&'static str, &str)]) -> Options {
     let args = ["--simulated-tokens-per-s", &words_per_s.to_string(), "--slots", &slots.to_string()];
     Options {
@@ -48,9 +48,9 @@ impl Endpoint {
         }
     }
 
-    /// Asks for so many words.
+    /// The body of a request for `words` words.
     pub fn body(self, words: usize, stream: bool) -> Value {
-        let model = "simulated-echo";
+        let model = SIMULATED_MODEL;
         match self {
             Self::Chat => {
                 let messages = json!([{"role": "user", "content": "Hi"}]);
@@ -65,7 +65,7 @@ impl Endpoint {
         }
     }
 
-    /// Sends a request for so many words.
+    /// Sends a request for `words` words.
     pub async fn ask(
         self,
         stack: &Stack,
@@ -86,7 +86,7 @@ impl Endpoint {
         text.as_str().with_context(|| format!("no text: {answer}"))
     }
 
-    /// Reads an answer to its end; its text.
+    /// Reads an answer to its end and returns its text.
     pub async fn read(self, response: reqwest::Response, stream: bool) -> Result<String> {
         let status = response.status();
         if !stream || status != 200 {

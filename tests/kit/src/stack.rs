@@ -1,63 +1,27 @@
-//! The whole of Emberline for one test: nats-server, workers and function host, each a process of
+//! The whole of Emberline for a test: nats-server, workers and the function's host, each a process of
 //! its own on ports that the system chose, all gone when the [`Stack`] is dropped.
 
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use emberline_protocol::heartbeat::Heartbeat;
 use emberline_protocol::subject;
-use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::Value;
-use tokio::io::{AsyncBufReadExt as _, BufReader};
-use tokio::process::{Child, Command};
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
-use crate::nats::{FUNCTION_PASSWORD, Nats, NatsServer, worker_client};
+use crate::host::Host;
+use crate::nats::{Nats, NatsServer, worker_client};
+use crate::sse::Transcript;
+use crate::wait;
 use crate::workers::Workers;
 
-/// The key that a stack's function accepts.
-pub const API_KEY: &str = "sk-emb-test";
-/// Another one.
-pub const OTHER_KEY: &str = "sk-emb-other";
-/// The real model's name, as in the catalogue.
-pub const MODEL: &str = "smollm2-135m-instruct";
-/// How long any single event may take before a test gives up.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub use crate::host::{API_KEY, OTHER_KEY};
+pub use crate::options::{Engine, MODEL, Options, SIMULATED_MODEL};
 
-/// One stack at a time in each test binary: the machine's cores go to the model.
-static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
-
-/// What computes in a stack.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Engine {
-    /// No worker at all.
-    None,
-    /// The real model on the CPU backend.
-    Real,
-    /// The worker's simulated engine, which says so in its heartbeat and model name.
-    Simulated,
-    /// What [`Options::worker_args`] say, on the CPU backend.
-    Given,
-}
-
-/// How to start a stack.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// What computes.
-    pub engine: Engine,
-    /// Spin variables on top of the defaults.
-    pub variables: Vec<(&'static str, String)>,
-    /// Extra arguments of the worker.
-    pub worker_args: Vec<String>,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self { engine: Engine::Real, variables: Vec::new(), worker_args: Vec::new() }
-    }
-}
+/// How many stacks without the real model run at once in one test process. cargo-nextest starts a process
+/// for each test and schedules these itself, see `.config/nextest.toml`.
+const AT_ONCE: u32 = 3;
+static TURNS: Semaphore = Semaphore::const_new(AT_ONCE as usize);
 
 /// A running Emberline.
 pub struct Stack<N = NatsServer> {
@@ -65,14 +29,13 @@ pub struct Stack<N = NatsServer> {
     pub url: String,
     /// An HTTP client without a total timeout.
     pub http: reqwest::Client,
-    /// What is in the middle.
+    /// The nats-server or the cluster between function and workers.
     pub nats: N,
     /// What computes.
     pub workers: Workers,
-    host: Option<Group>,
-    /// More of them.
-    others: Vec<Group>,
-    _turn: MutexGuard<'static, ()>,
+    host: Option<Host>,
+    more_hosts: Vec<Host>,
+    _turn: SemaphorePermit<'static>,
 }
 
 impl Stack {
@@ -88,18 +51,19 @@ impl Stack {
 }
 
 impl<N: Nats> Stack<N> {
-    /// The same on what `nats` starts.
+    /// The same with the nats-server or cluster that `nats` starts.
     pub async fn start_on(nats: impl AsyncFnOnce() -> Result<N>, options: Options) -> Result<Self> {
-        let turn = ONE_AT_A_TIME.lock().await;
+        // The real model uses every core.
+        let turns = if matches!(options.engine, Engine::Real | Engine::Given) { AT_ONCE } else { 1 };
+        let turn = TURNS.acquire_many(turns).await?;
         let nats = nats().await?;
         let mut workers = Workers::default();
         if options.engine != Engine::None {
             workers.add(&options, &nats.addresses().join(","))?;
         }
-        let (host, url) = start_host(&nats, &options).await?;
-        let http = reqwest::Client::new();
-        let (host, others) = (Some(host), Vec::new());
-        let stack = Self { url, http, nats, workers, host, others, _turn: turn };
+        let host = Host::start(&nats, &options).await?;
+        let (url, http) = (host.url.clone(), reqwest::Client::new());
+        let stack = Self { url, http, nats, workers, host: Some(host), more_hosts: Vec::new(), _turn: turn };
         stack.wait_ready(options.engine != Engine::None).await?;
         Ok(stack)
     }
@@ -111,23 +75,19 @@ impl<N: Nats> Stack<N> {
 
     /// Starts one more host of the function; its base URL.
     pub async fn add_function(&mut self, options: &Options) -> Result<String> {
-        let (host, url) = start_host(&self.nats, options).await?;
-        self.others.push(host);
+        let host = Host::start(&self.nats, options).await?;
+        let url = host.url.clone();
+        self.more_hosts.push(host);
         Ok(url)
     }
 
     async fn wait_ready(&self, with_worker: bool) -> Result<()> {
         let path = if with_worker { "/ready" } else { "/health" };
-        let ready = async {
-            loop {
-                let answer = self.http.get(format!("{}{path}", self.url)).send().await;
-                if answer.is_ok_and(|a| a.status() == 200) {
-                    return;
-                }
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        };
-        tokio::time::timeout(PATIENCE, ready).await.with_context(|| format!("{path} did not answer 200"))
+        wait::until(format!("{path} answers 200"), async || {
+            let answer = self.http.get(format!("{}{path}", self.url)).send().await;
+            Ok(answer.is_ok_and(|answer| answer.status() == 200))
+        })
+        .await
     }
 
     /// Posts a chat request with the right key.
@@ -146,12 +106,12 @@ impl<N: Nats> Stack<N> {
     }
 
     /// Posts a chat request with `stream: true` and reads its stream to the end.
-    pub async fn stream(&self, body: &Value) -> Result<crate::sse::Transcript> {
+    pub async fn stream(&self, body: &Value) -> Result<Transcript> {
         let mut body = body.clone();
         body["stream"] = true.into();
         let response = self.chat(&body).await?;
         ensure!(response.status() == 200, "{}: {}", response.status(), response.text().await?);
-        crate::sse::Transcript::read(response).await
+        Transcript::read(response).await
     }
 
     /// Gets a path with the right key.
@@ -166,26 +126,20 @@ impl<N: Nats> Stack<N> {
 
     /// The process id of the function's host.
     pub fn host_id(&self) -> Option<u32> {
-        self.host.as_ref()?.0.id()
+        self.host.as_ref()?.id()
     }
 
     /// Waits until the function lists exactly these models and their aliases.
     pub async fn wait_for_models(&self, wanted: &[&str]) -> Result<()> {
-        let listed = async {
-            loop {
-                let list: Value = self.get("/v1/models").await?.json().await?;
-                let entries = list["data"].as_array().map_or(&[][..], Vec::as_slice);
-                let mut roots: Vec<&str> =
-                    entries.iter().filter_map(|model| model["root"].as_str()).collect();
-                roots.sort_unstable();
-                roots.dedup();
-                if roots == wanted {
-                    return anyhow::Ok(());
-                }
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        };
-        tokio::time::timeout(PATIENCE, listed).await.context("the list of models did not change")?
+        wait::until(format!("the models are {wanted:?}"), async || {
+            let list: Value = self.get("/v1/models").await?.json().await?;
+            let entries = list["data"].as_array().map_or(&[][..], Vec::as_slice);
+            let mut roots: Vec<&str> = entries.iter().filter_map(|model| model["root"].as_str()).collect();
+            roots.sort_unstable();
+            roots.dedup();
+            Ok(roots == wanted)
+        })
+        .await
     }
 
     /// Waits for a heartbeat that `wanted` accepts, whoever sends it.
@@ -200,14 +154,14 @@ impl<N: Nats> Stack<N> {
                 {
                     next = Some(entry.sequence + 1);
                     match serde_json::from_slice::<Heartbeat>(&entry.payload) {
-                        Ok(heartbeat) if wanted(&heartbeat) => return heartbeat,
+                        Ok(heartbeat) if wanted(&heartbeat) => return Ok(heartbeat),
                         _ => {} // another worker's, or the mark that one left
                     }
                 }
-                tokio::time::sleep(Duration::from_millis(50)).await;
+                tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        tokio::time::timeout(PATIENCE, found).await.context("no such heartbeat came")
+        wait::within("the awaited heartbeat", found).await
     }
 
     /// Posts a body with a key and more headers.
@@ -232,156 +186,41 @@ impl<N: Nats> Stack<N> {
         Ok(jobs.cached_info().state.last_sequence)
     }
 
+    /// Number of jobs that are queued or running.
+    pub async fn jobs_pending(&self) -> Result<u64> {
+        let jetstream = async_nats::jetstream::new(worker_client(&self.nats).await?);
+        Ok(jetstream.get_stream(subject::JOBS_STREAM).await?.cached_info().state.messages)
+    }
+
     /// Waits until no job is queued or running.
     pub async fn wait_for_empty_queue(&self) -> Result<()> {
         let jetstream = async_nats::jetstream::new(worker_client(&self.nats).await?);
-        let emptied = async {
-            while jetstream.get_stream(subject::JOBS_STREAM).await?.cached_info().state.messages > 0 {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-            anyhow::Ok(())
-        };
-        tokio::time::timeout(PATIENCE, emptied).await.context("jobs stay in the queue")?
+        wait::until("the queue is empty", async || {
+            Ok(jetstream.get_stream(subject::JOBS_STREAM).await?.cached_info().state.messages == 0)
+        })
+        .await
     }
 
-    /// Ends the function's host without a word.
+    /// Kills the function's host.
     pub fn kill_host(&mut self) {
         self.host = None;
     }
 
-    /// Starts the function's host again, somewhere else.
+    /// Starts the function's host again, at another address.
     pub async fn start_host(&mut self, options: &Options) -> Result<()> {
-        let (host, url) = start_host(&self.nats, options).await?;
-        (self.host, self.url) = (Some(host), url);
+        let host = Host::start(&self.nats, options).await?;
+        self.url.clone_from(&host.url);
+        self.host = Some(host);
         self.wait_ready(options.engine != Engine::None).await
     }
 
-    /// Ends the first worker without a word, as a power cut would.
+    /// Kills the first worker (`kill -9`), as a power cut would.
     pub async fn kill_worker(&mut self) -> Result<()> {
         self.workers.kill(0).await
     }
 
-    /// Starts the first worker (again), perhaps otherwise.
+    /// Starts the first worker again, perhaps with other options.
     pub fn start_worker(&mut self, options: &Options) -> Result<()> {
         self.workers.replace(0, options, &self.nats.addresses().join(","))
     }
-}
-
-/// The host that runs the function: this project's own, or `spin` if EMBERLINE_TEST_HOST says so.
-async fn start_host(nats: &impl Nats, options: &Options) -> Result<(Group, String)> {
-    let manifest = repository().join("spin.toml");
-    let mut command = match std::env::var("EMBERLINE_TEST_HOST").as_deref() {
-        Ok("spin") => {
-            let mut command = Command::new("spin");
-            command.args(["up", "--listen", &format!("127.0.0.1:{}", free_port().await?)]);
-            command.arg("--state-dir").arg(nats.directory().join("spin"));
-            command
-        }
-        Ok("local") | Err(_) => {
-            let mut command = Command::new(binary("emberline-host")?);
-            command.args(["--listen", "127.0.0.1:0"]);
-            command
-        }
-        Ok(other) => bail!("EMBERLINE_TEST_HOST must be local or spin, not '{other}'"),
-    };
-    let models = if options.engine == Engine::Simulated { "simulated-echo" } else { MODEL };
-    let defaults = [
-        ("nats_user", "function".to_owned()),
-        ("nats_password", FUNCTION_PASSWORD.to_owned()),
-        ("api_key_hashes", format!("{},{}", sha256_hex(API_KEY), sha256_hex(OTHER_KEY))),
-        ("models", models.to_owned()),
-        ("model_aliases", format!("vllm-primary={models}")),
-    ];
-    for (address, letter) in nats.addresses().iter().zip(["", "_B", "_C"]) {
-        command.env(format!("SPIN_VARIABLE_NATS_SERVER{letter}"), address);
-    }
-    for (name, value) in defaults.iter().chain(&options.variables) {
-        command.env(format!("SPIN_VARIABLE_{}", name.to_uppercase()), value);
-    }
-    command.arg("--from").arg(manifest);
-    let mut group = Group::spawn(quiet(&mut command).stdout(Stdio::piped()))?;
-    let mut lines = BufReader::new(group.0.stdout.take().context("no stdout")?).lines();
-    let serving = async {
-        while let Some(line) = lines.next_line().await? {
-            if let Some((_, url)) = line.split_once("Serving ") {
-                return Ok(url.trim().trim_end_matches('/').to_owned());
-            }
-        }
-        bail!("the host ended before it served: run with EMBERLINE_TEST_LOGS=1 to see why")
-    };
-    let url = tokio::time::timeout(PATIENCE, serving).await.context("the host does not serve")??;
-    // Keeps the pipe open and empty, so that the host never blocks on its own output.
-    tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-    Ok((group, url))
-}
-
-/// A process and those that it starts itself, as `spin up` does; all end with this.
-struct Group(Child);
-
-impl Group {
-    fn spawn(command: &mut Command) -> Result<Self> {
-        Ok(Self(command.process_group(0).spawn().context("the function's host")?))
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        let group = self.0.id().and_then(|id| Pid::from_raw(id.cast_signed()));
-        if let Some(group) = group {
-            // Fails only if all of them have ended.
-            let _ = kill_process_group(group, Signal::KILL);
-        }
-    }
-}
-
-/// Spin can't be told to choose a port itself.
-async fn free_port() -> Result<u16> {
-    Ok(tokio::net::TcpListener::bind("127.0.0.1:0").await?.local_addr()?.port())
-}
-
-/// No input, logs only when EMBERLINE_TEST_LOGS is set, and an end with its handle.
-pub(crate) fn quiet(command: &mut Command) -> &mut Command {
-    let log =
-        || if std::env::var_os("EMBERLINE_TEST_LOGS").is_some() { Stdio::inherit() } else { Stdio::null() };
-    command.stdin(Stdio::null()).stdout(log()).stderr(log()).kill_on_drop(true)
-}
-
-/// A binary of this workspace, built by `cargo build --workspace` beside this test.
-pub fn binary(name: &str) -> Result<PathBuf> {
-    let test = std::env::current_exe()?;
-    let folder = test.parent().and_then(Path::parent).context("a test lies in target/<profile>/deps")?;
-    let path = folder.join(name);
-    ensure!(path.exists(), "{name} is not built: run `cargo build --workspace`, or `make test`");
-    Ok(path)
-}
-
-/// The top of the repository.
-pub fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
-}
-
-/// The cache folder that `make` fills.
-pub fn cache() -> PathBuf {
-    let of = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    of("EMBERLINE_CACHE")
-        .or_else(|| of("XDG_CACHE_HOME").map(|x| x.join("emberline")))
-        .or_else(|| of("HOME").map(|h| h.join(".cache/emberline")))
-        .unwrap_or_else(|| PathBuf::from("emberline-cache"))
-}
-
-/// The real model's file.
-pub fn model_path() -> Result<PathBuf> {
-    let path = std::env::var_os("EMBERLINE_TEST_MODEL")
-        .map_or_else(|| cache().join("models").join(format!("{MODEL}.gguf")), PathBuf::from);
-    ensure!(
-        path.exists(),
-        "the model is not at {}: run `make test`, which fetches it, or set EMBERLINE_TEST_MODEL",
-        path.display()
-    );
-    Ok(path)
-}
-
-fn sha256_hex(text: &str) -> String {
-    use sha2::Digest as _;
-    data_encoding::HEXLOWER.encode(&sha2::Sha256::digest(text))
 }

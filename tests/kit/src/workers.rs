@@ -7,7 +7,10 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 
 use crate::nats::WORKER_PASSWORD;
-use crate::stack::{Engine, MODEL, Options, PATIENCE, binary, model_path, quiet};
+use crate::options::{Engine, MODEL, Options};
+use crate::paths::{binary, model_path};
+use crate::process::quiet;
+use crate::wait;
 
 /// All of them; they end when this is dropped.
 #[derive(Debug, Default)]
@@ -21,7 +24,7 @@ struct Worker {
 }
 
 impl Workers {
-    /// Starts one that meets the others at `nats` (addresses, separated by commas); its number.
+    /// Starts one that connects to `nats` (addresses, separated by commas) and returns its number.
     pub fn add(&mut self, options: &Options, nats: &str) -> Result<usize> {
         let mut worker = Worker { options: options.clone(), nats: nats.to_owned(), process: None };
         worker.start()?;
@@ -45,7 +48,7 @@ impl Workers {
         self.get(number)?.start()
     }
 
-    /// Ends one without a word, as a power cut would (`kill -9`).
+    /// Kills one (`kill -9`), as a power cut would.
     pub async fn kill(&mut self, number: usize) -> Result<()> {
         let mut process = self.get(number)?.process.take().context("the worker does not run")?;
         process.kill().await?;
@@ -61,7 +64,7 @@ impl Workers {
     /// Waits until one has ended by itself.
     pub async fn exit(&mut self, number: usize) -> Result<ExitStatus> {
         let mut process = self.get(number)?.process.take().context("the worker does not run")?;
-        Ok(tokio::time::timeout(PATIENCE, process.wait()).await.context("the worker goes on")??)
+        wait::within("the worker ends", async { Ok(process.wait().await?) }).await
     }
 
     /// The process id of one that runs.

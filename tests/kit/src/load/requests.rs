@@ -1,27 +1,27 @@
-//! Requests that between them use everything that a takeover must carry on.
+//! Requests that together use everything that a takeover must carry on.
 
 use serde_json::{Value, json};
 
-use crate::both::with;
-use crate::stack::MODEL;
+use crate::compare::with;
+use crate::options::{MODEL, SIMULATED_MODEL};
 
 /// A request with a name for reports.
 #[derive(Debug, Clone)]
-pub struct Ask {
+pub struct TestRequest {
     /// What is special about it.
     pub name: &'static str,
     /// Its body.
     pub body: Value,
 }
 
-/// For the simulated engine, whose answers last as long as there are tokens in them.
-pub fn simulated() -> Vec<Ask> {
+/// For the simulated engine.
+pub fn simulated() -> Vec<TestRequest> {
     let body = json!({
-        "model": "simulated-echo", "max_tokens": 40,
+        "model": SIMULATED_MODEL, "max_tokens": 40,
         "messages": [{"role": "user", "content": "Say what you always say."}],
     });
     let (streamed, never) = (streamed(), json!(["nothing of the kind", "line. That"]));
-    let asks = [
+    let requests = [
         ("short", json!({"max_tokens": 12}), true),
         ("middling", json!({}), true),
         ("long", json!({"max_tokens": 80}), true),
@@ -34,15 +34,16 @@ pub fn simulated() -> Vec<Ask> {
         ("whole", json!({}), false),
         ("two choices, whole", json!({"n": 2, "max_tokens": 24, "logprobs": true}), false),
     ];
-    asks.map(|(name, more, is_streamed)| {
-        let body = with(&body, &more);
-        Ask { name, body: if is_streamed { with(&body, &streamed) } else { body } }
-    })
-    .into()
+    requests
+        .map(|(name, more, is_streamed)| {
+            let body = with(&body, &more);
+            TestRequest { name, body: if is_streamed { with(&body, &streamed) } else { body } }
+        })
+        .into()
 }
 
-/// For the real model: what is drawn, constrained, called and counted.
-pub fn real() -> Vec<Ask> {
+/// For the real model: sampling, constraints, tool calls and log-probabilities.
+pub fn real() -> Vec<TestRequest> {
     let question = |text: &str| json!([{"role": "user", "content": text}]);
     let greedy = json!({
         "model": MODEL, "temperature": 0, "max_tokens": 32, "messages": question("Describe a lighthouse."),
@@ -73,7 +74,7 @@ pub fn real() -> Vec<Ask> {
         "messages": question("How will the weather in Zürich be on the next three days?"),
         "tools": [tool], "tool_choice": "required", "parallel_tool_calls": false, "max_tokens": 60,
     });
-    let asks = [
+    let requests = [
         ("greedy", greedy.clone()),
         ("seed 7", drawn.clone()),
         ("three choices", with(&drawn, &json!({"n": 3, "seed": 8, "max_tokens": 16}))),
@@ -83,8 +84,12 @@ pub fn real() -> Vec<Ask> {
         ("json_schema", with(&with(&drawn, &described), &json!({"response_format": format}))),
         ("a tool call", with(&greedy, &called)),
     ];
-    let whole = Ask { name: "whole", body: drawn };
-    asks.map(|(name, body)| Ask { name, body: with(&body, &streamed()) }).into_iter().chain([whole]).collect()
+    let whole = TestRequest { name: "whole", body: drawn };
+    requests
+        .map(|(name, body)| TestRequest { name, body: with(&body, &streamed()) })
+        .into_iter()
+        .chain([whole])
+        .collect()
 }
 
 fn streamed() -> Value {

@@ -1,5 +1,5 @@
-//! What an answer says, as far as its request decides it: the same whether it came whole or in
-//! pieces, and whoever computed it.
+//! The part of an answer that its request determines: the same whether it came whole or streamed, and
+//! whichever worker computed it.
 
 use serde_json::Value;
 
@@ -8,7 +8,7 @@ use serde_json::Value;
 pub struct Answer {
     /// Its choices in order.
     pub choices: Vec<Choice>,
-    /// Tokens of prompt and completion, if they were told.
+    /// Numbers of tokens of prompt and completion, if the answer has them.
     pub usage: Option<(u64, u64)>,
 }
 
@@ -19,14 +19,14 @@ pub struct Choice {
     pub text: String,
     /// Name and arguments of each call.
     pub calls: Vec<(String, String)>,
-    /// What was said of each token.
+    /// The log-probability entry of each token.
     pub logprobs: Vec<Value>,
-    /// Why it ended.
+    /// The finish reason.
     pub finish: Option<String>,
 }
 
 impl Answer {
-    /// Reads an answer that came whole.
+    /// Parses the body of a whole answer.
     pub fn of_whole(body: &Value) -> Self {
         let choices = body["choices"].as_array().into_iter().flatten();
         Self { choices: choices.map(Choice::of_whole).collect(), usage: usage(&body["usage"]) }
@@ -38,14 +38,14 @@ impl Choice {
         let message = &choice["message"];
         Self {
             text: message["content"].as_str().unwrap_or_default().to_owned(),
-            calls: crate::both::calls_of(message),
+            calls: crate::compare::calls_of(message),
             logprobs: choice["logprobs"]["content"].as_array().cloned().unwrap_or_default(),
             finish: choice["finish_reason"].as_str().map(str::to_owned),
         }
     }
 }
 
-/// Which tokens were cached is up to the worker and does not count.
+/// Without the number of cached tokens, which depends on the worker.
 pub(super) fn usage(usage: &Value) -> Option<(u64, u64)> {
     Some((usage["prompt_tokens"].as_u64()?, usage["completion_tokens"].as_u64()?))
 }

@@ -4,11 +4,14 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, ensure};
-use emberline_test_kit::both::{both, refusal, with};
+use emberline_test_kit::cases;
+use emberline_test_kit::compare::{refusal, whole_and_streamed, with};
 use emberline_test_kit::golden;
 use emberline_test_kit::sse::Transcript;
 use emberline_test_kit::stack::{API_KEY, MODEL, Stack};
 use serde_json::{Value, json};
+
+use super::AT_ONCE;
 
 const COMPLETIONS: &str = "/v1/completions";
 const CHAT: &str = "/v1/chat/completions";
@@ -77,8 +80,23 @@ fn likelihood(choice: &Value, context: usize) -> Result<(f64, bool)> {
 }
 
 #[tokio::test]
-async fn a_harness_measures_likelihood() -> Result<()> {
+async fn on_one_stack() -> Result<()> {
     let stack = Stack::start().await?;
+    cases::run(
+        AT_ONCE,
+        cases![&stack;
+            a_harness_measures_likelihood,
+            a_prompts_log_probabilities_come_by_token_ids,
+            a_chat_tells_its_tokens,
+            an_answer_goes_on_with_the_last_message,
+            bad_words_and_salts_are_honoured,
+            what_is_out_of_range_is_refused_by_name,
+        ],
+    )
+    .await
+}
+
+async fn a_harness_measures_likelihood(stack: &Stack) -> Result<()> {
     let cases = golden::cases()?;
     let case = cases.first().context("a case")?;
     let sure = case.greedy_margins.iter().take_while(|margin| **margin > golden::NEAR_TIE).count();
@@ -92,7 +110,7 @@ async fn a_harness_measures_likelihood() -> Result<()> {
             "model": MODEL, "prompt": [greedy, other], "temperature": 0, "max_tokens": max_tokens,
             "logprobs": 1, "seed": 1234, "echo": true,
         });
-        let answer = complete(&stack, &body).await?;
+        let answer = complete(stack, &body).await?;
         let choices = answer["choices"].as_array().context("choices")?;
         assert_eq!(choices.len(), 2);
         for choice in choices {
@@ -134,22 +152,20 @@ async fn a_harness_measures_likelihood() -> Result<()> {
     let body = json!({
         "model": MODEL, "prompt": case.prompt, "temperature": 0, "max_tokens": 1, "logprobs": 1, "echo": true,
     });
-    let answer = complete(&stack, &body).await?;
+    let answer = complete(stack, &body).await?;
     assert_eq!(list(&answer["choices"][0], "tokens")?.len(), context + 1);
     assert!(answer["choices"][0]["text"].as_str().context("text")?.starts_with(&case.prompt));
     Ok(())
 }
 
-#[tokio::test]
-async fn a_prompts_log_probabilities_come_by_token_ids() -> Result<()> {
-    let stack = Stack::start().await?;
+async fn a_prompts_log_probabilities_come_by_token_ids(stack: &Stack) -> Result<()> {
     let body = json!({
         "model": MODEL, "prompt": ["The capital of France is Paris.", "Two"], "temperature": 0,
         "max_tokens": 3, "n": 2, "prompt_logprobs": 2, "return_token_ids": true,
     });
     // What the cache knows changes nothing.
-    let first = complete(&stack, &body).await?;
-    let answer = complete(&stack, &body).await?;
+    let first = complete(stack, &body).await?;
+    let answer = complete(stack, &body).await?;
     assert_eq!(answer["choices"], first["choices"]);
     for choice in answer["choices"].as_array().context("choices")? {
         let ids = choice["prompt_token_ids"].as_array().context("prompt_token_ids")?;
@@ -170,14 +186,12 @@ async fn a_prompts_log_probabilities_come_by_token_ids() -> Result<()> {
         assert_eq!(choice["token_ids"].as_array().map(Vec::len), Some(3));
         assert_eq!(choice["logprobs"], Value::Null, "they were not asked for");
     }
-    let tokens = post(&stack, "/tokenize", &json!({"model": MODEL, "prompt": "Two"})).await?;
+    let tokens = post(stack, "/tokenize", &json!({"model": MODEL, "prompt": "Two"})).await?;
     assert_eq!(answer["choices"][2]["prompt_token_ids"], tokens["tokens"]);
     Ok(())
 }
 
-#[tokio::test]
-async fn a_chat_tells_its_tokens() -> Result<()> {
-    let stack = Stack::start().await?;
+async fn a_chat_tells_its_tokens(stack: &Stack) -> Result<()> {
     let cases = golden::cases()?;
     let case = cases.first().context("a case")?;
     let body = json!({
@@ -185,7 +199,7 @@ async fn a_chat_tells_its_tokens() -> Result<()> {
         "logprobs": true, "top_logprobs": 2, "prompt_logprobs": 0, "return_token_ids": true,
         "return_tokens_as_token_ids": true,
     });
-    let answer = both(&stack, &body).await?;
+    let answer = whole_and_streamed(stack, &body).await?;
     assert_eq!(answer["prompt_token_ids"], json!(case.prompt_token_ids));
     let places = answer["prompt_logprobs"].as_array().context("prompt_logprobs")?;
     assert_eq!(places.len(), case.prompt_token_ids.len());
@@ -206,7 +220,7 @@ async fn a_chat_tells_its_tokens() -> Result<()> {
     }
     // Alternatives that the client names.
     let named = json!({"top_logprobs": null, "logprob_token_ids": [33, 504], "n": 1});
-    let answer = both(&stack, &with(&body, &named)).await?;
+    let answer = whole_and_streamed(stack, &with(&body, &named)).await?;
     for token in answer["choices"][0]["logprobs"]["content"].as_array().context("content")? {
         let names: Vec<&str> = token["top_logprobs"]
             .as_array()
@@ -219,7 +233,7 @@ async fn a_chat_tells_its_tokens() -> Result<()> {
     // What nobody asks for is not there.
     let plain =
         json!({"logprobs": null, "top_logprobs": null, "prompt_logprobs": null, "return_token_ids": null});
-    let answer = both(&stack, &with(&body, &plain)).await?;
+    let answer = whole_and_streamed(stack, &with(&body, &plain)).await?;
     for name in ["prompt_token_ids", "prompt_logprobs"] {
         assert_eq!(answer.get(name), None);
     }
@@ -227,13 +241,11 @@ async fn a_chat_tells_its_tokens() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn an_answer_goes_on_with_the_last_message() -> Result<()> {
-    let stack = Stack::start().await?;
+async fn an_answer_goes_on_with_the_last_message(stack: &Stack) -> Result<()> {
     let cases = golden::cases()?;
     let case = cases.first().context("a case")?;
     let body = json!({"model": MODEL, "messages": case.messages, "temperature": 0, "max_tokens": 20});
-    let plain = both(&stack, &body).await?;
+    let plain = whole_and_streamed(stack, &body).await?;
     let text = plain["choices"][0]["message"]["content"].as_str().context("content")?;
     // The words before the last two, as if they had been written by the client.
     let cut = text.rmatch_indices(' ').nth(1).context("three words")?.0;
@@ -241,20 +253,20 @@ async fn an_answer_goes_on_with_the_last_message() -> Result<()> {
     let mut messages = json!(case.messages);
     messages.as_array_mut().context("messages")?.push(json!({"role": "assistant", "content": begun}));
     let open = json!({"messages": messages, "continue_final_message": true, "add_generation_prompt": false});
-    let went_on = both(&stack, &with(&body, &open)).await?;
+    let went_on = whole_and_streamed(stack, &with(&body, &open)).await?;
     assert_eq!(went_on["choices"][0]["message"]["content"], rest);
-    let echo = both(&stack, &with(&body, &with(&open, &json!({"echo": true, "n": 2})))).await?;
+    let echo = whole_and_streamed(stack, &with(&body, &with(&open, &json!({"echo": true, "n": 2})))).await?;
     for choice in echo["choices"].as_array().context("choices")? {
         assert_eq!(choice["message"]["content"], text);
     }
     // Without the beginning of an answer, the model has to write it itself.
     let closed = json!({"add_generation_prompt": false, "return_token_ids": true});
-    let closed = both(&stack, &with(&body, &closed)).await?;
+    let closed = whole_and_streamed(stack, &with(&body, &closed)).await?;
     let ids = closed["prompt_token_ids"].as_array().context("ids")?;
     assert_eq!(ids[..], json!(case.prompt_token_ids[..ids.len()]).as_array().context("ids")?[..]);
     assert!(ids.len() < case.prompt_token_ids.len());
     let tokens = post(
-        &stack,
+        stack,
         "/tokenize",
         &json!({
             "model": MODEL, "messages": messages, "continue_final_message": true,
@@ -262,7 +274,7 @@ async fn an_answer_goes_on_with_the_last_message() -> Result<()> {
     )
     .await?;
     let whole = [case.prompt.as_str(), begun].concat();
-    let same = post(&stack, "/tokenize", &json!({"model": MODEL, "prompt": whole})).await?;
+    let same = post(stack, "/tokenize", &json!({"model": MODEL, "prompt": whole})).await?;
     assert_eq!(tokens["tokens"], same["tokens"]);
 
     for (more, param) in [
@@ -270,22 +282,21 @@ async fn an_answer_goes_on_with_the_last_message() -> Result<()> {
         (with(&open, &json!({"messages": case.messages})), "messages"),
     ] {
         let wanted = (400, "invalid_value".to_owned(), Some(param.to_owned()));
-        assert_eq!(refusal(&stack, CHAT, &with(&body, &more)).await?, wanted, "{more}");
+        assert_eq!(refusal(stack, CHAT, &with(&body, &more)).await?, wanted, "{more}");
     }
     Ok(())
 }
 
-#[tokio::test]
-async fn bad_words_and_salts_are_honoured() -> Result<()> {
-    let stack = Stack::start().await?;
+async fn bad_words_and_salts_are_honoured(stack: &Stack) -> Result<()> {
     let body = json!({
         "model": MODEL, "temperature": 0, "max_tokens": 20,
         "messages": [{"role": "user", "content": "What is the capital of France?"}],
     });
     let text = |answer: &Value| answer["choices"][0]["message"]["content"].as_str().map(str::to_owned);
-    let plain = text(&both(&stack, &body).await?).context("content")?;
+    let plain = text(&whole_and_streamed(stack, &body).await?).context("content")?;
     assert!(plain.contains(" Paris"), "{plain}");
-    let avoiding = both(&stack, &with(&body, &json!({"bad_words": ["Paris", "France"]}))).await?;
+    let avoiding =
+        whole_and_streamed(stack, &with(&body, &json!({"bad_words": ["Paris", "France"]}))).await?;
     let said = text(&avoiding).context("content")?;
     assert!(!said.contains("Paris") && !said.contains("France"), "{said}");
     let common = plain.split(" France").next().context("a beginning")?;
@@ -296,7 +307,7 @@ async fn bad_words_and_salts_are_honoured() -> Result<()> {
         let salted = json!({
             "model": MODEL, "prompt": long, "temperature": 0, "max_tokens": 1, "cache_salt": salt,
         });
-        let answer = post(&stack, COMPLETIONS, &salted).await?;
+        let answer = post(stack, COMPLETIONS, &salted).await?;
         answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().context("cached_tokens")
     };
     assert_eq!(cached(json!("a")).await?, 0);
@@ -307,9 +318,7 @@ async fn bad_words_and_salts_are_honoured() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test]
-async fn what_is_out_of_range_is_refused_by_name() -> Result<()> {
-    let stack = Stack::start().await?;
+async fn what_is_out_of_range_is_refused_by_name(stack: &Stack) -> Result<()> {
     let text = json!({"model": MODEL, "prompt": "Hi", "max_tokens": 1});
     let chat = json!({"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1});
     let long = json!(vec![33; 7000]);
@@ -343,9 +352,9 @@ async fn what_is_out_of_range_is_refused_by_name() -> Result<()> {
         (CHAT, &chat, json!({"cache_salt": ""}), "invalid_value", "cache_salt"),
     ] {
         let wanted = (400, code.to_owned(), Some(param.to_owned()));
-        assert_eq!(refusal(&stack, path, &with(body, &more)).await?, wanted, "{param}");
+        assert_eq!(refusal(stack, path, &with(body, &more)).await?, wanted, "{param}");
         let streamed = with(&with(body, &more), &json!({"stream": true}));
-        assert_eq!(refusal(&stack, path, &streamed).await?, wanted, "{param}, streamed");
+        assert_eq!(refusal(stack, path, &streamed).await?, wanted, "{param}, streamed");
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! A wire between one worker and NATS that a test can cut.
+//! A proxy between one worker and NATS that a test can interrupt.
 
 use std::io;
 
@@ -8,13 +8,12 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-/// What the wire does.
+/// What the proxy does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wire {
+enum LinkState {
     /// Passes everything on.
-    Whole,
-    /// Passes nothing on and says nothing, as a cable that is pulled: what was on its way comes
-    /// when it is whole again.
+    Open,
+    /// Passes nothing on, as when a cable is pulled: what was on its way arrives when the link is open again.
     Silent,
     /// Ends every connection as soon as it is made.
     Closed,
@@ -22,18 +21,18 @@ enum Wire {
 
 /// Passes on what a client and a server send each other until it is told otherwise; ends when dropped.
 #[derive(Debug)]
-pub struct Cut {
+pub struct FaultyProxy {
     address: String,
-    wire: watch::Sender<Wire>,
+    link: watch::Sender<LinkState>,
     _tasks: JoinSet<()>,
 }
 
-impl Cut {
+impl FaultyProxy {
     /// One in front of whichever of `servers` answers first.
     pub async fn start(servers: Vec<String>) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?.to_string();
-        let (wire, state) = watch::channel(Wire::Whole);
+        let (link, state) = watch::channel(LinkState::Open);
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             let mut connections = JoinSet::new();
@@ -41,7 +40,7 @@ impl Cut {
                 connections.spawn(connection(client, servers.clone(), state.clone()));
             }
         });
-        Ok(Self { address, wire, _tasks: tasks })
+        Ok(Self { address, link, _tasks: tasks })
     }
 
     /// Where it listens: host and port.
@@ -49,26 +48,26 @@ impl Cut {
         &self.address
     }
 
-    /// Passes nothing on from now on, and keeps what is open open.
-    pub fn cut(&self) {
-        self.wire.send_replace(Wire::Silent);
+    /// Passes nothing on from now on; connections stay open.
+    pub fn silence(&self) {
+        self.link.send_replace(LinkState::Silent);
     }
 
-    /// Closes everything, and everything that comes.
+    /// Closes every connection, also those that are made from now on.
     pub fn close(&self) {
-        self.wire.send_replace(Wire::Closed);
+        self.link.send_replace(LinkState::Closed);
     }
 
     /// Passes everything on again.
-    pub fn heal(&self) {
-        self.wire.send_replace(Wire::Whole);
+    pub fn restore(&self) {
+        self.link.send_replace(LinkState::Open);
     }
 }
 
-async fn connection(client: TcpStream, servers: Vec<String>, mut wire: watch::Receiver<Wire>) {
-    let state = wire.clone();
+async fn connection(client: TcpStream, servers: Vec<String>, mut link: watch::Receiver<LinkState>) {
+    let state = link.clone();
     let passed = async {
-        whole(&mut state.clone()).await?;
+        until_open(&mut state.clone()).await?;
         let server = first_of(&servers).await?;
         let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
         tokio::select! {
@@ -79,7 +78,7 @@ async fn connection(client: TcpStream, servers: Vec<String>, mut wire: watch::Re
     // Whichever way it ends, both connections do.
     tokio::select! {
         _ = passed => {}
-        _ = wire.wait_for(|wire| *wire == Wire::Closed) => {}
+        _ = link.wait_for(|link| *link == LinkState::Closed) => {}
     }
 }
 
@@ -97,19 +96,19 @@ async fn first_of(servers: &[String]) -> io::Result<TcpStream> {
 async fn pass(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
-    mut wire: watch::Receiver<Wire>,
+    mut link: watch::Receiver<LinkState>,
 ) -> io::Result<()> {
     let mut bytes = vec![0; 1 << 16];
     loop {
         let length = from.read(&mut bytes).await?;
-        whole(&mut wire).await?;
+        until_open(&mut link).await?;
         let Some(piece @ [_, ..]) = bytes.get(..length) else { return Ok(()) };
         to.write_all(piece).await?;
     }
 }
 
-async fn whole(wire: &mut watch::Receiver<Wire>) -> io::Result<()> {
-    let is_whole = wire.wait_for(|wire| *wire == Wire::Whole).await;
+async fn until_open(link: &mut watch::Receiver<LinkState>) -> io::Result<()> {
+    let is_whole = link.wait_for(|link| *link == LinkState::Open).await;
     is_whole.map(drop).map_err(|_| io::ErrorKind::ConnectionAborted.into())
 }
 
@@ -119,8 +118,8 @@ mod tests {
 
     use super::*;
 
-    /// An echo behind a wire, and a connection to it.
-    async fn echo() -> (Cut, TcpStream) {
+    /// An echo server behind a proxy, and a connection to it.
+    async fn echo() -> (FaultyProxy, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let server = listener.local_addr().unwrap().to_string();
         tokio::spawn(async move {
@@ -130,9 +129,9 @@ mod tests {
                 tokio::spawn(async move { tokio::io::copy(&mut from, &mut to).await });
             }
         });
-        let cut = Cut::start(vec![server]).await.unwrap();
-        let client = TcpStream::connect(cut.address()).await.unwrap();
-        (cut, client)
+        let proxy = FaultyProxy::start(vec![server]).await.unwrap();
+        let client = TcpStream::connect(proxy.address()).await.unwrap();
+        (proxy, client)
     }
 
     async fn comes_back(client: &mut TcpStream, text: &[u8]) -> bool {
@@ -143,27 +142,27 @@ mod tests {
 
     #[tokio::test]
     async fn what_was_on_its_way_in_a_cut_comes_when_it_heals() {
-        let (cut, mut client) = echo().await;
+        let (proxy, mut client) = echo().await;
         client.write_all(b"one").await.unwrap();
         assert!(comes_back(&mut client, b"one").await);
-        cut.cut();
+        proxy.silence();
         client.write_all(b"two").await.unwrap();
         assert!(!comes_back(&mut client, b"two").await);
-        cut.heal();
+        proxy.restore();
         assert!(comes_back(&mut client, b"two").await);
     }
 
     #[tokio::test]
     async fn closing_ends_what_is_open_and_what_comes() {
-        let (cut, mut client) = echo().await;
+        let (proxy, mut client) = echo().await;
         client.write_all(b"one").await.unwrap();
         assert!(comes_back(&mut client, b"one").await);
-        cut.close();
+        proxy.close();
         assert!(matches!(client.read(&mut [0]).await, Ok(0) | Err(_)));
-        let mut late = TcpStream::connect(cut.address()).await.unwrap();
+        let mut late = TcpStream::connect(proxy.address()).await.unwrap();
         assert!(matches!(late.read(&mut [0]).await, Ok(0) | Err(_)));
-        cut.heal();
-        let mut again = TcpStream::connect(cut.address()).await.unwrap();
+        proxy.restore();
+        let mut again = TcpStream::connect(proxy.address()).await.unwrap();
         again.write_all(b"two").await.unwrap();
         assert!(comes_back(&mut again, b"two").await);
     }

@@ -1,4 +1,4 @@
-//! Random choices that can be made again.
+//! Random choices that can be repeated, and durations from the environment.
 
 use anyhow::{Context as _, Result};
 use rand::SeedableRng as _;
@@ -7,8 +7,8 @@ use rand::rngs::StdRng;
 /// Gives the seed of a run that is to be repeated.
 const VARIABLE: &str = "EMBERLINE_TEST_SEED";
 
-/// A source of random choices; its seed is printed, which a failing test shows.
-pub fn random() -> Result<StdRng> {
+/// A random number generator; its seed is printed, and a failing test shows it.
+pub fn generator() -> Result<StdRng> {
     let seed = match std::env::var(VARIABLE) {
         Ok(seed) => seed.parse().with_context(|| format!("{VARIABLE} must be a number, not '{seed}'"))?,
         Err(_) => rand::random::<u64>(),

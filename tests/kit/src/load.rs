@@ -1,17 +1,16 @@
-//! Load while things are broken, and a checker of what the clients received.
+//! Load while a test breaks something, and a checker of what the clients received.
 //!
-//! [`load::Load`] keeps a number of clients asking; each answer is recorded as it came
-//! ([`recording`]), with times, and checked ([`check`]) against what the same request was answered
-//! before anything was broken. The [`report::Report`] tells how many answers there were, what is
-//! wrong with any of them, and the longest silence within one.
+//! [`clients::Load`] keeps a number of clients asking. Each answer is recorded as it came, with times
+//! ([`recording`]), and checked ([`check`]) against the answer that the same request had before anything
+//! was broken. The [`report::Report`] has the number of answers, the faults in them, and the longest pause
+//! within one.
 
 pub mod answer;
-pub mod asks;
 pub mod check;
-pub mod load;
+pub mod clients;
 pub mod recording;
 pub mod report;
-pub mod witness;
+pub mod requests;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -31,14 +30,14 @@ impl Default for Timeline {
 }
 
 impl Timeline {
-    /// Notes that something was done now.
+    /// Records and prints that something was done now.
     pub fn note(&self, what: impl fmt::Display) {
         let now = Instant::now();
         println!("{:7.2} s  {what}", now.duration_since(self.begin).as_secs_f64());
         self.notes.lock().unwrap_or_else(PoisonError::into_inner).push((now, what.to_string()));
     }
 
-    /// What was done in a span of time, with its distance from the beginning of that.
+    /// What was done between two times, with the seconds since the first.
     fn during(&self, from: Instant, to: Instant) -> Vec<(f64, String)> {
         let notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
         let within = notes.iter().filter(|(at, _)| (from..=to).contains(at));
@@ -46,7 +45,7 @@ impl Timeline {
     }
 }
 
-/// Waits, in a test, for a time that has no event to wait for: that between two faults.
+/// Waits between two faults, where there is no event to wait for.
 pub async fn pause(time: Duration) {
     tokio::time::sleep(time).await;
 }

@@ -1,4 +1,4 @@
-//! Decides whether a client received its answer: one end, and everything before it once and in order.
+//! Decides whether a client received its answer: everything once and in order, and one end.
 
 use std::time::{Duration, Instant};
 
@@ -46,13 +46,13 @@ pub enum Fault {
 pub struct Checked {
     /// What it says.
     pub answer: Answer,
-    /// How long the first of it took; of a whole answer, all of it.
+    /// Time to the first piece of a stream, or to the end of a whole answer.
     pub first: Duration,
     /// The longest time between two pieces of a stream.
     pub gap: Option<Gap>,
 }
 
-/// A time in which a stream said nothing new.
+/// A time in which a stream brought nothing new.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Gap {
     /// When the piece before it came.
@@ -68,7 +68,7 @@ impl Gap {
     }
 }
 
-/// Checks a recording by itself and, if it is known, against what it must say.
+/// Checks a recording by itself and against the expected answer, if there is one.
 pub fn check(recording: &Recording, expected: Option<&Answer>) -> Result<Checked, Fault> {
     if let Some(status) = recording.status
         && status != 200
@@ -129,14 +129,14 @@ fn stream(recording: &Recording, expected: Option<&Answer>) -> Result<Checked, F
         return Err(Fault::Unfinished { choice });
     }
     let first = stream.first.unwrap_or(recording.ended).duration_since(recording.sent);
-    let choices = stream.choices.into_iter().map(Told::into_answer).collect();
+    let choices = stream.choices.into_iter().map(ReceivedChoice::into_answer).collect();
     Ok(Checked { answer: Answer { choices, usage: stream.usage }, first, gap: stream.gap })
 }
 
 /// A stream, as far as it has been read.
 #[derive(Debug, Default)]
 struct Stream {
-    choices: Vec<Told>,
+    choices: Vec<ReceivedChoice>,
     usage: Option<(u64, u64)>,
     ended: bool,
     first: Option<Instant>,
@@ -144,16 +144,16 @@ struct Stream {
     gap: Option<Gap>,
 }
 
-/// What has been told of a choice.
+/// What has arrived of a choice.
 #[derive(Debug, Default)]
-struct Told {
-    /// The content, as it was cut.
+struct ReceivedChoice {
+    /// The content in the pieces that arrived.
     pieces: Vec<String>,
     /// The rest.
     answer: Choice,
 }
 
-impl Told {
+impl ReceivedChoice {
     fn into_answer(self) -> Choice {
         Choice { text: self.pieces.concat(), ..self.answer }
     }
@@ -177,8 +177,8 @@ impl Stream {
         if let Some(error) = chunk.get("error") {
             return Err(Fault::Failed(error.to_string()));
         }
-        if let Some(told) = answer::usage(&chunk["usage"])
-            && self.usage.replace(told).is_some()
+        if let Some(usage) = answer::usage(&chunk["usage"])
+            && self.usage.replace(usage).is_some()
         {
             return Err(Fault::AfterEnd(event.to_owned()));
         }
@@ -192,17 +192,17 @@ impl Stream {
         Ok(())
     }
 
-    /// Whether it tells of tokens; `None` for what is no choice.
-    fn take_choice(&mut self, told: &Value) -> Option<Result<bool, Fault>> {
-        let number = usize::try_from(told["index"].as_u64()?).ok()?;
+    /// Returns whether there is new output; `None` for what is not a choice.
+    fn take_choice(&mut self, received: &Value) -> Option<Result<bool, Fault>> {
+        let number = usize::try_from(received["index"].as_u64()?).ok()?;
         while self.choices.len() <= number {
-            self.choices.push(Told::default());
+            self.choices.push(ReceivedChoice::default());
         }
         let choice = self.choices.get_mut(number)?;
-        let delta = &told["delta"];
+        let delta = &received["delta"];
         let content = delta["content"].as_str().unwrap_or_default();
         let calls = delta["tool_calls"].as_array().map_or(&[][..], Vec::as_slice);
-        let logprobs = told["logprobs"]["content"].as_array().map_or(&[][..], Vec::as_slice);
+        let logprobs = received["logprobs"]["content"].as_array().map_or(&[][..], Vec::as_slice);
         let is_new = !(content.is_empty() && calls.is_empty() && logprobs.is_empty());
         if is_new && choice.answer.finish.is_some() {
             return Some(Err(Fault::AfterFinish { choice: number }));
@@ -214,7 +214,7 @@ impl Stream {
             choice.answer.take_call(call)?;
         }
         choice.answer.logprobs.extend_from_slice(logprobs);
-        if let Some(reason) = told["finish_reason"].as_str()
+        if let Some(reason) = received["finish_reason"].as_str()
             && choice.answer.finish.replace(reason.to_owned()).is_some()
         {
             return Some(Err(Fault::FinishedTwice { choice: number }));
@@ -243,7 +243,7 @@ impl Choice {
     }
 }
 
-/// Whether pieces make a text, each once and in order.
+/// Checks that the pieces make the text, each once and in order.
 fn in_order(choice: usize, text: &str, pieces: &[String]) -> Result<(), Fault> {
     let mut at = 0;
     for (number, piece) in pieces.iter().enumerate() {
@@ -265,11 +265,11 @@ fn in_order(choice: usize, text: &str, pieces: &[String]) -> Result<(), Fault> {
             Fault::Changed { choice, at, expected, found }
         });
     }
-    // What is missing at the end of a stream without one is not lost, but not told.
+    // A missing end is found later: the stream may have broken off.
     Ok(())
 }
 
-/// Whether two answers say the same.
+/// Checks that two answers are equal.
 fn same(found: &Answer, expected: &Answer) -> Result<(), Fault> {
     let differs = |what, found: &dyn std::fmt::Debug, expected: &dyn std::fmt::Debug| {
         Err(Fault::Differs { what, expected: format!("{expected:?}"), found: format!("{found:?}") })

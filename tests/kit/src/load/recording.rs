@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use reqwest::RequestBuilder;
 
-/// A client that hears nothing for so long gives up.
+/// A client gives up when nothing arrives for this long.
 const SILENCE: Duration = Duration::from_secs(60);
 
 /// An answer as it came.
@@ -16,19 +16,19 @@ pub struct Recording {
     pub sent: Instant,
     /// The head's status.
     pub status: Option<u16>,
-    /// When the head says that another try is worth it.
+    /// The `Retry-After` header.
     pub retry_after: Option<Duration>,
-    /// What the network brought, cut as it liked.
+    /// The body as it arrived, with times.
     pub arrivals: Vec<(Instant, Vec<u8>)>,
     /// When it was over.
     pub ended: Instant,
-    /// Why it was over before its end, if it was.
+    /// Why it ended early, if it did.
     pub broken: Option<String>,
 }
 
 impl Recording {
-    /// Sends a request and records its answer to the end; `begun` is called when the first of its
-    /// body is there.
+    /// Sends a request and records its answer to the end; `begun` is called when the first
+    /// part of its body arrives.
     pub async fn of(request: RequestBuilder, streamed: bool, begun: impl FnOnce()) -> Self {
         let sent = Instant::now();
         let mut recording = Self {
@@ -61,8 +61,8 @@ impl Recording {
         Ok(())
     }
 
-    /// Whether nothing was accepted, and the client told to come again.
-    pub fn is_put_off(&self) -> Option<Duration> {
+    /// How long to wait before another try, if the request was refused for the time being.
+    pub fn retry_later(&self) -> Option<Duration> {
         self.retry_after.filter(|_| self.status == Some(503) && self.broken.is_none())
     }
 

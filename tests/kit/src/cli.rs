@@ -1,4 +1,4 @@
-//! The `emberline` command, as whoever keeps the keys calls it.
+//! The `emberline` command, run as an administrator.
 
 use std::process::Stdio;
 
@@ -6,9 +6,9 @@ use anyhow::{Context as _, Result, ensure};
 use tokio::process::Command;
 
 use crate::nats::{ADMIN_PASSWORD, Nats};
-use crate::stack::binary;
+use crate::paths::binary;
 
-/// `emberline` with these arguments, against a stack's nats-servers.
+/// `emberline` with these arguments, connected to a stack's nats-servers as administrator.
 pub fn command(nats: &impl Nats, args: &[&str]) -> Result<Command> {
     let mut command = Command::new(binary("emberline")?);
     command
@@ -21,7 +21,7 @@ pub fn command(nats: &impl Nats, args: &[&str]) -> Result<Command> {
     Ok(command)
 }
 
-/// Runs it; what it printed.
+/// Runs `emberline`, which must succeed, and returns what it printed.
 pub async fn emberline(nats: &impl Nats, args: &[&str]) -> Result<String> {
     let output = command(nats, args)?.output().await.context("emberline")?;
     let said = String::from_utf8_lossy(&output.stderr);
@@ -29,14 +29,14 @@ pub async fn emberline(nats: &impl Nats, args: &[&str]) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?.trim().to_owned())
 }
 
-/// Runs what is to fail; what it printed, and of what it complained.
+/// Runs `emberline`, which must fail, and returns its stdout and stderr.
 pub async fn refused(nats: &impl Nats, args: &[&str]) -> Result<(String, String)> {
     let output = command(nats, args)?.output().await.context("emberline")?;
     ensure!(!output.status.success(), "emberline {} did not fail", args.join(" "));
     Ok((String::from_utf8(output.stdout)?, String::from_utf8(output.stderr)?))
 }
 
-/// Makes a key; more arguments give its settings.
+/// Creates a key with more arguments for its settings, and returns it.
 pub async fn new_key(nats: &impl Nats, name: &str, settings: &[&str]) -> Result<String> {
     emberline(nats, &[&["keys", "create", "--name", name], settings].concat()).await
 }

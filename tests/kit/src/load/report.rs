@@ -1,4 +1,4 @@
-//! What came of all requests together.
+//! The answers to all requests, summarised.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,27 +8,27 @@ use anyhow::{Result, ensure};
 use super::Timeline;
 use super::check::{Checked, Fault, Gap};
 
-/// A silence that is told of: longer than a loaded machine makes by itself.
+/// A pause that is reported: longer than a busy machine makes by itself.
 const LONG: Duration = Duration::from_millis(500);
-/// As many faults are told of in full.
+/// Number of faults that are printed in full.
 const SHOWN: usize = 10;
-/// What was broken so long before a silence may be its cause.
+/// What was broken this long before a pause may be its cause.
 const CAUSE: Duration = Duration::from_secs(1);
 
-/// Answers, counted, and what is wrong with them.
+/// Numbers of answers, and the faults in them.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// Streams that are what they must be.
+    /// Number of correct streams.
     pub streams: usize,
-    /// Whole answers that are.
+    /// Number of correct whole answers.
     pub whole: usize,
-    /// Clients that went away before their answer's end.
-    pub vanished: usize,
-    /// Requests that were not accepted for the time being, as the client was told.
-    pub put_off: usize,
-    /// Tokens that the answers had.
+    /// Number of clients that disconnected before their answer's end.
+    pub disconnected: usize,
+    /// Number of refused requests that were tried again.
+    pub retried: usize,
+    /// Number of tokens in all answers.
     pub tokens: u64,
-    /// What is wrong: the request's name and the fault.
+    /// Each fault with the name of its request.
     pub faults: Vec<(&'static str, Fault)>,
     slowest_refusal: Duration,
     slowest_first: Duration,
@@ -37,7 +37,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Takes in one answer.
+    /// Adds one answer.
     pub fn add(&mut self, name: &'static str, streamed: bool, checked: Result<Checked, Fault>) {
         let checked = match checked {
             Ok(checked) => checked,
@@ -54,18 +54,18 @@ impl Report {
         self.gaps.extend(checked.gap.map(|gap| (name, gap)));
     }
 
-    /// Takes in that a request was not accepted for the time being, and how long that took.
-    pub fn put_off(&mut self, after: Duration) {
-        self.put_off += 1;
+    /// Adds a request that was refused after a time, and tried again.
+    pub fn retried(&mut self, after: Duration) {
+        self.retried += 1;
         self.slowest_refusal = self.slowest_refusal.max(after);
     }
 
-    /// Takes in another report.
+    /// Adds another report.
     pub fn merge(&mut self, other: Self) {
         self.streams += other.streams;
         self.whole += other.whole;
-        self.vanished += other.vanished;
-        self.put_off += other.put_off;
+        self.disconnected += other.disconnected;
+        self.retried += other.retried;
         self.tokens += other.tokens;
         self.slowest_refusal = self.slowest_refusal.max(other.slowest_refusal);
         self.faults.extend(other.faults);
@@ -83,36 +83,36 @@ impl Report {
     pub fn conclude(&self, timeline: &Timeline) -> Result<()> {
         println!("{self}");
         if let Some((name, gap)) = self.gaps.iter().max_by_key(|(_, gap)| gap.length()) {
-            println!("  the longest silence ({:.2} s) was in \"{name}\":", gap.length().as_secs_f64());
+            println!("  the longest pause ({:.2} s) was in \"{name}\":", gap.length().as_secs_f64());
             let from = gap.from.checked_sub(CAUSE).unwrap_or(gap.from);
             for (after, what) in timeline.during(from, gap.to) {
                 println!("    {:+.2} s: {what}", after - CAUSE.as_secs_f64());
             }
         }
         ensure!(self.streams + self.whole > 0, "nothing was answered");
-        ensure!(self.faults.is_empty(), "{} answers are not what they must be", self.faults.len());
+        ensure!(self.faults.is_empty(), "{} answers are wrong", self.faults.len());
         Ok(())
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { streams, whole, vanished, put_off, tokens, faults, .. } = self;
-        writeln!(f, "{streams} streams and {whole} whole answers are right, with {tokens} tokens")?;
+        let Self { streams, whole, disconnected, retried, tokens, faults, .. } = self;
+        writeln!(f, "{streams} streams and {whole} whole answers are correct, with {tokens} tokens")?;
         writeln!(
             f,
-            "  clients that went away: {vanished}; requests put off: {put_off}, after {:.2} s at most",
+            "  clients that disconnected: {disconnected}; requests tried again: {retried}, refused after {:.2} s at most",
             self.slowest_refusal.as_secs_f64()
         )?;
         let mut long: Vec<Duration> =
             self.gaps.iter().map(|(_, gap)| gap.length()).filter(|gap| *gap > LONG).collect();
         long.sort_unstable();
-        let middle = long.get(long.len() / 2).copied().unwrap_or_default();
+        let median = long.get(long.len() / 2).copied().unwrap_or_default();
         writeln!(
             f,
-            "  streams with a silence over {LONG:?}: {}, in the middle {:.2} s, at most {:.2} s",
+            "  streams with a pause over {LONG:?}: {}, median {:.2} s, at most {:.2} s",
             long.len(),
-            middle.as_secs_f64(),
+            median.as_secs_f64(),
             self.longest_gap().as_secs_f64(),
         )?;
         write!(

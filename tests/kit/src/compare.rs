@@ -1,4 +1,4 @@
-//! An answer asked for twice: whole, and as a stream, which must say the same.
+//! Comparing the two forms of an answer, and what tests read in them.
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
@@ -6,9 +6,9 @@ use serde_json::{Value, json};
 use crate::sse::Transcript;
 use crate::stack::Stack;
 
-/// Asks for a chat completion in both forms, compares them, and gives the whole one. The request
-/// must leave nothing to chance.
-pub async fn both(stack: &Stack, body: &Value) -> Result<Value> {
+/// Asks for a chat completion as a whole and as a stream, requires that both say the same, and returns the
+/// whole one. The request must be deterministic: greedy or with a seed.
+pub async fn whole_and_streamed(stack: &Stack, body: &Value) -> Result<Value> {
     let whole = stack.completion(body).await?;
     let mut streamed = body.clone();
     streamed["stream_options"] = json!({"include_usage": true});
@@ -33,14 +33,14 @@ pub async fn both(stack: &Stack, body: &Value) -> Result<Value> {
     Ok(whole)
 }
 
-/// Name and arguments of each call in a message; each has an id of its own.
+/// Name and arguments of each tool call in a message.
 pub fn calls_of(message: &Value) -> Vec<(String, String)> {
     let said = |call: &Value, name: &str| call["function"][name].as_str().unwrap_or_default().to_owned();
     let calls = message["tool_calls"].as_array().into_iter().flatten();
     calls.map(|call| (said(call, "name"), said(call, "arguments"))).collect()
 }
 
-/// The same of a stream, in which a call begins with its index, id and name.
+/// The same for a stream, in which a call begins with its index, id and name; ids must differ.
 fn streamed_calls(stream: &Transcript, choice: u64) -> Result<Vec<(String, String)>> {
     let mut calls: Vec<(String, String)> = Vec::new();
     let mut ids = Vec::new();
@@ -60,7 +60,7 @@ fn streamed_calls(stream: &Transcript, choice: u64) -> Result<Vec<(String, Strin
     Ok(calls)
 }
 
-/// `body` with more fields; null takes one away.
+/// `body` with more fields; a null replaces a field.
 pub fn with(body: &Value, more: &Value) -> Value {
     let mut body = body.clone();
     for (name, value) in more.as_object().into_iter().flatten() {
@@ -69,7 +69,7 @@ pub fn with(body: &Value, more: &Value) -> Value {
     body
 }
 
-/// The error of a request that must be refused: status, code and param.
+/// Posts a request that must be refused, and returns status, code and param of its error.
 pub async fn refusal(stack: &Stack, path: &str, body: &Value) -> Result<(u16, String, Option<String>)> {
     let response = stack.post(path, crate::stack::API_KEY, &[], body).await?;
     let status = response.status().as_u16();

@@ -1,0 +1,51 @@
+//! How a stack and its workers are started.
+
+/// The real model's name, as in the catalogue.
+pub const MODEL: &str = "smollm2-135m-instruct";
+/// The simulated engine's model.
+pub const SIMULATED_MODEL: &str = "simulated-echo";
+
+/// What computes in a stack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    /// No worker at all.
+    None,
+    /// The real model on the CPU backend.
+    Real,
+    /// The worker's simulated engine, which serves [`SIMULATED_MODEL`].
+    Simulated,
+    /// The models that [`Options::worker_args`] name, on the CPU backend.
+    Given,
+}
+
+/// How to start a stack.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// What computes.
+    pub engine: Engine,
+    /// Spin variables on top of the defaults.
+    pub variables: Vec<(&'static str, String)>,
+    /// Extra arguments of the worker.
+    pub worker_args: Vec<String>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { engine: Engine::Real, variables: Vec::new(), worker_args: Vec::new() }
+    }
+}
+
+impl Options {
+    /// The simulated engine, with more arguments for its worker.
+    pub fn simulated(worker_args: &[&str]) -> Self {
+        let worker_args = worker_args.iter().map(|&arg| arg.to_owned()).collect();
+        Self { engine: Engine::Simulated, worker_args, ..Self::default() }
+    }
+
+    /// The same with one more Spin variable.
+    #[must_use]
+    pub fn variable(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.variables.push((name, value.into()));
+        self
+    }
+}
