@@ -138,6 +138,7 @@ has_wasm_target() { [ -d "$(rustc --print sysroot)/lib/rustlib/wasm32-wasip2" ];
 # The client packages of `make test`, at pinned versions, in the cache folder; some need an older openai than others.
 clients() {
   local name
+  has jq || install "the curl client's test" jq || fail "there is no jq; install it"
   for name in python openai-2 node; do
     environment "$name" || fail "the client packages '$name' can't be installed"
   done
@@ -146,6 +147,7 @@ clients() {
 # Those of `make clients`: all that can be had. Of one that can't, the tests tell why.
 all_clients() {
   local name
+  has jq || install "the curl client's test" jq || fail "there is no jq; install it"
   for name in tests/clients/environments/*; do
     environment "$(basename "$name")" || say "note: the client packages '$(basename "$name")' can't be installed"
   done

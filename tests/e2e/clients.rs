@@ -41,7 +41,7 @@ struct Client {
 const QUICK: bool = true;
 const LONG: bool = false;
 
-/// A row for each client; what it checks is told by the names of the checks in its script.
+/// A row for each client; the names of the checks in its script say what it checks.
 #[rustfmt::skip]
 const CLIENTS: &[Client] = &[
     client("openai-chat", "python", "openai", "openai_chat.py", QUICK),

@@ -26,7 +26,7 @@ fn ask(tokens: u32) -> Value {
     })
 }
 
-/// Reads a stream until it has brought so many pieces of text.
+/// Reads a stream until `pieces` pieces of text have arrived.
 async fn read_until(stream: &mut Reading, pieces: usize) -> Result<()> {
     let has_come = |transcript: &Transcript| {
         transcript.choice(0).filter(|choice| choice["delta"]["content"].is_string()).count()
@@ -90,7 +90,7 @@ fn pid(nats: &NatsServer) -> Result<Pid> {
     Pid::from_raw(nats.id().cast_signed()).context("a process has an id")
 }
 
-/// The log of events lives in memory and is lost; the worker and the function have it.
+/// The event log lives in memory and is lost; the worker and the function still have it.
 #[tokio::test]
 async fn a_restart_of_nats_server_costs_an_answer_no_token() -> Result<()> {
     let mut stack = Stack::start_with(Options::simulated(&["--simulated-tokens-per-s", "50"])).await?;
@@ -113,7 +113,7 @@ async fn a_restart_of_nats_server_costs_an_answer_no_token() -> Result<()> {
     is_served_again(&stack).await
 }
 
-/// Meanwhile the job of each answer may have been given to the other worker, who knows of no log.
+/// Meanwhile a job may have been given to the other worker, which finds no log of it.
 #[tokio::test]
 async fn an_outage_in_which_jobs_change_hands_costs_no_token() -> Result<()> {
     let options = Options::simulated(&["--simulated-tokens-per-s", "25"]);
@@ -152,7 +152,7 @@ async fn a_nats_server_that_hangs_is_refused_and_an_answer_outlives_it() -> Resu
     is_served_again(&stack).await
 }
 
-/// A server that can't write says nothing at all to whoever publishes.
+/// A server that can't write does not answer a publication at all.
 #[tokio::test]
 async fn a_full_disk_is_refused() -> Result<()> {
     let mut stack = Stack::start_with(Options::simulated(&[])).await?;
@@ -165,7 +165,7 @@ async fn a_full_disk_is_refused() -> Result<()> {
     is_served_again(&stack).await
 }
 
-/// nats-server with another configuration, and no worker.
+/// A stack with another configuration of nats-server and no worker.
 async fn with_configuration(jetstream: &str) -> Result<Stack> {
     let folder = tempfile::tempdir()?;
     let config: PathBuf = folder.path().join("nats.conf");

@@ -1,5 +1,5 @@
 //! A worker is cut off from NATS while its jobs run: others take them over, and what it publishes when it
-//! is back disturbs nobody.
+//! is back changes no answer.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ const ITS_SHARE: usize = 10;
 const CUT: Duration = Duration::from_secs(10);
 /// Shorter than the time after which a job goes to another worker.
 const BRIEF: Duration = Duration::from_secs(1);
-/// For everything that comes late.
+/// Time for what arrives late.
 const AFTER: Duration = Duration::from_secs(3);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

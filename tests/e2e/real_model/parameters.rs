@@ -128,7 +128,7 @@ async fn what_is_not_supported_is_refused_by_name(stack: &Stack) -> Result<()> {
         let streamed = with(&body, &json!({"stream": true}));
         assert_eq!(refusal(stack, CHAT, &streamed).await?, wanted, "{more}, streamed");
     }
-    // Names that nobody knows, wherever they are.
+    // Unknown names at any depth.
     for (more, param) in [
         (json!({"beam_width": 4}), "beam_width"),
         (json!({"stream": true, "stream_options": {"every": 1}}), "stream_options.every"),

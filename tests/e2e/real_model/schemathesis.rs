@@ -11,7 +11,7 @@ use emberline_test_kit::paths::{cache, repository};
 use emberline_test_kit::stack::{API_KEY, Stack};
 use tokio::process::Command;
 
-const CASES: &str = "100";
+const CASES: &str = "50";
 
 #[tokio::test]
 async fn schemathesis_finds_nothing() -> Result<()> {

@@ -1,5 +1,5 @@
-//! What an answer tells of tokens: log-probabilities of prompts as evaluation harnesses ask for them, ids,
-//! and what else vLLM's clients ask of a prompt or forbid in an answer.
+//! Details of the tokens in an answer: log-probabilities of prompts as evaluation harnesses ask for them, token
+//! ids, and what else vLLM's clients ask of a prompt or forbid in an answer.
 
 use std::collections::BTreeMap;
 
@@ -230,7 +230,7 @@ async fn a_chat_tells_its_tokens(stack: &Stack) -> Result<()> {
             .collect();
         assert_eq!(names, ["token_id:33", "token_id:504"]);
     }
-    // What nobody asks for is not there.
+    // Without these parameters the answer has none of it.
     let plain =
         json!({"logprobs": null, "top_logprobs": null, "prompt_logprobs": null, "return_token_ids": null});
     let answer = whole_and_streamed(stack, &with(&body, &plain)).await?;

@@ -1,4 +1,4 @@
-//! What is served is known from the heartbeats; what can't be served is refused at once.
+//! The function knows from heartbeats what is served, and refuses the rest.
 
 use anyhow::{Context as _, Result};
 use emberline_test_kit::stack::{Engine, Options, Stack};

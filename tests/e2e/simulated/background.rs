@@ -1,4 +1,4 @@
-//! A background response needs no client: whoever comes back takes it up where it was.
+//! A background response runs without a client, and can be fetched, followed, cancelled and deleted.
 
 use anyhow::{Context as _, Result, bail, ensure};
 use emberline_test_kit::background::{PATH, begin, get, json_of, wait_for, wait_until_over};

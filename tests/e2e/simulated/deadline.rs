@@ -43,7 +43,7 @@ async fn a_whole_answer_that_is_late_is_504_and_a_stream_ends_with_an_error() ->
     stack.heartbeat(|h| h.active == 0).await?;
     stack.wait_for_empty_queue().await?;
 
-    // Whoever waits long enough gets an answer, and nobody waits longer than the operator allows.
+    // A client that waits long enough gets an answer; the operator's limit caps the header.
     for header in ["30", "1e9"] {
         let response = Endpoint::Chat.ask(&stack, 4, false, &[(HEADER, header)]).await?;
         assert_eq!(response.status(), 200, "{header}");

@@ -1,4 +1,4 @@
-//! Keys, limits and usage: who may ask, how much, and what is told of it.
+//! Keys, their limits, and the usage that headers and `emberline usage` report.
 
 use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::time::{Duration, Instant, SystemTime};
@@ -116,7 +116,7 @@ async fn a_key_is_refused_when_it_is_revoked_or_expired() -> Result<()> {
     for url in [&stack.url, &other] {
         assert_eq!(post(&stack, url, &key, &body).await?.status(), 200);
     }
-    // Both functions know the key by heart now.
+    // Both functions have the key in their caches now.
     let began = Instant::now();
     emberline(&stack.nats, &["keys", "revoke", "ada"]).await?;
     let revoked = Instant::now();
@@ -248,7 +248,7 @@ async fn headers_and_usage(stack: &Stack, name: &str) -> Result<()> {
 
     // Everybody has limits, also the key of the configuration.
     assert_eq!(header(&stack.get("/v1/models").await?, "x-ratelimit-limit-tokens")?, "60000000");
-    // And no limits are told to nobody.
+    // An unknown key sees no limits.
     let stranger = get(stack, &stack.url, "sk-emb-nobody", "/v1/models").await?;
     assert!(!stranger.headers().contains_key("x-ratelimit-limit"));
 

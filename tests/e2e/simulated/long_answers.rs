@@ -40,7 +40,7 @@ async fn white_space_comes_before_a_long_answer_and_none_before_a_quick_one() ->
     Ok(())
 }
 
-/// Adds something that nobody can read to the log of the only job.
+/// Adds an event that can't be parsed to the log of the only job.
 async fn spoil(stack: &Stack) -> Result<()> {
     let logs = event_logs::read(&stack.nats).await?;
     let (subject, _) = logs.into_iter().next().context("no log")?;

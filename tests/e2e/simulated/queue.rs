@@ -87,9 +87,8 @@ fn print_times(what: &str, mut times: Vec<Duration>) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_a_thousand_requests_a_queue_with_room_for_two_hundred_takes_exactly_these() -> Result<()> {
     // No job ends before the last request is refused. Half of them run at once.
-    let options = Options::simulated(&["--slots", "100", "--simulated-tokens-per-s", "0.5"]);
-    let options = options.variable("queue_limit", "200");
-    let stack = Stack::start_with(options).await?;
+    let endless = Options::simulated(&["--slots", "100", "--simulated-tokens-per-s", "0.01"]);
+    let mut stack = Stack::start_with(endless.variable("queue_limit", "200")).await?;
     let processes = [stack.host_id().context("no host")?, stack.worker_id().context("no worker")?];
     let memory = || processes.map(|process| resident_bytes(process).unwrap_or_default());
 
@@ -127,6 +126,9 @@ async fn of_a_thousand_requests_a_queue_with_room_for_two_hundred_takes_exactly_
         ensure!(after < before + before / 10 + (16 << 20), "{before} bytes became {after}");
     }
 
+    // Another worker takes them over, and ends them.
+    stack.kill_worker().await?;
+    stack.start_worker(&Options::simulated(&["--slots", "100", "--simulated-tokens-per-s", "0"]))?;
     while let Some(answer) = answers.join_next().await {
         let answer = answer??;
         ensure!(answer.status == 200, "{}", answer.body);

@@ -10,7 +10,7 @@ use futures::future::try_join_all;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-/// A stack whose only worker was told to stop: queues are there, and nobody takes from them.
+/// A stack whose only worker has stopped: the queues exist, and no worker takes from them.
 async fn scaled_to_zero(options: &Options) -> Result<Stack> {
     let stack = Stack::start_with(options.clone()).await?;
     let worker = stack.worker_id().and_then(|id| Pid::from_raw(id.cast_signed()));

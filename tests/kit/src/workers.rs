@@ -84,16 +84,23 @@ impl Workers {
 
 impl Worker {
     fn start(&mut self) -> Result<()> {
-        let mut command = Command::new(binary("emberline-worker")?);
-        match self.options.engine {
-            Engine::None => return Ok(()),
-            Engine::Real => {
-                let model = model_path()?;
-                command.arg("--model").arg(model).args(["--model-name", MODEL, "--backend", "cpu"])
-            }
-            Engine::Simulated => command.args(["--engine", "simulated"]),
-            Engine::Given => command.args(["--backend", "cpu"]),
+        if self.options.engine == Engine::None {
+            return Ok(());
+        }
+        let program = binary("emberline-worker")?;
+        let mut command = if self.options.engine == Engine::Simulated {
+            let mut command = Command::new(program);
+            command.args(["--engine", "simulated"]);
+            command
+        } else {
+            // A model computes on every core; what runs beside it goes first.
+            let mut command = Command::new("nice");
+            command.arg(program).args(["--backend", "cpu"]);
+            command
         };
+        if self.options.engine == Engine::Real {
+            command.args(["--model-name", MODEL, "--model"]).arg(model_path()?);
+        }
         command
             .args(["--nats", &self.nats, "--nats-user", "worker"])
             .args(&self.options.worker_args)

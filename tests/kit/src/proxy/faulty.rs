@@ -19,7 +19,7 @@ enum LinkState {
     Closed,
 }
 
-/// Passes on what a client and a server send each other until it is told otherwise; ends when dropped.
+/// Passes on what a client and a server send each other until a test interrupts it; ends when dropped.
 #[derive(Debug)]
 pub struct FaultyProxy {
     address: String,
@@ -108,8 +108,8 @@ async fn pass(
 }
 
 async fn until_open(link: &mut watch::Receiver<LinkState>) -> io::Result<()> {
-    let is_whole = link.wait_for(|link| *link == LinkState::Open).await;
-    is_whole.map(drop).map_err(|_| io::ErrorKind::ConnectionAborted.into())
+    let is_open = link.wait_for(|link| *link == LinkState::Open).await;
+    is_open.map(drop).map_err(|_| io::ErrorKind::ConnectionAborted.into())
 }
 
 #[cfg(test)]
