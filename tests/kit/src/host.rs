@@ -103,5 +103,5 @@ async fn free_port() -> Result<u16> {
 
 fn sha256_hex(text: &str) -> String {
     use sha2::Digest as _;
-    sha2::Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
+    data_encoding::HEXLOWER.encode(&sha2::Sha256::digest(text))
 }
