@@ -53,7 +53,11 @@ async fn a_dry_run_changes_nothing_and_a_second_run_has_nothing_to_do() {
     assert_eq!(done.iter().filter(|line| line.starts_with("created ")).count(), 14, "{done:#?}");
     for wanted in streams(&Layout::default()) {
         let found = stream(&nats, wanted.name).await.unwrap();
-        assert!(wanted.unfit(&serde_json::to_value(found).unwrap()).is_empty(), "{}", wanted.name);
+        assert!(
+            wanted.incompatible_fields(&serde_json::to_value(found).unwrap()).is_empty(),
+            "{}",
+            wanted.name
+        );
     }
 
     let again = setup(&nats, &["--yes", "--model", "some.model"]).await;

@@ -56,7 +56,7 @@ impl Limits {
             tokens,
             logprobs: request.alternatives(),
             ids: request.return_token_ids,
-            prompt: request.tells_prompt().then_some(PromptLimits { logprobs: request.prompt_logprobs }),
+            prompt: request.logs_prompt().then_some(PromptLimits { logprobs: request.prompt_logprobs }),
         }
     }
 }

@@ -4,7 +4,7 @@
 #![no_main]
 
 use arbitrary::Arbitrary;
-use emberline_protocol::tools::{Piece, TextBesideCalls, ToolCallReader, ToolFormat};
+use emberline_protocol::tools::{AnswerPart, TextBesideCalls, ToolCallReader, ToolFormat};
 use libfuzzer_sys::fuzz_target;
 
 #[derive(Debug, Arbitrary)]
@@ -36,23 +36,23 @@ fuzz_target!(|input: Input<'_>| {
 
 fn read(format: ToolFormat, texts: &[&str]) -> Read {
     let mut reader = ToolCallReader::new(format, TextBesideCalls::default());
-    let mut pieces: Vec<Piece> = texts.iter().flat_map(|text| reader.push(text)).collect();
+    let mut pieces: Vec<AnswerPart> = texts.iter().flat_map(|text| reader.push(text)).collect();
     pieces.extend(reader.finish());
     let mut read = Read::default();
     for piece in pieces {
         match piece {
-            Piece::Content(text) => read.content.push_str(&text),
-            Piece::CallStart { index, name } => {
+            AnswerPart::Content(text) => read.content.push_str(&text),
+            AnswerPart::CallStart { index, name } => {
                 assert!(read.calls.last().is_none_or(|(.., ended)| *ended), "calls within calls");
                 assert_eq!(index as usize, read.calls.len());
                 read.calls.push((name, String::new(), false));
             }
-            Piece::Arguments { index, text } => {
+            AnswerPart::Arguments { index, text } => {
                 let (_, arguments, ended) = &mut read.calls[index as usize];
                 assert!(!*ended);
                 arguments.push_str(&text);
             }
-            Piece::CallEnd { index } => {
+            AnswerPart::CallEnd { index } => {
                 assert!(!std::mem::replace(&mut read.calls[index as usize].2, true));
             }
         }

@@ -320,12 +320,16 @@ fn consumer_config(consumer: &Consumer) -> pull::Config {
 
 /// Checks what the protocol relies on; limits and replicas are the operator's choice.
 fn check_stream(found: &StreamConfig, wanted: &Stream) -> Result<(), NatsError> {
-    check("stream", wanted.name.to_owned(), wanted.unfit(&to_value(found)))
+    check("stream", wanted.name.to_owned(), wanted.incompatible_fields(&to_value(found)))
 }
 
 /// As [`check_stream`], for a consumer of JOBS.
 fn check_consumer(found: &ConsumerConfig, wanted: &Consumer) -> Result<(), NatsError> {
-    check("consumer", format!("{} of {JOBS_STREAM}", wanted.durable_name), wanted.unfit(&to_value(found)))
+    check(
+        "consumer",
+        format!("{} of {JOBS_STREAM}", wanted.durable_name),
+        wanted.incompatible_fields(&to_value(found)),
+    )
 }
 
 /// Can't fail: string keys only.

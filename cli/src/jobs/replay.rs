@@ -104,7 +104,7 @@ impl Log {
             subject: subject::events(&job.id),
             next: Start::FIRST,
             stored: Vec::new(),
-            log: EventLog::new(job.request.n, job.request.tells_prompt()),
+            log: EventLog::new(job.request.n, job.request.logs_prompt()),
             printed: 0,
         }
     }

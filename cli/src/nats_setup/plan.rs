@@ -212,13 +212,11 @@ impl PlanStep {
             return Self { target: PlanTarget::Stream(stream), action: PlanAction::Create };
         };
         let config = &found["config"];
-        let mut differences = stream.unfit(config);
+        let mut differences = stream.incompatible_fields(config);
         let asked = stream.differences(config, &requested.fields(&stream));
-        differences.extend(
-            asked
-                .into_iter()
-                .filter(|asked| stream.unfit(config).iter().all(|unfit| unfit.field != asked.field)),
-        );
+        differences.extend(asked.into_iter().filter(|asked| {
+            stream.incompatible_fields(config).iter().all(|unfit| unfit.field != asked.field)
+        }));
         let messages = found["state"]["messages"].as_u64().unwrap_or_default();
         let action = if !differences.iter().any(is_fixed) {
             update(differences, config)

@@ -91,8 +91,8 @@ impl Admitter<'_> {
             let raised = increments.iter().filter(|(bucket, amount)| *amount != 0 && wanted(bucket.counter));
             raised.map(|(bucket, _)| bucket.subject()).collect()
         };
-        let token_counters = subjects(Counter::is_of_tokens);
-        let job_counters = subjects(Counter::is_of_jobs);
+        let token_counters = subjects(Counter::counts_tokens);
+        let job_counters = subjects(Counter::counts_jobs);
         let lanes = state.lanes(reserved.len());
         let accounts = reserved.iter().zip(lanes).map(|(reserved_tokens, lane)| Account {
             key: self.key.clone(),
@@ -212,8 +212,8 @@ impl Admission {
     /// nevertheless, their workers correct for them, too; whoever comes first does.
     pub async fn give_back(self, bus: &Bus, headers: &mut ResponseHeaders, jobs: &[Job]) {
         headers.has_rate_limits = false;
-        let is_of_jobs = |bucket: &Bucket| !jobs.is_empty() && bucket.counter.is_corrected();
-        let plain = self.increments.iter().filter(|(bucket, amount)| *amount != 0 && !is_of_jobs(bucket));
+        let counts_jobs = |bucket: &Bucket| !jobs.is_empty() && bucket.counter.is_corrected();
+        let plain = self.increments.iter().filter(|(bucket, amount)| *amount != 0 && !counts_jobs(bucket));
         let requests = plain.map(|(bucket, amount)| increment(bucket, amount.saturating_neg(), None));
         let corrections = jobs.iter().flat_map(|job| {
             let accounts = job.account.iter();

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 use serde_json::json;
 
-use emberline_protocol::event::{FinishReason, IMPOSSIBLE, TokenLogprob, TokenLogprobs, Usage};
+use emberline_protocol::event::{FinishReason, IMPOSSIBLE_LOGPROB, TokenLogprob, TokenLogprobs, Usage};
 use emberline_protocol::job::{Constraint, Message, Role, SamplingOptions, ToolCall, ToolChoice};
 use emberline_protocol::prompt::{PromptScore, PromptToken};
 use emberline_protocol::subject::JobId;
@@ -628,7 +628,7 @@ fn part_of_a_character() -> TokenLogprobs {
         |bytes: &[u8], logprob| TokenLogprob { id: bytes.len() as u32, bytes: bytes.to_vec(), logprob };
     TokenLogprobs {
         token: token(&[0xe6, 0xbc], -0.5),
-        top: vec![token(b" a", -0.25), token(&[0xe6, 0xbc], -0.5), token(b"", IMPOSSIBLE)],
+        top: vec![token(b" a", -0.25), token(&[0xe6, 0xbc], -0.5), token(b"", IMPOSSIBLE_LOGPROB)],
     }
 }
 

@@ -206,7 +206,7 @@ fn check_best_of(n: u32, best_of: Option<u32>) -> Result<(), ApiError> {
 
 /// Without a token to come, only what is told of the prompt is an answer.
 fn check_max_tokens(request: &GenerationRequest) -> Result<(), ApiError> {
-    if request.max_tokens != Some(0) || request.echo || request.tells_prompt() {
+    if request.max_tokens != Some(0) || request.echo || request.logs_prompt() {
         return Ok(());
     }
     let message = "'max_tokens' must be at least 1 without 'echo' or 'prompt_logprobs'.";

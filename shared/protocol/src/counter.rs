@@ -92,17 +92,17 @@ impl Counter {
     pub const STREAMS: [&str; 2] = [LIMITS_STREAM, LONG_LIMITS_STREAM];
 
     /// Whether it counts tokens.
-    pub fn is_of_tokens(self) -> bool {
+    pub fn counts_tokens(self) -> bool {
         self.window().is_some_and(|(unit, _)| unit == Unit::Tokens)
     }
 
     /// Whether the worker that ends a job corrects it.
     pub fn is_corrected(self) -> bool {
-        self.is_of_tokens() || self.is_of_jobs()
+        self.counts_tokens() || self.counts_jobs()
     }
 
     /// Whether it counts jobs that wait or run.
-    pub fn is_of_jobs(self) -> bool {
+    pub fn counts_jobs(self) -> bool {
         Self::OF_JOBS.contains(&self)
     }
 

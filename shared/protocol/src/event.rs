@@ -137,12 +137,12 @@ pub struct TokenLogprob {
     pub id: u32,
     /// The bytes that the token stands for, possibly part of a character; empty for a control token.
     pub bytes: Vec<u8>,
-    /// Always finite; [`IMPOSSIBLE`] for a token of probability 0.
+    /// Always finite; [`IMPOSSIBLE_LOGPROB`] for a token of probability 0.
     pub logprob: f32,
 }
 
 /// The log-probability of a token of probability 0, as in OpenAI's API.
-pub const IMPOSSIBLE: f32 = -9999.0;
+pub const IMPOSSIBLE_LOGPROB: f32 = -9999.0;
 
 /// A failure with all its derived fields, so that a relay of any version can pass it on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -171,18 +171,18 @@ impl GenerationRequest {
     }
 
     /// Whether the log contains the token that ends a choice.
-    pub fn tells_end(&self) -> bool {
-        self.return_token_ids || self.tells_ends_logprobs()
+    pub fn logs_end_token(&self) -> bool {
+        self.return_token_ids || self.logs_end_token_logprobs()
     }
 
     /// Whether the log contains the log-probability of the token that ends a choice. As in OpenAI's APIs,
     /// only answers to raw prompts have it.
-    pub fn tells_ends_logprobs(&self) -> bool {
+    pub fn logs_end_token_logprobs(&self) -> bool {
         self.prompt.is_some() && self.logprobs.is_some()
     }
 
     /// Whether the log contains the prompt's tokens.
-    pub fn tells_prompt(&self) -> bool {
+    pub fn logs_prompt(&self) -> bool {
         self.return_token_ids || self.prompt_logprobs.is_some()
     }
 }
@@ -365,7 +365,7 @@ mod tests {
         let sampling = SamplingOptions { temperature: 0.5, top_p: 0.25, ..SamplingOptions::default() };
         assert_eq!(request.sampling, sampling);
         assert_eq!((request.max_tokens, &request.stop[..]), (Some(5), &["x".to_owned()][..]));
-        assert!(request.add_generation_prompt && !request.continue_final_message && !request.tells_prompt());
+        assert!(request.add_generation_prompt && !request.continue_final_message && !request.logs_prompt());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-/// What a key is known by.
+/// The SHA-256 that identifies a key.
 pub fn hash(key: &[u8]) -> [u8; 32] {
     Sha256::digest(key).into()
 }

@@ -15,9 +15,9 @@ pub struct EngineMeasurement {
     /// measured.
     pub copy_bytes_per_s: Option<f64>,
     /// Prefill of single prompts, and of several at once.
-    pub prefill: Vec<Rate>,
+    pub prefill: Vec<Throughput>,
     /// Decode steps, with one token for each sequence of the batch.
-    pub decode: Vec<Rate>,
+    pub decode: Vec<Throughput>,
     /// Kernels launched in a decode step of one sequence; `None` if the device does not count them.
     pub dispatches_per_step: Option<f64>,
     /// Time by operation in a decode step of one sequence; empty if the device does not report it.
@@ -26,11 +26,11 @@ pub struct EngineMeasurement {
     /// Decoding one sequence with each data type of the key-value cache that the device supports; empty if it
     /// supports only one.
     #[serde(default)]
-    pub cache: Vec<CacheRate>,
+    pub cache: Vec<CacheThroughput>,
     /// The whole engine, scheduler included; `None` for a model without a tokenizer.
-    pub serving: Option<Serving>,
+    pub serving: Option<ServingMeasurement>,
     /// Memory use.
-    pub memory: Memory,
+    pub memory: MemoryUse,
 }
 
 /// The device and the machine around it.
@@ -65,7 +65,7 @@ pub struct ModelFacts {
 
 /// The throughput of a batch. Times are in seconds, for all tokens of one repetition together.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Rate {
+pub struct Throughput {
     /// Number of sequences in the batch.
     pub batch: usize,
     /// Length of each sequence's prompt, in tokens. When decoding, the tokens in the cache at the start.
@@ -82,11 +82,11 @@ pub struct Rate {
 
 /// Decoding with one data type of the key-value cache.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct CacheRate {
+pub struct CacheThroughput {
     /// Data type of keys and values: `f32` or `f16`.
     pub dtype: String,
     /// Decode steps of one sequence.
-    pub rate: Rate,
+    pub rate: Throughput,
 }
 
 /// Time in one operation of a decode step.
@@ -102,27 +102,27 @@ pub struct OpTime {
 
 /// The engine's latency and throughput, from submitting a job to receiving tokens.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Serving {
+pub struct ServingMeasurement {
     /// Largest number of prompt tokens in a single step, unless a row has its own.
     pub prefill_budget: usize,
     /// Capacity of the key-value cache, in tokens.
     pub cache_tokens: usize,
     /// Time to the first token.
-    pub first_token: Vec<FirstToken>,
+    pub first_token: Vec<FirstTokenLatency>,
     /// Time between tokens of running streams while a long prompt is prefilled.
-    pub gaps: Vec<Gap>,
+    pub gaps: Vec<InterTokenLatency>,
     /// Reuse of a repeated system prompt.
     pub prefix: Option<PrefixReuse>,
     /// Throughput of several streams at once.
-    pub streams: Vec<Streams>,
+    pub streams: Vec<StreamThroughput>,
     /// Throughput beside streams that are constrained by a schema.
     #[serde(default)]
-    pub constrained: Option<Constrained>,
+    pub constrained: Option<ConstrainedThroughput>,
 }
 
 /// Time from submitting a job to its first token, in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct FirstToken {
+pub struct FirstTokenLatency {
     /// Length of its prompt, in tokens.
     pub prompt_tokens: usize,
     /// Number of streams that run at the same time.
@@ -137,7 +137,7 @@ pub struct FirstToken {
 
 /// Time between two tokens of a running stream, in milliseconds, while another prompt arrives.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Gap {
+pub struct InterTokenLatency {
     /// Largest number of prompt tokens in a single step.
     pub prefill_budget: usize,
     /// Number of running streams.
@@ -175,7 +175,7 @@ pub struct PrefixReuse {
 
 /// The throughput of several streams at once, each from a short prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Streams {
+pub struct StreamThroughput {
     /// Number of streams.
     pub streams: usize,
     /// Tokens per second of all streams together while all of them run: from the first token of the stream
@@ -185,7 +185,7 @@ pub struct Streams {
 
 /// The throughput of unconstrained streams beside as many that are constrained by a JSON schema.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Constrained {
+pub struct ConstrainedThroughput {
     /// Number of unconstrained streams, and of constrained ones.
     pub streams: usize,
     /// Share of the steps' time spent waiting for masks of allowed tokens, from 0 to 1.
@@ -202,7 +202,7 @@ pub struct Constrained {
 
 /// Memory use in bytes; `None` if the system does not report it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Memory {
+pub struct MemoryUse {
     /// Of the process with the model loaded, before any computation.
     pub loaded: Option<u64>,
     /// Peak of the process.
@@ -223,9 +223,9 @@ pub struct LlamaCpp {
     /// Number of threads.
     pub threads: usize,
     /// Like [`EngineMeasurement::prefill`].
-    pub prefill: Vec<Rate>,
+    pub prefill: Vec<Throughput>,
     /// Like [`EngineMeasurement::decode`], but without sampling.
-    pub decode: Vec<Rate>,
+    pub decode: Vec<Throughput>,
     /// Peak memory use of the process, in bytes.
     pub peak_memory: u64,
 }
@@ -267,13 +267,13 @@ mod tests {
             decode_profile: Vec::new(),
             cache: Vec::new(),
             serving: None,
-            memory: Memory { loaded: None, peak: Some(2), gpu_peak: None },
+            memory: MemoryUse { loaded: None, peak: Some(2), gpu_peak: None },
         }
     }
 
     #[test]
     fn the_share_of_the_bandwidth_is_that_of_one_sequence() {
-        let rate = |batch, tokens_per_s| Rate {
+        let rate = |batch, tokens_per_s| Throughput {
             batch,
             prompt_tokens: 128,
             tokens_per_s,

@@ -12,15 +12,15 @@ use serde::{Deserialize, Serialize};
 pub const RELAXED_HEADER: &str = "x-emberline-relaxed";
 
 /// Longest value of the header, in bytes; proxies take lines of 8 KiB.
-const MAX_HEADER: usize = 4096;
+const MAX_HEADER_BYTES: usize = 4096;
 
 /// Besides what is not ASCII: what a header can't hold, `%`, and the list's own `,`.
 const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'%').add(b',');
 
 /// Most paths, and the longest in bytes: an event and a header have to hold them. Of what is more, only the
 /// fields of the body are told that it is part of.
-const MOST_PATHS: usize = 256;
-const LONGEST_PATH: usize = 512;
+const MAX_PATHS: usize = 256;
+const MAX_PATH_BYTES: usize = 512;
 
 /// Paths of fields that are not honoured, in the order in which they were found, without duplicates.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,8 +39,8 @@ impl Relaxed {
         if self.0.contains(&path) {
             return;
         }
-        if self.0.len() >= MOST_PATHS || path.len() > LONGEST_PATH {
-            let field = path.find(['.', '[']).unwrap_or(path.len()).min(LONGEST_PATH);
+        if self.0.len() >= MAX_PATHS || path.len() > MAX_PATH_BYTES {
+            let field = path.find(['.', '[']).unwrap_or(path.len()).min(MAX_PATH_BYTES);
             path.truncate(path.floor_char_boundary(field));
         }
         if !self.0.contains(&path) {
@@ -68,7 +68,7 @@ impl Relaxed {
         for (index, path) in self.0.iter().enumerate() {
             let path = utf8_percent_encode(path, ENCODED).to_string();
             let separator = if index == 0 { "" } else { ", " };
-            if value.len().saturating_add(path.len()) > MAX_HEADER {
+            if value.len().saturating_add(path.len()) > MAX_HEADER_BYTES {
                 let rest = self.0.len().saturating_sub(index);
                 value.push_str(&format!("{separator}and {rest} more"));
                 break;
@@ -107,8 +107,8 @@ mod tests {
         let mut relaxed = Relaxed::default();
         (0..10_000).for_each(|number| relaxed.push(format!("chat_template_kwargs.{number}")));
         relaxed.push(format!("tools[0].{}", "x".repeat(1000)));
-        assert_eq!(relaxed.paths().len(), MOST_PATHS + 2);
-        assert_eq!(relaxed.paths()[MOST_PATHS..], ["chat_template_kwargs", "tools"]);
+        assert_eq!(relaxed.paths().len(), MAX_PATHS + 2);
+        assert_eq!(relaxed.paths()[MAX_PATHS..], ["chat_template_kwargs", "tools"]);
     }
 
     #[test]
@@ -123,12 +123,12 @@ mod tests {
         let mut all = Relaxed::default();
         paths.iter().for_each(|path| all.push(path.as_str()));
         let value = all.header_value().unwrap();
-        assert!(value.len() < MAX_HEADER + 40, "{}", value.len());
+        assert!(value.len() < MAX_HEADER_BYTES + 40, "{}", value.len());
         let told = value.split(", ").count() - 1;
         assert!(value.ends_with(&format!(", and {} more", 200 - told)), "{value}");
         // Each byte takes three in the header.
-        let longest = relaxed(&[&"\u{e4}".repeat(LONGEST_PATH)]);
-        assert_eq!(longest.paths()[0].len(), LONGEST_PATH);
-        assert_eq!(longest.header_value().map(|value| value.len()), Some(3 * LONGEST_PATH));
+        let longest = relaxed(&[&"\u{e4}".repeat(MAX_PATH_BYTES)]);
+        assert_eq!(longest.paths()[0].len(), MAX_PATH_BYTES);
+        assert_eq!(longest.header_value().map(|value| value.len()), Some(3 * MAX_PATH_BYTES));
     }
 }

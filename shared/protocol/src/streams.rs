@@ -3,7 +3,7 @@
 //!
 //! [`streams`] makes the streams and buckets for a [`Layout`]. Workers create missing ones with the default
 //! layout, for a single machine, and check existing ones only for what the protocol requires
-//! ([`Stream::unfit`]). `emberline nats setup` also changes existing ones.
+//! ([`Stream::incompatible_fields`]). `emberline nats setup` also changes existing ones.
 
 mod consumer;
 mod definitions;
@@ -119,7 +119,7 @@ fn nanoseconds<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S
 impl Stream {
     /// The fields in which `found`, the configuration of an existing stream, violates what the protocol
     /// requires. The operator may choose limits, storage and replicas.
-    pub fn unfit(&self, found: &Value) -> Vec<Difference> {
+    pub fn incompatible_fields(&self, found: &Value) -> Vec<Difference> {
         let mut fields = vec![
             "subjects",
             "retention",

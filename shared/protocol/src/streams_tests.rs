@@ -21,7 +21,7 @@ fn with(stream: &Stream, field: &str, value: Value) -> Value {
 fn every_stream_fits_itself_and_has_a_bound() {
     let all = streams(&Layout::default());
     for stream in &all {
-        assert_eq!(stream.unfit(&stream.to_json()), []);
+        assert_eq!(stream.incompatible_fields(&stream.to_json()), []);
         assert!(stream.max_bytes > 0 && !stream.subjects.is_empty(), "{}", stream.name);
         assert!(stream.max_age.is_zero() || stream.duplicate_window <= stream.max_age, "{}", stream.name);
     }
@@ -45,11 +45,11 @@ fn a_layout_changes_replicas_everywhere_and_storage_where_it_may() {
 #[test]
 fn an_operators_limits_fit_and_another_kind_of_stream_does_not() {
     let jobs = named("JOBS");
-    assert_eq!(jobs.unfit(&with(&jobs, "max_msgs", json!(1))), []);
-    assert_eq!(jobs.unfit(&with(&jobs, "num_replicas", json!(3))), []);
-    assert_eq!(jobs.unfit(&with(&jobs, "max_msgs_per_subject", json!(50))), []);
-    assert_eq!(jobs.unfit(&with(&jobs, "max_msgs_per_subject", json!(-1))).len(), 1);
-    let log = jobs.unfit(&with(&jobs, "retention", json!("limits")));
+    assert_eq!(jobs.incompatible_fields(&with(&jobs, "max_msgs", json!(1))), []);
+    assert_eq!(jobs.incompatible_fields(&with(&jobs, "num_replicas", json!(3))), []);
+    assert_eq!(jobs.incompatible_fields(&with(&jobs, "max_msgs_per_subject", json!(50))), []);
+    assert_eq!(jobs.incompatible_fields(&with(&jobs, "max_msgs_per_subject", json!(-1))).len(), 1);
+    let log = jobs.incompatible_fields(&with(&jobs, "retention", json!("limits")));
     assert_eq!(log.iter().map(ToString::to_string).collect::<Vec<_>>(), ["retention limits -> workqueue"]);
 }
 
@@ -57,7 +57,11 @@ fn an_operators_limits_fit_and_another_kind_of_stream_does_not() {
 fn nothing_may_be_forgotten_too_early_and_no_heartbeat_too_late() {
     let ages = |name: &str, age: Duration| {
         let stream = named(name);
-        let unfit = stream.unfit(&with(&stream, "max_age", json!(u64::try_from(age.as_nanos()).unwrap())));
+        let unfit = stream.incompatible_fields(&with(
+            &stream,
+            "max_age",
+            json!(u64::try_from(age.as_nanos()).unwrap()),
+        ));
         unfit.iter().map(ToString::to_string).collect::<Vec<_>>()
     };
     assert_eq!(ages("EVENTS", 10 * MINUTE), ["max_age 10 min -> 25 h"]);
@@ -72,11 +76,11 @@ fn what_the_api_leaves_out_is_nothing() {
     let limits = named("LIMITS");
     let mut found = limits.to_json();
     found.as_object_mut().unwrap().remove("allow_msg_counter");
-    let unfit = limits.unfit(&found);
+    let unfit = limits.incompatible_fields(&found);
     assert_eq!(unfit.len(), 1);
     assert_eq!(unfit[0].to_string(), "allow_msg_counter false -> true");
     found["allow_msg_counter"] = Value::Null;
-    assert_eq!(limits.unfit(&found), unfit);
+    assert_eq!(limits.incompatible_fields(&found), unfit);
 }
 
 #[test]
@@ -84,10 +88,10 @@ fn an_operators_consumer_fits_unless_it_serves_something_else() {
     let wanted = Consumer::of_jobs("m", Lane::default());
     let mut found = wanted.to_json();
     found["ack_wait"] = json!(60_000_000_000_u64);
-    assert_eq!(wanted.unfit(&found), []);
+    assert_eq!(wanted.incompatible_fields(&found), []);
     assert_eq!(wanted.differences(&found, &["ack_wait"])[0].to_string(), "ack_wait 1 min -> 2500 ms");
     found["filter_subject"] = json!("emberline.jobs.>");
-    assert_eq!(wanted.unfit(&found)[0].field, "filter_subject");
+    assert_eq!(wanted.incompatible_fields(&found)[0].field, "filter_subject");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::subject::JobId;
-pub use reader::{Piece, ToolCallReader};
+pub use reader::{AnswerPart, ToolCallReader};
 
 /// The format in which a model writes tool calls. The worker's grammar enforces it, so that readers of the
 /// text can rely on it.

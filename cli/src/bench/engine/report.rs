@@ -5,7 +5,9 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use emberline_protocol::measurement::{CacheRate, EngineMeasurement, LlamaCpp, Memory, Rate, Serving};
+use emberline_protocol::measurement::{
+    CacheThroughput, EngineMeasurement, LlamaCpp, MemoryUse, ServingMeasurement, Throughput,
+};
 use serde::Serialize;
 
 use super::plot::{Plot, PlotSeries};
@@ -37,7 +39,7 @@ pub(crate) enum WriteError {
 }
 
 /// Selects the points of a plot from measured rates.
-type Points<'a> = &'a dyn Fn(&[Rate]) -> Vec<(f64, f64)>;
+type Points<'a> = &'a dyn Fn(&[Throughput]) -> Vec<(f64, f64)>;
 
 impl Comparison {
     fn llama(&self) -> Option<&LlamaCpp> {
@@ -79,9 +81,9 @@ impl EngineReport {
 
     fn plots(&self) -> Vec<(&'static str, Plot)> {
         let model = &self.engine.model.name;
-        let prompts = |rates: &[Rate]| points(rates, |rate| rate.batch == 1, |rate| rate.prompt_tokens);
-        let batches = |rates: &[Rate]| points(rates, |_| true, |rate| rate.batch);
-        let both = |select: Points<'_>, ours: &[Rate], theirs: fn(&LlamaCpp) -> &[Rate]| {
+        let prompts = |rates: &[Throughput]| points(rates, |rate| rate.batch == 1, |rate| rate.prompt_tokens);
+        let batches = |rates: &[Throughput]| points(rates, |_| true, |rate| rate.batch);
+        let both = |select: Points<'_>, ours: &[Throughput], theirs: fn(&LlamaCpp) -> &[Throughput]| {
             let mut series = vec![PlotSeries { name: "emberline".to_owned(), points: select(ours) }];
             if let Some(llama) = self.comparison.llama() {
                 let place = if llama.gpu || !self.engine.device.gpu { "" } else { " (on the CPU)" };
@@ -141,7 +143,7 @@ impl EngineReport {
             bytes(model.weight_bytes as f64),
             bytes(model.cache_bytes_per_token as f64),
         );
-        let Memory { loaded, peak, gpu_peak } = *memory;
+        let MemoryUse { loaded, peak, gpu_peak } = *memory;
         let known =
             [("; process", loaded, " when loaded"), (", at most", peak, ""), ("; GPU at most", gpu_peak, "")];
         for (before, amount, after) in known {
@@ -150,7 +152,7 @@ impl EngineReport {
             }
         }
         if let Some(serving) = &self.engine.serving {
-            let Serving { cache_tokens, prefill_budget, .. } = serving;
+            let ServingMeasurement { cache_tokens, prefill_budget, .. } = serving;
             let _ = write!(
                 text,
                 "\nengine: cache for {cache_tokens} tokens, at most {prefill_budget} prompt tokens a step"
@@ -183,14 +185,15 @@ impl EngineReport {
         text
     }
 
-    fn rates(&self, title: &str, ours: &[Rate], theirs: fn(&LlamaCpp) -> &[Rate]) -> String {
-        let other = |rate: &Rate| {
+    fn rates(&self, title: &str, ours: &[Throughput], theirs: fn(&LlamaCpp) -> &[Throughput]) -> String {
+        let other = |rate: &Throughput| {
             let rates = self.comparison.llama().map(theirs).unwrap_or_default();
-            let same = |other: &&Rate| other.batch == rate.batch && other.prompt_tokens == rate.prompt_tokens;
+            let same =
+                |other: &&Throughput| other.batch == rate.batch && other.prompt_tokens == rate.prompt_tokens;
             rates.iter().find(same).map(|rate| rate.tokens_per_s)
         };
         let rows = ours.iter().map(|rate| {
-            let Rate { batch, prompt_tokens, tokens_per_s, seconds, fastest_s, slowest_s } = *rate;
+            let Throughput { batch, prompt_tokens, tokens_per_s, seconds, fastest_s, slowest_s } = *rate;
             let theirs = other(rate);
             [
                 batch.to_string(),
@@ -211,9 +214,9 @@ impl EngineReport {
     }
 
     fn cache(&self) -> String {
-        let rows = self.engine.cache.iter().map(|CacheRate { dtype, rate }| {
+        let rows = self.engine.cache.iter().map(|CacheThroughput { dtype, rate }| {
             let depth = rate.prompt_tokens;
-            let of_same_depth = |other: &&CacheRate| other.rate.prompt_tokens == depth;
+            let of_same_depth = |other: &&CacheThroughput| other.rate.prompt_tokens == depth;
             let first = self.engine.cache.iter().find(of_same_depth).map_or(rate, |first| &first.rate);
             let ratio = rate.tokens_per_s / first.tokens_per_s;
             [dtype.clone(), depth.to_string(), number(rate.tokens_per_s), format!("{ratio:.2}")]
@@ -233,11 +236,15 @@ impl EngineReport {
     }
 }
 
-fn points(rates: &[Rate], keep: impl Fn(&Rate) -> bool, x: impl Fn(&Rate) -> usize) -> Vec<(f64, f64)> {
+fn points(
+    rates: &[Throughput],
+    keep: impl Fn(&Throughput) -> bool,
+    x: impl Fn(&Throughput) -> usize,
+) -> Vec<(f64, f64)> {
     rates.iter().filter(|rate| keep(rate)).map(|rate| (x(rate) as f64, rate.tokens_per_s)).collect()
 }
 
-fn first_tokens(serving: &Serving) -> Vec<PlotSeries> {
+fn first_tokens(serving: &ServingMeasurement) -> Vec<PlotSeries> {
     let mut loads: Vec<usize> = serving.first_token.iter().map(|row| row.load).collect();
     loads.sort_unstable();
     loads.dedup();
@@ -252,8 +259,8 @@ fn first_tokens(serving: &Serving) -> Vec<PlotSeries> {
     loads.into_iter().map(|load| PlotSeries { name: name(load), points: of(load) }).collect()
 }
 
-fn gaps(serving: &Serving) -> Vec<PlotSeries> {
-    type Select = fn(&emberline_protocol::measurement::Gap) -> f64;
+fn gaps(serving: &ServingMeasurement) -> Vec<PlotSeries> {
+    type Select = fn(&emberline_protocol::measurement::InterTokenLatency) -> f64;
     let lines: [(&str, Select); 4] = [
         ("median before", |gap| gap.before_ms),
         ("median while it is prefilled", |gap| gap.median_ms),
@@ -265,7 +272,7 @@ fn gaps(serving: &Serving) -> Vec<PlotSeries> {
     lines.map(|(name, select)| PlotSeries { name: name.to_owned(), points: of(select) }).into()
 }
 
-fn serving_tables(serving: &Serving) -> Vec<String> {
+fn serving_tables(serving: &ServingMeasurement) -> Vec<String> {
     let mut parts = Vec::new();
     let rows = serving.streams.iter().map(|row| {
         let one = serving.streams.first().map_or(row.tokens_per_s, |first| first.tokens_per_s);

@@ -1,16 +1,17 @@
 use emberline_protocol::measurement::{
-    Constrained, DeviceFacts, FirstToken, Gap, ModelFacts, OpTime, PrefixReuse, Streams,
+    ConstrainedThroughput, DeviceFacts, FirstTokenLatency, InterTokenLatency, ModelFacts, OpTime,
+    PrefixReuse, StreamThroughput,
 };
 
 use super::*;
 
-fn rate(batch: usize, prompt_tokens: usize, tokens_per_s: f64) -> Rate {
+fn rate(batch: usize, prompt_tokens: usize, tokens_per_s: f64) -> Throughput {
     let seconds = 1.0 / tokens_per_s;
-    Rate { batch, prompt_tokens, tokens_per_s, seconds, fastest_s: seconds, slowest_s: seconds }
+    Throughput { batch, prompt_tokens, tokens_per_s, seconds, fastest_s: seconds, slowest_s: seconds }
 }
 
 fn report() -> EngineReport {
-    let gap = Gap {
+    let gap = InterTokenLatency {
         prefill_budget: 256,
         streams: 8,
         prompt_tokens: 4096,
@@ -21,8 +22,9 @@ fn report() -> EngineReport {
         chunk_ms: 290.0,
         first_token_ms: 5000.0,
     };
-    let first = |load| FirstToken { prompt_tokens: 1024, load, min_ms: 1.0, median_ms: 2.0, max_ms: 3.0 };
-    let serving = Serving {
+    let first =
+        |load| FirstTokenLatency { prompt_tokens: 1024, load, min_ms: 1.0, median_ms: 2.0, max_ms: 3.0 };
+    let serving = ServingMeasurement {
         prefill_budget: 256,
         cache_tokens: 4096,
         first_token: vec![first(0), first(8)],
@@ -35,10 +37,10 @@ fn report() -> EngineReport {
             cached_tokens: 992,
         }),
         streams: vec![
-            Streams { streams: 1, tokens_per_s: 90.0 },
-            Streams { streams: 32, tokens_per_s: 360.0 },
+            StreamThroughput { streams: 1, tokens_per_s: 90.0 },
+            StreamThroughput { streams: 32, tokens_per_s: 360.0 },
         ],
-        constrained: Some(Constrained {
+        constrained: Some(ConstrainedThroughput {
             streams: 8,
             wait_share: 0.0123,
             mask_ms: 0.5,
@@ -47,7 +49,7 @@ fn report() -> EngineReport {
             alone_tokens_per_s: 150.0,
         }),
     };
-    let cache = |dtype: &str, depth, tokens_per_s| CacheRate {
+    let cache = |dtype: &str, depth, tokens_per_s| CacheThroughput {
         dtype: dtype.to_owned(),
         rate: rate(1, depth, tokens_per_s),
     };
@@ -74,7 +76,7 @@ fn report() -> EngineReport {
         decode_profile: vec![OpTime { op: "linear".into(), calls: 60.0, ms: 6.0 }],
         cache: vec![cache("f32", 128, 100.0), cache("f32", 4000, 50.0), cache("f16", 4000, 60.0)],
         serving: Some(serving),
-        memory: Memory { loaded: Some(200_000_000), peak: None, gpu_peak: None },
+        memory: MemoryUse { loaded: Some(200_000_000), peak: None, gpu_peak: None },
     };
     let llama = LlamaCpp {
         version: "0.3.36".into(),

@@ -6,7 +6,7 @@ use emberline_api::chat::{ChatAnswer, Delta};
 use emberline_protocol::error::ApiError;
 use emberline_protocol::event::{FinishReason, TokenLogprobs};
 use emberline_protocol::prompt::PromptToken;
-use emberline_protocol::tools::{Piece, ToolCallReader};
+use emberline_protocol::tools::{AnswerPart, ToolCallReader};
 
 use crate::relay::{Ending, Limits, Output};
 use crate::response::ResponseWriter;
@@ -72,19 +72,19 @@ impl ChatStream {
         }
         let pieces = match &mut known.reader {
             Some(reader) => reader.push(&text),
-            None => vec![Piece::Content(text)],
+            None => vec![AnswerPart::Content(text)],
         };
         self.pieces(choice, &pieces)
     }
 
-    fn pieces(&mut self, choice: u32, pieces: &[Piece]) -> Vec<Bytes> {
+    fn pieces(&mut self, choice: u32, pieces: &[AnswerPart]) -> Vec<Bytes> {
         let mut frames = Vec::with_capacity(pieces.len());
         for piece in pieces {
             let delta = match piece {
-                Piece::Content(text) => Delta::Content(text),
-                Piece::CallStart { index, name } => Delta::CallStart { index: *index, name },
-                Piece::Arguments { index, text } => Delta::Arguments { index: *index, text },
-                Piece::CallEnd { .. } => continue,
+                AnswerPart::Content(text) => Delta::Content(text),
+                AnswerPart::CallStart { index, name } => Delta::CallStart { index: *index, name },
+                AnswerPart::Arguments { index, text } => Delta::Arguments { index: *index, text },
+                AnswerPart::CallEnd { .. } => continue,
             };
             // The first chunk has all tokens so far, the others have none.
             let Some(known) = self.choice(choice) else { continue };
@@ -100,9 +100,9 @@ impl ChatStream {
         let Some(known) = self.choice(choice) else { return Vec::new() };
         let mut pieces = known.reader.as_mut().map(ToolCallReader::finish).unwrap_or_default();
         let calls = known.reader.as_ref().map_or(0, ToolCallReader::calls);
-        pieces.retain(|piece| !matches!(piece, Piece::CallEnd { .. }));
+        pieces.retain(|piece| !matches!(piece, AnswerPart::CallEnd { .. }));
         if pieces.is_empty() && known.holds_tokens() {
-            pieces.push(Piece::Content(String::new()));
+            pieces.push(AnswerPart::Content(String::new()));
         }
         let mut frames = self.pieces(choice, &pieces);
         frames.push(self.chunk(choice, Delta::Finish { reason, calls }, ChunkTokens::default()));

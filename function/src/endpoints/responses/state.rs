@@ -13,7 +13,7 @@ use emberline_api::responses::{
 use emberline_protocol::error::{ApiError, ErrorCode};
 use emberline_protocol::event::{FinishReason, Usage};
 use emberline_protocol::subject::JobId;
-use emberline_protocol::tools::{Piece, ToolCallReader, call_id};
+use emberline_protocol::tools::{AnswerPart, ToolCallReader, call_id};
 use serde_json::{Map, Value, json};
 
 use super::event::Event;
@@ -87,7 +87,7 @@ impl ResponseState {
                 self.logprobs.extend(logprobs.iter().flatten().map(TextLogprob::from));
                 let pieces = match &mut self.reader {
                     Some(reader) => reader.push(&text),
-                    None => vec![Piece::Content(text)],
+                    None => vec![AnswerPart::Content(text)],
                 };
                 pieces.into_iter().for_each(|piece| self.piece(piece, ItemStatus::Completed));
             }
@@ -165,17 +165,17 @@ impl ResponseState {
     }
 
     /// Takes a part of the text; a call that ends here has this status.
-    fn piece(&mut self, piece: Piece, ended: ItemStatus) {
+    fn piece(&mut self, piece: AnswerPart, ended: ItemStatus) {
         match piece {
-            Piece::Content(text) => self.content(text),
-            Piece::CallStart { index, name } => {
+            AnswerPart::Content(text) => self.content(text),
+            AnswerPart::CallStart { index, name } => {
                 self.close(ItemStatus::Completed);
                 let (id, status) = (self.next_id("fc"), ItemStatus::InProgress);
                 let (call_id, arguments) = (call_id(&self.job, 0, index), String::new());
                 self.open(OutputItem::FunctionCall { id, status, call_id, name, arguments });
             }
-            Piece::Arguments { text, .. } => self.arguments(text),
-            Piece::CallEnd { .. } => self.close(ended),
+            AnswerPart::Arguments { text, .. } => self.arguments(text),
+            AnswerPart::CallEnd { .. } => self.close(ended),
         }
     }
 

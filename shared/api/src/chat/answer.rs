@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use emberline_protocol::event::{FinishReason, TokenLogprob, TokenLogprobs, Usage};
 use emberline_protocol::job::ToolChoice;
 use emberline_protocol::prompt::PromptToken;
-use emberline_protocol::tools::{Piece, TextBesideCalls, ToolCallReader, ToolFormat, call_id};
+use emberline_protocol::tools::{AnswerPart, TextBesideCalls, ToolCallReader, ToolFormat, call_id};
 
 use crate::answer::{
     Choice, ChunkTokens, ChunkUsage, Envelope, FinishBody, UsageBody, ids_of, name_by_id, to_json,
@@ -292,18 +292,18 @@ impl ChatAnswer {
         pieces.extend(reader.finish());
         for piece in pieces {
             match piece {
-                Piece::Content(text) => message.content.get_or_insert_default().push_str(&text),
-                Piece::CallStart { index, name } => message.tool_calls.push(ToolCallBody {
+                AnswerPart::Content(text) => message.content.get_or_insert_default().push_str(&text),
+                AnswerPart::CallStart { index, name } => message.tool_calls.push(ToolCallBody {
                     id: call_id(&self.envelope.job, choice, index),
                     r#type: "function",
                     function: CalledFunction { name, arguments: String::new() },
                 }),
-                Piece::Arguments { text, .. } => {
+                AnswerPart::Arguments { text, .. } => {
                     if let Some(call) = message.tool_calls.last_mut() {
                         call.function.arguments.push_str(&text);
                     }
                 }
-                Piece::CallEnd { .. } => {}
+                AnswerPart::CallEnd { .. } => {}
             }
         }
         if message.tool_calls.is_empty() {

@@ -57,8 +57,8 @@ impl Consumer {
         }
     }
 
-    /// Like [`Stream::unfit`](super::Stream::unfit).
-    pub fn unfit(&self, found: &Value) -> Vec<Difference> {
+    /// Like [`Stream::incompatible_fields`](super::Stream::incompatible_fields).
+    pub fn incompatible_fields(&self, found: &Value) -> Vec<Difference> {
         self.differences(found, &["filter_subject", "ack_policy"])
     }
 

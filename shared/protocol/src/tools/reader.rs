@@ -7,7 +7,7 @@ use super::{TextBesideCalls, ToolFormat};
 
 /// A part of an answer: text, or part of a tool call.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Piece {
+pub enum AnswerPart {
     /// Text.
     Content(String),
     /// A call begins.
@@ -49,7 +49,7 @@ pub struct ToolCallReader {
     calls: u32,
     /// Whether whitespace is dropped because it follows a call.
     beside_call: bool,
-    pieces: Vec<Piece>,
+    pieces: Vec<AnswerPart>,
 }
 
 /// The marks that a format writes around calls. Whitespace is allowed between all of them.
@@ -109,15 +109,15 @@ impl ToolCallReader {
     }
 
     /// Reads the next part of the text and returns what it completes.
-    pub fn push(&mut self, text: &str) -> Vec<Piece> {
+    pub fn push(&mut self, text: &str) -> Vec<AnswerPart> {
         text.chars().for_each(|c| self.step(c));
         take(&mut self.pieces)
     }
 
     /// Ends the answer. Text that is held back becomes content, unless it belongs to a call.
-    pub fn finish(&mut self) -> Vec<Piece> {
+    pub fn finish(&mut self) -> Vec<AnswerPart> {
         if self.call.is_in_arguments() {
-            self.pieces.push(Piece::CallEnd { index: self.index() });
+            self.pieces.push(AnswerPart::CallEnd { index: self.index() });
         }
         if !self.holds_markup() {
             self.release();
@@ -218,13 +218,13 @@ impl ToolCallReader {
             CallStep::Argument => self.argument(c),
             CallStep::LastArgument => {
                 self.argument(c);
-                self.pieces.push(Piece::CallEnd { index: self.index() });
+                self.pieces.push(AnswerPart::CallEnd { index: self.index() });
             }
             CallStep::StartWith(name, arguments) => {
                 self.start(name);
                 let index = self.index();
-                self.pieces.push(Piece::Arguments { index, text: arguments });
-                self.pieces.push(Piece::CallEnd { index });
+                self.pieces.push(AnswerPart::Arguments { index, text: arguments });
+                self.pieces.push(AnswerPart::CallEnd { index });
             }
             CallStep::End => self.hold(c, ReaderState::AfterCall),
             CallStep::Malformed => self.fail(c),
@@ -251,15 +251,15 @@ impl ToolCallReader {
 
     fn start(&mut self, name: String) {
         self.held.clear();
-        self.pieces.push(Piece::CallStart { index: self.calls, name });
+        self.pieces.push(AnswerPart::CallStart { index: self.calls, name });
         self.calls += 1;
     }
 
     fn argument(&mut self, c: char) {
         let call = self.index();
         match self.pieces.last_mut() {
-            Some(Piece::Arguments { index, text }) if *index == call => text.push(c),
-            _ => self.pieces.push(Piece::Arguments { index: call, text: c.into() }),
+            Some(AnswerPart::Arguments { index, text }) if *index == call => text.push(c),
+            _ => self.pieces.push(AnswerPart::Arguments { index: call, text: c.into() }),
         }
     }
 
@@ -277,8 +277,8 @@ impl ToolCallReader {
         }
         self.beside_call = false;
         match self.pieces.last_mut() {
-            Some(Piece::Content(text)) => text.push_str(&self.held),
-            _ => self.pieces.push(Piece::Content(self.held.clone())),
+            Some(AnswerPart::Content(text)) => text.push_str(&self.held),
+            _ => self.pieces.push(AnswerPart::Content(self.held.clone())),
         }
         self.held.clear();
     }

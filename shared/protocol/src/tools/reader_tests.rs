@@ -15,21 +15,21 @@ struct Answer {
 }
 
 impl Answer {
-    fn add(&mut self, pieces: Vec<Piece>) {
+    fn add(&mut self, pieces: Vec<AnswerPart>) {
         for piece in pieces {
             match piece {
-                Piece::Content(text) => self.content += &text,
-                Piece::CallStart { index, name } => {
+                AnswerPart::Content(text) => self.content += &text,
+                AnswerPart::CallStart { index, name } => {
                     assert_eq!(index as usize, self.calls.len());
                     self.calls.push((name, String::new(), false));
                 }
-                Piece::Arguments { index, text } => {
+                AnswerPart::Arguments { index, text } => {
                     assert!(index as usize + 1 == self.calls.len() && !text.is_empty());
                     let (_, arguments, ended) = self.calls.last_mut().unwrap();
                     assert!(!*ended);
                     *arguments += &text;
                 }
-                Piece::CallEnd { index } => {
+                AnswerPart::CallEnd { index } => {
                     assert_eq!(index as usize + 1, self.calls.len());
                     assert!(!std::mem::replace(&mut self.calls.last_mut().unwrap().2, true));
                 }
@@ -81,17 +81,17 @@ fn each_format_is_read() {
 #[test]
 fn arguments_are_passed_on_as_they_come() {
     let mut reader = ToolCallReader::new(ToolFormat::Hermes, TextBesideCalls::Free);
-    let content = |text: &str| Piece::Content(text.to_owned());
-    let arguments = |text: &str| Piece::Arguments { index: 0, text: text.to_owned() };
+    let content = |text: &str| AnswerPart::Content(text.to_owned());
+    let arguments = |text: &str| AnswerPart::Arguments { index: 0, text: text.to_owned() };
     assert_eq!(reader.push("Look: \n"), [content("Look:")]);
     assert_eq!(reader.push("<b> <tool"), [content(" \n<b>")]);
     assert_eq!(reader.push("_call>{\"name\":\"f\\u0041\",\"argu"), []);
     assert_eq!(
         reader.push("ments\": {\"a"),
-        [Piece::CallStart { index: 0, name: "fA".to_owned() }, arguments("{\"a")]
+        [AnswerPart::CallStart { index: 0, name: "fA".to_owned() }, arguments("{\"a")]
     );
     assert_eq!(reader.push("\": "), [arguments("\": ")]);
-    assert_eq!(reader.push("1}}\n</"), [arguments("1}"), Piece::CallEnd { index: 0 }]);
+    assert_eq!(reader.push("1}}\n</"), [arguments("1}"), AnswerPart::CallEnd { index: 0 }]);
     assert_eq!(reader.push("tool_call>\n\nDone"), [content("Done")]);
     assert_eq!(reader.push(" <"), []);
     assert_eq!(reader.finish(), [content(" <")]);

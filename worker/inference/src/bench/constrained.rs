@@ -7,7 +7,7 @@ use std::time::Instant;
 use emberline_kernels::BLOCK_SIZE;
 use emberline_protocol::event::EventKind;
 use emberline_protocol::job::{Constraint, Job};
-use emberline_protocol::measurement::Constrained;
+use emberline_protocol::measurement::ConstrainedThroughput;
 use serde_json::json;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
@@ -18,7 +18,7 @@ use crate::device::ComputeDevice;
 use crate::engine::Engine;
 use crate::engine::inference::{self, CacheSize, InferenceEngine, LoadOptions, StepCounts};
 
-/// Streams that are measured, and as many beside them.
+/// StreamThroughput that are measured, and as many beside them.
 const STREAMS: usize = 8;
 /// Measurements of each kind; the median counts.
 const ROUNDS: usize = 5;
@@ -28,7 +28,11 @@ const SETTLING: usize = 12;
 const TOKENS: u32 = 512;
 
 /// Measures on an engine of its own, `steps` steps for each kind of company.
-pub(super) fn measure(path: &Path, device: &ComputeDevice, steps: usize) -> Result<Constrained, BenchError> {
+pub(super) fn measure(
+    path: &Path,
+    device: &ComputeDevice,
+    steps: usize,
+) -> Result<ConstrainedThroughput, BenchError> {
     let tokens = 2 * STREAMS * (TOKENS as usize + 128);
     let engine = inference::load(&LoadOptions {
         slots: 2 * STREAMS,
@@ -47,7 +51,7 @@ pub(super) fn measure(path: &Path, device: &ComputeDevice, steps: usize) -> Resu
         wait_shares.push(counts.mask_wait.as_secs_f64() / counts.step_time.as_secs_f64());
         masks_ms.push(counts.mask_time.as_secs_f64() * 1e3 / counts.masks.max(1) as f64);
     }
-    Ok(Constrained {
+    Ok(ConstrainedThroughput {
         streams: STREAMS,
         wait_share: median(&mut wait_shares),
         mask_ms: median(&mut masks_ms),

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use emberline_kernels::copy_bandwidth;
-use emberline_protocol::measurement::{DeviceFacts, EngineMeasurement, Memory, ModelFacts};
+use emberline_protocol::measurement::{DeviceFacts, EngineMeasurement, MemoryUse, ModelFacts};
 
 use crate::checkpoint::Checkpoint;
 use crate::device::{Backend, ComputeDevice, DeviceClass, DeviceError};
@@ -136,7 +136,7 @@ pub fn run(args: &BenchArgs) -> Result<EngineMeasurement, BenchError> {
         decode_profile: measured.profile,
         cache: measured.cache,
         serving,
-        memory: Memory { loaded, peak, gpu_peak: None },
+        memory: MemoryUse { loaded, peak, gpu_peak: None },
     })
 }
 

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use emberline_kernels::{BLOCK_SIZE, KvType, SamplingParams};
-use emberline_protocol::measurement::{CacheRate, OpTime, Rate};
+use emberline_protocol::measurement::{CacheThroughput, OpTime, Throughput};
 
 use crate::network::{ComputeError, Network, StepSpan};
 
@@ -64,13 +64,13 @@ impl Load {
 /// What was measured.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Measured {
-    pub(super) prefill: Vec<Rate>,
-    pub(super) decode: Vec<Rate>,
+    pub(super) prefill: Vec<Throughput>,
+    pub(super) decode: Vec<Throughput>,
     /// For each budget, the milliseconds of the last chunk of the long prompt.
     pub(super) chunks: Vec<(usize, f64)>,
     pub(super) dispatches_per_step: Option<f64>,
     pub(super) profile: Vec<OpTime>,
-    pub(super) cache: Vec<CacheRate>,
+    pub(super) cache: Vec<CacheThroughput>,
 }
 
 /// Measures with a cache of type `stored`; on the host also compares decoding with both types.
@@ -107,7 +107,11 @@ pub(super) fn measure(network: &mut Network, load: &Load, stored: KvType) -> Res
 
 /// Steps of one sequence with `depth` tokens in a cache of either kind, in turns: what else the
 /// machine does comes to both.
-fn cache_rates(network: &mut Network, load: &Load, depth: usize) -> Result<Vec<CacheRate>, ComputeError> {
+fn cache_rates(
+    network: &mut Network,
+    load: &Load,
+    depth: usize,
+) -> Result<Vec<CacheThroughput>, ComputeError> {
     let mut kinds = [("f32", KvType::F32, Vec::new()), ("f16", KvType::F16, Vec::new())];
     for _ in 0..load.repeat.max(3) {
         for (_, stored, seconds) in &mut kinds {
@@ -116,7 +120,7 @@ fn cache_rates(network: &mut Network, load: &Load, depth: usize) -> Result<Vec<C
             seconds.push(bench.decode(&load)?.seconds);
         }
     }
-    let rate = |(dtype, _, seconds): &(&str, KvType, Vec<f64>)| CacheRate {
+    let rate = |(dtype, _, seconds): &(&str, KvType, Vec<f64>)| CacheThroughput {
         dtype: (*dtype).to_owned(),
         rate: rate(1, seconds, 1, depth),
     };
@@ -148,7 +152,7 @@ impl<'a> Bench<'a> {
     }
 
     /// Prompts of `tokens` tokens for all sequences, one after the other, in full chunks.
-    fn prefill(&mut self, tokens: usize, load: &Load) -> Result<Rate, ComputeError> {
+    fn prefill(&mut self, tokens: usize, load: &Load) -> Result<Throughput, ComputeError> {
         let total = self.tables.len() * tokens;
         if load.warm_up {
             self.prefill_once(tokens)?;
@@ -180,7 +184,7 @@ impl<'a> Bench<'a> {
     }
 
     /// Steps of one token for every sequence.
-    fn decode(&mut self, load: &Load) -> Result<Rate, ComputeError> {
+    fn decode(&mut self, load: &Load) -> Result<Throughput, ComputeError> {
         self.fill(load.depth)?;
         let mut at = load.depth;
         self.steps(&mut at, if load.warm_up { load.steps } else { 2 })?;
@@ -300,9 +304,9 @@ fn timed(work: impl FnOnce() -> Result<(), ComputeError>) -> Result<f64, Compute
     Ok(began.elapsed().as_secs_f64())
 }
 
-fn rate(tokens: usize, seconds: &[f64], batch: usize, prompt_tokens: usize) -> Rate {
+fn rate(tokens: usize, seconds: &[f64], batch: usize, prompt_tokens: usize) -> Throughput {
     let middle = median(&mut seconds.to_vec());
-    Rate {
+    Throughput {
         batch,
         prompt_tokens,
         tokens_per_s: tokens as f64 / middle,

@@ -5,7 +5,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use emberline_kernels::BLOCK_SIZE;
-use emberline_protocol::measurement::{FirstToken, Gap, PrefixReuse, Serving, Streams};
+use emberline_protocol::measurement::{
+    FirstTokenLatency, InterTokenLatency, PrefixReuse, ServingMeasurement, StreamThroughput,
+};
 use tokio::runtime::Runtime;
 use tokio::task::{JoinError, JoinHandle};
 
@@ -17,7 +19,7 @@ use crate::engine::Engine as _;
 use crate::engine::inference::{self, CacheSize, LoadOptions};
 use crate::engine::thread::{self, EngineHandle, EngineThread};
 
-/// Streams that run beside what is measured.
+/// StreamThroughput that run beside what is measured.
 const LOAD: usize = 8;
 /// Tokens of each of them before the measurement begins.
 const SETTLED: usize = 8;
@@ -37,8 +39,8 @@ pub(super) fn measure(
     device: &ComputeDevice,
     load: &Load,
     chunks: &[(usize, f64)],
-) -> Result<Serving, BenchError> {
-    let mut serving = Serving::default();
+) -> Result<ServingMeasurement, BenchError> {
+    let mut serving = ServingMeasurement::default();
     let bench = Bench::start(path, device, load, None)?;
     serving.prefill_budget = bench.prefill_budget;
     serving.cache_tokens = bench.cache_tokens;
@@ -178,7 +180,12 @@ impl Bench {
     }
 
     /// Time to the first token of a prompt beside `load` running streams.
-    fn first_token(&self, tokens: usize, load: usize, repeat: usize) -> Result<FirstToken, BenchError> {
+    fn first_token(
+        &self,
+        tokens: usize,
+        load: usize,
+        repeat: usize,
+    ) -> Result<FirstTokenLatency, BenchError> {
         let (beside, _) = self.beside(load)?;
         let (mut times, mut lengths) = (Vec::new(), Vec::new());
         for _ in 0..repeat.max(1) {
@@ -188,7 +195,7 @@ impl Bench {
             lengths.push(length as f64);
         }
         self.end(beside)?;
-        Ok(FirstToken {
+        Ok(FirstTokenLatency {
             prompt_tokens: median(&mut lengths) as usize,
             load,
             median_ms: median(&mut times),
@@ -218,7 +225,7 @@ impl Bench {
     }
 
     /// The pace of running streams while a prompt arrives.
-    fn gap(&self, tokens: usize, budget: usize, chunk_ms: f64) -> Result<Gap, BenchError> {
+    fn gap(&self, tokens: usize, budget: usize, chunk_ms: f64) -> Result<InterTokenLatency, BenchError> {
         let (streams, _) = self.beside(LOAD)?;
         // Read as they come: an arrival's time is when it is read.
         let jobs: Vec<_> = streams.iter().map(|stream| stream.job.clone()).collect();
@@ -237,7 +244,7 @@ impl Bench {
         // The step with the prompt's first token has one for every stream, some of which come later.
         let until = prefilled + Duration::from_secs_f64(before_ms / 1e3);
         let mut during: Vec<f64> = all.iter().flat_map(|seen| seen.gaps(arrived, until)).collect();
-        Ok(Gap {
+        Ok(InterTokenLatency {
             prefill_budget: budget,
             streams: LOAD,
             prompt_tokens,
@@ -284,7 +291,7 @@ impl Bench {
     }
 
     /// Throughput of `count` streams while all of them run.
-    fn streams(&self, count: usize) -> Result<Streams, BenchError> {
+    fn streams(&self, count: usize) -> Result<StreamThroughput, BenchError> {
         let asks = (0..count).map(|_| ask(None, &story(1), STREAM_TOKENS));
         let streams: Vec<Stream> = asks.map(|ask| self.submit(&ask)).collect();
         let readers: Vec<_> = streams.into_iter().map(|stream| self.runtime.spawn(stream.finish())).collect();
@@ -292,7 +299,7 @@ impl Bench {
         let tokens_per_s = together(&all).ok_or_else(|| {
             BenchError::Engine(format!("{count} streams never ran all at once; see the log above"))
         })?;
-        Ok(Streams { streams: count, tokens_per_s })
+        Ok(StreamThroughput { streams: count, tokens_per_s })
     }
 }
 

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use emberline_protocol::error::{ApiError, ErrorCode};
 use emberline_protocol::event::{
-    Acceptance, EventKind, FinishReason, IMPOSSIBLE, Timings, TokenLogprob, TokenLogprobs, Usage,
+    Acceptance, EventKind, FinishReason, IMPOSSIBLE_LOGPROB, Timings, TokenLogprob, TokenLogprobs, Usage,
 };
 use emberline_protocol::heartbeat::ServedModel;
 use emberline_protocol::job::MAX_CHOICES;
@@ -353,7 +353,7 @@ fn certainty(word: &str, top: u32) -> TokenLogprobs {
         let id = WORDS.iter().position(|known| *known == word).and_then(|id| u32::try_from(id).ok());
         TokenLogprob { id: id.unwrap_or(0), bytes: word.into(), logprob }
     };
-    let others = WORDS.iter().filter(|other| **other != word).map(|other| token(other, IMPOSSIBLE));
+    let others = WORDS.iter().filter(|other| **other != word).map(|other| token(other, IMPOSSIBLE_LOGPROB));
     let top = std::iter::once(token(word, 0.0)).chain(others).take(top as usize);
     TokenLogprobs { token: token(word, 0.0), top: top.collect() }
 }

@@ -121,7 +121,7 @@ fn choices_take_turns_and_each_ends_by_itself() {
     assert_eq!(of(1).last(), Some(&EventKind::Finish { choice: 1, reason: FinishReason::Stop }));
     let EventKind::Tokens { choice: 1, position: 1, logprobs, .. } = &of(1)[1] else { panic!("{kinds:?}") };
     let token = |word: &str, logprob| TokenLogprob { id: word_id(word), bytes: word.into(), logprob };
-    let (ember, the) = (token(" ember", 0.0), token("The", IMPOSSIBLE));
+    let (ember, the) = (token(" ember", 0.0), token("The", IMPOSSIBLE_LOGPROB));
     assert_eq!(logprobs[..], [TokenLogprobs { token: ember.clone(), top: vec![ember, the] }]);
     let turns = kinds.iter().filter_map(|kind| match kind {
         EventKind::Tokens { choice, .. } => Some(*choice),

@@ -1,6 +1,6 @@
 //! Log-probabilities as the network gives them: before adjustments, temperature and filters.
 
-use emberline_protocol::event::IMPOSSIBLE;
+use emberline_protocol::event::IMPOSSIBLE_LOGPROB;
 
 /// Log-probabilities in one token's place.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,9 +34,9 @@ pub fn score(logits: &[f32], token: u32, alternatives: Alternatives<'_>) -> Scor
     let log_total = max + total.ln();
     let logprob = |logit: f32| {
         let exact = f64::from(logit) - log_total;
-        if exact.is_finite() { (exact as f32).max(IMPOSSIBLE) } else { IMPOSSIBLE }
+        if exact.is_finite() { (exact as f32).max(IMPOSSIBLE_LOGPROB) } else { IMPOSSIBLE_LOGPROB }
     };
-    let of = |token: u32| logits.get(token as usize).map_or(IMPOSSIBLE, |&logit| logprob(logit));
+    let of = |token: u32| logits.get(token as usize).map_or(IMPOSSIBLE_LOGPROB, |&logit| logprob(logit));
     let top = match alternatives {
         Alternatives::MostProbable(count) => {
             best.iter().take(count).map(|&(id, logit)| (id, logprob(logit))).collect()
@@ -91,7 +91,7 @@ mod tests {
         let named = score(&logits, 0, Alternatives::Named(&[2, 1, 7]));
         let all = best(&logits, 0, 3);
         assert_eq!(named.logprob, all.logprob);
-        assert_eq!(named.top, [(2, IMPOSSIBLE), all.top[0], (7, IMPOSSIBLE)]);
+        assert_eq!(named.top, [(2, IMPOSSIBLE_LOGPROB), all.top[0], (7, IMPOSSIBLE_LOGPROB)]);
         assert!(score(&logits, 0, Alternatives::Named(&[])).top.is_empty());
     }
 
@@ -121,10 +121,10 @@ mod tests {
     fn what_can_not_be_has_a_finite_number() {
         let logits = [1.0, f32::NEG_INFINITY, f32::NAN, -1e30];
         for token in [1, 2, 3, 9] {
-            assert_eq!(best(&logits, token, 0).logprob, IMPOSSIBLE);
+            assert_eq!(best(&logits, token, 0).logprob, IMPOSSIBLE_LOGPROB);
         }
-        assert_eq!(best(&logits, 0, 9).top, [(0, 0.0), (3, IMPOSSIBLE), (1, IMPOSSIBLE)]);
-        assert_eq!(best(&[], 0, 3), Scores { logprob: IMPOSSIBLE, top: Vec::new() });
+        assert_eq!(best(&logits, 0, 9).top, [(0, 0.0), (3, IMPOSSIBLE_LOGPROB), (1, IMPOSSIBLE_LOGPROB)]);
+        assert_eq!(best(&[], 0, 3), Scores { logprob: IMPOSSIBLE_LOGPROB, top: Vec::new() });
         let infinite = best(&[f32::INFINITY, 0.0], 0, 2);
         assert!(infinite.logprob.is_finite() && infinite.top.iter().all(|(_, logprob)| logprob.is_finite()));
     }

@@ -2,7 +2,7 @@
 //! else, and they are looked for in the prompt.
 
 use emberline_protocol::job::{Message, Role, Tool, ToolCall};
-use emberline_protocol::tools::{Piece, TextBesideCalls, ToolCallReader, ToolFormat};
+use emberline_protocol::tools::{AnswerPart, TextBesideCalls, ToolCallReader, ToolFormat};
 use serde_json::{Map, json};
 
 use super::conversation::NoContent;
@@ -173,12 +173,13 @@ impl Probe<'_> {
 fn has_call(format: ToolFormat, text: &str) -> bool {
     let mut reader = ToolCallReader::new(format, TextBesideCalls::Free);
     let pieces = reader.push(text);
-    let arguments = |pieces: &[Piece]| {
-        let mut calls =
-            pieces.iter().skip_while(|piece| !matches!(piece, Piece::CallStart { name, .. } if name == CALL));
+    let arguments = |pieces: &[AnswerPart]| {
+        let mut calls = pieces
+            .iter()
+            .skip_while(|piece| !matches!(piece, AnswerPart::CallStart { name, .. } if name == CALL));
         calls.next()?;
         match calls.next()? {
-            Piece::Arguments { text, .. } => serde_json::from_str::<Map<_, _>>(text).ok(),
+            AnswerPart::Arguments { text, .. } => serde_json::from_str::<Map<_, _>>(text).ok(),
             _ => None,
         }
     };

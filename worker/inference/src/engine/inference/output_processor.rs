@@ -292,8 +292,8 @@ impl ChoiceOutput {
             verbatim: request.constraint.is_some()
                 || request.prompt.is_some()
                 || request.continue_final_message,
-            sends_end: request.tells_end(),
-            sends_end_logprobs: request.tells_ends_logprobs(),
+            sends_end: request.logs_end_token(),
+            sends_end_logprobs: request.logs_end_token_logprobs(),
             tokens: 0,
             held: Vec::new(),
             held_logprobs: Vec::new(),

@@ -35,7 +35,7 @@ impl PromptOutput {
     /// A job's prompt, if the job asks for its tokens.
     pub(super) fn of(prepared: &PreparedRequest, tokenizer: &ModelTokenizer) -> Option<Self> {
         let request = &prepared.job.request;
-        request.tells_prompt().then(|| Self {
+        request.logs_prompt().then(|| Self {
             tokens: prepared.prompt.clone(),
             known: prepared.resumed_prompt as usize,
             is_scored: request.prompt_logprobs.is_some(),

@@ -192,7 +192,7 @@ fn log_probabilities_come_with_every_token() {
             assert_eq!(scores.top.len(), 3);
             assert!(scores.top.is_sorted_by(|a, b| a.logprob >= b.logprob));
             let likeliest = scores.top[0].logprob;
-            assert!((IMPOSSIBLE..=likeliest).contains(&scores.token.logprob) && likeliest <= 0.0);
+            assert!((IMPOSSIBLE_LOGPROB..=likeliest).contains(&scores.token.logprob) && likeliest <= 0.0);
         }
     }
     let first = |log: &[EventKind]| {

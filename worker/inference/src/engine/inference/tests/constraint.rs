@@ -162,7 +162,9 @@ fn log_probabilities_are_the_networks_own() {
         _ => None,
     });
     let other = |bytes: &[u8]| bytes != b"a" && bytes != b"b";
-    assert!(logprobs.unwrap().top.iter().any(|token| other(&token.bytes) && token.logprob > IMPOSSIBLE));
+    assert!(
+        logprobs.unwrap().top.iter().any(|token| other(&token.bytes) && token.logprob > IMPOSSIBLE_LOGPROB)
+    );
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use emberline_kernels::KvType;
 use emberline_protocol::error::ErrorCode;
-use emberline_protocol::event::{ErrorEvent, FinishReason, IMPOSSIBLE, Timings, TokenLogprobs};
+use emberline_protocol::event::{ErrorEvent, FinishReason, IMPOSSIBLE_LOGPROB, Timings, TokenLogprobs};
 use emberline_protocol::job::{GenerationRequest, Job, Message, Role, SamplingOptions};
 use tempfile::TempDir;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
