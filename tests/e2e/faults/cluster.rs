@@ -10,6 +10,7 @@ use emberline_test_kit::load::clients::{Behaviour, Client, ExpectedAnswers, Load
 use emberline_test_kit::load::{Timeline, pause, requests};
 use emberline_test_kit::random;
 use emberline_test_kit::stack::{Engine, Options, Stack};
+use emberline_test_kit::wait;
 
 const STREAMS: usize = 60;
 const WORKERS: usize = 3;
@@ -18,7 +19,13 @@ const AWAY: Duration = Duration::from_secs(3);
 
 async fn replicated() -> Result<NatsCluster> {
     let nats = NatsCluster::start().await?;
-    emberline(&nats, &["nats", "setup", "--replicas", "3", "--storage", "file", "--yes"]).await?;
+    // Servers that are still connecting to each other may lose a request, and the command gives up then.
+    wait::until("the streams are made", async || {
+        let made =
+            emberline(&nats, &["nats", "setup", "--replicas", "3", "--storage", "file", "--yes"]).await;
+        Ok(made.inspect_err(|error| println!("once more: {error}")).is_ok())
+    })
+    .await?;
     Ok(nats)
 }
 
