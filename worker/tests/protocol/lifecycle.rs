@@ -92,7 +92,7 @@ async fn a_job_delivered_again_to_the_worker_that_runs_it_is_not_run_twice() {
     tokio::time::sleep(ACK_WAIT + Duration::from_secs(2)).await;
     worker.signal("CONT");
     within("the second delivery", async {
-        while !worker.log().contains("runs already") {
+        while !worker.log().contains("redelivered while it runs here") {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     })

@@ -114,7 +114,7 @@ async fn a_worker_that_slept_leaves_its_job_to_its_successor() {
     }
     sleeper.signal("CONT");
     within("its giving up", async {
-        while !sleeper.log().contains("another worker has taken it over") {
+        while !sleeper.log().contains("another worker has taken the job over") {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     })

@@ -15,7 +15,7 @@ const TINY: &str = "tiny";
 
 /// A worker of a tiny model of Qwen 3's family.
 fn worker(nats: &NatsServer) -> Worker {
-    let model = format!("{TINY}={}/tests/families/qwen3", env!("CARGO_MANIFEST_DIR"));
+    let model = format!("{TINY}={}/inference/tests/families/qwen3", env!("CARGO_MANIFEST_DIR"));
     let address = nats.address();
     let args = ["--nats", &address, "--backend", "cpu", "--slots", "2", "--model", &model];
     Worker::start_with(&args, emberline_test_kit::nats::WORKER_PASSWORD)

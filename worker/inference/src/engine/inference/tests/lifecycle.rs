@@ -218,7 +218,11 @@ fn a_context_that_the_cache_can_not_hold_is_not_promised() {
 #[test]
 fn statistics_count_sequences_tokens_and_blocks() {
     let mut runs = engine(1);
-    (1..=2).for_each(|number| runs.submit(job(number)));
+    for number in 1..=2 {
+        let mut job = job(number);
+        job.request.messages[0].content = "x".repeat(40);
+        runs.submit(job);
+    }
     runs.step();
     let stats = runs.engine.stats();
     assert_eq!((stats.scheduler.running, stats.scheduler.waiting, stats.generated_tokens), (1, 1, 1));
