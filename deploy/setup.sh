@@ -205,12 +205,13 @@ e2e_tests() { run_tests -p emberline-tests; }
 
 # run_tests ARGUMENT...: by cargo-nextest, scheduled as .config/nextest.toml says, or else by cargo test.
 run_tests() {
+  tool cargo-nextest || true
   if cargo nextest --version >/dev/null 2>&1; then
     # More than there are cores, for most end-to-end tests wait.
     cargo nextest run --test-threads "$((2 * $(getconf _NPROCESSORS_ONLN)))" "$@"
   else
-    say "note: there is no cargo-nextest, so the tests of one crate run after those of another, which takes twice as
-      long. To install it: cargo install --locked cargo-nextest"
+    say "note: there is no cargo-nextest (cargo install --locked cargo-nextest), so the tests of one crate run after
+      those of another, which takes about twice as long"
     cargo test "$@"
   fi
 }

@@ -19,9 +19,9 @@ use tokio::time::Instant;
 use super::acknowledge::{PROGRESS_INTERVAL, progress_interval, send_ack, with_progress};
 use super::charge::{Charge, JobTotals};
 use super::dead_letter;
-use super::event_log::{EventLog, LogChanged};
+use super::event_log::EventLog;
 use super::slots::Slot;
-use super::takeover::{MAX_FRUITLESS, Past};
+use super::takeover::Claim;
 use super::{Intake, Phase, reached};
 use crate::nats::ACK_WAIT;
 
@@ -29,24 +29,10 @@ use crate::nats::ACK_WAIT;
 /// [`ALIVE_INTERVAL_S`]; those sent while the job was queued, perhaps a cancel, were not received.
 const FIRST_WORD: Duration = Duration::from_secs(ALIVE_INTERVAL_S + 2);
 
-/// Pause before a job's log is read again.
-const CLAIM_PAUSE: Duration = Duration::from_millis(100);
 /// Without an in-progress acknowledgement for this long, JetStream may be about to redeliver the job.
 const RECHECK_AFTER: Duration = ACK_WAIT.saturating_sub(PROGRESS_INTERVAL);
 /// How long it may take to ask whether another worker has the job.
 const RECHECK_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// What is to be done with a job that was delivered.
-enum Claim {
-    /// Run it from here on.
-    Open(Past),
-    /// Nothing: its log is complete.
-    Ended(EventKind),
-    /// End it: its client is gone or has cancelled it.
-    Unwanted,
-    /// Give it up: this many attempts in a row failed.
-    GivenUp(u32),
-}
 
 /// How a job's run ended.
 enum RunEnd {
@@ -92,18 +78,18 @@ impl JobRun<'_> {
             }
         };
         let claimed = tokio::time::timeout(deadline, self.claim(&mut log));
-        let past = match with_progress(self.message, claimed).await {
-            Ok(Claim::Open(past)) => past,
+        let written = match with_progress(self.message, claimed).await {
+            Ok(Claim::Open(written)) => written,
             other => {
                 drop(slot);
                 return self.end_unrun(log, other.ok()).await;
             }
         };
         tracing::info!(job = %id, attempt = log.attempt(), "started");
-        let finished = past.written.iter().zip(0..).filter(|(choice, _)| choice.finish.is_some());
+        let finished = written.choices.iter().zip(0..).filter(|(choice, _)| choice.finish.is_some());
         log.note_finished(finished.map(|(_, number)| number));
         let engine = &self.intake.engine;
-        let events = engine.resume(self.job.clone(), past.written, past.prompt);
+        let events = engine.resume(self.job.clone(), written.choices, written.prompt);
         let end = self.follow(&mut log, events, control, until(self.job.deadline)).await;
         match end {
             RunEnd::Finished(last) => {
@@ -144,48 +130,6 @@ impl JobRun<'_> {
         }
     }
 
-    /// Decides what to do with the job, and begins the next attempt if it is to be run.
-    async fn claim(&self, log: &mut EventLog) -> Claim {
-        let mut past = Past::of([], self.job.request.n);
-        let mut last_sequence = 0;
-        // At the first delivery the log is empty, unless the client is gone already.
-        let mut is_known = self.deliveries == 1;
-        loop {
-            if !is_known {
-                match log.read().await {
-                    Ok(stored) => {
-                        last_sequence = stored.last_sequence;
-                        past = Past::of(stored.events, self.job.request.n);
-                    }
-                    Err(error) => {
-                        tracing::warn!(job = %self.job.id, %error, "the event log can't be read; trying again");
-                        self.intake.nats.recheck();
-                        tokio::time::sleep(CLAIM_PAUSE).await;
-                        continue;
-                    }
-                }
-            }
-            // A lost log shows no attempt, but one may still run: a higher number tells it that it is replaced.
-            log.follow(past.attempts.max(self.deliveries.saturating_sub(1)));
-            if let Some(end) = past.end {
-                return Claim::Ended(end);
-            }
-            // A cancel from before this worker subscribed.
-            if past.withdrawn || (self.job.background.is_some() && self.is_cancelled().await) {
-                return Claim::Unwanted;
-            }
-            if past.fruitless >= MAX_FRUITLESS {
-                return Claim::GivenUp(past.fruitless);
-            }
-            match log.begin(&self.intake.worker, last_sequence).await {
-                Ok(()) => return Claim::Open(past),
-                // Another worker wrote in between, or the replica that was read lags behind.
-                Err(LogChanged) if is_known => is_known = false,
-                Err(LogChanged) => tokio::time::sleep(CLAIM_PAUSE).await,
-            }
-        }
-    }
-
     /// Ends a job that is not run; `None` if its deadline has passed.
     async fn end_unrun(&self, mut log: EventLog, claim: Option<Claim>) {
         match claim {
@@ -221,7 +165,7 @@ impl JobRun<'_> {
     }
 
     /// Whether the stored request of a background job was cancelled or deleted.
-    async fn is_cancelled(&self) -> bool {
+    pub(super) async fn is_cancelled(&self) -> bool {
         let jetstream = self.intake.nats.jetstream();
         let found = match jetstream.get_stream_no_info(subject::REQUESTS_STREAM).await {
             Ok(bucket) => bucket.direct_get_last_for_subject(subject::request(&self.job.id)).await,

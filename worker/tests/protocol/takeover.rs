@@ -10,7 +10,6 @@ use emberline_protocol::event::{Event, EventKind, FinishReason};
 use emberline_protocol::{PROTOCOL_VERSION, dead_letter, subject};
 use emberline_test_kit::nats::NatsServer;
 use emberline_worker::intake::takeover::MAX_FRUITLESS;
-use emberline_worker::nats::ACK_WAIT;
 
 use crate::support::{Events, MODEL, Relay, Worker, job, wait_for_empty_queue, within};
 

@@ -58,3 +58,14 @@ impl LogState {
         }
     }
 }
+
+impl ResumedTokens {
+    /// Whether nothing is written.
+    pub fn is_empty(&self) -> bool {
+        self.ids.is_empty() && self.finish.is_none()
+    }
+}
+
+#[cfg(test)]
+#[path = "state_tests.rs"]
+mod tests;

@@ -19,9 +19,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use emberline_protocol::error::ApiError;
-use emberline_protocol::event::{Acceptance, EventKind, FinishReason, Usage};
+use emberline_protocol::event::{Acceptance, EventKind, Usage};
 use emberline_protocol::heartbeat::ServedModel;
 use emberline_protocol::job::Job;
+pub use emberline_protocol::log::ResumedTokens;
 use emberline_protocol::subject::JobId;
 use emberline_protocol::tokens::{TokensReply, TokensRequest};
 use tokio::sync::mpsc::UnboundedSender;
@@ -33,24 +34,6 @@ use crate::scheduler::SchedulerStats;
 /// Where a job's events go. A job's last event is `Done` or `Error`; if the sink is closed before, the
 /// engine has failed. It is unbounded, because an engine must not wait; the job's own limits bound it.
 pub type EventSink = UnboundedSender<EventKind>;
-
-/// The tokens of a choice that other workers generated before this one took the job over.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ResumedTokens {
-    /// Token ids, without an end token that is not part of the text.
-    pub ids: Vec<u32>,
-    /// The text that they completed.
-    pub text: String,
-    /// Why the choice ended, if it did.
-    pub finish: Option<FinishReason>,
-}
-
-impl ResumedTokens {
-    /// Whether nothing was generated.
-    pub fn is_empty(&self) -> bool {
-        self.ids.is_empty() && self.finish.is_none()
-    }
-}
 
 /// A job that can be served, with its encoded prompt.
 #[derive(Debug, Clone)]

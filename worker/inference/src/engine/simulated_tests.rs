@@ -5,7 +5,7 @@ use serde_json::Map;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::*;
-use crate::engine::testing::WrittenSoFar;
+use crate::engine::testing::log_state;
 
 fn job(id: u128, prompt: &str, max_tokens: Option<u32>, stop: &[&str]) -> Job {
     Job {
@@ -292,19 +292,19 @@ fn whatever_is_written_another_worker_writes_the_rest() {
         let mut job = job(11, "two words", Some(9), stop);
         (job.request.n, job.request.logprobs) = (2, Some(1));
         let whole = answer(job.clone());
-        let expected = WrittenSoFar::of(&whole, 2).choices;
+        let expected = log_state(&whole, 2).choices;
         for cut in 0..whole.len() {
             let known = &whole[..cut];
-            let past = WrittenSoFar::of(known, 2);
+            let written = log_state(known, 2);
             let mut engine = engine();
             let (sender, mut receiver) = unbounded_channel();
             let prepared = engine.preprocessor().prepare(job.clone(), Instant::now()).unwrap();
-            engine.submit(PreparedRequest { resumed: past.choices, ..prepared }, sender);
+            engine.submit(PreparedRequest { resumed: written.choices, ..prepared }, sender);
             while engine.has_work() {
                 engine.step().unwrap();
             }
             let rest = drain(&mut receiver);
-            let both = WrittenSoFar::of(known.iter().chain(&rest), 2);
+            let both = log_state(known.iter().chain(&rest), 2);
             assert_eq!(both.choices, expected, "{rest:?}");
             let (Some(EventKind::Done { usage, .. }), Some(EventKind::Done { usage: all, .. })) =
                 (rest.last(), whole.last())

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use emberline_protocol::job::{Constraint, RawPrompt};
 
 use super::*;
-use crate::engine::testing::WrittenSoFar;
+use crate::engine::testing::log_state;
 
 fn resume(runs: &mut Runs, job: Job, written: Vec<ResumedTokens>) -> Vec<EventKind> {
     resume_after(runs, job, written, 0)
@@ -55,13 +55,13 @@ fn goes_on_from_anywhere(job: &Job) {
     };
     let (mut first, mut second) = (engine(), engine());
     let whole = run(&mut first, job.clone());
-    let expected = WrittenSoFar::of(&whole, job.request.n);
-    assert!(expected.is_complete);
+    let expected = log_state(&whole, job.request.n);
+    assert!(expected.end.is_some());
     for cut in 0..whole.len() {
         let (known, _) = whole.split_at(cut);
-        let past = WrittenSoFar::of(known, job.request.n);
-        let rest = resume_after(&mut second, job.clone(), past.choices.clone(), past.prompt);
-        let both = WrittenSoFar::of(known.iter().chain(&rest), job.request.n);
+        let written = log_state(known, job.request.n);
+        let rest = resume_after(&mut second, job.clone(), written.choices.clone(), written.prompt);
+        let both = log_state(known.iter().chain(&rest), job.request.n);
         assert_eq!(both.choices, expected.choices, "after {known:?} came {rest:?}");
         assert_eq!(usage(&rest), usage(&whole), "after {known:?}");
         assert_eq!(logprobs(known.iter().chain(&rest)), logprobs(&whole));
@@ -77,9 +77,9 @@ fn goes_on_from_anywhere(job: &Job) {
         assert!(wanted.iter().all(|end| told.contains(end)), "after {known:?} came {rest:?}");
         let repeated = rest.iter().any(|kind| match kind {
             EventKind::Tokens { choice, position, ids, .. } => {
-                !ids.is_empty() && (*position as usize) < past.choices[*choice as usize].ids.len()
+                !ids.is_empty() && (*position as usize) < written.choices[*choice as usize].ids.len()
             }
-            EventKind::Finish { choice, .. } => past.choices[*choice as usize].finish.is_some(),
+            EventKind::Finish { choice, .. } => written.choices[*choice as usize].finish.is_some(),
             _ => false,
         });
         assert!(!repeated, "after {known:?} came {rest:?}");

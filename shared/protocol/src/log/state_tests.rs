@@ -1,6 +1,6 @@
-use emberline_protocol::error::{ApiError, ErrorCode};
-use emberline_protocol::event::{FinishReason, Timings, Usage};
-use emberline_protocol::prompt::PromptToken;
+use crate::error::{ApiError, ErrorCode};
+use crate::event::{Acceptance, FinishReason, Timings, Usage};
+use crate::prompt::PromptToken;
 use proptest::prelude::*;
 
 use super::*;
@@ -13,6 +13,14 @@ fn taken() -> EventKind {
     EventKind::Taken { worker: "w".into() }
 }
 
+/// What a log says of a job that was accepted, and asks for its prompt's tokens.
+fn state_of(log: impl IntoIterator<Item = Event>, choices: u32) -> LogState {
+    // No attempt's own, so that the attempts below need not begin with it.
+    let accepted = event(0, 0, EventKind::Accepted(Acceptance::default()));
+    let stored: Vec<Event> = std::iter::once(accepted).chain(log).collect();
+    LogState::of(&stored, choices, true)
+}
+
 /// Token `n` has the text `n` modulo ten.
 fn tokens(choice: u32, position: u32, count: u32) -> EventKind {
     let ids: Vec<u32> = (position..position + count).collect();
@@ -20,15 +28,15 @@ fn tokens(choice: u32, position: u32, count: u32) -> EventKind {
     EventKind::Tokens { choice, position, ids, text, logprobs: Vec::new() }
 }
 
-fn written(count: u32) -> Written {
+fn resumed(count: u32) -> ResumedTokens {
     let ids: Vec<u32> = (0..count).collect();
     let text = ids.iter().map(|id| (id % 10).to_string()).collect();
-    Written { ids, text, finish: None }
+    ResumedTokens { ids, text, finish: None }
 }
 
 #[test]
 fn nothing_is_known_of_a_job_that_is_new() {
-    assert_eq!(Past::of([], 2), Past { written: vec![written(0); 2], ..Past::default() });
+    assert_eq!(state_of([], 2), LogState { choices: vec![resumed(0); 2], ..LogState::default() });
 }
 
 #[test]
@@ -42,10 +50,10 @@ fn each_choice_goes_on_where_the_last_attempt_came_to() {
         event(2, 0, taken()),
         event(2, 1, tokens(0, 2, 3)),
     ];
-    let past = Past::of(log, 2);
-    let ended = Written { finish: Some(FinishReason::Stop), ..written(1) };
-    assert_eq!(past.written, [written(5), ended]);
-    assert_eq!((past.attempts, past.fruitless, past.end, past.withdrawn), (2, 0, None, false));
+    let state = state_of(log, 2);
+    let ended = ResumedTokens { finish: Some(FinishReason::Stop), ..resumed(1) };
+    assert_eq!(state.choices, [resumed(5), ended]);
+    assert_eq!((state.attempts, state.fruitless, state.end, state.withdrawn), (2, 0, None, false));
 }
 
 #[test]
@@ -56,7 +64,7 @@ fn what_was_sent_again_counts_and_what_lies_behind_a_hole_does_not() {
         event(1, 1, tokens(0, 0, 2)),
         event(1, 4, tokens(0, 6, 1)),
     ];
-    assert_eq!(Past::of(log, 1).written, [written(4)]);
+    assert_eq!(state_of(log, 1).choices, [resumed(4)]);
 }
 
 #[test]
@@ -68,16 +76,16 @@ fn a_worker_that_does_not_know_of_its_successor_adds_nothing() {
         event(1, 2, tokens(0, 2, 2)),
         event(2, 1, tokens(0, 2, 1)),
     ];
-    assert_eq!(Past::of(log, 1).written, [written(3)]);
+    assert_eq!(state_of(log, 1).choices, [resumed(3)]);
 }
 
 #[test]
 fn a_log_that_lost_its_beginning_says_nothing_until_someone_begins_anew() {
     let lost = vec![event(1, 7, tokens(0, 6, 2)), event(1, 8, tokens(0, 8, 2))];
-    let past = Past::of(lost.clone(), 1);
-    assert_eq!((past.attempts, &past.written[..]), (1, &[written(0)][..]));
+    let state = state_of(lost.clone(), 1);
+    assert_eq!((state.attempts, &state.choices[..]), (1, &[resumed(0)][..]));
     let anew = [event(2, 0, taken()), event(2, 1, tokens(0, 0, 4))];
-    assert_eq!(Past::of(lost.into_iter().chain(anew), 1).written, [written(4)]);
+    assert_eq!(state_of(lost.into_iter().chain(anew), 1).choices, [resumed(4)]);
 }
 
 #[test]
@@ -88,30 +96,30 @@ fn an_attempt_whose_beginning_is_not_known_is_not_counted_in() {
         event(2, 0, taken()),
         event(2, 1, tokens(0, 5, 2)),
     ];
-    assert_eq!(Past::of(log, 1).written, [written(2)]);
+    assert_eq!(state_of(log, 1).choices, [resumed(2)]);
 }
 
 #[test]
 fn attempts_that_add_nothing_are_counted_until_one_does_or_gives_the_job_back() {
     let dead = |attempt| event(attempt, 0, taken());
-    let past = |log: &[Event]| Past::of(log.iter().cloned(), 1).fruitless;
-    assert_eq!(past(&[dead(1), dead(2), dead(3)]), 3);
-    assert_eq!(past(&[dead(1), dead(2), dead(3), event(3, 1, tokens(0, 0, 1)), dead(4)]), 1);
-    assert_eq!(past(&[dead(1), dead(2), event(2, 1, EventKind::HandedBack), dead(3)]), 1);
+    let fruitless = |log: &[Event]| state_of(log.iter().cloned(), 1).fruitless;
+    assert_eq!(fruitless(&[dead(1), dead(2), dead(3)]), 3);
+    assert_eq!(fruitless(&[dead(1), dead(2), dead(3), event(3, 1, tokens(0, 0, 1)), dead(4)]), 1);
+    assert_eq!(fruitless(&[dead(1), dead(2), event(2, 1, EventKind::HandedBack), dead(3)]), 1);
     // To write the same again is no progress.
     let again = [event(1, 0, tokens(0, 0, 3)), dead(2), event(2, 1, tokens(0, 0, 2)), dead(3)];
-    assert_eq!(past(&again), 2);
+    assert_eq!(fruitless(&again), 2);
 }
 
 #[test]
 fn a_log_tells_its_end_and_that_nobody_waits() {
     let done = EventKind::Done { usage: Usage::default(), timings: Timings::default(), at: None };
     let log = [event(1, 0, taken()), event(1, 1, done.clone())];
-    assert_eq!(Past::of(log, 1).end, Some(done));
+    assert_eq!(state_of(log, 1).end, Some(done));
     let error = EventKind::Error(ApiError::new(ErrorCode::Timeout, "late").into());
-    assert_eq!(Past::of([event(1, 0, error.clone())], 1).end, Some(error));
-    let past = Past::of([event(0, 0, EventKind::Withdrawn)], 1);
-    assert_eq!((past.withdrawn, past.attempts), (true, 0));
+    assert_eq!(state_of([event(1, 0, error.clone())], 1).end, Some(error));
+    let state = state_of([event(0, 0, EventKind::Withdrawn)], 1);
+    assert_eq!((state.withdrawn, state.attempts), (true, 0));
 }
 
 proptest! {
@@ -125,9 +133,9 @@ proptest! {
         let mut late: Vec<Event> = Vec::new();
         let mut known = 0;
         for ((events, lost), attempt) in attempts.into_iter().zip(1..) {
-            let past = Past::of(log.iter().cloned(), 1);
-            let count = u32::try_from(past.written[0].ids.len()).unwrap();
-            prop_assert_eq!(&past.written[0], &written(count));
+            let state = state_of(log.iter().cloned(), 1);
+            let count = u32::try_from(state.choices[0].ids.len()).unwrap();
+            prop_assert_eq!(&state.choices[0], &resumed(count));
             prop_assert!(count >= known);
             known = count;
             let mut own = vec![event(attempt, 0, taken())];
@@ -160,8 +168,8 @@ fn a_prompt_is_known_as_far_as_it_was_written_without_a_hole() {
         event(3, 0, taken()),
         event(3, 1, prompt(0, 2)),
     ];
-    let past = Past::of(log.clone(), 1);
-    assert_eq!((past.prompt, past.fruitless), (4, 3), "only tokens of answers are progress");
-    assert_eq!(Past::of(log.into_iter().take(2), 1).prompt, 3);
-    assert_eq!(Past::of([event(1, 0, taken()), event(1, 1, prompt(4, 1))], 1).prompt, 0);
+    let state = state_of(log.clone(), 1);
+    assert_eq!((state.prompt, state.fruitless), (4, 3), "only tokens of answers are progress");
+    assert_eq!(state_of(log.into_iter().take(2), 1).prompt, 3);
+    assert_eq!(state_of([event(1, 0, taken()), event(1, 1, prompt(4, 1))], 1).prompt, 0);
 }
