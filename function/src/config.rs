@@ -55,7 +55,7 @@ pub struct Config {
     pub nats: NatsEndpoint,
     /// Keys that may use the API.
     pub keys: KeyHashes,
-    /// Limits of keys that have none of their own.
+    /// OutputLimits of keys that have none of their own.
     pub default_limits: KeyLimits,
     /// Configured models and aliases.
     pub names: ModelNames,
@@ -89,7 +89,7 @@ pub enum ConfigError {
     #[error("api_key_hashes: {0}")]
     Keys(#[from] InvalidKeyHash),
     #[error("default_limits: {0}")]
-    Limits(#[from] InvalidLimit),
+    OutputLimits(#[from] InvalidLimit),
     #[error("model_aliases: {0}")]
     Aliases(#[from] InvalidAlias),
     #[error("{CORS_VARIABLE}: {0}")]

@@ -1,13 +1,14 @@
-//! From a job's events to what its client is told: every character exactly once.
+//! From a job's events to what its client gets: every character exactly once.
 //!
 //! Events come over a plain subscription, which may lose, repeat or (between two workers)
 //! reorder them, and bring some that were never stored. The truth is the job's log. A [`Relay`]
 //! follows the subscription as long as it is without holes; where it is not, [`Relay::has_gap`]
 //! says so, and the caller brings the whole log to [`Relay::rebuild`], which lays it over what is
-//! known. So nothing is told twice, even if the log was lost and is written again.
+//! known. So nothing is sent twice, even if the log was lost and is written again.
 
 mod fault;
 mod joined;
+mod output_limits;
 mod prompt;
 mod sound;
 mod whole;
@@ -19,12 +20,12 @@ use emberline_protocol::PROTOCOL_VERSION;
 use emberline_protocol::error::{ApiError, ErrorCode};
 pub use emberline_protocol::event::Acceptance;
 use emberline_protocol::event::{Event, EventKind, FinishReason, TokenLogprobs, Usage};
-use emberline_protocol::job::GenerationRequest;
 use emberline_protocol::log::{Applied, ChoiceLog, Conflict, EventLog, Fresh};
 use emberline_protocol::prompt::PromptToken;
 
 pub use fault::Fault;
 pub use joined::Joined;
+pub use output_limits::OutputLimits;
 pub use prompt::PromptLimits;
 use prompt::PromptTokens;
 use sound::MAX_TOKEN_BYTES;
@@ -33,35 +34,7 @@ pub use whole::Whole;
 /// Most events that are held back for each choice while a gap is being closed.
 const MAX_WAITING: usize = 4096;
 
-/// What a job may produce at most.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Limits {
-    /// Choices.
-    pub choices: u32,
-    /// Tokens of one choice.
-    pub tokens: u32,
-    /// Alternatives in each token's log-probabilities, if those are asked for.
-    pub logprobs: Option<u32>,
-    /// Each token's id is told.
-    pub ids: bool,
-    /// What is told of the prompt's tokens, if anything is.
-    pub prompt: Option<PromptLimits>,
-}
-
-impl Limits {
-    /// Those of a job with at most so many tokens a choice.
-    pub fn of(request: &GenerationRequest, tokens: u32) -> Self {
-        Self {
-            choices: request.n,
-            tokens,
-            logprobs: request.alternatives(),
-            ids: request.return_token_ids,
-            prompt: request.logs_prompt().then_some(PromptLimits { logprobs: request.prompt_logprobs }),
-        }
-    }
-}
-
-/// What the client is to be told next.
+/// What the client gets next.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Output {
     /// A worker took the job: the answer begins.
@@ -82,11 +55,11 @@ pub enum Output {
         /// The text; empty where tokens complete no character, but their ids or log-probabilities are
         /// asked for.
         text: String,
-        /// Of the tokens that this tells of, if they are asked for.
+        /// Those of the same tokens, if they are asked for.
         logprobs: Option<Vec<TokenLogprobs>>,
         /// The same tokens' ids, if they are asked for.
         ids: Option<Vec<u32>>,
-        /// How many tokens of the choice were written since it was last told of.
+        /// How many tokens of the choice were written since the last output of it.
         tokens: u32,
     },
     /// A choice is complete.
@@ -125,13 +98,13 @@ impl Output {
     }
 }
 
-/// What of one choice has been told, and what is to be told next beside its text.
+/// What of one choice was sent, and what is to be sent next beside its text.
 #[derive(Debug, Clone, Default)]
-struct Told {
+struct SentChoice {
     bytes: usize,
     tokens: u32,
     finished: bool,
-    /// Of tokens that nobody has been told of, if the job asks for them.
+    /// Of tokens that were not sent yet, if the job asks for them.
     logprobs: Vec<TokenLogprobs>,
     ids: Vec<u32>,
 }
@@ -140,7 +113,7 @@ struct Told {
 #[derive(Debug)]
 pub struct Relay {
     log: EventLog,
-    telling: Telling,
+    sent: SentOutput,
     accepted: bool,
     ended: bool,
     taken: bool,
@@ -148,38 +121,38 @@ pub struct Relay {
     waiting: Vec<Event>,
     /// The log had a hole, or did not hold what its newest attempt goes on from.
     behind: bool,
-    /// Nothing is believed before the log was read.
-    in_doubt: bool,
+    /// Nothing is applied before the log was read.
+    must_read: bool,
 }
 
-/// What is told of the log.
+/// What is sent of the log.
 #[derive(Debug)]
-struct Telling {
-    limits: Limits,
+struct SentOutput {
+    limits: OutputLimits,
     prompt: PromptTokens,
-    choices: Vec<Told>,
+    choices: Vec<SentChoice>,
 }
 
 impl Relay {
-    /// A relay that has told nothing yet.
-    pub fn new(limits: Limits) -> Self {
-        let choices = (0..limits.choices).map(|_| Told::default()).collect();
+    /// A relay that has sent nothing yet.
+    pub fn new(limits: OutputLimits) -> Self {
+        let choices = (0..limits.choices).map(|_| SentChoice::default()).collect();
         Self {
             log: EventLog::new(limits.choices, limits.prompt.is_some()),
-            telling: Telling { limits, prompt: PromptTokens::default(), choices },
+            sent: SentOutput { limits, prompt: PromptTokens::default(), choices },
             accepted: false,
             ended: false,
             taken: false,
             waiting: Vec::new(),
             behind: false,
-            in_doubt: false,
+            must_read: false,
         }
     }
 
     /// Takes the next event of the subscription.
     pub fn on_event(&mut self, event: Event) -> Result<Vec<Output>, Fault> {
         self.taken |= event.attempt > 0;
-        self.in_doubt |= self.log.rivals(&event);
+        self.must_read |= self.log.rivals(&event);
         if self.ended || self.is_of_no_use(&event) {
             return Ok(Vec::new());
         }
@@ -187,7 +160,7 @@ impl Relay {
             return self.hold_back(event);
         }
         self.settle()?;
-        self.tell()
+        self.outputs()
     }
 
     fn hold_back(&mut self, event: Event) -> Result<Vec<Output>, Fault> {
@@ -198,21 +171,21 @@ impl Relay {
         Ok(Vec::new())
     }
 
-    /// Of a worker that was replaced; or a takeover without more: whether the log has refused that
-    /// shows in what comes after it.
+    /// Whether the event is of a worker that was replaced, or a takeover alone: what follows it shows whether
+    /// the log has refused it.
     fn is_of_no_use(&self, event: &Event) -> bool {
         event.attempt < self.log.newest()
             || self.log.follows_a_takeover(event) && matches!(event.kind, EventKind::Taken { .. })
     }
 
-    /// Applies an event of the subscription, unless the log must be read before. That tells, too, of one
-    /// in the wrong place whether it comes from another worker than those before it.
+    /// Applies an event of the subscription, and says whether the log must be read before. If an event is in
+    /// the wrong place, the log also shows whether another worker than before wrote it.
     fn must_wait(&mut self, event: &Event) -> Result<bool, Fault> {
-        if self.in_doubt || self.log.follows_a_takeover(event) {
+        if self.must_read || self.log.follows_a_takeover(event) {
             return Ok(true);
         }
         match self.log.apply(event) {
-            Ok(Applied::Counted(fresh)) => self.telling.take(event, fresh).map(|()| false),
+            Ok(Applied::Counted(fresh)) => self.sent.take(event, fresh).map(|()| false),
             Ok(Applied::Stale) => Ok(false),
             Ok(Applied::Gap | Applied::Unplaced) | Err(Conflict::Position { .. }) => Ok(true),
             Err(conflict) => Err(conflict.into()),
@@ -233,12 +206,12 @@ impl Relay {
 
     /// Whether events may be missing, so that the log is needed.
     pub fn has_gap(&self) -> bool {
-        !self.ended && (self.in_doubt || self.behind || !self.waiting.is_empty())
+        !self.ended && (self.must_read || self.behind || !self.waiting.is_empty())
     }
 
-    /// Events may have been missed: what comes next is not believed before the log was read.
-    pub fn doubt(&mut self) {
-        self.in_doubt = true;
+    /// Events may have been missed: what comes next waits until the log was read.
+    pub fn recheck(&mut self) {
+        self.must_read = true;
     }
 
     /// Whether a worker has the job, or had it.
@@ -246,7 +219,7 @@ impl Relay {
         self.taken
     }
 
-    /// Whether the job has ended and been told of.
+    /// Whether the job has ended, and the client knows.
     pub fn is_over(&self) -> bool {
         self.ended
     }
@@ -254,12 +227,12 @@ impl Relay {
     /// Takes the whole log, in the order in which it was stored. One that is not yet as far as the
     /// subscription, or lacks what it goes on from, leaves the gap open: bring it again a little later.
     pub fn rebuild(&mut self, stored: &[Event]) -> Result<Vec<Output>, Fault> {
-        self.in_doubt = false;
+        self.must_read = false;
         self.taken |= stored.iter().any(|event| event.attempt > 0);
         let mut taken = Ok(());
         let reading = self.log.read(stored, |event, fresh| {
             if taken.is_ok() {
-                taken = self.telling.take(event, fresh);
+                taken = self.sent.take(event, fresh);
             }
         });
         taken?;
@@ -271,11 +244,11 @@ impl Relay {
         }
         self.behind = reading.is_behind;
         self.settle()?;
-        self.tell()
+        self.outputs()
     }
 
-    /// Whatever is known and has not been told.
-    fn tell(&mut self) -> Result<Vec<Output>, Fault> {
+    /// Whatever is known and was not sent.
+    fn outputs(&mut self) -> Result<Vec<Output>, Fault> {
         self.check_length()?;
         let mut outputs = Vec::new();
         if let Some(acceptance) = self.log.acceptance()
@@ -283,25 +256,25 @@ impl Relay {
         {
             outputs.push(Output::Accepted(acceptance.clone()));
         }
-        let Telling { limits, prompt, choices } = &mut self.telling;
+        let SentOutput { limits, prompt, choices } = &mut self.sent;
         if limits.prompt.is_some()
             && self.log.has_prompt()
             && let Some(tokens) = prompt.take()
         {
             outputs.push(Output::Prompt { first: 0, choices: limits.choices, tokens: tokens.into() });
         }
-        for ((told, known), choice) in choices.iter_mut().zip(self.log.choices()).zip(0..) {
-            let (ids, logprobs) = (std::mem::take(&mut told.ids), std::mem::take(&mut told.logprobs));
-            let text = known.text().get(told.bytes..).unwrap_or_default().to_owned();
+        for ((sent, known), choice) in choices.iter_mut().zip(self.log.choices()).zip(0..) {
+            let (ids, logprobs) = (std::mem::take(&mut sent.ids), std::mem::take(&mut sent.logprobs));
+            let text = known.text().get(sent.bytes..).unwrap_or_default().to_owned();
             if !(text.is_empty() && ids.is_empty() && logprobs.is_empty()) {
-                told.bytes = known.text().len();
-                let tokens = known.token_count().saturating_sub(told.tokens);
-                told.tokens = told.tokens.saturating_add(tokens);
+                sent.bytes = known.text().len();
+                let tokens = known.token_count().saturating_sub(sent.tokens);
+                sent.tokens = sent.tokens.saturating_add(tokens);
                 let (logprobs, ids) = (limits.logprobs.map(|_| logprobs), limits.ids.then_some(ids));
                 outputs.push(Output::Text { choice, text, logprobs, ids, tokens });
             }
             if let Some(reason) = known.finish()
-                && !std::mem::replace(&mut told.finished, true)
+                && !std::mem::replace(&mut sent.finished, true)
             {
                 outputs.push(Output::Finish { choice, reason });
             }
@@ -319,7 +292,7 @@ impl Relay {
 
     /// Refuses more than the job may produce.
     fn check_length(&self) -> Result<(), Fault> {
-        let tokens = usize::try_from(self.telling.limits.tokens).unwrap_or(usize::MAX);
+        let tokens = usize::try_from(self.sent.limits.tokens).unwrap_or(usize::MAX);
         let bytes = tokens.saturating_add(1).saturating_mul(MAX_TOKEN_BYTES);
         let is_too_long = |choice: &ChoiceLog| choice.ids().len() > tokens || choice.text().len() > bytes;
         let any = self.log.choices().iter().any(is_too_long);
@@ -335,7 +308,7 @@ impl Relay {
     }
 }
 
-impl Telling {
+impl SentOutput {
     /// Keeps what an event that counts has beside its text, if it is asked for.
     fn take(&mut self, event: &Event, fresh: Fresh) -> Result<(), Fault> {
         let (attempt, index) = (event.attempt, event.index);
@@ -351,11 +324,11 @@ impl Telling {
                 if !logprobs.iter().all(is_asked) {
                     return Err(Fault::Logprobs { attempt, index });
                 }
-                if let Some(told) = self.choice_mut(*choice)
+                if let Some(sent) = self.choice_mut(*choice)
                     && fresh.first_token == 0
                 {
-                    told.ids.extend(limits.ids.then_some(*id));
-                    told.logprobs.extend(logprobs.clone());
+                    sent.ids.extend(limits.ids.then_some(*id));
+                    sent.logprobs.extend(logprobs.clone());
                 }
             }
             EventKind::Tokens { choice, ids, logprobs, .. } => {
@@ -365,13 +338,13 @@ impl Telling {
                 if !limits.logprobs.is_none_or(is_asked) {
                     return Err(Fault::Logprobs { attempt, index });
                 }
-                if let Some(told) = self.choice_mut(*choice) {
+                if let Some(sent) = self.choice_mut(*choice) {
                     if limits.logprobs.is_some() {
                         let fresh = logprobs.get(fresh.first_token..).unwrap_or_default();
-                        told.logprobs.extend_from_slice(fresh);
+                        sent.logprobs.extend_from_slice(fresh);
                     }
                     if limits.ids {
-                        told.ids.extend_from_slice(ids.get(fresh.first_token..).unwrap_or_default());
+                        sent.ids.extend_from_slice(ids.get(fresh.first_token..).unwrap_or_default());
                     }
                 }
             }
@@ -380,7 +353,7 @@ impl Telling {
         Ok(())
     }
 
-    fn choice_mut(&mut self, choice: u32) -> Option<&mut Told> {
+    fn choice_mut(&mut self, choice: u32) -> Option<&mut SentChoice> {
         usize::try_from(choice).ok().and_then(|choice| self.choices.get_mut(choice))
     }
 }

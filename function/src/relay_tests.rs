@@ -2,7 +2,8 @@ use emberline_protocol::event::{ErrorEvent, EventKind, Timings, TokenLogprob};
 
 use super::*;
 
-const LIMITS: Limits = Limits { choices: 1, tokens: 100, logprobs: None, ids: false, prompt: None };
+const LIMITS: OutputLimits =
+    OutputLimits { choices: 1, tokens: 100, logprobs: None, ids: false, prompt: None };
 
 fn event(attempt: u32, index: u32, kind: EventKind) -> Event {
     Event { v: 1, attempt, index, kind }
@@ -93,7 +94,7 @@ fn an_answer_is_told_in_order() {
 
 #[test]
 fn choices_take_turns() {
-    let mut relay = Relay::new(Limits { choices: 3, ..LIMITS });
+    let mut relay = Relay::new(OutputLimits { choices: 3, ..LIMITS });
     let log = [
         accepted(1),
         tokens_of(2, 1, 1, 0, 1, "x"),
@@ -124,7 +125,7 @@ fn choices_take_turns() {
 
 #[test]
 fn a_second_worker_goes_on_with_the_choices_that_are_not_complete() {
-    let limits = Limits { choices: 2, ..LIMITS };
+    let limits = OutputLimits { choices: 2, ..LIMITS };
     let mut relay = Relay::new(limits);
     let first =
         [accepted(1), tokens_of(0, 1, 1, 0, 1, "a"), tokens_of(1, 1, 2, 0, 2, "xy"), finish_of(0, 1, 3)];
@@ -156,7 +157,7 @@ fn a_second_worker_goes_on_with_the_choices_that_are_not_complete() {
 
 #[test]
 fn a_job_that_is_done_with_a_choice_unfinished_is_a_fault() {
-    let mut relay = Relay::new(Limits { choices: 2, ..LIMITS });
+    let mut relay = Relay::new(OutputLimits { choices: 2, ..LIMITS });
     feed(&mut relay, &[accepted(1), finish_of(1, 1, 1)]);
     assert_eq!(relay.on_event(done(1, 2)), Err(Fault::Unfinished));
 }
@@ -177,7 +178,7 @@ fn token(text: &str, logprob: f32, alternatives: usize) -> TokenLogprobs {
 
 #[test]
 fn log_probabilities_are_told_with_the_tokens_that_an_event_carries() {
-    let mut relay = Relay::new(Limits { logprobs: Some(1), ..LIMITS });
+    let mut relay = Relay::new(OutputLimits { logprobs: Some(1), ..LIMITS });
     let [a, b, c] = [token("a", -1.0, 1), token("b", -2.0, 0), token("c", -3.0, 1)];
     let log = [
         accepted(1),
@@ -207,7 +208,7 @@ fn log_probabilities_are_told_with_the_tokens_that_an_event_carries() {
 
 #[test]
 fn ids_and_the_token_that_ends_an_answer_are_told_once() {
-    let limits = Limits { logprobs: Some(1), ids: true, ..LIMITS };
+    let limits = OutputLimits { logprobs: Some(1), ids: true, ..LIMITS };
     let mut relay = Relay::new(limits);
     let end =
         |attempt, index, logprobs| event(attempt, index, EventKind::EndToken { choice: 0, id: 9, logprobs });
@@ -269,7 +270,7 @@ fn log_probabilities_that_are_not_as_asked_for_are_a_fault() {
         vec![token("a", f32::NEG_INFINITY, 2)],
         vec![token(&long, -1.0, 0)],
     ] {
-        let mut relay = Relay::new(Limits { logprobs: Some(2), ..LIMITS });
+        let mut relay = Relay::new(OutputLimits { logprobs: Some(2), ..LIMITS });
         feed(&mut relay, &[accepted(1)]);
         let fault = Err(Fault::Logprobs { attempt: 1, index: 1 });
         assert_eq!(relay.on_event(with(tokens(1, 1, 0, 1, "a"), wrong.clone())), fault, "{wrong:?}");
@@ -279,7 +280,7 @@ fn log_probabilities_that_are_not_as_asked_for_are_a_fault() {
 #[test]
 fn not_everything_waits_for_a_gap_to_be_closed() {
     for choices in [1, 3] {
-        let mut relay = Relay::new(Limits { choices, ..LIMITS });
+        let mut relay = Relay::new(OutputLimits { choices, ..LIMITS });
         feed(&mut relay, &[accepted(1)]);
         let most = u32::try_from(MAX_WAITING).unwrap() * choices;
         for index in 0..most {
@@ -498,7 +499,7 @@ fn a_log_that_was_lost_and_is_written_again_goes_on_where_the_told_text_ends() {
 fn a_worker_that_goes_on_after_its_log_was_lost_is_followed() {
     let mut relay = Relay::new(LIMITS);
     feed(&mut relay, &[taken(1, "a"), accepted_as(1, 1), tokens(1, 2, 0, 1, "a")]);
-    relay.doubt();
+    relay.recheck();
     assert!(relay.has_gap());
     let log = [tokens(1, 3, 1, 1, "b"), tokens(1, 4, 2, 1, "c")];
     assert_eq!(feed(&mut relay, &log[1..]), [], "something may be missing before it");

@@ -3,17 +3,17 @@
 
 #![no_main]
 
-use emberline_function::relay::{Limits, Output, Relay, Whole, read_event};
+use emberline_function::relay::{OutputLimits, Output, Relay, Whole, read_event};
 use emberline_protocol::event::Event;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: (u8, &[u8])| {
     let (first, log) = input;
-    let limits = Limits {
+    let limits = OutputLimits {
         choices: u32::from(first % 3) + 1,
         tokens: 64,
         logprobs: (first & 4 != 0).then_some(u32::from(first % 2)),
-        ..Limits::default()
+        ..OutputLimits::default()
     };
     let log: Vec<Event> = log.split(|byte| *byte == b'\n').filter_map(|line| read_event(line).ok()).collect();
     // By the subscription, with the log where there is a gap.
@@ -48,7 +48,7 @@ struct Told {
 }
 
 impl Told {
-    fn new(limits: Limits) -> Self {
+    fn new(limits: OutputLimits) -> Self {
         let count = limits.choices as usize;
         Self {
             texts: vec![String::new(); count],

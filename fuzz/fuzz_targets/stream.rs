@@ -4,7 +4,7 @@
 #![no_main]
 
 use arbitrary::Arbitrary;
-use emberline_function::relay::{Acceptance, Ending, Limits, Output};
+use emberline_function::relay::{Acceptance, Ending, OutputLimits, Output};
 use emberline_function::endpoints::chat::stream::ChatStream;
 use emberline_function::endpoints::responses::{ResponseState, ResponseStream};
 use emberline_function::response::ResponseWriter;
@@ -58,9 +58,9 @@ impl Input<'_> {
         }
     }
 
-    fn limits(&self) -> Limits {
+    fn limits(&self) -> OutputLimits {
         let logprobs = self.with_logprobs.then_some(0);
-        Limits { choices: 1, tokens: 64, logprobs, ids: self.with_logprobs, prompt: None }
+        OutputLimits { choices: 1, tokens: 64, logprobs, ids: self.with_logprobs, prompt: None }
     }
 
     /// What a relay tells of these texts.

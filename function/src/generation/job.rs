@@ -11,7 +11,7 @@ use watermelon_proto::headers::{HeaderMap, HeaderName, HeaderValue};
 use watermelon_proto::{MessageBase, Subject};
 
 use crate::http::reply::internal_error;
-use crate::relay::Limits;
+use crate::relay::OutputLimits;
 
 /// Room for a job's headers within `max_payload`, which counts them, too.
 const HEADERS: usize = 256;
@@ -50,9 +50,9 @@ pub fn new_job(request: GenerationRequest, seed: Option<u64>, model: &str, conte
 }
 
 /// What a correct worker can answer to `request` at most, if its model has this context.
-pub fn output_limits(request: &GenerationRequest, context_length: u32) -> Limits {
+pub fn output_limits(request: &GenerationRequest, context_length: u32) -> OutputLimits {
     let tokens = request.max_tokens.unwrap_or(u32::MAX).min(context_length);
-    Limits::of(request, tokens)
+    OutputLimits::of(request, tokens)
 }
 
 /// Tokens that are reserved for each answer of a request that does not say how long it may be.
@@ -165,7 +165,7 @@ mod tests {
     fn an_answer_is_limited_by_the_wish_and_by_the_context() {
         assert_eq!(
             output_limits(&request(None), 100),
-            Limits { choices: 1, tokens: 100, ..Limits::default() }
+            OutputLimits { choices: 1, tokens: 100, ..OutputLimits::default() }
         );
         assert_eq!(output_limits(&request(Some(7)), 100).tokens, 7);
         assert_eq!(output_limits(&request(Some(700)), 100).tokens, 100);
@@ -179,7 +179,7 @@ mod tests {
         let prompt = Some(PromptLimits { logprobs: Some(2) });
         assert_eq!(
             output_limits(&all, 100),
-            Limits { choices: 16, tokens: 100, logprobs: Some(3), ids: true, prompt }
+            OutputLimits { choices: 16, tokens: 100, logprobs: Some(3), ids: true, prompt }
         );
         let named = GenerationRequest { logprob_token_ids: vec![1; 40], prompt_logprobs: None, ..all };
         let limits = output_limits(&named, 100);

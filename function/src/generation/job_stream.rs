@@ -21,7 +21,7 @@ use crate::nats::bus::Bus;
 use crate::nats::connection::{BusError, Connection, REPLY_TIMEOUT, direct_get_subject, subject};
 use crate::nats::jetstream::{self, Batch, Progress};
 use crate::platform::{Host, Timer, add_ns, report};
-use crate::relay::{Fault, Limits, Output, Relay, read_event};
+use crate::relay::{Fault, Output, OutputLimits, Relay, read_event};
 
 const ALIVE_INTERVAL: Duration = Duration::from_secs(ALIVE_INTERVAL_S);
 /// How long events may be missing: longer than nats-server takes to find a leader or to start again.
@@ -86,7 +86,7 @@ impl JobStream {
     pub(super) async fn publish(
         bus: &Bus,
         job: &Job,
-        limits: Limits,
+        limits: OutputLimits,
         deadline_ns: u64,
     ) -> Result<Self, ApiError> {
         let context = format!("job {}", job.id);
@@ -134,7 +134,7 @@ impl JobStream {
     pub(super) async fn join(
         bus: &Bus,
         job: &Job,
-        limits: Limits,
+        limits: OutputLimits,
         deadline_ns: u64,
         again: bool,
     ) -> Result<Self, ApiError> {
@@ -157,7 +157,7 @@ impl JobStream {
         mut connection: Connection,
         bus: &Bus,
         job: &Job,
-        limits: Limits,
+        limits: OutputLimits,
         deadline_ns: u64,
     ) -> Result<Self, BusError> {
         let (stream, events) = job.log();
@@ -302,7 +302,7 @@ impl JobStream {
 
     /// Has the event log read before any further event counts, since some may have been missed.
     fn recheck(&mut self) -> Result<(), ApiError> {
-        self.relay.doubt();
+        self.relay.recheck();
         self.read_log(1)
     }
 

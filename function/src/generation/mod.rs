@@ -34,7 +34,7 @@ use crate::http::request_timeout::RequestTimeout;
 use crate::http::response_headers::ResponseHeaders;
 use crate::nats::bus::Bus;
 use crate::platform::{Host, add_ns};
-use crate::relay::{Acceptance, Limits};
+use crate::relay::{Acceptance, OutputLimits};
 use crate::request::ClientRequest;
 
 /// How long after its deadline the event log of a stored job is still read.
@@ -63,7 +63,7 @@ pub struct Queued {
     /// The first job.
     pub first: Job,
     /// What all jobs together may produce.
-    pub limits: Limits,
+    pub limits: OutputLimits,
     /// The model as the client wrote it.
     pub model: String,
     /// The stored record of the original request, if this is an idempotent retry.
@@ -80,7 +80,7 @@ pub struct Generation {
     /// The jobs' events.
     pub jobs: JobStreams,
     /// What all jobs together may produce.
-    pub limits: Limits,
+    pub limits: OutputLimits,
     /// What every chunk of the answer repeats.
     pub envelope: Envelope,
     /// What the worker of each job said when it took it; not empty.
@@ -256,7 +256,7 @@ async fn create_stored_request(
     request: &ClientRequest,
     spec: &GenerationSpec<'_>,
     jobs: &[Job],
-    limits: Limits,
+    limits: OutputLimits,
 ) -> Result<bool, ApiError> {
     let (first, others) = jobs.split_first().ok_or_else(reply::internal_error)?;
     let stored = StoredRequest {
@@ -274,7 +274,10 @@ async fn create_stored_request(
 }
 
 /// What each job may produce, and how many tokens are reserved for each.
-fn expected(spec: &GenerationSpec<'_>, destination: &Destination) -> Result<(Limits, Vec<u64>), ApiError> {
+fn expected(
+    spec: &GenerationSpec<'_>,
+    destination: &Destination,
+) -> Result<(OutputLimits, Vec<u64>), ApiError> {
     // The context of a model that no worker serves yet is known to its worker only.
     let context_length = destination.context_length.unwrap_or(u32::MAX);
     let first = spec.requests.first().ok_or_else(reply::internal_error)?;
@@ -313,7 +316,7 @@ fn new_jobs(
 async fn publish(
     bus: &Bus,
     jobs: &[Job],
-    limits: Limits,
+    limits: OutputLimits,
     deadline_ns: u64,
     paths: &Paths,
 ) -> Result<JobStreams, ApiError> {
@@ -370,7 +373,7 @@ pub async fn join(
     paths: &Paths,
     again: bool,
     deadline_ns: u64,
-) -> Result<(JobStreams, Limits), ApiError> {
+) -> Result<(JobStreams, OutputLimits), ApiError> {
     let host = request.host();
     let left = Duration::from_millis(stored.job.deadline.saturating_sub(host.unix_ms()));
     let deadline_ns = host.after(left.saturating_add(GRACE)).min(deadline_ns);

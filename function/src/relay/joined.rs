@@ -22,7 +22,7 @@ impl Joined {
         Self { choices_each, paths, acceptances, unfinished: jobs, ending: Ending::default() }
     }
 
-    /// What is to be told when job number `job` has told `output`.
+    /// What is to be sent when job number `job` has the next `output`.
     pub fn push(&mut self, job: usize, output: Output) -> Option<Output> {
         let first = u32::try_from(job).unwrap_or(u32::MAX).saturating_mul(self.choices_each);
         match output.called_by(&self.paths) {

@@ -13,18 +13,18 @@ use super::sound::{MAX_TOKEN_BYTES, is_sound_alone};
 /// Most tokens of a prompt; no context is as long.
 const MAX_PROMPT_TOKENS: u64 = 1 << 22;
 
-/// What is told of a job's prompt.
+/// What is sent of a job's prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PromptLimits {
     /// Most alternatives beside each token's log-probability; `None` for ids alone.
     pub logprobs: Option<u32>,
 }
 
-/// The tokens that nobody has been told of: all of them, or none.
+/// The tokens that were not sent: all of them, or none.
 #[derive(Debug, Default)]
 pub(super) struct PromptTokens {
     tokens: Vec<PromptToken>,
-    told: bool,
+    is_sent: bool,
 }
 
 impl PromptTokens {
@@ -52,7 +52,7 @@ impl PromptTokens {
         if written.iter().zip(tokens).any(|(known, token)| known.id != token.id) {
             return Err(Conflict::Differs { attempt, position }.into());
         }
-        if !self.told {
+        if !self.is_sent {
             self.tokens.extend_from_slice(tokens.get(fresh.first_token..).unwrap_or_default());
         }
         Ok(())
@@ -60,7 +60,7 @@ impl PromptTokens {
 
     /// Hands out the tokens, once.
     pub(super) fn take(&mut self) -> Option<Vec<PromptToken>> {
-        (!std::mem::replace(&mut self.told, true)).then(|| std::mem::take(&mut self.tokens))
+        (!std::mem::replace(&mut self.is_sent, true)).then(|| std::mem::take(&mut self.tokens))
     }
 }
 

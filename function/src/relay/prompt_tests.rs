@@ -2,7 +2,7 @@ use emberline_protocol::event::{EventKind, FinishReason, Timings, TokenLogprob, 
 use emberline_protocol::prompt::PromptScore;
 
 use super::*;
-use crate::relay::{Acceptance, Limits, Output, Relay};
+use crate::relay::{Acceptance, Output, OutputLimits, Relay};
 
 const SCORED: PromptLimits = PromptLimits { logprobs: Some(1) };
 
@@ -40,7 +40,7 @@ fn done(attempt: u32, index: u32) -> Event {
 }
 
 fn relay(limits: PromptLimits) -> Relay {
-    Relay::new(Limits { choices: 1, tokens: 9, prompt: Some(limits), ..Limits::default() })
+    Relay::new(OutputLimits { choices: 1, tokens: 9, prompt: Some(limits), ..OutputLimits::default() })
 }
 
 fn feed(relay: &mut Relay, events: &[Event]) -> Vec<Output> {
@@ -108,7 +108,7 @@ fn ids_alone_have_nothing_else() {
     let fault = Fault::Logprobs { attempt: 1, index: 1 };
     assert_eq!(scored.on_event(event(1, 1, ids(true))), Err(fault));
     // Nobody has asked.
-    let mut silent = Relay::new(Limits { choices: 1, tokens: 9, ..Limits::default() });
+    let mut silent = Relay::new(OutputLimits { choices: 1, tokens: 9, ..OutputLimits::default() });
     assert_eq!(feed(&mut silent, &[accepted(1, 3), prompt(1, 1, 0..3)]).len(), 1);
 }
 

@@ -127,7 +127,7 @@ fn fold(log: &[Event], choices: u32) -> (u32, usize, Vec<Progress>) {
 
 /// Writes one attempt after the other.
 struct Writer {
-    limits: Limits,
+    limits: OutputLimits,
     log: Vec<Event>,
     steps: Vec<Step>,
 }
@@ -243,7 +243,7 @@ impl Writer {
 }
 
 /// What happens until these attempts have written the whole answer.
-fn steps_of(limits: Limits, attempts: &[Attempt], mut last: Attempt) -> Writer {
+fn steps_of(limits: OutputLimits, attempts: &[Attempt], mut last: Attempt) -> Writer {
     let rest = (0..limits.choices).flat_map(|choice| [(choice, TOKENS.len()), (choice, 1)]);
     last.turns.extend(rest);
     let mut writer = Writer { limits, log: Vec::new(), steps: Vec::new() };
@@ -294,7 +294,7 @@ impl Follower {
                 self.overtaken = None;
                 self.log.clear();
                 self.lag = 0;
-                self.relay.doubt();
+                self.relay.recheck();
                 self.read(0);
             }
         }
@@ -315,7 +315,7 @@ proptest! {
         lag in 0_usize..4,
     ) {
         let prompt = prompt.map(|logprobs| PromptLimits { logprobs });
-        let limits = Limits { choices, tokens: 12, logprobs: asked.then_some(1), ids, prompt };
+        let limits = OutputLimits { choices, tokens: 12, logprobs: asked.then_some(1), ids, prompt };
         let Writer { log, steps, .. } = steps_of(limits, &attempts, last);
         let relay = Relay::new(limits);
         let mut follower = Follower { relay, log: Vec::new(), lag, overtaken: None, outputs: Vec::new() };
@@ -405,7 +405,7 @@ proptest! {
         part in 0.0..1.2_f64,
     ) {
         let prompt = prompt.then_some(PromptLimits { logprobs: None });
-        let limits = Limits { choices, tokens: 12, logprobs: None, ids: false, prompt };
+        let limits = OutputLimits { choices, tokens: 12, logprobs: None, ids: false, prompt };
         let Writer { log, .. } = steps_of(limits, &attempts, Attempt { loss: None, ..last });
         let end = ((log.len() as f64 * part) as usize).min(log.len());
         let stored = disturbed(&log, end, &fates);

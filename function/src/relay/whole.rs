@@ -1,20 +1,20 @@
-//! An answer that is told in one piece.
+//! An answer that is sent as a whole.
 
 use std::sync::Arc;
 
 use emberline_api::answer::Choice;
 
-use super::{Limits, Output};
+use super::{Output, OutputLimits};
 
-/// Gathers what a [`super::Relay`] tells.
+/// Gathers the outputs of a [`super::Relay`].
 #[derive(Debug)]
 pub struct Whole {
     choices: Vec<Choice>,
 }
 
 impl Whole {
-    /// Nothing told yet.
-    pub fn new(limits: Limits) -> Self {
+    /// Nothing yet.
+    pub fn new(limits: OutputLimits) -> Self {
         let empty = || Choice {
             logprobs: limits.logprobs.map(|_| Vec::new()),
             ids: limits.ids.then(Vec::new),
@@ -23,7 +23,7 @@ impl Whole {
         Self { choices: (0..limits.choices).map(|_| empty()).collect() }
     }
 
-    /// Takes the next thing told.
+    /// Takes the next output.
     pub fn push(&mut self, output: Output) {
         match output {
             Output::Prompt { first, choices, tokens } => {
@@ -54,7 +54,7 @@ impl Whole {
         usize::try_from(choice).ok().and_then(|choice| self.choices.get_mut(choice))
     }
 
-    /// The choices; complete once [`Output::Done`] was told.
+    /// The choices; complete once [`Output::Done`] has come.
     pub fn choices(&self) -> &[Choice] {
         &self.choices
     }

@@ -5,7 +5,7 @@ use emberline_api::error::ErrorBody;
 use emberline_protocol::error::ApiError;
 use emberline_protocol::prompt::MAX_PROMPT_LOGPROBS;
 
-use crate::relay::Limits;
+use crate::relay::OutputLimits;
 
 /// Bytes that a frame takes for one token, and for what does not depend on tokens.
 const FRAME_BYTES: usize = 4096;
@@ -22,7 +22,7 @@ pub const DONE: Bytes = Bytes::from_static(b"data: [DONE]\n\n");
 pub const KEEP_ALIVE: Bytes = Bytes::from_static(b": keep-alive\n\n");
 
 /// How many bytes of frames a client may leave unread: all of its answer, within reason.
-pub fn max_backlog(limits: Limits) -> usize {
+pub fn max_backlog(limits: OutputLimits) -> usize {
     let count = |count: u32| usize::try_from(count).unwrap_or(usize::MAX);
     let tokens = count(limits.choices).saturating_mul(count(limits.tokens));
     let logprobs = limits.logprobs.map_or(0, |top| count(top).saturating_add(1));
@@ -31,7 +31,7 @@ pub fn max_backlog(limits: Limits) -> usize {
 }
 
 /// Largest number of bytes, about, that a stream takes for its prompts' tokens.
-fn prompt_bytes(limits: Limits) -> usize {
+fn prompt_bytes(limits: OutputLimits) -> usize {
     let scores = usize::try_from(MAX_PROMPT_LOGPROBS).unwrap_or(usize::MAX).saturating_mul(LOGPROB_BYTES);
     let each = limits.prompt.map_or(0, |prompt| prompt.logprobs.map_or(PROMPT_IDS_BYTES, |_| scores));
     // Each choice of a text completion repeats its prompt.
@@ -64,16 +64,16 @@ pub(crate) mod tests {
 
     #[test]
     fn a_client_may_be_behind_by_its_whole_answer_within_reason() {
-        let limits = Limits { choices: 1, tokens: 100, ..Limits::default() };
+        let limits = OutputLimits { choices: 1, tokens: 100, ..OutputLimits::default() };
         let one = max_backlog(limits);
         assert_eq!(one, 116 * FRAME_BYTES);
-        assert!(max_backlog(Limits { choices: 2, ..limits }) > one);
-        assert!(max_backlog(Limits { logprobs: Some(20), ..limits }) > one);
-        let ids = Limits { prompt: Some(PromptLimits { logprobs: None }), ..limits };
+        assert!(max_backlog(OutputLimits { choices: 2, ..limits }) > one);
+        assert!(max_backlog(OutputLimits { logprobs: Some(20), ..limits }) > one);
+        let ids = OutputLimits { prompt: Some(PromptLimits { logprobs: None }), ..limits };
         assert!(max_backlog(ids) > one);
-        let scored = Limits { prompt: Some(PromptLimits { logprobs: Some(0) }), ..limits };
+        let scored = OutputLimits { prompt: Some(PromptLimits { logprobs: Some(0) }), ..limits };
         assert!(max_backlog(scored) > max_backlog(ids));
-        let most = Limits { choices: u32::MAX, tokens: u32::MAX, logprobs: Some(u32::MAX), ..scored };
+        let most = OutputLimits { choices: u32::MAX, tokens: u32::MAX, logprobs: Some(u32::MAX), ..scored };
         assert_eq!(max_backlog(most), MAX_BACKLOG);
     }
 

@@ -10,7 +10,7 @@ use emberline_protocol::error::ApiError;
 use emberline_protocol::event::Usage;
 
 use super::ResponseWriter;
-use crate::relay::{Ending, Limits, Output, Whole};
+use crate::relay::{Ending, Output, OutputLimits, Whole};
 
 const WHITE_SPACE: Bytes = Bytes::from_static(b"\n");
 
@@ -28,7 +28,7 @@ pub struct CompletionBuilder<F> {
 
 impl<F: FnMut(&[Choice], &Usage) -> String> CompletionBuilder<F> {
     /// Without any output yet.
-    pub fn new(limits: Limits, write: F) -> Self {
+    pub fn new(limits: OutputLimits, write: F) -> Self {
         Self { whole: Whole::new(limits), write }
     }
 }
@@ -100,7 +100,7 @@ mod tests {
     }
 
     fn completion() -> impl ResponseBuilder {
-        let limits = Limits { choices: 1, tokens: 9, ..Limits::default() };
+        let limits = OutputLimits { choices: 1, tokens: 9, ..OutputLimits::default() };
         CompletionBuilder::new(limits, |choices: &[Choice], usage: &Usage| {
             format!("{{\"text\":\"{}\",\"tokens\":{}}}", choices[0].text, usage.completion_tokens)
         })

@@ -8,7 +8,7 @@ use emberline_protocol::event::{FinishReason, TokenLogprobs};
 use emberline_protocol::prompt::PromptToken;
 use emberline_protocol::tools::{AnswerPart, ToolCallReader};
 
-use crate::relay::{Ending, Limits, Output};
+use crate::relay::{Ending, Output, OutputLimits};
 use crate::response::ResponseWriter;
 use crate::response::sse::{DONE, data, error, max_backlog};
 use crate::response::usage::UsageCounter;
@@ -18,7 +18,7 @@ use crate::response::usage::UsageCounter;
 pub struct ChatStream {
     answer: ChatAnswer,
     usage: UsageCounter,
-    limits: Limits,
+    limits: OutputLimits,
     choices: Vec<ChatChoice>,
 }
 
@@ -42,7 +42,7 @@ impl ChatChoice {
 
 impl ChatStream {
     /// Frames for an answer within `limits`, whose tokens are counted.
-    pub fn new(answer: ChatAnswer, usage: UsageCounter, limits: Limits) -> Self {
+    pub fn new(answer: ChatAnswer, usage: UsageCounter, limits: OutputLimits) -> Self {
         let choice = |_| ChatChoice {
             reader: answer.call_reader(),
             logprobs: limits.logprobs.map(|_| Vec::new()),

@@ -30,8 +30,8 @@ fn frames(tool_format: Option<ToolFormat>, logprobs: Option<u32>) -> ChatStream 
     ChatStream::new(answer(tool_format), UsageCounter::new(StreamUsage::Never, &[]), limits(logprobs))
 }
 
-fn limits(logprobs: Option<u32>) -> Limits {
-    Limits { choices: 2, tokens: 100, logprobs, ..Limits::default() }
+fn limits(logprobs: Option<u32>) -> OutputLimits {
+    OutputLimits { choices: 2, tokens: 100, logprobs, ..OutputLimits::default() }
 }
 
 fn text(choice: u32, text: &str) -> Output {
@@ -67,7 +67,7 @@ fn usage_comes_in_a_chunk_of_its_own() {
     let mut frames = ChatStream::new(
         answer(None),
         UsageCounter::new(StreamUsage::Last, &[]),
-        Limits { choices: 1, ..limits(None) },
+        OutputLimits { choices: 1, ..limits(None) },
     );
     assert_eq!(payload(&frames.on_output(text(0, "x"))[0])["usage"], Value::Null);
     let usage = Usage { prompt_tokens: 1, cached_tokens: 0, completion_tokens: 2 };
@@ -81,7 +81,7 @@ fn usage_comes_in_a_chunk_of_its_own() {
 fn usage_so_far_comes_with_every_chunk_if_it_is_asked_for() {
     let prompt = Acceptance { prompt_tokens: 5, ..Acceptance::default() };
     let count = UsageCounter::new(StreamUsage::Always, &[prompt]);
-    let mut frames = ChatStream::new(answer(None), count, Limits { choices: 1, ..limits(None) });
+    let mut frames = ChatStream::new(answer(None), count, OutputLimits { choices: 1, ..limits(None) });
     let counts = |frames: &[Bytes]| {
         let usage = payload(&frames[0])["usage"].clone();
         (usage["prompt_tokens"].clone(), usage["completion_tokens"].clone())
@@ -121,7 +121,7 @@ fn log_probabilities_come_with_their_text() {
 
 #[test]
 fn a_prompt_that_is_told_comes_with_the_first_chunk() {
-    let within = Limits { ids: true, prompt: Some(PromptLimits { logprobs: Some(0) }), ..limits(None) };
+    let within = OutputLimits { ids: true, prompt: Some(PromptLimits { logprobs: Some(0) }), ..limits(None) };
     let details = TokenDetails { ids: true, prompt_logprobs: Some(0), ..TokenDetails::default() };
     let echo = Some("Well".to_owned());
     let mut frames = ChatStream::new(
@@ -182,7 +182,7 @@ fn a_required_call_that_is_cut_off_before_its_name_is_no_text() {
     let mut frames = ChatStream::new(
         required,
         UsageCounter::new(StreamUsage::Never, &[]),
-        Limits { choices: 1, tokens: 9, logprobs: Some(0), ..Limits::default() },
+        OutputLimits { choices: 1, tokens: 9, logprobs: Some(0), ..OutputLimits::default() },
     );
     let logprobs = Some(vec![token("<tool_call>"), token("\n{\"na")]);
     let mut told = choices(&frames.on_output(Output::Text {
@@ -209,7 +209,7 @@ proptest! {
     /// However the worker cuts its text.
     #[test]
     fn every_token_has_its_log_probability_and_id_once_and_the_stream_is_the_whole(cuts in proptest::collection::vec(1_usize..5, 0..60)) {
-        let within = Limits { ids: true, ..limits(Some(0)) };
+        let within = OutputLimits { ids: true, ..limits(Some(0)) };
         let mut frames = ChatStream::new(answer(Some(ToolFormat::Hermes)), UsageCounter::new(StreamUsage::Never, &[]), within);
         let mut rest: Vec<char> = CALL.chars().collect();
         let (mut told, mut tokens) = (Vec::new(), Vec::new());

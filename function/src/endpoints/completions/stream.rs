@@ -8,7 +8,7 @@ use emberline_api::completions::{CompletionAnswer, Offsets};
 use emberline_protocol::error::ApiError;
 use emberline_protocol::prompt::PromptToken;
 
-use crate::relay::{Ending, Limits, Output};
+use crate::relay::{Ending, Output, OutputLimits};
 use crate::response::ResponseWriter;
 use crate::response::sse::{DONE, data, error, max_backlog};
 use crate::response::usage::UsageCounter;
@@ -20,14 +20,19 @@ pub struct CompletionStream {
     usage: UsageCounter,
     /// Of each choice: what its text begins with.
     echoes: Vec<String>,
-    limits: Limits,
+    limits: OutputLimits,
     offsets: Vec<Offsets>,
 }
 
 impl CompletionStream {
     /// Frames for an answer within `limits`; each choice begins with its entry of `echoes`, if there
     /// is one.
-    pub fn new(answer: CompletionAnswer, usage: UsageCounter, limits: Limits, echoes: Vec<String>) -> Self {
+    pub fn new(
+        answer: CompletionAnswer,
+        usage: UsageCounter,
+        limits: OutputLimits,
+        echoes: Vec<String>,
+    ) -> Self {
         let offsets = (0..limits.choices).map(|_| Offsets::default()).collect();
         Self { answer, usage, echoes, limits, offsets }
     }
@@ -107,11 +112,11 @@ mod tests {
     use crate::response::sse::tests::payload;
 
     fn frames(logprobs: Option<u32>, echoes: &[&str]) -> CompletionStream {
-        let limits = Limits { choices: 2, tokens: 9, logprobs, ..Limits::default() };
+        let limits = OutputLimits { choices: 2, tokens: 9, logprobs, ..OutputLimits::default() };
         frames_within(limits, TokenDetails { logprobs, ..TokenDetails::default() }, echoes)
     }
 
-    fn frames_within(limits: Limits, details: TokenDetails, echoes: &[&str]) -> CompletionStream {
+    fn frames_within(limits: OutputLimits, details: TokenDetails, echoes: &[&str]) -> CompletionStream {
         let job = JobId::from_random(1);
         let envelope = Envelope { job, created: 2, model: "m".into(), fingerprint: "fp".into() };
         let echoes = echoes.iter().map(|&echo| echo.to_owned()).collect();
@@ -150,7 +155,7 @@ mod tests {
     #[test]
     fn a_prompt_that_is_told_begins_its_choices() {
         let prompt = Some(PromptLimits { logprobs: Some(0) });
-        let limits = Limits { choices: 2, tokens: 9, logprobs: Some(0), ids: true, prompt };
+        let limits = OutputLimits { choices: 2, tokens: 9, logprobs: Some(0), ids: true, prompt };
         let details = TokenDetails {
             logprobs: Some(0),
             echoed_logprobs: Some(0),

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use emberline_protocol::error::ApiError;
 
 use super::state::ResponseState;
-use crate::relay::{Limits, Output};
+use crate::relay::{Output, OutputLimits};
 use crate::response::{ResponseWriter, sse};
 
 /// How often a stream repeats the whole response.
@@ -16,12 +16,12 @@ pub struct ResponseStream {
     state: ResponseState,
     /// The client has all events up to this sequence number.
     received: Option<u64>,
-    limits: Limits,
+    limits: OutputLimits,
 }
 
 impl ResponseStream {
     /// Writes the events after the sequence number `received`.
-    pub fn new(state: ResponseState, received: Option<u64>, limits: Limits) -> Self {
+    pub fn new(state: ResponseState, received: Option<u64>, limits: OutputLimits) -> Self {
         Self { state, received, limits }
     }
 
@@ -68,8 +68,11 @@ mod tests {
 
     fn written(received: Option<u64>) -> String {
         let state = ResponseState::new(JobId::from_random(1), 0, "m".into(), ResponseSpec::default());
-        let mut stream =
-            ResponseStream::new(state, received, Limits { choices: 1, tokens: 9, ..Limits::default() });
+        let mut stream = ResponseStream::new(
+            state,
+            received,
+            OutputLimits { choices: 1, tokens: 9, ..OutputLimits::default() },
+        );
         let mut frames = stream.begin();
         for output in [
             Output::Accepted(Acceptance::default()),

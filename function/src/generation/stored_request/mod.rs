@@ -23,7 +23,7 @@ use watermelon_proto::headers::{
 use watermelon_proto::{MessageBase, Subject};
 
 use crate::http::reply::internal_error;
-use crate::relay::Limits;
+use crate::relay::OutputLimits;
 
 /// Names a request, so that a repeat is known as one.
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -108,8 +108,8 @@ fn reused(message: &str) -> ApiError {
 }
 
 /// What each of its jobs may produce at most.
-pub fn output_limits(request: &StoredRequest) -> Limits {
-    Limits::of(&request.job.request, request.max_tokens)
+pub fn output_limits(request: &StoredRequest) -> OutputLimits {
+    OutputLimits::of(&request.job.request, request.max_tokens)
 }
 
 /// What the body of a response's request calls its job's fields.
@@ -118,9 +118,9 @@ pub fn paths(request: &StoredRequest) -> Paths {
 }
 
 /// What `jobs` jobs may produce together.
-pub fn joined_limits(each: Limits, jobs: usize) -> Limits {
+pub fn joined_limits(each: OutputLimits, jobs: usize) -> OutputLimits {
     let jobs = u32::try_from(jobs).unwrap_or(u32::MAX);
-    Limits { choices: each.choices.saturating_mul(jobs), ..each }
+    OutputLimits { choices: each.choices.saturating_mul(jobs), ..each }
 }
 
 /// The message that stores `request`: as a new one, or in place of the one that is there.
@@ -236,7 +236,10 @@ mod tests {
         let message = message(&record(), true, 10_000, 1 << 20).unwrap();
         assert_eq!(message.subject.as_str(), format!("$KV.requests.{}", record().job.id));
         assert_eq!(read(&message.payload), Ok(record()));
-        assert_eq!(output_limits(&record()), Limits { choices: 2, tokens: 9, ..Limits::default() });
+        assert_eq!(
+            output_limits(&record()),
+            OutputLimits { choices: 2, tokens: 9, ..OutputLimits::default() }
+        );
     }
 
     #[test]
