@@ -18,6 +18,7 @@ pub mod job;
 pub mod key;
 pub mod lane;
 pub mod log;
+pub mod logprob;
 pub mod measurement;
 pub mod prompt;
 pub mod relaxed;

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{ApiError, ErrorCode};
-use crate::event::TokenLogprob;
 use crate::job::GenerationRequest;
+use crate::logprob::TokenLogprob;
 
 /// Largest number of prompt log-probabilities in one request: prompt tokens × (alternatives + 1) × choices,
 /// for each choice repeats them. It bounds a log or an answer at about ten megabytes.

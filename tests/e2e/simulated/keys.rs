@@ -74,7 +74,7 @@ async fn a_key_is_replaced_and_taken_back() -> Result<()> {
     let states: Vec<_> = list(&nats).await?.into_iter().map(|key| key["state"].clone()).collect();
     assert_eq!(states, ["revoked", "revoked", "revoked"]);
     let ended = emberline(&nats, &["keys", "rotate", id]).await.unwrap_err().to_string();
-    assert!(ended.contains("revoked already"), "{ended}");
+    assert!(ended.contains("already revoked"), "{ended}");
     let unknown = emberline(&nats, &["keys", "revoke", "bob"]).await.unwrap_err().to_string();
     assert!(unknown.contains("no key has the name or id 'bob'"), "{unknown}");
     // The name is free again.
