@@ -300,7 +300,7 @@ impl JobRun<'_> {
         match self.message.double_ack().await {
             Ok(()) => tracing::info!(job = %id, ?outcome, "ended"),
             Err(error) => {
-                tracing::warn!(job = %id, ?outcome, %error, "ended, but its message was not acknowledged")
+                tracing::warn!(job = %id, ?outcome, %error, "ended, but its message was not acknowledged");
             }
         }
     }

@@ -32,5 +32,5 @@ pub(crate) fn cases() -> Vec<Case> {
     }
     let path = super::repository().join("tests/golden/smollm2-135m-instruct-q4_1.json");
     let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    serde_json::from_str::<File>(&text).expect("the golden file").cases
+    serde_json::from_str::<File>(&text).unwrap().cases
 }
