@@ -3,7 +3,7 @@
 
 #![no_main]
 
-use emberline_function::relay::{OutputLimits, Output, Relay, Whole, read_event};
+use emberline_function::relay::{Output, OutputLimits, Relay, Whole, read_event};
 use emberline_protocol::event::Event;
 use libfuzzer_sys::fuzz_target;
 

@@ -2,9 +2,9 @@
 
 #![no_main]
 
-use emberline_function::generation::stored_request;
 use emberline_function::admission::served_models::ServedModels;
 use emberline_function::endpoints::responses::{Query, ResponseState, job_of, response_id};
+use emberline_function::generation::stored_request;
 use emberline_protocol::job::Job;
 use libfuzzer_sys::fuzz_target;
 

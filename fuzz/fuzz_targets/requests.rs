@@ -6,10 +6,10 @@
 use emberline_api::chat::ChatRequest;
 use emberline_api::completions::CompletionRequest;
 use emberline_api::embeddings;
-use emberline_protocol::error::ApiError;
-use emberline_protocol::job::GenerationRequest;
 use emberline_api::responses::ResponsesRequest;
 use emberline_api::tokenize::TokenRequest;
+use emberline_protocol::error::ApiError;
+use emberline_protocol::job::GenerationRequest;
 use emberline_protocol::tokens::TokensRequest;
 use libfuzzer_sys::fuzz_target;
 use serde::Serialize;

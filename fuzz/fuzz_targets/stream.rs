@@ -4,24 +4,24 @@
 #![no_main]
 
 use arbitrary::Arbitrary;
-use emberline_function::relay::{Acceptance, Ending, OutputLimits, Output};
+use emberline_api::answer::Envelope;
+use emberline_api::chat::ChatAnswer;
+use emberline_api::parameters::StreamUsage;
+use emberline_api::responses::ResponseSpec;
+use emberline_api::token_details::TokenDetails;
 use emberline_function::endpoints::chat::stream::ChatStream;
 use emberline_function::endpoints::responses::{ResponseState, ResponseStream};
+use emberline_function::relay::{Acceptance, Ending, Output, OutputLimits};
 use emberline_function::response::ResponseWriter;
 use emberline_function::response::sse::KEEP_ALIVE;
 use emberline_function::response::usage::UsageCounter;
-use emberline_api::answer::Envelope;
-use emberline_api::chat::ChatAnswer;
 use emberline_protocol::event::{FinishReason, TokenLogprob, TokenLogprobs};
 use emberline_protocol::job::ToolChoice;
-use emberline_api::parameters::StreamUsage;
-use emberline_api::responses::ResponseSpec;
 use emberline_protocol::subject::JobId;
-use emberline_api::token_details::TokenDetails;
 use emberline_protocol::tools::{TextBesideCalls, ToolFormat};
 use libfuzzer_sys::fuzz_target;
 
-#[path = "../../tests/src/sse/transcript.rs"]
+#[path = "../../tests/kit/src/sse/transcript.rs"]
 #[allow(dead_code)] // the tests use all of it
 mod transcript;
 
