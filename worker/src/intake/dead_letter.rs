@@ -10,7 +10,7 @@ use emberline_protocol::subject;
 
 use super::Intake;
 use super::acknowledge::with_progress;
-use super::event_log::EventLog;
+use super::log_writer::LogWriter;
 use super::message::{Refusal, id_of};
 
 /// Stores a message that is given up in the stream of dead letters.
@@ -46,7 +46,7 @@ pub(super) async fn refuse(intake: &Intake, message: &Message, refusal: &Refusal
     }
     if let Some(id) = id {
         let text = format!("The job could not be read by the worker: {refusal}.");
-        let mut log = EventLog::of_unreadable(intake.nats.clone(), id.clone());
+        let mut log = LogWriter::of_unreadable(intake.nats.clone(), id.clone());
         let error = ApiError::new(ErrorCode::InternalError, text);
         if let Err(error) = with_progress(message, log.finish(EventKind::Error(error.into()))).await {
             tracing::warn!(job = %id, %error, "the error was not stored for the relay");

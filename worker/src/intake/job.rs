@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::acknowledge::{PROGRESS_INTERVAL, progress_interval, send_ack, with_progress};
 use super::charge::{Charge, JobTotals};
 use super::dead_letter;
-use super::event_log::EventLog;
+use super::log_writer::LogWriter;
 use super::slots::Slot;
 use super::takeover::Claim;
 use super::{Intake, Phase, reached};
@@ -63,7 +63,7 @@ impl JobRun<'_> {
     /// Runs the job until it ends, is requeued or is taken over.
     pub(super) async fn run(self, slot: Slot) {
         let id = self.job.id.clone();
-        let mut log = EventLog::new(self.intake.nats.clone(), &self.job);
+        let mut log = LogWriter::new(self.intake.nats.clone(), &self.job);
         let deadline = until(self.job.deadline);
         if deadline.is_zero() {
             drop(slot);
@@ -131,7 +131,7 @@ impl JobRun<'_> {
     }
 
     /// Ends a job that is not run; `None` if its deadline has passed.
-    async fn end_unrun(&self, mut log: EventLog, claim: Option<Claim>) {
+    async fn end_unrun(&self, mut log: LogWriter, claim: Option<Claim>) {
         match claim {
             // It is run instead.
             Some(Claim::Open(_)) => {}
@@ -189,7 +189,7 @@ impl JobRun<'_> {
     /// Appends the engine's events to the log and obeys control messages until the run ends.
     async fn follow(
         &self,
-        log: &mut EventLog,
+        log: &mut LogWriter,
         mut events: UnboundedReceiver<EventKind>,
         mut control: Subscriber,
         deadline: Duration,
@@ -251,7 +251,7 @@ impl JobRun<'_> {
     }
 
     /// Whether another attempt has begun; `None` if not known. A log that was lost is written again.
-    async fn is_replaced(&self, log: &mut EventLog) -> Option<bool> {
+    async fn is_replaced(&self, log: &mut LogWriter) -> Option<bool> {
         match tokio::time::timeout(RECHECK_TIMEOUT, log.newest_attempt()).await {
             Ok(Ok(Some(newest))) => Some(newest > log.attempt()),
             Ok(Ok(None)) => {
@@ -266,7 +266,7 @@ impl JobRun<'_> {
         }
     }
 
-    async fn fail(&self, mut log: EventLog, error: ApiError) {
+    async fn fail(&self, mut log: LogWriter, error: ApiError) {
         let last = EventKind::Error(error.into());
         let totals = JobTotals::of(&last);
         self.settle(&mut log, last, totals).await;
@@ -279,7 +279,7 @@ impl JobRun<'_> {
     }
 
     /// Charges the job, stores the rest of its log, and only then acknowledges its message.
-    async fn settle(&self, log: &mut EventLog, last: EventKind, totals: JobTotals) {
+    async fn settle(&self, log: &mut LogWriter, last: EventKind, totals: JobTotals) {
         let (id, outcome) = (&self.job.id, totals.outcome);
         let mut charge = Charge::new(self.intake.nats.clone(), &self.job, &totals);
         charge.send().await;

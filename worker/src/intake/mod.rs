@@ -2,15 +2,15 @@
 //!
 //! [`Intake::run`] subscribes once for all lanes of the queue (`pull`) and requests as many messages as
 //! it has free slots, lane by lane (`lanes`). Each message becomes a task (`job`) that holds a slot
-//! (`slots`), writes the job's events (`event_log`), charges the job to its key (`charge`) and
+//! (`slots`), writes the job's events (`log_writer`), charges the job to its key (`charge`) and
 //! acknowledges it at the end.
 
 mod acknowledge;
 mod charge;
 mod dead_letter;
-pub mod event_log;
 mod job;
 mod lanes;
+pub mod log_writer;
 mod message;
 mod pace;
 mod pull;

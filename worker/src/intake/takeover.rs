@@ -6,8 +6,8 @@ use std::time::Duration;
 use emberline_protocol::event::{Event, EventKind};
 use emberline_protocol::log::LogState;
 
-use super::event_log::{EventLog, LogChanged};
 use super::job::JobRun;
+use super::log_writer::{LogChanged, LogWriter};
 
 /// Attempts in a row that may die without having added a token. The next one is not made: the job
 /// seems to kill its workers.
@@ -29,7 +29,7 @@ pub(super) enum Claim {
 
 impl JobRun<'_> {
     /// Decides what to do with the job, and begins the next attempt if it is to be run.
-    pub(super) async fn claim(&self, log: &mut EventLog) -> Claim {
+    pub(super) async fn claim(&self, log: &mut LogWriter) -> Claim {
         let request = &self.job.request;
         let state_of = |stored: &[Event]| LogState::of(stored, request.n, request.logs_prompt());
         let mut state = state_of(&[]);

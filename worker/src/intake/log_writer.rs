@@ -50,7 +50,7 @@ const END_OF_BATCH: u16 = 204;
 type Answer = <PublishAckFuture as IntoFuture>::IntoFuture;
 
 /// The log of one attempt at a job.
-pub struct EventLog {
+pub struct LogWriter {
     nats: Nats,
     connected: watch::Receiver<bool>,
     job: JobId,
@@ -118,7 +118,7 @@ pub enum ReadError {
 #[error("the log has changed since it was read")]
 pub struct LogChanged;
 
-impl EventLog {
+impl LogWriter {
     /// The log of `job`.
     pub fn new(nats: Nats, job: &Job) -> Self {
         let (stream, subject) = job.log();
@@ -261,7 +261,7 @@ impl EventLog {
         PublishMessage::build().payload(payload.into()).message_id(id).ttl(rest)
     }
 
-    /// Appends an event; [`EventLog::store`] sends it.
+    /// Appends an event; [`LogWriter::store`] sends it.
     pub fn append(&mut self, kind: EventKind) {
         if let EventKind::Finish { choice, .. } = kind {
             self.finished.insert(choice);
