@@ -113,6 +113,9 @@ impl Log {
     async fn read(&mut self, client: &Client) -> anyhow::Result<bool> {
         let mut stored = Vec::new();
         each_stored(client, EVENTS_STREAM, &self.subject, self.next, |event| stored.push(event)).await?;
+        if stored.is_empty() {
+            return Ok(false);
+        }
         for event in stored {
             self.next = Start::Sequence(event.sequence.saturating_add(1));
             let event = serde_json::from_slice(&event.payload)
