@@ -4,8 +4,6 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // also in the functions that tests call
 
-mod support;
-
 use std::collections::HashMap;
 use std::time::Instant;
 
@@ -17,18 +15,17 @@ use emberline_protocol::event::{EventKind, TokenLogprobs};
 use emberline_protocol::job::{GenerationRequest, Job, Message, RawPrompt, Role, SamplingOptions};
 use emberline_protocol::prompt::PromptToken;
 use emberline_protocol::subject::JobId;
+use emberline_test_kit::golden;
+use emberline_test_kit::paths::model_path;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
-
-use support::golden;
-use support::model_path;
 
 const BUDGET: usize = 48;
 
 fn options() -> LoadOptions {
     let budget = Some(BUDGET);
-    let options = LoadOptions::new(model_path(), "real", ComputeDevice::cpu());
+    let options = LoadOptions::new(model_path().unwrap(), "real", ComputeDevice::cpu());
     LoadOptions { slots: 6, prefill_budget: budget, ..options }
 }
 
@@ -262,7 +259,7 @@ fn told(runs: &mut Runs, job: Job, others: impl IntoIterator<Item = Job>) -> Vec
 
 #[test]
 fn a_prompts_tokens_are_as_probable_as_when_they_are_generated() {
-    let case = golden::cases().remove(0);
+    let case = golden::cases().unwrap().remove(0);
     let prompt = [&case.prompt_token_ids[..], &case.greedy_token_ids].concat();
     let mut scored = raw(2001, &prompt);
     scored.request.prompt_logprobs = Some(2);

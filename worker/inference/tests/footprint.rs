@@ -6,8 +6,6 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // also in the functions that tests call
 
-mod support;
-
 #[path = "soak/load.rs"]
 #[allow(dead_code)] // what the soak needs besides
 mod load;
@@ -20,12 +18,12 @@ use emberline_inference::engine::Engine;
 use emberline_inference::engine::inference::{self, InferenceEngine, LoadOptions};
 use emberline_protocol::event::EventKind;
 use emberline_protocol::subject::JobId;
+use emberline_test_kit::paths::model_path;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use load::Ask;
-use support::model_path;
 
 const DEFAULT_SECONDS: u64 = 15;
 /// Jobs that run or wait; more than there are slots for.
@@ -56,7 +54,7 @@ fn has_ended(events: &mut UnboundedReceiver<EventKind>) -> bool {
 fn an_engine_takes_no_more_than_it_says() {
     let seconds = std::env::var("SOAK_SECONDS").map_or(DEFAULT_SECONDS, |text| text.parse().unwrap());
     let mut random = StdRng::seed_from_u64(rand::random());
-    let options = LoadOptions::new(model_path(), "soak", ComputeDevice::cpu());
+    let options = LoadOptions::new(model_path().unwrap(), "soak", ComputeDevice::cpu());
     let mut engine = inference::load(&options).unwrap();
     let at_most = engine.memory().expect("an engine that computes here knows what it takes");
     let mut running: Vec<UnboundedReceiver<EventKind>> = Vec::new();

@@ -4,17 +4,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // also in the functions that tests call
 
-mod support;
-
 use emberline_inference::checkpoint::gguf::GgufFile;
 #[cfg(feature = "gpu")]
 use emberline_inference::device::Backend;
 use emberline_inference::device::ComputeDevice;
 use emberline_inference::network::{Network, StepSpan};
 use emberline_kernels::KvType;
-
-use support::golden::{self, Case};
-use support::model_path;
+use emberline_test_kit::golden::{self, Case};
+use emberline_test_kit::paths::model_path;
 
 /// How far a log-probability may be off: by other orders of summation, and by what is lost when keys
 /// and values are rounded.
@@ -25,7 +22,7 @@ const TOLERANCE_F16: f64 = 0.008;
 const BLOCKS: u32 = 24;
 
 fn open(device: &ComputeDevice, stored: KvType) -> Network {
-    let file = GgufFile::open(&model_path()).unwrap();
+    let file = GgufFile::open(&model_path().unwrap()).unwrap();
     let mut network = Network::from_gguf(&file, device).unwrap();
     network.allocate_cache(BLOCKS as usize, stored).unwrap();
     network
@@ -79,7 +76,7 @@ fn compare(model: &mut Network, case: &Case, tokens: usize, tolerance: f64) -> f
 fn the_cpu_computes_all_cases_right() {
     for (stored, tolerance) in [(KvType::F32, TOLERANCE_F32), (KvType::F16, TOLERANCE_F16)] {
         let mut model = open(&ComputeDevice::cpu(), stored);
-        for case in golden::cases() {
+        for case in golden::cases().unwrap() {
             let worst = compare(&mut model, &case, usize::MAX, tolerance);
             println!("{stored:?}: {} tokens, off by at most {worst:.6}", case.greedy_token_ids.len());
         }
@@ -92,7 +89,7 @@ fn the_cpu_computes_all_cases_right() {
 fn wgpu_computes_a_case_right() {
     let device = ComputeDevice::open(Backend::Wgpu, None).unwrap_or_else(|error| panic!("{error}"));
     let mut model = open(&device, KvType::F32);
-    let case = &golden::cases()[0];
+    let case = &golden::cases().unwrap()[0];
     let worst = compare(&mut model, case, 8, TOLERANCE_F32);
     println!("{}: off by at most {worst:.5}", device.description);
 }

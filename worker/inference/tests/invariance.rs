@@ -4,23 +4,20 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // also in the functions that tests call
 
-mod support;
-
 use emberline_inference::checkpoint::gguf::GgufFile;
 #[cfg(feature = "gpu")]
 use emberline_inference::device::Backend;
 use emberline_inference::device::ComputeDevice;
 use emberline_inference::network::{Network, StepSpan};
 use emberline_kernels::KvType;
-
-use support::golden;
-use support::model_path;
+use emberline_test_kit::golden;
+use emberline_test_kit::paths::model_path;
 
 const BLOCKS: usize = 96;
 const BLOCK_SIZE: usize = 16;
 
 fn open(device: &ComputeDevice, stored: KvType) -> Network {
-    let file = GgufFile::open(&model_path()).unwrap();
+    let file = GgufFile::open(&model_path().unwrap()).unwrap();
     let mut network = Network::from_gguf(&file, device).unwrap();
     network.allocate_cache(BLOCKS, stored).unwrap();
     network
@@ -53,7 +50,8 @@ fn step(network: &mut Network, spans: &[StepSpan<'_>]) -> Vec<Vec<u32>> {
 
 /// Three prompts of different lengths, short enough for a software adapter.
 fn prompts() -> Vec<Vec<u32>> {
-    let mut prompts: Vec<_> = golden::cases().into_iter().map(|case| case.prompt_token_ids).collect();
+    let mut prompts: Vec<_> =
+        golden::cases().unwrap().into_iter().map(|case| case.prompt_token_ids).collect();
     prompts.sort_by_key(Vec::len);
     prompts.truncate(3);
     prompts

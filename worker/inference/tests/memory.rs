@@ -4,14 +4,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // also in the functions that tests call
 
-mod support;
-
 use emberline_inference::checkpoint::Checkpoint;
 use emberline_inference::device::ComputeDevice;
 use emberline_inference::network::Network;
 use emberline_kernels::{KvType, MatrixSpec};
-
-use support::model_path;
+use emberline_test_kit::paths::model_path;
 
 /// Bytes of this process by one of the lines of its status; `None` anywhere but on Linux.
 fn process(line: &str) -> Option<u64> {
@@ -27,7 +24,7 @@ fn is_near(got: u64, wanted: u64, percent: u64) -> bool {
 
 #[test]
 fn memory_is_what_the_arithmetic_says() {
-    let checkpoint = Checkpoint::open(&model_path()).unwrap();
+    let checkpoint = Checkpoint::open(&model_path().unwrap()).unwrap();
     let tensors = || checkpoint.gguf().unwrap().tensors();
     let bytes = |tensor: &emberline_inference::checkpoint::gguf::TensorInfo| {
         let inputs = *tensor.shape.last().unwrap();

@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // also in the functions that tests call
 
-mod support;
-
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -17,10 +15,9 @@ use emberline_protocol::job::{
     Constraint, GenerationRequest, Job, Message, Role, SamplingOptions, Tool, ToolChoice,
 };
 use emberline_protocol::subject::JobId;
+use emberline_test_kit::paths::model_path;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::unbounded_channel;
-
-use support::model_path;
 
 #[path = "schemas/corpus.rs"]
 mod corpus;
@@ -36,7 +33,7 @@ static ENGINE: Mutex<Option<InferenceEngine>> = Mutex::new(None);
 fn engine() -> MutexGuard<'static, Option<InferenceEngine>> {
     let mut engine = ENGINE.lock().unwrap_or_else(PoisonError::into_inner);
     engine.get_or_insert_with(|| {
-        let options = LoadOptions::new(model_path(), "real", ComputeDevice::cpu());
+        let options = LoadOptions::new(model_path().unwrap(), "real", ComputeDevice::cpu());
         load(&LoadOptions { slots: SLOTS, ..options }).unwrap()
     });
     engine

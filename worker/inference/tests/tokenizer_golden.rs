@@ -2,25 +2,22 @@
 
 #![allow(clippy::unwrap_used)] // also in the functions that tests call
 
-mod support;
-
 use std::collections::HashSet;
 
 use emberline_inference::checkpoint::gguf::{GgmlType, GgufFile};
 use emberline_inference::template::{ChatTemplate, Conversation};
 use emberline_inference::tokenizer::ModelTokenizer;
-
-use support::golden;
-use support::model_path;
+use emberline_test_kit::golden;
+use emberline_test_kit::paths::model_path;
 
 fn model() -> GgufFile {
-    GgufFile::open(&model_path()).unwrap()
+    GgufFile::open(&model_path().unwrap()).unwrap()
 }
 
 #[test]
 fn prompts_are_rendered_as_in_the_golden_file() {
     let template = ChatTemplate::from_gguf(&model()).unwrap();
-    for case in golden::cases() {
+    for case in golden::cases().unwrap() {
         assert_eq!(template.render(&Conversation::new(&case.messages, 0)).unwrap(), case.prompt);
     }
 }
@@ -28,7 +25,7 @@ fn prompts_are_rendered_as_in_the_golden_file() {
 #[test]
 fn prompts_have_the_golden_token_ids() {
     let tokenizer = ModelTokenizer::from_gguf(&model()).unwrap();
-    for case in golden::cases() {
+    for case in golden::cases().unwrap() {
         assert_eq!(tokenizer.encode_prompt(&case.prompt).unwrap(), case.prompt_token_ids, "{}", case.prompt);
     }
 }
@@ -36,7 +33,7 @@ fn prompts_have_the_golden_token_ids() {
 #[test]
 fn golden_answers_have_the_golden_text() {
     let tokenizer = ModelTokenizer::from_gguf(&model()).unwrap();
-    for case in golden::cases() {
+    for case in golden::cases().unwrap() {
         let bytes: Vec<u8> =
             case.greedy_token_ids.iter().flat_map(|&id| tokenizer.token_bytes(id)).copied().collect();
         assert_eq!(String::from_utf8_lossy(&bytes), case.text);

@@ -6,9 +6,6 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // also in the functions that tests call
 
-#[path = "../support/mod.rs"]
-mod support;
-
 mod answer;
 mod load;
 
@@ -23,13 +20,13 @@ use emberline_inference::engine::Engine;
 use emberline_inference::engine::inference::{self, CacheSize, InferenceEngine, LoadOptions};
 use emberline_protocol::event::EventKind;
 use emberline_protocol::subject::JobId;
+use emberline_test_kit::paths::model_path;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use answer::Answer;
 use load::{Ask, pick};
-use support::model_path;
 
 const DEFAULT_SECONDS: u64 = 15;
 /// Sequences at once.
@@ -58,7 +55,7 @@ fn engine(blocks: usize) -> InferenceEngine {
         slots: SLOTS,
         prefill_budget: Some(PREFILL_BUDGET),
         cache: CacheSize::Blocks(blocks),
-        ..LoadOptions::new(model_path(), "soak", ComputeDevice::cpu())
+        ..LoadOptions::new(model_path().unwrap(), "soak", ComputeDevice::cpu())
     };
     inference::load(&options).unwrap()
 }
