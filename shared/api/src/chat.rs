@@ -204,5 +204,9 @@ pub(crate) fn template_variables(
 mod tests;
 
 #[cfg(test)]
+#[path = "chat/refusal_tests.rs"]
+mod refusal_tests;
+
+#[cfg(test)]
 #[path = "chat/clients_tests.rs"]
 mod clients_tests;

@@ -390,3 +390,7 @@ impl<'a> LogprobBody<'a> {
         Self { token: name, logprob: token.logprob, bytes }
     }
 }
+
+#[cfg(test)]
+#[path = "answer_tests.rs"]
+mod tests;
