@@ -1,4 +1,4 @@
-//! What answers of several endpoints have in common.
+//! Parts that the answers of several endpoints share.
 
 use std::sync::Arc;
 
@@ -9,44 +9,45 @@ use emberline_protocol::event::{FinishReason, TokenLogprobs, Usage};
 use emberline_protocol::prompt::PromptToken;
 use emberline_protocol::subject::JobId;
 
-/// What every answer to one request begins with.
+/// The metadata that every answer and every chunk for one request contains.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Envelope {
-    /// Makes the answer's id.
+    /// The job's id, from which the answer's id is derived.
     pub job: JobId,
-    /// Unix seconds.
+    /// When the request was accepted, in Unix seconds.
     pub created: u64,
-    /// As the client wrote it.
+    /// The model's name, as the client wrote it.
     pub model: String,
-    /// Names weights and engine.
+    /// Names and versions of weights and engine.
     pub fingerprint: String,
 }
 
-/// One complete choice, as the worker wrote it.
+/// One complete choice, as the worker generated it.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Choice {
-    /// The whole text.
+    /// Its whole text.
     pub text: String,
-    /// Of each token, if the client asked for them.
+    /// The log-probabilities of its tokens, if the client asks for them.
     pub logprobs: Option<Vec<TokenLogprobs>>,
-    /// Its tokens' ids, if the client asked for them.
+    /// The ids of its tokens, if the client asks for them.
     pub ids: Option<Vec<u32>>,
-    /// The tokens of its prompt, if the client asked for them.
+    /// The tokens of its prompt, if the client asks for them.
     pub prompt: Option<Arc<[PromptToken]>>,
     /// Why it ended.
     pub finish_reason: Option<FinishReason>,
 }
 
-/// The tokens that a chunk carries.
+/// The tokens of a chunk.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct ChunkTokens<'a> {
-    /// Their log-probabilities, if they are asked for.
+    /// Their log-probabilities, if the client asks for them.
     pub logprobs: Option<&'a [TokenLogprobs]>,
-    /// Their ids, if they are asked for.
+    /// Their ids, if the client asks for them.
     pub ids: Option<&'a [u32]>,
 }
 
-/// Why a choice ended, in the API's words.
+/// Why a choice ended: `stop` (the model ended it, or a stop sequence did), `length` (a token limit), or
+/// `tool_calls`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
@@ -60,18 +61,21 @@ impl From<FinishReason> for FinishBody {
     fn from(reason: FinishReason) -> Self {
         match reason {
             FinishReason::Stop => Self::Stop,
-            // Nobody waits for an answer that was cancelled.
+            // No client reads the answer of a cancelled job.
             FinishReason::Length | FinishReason::Cancelled => Self::Length,
         }
     }
 }
 
-/// Token counts of all choices together.
+/// Token counts of the whole request, over all choices.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "Usage")]
 pub(crate) struct UsageBody {
+    /// Tokens of the prompt, or of all prompts. A prompt is counted once, however many choices it has.
     prompt_tokens: u32,
+    /// Generated tokens, including the token that ends a choice.
     completion_tokens: u32,
+    /// `prompt_tokens` plus `completion_tokens`.
     total_tokens: u64,
     prompt_tokens_details: PromptTokensDetails,
     completion_tokens_details: CompletionTokensDetails,
@@ -80,14 +84,14 @@ pub(crate) struct UsageBody {
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(inline)]
 struct PromptTokensDetails {
-    /// Tokens of the prompt that were computed for an earlier request.
+    /// Tokens of the prompt that the prefix cache already held.
     cached_tokens: u32,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(inline)]
 struct CompletionTokensDetails {
-    /// Always 0: thinking is not told apart.
+    /// Always 0, because reasoning tokens are not counted separately.
     reasoning_tokens: u32,
 }
 
@@ -103,20 +107,20 @@ impl From<&Usage> for UsageBody {
     }
 }
 
-/// What a chunk of a stream says of usage.
+/// The `usage` field of a chunk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum ChunkUsage {
-    /// Nothing: there is no such field.
+    /// The chunk has no such field.
     #[default]
     Absent,
-    /// That another chunk has it.
+    /// The field is null, because a later chunk contains the counts.
     Null,
-    /// The counts so far.
+    /// The token counts so far.
     Counts(Usage),
 }
 
 impl ChunkUsage {
-    /// As a field that is left out, null, or counts.
+    /// The value to serialise: `None` omits the field, `Some(None)` is null.
     pub(crate) fn body(self) -> Option<Option<UsageBody>> {
         match self {
             Self::Absent => None,
@@ -131,12 +135,13 @@ pub(crate) fn ids_of(tokens: &[PromptToken]) -> Vec<u32> {
     tokens.iter().map(|token| token.id).collect()
 }
 
-/// What a token is called by its id.
+/// The name that represents a token by its id.
 pub(crate) fn name_by_id(id: u32) -> String {
     format!("token_id:{id}")
 }
 
-/// Serialises a value that cannot fail: string keys, no foreign `Serialize`.
+/// Serialises a value whose serialisation cannot fail, because its keys are strings and it contains no
+/// foreign `Serialize` implementation.
 pub(crate) fn to_json(value: &impl Serialize) -> String {
     serde_json::to_string(value).unwrap_or_default()
 }

@@ -1,7 +1,8 @@
-//! OpenAI's chat completions: reading requests, shaping answers.
+//! OpenAI's chat completions: parses requests and builds answers.
 //!
-//! Every parameter is implemented, or accepted because its value asks for nothing, or refused by
-//! name. None is ignored: `body` declares all of them.
+//! No parameter is silently ignored. Each is implemented, accepted because its value has no effect, left out
+//! and listed in the answer's header `x-emberline-relaxed`, or refused by name. The module `body` declares
+//! all of them.
 
 mod answer;
 mod body;
@@ -30,23 +31,23 @@ use crate::token_details::TokenDetails;
 /// A chat-completions request, validated.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ChatRequest {
-    /// As the client wrote it: a model or an alias.
+    /// The model's name or an alias, as the client wrote it.
     pub model: String,
-    /// Answer as server-sent events.
+    /// Whether the answer is streamed as server-sent events.
     pub stream: bool,
-    /// When a stream tells of usage.
+    /// Which chunks of a stream contain token counts.
     pub usage: StreamUsage,
-    /// Returned as it came.
+    /// The client's metadata, which the answer returns unchanged.
     pub metadata: Option<Map<String, Value>>,
     /// The client's seed, if it gave one.
     pub seed: Option<u64>,
-    /// What each choice begins with, if that is to be told.
+    /// The content of the last message, if the client asks that each choice begin with it.
     pub echo: Option<String>,
-    /// What the answer tells of tokens.
+    /// Which details of tokens the answer contains.
     pub details: TokenDetails,
-    /// What the answer does without.
+    /// Fields of the body that the answer does not honour.
     pub relaxed: Relaxed,
-    /// What the body calls the job's fields.
+    /// Maps paths of the job's fields to paths in the client's body.
     pub paths: Paths,
     /// What to generate.
     pub generation: GenerationRequest,
@@ -55,12 +56,12 @@ pub struct ChatRequest {
 static BODY: BodySchema<ChatBody> = BodySchema::new();
 
 impl ChatRequest {
-    /// The schema of its body.
+    /// The schema of the request body.
     pub fn schema(components: &mut Components) -> Value {
         BODY.describe(components)
     }
 
-    /// Reads a request body.
+    /// Parses and validates a request body.
     pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
         let body = BODY.read(body)?;
         let (mut relaxed, mut paths) = (Relaxed::default(), Paths::default());
@@ -135,8 +136,9 @@ fn read_max_tokens(old: Option<TokenLimit>, new: Option<TokenLimit>) -> Result<O
     Ok(new.or(old).and_then(|TokenLimit(limit)| limit))
 }
 
-/// Whether the chat template begins the answer. It does not begin one that goes on with a message, which
-/// must be the assistant's.
+/// Whether the chat template adds the beginning of the assistant's turn, given `add_generation_prompt` and
+/// `continue_final_message`. It does not if the answer continues the last message, which must then be an
+/// assistant's message without function calls.
 pub(crate) fn begins_answer(
     begins: Option<bool>,
     continues: bool,
@@ -160,21 +162,23 @@ pub(crate) fn begins_answer(
     }
 }
 
-/// How many alternatives come with each token's log-probability; `None` if that is not wanted.
-fn read_logprobs(wanted: Option<bool>, top: Option<u32>) -> Result<Option<u32>, ApiError> {
-    let (wanted, top) = (wanted.unwrap_or(false), top.unwrap_or(0));
-    if top > 0 && !wanted {
+/// Number of alternatives for each token's log-probability; `None` without log-probabilities.
+fn read_logprobs(requested: Option<bool>, top: Option<u32>) -> Result<Option<u32>, ApiError> {
+    let (requested, top) = (requested.unwrap_or(false), top.unwrap_or(0));
+    if top > 0 && !requested {
         let message = "'top_logprobs' needs 'logprobs' to be true. Set that, or leave 'top_logprobs' out.";
         return Err(ApiError::field(ErrorCode::InvalidValue, "top_logprobs", message));
     }
-    Ok(wanted.then_some(top))
+    Ok(requested.then_some(top))
 }
 
-/// A variable of chat templates that has a parameter of its own: its name, the parameter's path, and what is
-/// asked for.
+/// A variable of chat templates that also has its own parameter: the variable's name, the parameter's path,
+/// and the parameter's value.
 pub(crate) type OwnParameter = (&'static str, &'static str, Option<String>);
 
-/// What the chat template is told. Workers call each variable by its place in `chat_template_kwargs`.
+/// The variables of the chat template: those in `chat_template_kwargs`, and those that have their own
+/// parameters. Workers refer to each variable by its path in `chat_template_kwargs`. Fails if a variable is
+/// given in both ways with different values.
 pub(crate) fn template_variables(
     variables: Option<Map<String, Value>>,
     parameters: [OwnParameter; 2],

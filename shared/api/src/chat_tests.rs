@@ -88,7 +88,7 @@ fn tools_and_the_choice_among_them_are_read() {
     assert_eq!((request.tools[0].name.as_str(), request.tools[0].parameters.len()), ("f", 0));
     let g = &request.tools[1];
     assert_eq!((g.description.as_deref(), g.strict, request.parallel_tool_calls), (Some("G"), true, false));
-    // What is the client's own is not touched, nulls included.
+    // The client's schema is not changed; its nulls are kept.
     assert_eq!(g.parameters["properties"]["a"], json!({"type": "null", "const": null}));
     assert_eq!(request.tool_choice, ToolChoice::Auto);
     assert_eq!(choose(json!("none")).unwrap().tool_choice, ToolChoice::None);
@@ -330,7 +330,11 @@ fn an_answer_may_go_on_with_the_last_message() {
     let both = json!({"continue_final_message": true, "add_generation_prompt": false, "echo": true});
     assert_eq!(prompt(both), (false, true, Some("Well, ".to_owned())));
     let user = json!([{"role": "user", "content": "Hi"}]);
-    assert_eq!(body(json!({"messages": user, "echo": true})).unwrap().echo, None, "it is not the answer's");
+    assert_eq!(
+        body(json!({"messages": user, "echo": true})).unwrap().echo,
+        None,
+        "it is not an assistant's message"
+    );
     let call = json!([{"role": "assistant", "tool_calls": [
         {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}},
     ]}]);

@@ -1,4 +1,4 @@
-//! OpenAI's older text completions: a prompt as it is, without a chat template.
+//! OpenAI's text completions: a raw prompt, to which no chat template is applied.
 
 mod answer;
 
@@ -21,83 +21,90 @@ use crate::schema::{BodySchema, Components};
 use crate::structured::Structured;
 use crate::token_details::{TokenDetails, TokenParameters};
 
-/// Most prompts of one request.
+/// Largest number of prompts of one request.
 pub const MAX_PROMPTS: usize = 16;
-/// Most choices of one request, over all prompts.
+/// Largest number of choices of one request, over all prompts.
 pub const MAX_ALL_CHOICES: usize = 128;
-/// Most alternatives whose log-probabilities come with a token's own.
+/// Largest number of alternatives for each token's log-probability.
 const MAX_LOGPROBS: u32 = 5;
-/// What OpenAI's API takes where `max_tokens` is absent.
+/// Default of `max_tokens`, as in OpenAI's API.
 const DEFAULT_MAX_TOKENS: u32 = 16;
 
-/// A request for text that continues a prompt.
+/// A request to continue a prompt.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(rename = "CompletionRequest", deny_unknown_fields, extend("x-unsupported" = ["suffix"]))]
 struct CompletionBody {
-    /// A model or an alias; `GET /v1/models` lists them.
+    /// Name of a model or an alias. `GET /v1/models` lists them.
     #[schemars(length(min = 1, max = 256), extend("x-hint" = "GET /v1/models lists the names."))]
     model: String,
-    /// Text or token ids, or several of either. Special tokens in text are recognised.
+    /// The prompt, as text or as an array of token ids, or an array of up to 16 prompts. Special tokens in
+    /// text are recognised.
     prompt: Prompt,
-    /// Most tokens of an answer; -1 for what the context leaves. Default 16. 0 only where the prompt is told.
+    /// Maximum number of tokens to generate for each choice; -1 for as many as the model's context allows.
+    /// Default: 16. 0 generates none, and requires `echo`, `prompt_logprobs` or `return_token_ids`.
     max_tokens: Option<TokenLimit<0>>,
-    /// Choices for each prompt. Default 1.
+    /// Number of choices to generate for each prompt. Default: 1.
     #[schemars(range(min = 1, max = MAX_CHOICES))]
     n: Option<u32>,
-    /// Only as many as `n`: choosing among more is not supported.
+    /// Must equal `n`, which is the default: the server does not select the best of several choices.
     #[schemars(range(min = 1, max = 20))]
     best_of: Option<u32>,
-    /// The text begins with the prompt, and so does what `logprobs` asks for. Default false.
+    /// Whether each choice's text begins with the prompt, and its `logprobs` with the prompt's tokens.
+    /// Default: false.
     echo: Option<bool>,
-    /// The log-probability of each token, and of so many most probable ones in its place.
+    /// Returns the log-probability of each token, and those of this many most probable tokens at each
+    /// position. Default: no log-probabilities.
     #[schemars(range(min = 0, max = MAX_LOGPROBS))]
     logprobs: Option<u32>,
-    /// Answer as server-sent events. Default false.
+    /// Whether to stream the answer as server-sent events. Default: false.
     stream: Option<bool>,
-    /// What a stream carries beside the answer.
+    /// Options for streaming.
     stream_options: Option<StreamOptions>,
-    /// The same seed gives the same text. Default: drawn.
+    /// Seed for sampling. On the same kind of device, a request with the same seed generates the same text.
+    /// Default: random.
     seed: Option<Seed>,
-    /// Strings that end the answer and are not part of it.
+    /// Up to 4 stop sequences. Each ends the choice in which it occurs, and is not part of the text.
     stop: Option<Stop>,
     #[serde(flatten)]
     tokens: TokenParameters,
     #[serde(flatten)]
     sampling: Sampling,
-    /// Extension. Only requests with the same salt share the computation of a common beginning.
+    /// Extension to OpenAI's API. Only requests with the same salt share entries of the prefix cache.
+    /// Default: no salt; requests without one share entries with each other.
     #[schemars(length(min = 1, max = MAX_SALT))]
     cache_salt: Option<String>,
-    /// Extension. What the answer has to obey.
+    /// Extension to OpenAI's API. The format that the text must have. Default: any text.
     response_format: Option<ResponseFormat>,
     #[serde(flatten)]
     structured: Structured,
     #[serde(flatten)]
     #[allow(dead_code)]
-    nothing: AsksNothing,
+    no_effect: NoEffect,
 }
 
-/// Parameters that are accepted because their values ask for nothing to be done.
+/// Parameters that are accepted if their value has no effect.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[allow(dead_code)]
-struct AsksNothing {
-    /// The token that begins a prompt is there if the model wants one.
+struct NoEffect {
+    /// Only `true` is accepted: a prompt given as text gets a beginning-of-sequence token if the model
+    /// requires one.
     add_special_tokens: Option<Only<true>>,
     #[serde(flatten)]
     neutral: Neutral,
 }
 
-/// Prompts as they are.
+/// One or several raw prompts.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(untagged)]
 #[schemars(inline)]
 enum Prompt {
-    /// Text.
+    /// One prompt as text.
     Text(#[schemars(length(min = 1))] String),
-    /// Several texts.
+    /// Several prompts as text.
     Texts(#[schemars(length(min = 1, max = MAX_PROMPTS), inner(length(min = 1)))] Vec<String>),
-    /// Token ids.
+    /// One prompt as token ids.
     Tokens(#[schemars(length(min = 1), inner(range(min = 0, max = u32::MAX)))] Vec<u32>),
-    /// Several lists of token ids.
+    /// Several prompts as token ids.
     TokenLists(#[schemars(length(min = 1, max = MAX_PROMPTS))] Vec<TokenList>),
 }
 
@@ -118,36 +125,36 @@ impl Prompt {
     }
 }
 
-/// A completions request, validated.
+/// A text-completions request, validated.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CompletionRequest {
-    /// As the client wrote it: a model or an alias.
+    /// The model's name or an alias, as the client wrote it.
     pub model: String,
-    /// Answer as server-sent events.
+    /// Whether the answer is streamed as server-sent events.
     pub stream: bool,
-    /// When a stream tells of usage.
+    /// Which chunks of a stream contain token counts.
     pub usage: StreamUsage,
     /// The client's seed, if it gave one.
     pub seed: Option<u64>,
-    /// What the answer tells of tokens.
+    /// Which details of tokens the answer contains.
     pub details: TokenDetails,
-    /// What the answer does without.
+    /// Fields of the body that the answer does not honour.
     pub relaxed: Relaxed,
-    /// What the body calls the job's fields.
+    /// Maps paths of the job's fields to paths in the client's body.
     pub paths: Paths,
-    /// What to generate for each prompt, all alike otherwise; not empty.
+    /// One generation for each prompt; they differ only in the prompt. Not empty.
     pub generations: Vec<GenerationRequest>,
 }
 
 static BODY: BodySchema<CompletionBody> = BodySchema::new();
 
 impl CompletionRequest {
-    /// The schema of its body.
+    /// The schema of the request body.
     pub fn schema(components: &mut Components) -> Value {
         BODY.describe(components)
     }
 
-    /// Reads a request body.
+    /// Parses and validates a request body.
     pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
         let body = BODY.read(body)?;
         let stream = body.stream.unwrap_or(false);
@@ -204,7 +211,7 @@ fn check_best_of(n: u32, best_of: Option<u32>) -> Result<(), ApiError> {
     }
 }
 
-/// Without a token to come, only what is told of the prompt is an answer.
+/// Refuses a request that neither generates tokens nor returns details of its prompt.
 fn check_max_tokens(request: &GenerationRequest) -> Result<(), ApiError> {
     if request.max_tokens != Some(0) || request.echo || request.logs_prompt() {
         return Ok(());

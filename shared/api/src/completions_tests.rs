@@ -102,10 +102,10 @@ fn what_measures_likelihood_is_read() {
             assert_eq!((generation.max_tokens, generation.prompt_logprobs), (Some(max_tokens), Some(1)));
         }
     }
-    let silent = json!({"max_tokens": 0, "echo": false});
-    assert_eq!(read(silent).unwrap_err().param.as_deref(), Some("max_tokens"));
+    let no_echo = json!({"max_tokens": 0, "echo": false});
+    assert_eq!(read(no_echo).unwrap_err().param.as_deref(), Some("max_tokens"));
     assert!(read(json!({"max_tokens": 0, "echo": false, "prompt_logprobs": 0})).is_ok());
-    assert!(read(json!({"max_tokens": 0, "logprobs": null})).is_ok(), "the prompt's text is an answer");
+    assert!(read(json!({"max_tokens": 0, "logprobs": null})).is_ok(), "the echoed prompt is an answer");
     assert_eq!(
         read(json!({"max_tokens": 0, "min_tokens": 1})).unwrap_err().param.as_deref(),
         Some("min_tokens")
@@ -208,7 +208,7 @@ fn an_echo_has_the_tokens_of_its_prompt() {
     let score =
         |logprob, rank| PromptScore { logprob, rank, top: vec![one(8, b"b", -0.5), one(9, b"c", -0.75)] };
     let prompt = vec![
-        // What the tokenizer has put there is no part of the text.
+        // The tokenizer has prepended this token, which is not part of the text.
         PromptToken { id: 1, bytes: b"<s>".to_vec(), score: None },
         PromptToken { id: 7, bytes: "é ".into(), score: Some(score(-1.0, 5)) },
         PromptToken { id: 8, bytes: b"b".to_vec(), score: Some(score(-0.5, 1)) },

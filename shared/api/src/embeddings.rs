@@ -1,4 +1,5 @@
-//! `/v1/embeddings`: read as OpenAI's API has it, though no engine makes embeddings yet.
+//! `/v1/embeddings`: parses requests as OpenAI's API defines them, although no engine computes embeddings
+//! yet.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -8,22 +9,22 @@ use emberline_protocol::error::{ApiError, ErrorCode};
 
 use crate::schema::{BodySchema, Components};
 
-/// A request for the embeddings of texts.
+/// A request for embeddings of texts. No model computes embeddings yet, so every valid request is refused.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(rename = "EmbeddingRequest", deny_unknown_fields)]
-#[allow(dead_code)] // only the model is of use
+#[allow(dead_code)] // only the model is read
 struct EmbeddingBody {
-    /// A model or an alias; `GET /v1/models` lists them.
+    /// Name of a model or an alias. `GET /v1/models` lists them.
     #[schemars(length(min = 1, max = 256), extend("x-hint" = "GET /v1/models lists the names."))]
     model: String,
-    /// Text or token ids, or several of either.
+    /// The input, as text or as an array of token ids, or an array of up to 2048 inputs.
     input: Input,
-    /// How numbers are written. Default `float`.
+    /// How the numbers of an embedding are encoded. Default: `float`.
     encoding_format: Option<EncodingFormat>,
-    /// How many numbers an embedding has.
+    /// Number of dimensions of an embedding. Default: the model's own.
     #[schemars(range(min = 1, max = u32::MAX))]
     dimensions: Option<u32>,
-    /// Asks for nothing.
+    /// Accepted for compatibility; has no effect, because the server does not track end users.
     #[schemars(length(max = 1024))]
     user: Option<String>,
 }
@@ -33,13 +34,13 @@ struct EmbeddingBody {
 #[schemars(inline)]
 #[allow(dead_code)]
 enum Input {
-    /// Text.
+    /// One input as text.
     Text(#[schemars(length(min = 1))] String),
-    /// Several texts.
+    /// Several inputs as text.
     Texts(#[schemars(length(min = 1, max = 2048), inner(length(min = 1)))] Vec<String>),
-    /// Token ids.
+    /// One input as token ids.
     Tokens(#[schemars(length(min = 1), inner(range(min = 0, max = u32::MAX)))] Vec<u32>),
-    /// Several lists of token ids.
+    /// Several inputs as token ids.
     TokenLists(#[schemars(length(min = 1, max = 2048))] Vec<TokenList>),
 }
 
@@ -58,17 +59,17 @@ enum EncodingFormat {
 
 static BODY: BodySchema<EmbeddingBody> = BodySchema::new();
 
-/// The schema of the body.
+/// The schema of the request body.
 pub fn schema(components: &mut Components) -> Value {
     BODY.describe(components)
 }
 
-/// The model that a body asks for, by the client's name for it.
+/// Parses a request body and returns the model's name or alias, as the client wrote it.
 pub fn parse_model(body: &[u8]) -> Result<String, ApiError> {
     Ok(BODY.read(body)?.model)
 }
 
-/// The answer of a model that writes text.
+/// The error for a model that generates text.
 pub fn not_an_embedding_model(model: &str) -> ApiError {
     let message = format!("The model '{model}' writes text and makes no embeddings. No model here does.");
     ApiError::field(ErrorCode::InvalidValue, "model", message)

@@ -1,10 +1,10 @@
-//! The one shape of failure in HTTP bodies.
+//! The body of every error answer.
 
 use emberline_protocol::error::{ApiError, ErrorCode, ErrorType};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-/// How every failure is told.
+/// The body of an error answer.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "Error")]
 pub struct ErrorBody {
@@ -16,10 +16,12 @@ pub struct ErrorBody {
 struct ErrorDetails {
     /// What is wrong and what to do about it.
     message: String,
+    /// The category of the error.
     #[serde(rename = "type")]
     error_type: ErrorType,
-    /// Path of the field to blame, such as `messages[2].content`.
+    /// Path of the field that caused the error, such as `messages[2].content`; null if no field did.
     param: Option<String>,
+    /// The kind of the error.
     code: ErrorCode,
 }
 
@@ -38,7 +40,7 @@ impl From<&ApiError> for ErrorBody {
 }
 
 impl ErrorBody {
-    /// `{"error":{message,type,param,code}}`, all four always present.
+    /// Serialises an error as `{"error":{message,type,param,code}}`. All four fields are always present.
     pub fn json(error: &ApiError) -> serde_json::Value {
         serde_json::to_value(Self::from(error)).unwrap_or_default()
     }

@@ -1,10 +1,11 @@
-//! What clients send and get: bodies, answers and errors of the HTTP API.
+//! Request bodies, answers and errors of the HTTP API.
 //!
-//! A body is read into a request whose [`emberline_protocol::job::GenerationRequest`] the function
-//! publishes as a job; answers are made of what the job's log says. A body's type is both its schema in
-//! `/openapi.json` and what bodies are held against ([`schema`]).
+//! A request body is parsed into a request that contains a
+//! [`emberline_protocol::job::GenerationRequest`], which the function publishes as a job. Answers are built
+//! from the job's event log. The type of a body defines its schema, which `/openapi.json` contains and
+//! against which bodies are validated ([`schema`]).
 //!
-//! The crate compiles for wasm and natively and does no I/O. Open [`chat`] first.
+//! The crate compiles for wasm and natively and does no I/O. Start reading at [`chat`].
 
 pub mod answer;
 pub mod chat;

@@ -1,4 +1,4 @@
-//! Which model a request means: configured names and aliases.
+//! Models and their aliases: which model a request refers to, and the answers that list models.
 
 use std::collections::BTreeMap;
 
@@ -7,20 +7,20 @@ use serde::Serialize;
 
 use emberline_protocol::error::{ApiError, ErrorCode};
 
-/// The operator's names: models that are expected to be served, and aliases for them.
+/// The models and aliases that the operator has configured.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ModelNames {
     models: Vec<String>,
     aliases: BTreeMap<String, String>,
 }
 
-/// A part of the configuration that is not `alias=model`.
+/// An entry of the configured aliases that does not have the form `alias=model`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("'{0}' is not of the form alias=model")]
 pub struct InvalidAlias(String);
 
 impl ModelNames {
-    /// Reads a comma-separated list of models and one of `alias=model` pairs.
+    /// Parses a comma-separated list of models and a comma-separated list of `alias=model` pairs.
     pub fn parse(models: &str, aliases: &str) -> Result<Self, InvalidAlias> {
         let parts = |text: &str| -> Vec<String> {
             text.split(',').map(str::trim).filter(|p| !p.is_empty()).map(str::to_owned).collect()
@@ -37,19 +37,20 @@ impl ModelNames {
         Ok(names)
     }
 
-    /// The model that `name` stands for.
+    /// The model that `name` refers to: the alias's model, or `name` itself.
     pub fn resolve<'a>(&'a self, name: &'a str) -> &'a str {
         self.aliases.get(name).map_or(name, String::as_str)
     }
 
-    /// Alias and model, in the aliases' order.
+    /// Pairs of alias and model, sorted by alias.
     pub fn aliases(&self) -> impl Iterator<Item = (&str, &str)> {
         self.aliases.iter().map(|(a, m)| (a.as_str(), m.as_str()))
     }
 
-    /// Decides whether a job for `requested` can be queued, given the models that are served now.
+    /// Decides whether a job for `requested` can be queued, given the models that workers serve now.
     ///
-    /// Returns the model's own name, or 503 for a configured model without a worker, or 404.
+    /// Returns the name of the model with aliases resolved. Fails with 503 if the model is configured but no
+    /// worker serves it, and with 404 if it is unknown.
     pub fn admit(&self, requested: &str, served: &[String]) -> Result<String, ApiError> {
         let model = self.resolve(requested);
         if served.iter().any(|s| s == model) {
@@ -66,7 +67,7 @@ impl ModelNames {
         Err(self.not_found(requested, served))
     }
 
-    /// The 404 for a model nobody knows; its message lists what is available.
+    /// The 404 error for an unknown model. Its message lists the models and aliases that are available.
     pub fn not_found(&self, requested: &str, served: &[String]) -> ApiError {
         let mut available: Vec<&str> = served.iter().map(String::as_str).collect();
         available.extend(self.aliases().filter(|(_, m)| served.iter().any(|s| s == m)).map(|(a, _)| a));
@@ -81,26 +82,26 @@ impl ModelNames {
     }
 }
 
-/// A model in the answers of `/v1/models`.
+/// A model or an alias, as `/v1/models` returns it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Model {
     /// The model's name, or an alias.
     pub id: String,
     /// Always `model`.
     pub object: &'static str,
-    /// When a worker loaded it, unix seconds.
+    /// When a worker loaded the model, in Unix seconds.
     pub created: u64,
     /// Always `emberline`.
     pub owned_by: &'static str,
-    /// The model's own name.
+    /// The model's name; for an alias, the name of the model that it refers to.
     pub root: String,
     /// Always null.
     pub parent: Option<()>,
     /// Always empty.
     pub permission: [(); 0],
-    /// Prompt and completion together, in tokens.
+    /// Length of the model's context in tokens: prompt and generated tokens together.
     pub max_model_len: u32,
-    /// The same.
+    /// The same as `max_model_len`.
     pub context_length: u32,
 }
 
@@ -109,7 +110,7 @@ pub struct Model {
 pub struct ModelList {
     /// Always `list`.
     pub object: &'static str,
-    /// Models, then aliases.
+    /// The models, followed by the aliases.
     pub data: Vec<Model>,
 }
 
@@ -118,7 +119,7 @@ pub struct ModelList {
 pub struct Readiness {
     /// Always `ready`.
     pub status: &'static str,
-    /// Models that are served.
+    /// Names of the models that workers serve.
     pub models: Vec<String>,
 }
 
@@ -129,10 +130,10 @@ pub struct Health {
     pub status: &'static str,
 }
 
-/// The answer of `GET /version`, as vLLM has it.
+/// The answer of `GET /version`, in the same form as vLLM's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Version {
-    /// Of the function.
+    /// Version of the function that answered.
     pub version: &'static str,
 }
 

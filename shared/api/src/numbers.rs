@@ -1,4 +1,4 @@
-//! Numbers whose range none of Rust's types has.
+//! Numbers whose range matches none of Rust's integer types.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -6,11 +6,13 @@ use std::fmt;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Deserialize;
 
-/// A seed: 64 bits, which clients write with a sign or without. The sign only names one of 2^64 seeds.
+/// A seed of 64 bits. Clients may write it as a signed or an unsigned integer; -1 is the same seed as
+/// 2^64 - 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Seed(pub(crate) u64);
 
-/// The most tokens of an answer: a number of at least `LEAST`, or -1 for no limit but the context's.
+/// Maximum number of tokens to generate: at least `LEAST`, or -1 (`None`) for as many as the model's context
+/// allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TokenLimit<const LEAST: u32 = 1>(pub(crate) Option<u32>);
 
@@ -54,7 +56,7 @@ impl<const LEAST: u32> fmt::Display for TokenLimit<LEAST> {
     }
 }
 
-/// An integer of either kind.
+/// A signed or an unsigned integer.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Integer {
@@ -73,7 +75,7 @@ impl<'de> Deserialize<'de> for Seed {
 
 impl<'de, const LEAST: u32> Deserialize<'de> for TokenLimit<LEAST> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // The schema has checked that it is -1 or a limit.
+        // Validation against the schema has already checked that it is -1 or in the range.
         i64::deserialize(deserializer).map(|limit| Self(u32::try_from(limit).ok()))
     }
 }

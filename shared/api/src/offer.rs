@@ -1,5 +1,5 @@
-//! What a request offers the model to call, and whether it calls it: `tools` and `tool_choice`, in
-//! either of the forms that OpenAI's endpoints have.
+//! Functions that the model may call, and whether it calls them: `tools` and `tool_choice`, both in the form
+//! of chat completions and in that of responses.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -14,10 +14,10 @@ use emberline_protocol::relaxed::Relaxed;
 
 use crate::paths::Paths;
 
-/// Most functions.
+/// Largest number of tools of one request.
 pub(crate) const MAX_TOOLS: usize = 128;
 
-/// Types of tools that other servers have, and this one does not.
+/// Types of tools that other servers support and this one does not.
 const OTHER_TYPES: &[&str] = &[
     "apply_patch",
     "code_interpreter",
@@ -38,8 +38,8 @@ const OTHER_TYPES: &[&str] = &[
     "web_search_preview_2025_03_11",
 ];
 
-/// A tool that this server does not have. It is left out, and the answer names it, unless the model
-/// must call it.
+/// A tool of a type that this server does not support. It is left out and listed in the answer's header
+/// `x-emberline-relaxed`. If the model must call it, the request is refused.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct OtherTool(Map<String, Value>);
@@ -52,8 +52,9 @@ impl JsonSchema for OtherTool {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
             "type": "object",
-            "description": "A tool that this server does not have. It is left out, and the answer's header \
-                            x-emberline-relaxed names it, unless the model must call it.",
+            "description": "A tool of a type that this server does not support. It is left out and listed in \
+                            the answer's header x-emberline-relaxed. If the model must call it, the request is \
+                            refused.",
             "properties": {"type": {"type": "string", "enum": OTHER_TYPES}},
             "required": ["type"],
             "additionalProperties": true,
@@ -61,7 +62,8 @@ impl JsonSchema for OtherTool {
     }
 }
 
-/// `none`: the model calls none; `auto`: as it likes; `required`: at least one.
+/// `none`: the model calls no function. `auto`: the model decides. `required`: the model calls at least one
+/// function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
@@ -71,7 +73,8 @@ pub(crate) enum ToolChoiceMode {
     Required,
 }
 
-/// `auto`: the model calls allowed tools as it likes; `required`: at least one of them.
+/// `auto`: the model decides whether to call the allowed functions. `required`: it calls at least one of
+/// them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
@@ -80,22 +83,23 @@ pub(crate) enum AllowedMode {
     Required,
 }
 
-/// A choice among tools, in neither form.
+/// A parsed `tool_choice`, independent of the endpoint's form.
 #[derive(Debug)]
-pub(crate) enum Wanted {
+pub(crate) enum RequestedChoice {
     Mode(ToolChoiceMode),
-    /// This function.
+    /// The model must call the function of this name.
     Named(String),
-    /// No others than these functions; `None` is a tool that this server does not have.
+    /// The model may call only the functions of these names. `None` stands for a tool that this server does
+    /// not support.
     Allowed(AllowedMode, Vec<Option<String>>),
 }
 
-/// How a body calls what it offers.
+/// How an endpoint's body arranges its tools.
 #[derive(Debug)]
 pub(crate) struct Form {
-    /// Before each field of a function.
+    /// Path from a tool to its function.
     function: &'static str,
-    /// The list of allowed tools.
+    /// Path of the list of allowed tools.
     allowed: &'static str,
 }
 
@@ -108,21 +112,21 @@ impl Form {
     }
 }
 
-/// What the model may call.
+/// The functions that the model may call, and whether it calls them.
 #[derive(Debug, Default)]
 pub(crate) struct Offer {
     pub(crate) tools: Vec<Tool>,
     pub(crate) choice: ToolChoice,
-    /// Of each of `tools`, its place among the client's.
+    /// For each of `tools`, its index in the client's `tools`.
     places: Vec<usize>,
 }
 
 impl Offer {
-    /// Reads what a client offers; `None` is a tool that this server does not have. What is left out goes
-    /// into `relaxed`.
+    /// Checks the client's tools and choice. `None` stands for a tool that this server does not support; its
+    /// path is added to `relaxed`.
     pub(crate) fn read(
         tools: Vec<Option<Tool>>,
-        wanted: Option<Wanted>,
+        requested: Option<RequestedChoice>,
         form: &Form,
         relaxed: &mut Relaxed,
     ) -> Result<Self, ApiError> {
@@ -142,30 +146,30 @@ impl Offer {
             offer.tools.push(tool);
             offer.places.push(place);
         }
-        offer.choose(wanted, form, !others.is_empty(), relaxed)?;
+        offer.choose(requested, form, !others.is_empty(), relaxed)?;
         others.into_iter().for_each(|path| relaxed.push(path));
         Ok(offer)
     }
 
     fn choose(
         &mut self,
-        wanted: Option<Wanted>,
+        requested: Option<RequestedChoice>,
         form: &Form,
         has_others: bool,
         relaxed: &mut Relaxed,
     ) -> Result<(), ApiError> {
-        self.choice = match wanted {
-            None | Some(Wanted::Mode(ToolChoiceMode::Auto)) => ToolChoice::Auto,
-            Some(Wanted::Mode(ToolChoiceMode::None)) => ToolChoice::None,
-            Some(Wanted::Mode(ToolChoiceMode::Required)) => ToolChoice::Required,
-            Some(Wanted::Named(name)) => {
+        self.choice = match requested {
+            None | Some(RequestedChoice::Mode(ToolChoiceMode::Auto)) => ToolChoice::Auto,
+            Some(RequestedChoice::Mode(ToolChoiceMode::None)) => ToolChoice::None,
+            Some(RequestedChoice::Mode(ToolChoiceMode::Required)) => ToolChoice::Required,
+            Some(RequestedChoice::Named(name)) => {
                 if self.tools.is_empty() {
                     return Err(nothing_to_call(has_others));
                 }
                 self.check_name(&name, &form.name_in("tool_choice"))?;
                 ToolChoice::Named(name)
             }
-            Some(Wanted::Allowed(mode, names)) => {
+            Some(RequestedChoice::Allowed(mode, names)) => {
                 self.allow(names, form, relaxed)?;
                 match mode {
                     AllowedMode::Auto => ToolChoice::Auto,
@@ -179,7 +183,7 @@ impl Offer {
         Ok(())
     }
 
-    /// Leaves no functions but these.
+    /// Removes all functions except those of these names.
     fn allow(
         &mut self,
         names: Vec<Option<String>>,
@@ -202,7 +206,7 @@ impl Offer {
         Ok(())
     }
 
-    /// Refuses a name that no function has.
+    /// Refuses a name that is not the name of any function.
     fn check_name(&self, name: &str, path: &str) -> Result<(), ApiError> {
         if self.tools.iter().any(|tool| tool.name == name) {
             return Ok(());
@@ -217,12 +221,12 @@ impl Offer {
         Err(ApiError::field(ErrorCode::InvalidValue, path, message))
     }
 
-    /// The functions that the prompt tells of.
+    /// The functions that the model may call: none if `tool_choice` is `none`.
     pub(crate) fn offered(&self) -> &[Tool] {
         if self.choice == ToolChoice::None { &[] } else { &self.tools }
     }
 
-    /// Tells where in the client's body the functions are.
+    /// Adds the positions of the functions in the client's body to `paths`.
     pub(crate) fn place(&self, form: &Form, paths: &mut Paths) {
         let is_moved = self.places.iter().zip(0..).any(|(place, index)| *place != index);
         let places = if is_moved { self.places.clone() } else { Vec::new() };
@@ -230,7 +234,7 @@ impl Offer {
     }
 }
 
-/// A call is asked for where there is nothing to call.
+/// The error for a `tool_choice` that requires a function call although there is no function to call.
 fn nothing_to_call(has_others: bool) -> ApiError {
     let (code, message) = match has_others {
         true => (
@@ -256,20 +260,20 @@ mod tests {
 
     fn read(
         tools: &[Option<&str>],
-        wanted: Option<Wanted>,
+        requested: Option<RequestedChoice>,
         form: &Form,
     ) -> Result<(Vec<String>, ToolChoice, Vec<String>, Paths), ApiError> {
         let mut relaxed = Relaxed::default();
         let tools = tools.iter().map(|name| name.and_then(tool)).collect();
-        let offer = Offer::read(tools, wanted, form, &mut relaxed)?;
+        let offer = Offer::read(tools, requested, form, &mut relaxed)?;
         let mut paths = Paths::default();
         offer.place(form, &mut paths);
         let names = offer.tools.into_iter().map(|tool| tool.name).collect();
         Ok((names, offer.choice, relaxed.paths().to_vec(), paths))
     }
 
-    fn allowed(mode: AllowedMode, names: &[Option<&str>]) -> Option<Wanted> {
-        Some(Wanted::Allowed(mode, names.iter().map(|name| name.map(str::to_owned)).collect()))
+    fn allowed(mode: AllowedMode, names: &[Option<&str>]) -> Option<RequestedChoice> {
+        Some(RequestedChoice::Allowed(mode, names.iter().map(|name| name.map(str::to_owned)).collect()))
     }
 
     #[test]
@@ -289,31 +293,31 @@ mod tests {
 
     #[test]
     fn a_call_that_nothing_can_answer_is_refused() {
-        for (tools, wanted, form, code, param) in [
+        for (tools, requested, form, code, param) in [
             (
                 &[][..],
-                Some(Wanted::Mode(ToolChoiceMode::Required)),
+                Some(RequestedChoice::Mode(ToolChoiceMode::Required)),
                 Form::CHAT,
                 ErrorCode::InvalidValue,
                 "tool_choice",
             ),
             (
                 &[None],
-                Some(Wanted::Mode(ToolChoiceMode::Required)),
+                Some(RequestedChoice::Mode(ToolChoiceMode::Required)),
                 Form::CHAT,
                 ErrorCode::UnsupportedParameter,
                 "tool_choice",
             ),
             (
                 &[Some("f")],
-                Some(Wanted::Named("g".into())),
+                Some(RequestedChoice::Named("g".into())),
                 Form::CHAT,
                 ErrorCode::InvalidValue,
                 "tool_choice.function.name",
             ),
             (
                 &[Some("f")],
-                Some(Wanted::Named("g".into())),
+                Some(RequestedChoice::Named("g".into())),
                 Form::RESPONSES,
                 ErrorCode::InvalidValue,
                 "tool_choice.name",
@@ -335,7 +339,7 @@ mod tests {
             (&[Some("f"), Some("f")], None, Form::CHAT, ErrorCode::InvalidValue, "tools[1].function.name"),
             (&[Some("f"), None, Some("f")], None, Form::RESPONSES, ErrorCode::InvalidValue, "tools[2].name"),
         ] {
-            let error = read(tools, wanted, &form).unwrap_err();
+            let error = read(tools, requested, &form).unwrap_err();
             assert_eq!((error.code, error.param.as_deref()), (code, Some(param)), "{error}");
         }
     }

@@ -1,6 +1,6 @@
-//! Parameters that several endpoints have: how tokens are picked, and how an answer is delivered.
+//! Parameters that several endpoints share: sampling, stop sequences and streaming.
 //!
-//! Whether a token id is one of the model's is for the worker to say.
+//! Token ids are checked against the model's vocabulary by the worker, not here.
 
 use std::collections::BTreeMap;
 
@@ -13,65 +13,75 @@ use emberline_protocol::job::SamplingOptions;
 
 use crate::neutral::Only;
 
-/// Most stop strings.
+/// Largest number of stop sequences.
 pub const MAX_STOPS: usize = 4;
-/// Most alternatives whose log-probabilities come with a token's own.
+/// Largest number of alternatives for each token's log-probability.
 pub const MAX_TOP_LOGPROBS: u32 = 20;
-/// Most entries of `logit_bias`.
+/// Largest number of entries in `logit_bias`.
 pub const MAX_LOGIT_BIASES: usize = 300;
-/// Most entries of `stop_token_ids`.
+/// Largest number of entries in `stop_token_ids`.
 pub const MAX_STOP_TOKEN_IDS: usize = 128;
-/// Most entries of `bad_words`, each of which is looked for with and without a space before it.
+/// Largest number of entries in `bad_words`, each of which is matched with and without a space before it.
 pub const MAX_BAD_WORDS: usize = 512;
-/// Most characters of a bad word.
+/// Largest number of characters of a bad word.
 const MAX_BAD_WORD: usize = 256;
-/// Most characters of a salt.
+/// Largest number of characters of `cache_salt`.
 pub const MAX_SALT: usize = 1024;
-/// Most pairs in `metadata`.
+/// Largest number of pairs in `metadata`.
 pub const MAX_METADATA: usize = 16;
 
-/// What functions, schemas and speakers may be called.
+/// Pattern for the names of functions and schemas.
 pub const NAME_PATTERN: &str = "^[a-zA-Z0-9_-]+$";
 
-/// How tokens are picked: OpenAI's parameters and vLLM's.
+/// OpenAI's and vLLM's sampling parameters.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
 pub struct Sampling {
-    /// Flattens (above 1) or sharpens the probabilities; 0 always takes the most probable token. Default 1.
+    /// Sampling temperature. Higher values make the text more random; 0 always selects the most probable
+    /// token. Default: 1.
     #[schemars(range(min = 0, max = 2))]
     temperature: Option<f32>,
-    /// Only the most probable tokens that together have this probability count. Default 1.
+    /// Nucleus sampling: samples only from the most probable tokens whose probabilities add up to this value.
+    /// Default: 1.
     #[schemars(range(min = 0, max = 1))]
     top_p: Option<f32>,
-    /// Weakens tokens that the answer has. Default 0.
+    /// Subtracted from the logit of each token that already occurs in the generated text. Default: 0.
     #[schemars(range(min = -2, max = 2))]
     presence_penalty: Option<f32>,
-    /// Weakens tokens for each time that the answer has them. Default 0.
+    /// Subtracted from a token's logit once for each time that it occurs in the generated text. Default: 0.
     #[schemars(range(min = -2, max = 2))]
     frequency_penalty: Option<f32>,
-    /// By token id (as a string): what is added to its logit, -100 to 100.
+    /// Maps token ids (as strings) to values from -100 to 100, which are added to the tokens' logits.
+    /// Default: no bias.
     #[schemars(extend(
         "maxProperties" = MAX_LOGIT_BIASES,
         "propertyNames" = {"pattern": "^[0-9]+$", "maxLength": 10, "x-hint": TOKEN_HINT},
     ))]
     logit_bias: Option<BTreeMap<String, Option<Bias>>>,
-    /// Extension. Only so many most probable tokens count; 0 or -1 for all. Default 0.
+    /// Extension to OpenAI's API. Samples only from this many most probable tokens; 0 or -1 for all tokens.
+    /// Default: 0.
     #[schemars(range(min = -1, max = u32::MAX))]
     top_k: Option<i64>,
-    /// Extension. Tokens below this share of the most probable one's probability don't count. Default 0.
+    /// Extension to OpenAI's API. Drops tokens less probable than `min_p` times the most probable token.
+    /// Default: 0.
     #[schemars(range(min = 0, max = 1))]
     min_p: Option<f32>,
-    /// Extension. Above 1 it weakens, below 1 it strengthens tokens that prompt or answer have. Default 1.
+    /// Extension to OpenAI's API. Values above 1 make tokens that occur in the prompt or in the generated
+    /// text less probable, values below 1 more probable. Default: 1.
     #[schemars(extend("exclusiveMinimum" = 0, "x-hint" = "1 is neutral, 1.1 is usual."))]
     repetition_penalty: Option<f64>,
-    /// Extension. Before the answer has so many tokens, none may end it. Default 0.
+    /// Extension to OpenAI's API. Minimum number of tokens before a token may end the choice; a stop sequence
+    /// in `stop` still ends it. Default: 0.
     #[schemars(range(min = 0, max = u32::MAX))]
     min_tokens: Option<u32>,
-    /// Extension. The model's own end does not end the answer. Default false.
+    /// Extension to OpenAI's API. Whether generation continues after the model's end-of-sequence token.
+    /// Default: false.
     ignore_eos: Option<bool>,
-    /// Extension. Tokens that end the answer and are not part of it.
+    /// Extension to OpenAI's API. Up to 128 ids of tokens that end the choice and are not part of its text.
+    /// Default: none.
     #[schemars(length(max = MAX_STOP_TOKEN_IDS), inner(range(min = 0, max = u32::MAX)))]
     stop_token_ids: Option<Vec<u32>>,
-    /// Extension. Words that the answer does not have: the last of their tokens never follows the others.
+    /// Extension to OpenAI's API. Up to 512 words that are never generated, with or without a space before
+    /// them: the last token of a word is never sampled after its other tokens. Default: none.
     #[schemars(length(max = MAX_BAD_WORDS), inner(length(min = 1, max = MAX_BAD_WORD)))]
     bad_words: Option<Vec<String>>,
 }
@@ -83,7 +93,7 @@ const TOKEN_HINT: &str = "Keys of 'logit_bias' are token ids, such as \"1234\"."
 struct Bias(#[schemars(range(min = -100, max = 100))] f32);
 
 impl Sampling {
-    /// The job's options; `max_tokens` is what the client gave.
+    /// Converts them to the job's options. Fails if `min_tokens` is greater than `max_tokens`.
     pub fn options(self, max_tokens: Option<u32>) -> Result<SamplingOptions, ApiError> {
         let default = SamplingOptions::default();
         if let (Some(least), Some(most)) = (self.min_tokens, max_tokens)
@@ -95,7 +105,7 @@ impl Sampling {
         Ok(SamplingOptions {
             temperature: self.temperature.unwrap_or(default.temperature),
             top_p: self.top_p.unwrap_or(default.top_p),
-            // As vLLM, where -1 and 0 are both no limit.
+            // As in vLLM, both -1 and 0 mean no limit.
             top_k: self.top_k.map_or(default.top_k, |k| u32::try_from(k).unwrap_or(0)),
             min_p: self.min_p.unwrap_or(default.min_p),
             presence_penalty: self.presence_penalty.unwrap_or(default.presence_penalty),
@@ -113,7 +123,7 @@ impl Sampling {
     }
 }
 
-/// It must stay a positive number in the arithmetic that it is used in.
+/// Converts the penalty to the engine's 32-bit floats, in which it must still be positive and finite.
 fn narrow_penalty(wide: f64) -> Result<f32, ApiError> {
     let penalty = wide as f32;
     if penalty > 0.0 && penalty.is_finite() {
@@ -127,7 +137,7 @@ fn narrow_penalty(wide: f64) -> Result<f32, ApiError> {
 fn read_logit_bias(entries: BTreeMap<String, Option<Bias>>) -> Result<Vec<(u32, f32)>, ApiError> {
     let mut biases = Vec::with_capacity(entries.len());
     for (key, bias) in entries {
-        // One spelling only, so that no two keys name the same token.
+        // Only one spelling of an id is accepted, so that no two keys refer to the same token.
         let Some(id) = key.parse().ok().filter(|id: &u32| id.to_string() == key) else {
             let path = format!("logit_bias.{key}");
             let message = format!("'{path}' does not name a token. {TOKEN_HINT}");
@@ -139,21 +149,21 @@ fn read_logit_bias(entries: BTreeMap<String, Option<Bias>>) -> Result<Vec<(u32, 
     Ok(biases)
 }
 
-/// One string or several that end the text and are not part of it.
+/// One stop sequence or several. The generated text ends before the first of them that occurs.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(untagged)]
 #[schemars(inline)]
 pub enum Stop {
-    /// One.
+    /// One stop sequence.
     One(#[schemars(length(min = 1), extend("x-hint" = EMPTY_STOP))] String),
-    /// Up to 4.
+    /// Up to 4 stop sequences.
     Several(#[schemars(length(max = MAX_STOPS), inner(length(min = 1)))] Vec<String>),
 }
 
 const EMPTY_STOP: &str = "It would stop before the first token: leave it out.";
 
 impl Stop {
-    /// All of them.
+    /// All stop sequences.
     pub fn into_vec(self) -> Vec<String> {
         match self {
             Self::One(stop) => vec![stop],
@@ -162,33 +172,35 @@ impl Stop {
     }
 }
 
-/// What a stream carries beside the answer.
+/// Options for streaming; only with `stream`.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub(crate) struct StreamOptions {
-    /// A last chunk without choices has the usage; all others have `usage: null`.
+    /// Whether the stream ends with an additional chunk whose `usage` contains the token counts and whose
+    /// `choices` is empty. All other chunks then have `usage: null`. Default: false.
     include_usage: Option<bool>,
-    /// Extension. Every chunk has the usage so far, and there is a last one as with `include_usage`.
+    /// Extension to OpenAI's API. Whether every chunk's `usage` contains the token counts so far, and the
+    /// stream ends with an additional chunk as with `include_usage`. Default: false.
     continuous_usage_stats: Option<bool>,
-    /// Obfuscation of chunks is not supported.
+    /// Only `false` is accepted, because obfuscation of chunks is not supported.
     #[allow(dead_code)]
     include_obfuscation: Option<Only<false>>,
 }
 
-/// Whether and when a stream tells what was used.
+/// Which chunks of a stream contain token counts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum StreamUsage {
-    /// Not at all.
+    /// No chunk.
     #[default]
     Never,
-    /// In a chunk of its own, the last one.
+    /// Only an additional last chunk.
     Last,
-    /// In every chunk, as far as it is known, and in the last one.
+    /// Every chunk, with the counts so far, and an additional last chunk.
     Always,
 }
 
 impl StreamOptions {
-    /// What is wanted of a stream; where there is none, wishes are refused.
+    /// Which chunks contain token counts. Fails if the options ask for counts and `stream` is false.
     pub(crate) fn usage(options: Option<Self>, stream: bool) -> Result<StreamUsage, ApiError> {
         let options = options.unwrap_or_default();
         let (last, always) = (options.include_usage, options.continuous_usage_stats);

@@ -1,8 +1,8 @@
-//! Paths of fields: what a worker calls a field is not always what the client's body calls it.
+//! Translates the paths by which workers refer to fields into the paths of the client's body.
 //!
-//! A job is the same whatever body it was made of, and workers call its fields as a body of chat
-//! completions has them (`tools[2].function.parameters`, `messages`, `max_tokens`). Whoever made the
-//! job knows the client's names.
+//! A job does not depend on the endpoint that created it. Workers refer to its fields by their paths in a
+//! body of chat completions (`tools[2].function.parameters`, `messages`, `max_tokens`), which may differ from
+//! the paths in the body that the client sent.
 
 use std::borrow::Cow;
 
@@ -11,47 +11,49 @@ use serde::{Deserialize, Serialize};
 use emberline_protocol::error::ApiError;
 use emberline_protocol::relaxed::Relaxed;
 
-/// How fields of one body are called.
+/// Maps workers' paths to the paths of one client's body.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Paths {
-    /// Of each function of the job, its place in the client's `tools`.
+    /// For each function of the job, its index in the client's `tools`; empty if the indices are the same.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     tools: Vec<usize>,
-    /// A function's fields are those of its tool: `tools[2].parameters`.
+    /// Whether the fields of a function are directly in its tool, as in `tools[2].parameters`.
     #[serde(skip_serializing_if = "is_false")]
     flat_tools: bool,
-    /// What a path begins with, and what it begins with in the client's body.
+    /// Pairs of a worker's path prefix and the prefix that replaces it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     renamed: Vec<(String, String)>,
 }
 
-/// The path of the conversation, whose messages a client may have given otherwise than one by one.
+/// The path of the messages. If it is renamed, indices after it are dropped, because items of the client's
+/// `input` do not correspond to single messages.
 const MESSAGES: &str = "messages";
 
-#[allow(clippy::trivially_copy_pass_by_ref)] // serde's form
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde requires this signature
 fn is_false(value: &bool) -> bool {
     !value
 }
 
 impl Paths {
-    /// Whether the client's body has the same names.
+    /// Whether all paths are the same in the client's body.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 
-    /// A field has another name in the client's body.
+    /// Adds a field whose path in the client's body differs. If the same path is added again, the last one
+    /// applies.
     pub(crate) fn rename(&mut self, worker: &str, client: &str) {
         self.renamed.push((worker.to_owned(), client.to_owned()));
     }
 
-    /// Where in the client's `tools` each function is, and whether its fields are the tool's own.
+    /// Sets each function's index in the client's `tools`, and whether its fields are directly in its tool.
     pub(crate) fn place_tools(&mut self, places: Vec<usize>, flat: bool) {
         self.tools = places;
         self.flat_tools = flat;
     }
 
-    /// The client's path of what a worker calls `path`.
+    /// Translates a worker's path into the client's.
     pub fn translate<'a>(&self, path: &'a str) -> Cow<'a, str> {
         if let Some(path) = self.tool_path(path) {
             return path.into();
@@ -67,7 +69,7 @@ impl Paths {
         longest.map_or(path.into(), |(_, path)| path.into())
     }
 
-    /// The client's path of a function's field.
+    /// Translates the path of a tool's field; `None` for other paths.
     fn tool_path(&self, path: &str) -> Option<String> {
         let (index, field) = path.strip_prefix("tools[")?.split_once(']')?;
         let index: usize = index.parse().ok()?;
@@ -76,19 +78,19 @@ impl Paths {
         Some(format!("tools[{place}]{}", flat.unwrap_or(field)))
     }
 
-    /// The same list by the client's paths.
+    /// Translates every path in the list.
     pub fn relaxed(&self, relaxed: &Relaxed) -> Relaxed {
         let mut translated = Relaxed::default();
         relaxed.paths().iter().for_each(|path| translated.push(self.translate(path)));
         translated
     }
 
-    /// The same error by the client's paths, which its text has in single quotes.
+    /// Translates the error's `param`, and the paths in single quotes in its message.
     pub fn error(&self, error: ApiError) -> ApiError {
         let ApiError { code, param, message } = error;
         let translated = param.as_deref().map(|param| self.translate(param).into_owned());
         let message = match (&param, &translated) {
-            // One that has spaces in it is not found by its form.
+            // `translate_quoted` does not recognise a path that contains spaces.
             (Some(old), Some(new)) if old != new && old.contains(char::is_whitespace) => {
                 message.replace(&format!("'{old}'"), &format!("'{new}'"))
             }
@@ -97,7 +99,8 @@ impl Paths {
         ApiError { code, message: self.translate_quoted(&message), param: translated }
     }
 
-    /// Translates each path in single quotes. Apostrophes are none: a path has no space.
+    /// Translates each path in single quotes. Quoted text that contains whitespace is not a path, so that
+    /// apostrophes are left alone.
     fn translate_quoted(&self, message: &str) -> String {
         let mut text = String::with_capacity(message.len());
         let mut rest = message;
@@ -122,7 +125,7 @@ mod tests {
     use super::*;
     use emberline_protocol::error::ErrorCode;
 
-    fn of_responses() -> Paths {
+    fn responses_paths() -> Paths {
         let mut paths = Paths::default();
         paths.rename("messages", "input");
         paths.rename("max_tokens", "max_output_tokens");
@@ -134,7 +137,7 @@ mod tests {
 
     #[test]
     fn each_path_is_the_clients() {
-        let paths = of_responses();
+        let paths = responses_paths();
         for (worker, client) in [
             ("messages", "input"),
             ("messages[3].content", "input"),
@@ -162,22 +165,22 @@ mod tests {
     #[test]
     fn an_errors_text_has_the_clients_paths_too() {
         let error = |param: &str, message: &str| {
-            of_responses().error(ApiError::field(ErrorCode::InvalidValue, param, message))
+            responses_paths().error(ApiError::field(ErrorCode::InvalidValue, param, message))
         };
-        let told = error("messages", "It doesn't fit. Shorten 'messages', or lower 'max_tokens'.");
-        assert_eq!(told.param.as_deref(), Some("input"));
-        assert_eq!(told.message, "It doesn't fit. Shorten 'input', or lower 'max_output_tokens'.");
-        let told = error(
+        let translated = error("messages", "It doesn't fit. Shorten 'messages', or lower 'max_tokens'.");
+        assert_eq!(translated.param.as_deref(), Some("input"));
+        assert_eq!(translated.message, "It doesn't fit. Shorten 'input', or lower 'max_output_tokens'.");
+        let translated = error(
             "response_format.json_schema.schema.a b",
             "'response_format.json_schema.schema.a b': the keyword 'a b' can't be enforced.",
         );
-        assert_eq!(told.message, "'text.format.schema.a b': the keyword 'a b' can't be enforced.");
-        let told =
+        assert_eq!(translated.message, "'text.format.schema.a b': the keyword 'a b' can't be enforced.");
+        let translated =
             error("tools[0].function.parameters.not", "'tools[0].function.parameters.not' is too much.");
-        assert_eq!(told.param.as_deref(), Some("tools[1].parameters.not"));
-        assert_eq!(told.message, "'tools[1].parameters.not' is too much.", "translated once");
+        assert_eq!(translated.param.as_deref(), Some("tools[1].parameters.not"));
+        assert_eq!(translated.message, "'tools[1].parameters.not' is too much.", "translated once");
         let nothing = ApiError::new(ErrorCode::Timeout, "It's late.");
-        assert_eq!(of_responses().error(nothing.clone()), nothing);
+        assert_eq!(responses_paths().error(nothing.clone()), nothing);
     }
 
     #[test]
@@ -185,13 +188,13 @@ mod tests {
         let mut relaxed = Relaxed::default();
         relaxed.push("tools[0].function.parameters.not");
         relaxed.push("chat_template_kwargs.enable_thinking");
-        let told = of_responses().relaxed(&relaxed);
-        assert_eq!(told.paths(), ["tools[1].parameters.not", "chat_template_kwargs.enable_thinking"]);
+        let translated = responses_paths().relaxed(&relaxed);
+        assert_eq!(translated.paths(), ["tools[1].parameters.not", "chat_template_kwargs.enable_thinking"]);
     }
 
     #[test]
     fn paths_survive_the_record_of_their_request() {
-        let paths = of_responses();
+        let paths = responses_paths();
         let json = serde_json::to_string(&paths).unwrap();
         assert_eq!(serde_json::from_str::<Paths>(&json).unwrap(), paths);
         assert_eq!(serde_json::to_string(&Paths::default()).unwrap(), "{}");

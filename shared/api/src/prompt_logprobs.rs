@@ -1,4 +1,4 @@
-//! A prompt's tokens and their log-probabilities, as answers have them.
+//! The log-probabilities of a prompt's tokens, as answers contain them.
 
 use std::borrow::Cow;
 
@@ -7,8 +7,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::ser::{SerializeMap, SerializeSeq};
 use serde::{Serialize, Serializer};
 
-/// vLLM's `prompt_logprobs`: null for the first token, then for each token an object that has its own
-/// entry first and those of the `top` most probable ones then, by token id.
+/// vLLM's `prompt_logprobs`: null for the prompt's first token, and for each other token an object with token
+/// ids as keys, which contains that token and the `top` most probable tokens at its position.
 #[derive(Debug)]
 pub(crate) struct PromptLogprobsBody<'a> {
     pub(crate) tokens: &'a [PromptToken],
@@ -20,7 +20,7 @@ impl Serialize for PromptLogprobsBody<'_> {
         let top = usize::try_from(self.top).unwrap_or(usize::MAX);
         let mut list = serializer.serialize_seq(Some(self.tokens.len()))?;
         for token in self.tokens {
-            list.serialize_element(&token.score.as_ref().map(|score| Place { token, score, top }))?;
+            list.serialize_element(&token.score.as_ref().map(|score| Position { token, score, top }))?;
         }
         list.end()
     }
@@ -34,15 +34,17 @@ impl JsonSchema for PromptLogprobsBody<'_> {
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
         let entry = generator.subschema_for::<Entry<'_>>();
         json_schema!({
-            "description": "Null for the first token, then by token id that of each token and of the most probable ones in its place.",
+            "description": "The log-probabilities of the prompt's tokens: null for the first token, and for each other \
+                            token an object with token ids as keys, which contains that token and the most \
+                            probable tokens at its position.",
             "type": "array",
             "items": {"type": ["object", "null"], "additionalProperties": entry},
         })
     }
 }
 
-/// A token's own entry and those of the most probable ones.
-struct Place<'a> {
+/// The entries at one position: the prompt's token, then the most probable tokens.
+struct Position<'a> {
     token: &'a PromptToken,
     score: &'a PromptScore,
     top: usize,
@@ -51,13 +53,15 @@ struct Place<'a> {
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(inline)]
 struct Entry<'a> {
+    /// Natural logarithm of the token's probability.
     logprob: f32,
-    /// The most probable token's is 1.
+    /// Rank of the token at its position, from 1 for the most probable token.
     rank: u32,
+    /// The token's text.
     decoded_token: Cow<'a, str>,
 }
 
-impl Serialize for Place<'_> {
+impl Serialize for Position<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let Self { token, score, top } = *self;
         let mut map = serializer.serialize_map(None)?;

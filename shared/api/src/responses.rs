@@ -1,6 +1,6 @@
-//! OpenAI's responses: reading requests, and the types of a response. The function writes it.
+//! OpenAI's responses: parses requests, and defines the types of a response, which the function builds.
 //!
-//! What is said of parameters in [`crate::chat`] holds here, too.
+//! Parameters are handled as described in [`crate::chat`].
 
 mod answer;
 mod body;
@@ -32,29 +32,29 @@ use crate::schema::{BodySchema, Components};
 /// A request for a response, validated.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ResponsesRequest {
-    /// As the client wrote it: a model or an alias.
+    /// The model's name or an alias, as the client wrote it.
     pub model: String,
-    /// Answer as server-sent events.
+    /// Whether the response is streamed as server-sent events.
     pub stream: bool,
     /// The client's seed, if it gave one.
     pub seed: Option<u64>,
-    /// What the response will say besides its output.
+    /// The fields of the response that depend only on the request.
     pub spec: ResponseSpec,
     /// What to generate.
     pub generation: GenerationRequest,
 }
 
-/// What a response says besides its output, as its request has it.
+/// The fields of a response that depend only on its request.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ResponseSpec {
-    /// It runs to its end though nobody listens.
+    /// Whether it runs to completion even without a connected client.
     pub background: bool,
-    /// What it returns of its request.
+    /// The request's parameters that it returns.
     pub echo: Echo,
-    /// What the request's body calls the job's fields.
+    /// Maps paths of the job's fields to paths in the client's body.
     #[serde(default, skip_serializing_if = "Paths::is_empty")]
     pub paths: Paths,
-    /// What of the request was left out before the job was made.
+    /// Fields of the body that were left out before the job was created.
     #[serde(default, skip_serializing_if = "Relaxed::is_empty")]
     pub relaxed: Relaxed,
 }
@@ -62,12 +62,12 @@ pub struct ResponseSpec {
 static BODY: BodySchema<ResponsesBody> = BodySchema::new();
 
 impl ResponsesRequest {
-    /// Reads a request body.
+    /// Parses and validates a request body.
     pub fn parse(body: &[u8]) -> Result<Self, ApiError> {
         Self::read(BODY.read(body)?).map_err(|error| paths().error(error))
     }
 
-    /// The schema of its body.
+    /// The schema of the request body.
     pub fn schema(components: &mut Components) -> Value {
         BODY.describe(components)
     }
@@ -82,9 +82,9 @@ impl ResponsesRequest {
             relaxed.push("store");
         }
         body.reasoning.iter().for_each(|reasoning| relax_summaries(reasoning, &mut relaxed));
-        let asked = asked_logprobs(&body);
+        let requested = requested_logprobs(&body);
         let offer = tool::read(body.tools, body.tool_choice, &mut relaxed)?;
-        let logprobs = read_logprobs(asked, &offer)?;
+        let logprobs = read_logprobs(requested, &offer)?;
         offer.place(&Form::RESPONSES, &mut paths);
         let text = body.text.unwrap_or_default();
         let format = text.format.and_then(Format::into_constraint);
@@ -114,7 +114,7 @@ impl ResponsesRequest {
     }
 }
 
-/// What a body calls the fields that workers know by their names in a body of chat completions.
+/// Maps the paths of a body of chat completions, which workers use, to those of a body of responses.
 fn paths() -> Paths {
     let mut paths = Paths::default();
     for (worker, client) in [
@@ -130,7 +130,7 @@ fn paths() -> Paths {
     paths
 }
 
-/// The instructions, as a system message, before the input.
+/// The job's messages: the instructions as a system message, then the input.
 fn conversation(
     instructions: Option<String>,
     input: input::Input,
@@ -141,7 +141,8 @@ fn conversation(
     Ok(instructions.into_iter().chain(input).collect())
 }
 
-/// Variables of the chat template. A medium verbosity is what a response has that asks for none.
+/// The variables of the chat template. A medium verbosity is omitted, because it is the default: the model
+/// behaves as if the client had not sent it.
 fn variables(
     variables: Option<Map<String, Value>>,
     reasoning: Option<Reasoning>,
@@ -149,28 +150,29 @@ fn variables(
     paths: &mut Paths,
 ) -> Result<Map<String, Value>, ApiError> {
     let effort = reasoning.and_then(|reasoning| reasoning.effort);
-    let is_told = variables.as_ref().is_some_and(|variables| variables.contains_key("verbosity"));
-    let verbosity = verbosity.filter(|verbosity| is_told || !matches!(verbosity, Verbosity::Medium));
+    let is_variable = variables.as_ref().is_some_and(|variables| variables.contains_key("verbosity"));
+    let verbosity = verbosity.filter(|verbosity| is_variable || !matches!(verbosity, Verbosity::Medium));
     let verbosity = verbosity.map(|verbosity| verbosity.as_str().to_owned());
     let parameters =
         [("reasoning_effort", "reasoning.effort", effort), ("verbosity", "text.verbosity", verbosity)];
     template_variables(variables, parameters, paths)
 }
 
-/// There are no summaries of what the model thinks.
+/// Adds the fields that ask for summaries of the reasoning, which this server does not generate, to
+/// `relaxed`.
 fn relax_summaries(reasoning: &Reasoning, relaxed: &mut Relaxed) {
-    for (path, asked) in [
+    for (path, requested) in [
         ("reasoning.summary", &reasoning.summary),
         ("reasoning.generate_summary", &reasoning.generate_summary),
     ] {
-        if asked.is_some() {
+        if requested.is_some() {
             relaxed.push(path);
         }
     }
 }
 
-/// How many alternatives are to come with each token's log-probability, and which field asks for them.
-fn asked_logprobs(body: &ResponsesBody) -> Option<(String, u32)> {
+/// The path of the field that asks for log-probabilities, and the number of alternatives for each token.
+fn requested_logprobs(body: &ResponsesBody) -> Option<(String, u32)> {
     let top = body.top_logprobs.unwrap_or(0);
     let mut included = body.include.iter().flatten();
     match included.position(|include| *include == Include::Logprobs) {
@@ -179,20 +181,21 @@ fn asked_logprobs(body: &ResponsesBody) -> Option<(String, u32)> {
     }
 }
 
-/// How many alternatives come with each token's log-probability; `None` if that is not wanted.
-fn read_logprobs(asked: Option<(String, u32)>, offer: &Offer) -> Result<Option<u32>, ApiError> {
-    match asked {
+/// Number of alternatives for each token's log-probability; `None` without log-probabilities. Fails if the
+/// model may call functions, because a response has log-probabilities only for text.
+fn read_logprobs(requested: Option<(String, u32)>, offer: &Offer) -> Result<Option<u32>, ApiError> {
+    match requested {
         Some((path, _)) if !offer.offered().is_empty() => {
             let message = format!(
                 "'{path}' together with 'tools' is not supported: log-probabilities are those of a text. Leave one out."
             );
             Err(ApiError::field(ErrorCode::UnsupportedParameter, path, message))
         }
-        asked => Ok(asked.map(|(_, top)| top)),
+        requested => Ok(requested.map(|(_, top)| top)),
     }
 }
 
-/// The parameters as a response returns them.
+/// The request's parameters in the form in which a response returns them.
 fn echo(body: &ResponsesBody, sampling: &SamplingOptions) -> Echo {
     let text = body.text.as_ref();
     Echo {
@@ -202,12 +205,12 @@ fn echo(body: &ResponsesBody, sampling: &SamplingOptions) -> Echo {
         metadata: body.metadata.clone().unwrap_or_default(),
         parallel_tool_calls: body.parallel_tool_calls.unwrap_or(true),
         presence_penalty: decimal(sampling.presence_penalty),
-        prompt_cache_key: body.nothing.neutral.labels.prompt_cache_key.clone(),
+        prompt_cache_key: body.no_effect.neutral.labels.prompt_cache_key.clone(),
         reasoning: ReasoningEcho {
             effort: body.reasoning.as_ref().and_then(|reasoning| reasoning.effort.clone()),
             summary: (),
         },
-        safety_identifier: body.nothing.neutral.labels.safety_identifier.clone(),
+        safety_identifier: body.no_effect.neutral.labels.safety_identifier.clone(),
         service_tier: "default".to_owned(),
         temperature: decimal(sampling.temperature),
         text: TextEcho {
@@ -219,12 +222,12 @@ fn echo(body: &ResponsesBody, sampling: &SamplingOptions) -> Echo {
         top_logprobs: body.top_logprobs.unwrap_or(0),
         top_p: decimal(sampling.top_p),
         truncation: "disabled".to_owned(),
-        user: body.nothing.neutral.labels.user.clone(),
+        user: body.no_effect.neutral.labels.user.clone(),
         ..Echo::default()
     }
 }
 
-/// The number as it was written: 0.7, and not its neighbour among the floats of twice the width.
+/// Converts by way of the decimal text, so that 0.7 stays 0.7 and does not become 0.699999988.
 fn decimal(number: f32) -> f64 {
     number.to_string().parse().unwrap_or(f64::from(number))
 }

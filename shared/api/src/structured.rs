@@ -1,4 +1,4 @@
-//! vLLM's ways to say what an answer has to obey: `structured_outputs`, and the older `guided_…`.
+//! vLLM's parameters that constrain the generated text: `structured_outputs`, and the older `guided_…`.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -11,67 +11,73 @@ use emberline_protocol::relaxed::Relaxed;
 use crate::neutral::OnlyAbsent;
 use crate::paths::Paths;
 
-/// Most texts to choose from.
+/// Largest number of alternatives in `choice`.
 const MAX_CHOICES: usize = 1024;
 
-/// What an answer has to obey. At most one of all of these.
+/// Constraints on the generated text. A request may contain at most one.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 pub(crate) struct Structured {
-    /// Extension. What the answer has to obey.
+    /// Extension to OpenAI's API. A constraint on the generated text. Default: any text.
     structured_outputs: Option<StructuredOutputs>,
-    /// Extension. The older name of `structured_outputs.json`.
+    /// Extension to OpenAI's API. Older name of `structured_outputs.json`.
     guided_json: Option<SchemaText>,
-    /// Extension. The older name of `structured_outputs.regex`.
+    /// Extension to OpenAI's API. Older name of `structured_outputs.regex`.
     #[schemars(length(min = 1))]
     guided_regex: Option<String>,
-    /// Extension. The older name of `structured_outputs.choice`.
+    /// Extension to OpenAI's API. Older name of `structured_outputs.choice`.
     #[schemars(length(min = 1, max = MAX_CHOICES), inner(length(min = 1)))]
     guided_choice: Option<Vec<String>>,
-    /// Extension. The older name of `structured_outputs.grammar`.
+    /// Extension to OpenAI's API. Older name of `structured_outputs.grammar`.
     #[schemars(length(min = 1))]
     guided_grammar: Option<String>,
-    /// Extension. The older name of `structured_outputs.json_object`.
+    /// Extension to OpenAI's API. Older name of `structured_outputs.json_object`.
     guided_json_object: Option<bool>,
-    /// Not honoured: there is one engine that enforces.
+    /// Accepted but not honoured (listed in the header `x-emberline-relaxed`), because there is only one
+    /// backend.
     guided_decoding_backend: Option<String>,
-    /// Not honoured: white space is as it always is.
+    /// Accepted but not honoured (listed in the header `x-emberline-relaxed`), because the whitespace between
+    /// the parts of JSON can't be configured.
     guided_whitespace_pattern: Option<String>,
 }
 
-/// What an answer has to obey: at most one of `json`, `regex`, `choice`, `grammar` and `json_object`.
+/// A constraint on the generated text: at most one of `json`, `regex`, `choice`, `grammar` and `json_object`.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 struct StructuredOutputs {
-    /// JSON that this schema allows; it is not strict.
+    /// The text is JSON that conforms to this schema. Keywords that can't be enforced are left out and listed
+    /// in the header `x-emberline-relaxed`.
     json: Option<SchemaText>,
-    /// A regular expression matches all of it.
+    /// This regular expression matches the whole text.
     #[schemars(length(min = 1))]
     regex: Option<String>,
-    /// It is one of these texts.
+    /// The text is one of these strings.
     #[schemars(length(min = 1, max = MAX_CHOICES), inner(length(min = 1)))]
     choice: Option<Vec<String>>,
-    /// A context-free grammar in llguidance's variant of Lark allows it.
+    /// The text conforms to this context-free grammar, written in llguidance's variant of Lark.
     #[schemars(length(min = 1))]
     grammar: Option<String>,
-    /// It is a JSON object.
+    /// If `true`, the text is a JSON object. Default: false.
     json_object: Option<bool>,
-    /// Formats within a text are not supported.
+    /// Only null is accepted, because constraints on parts of a text are not supported.
     #[schemars(extend("x-hint" = "Send 'tools', or 'grammar'."))]
     #[allow(dead_code)]
     structural_tag: Option<OnlyAbsent>,
-    /// True is not honoured: white space is as it always is.
+    /// `true` is accepted but not honoured (listed in the header `x-emberline-relaxed`), because the
+    /// whitespace between the parts of JSON can't be configured. Default: false.
     disable_any_whitespace: Option<bool>,
-    /// Asks for nothing: an object that names its properties gets no others.
+    /// Accepted for compatibility; has no effect, because objects whose schema lists properties contain no
+    /// others unless the schema allows them.
     #[allow(dead_code)]
     disable_additional_properties: Option<bool>,
-    /// Asks for nothing: there is one engine that enforces.
+    /// Accepted for compatibility; has no effect, because there is only one backend.
     #[allow(dead_code)]
     disable_fallback: Option<bool>,
-    /// Not honoured: white space is as it always is.
+    /// Accepted but not honoured (listed in the header `x-emberline-relaxed`), because the whitespace between
+    /// the parts of JSON can't be configured.
     whitespace_pattern: Option<String>,
 }
 
-/// A JSON schema, or the same as text.
+/// A JSON schema, as an object or as its JSON text.
 #[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(untagged)]
 #[schemars(inline)]
@@ -81,7 +87,8 @@ enum SchemaText {
 }
 
 impl Structured {
-    /// The constraint; `other` is what the body's own parameter, called `other_name`, asks for.
+    /// The constraint of the request. `other` is the constraint that the endpoint's own parameter
+    /// `other_name` specifies. Fails if there are two different constraints.
     pub(crate) fn constraint(
         self,
         other: Option<Constraint>,
@@ -105,45 +112,44 @@ impl Structured {
                 relaxed.push(path);
             }
         }
-        let mut wanted = self.wanted().into_iter();
-        let Some((path, asked)) = wanted.next() else { return Ok(other) };
-        // Some clients send the same by its old and its new name.
-        let second = wanted.find(|(_, other)| *other != asked).map(|(path, _)| path);
+        let mut constraints = self.constraints().into_iter();
+        let Some((path, given)) = constraints.next() else { return Ok(other) };
+        // Some clients send the same constraint by its old and its new name.
+        let second = constraints.find(|(_, other)| *other != given).map(|(path, _)| path);
         let second = second.or(other.map(|_| other_name));
         if let Some(second) = second {
-            let message =
-                format!("'{path}' and '{second}' both say what the answer has to obey. Send one of them.");
+            let message = format!("'{path}' and '{second}' both constrain the answer. Send one of them.");
             return Err(ApiError::field(ErrorCode::InvalidValue, path, message));
         }
-        let (constraint, called) = asked.into_constraint(path)?;
-        // The one that is known last counts.
+        let (constraint, worker_path) = given.into_constraint(path)?;
+        // A later path replaces an earlier one.
         paths.rename("response_format", path);
-        paths.rename(called, path);
+        paths.rename(worker_path, path);
         Ok(Some(constraint))
     }
 
-    /// Everything that is asked for, with its path.
-    fn wanted(self) -> Vec<(&'static str, Asked)> {
+    /// All constraints in the body, with their paths.
+    fn constraints(self) -> Vec<(&'static str, BodyConstraint)> {
         let outputs = self.structured_outputs.unwrap_or_default();
-        let object = |wanted: Option<bool>| wanted.filter(|wanted| *wanted).map(|_| Asked::Object);
+        let object = |is_on: Option<bool>| is_on.filter(|is_on| *is_on).map(|_| BodyConstraint::Object);
         let all = [
-            ("structured_outputs.json", outputs.json.map(Asked::Json)),
-            ("structured_outputs.regex", outputs.regex.map(Asked::Regex)),
-            ("structured_outputs.choice", outputs.choice.map(Asked::Choice)),
-            ("structured_outputs.grammar", outputs.grammar.map(Asked::Grammar)),
+            ("structured_outputs.json", outputs.json.map(BodyConstraint::Json)),
+            ("structured_outputs.regex", outputs.regex.map(BodyConstraint::Regex)),
+            ("structured_outputs.choice", outputs.choice.map(BodyConstraint::Choice)),
+            ("structured_outputs.grammar", outputs.grammar.map(BodyConstraint::Grammar)),
             ("structured_outputs.json_object", object(outputs.json_object)),
-            ("guided_json", self.guided_json.map(Asked::Json)),
-            ("guided_regex", self.guided_regex.map(Asked::Regex)),
-            ("guided_choice", self.guided_choice.map(Asked::Choice)),
-            ("guided_grammar", self.guided_grammar.map(Asked::Grammar)),
+            ("guided_json", self.guided_json.map(BodyConstraint::Json)),
+            ("guided_regex", self.guided_regex.map(BodyConstraint::Regex)),
+            ("guided_choice", self.guided_choice.map(BodyConstraint::Choice)),
+            ("guided_grammar", self.guided_grammar.map(BodyConstraint::Grammar)),
             ("guided_json_object", object(self.guided_json_object)),
         ];
-        all.into_iter().filter_map(|(path, asked)| Some((path, asked?))).collect()
+        all.into_iter().filter_map(|(path, given)| Some((path, given?))).collect()
     }
 }
 
 #[derive(PartialEq)]
-enum Asked {
+enum BodyConstraint {
     Json(SchemaText),
     Regex(String),
     Choice(Vec<String>),
@@ -151,8 +157,8 @@ enum Asked {
     Object,
 }
 
-impl Asked {
-    /// The constraint of the field at `path`, and what workers call that field.
+impl BodyConstraint {
+    /// The job's constraint for the field at `path`, and the path by which workers refer to that field.
     fn into_constraint(self, path: &str) -> Result<(Constraint, &'static str), ApiError> {
         let schema = |schema| Constraint::JsonSchema { schema: Value::Object(schema), strict: false };
         Ok(match self {
@@ -181,13 +187,13 @@ impl Asked {
     }
 }
 
-/// Whether a rule is written as xgrammar and llama.cpp have it.
+/// Whether the grammar contains a rule in the EBNF syntax of xgrammar and llama.cpp.
 fn is_ebnf(grammar: &str) -> bool {
     let is_name = |name: &str| name.trim().chars().all(|c| c.is_ascii_alphanumeric() || "_-".contains(c));
     grammar.lines().any(|line| line.split_once("::=").is_some_and(|(name, _)| is_name(name)))
 }
 
-/// A grammar of these texts. Lark's strings are JSON's.
+/// A Lark grammar that generates exactly these texts. Strings in Lark have the syntax of JSON strings.
 fn one_of(texts: &[String]) -> String {
     let texts: Vec<String> = texts.iter().map(|text| Value::from(text.as_str()).to_string()).collect();
     format!("start: {}", texts.join(" | "))
@@ -276,7 +282,7 @@ mod tests {
 
     #[test]
     fn the_same_by_its_old_and_its_new_name_is_said_once() {
-        // As guidance sends it.
+        // The client library guidance sends this.
         let body =
             json!({"structured_outputs": {"grammar": "start: \"a\""}, "guided_grammar": "start: \"a\""});
         let (constraint, _, _) = read(body, None).unwrap();

@@ -1,5 +1,4 @@
-//! vLLM's parameters that ask for the tokens behind a text: their ids, and the log-probabilities of a
-//! prompt's.
+//! vLLM's parameters for details of tokens: their ids, and the log-probabilities of the prompt's tokens.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -9,42 +8,47 @@ use emberline_protocol::job::GenerationRequest;
 
 use crate::parameters::MAX_TOP_LOGPROBS;
 
-/// Most entries of `logprob_token_ids`, as in vLLM.
+/// Largest number of entries in `logprob_token_ids`, as in vLLM.
 pub(crate) const MAX_LOGPROB_TOKEN_IDS: usize = 128;
 
-/// The part of a body that asks for tokens.
+/// The parameters of a body that ask for details of tokens.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
 pub(crate) struct TokenParameters {
-    /// Extension. The answer has the token ids of its prompt and of each choice. Default false.
+    /// Extension to OpenAI's API. Whether to return the token ids of the prompt and of each choice. Default:
+    /// false.
     return_token_ids: Option<bool>,
-    /// Extension. In log-probabilities tokens are called `token_id:` and their ids. Default false.
+    /// Extension to OpenAI's API. Whether log-probabilities represent each token as `token_id:` and its id
+    /// instead of its text. Default: false.
     return_tokens_as_token_ids: Option<bool>,
-    /// Extension. The log-probability of each token of the prompt, and of so many most probable ones in
-    /// its place.
+    /// Extension to OpenAI's API. Returns the log-probability of each token of the prompt, and those of this
+    /// many most probable tokens at each position. Default: none.
     #[schemars(range(min = 0, max = MAX_TOP_LOGPROBS))]
     prompt_logprobs: Option<u32>,
-    /// Extension. With `logprobs`: the alternatives are these tokens instead of the most probable ones.
+    /// Extension to OpenAI's API. Returns the log-probabilities of these token ids, in this order, instead of
+    /// those of the most probable tokens; requires `logprobs`.
     #[schemars(length(min = 1, max = MAX_LOGPROB_TOKEN_IDS), inner(range(min = 0, max = u32::MAX)))]
     logprob_token_ids: Option<Vec<u32>>,
 }
 
-/// What an answer tells of tokens.
+/// Which details of tokens an answer contains.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct TokenDetails {
-    /// Most alternatives beside each token's log-probability; `None` for no log-probabilities.
+    /// Number of alternatives for each generated token's log-probability; `None` without log-probabilities.
     pub logprobs: Option<u32>,
-    /// The log-probabilities of a text completion begin with its prompt's, with so many alternatives.
+    /// Number of alternatives for each prompt token in the log-probabilities of an echoed text completion;
+    /// `None` if they don't include the prompt's tokens.
     pub echoed_logprobs: Option<u32>,
-    /// `prompt_logprobs` is told, with so many alternatives.
+    /// Number of alternatives for each prompt token in `prompt_logprobs`; `None` without that field.
     pub prompt_logprobs: Option<u32>,
-    /// Token ids are told.
+    /// Whether the answer contains token ids.
     pub ids: bool,
-    /// Log-probabilities call tokens by their ids.
+    /// Whether log-probabilities represent tokens by their ids.
     pub called_by_ids: bool,
 }
 
 impl TokenParameters {
-    /// Completes a job that has its other parameters; what the answer tells.
+    /// Adds these parameters to `request`, whose other parameters are already set, and returns which details
+    /// the answer contains. Fails if `logprob_token_ids` is given without `logprobs`.
     pub(crate) fn apply(self, request: &mut GenerationRequest) -> Result<TokenDetails, ApiError> {
         let logprob_token_ids = self.logprob_token_ids.unwrap_or_default();
         if !logprob_token_ids.is_empty() && request.logprobs.is_none() {
@@ -84,13 +88,13 @@ mod tests {
         assert_eq!((request.prompt_logprobs, details), (None, TokenDetails::default()));
         let (request, details) = read(json!({}), echo(Some(1)));
         assert_eq!((request.prompt_logprobs, details.echoed_logprobs), (Some(1), Some(1)));
-        assert_eq!(details.prompt_logprobs, None, "it was not asked for by its name");
-        // The most of both is computed, and each shows its own.
+        assert_eq!(details.prompt_logprobs, None, "the body does not contain prompt_logprobs");
+        // The job asks for the larger number of alternatives; each list contains its own number.
         let (request, details) = read(json!({"prompt_logprobs": 0}), echo(Some(4)));
         assert_eq!(request.prompt_logprobs, Some(4));
         assert_eq!((details.echoed_logprobs, details.prompt_logprobs), (Some(4), Some(0)));
-        let silent = GenerationRequest { logprobs: Some(3), ..GenerationRequest::default() };
-        assert_eq!(read(json!({}), silent).0.prompt_logprobs, None);
+        let no_echo = GenerationRequest { logprobs: Some(3), ..GenerationRequest::default() };
+        assert_eq!(read(json!({}), no_echo).0.prompt_logprobs, None);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `/tokenize` and `/detokenize`, as vLLM has them.
+//! `/tokenize` and `/detokenize`, as in vLLM.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -17,74 +17,79 @@ use crate::offer::{Form, MAX_TOOLS};
 use crate::paths::Paths;
 use crate::schema::{BodySchema, Components};
 
-/// A request to turn a prompt or a conversation into tokens.
+/// A request to tokenize a prompt or a conversation.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(rename = "TokenizeRequest", deny_unknown_fields)]
 struct TokenizeBody {
-    /// A model or an alias; `GET /v1/models` lists them.
+    /// Name of a model or an alias. `GET /v1/models` lists them.
     #[schemars(length(min = 1, max = 256), extend("x-hint" = "GET /v1/models lists the names."))]
     model: String,
-    /// Text as it is. Either this or `messages`.
+    /// The text to tokenize, to which no chat template is applied. Either this or `messages` is required.
     prompt: Option<String>,
-    /// A conversation, written as the model's chat template writes it. Either this or `prompt`.
+    /// The conversation to tokenize, rendered by the model's chat template. Either this or `prompt` is
+    /// required.
     #[schemars(length(min = 1))]
     messages: Option<Vec<MessageBody>>,
-    /// With `messages`: functions that the model may call.
+    /// Functions that the model may call; only with `messages`. Default: none.
     #[schemars(length(max = MAX_TOOLS))]
     tools: Option<Vec<ToolBody>>,
-    /// With `messages`: variables for the model's chat template.
+    /// Variables for the model's chat template; only with `messages`. Default: none.
     chat_template_kwargs: Option<Map<String, Value>>,
-    /// With `messages`: the text ends where the answer begins. Default: true unless
-    /// `continue_final_message` is.
+    /// Whether the chat template adds the beginning of the assistant's turn; only with `messages`. Default:
+    /// true, unless `continue_final_message` is true.
     add_generation_prompt: Option<bool>,
-    /// With `messages`: the text ends with the last message, which is an assistant's. Default false.
+    /// Whether the text ends with the last message's content, so that a model continues it; only with
+    /// `messages`, the last of which must be an assistant's message without function calls. Default: false.
     continue_final_message: Option<bool>,
-    /// Adds the token that begins a prompt, if the model wants one. Default: true with `prompt`,
-    /// false with `messages`, whose template writes it.
+    /// Whether to prepend a beginning-of-sequence token if the model requires one. Default: true with
+    /// `prompt`, false with `messages`, because the chat template adds it.
     add_special_tokens: Option<bool>,
-    /// Adds the tokens as the vocabulary writes them. Default false.
+    /// Whether to return each token as it is written in the model's vocabulary. Default: false.
     return_token_strs: Option<bool>,
 }
 
-/// A request to turn tokens into text.
+/// A request to convert tokens to text.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(rename = "DetokenizeRequest", deny_unknown_fields)]
 struct DetokenizeBody {
-    /// A model or an alias; `GET /v1/models` lists them.
+    /// Name of a model or an alias. `GET /v1/models` lists them.
     #[schemars(length(min = 1, max = 256), extend("x-hint" = "GET /v1/models lists the names."))]
     model: String,
-    /// Token ids.
+    /// The token ids to convert.
     #[schemars(inner(range(min = 0, max = u32::MAX)))]
     tokens: Vec<u32>,
 }
 
-/// What `/tokenize` answers.
+/// The answer of `/tokenize`.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct TokenizeAnswer {
+    /// Number of tokens.
     count: usize,
-    /// What the model's context holds.
+    /// Length of the model's context, in tokens.
     max_model_len: u32,
+    /// The token ids.
     tokens: Vec<u32>,
-    /// Null unless asked for.
+    /// The tokens as they are written in the model's vocabulary; null without `return_token_strs`.
     token_strs: Option<Vec<String>>,
 }
 
-/// What `/detokenize` answers.
+/// The answer of `/detokenize`.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct DetokenizeAnswer {
+    /// The text.
     prompt: String,
 }
 
-/// A request about tokens, validated.
+/// A validated request to tokenize or to detokenize.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenRequest {
-    /// As the client wrote it: a model or an alias.
+    /// The model's name or an alias, as the client wrote it.
     pub model: String,
-    /// What a worker is asked.
+    /// The request that a worker answers.
     pub request: TokensRequest,
-    /// What the answer does without.
+    /// Fields of the body that the answer does not honour.
     pub relaxed: Relaxed,
-    /// What the body calls the question's fields.
+    /// Maps paths of the request's fields to paths in the client's body.
     pub paths: Paths,
 }
 
@@ -92,17 +97,17 @@ static TOKENIZE: BodySchema<TokenizeBody> = BodySchema::new();
 static DETOKENIZE: BodySchema<DetokenizeBody> = BodySchema::new();
 
 impl TokenRequest {
-    /// The schema of the body of `/tokenize`.
+    /// The schema of the request body of `/tokenize`.
     pub fn tokenize_schema(components: &mut Components) -> Value {
         TOKENIZE.describe(components)
     }
 
-    /// The schema of the body of `/detokenize`.
+    /// The schema of the request body of `/detokenize`.
     pub fn detokenize_schema(components: &mut Components) -> Value {
         DETOKENIZE.describe(components)
     }
 
-    /// Reads the body of `/tokenize`.
+    /// Parses and validates a request body of `/tokenize`.
     pub fn parse_tokenize(body: &[u8]) -> Result<Self, ApiError> {
         let body = TOKENIZE.read(body)?;
         let is_chat = body.messages.is_some();
@@ -153,7 +158,7 @@ impl TokenRequest {
         Ok(Self { model: body.model, request, relaxed, paths })
     }
 
-    /// Reads the body of `/detokenize`.
+    /// Parses and validates a request body of `/detokenize`.
     pub fn parse_detokenize(body: &[u8]) -> Result<Self, ApiError> {
         let DetokenizeBody { model, tokens } = DETOKENIZE.read(body)?;
         let (relaxed, paths) = (Relaxed::default(), Paths::default());
@@ -161,7 +166,7 @@ impl TokenRequest {
     }
 }
 
-/// Body of the answer, or the worker's error.
+/// The answer's body for a worker's reply. Fails if the worker replied with an error.
 pub fn answer(reply: TokensReply) -> Result<String, ApiError> {
     match reply {
         TokensReply::Tokenized { tokens, token_strs, max_model_len, .. } => {

@@ -1,4 +1,4 @@
-//! Shapes answers as OpenAI's API has them: whole, or as the chunks of a stream.
+//! Builds chat answers: whole `chat.completion` objects, and the chunks of a stream.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -18,50 +18,53 @@ use crate::answer::{
 use crate::prompt_logprobs::PromptLogprobsBody;
 use crate::token_details::TokenDetails;
 
-/// Makes what the client gets of one request.
+/// Builds the answer, or the chunks of its stream, for one request.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ChatAnswer {
-    /// What all of it begins with.
+    /// The metadata that the answer and every chunk contain.
     pub envelope: Envelope,
-    /// Returned as it came.
+    /// The request's metadata, which the answer returns unchanged.
     pub metadata: Option<Map<String, Value>>,
-    /// How calls of functions are written in the text, if it may have any.
+    /// How the generated text encodes function calls; `None` if it cannot contain any.
     pub tool_format: Option<ToolFormat>,
-    /// Which text there may be beside calls.
+    /// Which text the answer may contain beside function calls.
     pub beside_calls: TextBesideCalls,
-    /// As it was asked for.
+    /// The request's `tool_choice`.
     pub tool_choice: ToolChoice,
-    /// What each choice begins with, apart from what is generated.
+    /// Text that precedes the generated text of each choice.
     pub echo: Option<String>,
-    /// What is told of tokens.
+    /// Which details of tokens the answer contains.
     pub details: TokenDetails,
 }
 
-/// A `chat.completion`.
+/// The answer to a chat request: a `chat.completion` object.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct ChatCompletion<'a> {
     #[serde(flatten)]
     head: Head<'a>,
+    /// The `n` choices.
     choices: Vec<CompletionChoice<'a>>,
+    /// Token counts of the whole request.
     usage: UsageBody,
     #[serde(flatten)]
     prompt: PromptBody<'a>,
-    /// As it came.
+    /// The request's `metadata`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<BTreeMap<String, String>>")]
     metadata: Option<&'a Map<String, Value>>,
 }
 
-/// A `chat.completion.chunk`.
+/// A chunk of a streamed chat answer: a `chat.completion.chunk` object.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct ChatCompletionChunk<'a> {
     #[serde(flatten)]
     head: Head<'a>,
+    /// The next part of one choice; empty in the additional last chunk with `usage`.
     choices: &'a [ChunkChoice<'a>],
     #[serde(flatten)]
     prompt: PromptBody<'a>,
-    /// With `stream_options.include_usage` only: null but for the last chunk, unless
-    /// `continuous_usage_stats` asks for the counts so far.
+    /// Token counts; only with `stream_options`. With `include_usage`, null in all chunks but the last. With
+    /// `continuous_usage_stats`, the counts so far.
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Option<UsageBody>>,
 }
@@ -70,23 +73,25 @@ pub struct ChatCompletionChunk<'a> {
 struct Head<'a> {
     /// `chatcmpl-` and 32 hexadecimal digits.
     id: String,
+    /// `chat.completion`, or in a stream `chat.completion.chunk`.
     object: &'static str,
-    /// Unix seconds.
+    /// When the request was accepted, in Unix seconds.
     created: u64,
-    /// As the request has it.
+    /// The model's name or alias, as in the request.
     model: &'a str,
-    /// Names weights and engine.
+    /// Names and versions of weights and engine.
     system_fingerprint: &'a str,
+    /// Always `default`.
     service_tier: &'static str,
 }
 
-/// What is told of the prompt: in a stream by the first chunk.
+/// Details of the prompt's tokens. In a stream, the first chunk contains them.
 #[derive(Debug, Default, Serialize, JsonSchema)]
 struct PromptBody<'a> {
-    /// With `return_token_ids` only.
+    /// Ids of the prompt's tokens; only with `return_token_ids`.
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt_token_ids: Option<Vec<u32>>,
-    /// If it is asked for.
+    /// Log-probabilities of the prompt's tokens; only with `prompt_logprobs`.
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt_logprobs: Option<PromptLogprobsBody<'a>>,
 }
@@ -94,11 +99,15 @@ struct PromptBody<'a> {
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(inline)]
 struct CompletionChoice<'a> {
+    /// Index of the choice, from 0.
     index: usize,
+    /// The generated message.
     message: AssistantMessage,
+    /// Log-probabilities of the generated tokens; null without `logprobs`.
     logprobs: Option<LogprobsBody<'a>>,
+    /// Why the choice ended.
     finish_reason: Option<FinishBody>,
-    /// With `return_token_ids` only: of all tokens, one that ends the turn included.
+    /// Ids of all generated tokens, including the token that ends the turn; only with `return_token_ids`.
     #[serde(skip_serializing_if = "Option::is_none")]
     token_ids: Option<&'a [u32]>,
 }
@@ -106,10 +115,13 @@ struct CompletionChoice<'a> {
 #[derive(Debug, Default, Serialize, JsonSchema)]
 #[schemars(inline)]
 struct AssistantMessage {
+    /// Always `assistant`.
     role: &'static str,
-    /// Null where functions are called and nothing is said.
+    /// The message's text; null if the message contains only function calls.
     content: Option<String>,
+    /// Always null.
     refusal: Option<()>,
+    /// The function calls; absent if there are none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     tool_calls: Vec<ToolCallBody>,
 }
@@ -117,27 +129,35 @@ struct AssistantMessage {
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(inline)]
 struct ToolCallBody {
+    /// Id of the call, to which its result refers.
     id: String,
+    /// Always `function`.
     r#type: &'static str,
+    /// The function and its arguments.
     function: CalledFunction,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(inline)]
 struct CalledFunction {
+    /// Name of the function.
     name: String,
-    /// A JSON object as text.
+    /// The arguments, as the text of a JSON object.
     arguments: String,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(inline)]
 struct ChunkChoice<'a> {
+    /// Index of the choice, from 0.
     index: u32,
+    /// The part of the message that the chunk adds.
     delta: DeltaBody<'a>,
+    /// Log-probabilities of the chunk's tokens; null without `logprobs`.
     logprobs: Option<LogprobsBody<'a>>,
+    /// Why the choice ended; null in all chunks of the choice but the last.
     finish_reason: Option<FinishBody>,
-    /// With `return_token_ids` only: of the tokens that the chunk carries.
+    /// Ids of the chunk's tokens; only with `return_token_ids`.
     #[serde(skip_serializing_if = "Option::is_none")]
     token_ids: Option<&'a [u32]>,
 }
@@ -145,38 +165,49 @@ struct ChunkChoice<'a> {
 #[derive(Debug, Default, Serialize, JsonSchema)]
 #[schemars(inline)]
 struct DeltaBody<'a> {
+    /// `assistant`; only in the first chunk of a choice.
     #[serde(skip_serializing_if = "Option::is_none")]
     role: Option<&'static str>,
+    /// More text.
     #[serde(skip_serializing_if = "Option::is_none")]
     content: Option<&'a str>,
+    /// The beginning of a function call, or more of its arguments.
     #[serde(skip_serializing_if = "Option::is_none")]
     tool_calls: Option<[ToolCallDelta<'a>; 1]>,
 }
 
-/// The beginning of a call, or more of its arguments.
+/// The beginning of a function call, or more of its arguments.
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(inline)]
 struct ToolCallDelta<'a> {
+    /// Index of the call within the message, from 0.
     index: u32,
+    /// Id of the call; only at its beginning.
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<String>,
+    /// `function`; only at the beginning of the call.
     #[serde(skip_serializing_if = "Option::is_none")]
     r#type: Option<&'static str>,
+    /// The function's name, or more of the arguments.
     function: FunctionDelta<'a>,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(inline)]
 struct FunctionDelta<'a> {
+    /// Name of the function; only at the beginning of the call.
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<&'a str>,
+    /// More of the arguments' text.
     arguments: &'a str,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(rename = "ChatLogprobs")]
 struct LogprobsBody<'a> {
+    /// One entry for each token.
     content: Vec<TokenBody<'a>>,
+    /// Always null.
     refusal: Option<()>,
 }
 
@@ -185,44 +216,48 @@ struct LogprobsBody<'a> {
 struct TokenBody<'a> {
     #[serde(flatten)]
     token: LogprobBody<'a>,
+    /// The most probable tokens at the same position, or those of `logprob_token_ids`.
     top_logprobs: Vec<LogprobBody<'a>>,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
 #[schemars(inline)]
 struct LogprobBody<'a> {
+    /// The token's text. U+FFFD replaces bytes that are only part of a character.
     token: Cow<'a, str>,
+    /// Natural logarithm of the token's probability before penalties, bias, temperature and filters; -9999
+    /// for an impossible token.
     logprob: f32,
-    /// Null for a token that stands for no bytes.
+    /// The token's bytes; null for a control token, which has none.
     bytes: Option<&'a [u8]>,
 }
 
-/// What a chunk adds.
+/// The part of a choice that a chunk adds.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Delta<'a> {
-    /// The first chunk: who speaks.
+    /// The first chunk, which contains the role.
     Role,
-    /// More text; may be empty where tokens complete no character.
+    /// More text; empty if the chunk's tokens complete no character.
     Content(&'a str),
-    /// A call begins.
+    /// The beginning of a function call.
     CallStart {
-        /// Which call, from 0.
+        /// Index of the call, from 0.
         index: u32,
         /// The function's name.
         name: &'a str,
     },
-    /// More of a call's arguments.
+    /// More of the arguments of a function call.
     Arguments {
-        /// Which call, from 0.
+        /// Index of the call, from 0.
         index: u32,
-        /// The text.
+        /// The arguments' next characters.
         text: &'a str,
     },
     /// The last chunk of a choice.
     Finish {
         /// Why it ended.
         reason: FinishReason,
-        /// So many functions are called.
+        /// Number of function calls in the choice.
         calls: u32,
     },
 }
@@ -240,7 +275,7 @@ impl ChatAnswer {
         }
     }
 
-    /// The whole answer.
+    /// The whole, non-streamed answer.
     pub fn completion(&self, choices: &[Choice], usage: &Usage) -> String {
         let prompt = self.prompt(choices.first().and_then(|choice| choice.prompt.as_deref()));
         let choices = choices.iter().zip(0..).map(|(choice, index)| {
@@ -263,7 +298,7 @@ impl ChatAnswer {
         })
     }
 
-    /// What of a prompt's tokens is told.
+    /// The details of the prompt's tokens that the client asks for.
     fn prompt<'a>(&self, tokens: Option<&'a [PromptToken]>) -> PromptBody<'a> {
         let Some(tokens) = tokens else { return PromptBody::default() };
         PromptBody {
@@ -312,12 +347,13 @@ impl ChatAnswer {
         message
     }
 
-    /// Tells calls from text in one choice; `None` if it may have none.
+    /// A reader that separates function calls from text in one choice; `None` if the choice cannot contain
+    /// any.
     pub fn call_reader(&self) -> Option<ToolCallReader> {
         self.tool_format.map(|format| ToolCallReader::new(format, self.beside_calls))
     }
 
-    /// As in OpenAI's API, a call that the client has named itself is no reason of its own.
+    /// As in OpenAI's API, the reason is `stop` instead of `tool_calls` if `tool_choice` names the function.
     fn finish(&self, reason: FinishReason, calls: u32) -> FinishBody {
         let may_end_with_calls = !matches!(self.tool_choice, ToolChoice::Named(_));
         match FinishBody::from(reason) {
@@ -326,12 +362,12 @@ impl ChatAnswer {
         }
     }
 
-    /// One chunk of a stream, with its tokens.
+    /// A chunk of the stream, with the details of its tokens.
     pub fn chunk(&self, choice: u32, delta: Delta<'_>, tokens: ChunkTokens<'_>, usage: ChunkUsage) -> String {
         self.chunk_after(None, choice, delta, tokens, usage)
     }
 
-    /// The first chunk of a stream that tells of its prompt.
+    /// The first chunk of a stream that contains details of the prompt's tokens.
     pub fn first_chunk(&self, prompt: &[PromptToken], usage: ChunkUsage) -> String {
         self.chunk_after(Some(prompt), 0, Delta::Role, ChunkTokens::default(), usage)
     }
@@ -369,7 +405,7 @@ impl ChatAnswer {
         self.chunk_of(&[choice], self.prompt(prompt), usage)
     }
 
-    /// The last chunk of a stream whose client asked for usage: no choices.
+    /// The additional last chunk, which contains the token counts and no choices.
     pub fn usage_chunk(&self, usage: &Usage) -> String {
         self.chunk_of(&[], PromptBody::default(), ChunkUsage::Counts(*usage))
     }

@@ -25,7 +25,7 @@ fn answer() -> ChatAnswer {
     }
 }
 
-#[allow(clippy::needless_pass_by_value)] // its callers have nothing else to do with it
+#[allow(clippy::needless_pass_by_value)] // callers have no other use for it
 fn value(text: String) -> Value {
     serde_json::from_str(&text).unwrap()
 }
@@ -59,7 +59,7 @@ fn chunks_have_the_documented_shape() {
     assert_eq!(usage["usage"]["prompt_tokens_details"], json!({"cached_tokens": 1}));
 }
 
-/// The first two of the three bytes of U+6F22, with alternatives.
+/// A token with the first two of the three bytes of U+6F22, and its alternatives.
 fn part_of_a_character() -> TokenLogprobs {
     let token =
         |bytes: &[u8], logprob| TokenLogprob { id: bytes.len() as u32, bytes: bytes.to_vec(), logprob };
@@ -118,7 +118,7 @@ fn tokens_are_told_as_asked_for() {
     let token = &second["logprobs"]["content"][0];
     assert_eq!((&token["token"], &token["bytes"]), (&json!("token_id:2"), &json!([0xe6, 0xbc])));
     assert_eq!(token["top_logprobs"][0]["token"], "token_id:2");
-    // An echo stands before calls, too, and is none of itself where it is empty.
+    // An echo precedes function calls, too; an empty echo leaves the content null.
     let calls = ChatAnswer { tool_format: Some(ToolFormat::Hermes), ..answer.clone() };
     let only_calls = choice(CALLS.strip_prefix("Let me see.").unwrap());
     let message = |answer: &ChatAnswer| {
@@ -173,12 +173,12 @@ const CALLS: &str = "Let me see.\n<tool_call>\n{\"name\": \"f\", \"arguments\": 
 
 #[test]
 fn calls_are_told_apart_from_text() {
-    let told = |text: &str, reason, tool_choice| {
+    let choice_for = |text: &str, reason, tool_choice| {
         let answer = ChatAnswer { tool_format: Some(ToolFormat::Hermes), tool_choice, ..answer() };
         let choice = Choice { text: text.into(), finish_reason: Some(reason), ..Choice::default() };
         value(answer.completion(&[choice], &Usage::default()))["choices"][0].clone()
     };
-    let choice = told(CALLS, FinishReason::Stop, ToolChoice::Auto);
+    let choice = choice_for(CALLS, FinishReason::Stop, ToolChoice::Auto);
     assert_eq!(choice["finish_reason"], "tool_calls");
     let call = |index, name: &str, arguments: &str| {
         let id = call_id(&JobId::from_random(1), 0, index);
@@ -190,9 +190,9 @@ fn calls_are_told_apart_from_text() {
         json!({"role": "assistant", "content": "Let me see.", "refusal": null, "tool_calls": calls})
     );
     let only_call = CALLS.strip_prefix("Let me see.").unwrap();
-    let choice = told(only_call, FinishReason::Stop, ToolChoice::Named("f".into()));
+    let choice = choice_for(only_call, FinishReason::Stop, ToolChoice::Named("f".into()));
     assert_eq!((&choice["message"]["content"], &choice["finish_reason"]), (&json!(null), &json!("stop")));
-    assert_eq!(told(CALLS, FinishReason::Length, ToolChoice::Auto)["finish_reason"], "length");
+    assert_eq!(choice_for(CALLS, FinishReason::Length, ToolChoice::Auto)["finish_reason"], "length");
     let cut = ChatAnswer {
         tool_format: Some(ToolFormat::Hermes),
         beside_calls: TextBesideCalls::None,
@@ -206,7 +206,7 @@ fn calls_are_told_apart_from_text() {
     };
     let cut = value(cut.completion(&[choice], &Usage::default()))["choices"][0].clone();
     assert_eq!(cut["message"], json!({"role": "assistant", "content": "", "refusal": null}));
-    let plain = told("", FinishReason::Stop, ToolChoice::Required);
+    let plain = choice_for("", FinishReason::Stop, ToolChoice::Required);
     assert_eq!(plain["message"], json!({"role": "assistant", "content": "", "refusal": null}));
 }
 

@@ -1,4 +1,4 @@
-//! What clients of other servers send: accepted, or left out and named.
+//! Bodies that clients of other servers send: fields are accepted, or left out and listed.
 
 use serde_json::json;
 
@@ -18,7 +18,7 @@ fn an_answer_of_any_server_is_part_of_the_history() {
     };
     let plain = Message::new(Role::Assistant, "No.");
     for nothing in [
-        // As openai-python dumps a message that it received.
+        // As openai-python serialises a message that it has received.
         json!({"refusal": null, "tool_calls": null, "annotations": [], "audio": null, "function_call": null}),
         json!({"tool_calls": [], "annotations": [{"type": "url_citation", "url_citation": {"url": "x"}}]}),
         json!({"reasoning_content": null, "reasoning": null, "phase": "final_answer", "id": "msg_1"}),
@@ -30,14 +30,14 @@ fn an_answer_of_any_server_is_part_of_the_history() {
     let thought = Message { reasoning: Some("Hm.".into()), ..plain };
     assert_eq!(answer(json!({"reasoning_content": "Hm."})), thought);
     assert_eq!(answer(json!({"reasoning": "Hm."})), thought);
-    // Other turns may be marked for a cache, too.
+    // Messages of other roles may contain `cache_control`, too.
     let cached = json!({"type": "ephemeral"});
     let messages = json!([
         {"role": "system", "content": "a", "cache_control": cached},
         {"role": "user", "content": [{"type": "text", "text": "b", "cache_control": cached}], "cache_control": cached},
     ]);
-    let said = [Message::new(Role::System, "a"), Message::new(Role::User, "b")];
-    assert_eq!(parse(&with("messages", messages)).unwrap().generation.messages, said);
+    let expected = [Message::new(Role::System, "a"), Message::new(Role::User, "b")];
+    assert_eq!(parse(&with("messages", messages)).unwrap().generation.messages, expected);
 }
 
 #[test]

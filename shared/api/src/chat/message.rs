@@ -11,95 +11,97 @@ use emberline_protocol::job::{Message, Role, ToolCall};
 
 use crate::parameters::NAME_PATTERN;
 
-/// One turn of a conversation.
+/// A message of the conversation.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(tag = "role", rename_all = "snake_case")]
 #[schemars(rename = "ChatMessage", deny_unknown_fields, extend("x-unsupported-values" = ["function"]))]
 pub(crate) enum MessageBody {
-    /// What the model is to be.
+    /// Instructions for the model.
     System {
-        /// What is said.
+        /// The message's text.
         content: Content,
-        /// The speaker's name.
+        /// Name of the participant.
         #[schemars(length(min = 1, max = 64))]
         name: Option<String>,
-        /// Asks for nothing: what prompts begin with is shared.
+        /// Accepted for compatibility; has no effect, because the prefix cache is always on.
         #[allow(dead_code)]
         cache_control: Option<Map<String, Value>>,
     },
-    /// As `system`.
+    /// The same as a message with the role `system`.
     Developer {
-        /// What is said.
+        /// The message's text.
         content: Content,
-        /// The speaker's name.
+        /// Name of the participant.
         #[schemars(length(min = 1, max = 64))]
         name: Option<String>,
-        /// Asks for nothing: what prompts begin with is shared.
+        /// Accepted for compatibility; has no effect, because the prefix cache is always on.
         #[allow(dead_code)]
         cache_control: Option<Map<String, Value>>,
     },
-    /// The human's turn.
+    /// A message of the user.
     User {
-        /// What is said.
+        /// The message's text.
         content: Content,
-        /// The speaker's name.
+        /// Name of the participant.
         #[schemars(length(min = 1, max = 64))]
         name: Option<String>,
-        /// Asks for nothing: what prompts begin with is shared.
+        /// Accepted for compatibility; has no effect, because the prefix cache is always on.
         #[allow(dead_code)]
         cache_control: Option<Map<String, Value>>,
     },
-    /// An answer, as the API gave it.
+    /// A message of the assistant, in the form in which the API returns it.
     #[schemars(extend("x-unsupported" = ["audio", "function_call"]))]
     Assistant {
-        /// What was said; may be absent where functions are called.
+        /// The message's text. Optional if the message contains `tool_calls`, `refusal` or reasoning.
         content: Option<AssistantContent>,
-        /// The speaker's name.
+        /// Name of the participant.
         #[schemars(length(min = 1, max = 64))]
         name: Option<String>,
-        /// What was said where the model refused.
+        /// The text with which the model refused. It is appended to `content`.
         refusal: Option<String>,
-        /// Functions that were called.
+        /// The function calls of the assistant.
         #[schemars(length(max = 128))]
         tool_calls: Option<Vec<ToolCallBody>>,
-        /// What it thought before, for models whose chat template reads it.
+        /// The assistant's reasoning before the content. It is part of the prompt if the model's chat
+        /// template reads it.
         reasoning_content: Option<String>,
-        /// Another name of `reasoning_content`.
+        /// Another name of `reasoning_content`. If both are given, they must be equal.
         reasoning: Option<String>,
-        /// Asks for nothing: sources of what was said.
+        /// Accepted for compatibility; has no effect, because annotations are not part of the prompt.
         #[allow(dead_code)]
         annotations: Option<Vec<Value>>,
-        /// Asks for nothing: whether it was the answer or on the way to it.
+        /// Accepted for compatibility; has no effect, because it is not part of the prompt.
         #[allow(dead_code)]
         phase: Option<Phase>,
-        /// As it came with the answer.
+        /// Accepted for compatibility; has no effect, because it is not part of the prompt.
         #[schemars(length(max = 256))]
         #[allow(dead_code)]
         id: Option<String>,
-        /// What litellm's client notes of an answer; asks for nothing.
+        /// Accepted for compatibility with LiteLLM's client; has no effect, because it is not part of the
+        /// prompt.
         #[allow(dead_code)]
         provider_specific_fields: Option<Map<String, Value>>,
-        /// Asks for nothing: what prompts begin with is shared.
+        /// Accepted for compatibility; has no effect, because the prefix cache is always on.
         #[allow(dead_code)]
         cache_control: Option<Map<String, Value>>,
     },
-    /// The result of a call.
+    /// The result of a function call.
     Tool {
-        /// The result.
+        /// The result's text.
         content: Content,
-        /// The call that it is the result of.
+        /// Id of the function call that has this result. An earlier message must contain the call.
         #[schemars(length(min = 1, max = 256))]
         tool_call_id: String,
-        /// The function's name.
+        /// Name of the function.
         #[schemars(length(min = 1, max = 64))]
         name: Option<String>,
-        /// Asks for nothing: what prompts begin with is shared.
+        /// Accepted for compatibility; has no effect, because the prefix cache is always on.
         #[allow(dead_code)]
         cache_control: Option<Map<String, Value>>,
     },
 }
 
-/// Whether an assistant's message was the answer.
+/// Whether an assistant's message is the final answer or an intermediate comment.
 #[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
@@ -108,7 +110,7 @@ pub(crate) enum Phase {
     FinalAnswer,
 }
 
-/// What is said: a string, or parts that are joined.
+/// The text of a message: a string, or an array of parts, which are concatenated.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub(crate) enum Content {
@@ -116,7 +118,7 @@ pub(crate) enum Content {
     Parts(#[schemars(length(min = 1))] Vec<Part>),
 }
 
-/// A part of what is said.
+/// A part of a message's text.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[schemars(
@@ -130,16 +132,16 @@ pub(crate) enum Content {
 pub(crate) enum Part {
     Text {
         text: String,
-        /// Asks for nothing: what prompts begin with is shared.
+        /// Accepted for compatibility; has no effect, because the prefix cache is always on.
         #[allow(dead_code)]
         cache_control: Option<Map<String, Value>>,
     },
 }
 
-/// What to do instead of a part that is thinking.
+/// What a client should do instead of sending a part of the type `thinking`.
 const THINKING: &str = "Send it as the message's 'reasoning_content', or leave it out.";
 
-/// What an assistant said: a string, or parts that are joined.
+/// The text of an assistant's message: a string, or an array of parts, which are concatenated.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub(crate) enum AssistantContent {
@@ -147,7 +149,7 @@ pub(crate) enum AssistantContent {
     Parts(#[schemars(length(min = 1))] Vec<AssistantPart>),
 }
 
-/// A part of what an assistant said.
+/// A part of the text of an assistant's message.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[schemars(
@@ -161,7 +163,7 @@ pub(crate) enum AssistantContent {
 pub(crate) enum AssistantPart {
     Text {
         text: String,
-        /// Asks for nothing: what prompts begin with is shared.
+        /// Accepted for compatibility; has no effect, because the prefix cache is always on.
         #[allow(dead_code)]
         cache_control: Option<Map<String, Value>>,
     },
@@ -170,15 +172,16 @@ pub(crate) enum AssistantPart {
     },
 }
 
-/// A call of a function.
+/// A function call.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[schemars(rename = "ToolCall", deny_unknown_fields, extend("x-unsupported-values" = ["custom"]))]
 pub(crate) enum ToolCallBody {
     Function {
-        /// Names the call; its result refers to it.
+        /// Id of the call, to which its result refers.
         #[schemars(length(min = 1, max = 256))]
         id: String,
+        /// The function and its arguments.
         function: CalledFunction,
     },
 }
@@ -187,9 +190,10 @@ pub(crate) enum ToolCallBody {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub(crate) struct CalledFunction {
+    /// Name of the function.
     #[schemars(length(min = 1, max = 64), extend("pattern" = NAME_PATTERN))]
     name: String,
-    /// A JSON object as text.
+    /// The arguments, as the text of a JSON object. Empty text counts as `{}`.
     arguments: String,
 }
 
@@ -214,7 +218,8 @@ impl AssistantContent {
     }
 }
 
-/// The job's messages. A tool's message must follow the call that it refers to.
+/// Converts the client's messages to the job's. Fails if a tool's message refers to a function call that no
+/// earlier message contains.
 pub(crate) fn read(messages: Vec<MessageBody>) -> Result<Vec<Message>, ApiError> {
     let mut calls = HashSet::new();
     let mut read = Vec::with_capacity(messages.len());
@@ -248,7 +253,7 @@ fn read_message(message: MessageBody, path: &str) -> Result<Message, ApiError> {
             content, name, refusal, tool_calls, reasoning_content, reasoning, ..
         } => {
             let calls = tool_calls.unwrap_or_default();
-            let reasoning = read_thoughts(reasoning_content, reasoning, path)?;
+            let reasoning = read_reasoning(reasoning_content, reasoning, path)?;
             if content.is_none() && refusal.is_none() && calls.is_empty() && reasoning.is_none() {
                 let path = format!("{path}.content");
                 let message = format!("'{path}' is required where 'tool_calls' is absent. Add it.");
@@ -264,14 +269,15 @@ fn read_message(message: MessageBody, path: &str) -> Result<Message, ApiError> {
     })
 }
 
-/// What the assistant thought, by either of its names; `None` if that is nothing.
-fn read_thoughts(
+/// The assistant's reasoning, by either of its names; `None` if it is absent or empty. Fails if both names
+/// are given and differ.
+fn read_reasoning(
     reasoning_content: Option<String>,
     reasoning: Option<String>,
     path: &str,
 ) -> Result<Option<String>, ApiError> {
-    let is_told = |text: &String| !text.is_empty();
-    match (reasoning_content.filter(is_told), reasoning.filter(is_told)) {
+    let is_given = |text: &String| !text.is_empty();
+    match (reasoning_content.filter(is_given), reasoning.filter(is_given)) {
         (Some(one), Some(other)) if one != other => {
             let path = format!("{path}.reasoning");
             let message =
@@ -288,9 +294,9 @@ fn read_call(call: ToolCallBody, path: &str) -> Result<ToolCall, ApiError> {
     Ok(ToolCall { id, name, arguments })
 }
 
-/// The arguments of a call, found at `path`: a JSON object as text.
+/// Checks that the arguments of a function call, found at `path`, are the text of a JSON object.
 pub(crate) fn check_arguments(arguments: String, path: &str) -> Result<String, ApiError> {
-    // Some clients send no text where a function takes no arguments.
+    // Some clients send empty text for a function without arguments.
     let arguments = if arguments.trim().is_empty() { "{}".to_owned() } else { arguments };
     if serde_json::from_str::<Map<String, Value>>(&arguments).is_err() {
         let message = format!("'{path}' must be a JSON object as text. Send what the model answered.");

@@ -1,4 +1,4 @@
-//! What an answer has to obey: `tools`, `tool_choice` and `response_format` of a chat request.
+//! `tools`, `tool_choice` and `response_format` of a chat request.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -8,10 +8,10 @@ use emberline_protocol::error::ApiError;
 use emberline_protocol::job::{self, Constraint};
 use emberline_protocol::relaxed::Relaxed;
 
-use crate::offer::{AllowedMode, Form, MAX_TOOLS, Offer, OtherTool, ToolChoiceMode, Wanted};
+use crate::offer::{AllowedMode, Form, MAX_TOOLS, Offer, OtherTool, RequestedChoice, ToolChoiceMode};
 use crate::parameters::NAME_PATTERN;
 
-/// Something that the model may call.
+/// A tool that the model may call.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(untagged)]
 #[schemars(rename = "Tool")]
@@ -25,8 +25,9 @@ pub(crate) enum ToolBody {
 #[schemars(inline, deny_unknown_fields)]
 pub(crate) enum KnownTool {
     Function {
+        /// The function.
         function: Function,
-        /// Asks for nothing: what prompts begin with is shared.
+        /// Accepted for compatibility; has no effect, because the prefix cache is always on.
         #[allow(dead_code)]
         cache_control: Option<Map<String, Value>>,
     },
@@ -36,21 +37,24 @@ pub(crate) enum KnownTool {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub(crate) struct Function {
-    /// Its name, by which it is called.
+    /// Name of the function. It must be unique in `tools`.
     #[schemars(length(min = 1, max = 64), extend("pattern" = NAME_PATTERN))]
     name: String,
-    /// What it does, for the model to read.
+    /// Description of the function for the model. Default: none.
     description: Option<String>,
-    /// JSON schema of its arguments, an object. Default: it takes none.
+    /// JSON schema of the function's arguments, which are a JSON object. Default: the function takes no
+    /// arguments.
     parameters: Option<Map<String, Value>>,
-    /// The schema follows OpenAI's strict mode. Default false.
+    /// Whether the schema follows OpenAI's strict mode. If so, a schema that can't be enforced completely is
+    /// refused. Otherwise, keywords that can't be enforced are left out and listed in the header
+    /// `x-emberline-relaxed`. Default: false.
     strict: Option<bool>,
-    /// Asks for nothing: what prompts begin with is shared.
+    /// Accepted for compatibility; has no effect, because the prefix cache is always on.
     #[allow(dead_code)]
     cache_control: Option<Map<String, Value>>,
 }
 
-/// Whether the model calls functions.
+/// Whether the model calls functions, and which.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(untagged)]
 #[schemars(rename = "ToolChoice")]
@@ -59,20 +63,21 @@ pub(crate) enum ToolChoiceBody {
     Tools(ChosenTools),
 }
 
-/// The functions that the model must call, or may.
+/// Limits the model to certain functions.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[schemars(inline, deny_unknown_fields, extend("x-unsupported-values" = ["custom"]))]
 pub(crate) enum ChosenTools {
-    /// It must call this one.
+    /// The model must call this function.
     Function { function: FunctionName },
-    /// It calls none but these.
+    /// The model may call only these functions.
     AllowedTools { allowed_tools: AllowedTools },
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(inline, deny_unknown_fields)]
 pub(crate) struct FunctionName {
+    /// Name of the function, which must be in `tools`.
     #[schemars(length(min = 1, max = 64), extend("pattern" = NAME_PATTERN))]
     name: String,
 }
@@ -80,7 +85,9 @@ pub(crate) struct FunctionName {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(inline, deny_unknown_fields)]
 pub(crate) struct AllowedTools {
+    /// Whether the model must call one of the functions.
     mode: AllowedMode,
+    /// The functions that the model may call, which must be in the request's `tools`.
     #[schemars(length(min = 1, max = MAX_TOOLS))]
     tools: Vec<AllowedTool>,
 }
@@ -100,43 +107,47 @@ enum AllowedFunction {
     Function { function: FunctionName },
 }
 
-/// What the answer's text has to obey.
+/// The format that the generated text must have.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[schemars(deny_unknown_fields)]
 pub(crate) enum ResponseFormat {
-    /// Nothing.
+    /// Any text.
     Text,
-    /// It is a JSON object.
+    /// A JSON object.
     JsonObject,
-    /// It is JSON that a schema allows.
+    /// JSON that conforms to a schema.
     JsonSchema { json_schema: NamedSchema },
-    /// Extension. A context-free grammar in llguidance's variant of Lark allows it.
+    /// Extension to OpenAI's API. Text that conforms to a context-free grammar.
     Grammar {
+        /// The grammar, in llguidance's variant of Lark.
         #[schemars(length(min = 1))]
         grammar: String,
     },
-    /// Extension. A regular expression matches all of it.
+    /// Extension to OpenAI's API. Text that a regular expression matches completely.
     Regex {
+        /// The regular expression, in the syntax of Rust's regex crate.
         #[schemars(length(min = 1))]
         regex: String,
     },
 }
 
-/// A schema with a name.
+/// A JSON schema with a name.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub(crate) struct NamedSchema {
-    /// What the answer is called.
+    /// Name of the format. It has no effect.
     #[schemars(length(min = 1, max = 64), extend("pattern" = NAME_PATTERN))]
-    #[allow(dead_code)] // OpenAI's API asks for it
+    #[allow(dead_code)] // OpenAI's API requires it
     name: String,
-    /// What the answer is for.
+    /// Accepted for compatibility; has no effect, because it is not part of the prompt.
     #[allow(dead_code)]
     description: Option<String>,
     /// The JSON schema.
     schema: Map<String, Value>,
-    /// It follows OpenAI's strict mode. Default false.
+    /// Whether the schema follows OpenAI's strict mode. If so, a schema that can't be enforced completely is
+    /// refused. Otherwise, keywords that can't be enforced are left out and listed in the header
+    /// `x-emberline-relaxed`. Default: false.
     strict: Option<bool>,
 }
 
@@ -157,7 +168,7 @@ impl ResponseFormat {
     }
 }
 
-impl From<ToolChoiceBody> for Wanted {
+impl From<ToolChoiceBody> for RequestedChoice {
     fn from(choice: ToolChoiceBody) -> Self {
         match choice {
             ToolChoiceBody::Mode(mode) => Self::Mode(mode),
@@ -175,7 +186,7 @@ impl From<ToolChoiceBody> for Wanted {
     }
 }
 
-/// What the model may call, and whether it does.
+/// Parses the functions that the model may call, and whether it calls them.
 pub(crate) fn read(
     tools: Option<Vec<ToolBody>>,
     choice: Option<ToolChoiceBody>,
@@ -189,5 +200,5 @@ pub(crate) fn read(
             Some(job::Tool { name, description, parameters, strict: strict.unwrap_or(false) })
         }
     });
-    Offer::read(tools.collect(), choice.map(Wanted::from), &Form::CHAT, relaxed)
+    Offer::read(tools.collect(), choice.map(RequestedChoice::from), &Form::CHAT, relaxed)
 }

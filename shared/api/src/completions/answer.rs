@@ -1,4 +1,4 @@
-//! Shapes text completions: whole, or as the parts of a stream.
+//! Builds text completions: whole, or as the chunks of a stream.
 
 use std::collections::BTreeMap;
 
@@ -14,30 +14,33 @@ use crate::answer::{
 use crate::prompt_logprobs::PromptLogprobsBody;
 use crate::token_details::TokenDetails;
 
-/// Makes what the client gets of one request.
+/// Builds the answer, or the chunks of its stream, for one request.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CompletionAnswer {
-    /// What all of it begins with.
+    /// The metadata that the answer and every chunk contain.
     pub envelope: Envelope,
-    /// What is told of tokens.
+    /// Which details of tokens the answer contains.
     pub details: TokenDetails,
 }
 
-/// A `text_completion`, whole or a part of a stream.
+/// A `text_completion` object: the whole answer, or a chunk of its stream.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Completion<'a> {
     /// `cmpl-` and 32 hexadecimal digits.
     id: String,
+    /// Always `text_completion`.
     object: &'static str,
-    /// Unix seconds.
+    /// When the request was accepted, in Unix seconds.
     created: u64,
-    /// As the request has it.
+    /// The model's name or alias, as in the request.
     model: &'a str,
-    /// Names weights and engine.
+    /// Names and versions of weights and engine.
     system_fingerprint: &'a str,
+    /// The choices: `n` for each prompt, in the order of the prompts. A chunk contains the next part of one
+    /// choice; the additional last chunk with `usage` contains no choice.
     choices: Vec<CompletionChoice<'a>>,
-    /// In a stream with `stream_options.include_usage` only: null but for the last part, unless
-    /// `continuous_usage_stats` asks for the counts so far.
+    /// Token counts. In a stream, only with `stream_options`: with `include_usage`, null in all chunks but
+    /// the last; with `continuous_usage_stats`, the counts so far.
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Option<UsageBody>>,
 }
@@ -45,41 +48,48 @@ pub struct Completion<'a> {
 #[derive(Debug, Default, Serialize, JsonSchema)]
 #[schemars(inline)]
 struct CompletionChoice<'a> {
+    /// The generated text, after the prompt's text with `echo`.
     text: String,
+    /// Index of the choice, from 0, over all prompts.
     index: u32,
+    /// Log-probabilities of the tokens; null without `logprobs`.
     logprobs: Option<LogprobsBody>,
+    /// Why the choice ended; in a stream, null in all chunks of the choice but the last.
     finish_reason: Option<FinishBody>,
-    /// With `return_token_ids` only; in a stream with the choice's first part.
+    /// Ids of the prompt's tokens; only with `return_token_ids`, in a stream only in the first chunk of the
+    /// choice.
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt_token_ids: Option<Vec<u32>>,
-    /// With `return_token_ids` only: of all tokens, one that ends the text included.
+    /// Ids of the generated tokens, including the token that ends the text; only with `return_token_ids`.
     #[serde(skip_serializing_if = "Option::is_none")]
     token_ids: Option<&'a [u32]>,
-    /// If it is asked for; in a stream with the choice's first part.
+    /// Log-probabilities of the prompt's tokens; only with `prompt_logprobs`, in a stream only in the first
+    /// chunk of the choice.
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt_logprobs: Option<PromptLogprobsBody<'a>>,
 }
 
-/// Of each token, in four lists.
+/// Log-probabilities of tokens, as four arrays with an entry for each token.
 #[derive(Debug, Default, Serialize, JsonSchema)]
 #[schemars(rename = "CompletionLogprobs")]
 struct LogprobsBody {
-    /// A token that is no text by itself is `bytes:` and `\x..` for each byte.
+    /// The token's text. A token that is not valid UTF-8 by itself is written as `bytes:` and `\x..` for each
+    /// byte.
     tokens: Vec<String>,
-    /// Null for the first token of a prompt.
+    /// Natural logarithm of the token's probability; null for the first token of an echoed prompt.
     token_logprobs: Vec<Option<f32>>,
-    /// Null where no alternatives are asked for.
+    /// Maps the most probable tokens at the position to their log-probabilities; null if `logprobs` is 0.
     top_logprobs: Option<Vec<Option<BTreeMap<String, f32>>>>,
-    /// Characters of the answer before the token.
+    /// Number of characters of the choice's text before the token.
     text_offset: Vec<u64>,
 }
 
-/// How many characters of a choice's text have been told, for `text_offset`.
+/// Number of characters of a choice's text in earlier chunks, from which `text_offset` continues.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Offsets(u64);
 
 impl CompletionAnswer {
-    /// The whole answer; each choice begins with its entry of `echoes`, if there is one.
+    /// The whole, non-streamed answer. Each choice's text begins with its entry in `echoes`, if it has one.
     pub fn whole(&self, choices: &[Choice], echoes: &[String], usage: &Usage) -> String {
         let choices = choices.iter().zip(0..).map(|(choice, index)| {
             let echo = usize::try_from(index).ok().and_then(|index| echoes.get(index));
@@ -102,7 +112,7 @@ impl CompletionAnswer {
         self.completion(choices.collect(), ChunkUsage::Counts(*usage))
     }
 
-    /// The first part of a choice that tells of its prompt, and begins with `echo`.
+    /// The first chunk of a choice, which contains the details of the prompt's tokens and the text `echo`.
     pub fn first(
         &self,
         choice: u32,
@@ -121,7 +131,7 @@ impl CompletionAnswer {
         self.completion(vec![choice], usage)
     }
 
-    /// More text of a choice, and its tokens.
+    /// A chunk with more text of a choice and the details of its tokens.
     pub fn text(
         &self,
         choice: u32,
@@ -141,14 +151,14 @@ impl CompletionAnswer {
         self.completion(vec![choice], usage)
     }
 
-    /// The last part of a choice.
+    /// The last chunk of a choice.
     pub fn finish(&self, choice: u32, reason: FinishReason, usage: ChunkUsage) -> String {
         let finish_reason = Some(reason.into());
         let choice = CompletionChoice { index: choice, finish_reason, ..CompletionChoice::default() };
         self.completion(vec![choice], usage)
     }
 
-    /// The last part of a stream whose client asked for usage: no choices.
+    /// The additional last chunk, which contains the token counts and no choices.
     pub fn usage(&self, usage: &Usage) -> String {
         self.completion(Vec::new(), ChunkUsage::Counts(*usage))
     }
@@ -166,7 +176,7 @@ impl CompletionAnswer {
         })
     }
 
-    /// What of a prompt's tokens is told beside the text.
+    /// The details of the prompt's tokens that the client asks for beside the text.
     fn prompt<'a>(&self, tokens: Option<&'a [PromptToken]>) -> CompletionChoice<'a> {
         let Some(tokens) = tokens else { return CompletionChoice::default() };
         CompletionChoice {
@@ -176,13 +186,13 @@ impl CompletionAnswer {
         }
     }
 
-    /// Log-probabilities of no tokens.
+    /// Log-probabilities without entries.
     fn logprobs(&self) -> LogprobsBody {
         let has_alternatives = self.details.logprobs.is_some_and(|top| top > 0);
         LogprobsBody { top_logprobs: has_alternatives.then(Vec::new), ..LogprobsBody::default() }
     }
 
-    /// Adds a prompt's tokens, whose text is `echo`, if that is asked for.
+    /// Adds the tokens of the prompt, whose text is `echo`, if the log-probabilities include them.
     fn echo(
         &self,
         body: &mut LogprobsBody,
@@ -197,7 +207,7 @@ impl CompletionAnswer {
             body.tokens.push(self.name(*id, bytes));
             body.token_logprobs.push(score.as_ref().map(|score| score.logprob));
             body.text_offset.push(offsets.0);
-            // The tokenizer may begin a text with a token of its own.
+            // The tokenizer may prepend a token that is not part of the text.
             if index > 0 || echo.as_bytes().starts_with(bytes) {
                 offsets.0 = offsets.0.saturating_add(characters(bytes)).min(end.0);
             }
@@ -212,7 +222,7 @@ impl CompletionAnswer {
         *offsets = end;
     }
 
-    /// Adds tokens of the answer.
+    /// Adds generated tokens.
     fn add(&self, body: &mut LogprobsBody, tokens: &[TokenLogprobs], offsets: &mut Offsets) {
         for TokenLogprobs { token, top } in tokens {
             body.tokens.push(self.name(token.id, &token.bytes));
@@ -226,9 +236,9 @@ impl CompletionAnswer {
         }
     }
 
-    /// What a token is called.
+    /// The name that represents a token.
     fn name(&self, id: u32, bytes: &[u8]) -> String {
-        // One that stands for no text has no other name.
+        // A token without text can only be represented by its id.
         if self.details.called_by_ids || bytes.is_empty() {
             return name_by_id(id);
         }
@@ -239,7 +249,7 @@ impl CompletionAnswer {
     }
 }
 
-/// Characters that begin in these bytes.
+/// Number of UTF-8 characters that begin in these bytes.
 fn characters(bytes: &[u8]) -> u64 {
     bytes.iter().filter(|byte| **byte & 0xc0 != 0x80).count() as u64
 }

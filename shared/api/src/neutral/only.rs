@@ -1,5 +1,5 @@
-//! Types of parameters that have one value here: it asks for nothing, and any other is refused as
-//! not supported.
+//! Types of parameters for which only one value is accepted. That value has no effect; any other is refused
+//! as unsupported.
 
 use std::borrow::Cow;
 
@@ -8,23 +8,23 @@ use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny};
 use serde_json::{Value, json};
 
-/// A boolean that is `VALUE`.
+/// A boolean that must be `VALUE`.
 #[derive(Debug)]
 pub(crate) struct Only<const VALUE: bool>;
 
-/// A number that is `VALUE`.
+/// A number that must be `VALUE`.
 #[derive(Debug)]
 pub(crate) struct OnlyNumber<const VALUE: i64>;
 
-/// A list without entries.
+/// A list that must be empty.
 #[derive(Debug)]
 pub(crate) struct OnlyEmptyList;
 
-/// An object without properties.
+/// An object that must be empty.
 #[derive(Debug)]
 pub(crate) struct OnlyEmptyObject;
 
-/// Absent or null.
+/// A parameter that must be absent or null.
 #[derive(Debug)]
 pub(crate) struct OnlyAbsent;
 
@@ -49,7 +49,7 @@ macro_rules! with_one_value {
         }
 
         impl<'de, $($generics)*> Deserialize<'de> for $name {
-            // The schema has checked it.
+            // Validation against the schema has already checked the value.
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                 IgnoredAny::deserialize(deserializer).map(|_| Self)
             }

@@ -1,4 +1,4 @@
-//! A response as OpenAI's API has it.
+//! The types of a response, as OpenAI's API defines it.
 
 use std::collections::BTreeMap;
 
@@ -11,39 +11,39 @@ use emberline_protocol::event::{TokenLogprob, TokenLogprobs, Usage};
 
 use super::decimal;
 
-/// A `response`.
+/// A response, whole or as far as it has been generated.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Response<'a> {
     /// `resp_` and 32 hexadecimal digits.
     pub id: String,
-    /// What this is.
+    /// Always `response`.
     pub object: &'static str,
-    /// Unix seconds.
+    /// When the request was accepted, in Unix seconds.
     pub created_at: u64,
-    /// Unix seconds; null unless it is completed.
+    /// When the response was completed, in Unix seconds; null unless its status is `completed`.
     pub completed_at: Option<u64>,
-    /// How it stands.
+    /// Status of the response.
     pub status: Status,
-    /// It runs to its end though nobody listens.
+    /// Whether it runs to completion even without a connected client.
     pub background: bool,
-    /// Why it failed.
+    /// Why the response failed; null unless its status is `failed`.
     pub error: Option<Failure>,
-    /// Why it is incomplete.
+    /// Why the response is incomplete; null unless its status is `incomplete`.
     pub incomplete_details: Option<IncompleteDetails>,
-    /// As the request has it.
+    /// The model's name or alias, as in the request.
     pub model: &'a str,
-    /// What the model wrote.
+    /// The generated messages and function calls.
     pub output: &'a [OutputItem],
-    /// Known at its end.
+    /// Token counts; null until the response ends.
     pub usage: Option<ResponseUsage>,
-    /// It can be had by its id for some time.
+    /// Whether the response can be retrieved by its id for a limited time.
     pub store: bool,
-    /// Parameters of the request.
+    /// The request's parameters.
     #[serde(flatten)]
     pub echo: &'a Echo,
 }
 
-/// How a response stands.
+/// Status of a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
@@ -61,11 +61,13 @@ pub enum Status {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[schemars(inline)]
 pub struct Failure {
+    /// The kind of the failure.
     code: FailureCode,
+    /// What is wrong and what to do about it.
     message: String,
 }
 
-/// OpenAI has few codes for a response that failed; the message says more.
+/// OpenAI's codes for failed responses. They are few; the message contains the details.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
@@ -90,45 +92,46 @@ impl From<&ApiError> for Failure {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[schemars(inline)]
 pub struct IncompleteDetails {
+    /// Always `max_output_tokens`.
     reason: &'static str,
 }
 
 impl IncompleteDetails {
-    /// The tokens are used up.
+    /// A token limit was reached.
     pub const MAX_OUTPUT_TOKENS: Self = Self { reason: "max_output_tokens" };
 }
 
-/// A part of the output.
+/// An item of the output.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum OutputItem {
-    /// A text.
+    /// A message.
     Message {
-        /// Names the item.
+        /// Id of the item.
         id: String,
-        /// How it stands.
+        /// Status of the item.
         status: ItemStatus,
         /// Always `assistant`.
         role: &'static str,
-        /// The text; nothing before it begins.
+        /// The message's text; empty before the text begins.
         content: Vec<OutputText>,
     },
-    /// A call of a function.
+    /// A function call.
     FunctionCall {
-        /// Names the item.
+        /// Id of the item.
         id: String,
-        /// How it stands.
+        /// Status of the item.
         status: ItemStatus,
-        /// Names the call; its output refers to it.
+        /// Id of the call, to which its output refers.
         call_id: String,
-        /// The function's name.
+        /// Name of the function.
         name: String,
-        /// A JSON object as text.
+        /// The arguments, as the text of a JSON object.
         arguments: String,
     },
 }
 
-/// How a part of the output stands.
+/// Status of an item of the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
@@ -142,42 +145,47 @@ pub enum ItemStatus {
 /// The text of a message.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 pub struct OutputText {
+    /// Always `output_text`.
     r#type: &'static str,
     /// The text.
     pub text: String,
     /// Always empty.
     annotations: [(); 0],
-    /// Of the text's tokens, if they are asked for.
+    /// Log-probabilities of the text's tokens; empty if the request does not ask for them.
     pub logprobs: Vec<TextLogprob>,
 }
 
 impl OutputText {
-    /// A part that says this.
+    /// A part with this text, without log-probabilities.
     pub fn new(text: impl Into<String>) -> Self {
         Self { r#type: "output_text", text: text.into(), annotations: [], logprobs: Vec::new() }
     }
 }
 
-/// The log-probability of a token, and of the most probable ones in its place.
+/// The log-probability of a token, and those of the most probable tokens at its position.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[schemars(inline)]
 pub struct TextLogprob {
     #[serde(flatten)]
     token: TextToken,
+    /// The most probable tokens at the same position.
     top_logprobs: Vec<TextToken>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[schemars(inline)]
 struct TextToken {
+    /// The token's text. U+FFFD replaces bytes that are only part of a character.
     token: String,
+    /// Natural logarithm of the token's probability before penalties, bias, temperature and filters; -9999
+    /// for an impossible token.
     logprob: f64,
-    /// Empty for a token that stands for no bytes.
+    /// The token's bytes; empty for a control token.
     bytes: Vec<u8>,
 }
 
 impl TextLogprob {
-    /// How many bytes of the text the token is.
+    /// Length of the token's text in bytes.
     pub fn text_bytes(&self) -> usize {
         self.token.bytes.len()
     }
@@ -197,29 +205,34 @@ impl From<&TokenLogprob> for TextToken {
     }
 }
 
-/// What was computed for a response.
+/// Token counts of a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct ResponseUsage {
+    /// Tokens in the prompt.
     input_tokens: u32,
+    /// How the prompt's tokens were computed.
     input_tokens_details: InputTokensDetails,
+    /// Generated tokens, including the token that ends the output.
     output_tokens: u32,
+    /// Kinds of generated tokens.
     output_tokens_details: OutputTokensDetails,
+    /// `input_tokens` plus `output_tokens`.
     total_tokens: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[schemars(inline)]
 struct InputTokensDetails {
-    /// Tokens of the input that were computed for an earlier request.
+    /// Tokens of the prompt that the prefix cache already held.
     cached_tokens: u32,
-    /// Always 0: writing to the cache costs nothing.
+    /// Always 0, because writing to the prefix cache is not charged.
     cache_write_tokens: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[schemars(inline)]
 struct OutputTokensDetails {
-    /// Always 0: thinking is not told apart.
+    /// Always 0, because reasoning tokens are not counted separately.
     reasoning_tokens: u32,
 }
 
@@ -238,7 +251,7 @@ impl From<&Usage> for ResponseUsage {
     }
 }
 
-/// Parameters of the request that its response returns, every default filled in.
+/// The request's parameters that a response returns, with every default filled in.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Echo {
@@ -290,23 +303,24 @@ pub(super) struct ToolEcho {
     pub(super) strict: bool,
 }
 
-/// What deleting a response answers with.
+/// The answer to the deletion of a response.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct DeletedResponse {
     /// The response's id.
     pub id: String,
-    /// What was deleted.
+    /// Always `response`.
     pub object: &'static str,
     /// Always true.
     pub deleted: bool,
 }
 
-/// What every event of a response's stream has; the rest depends on its type.
+/// The fields that all events in the stream of a response share. Further fields depend on the event's type.
 #[derive(Debug, JsonSchema)]
 #[schemars(rename = "ResponseEvent")]
-#[allow(dead_code)] // it only describes
+#[allow(dead_code)] // only its schema is used
 pub struct ResponseEvent {
+    /// The event's type, such as `response.output_text.delta`.
     r#type: String,
-    /// Grows from event to event.
+    /// Number of the event. Numbers increase throughout the stream, but not by one.
     sequence_number: u64,
 }

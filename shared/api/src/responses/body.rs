@@ -1,5 +1,4 @@
-//! The body of `POST /v1/responses`. Only the declaration: [`super::ResponsesRequest`] is what
-//! becomes of it.
+//! Declares the body of `POST /v1/responses`, which [`super::ResponsesRequest`] parses.
 
 use std::collections::BTreeMap;
 
@@ -18,12 +17,12 @@ use crate::offer::MAX_TOOLS;
 use crate::parameters::{MAX_METADATA, MAX_SALT, MAX_TOP_LOGPROBS, NAME_PATTERN, Sampling, Stop};
 use crate::structured::Structured;
 
-/// What to do instead of going on with what was said before.
-pub(super) const NOT_STORED: &str = "Responses can't be gone on with by their id: send the whole conversation in 'input', the items of 'output' \
-     as they came.";
+/// What a client should do instead of referring to an earlier response.
+pub(super) const NOT_STORED: &str = "Responses can't be continued by their id: send the whole conversation in 'input', with the items of earlier \
+     'output' unchanged.";
 const NO_TEMPLATES: &str = "No prompts are stored here: send the text in 'instructions' and 'input'.";
 
-/// A request for a response.
+/// A request to generate a response.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(
     rename = "ResponseRequest",
@@ -37,98 +36,107 @@ const NO_TEMPLATES: &str = "No prompts are stored here: send the text in 'instru
     ),
 )]
 pub(super) struct ResponsesBody {
-    /// A model or an alias; `GET /v1/models` lists them.
+    /// Name of a model or an alias. `GET /v1/models` lists them.
     #[schemars(length(min = 1, max = 256), extend("x-hint" = "GET /v1/models lists the names."))]
     pub(super) model: String,
-    /// What is said: the user's text, or all items of the conversation so far.
+    /// The user's message as text, or all items of the conversation so far.
     pub(super) input: Input,
-    /// What the model is to be: a system message before all others.
+    /// Instructions for the model, inserted as a system message before the input. Default: none.
     pub(super) instructions: Option<String>,
-    /// Answer as server-sent events. Default false.
+    /// Whether to stream the response as server-sent events. Default: false.
     pub(super) stream: Option<bool>,
-    /// What a stream carries beside the response.
-    #[allow(dead_code)] // it asks for nothing
+    /// Options for streaming.
+    #[allow(dead_code)] // it has no effect
     pub(super) stream_options: Option<StreamOptions>,
-    /// The response runs to its end though nobody listens, and can be fetched by its id. Default false.
+    /// Whether the response runs to completion in the background, even without a connected client, and can be
+    /// retrieved by its id. Default: false.
     pub(super) background: Option<bool>,
-    /// Background responses are kept for some time in any case; of others, true is not honoured.
+    /// Accepted but has no effect on background responses, which are always stored for a limited time. Other
+    /// responses are not stored: for them, `true` is not honoured (listed in the header
+    /// `x-emberline-relaxed`).
     pub(super) store: Option<bool>,
-    /// Most tokens of the output; -1 for what the context leaves, which is the default.
+    /// Maximum number of tokens to generate; -1 for as many as the model's context allows. Default: -1.
     pub(super) max_output_tokens: Option<TokenLimit>,
-    /// Extension. The same seed gives the same output. Default: drawn.
+    /// Extension to OpenAI's API. Seed for sampling. On the same kind of device, a request with the same seed
+    /// generates the same output. Default: random.
     pub(super) seed: Option<Seed>,
-    /// Extension. Strings that end the output and are not part of it.
+    /// Extension to OpenAI's API. Up to 4 stop sequences. Each ends the output, and is not part of it.
     pub(super) stop: Option<Stop>,
     #[serde(flatten)]
     pub(super) sampling: Sampling,
-    /// Extension. Only requests with the same salt share the computation of a common beginning.
+    /// Extension to OpenAI's API. Only requests with the same salt share entries of the prefix cache.
+    /// Default: no salt; requests without one share entries with each other.
     #[schemars(length(min = 1, max = MAX_SALT))]
     pub(super) cache_salt: Option<String>,
-    /// What the output's text has to obey.
+    /// Format and verbosity of the generated text.
     pub(super) text: Option<Text>,
     #[serde(flatten)]
     pub(super) structured: Structured,
-    /// Functions that the model may call.
+    /// Functions that the model may call. Default: none.
     #[schemars(length(max = MAX_TOOLS))]
     pub(super) tools: Option<Vec<Tool>>,
-    /// Whether it calls them. Default `auto`.
+    /// Whether the model calls functions, and which. Default: `auto`.
     pub(super) tool_choice: Option<Choice>,
-    /// It may call several at once. Default true.
+    /// Whether the output may contain more than one function call. Default: true.
     pub(super) parallel_tool_calls: Option<bool>,
-    /// For models whose chat template knows it.
+    /// Options for models that reason before they answer.
     pub(super) reasoning: Option<Reasoning>,
-    /// Extension. Variables for the model's chat template.
+    /// Extension to OpenAI's API. Variables for the model's chat template, such as `enable_thinking`.
+    /// Variables that the template does not read are left out and listed in the header `x-emberline-relaxed`.
+    /// Default: none.
     pub(super) chat_template_kwargs: Option<Map<String, Value>>,
-    /// What the output is to include beside its text.
+    /// Additional data to include in the output. Default: none.
     pub(super) include: Option<Vec<Include>>,
-    /// So many most probable tokens in the place of each one, with the log-probabilities of all. Default 0.
+    /// Number of most probable tokens to return at each position, with their log-probabilities; above 0 it
+    /// implies `include` `message.output_text.logprobs`. Not together with `tools`. Default: 0.
     #[schemars(range(min = 0, max = MAX_TOP_LOGPROBS))]
     pub(super) top_logprobs: Option<u32>,
-    /// Returned with the response: up to 16 pairs of strings.
+    /// Up to 16 pairs of strings, which the response returns unchanged. Default: none.
     #[schemars(with = "Option<BTreeMap<String, String>>", extend("maxProperties" = MAX_METADATA))]
     pub(super) metadata: Option<Map<String, Value>>,
     #[serde(flatten)]
-    pub(super) nothing: AsksNothing,
+    pub(super) no_effect: NoEffect,
 }
 
-/// Parameters that are accepted because their values ask for nothing to be done.
+/// Parameters that are accepted if their value has no effect.
 #[derive(Debug, Deserialize, JsonSchema)]
-#[allow(dead_code)] // some are returned
-pub(super) struct AsksNothing {
-    /// Responses have what OpenAI's have.
+#[allow(dead_code)] // responses return some
+pub(super) struct NoEffect {
+    /// Only `false` is accepted, because responses contain only OpenAI's fields.
     enable_response_messages: Option<Only<false>>,
-    /// Asks for nothing: an input that does not fit is refused.
+    /// Accepted for compatibility; `disabled` has no effect, because an input that exceeds the model's
+    /// context is refused.
     truncation: Option<Truncation>,
     #[serde(flatten)]
     pub(super) neutral: Neutral,
 }
 
-/// What a response may include. Of tools that are not here, there is nothing to include.
+/// Additional data that a response may include.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[schemars(inline)]
 pub(super) enum Include {
-    /// The log-probabilities of the text's tokens.
+    /// The log-probabilities of the text's tokens. Not together with `tools`.
     #[serde(rename = "message.output_text.logprobs")]
     Logprobs,
-    /// Asks for nothing: there is none.
+    /// Accepted for compatibility; has no effect, because reasoning is not encrypted.
     #[serde(rename = "reasoning.encrypted_content")]
     EncryptedReasoning,
-    /// Asks for nothing.
+    /// Accepted for compatibility; has no effect, because there is no code interpreter.
     #[serde(rename = "code_interpreter_call.outputs")]
     CodeOutputs,
-    /// Asks for nothing.
+    /// Accepted for compatibility; has no effect, because there is no computer tool.
     #[serde(rename = "computer_call_output.output.image_url")]
     ComputerImages,
-    /// Asks for nothing.
+    /// Accepted for compatibility; has no effect, because there is no file search.
     #[serde(rename = "file_search_call.results")]
     FileResults,
-    /// Asks for nothing.
+    /// Accepted for compatibility; has no effect, because messages contain no images.
     #[serde(rename = "message.input_image.image_url")]
     InputImages,
-    /// Asks for nothing.
+    /// Accepted for compatibility; has no effect, because there is no web search.
     #[serde(rename = "web_search_call.action.sources")]
     WebSources,
-    /// Asks for nothing.
+    /// Accepted for compatibility; has no effect, because there is no web search.
     #[serde(rename = "web_search_call.results")]
     WebResults,
 }
@@ -140,41 +148,44 @@ pub(super) enum Truncation {
     Disabled,
 }
 
-/// What a stream carries beside the response.
+/// Options for streaming.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(rename = "ResponseStreamOptions", deny_unknown_fields)]
 pub(super) struct StreamOptions {
-    /// Obfuscation of events is not supported.
+    /// Only `false` is accepted, because obfuscation of events is not supported.
     #[allow(dead_code)]
     include_obfuscation: Option<Only<false>>,
-    /// Asks for nothing: the last event has the usage.
+    /// Accepted for compatibility; has no effect, because the last event always contains the token counts.
     #[allow(dead_code)]
     include_usage: Option<bool>,
-    /// Events have no usage before the last one.
+    /// Only `false` is accepted, because only the last event contains the token counts.
     #[allow(dead_code)]
     continuous_usage_stats: Option<Only<false>>,
 }
 
-/// How much to think.
+/// Options for models that reason before they answer.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(deny_unknown_fields)]
 pub(super) struct Reasoning {
-    /// Such as `low`.
+    /// How much the model reasons, such as `low`. It is a variable of the model's chat template; if the
+    /// template does not read it, it is left out and listed in the header `x-emberline-relaxed`.
     #[schemars(length(min = 1, max = 32))]
     pub(super) effort: Option<String>,
-    /// Not honoured: there are no summaries.
+    /// Accepted but not honoured (listed in the header `x-emberline-relaxed`), because reasoning is not
+    /// summarised.
     pub(super) summary: Option<SummaryKind>,
-    /// The older name of `summary`.
+    /// Older name of `summary`; not honoured either.
     pub(super) generate_summary: Option<SummaryKind>,
-    /// Asks for nothing.
+    /// Accepted for compatibility; `auto` has no effect, because the model's chat template decides which
+    /// reasoning is part of the prompt.
     #[allow(dead_code)]
     context: Option<ReasoningContext>,
-    /// Asks for nothing.
+    /// Accepted for compatibility; `standard` has no effect, because there is only one mode.
     #[allow(dead_code)]
     mode: Option<ReasoningMode>,
 }
 
-/// How long a summary is to be.
+/// Length of a reasoning summary.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
@@ -184,7 +195,7 @@ pub(super) enum SummaryKind {
     Detailed,
 }
 
-/// Which thoughts the model sees: what the chat template writes.
+/// Which earlier reasoning is part of the prompt.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(inline, extend("x-unsupported-values" = ["all_turns", "current_turn"]))]
@@ -199,35 +210,39 @@ enum ReasoningMode {
     Standard,
 }
 
-/// What the output's text has to obey.
+/// Format and verbosity of the generated text.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(rename = "ResponseText", deny_unknown_fields)]
 pub(super) struct Text {
-    /// Its form. Default: any text.
+    /// The format that the text must have. Default: any text.
     pub(super) format: Option<Format>,
-    /// For models whose chat template knows it: how much to say.
+    /// How long the text should be. It is a variable of the model's chat template; if the template does not
+    /// read it, it is left out and listed in the header `x-emberline-relaxed`. Default: `medium`.
     pub(super) verbosity: Option<Verbosity>,
 }
 
-/// The form of the output's text.
+/// The format that the generated text must have.
 #[derive(Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[schemars(rename = "ResponseTextFormat", deny_unknown_fields)]
 pub(super) enum Format {
-    /// Any.
+    /// Any text.
     Text,
     /// A JSON object.
     JsonObject,
-    /// JSON that a schema allows.
+    /// JSON that conforms to a schema.
     JsonSchema {
-        /// What the output is called.
+        /// Name of the format. It has no effect; the response returns it.
         #[schemars(length(min = 1, max = 64), extend("pattern" = NAME_PATTERN))]
         name: String,
-        /// What the output is for.
+        /// Accepted for compatibility; has no effect, because it is not part of the prompt. The response
+        /// returns it.
         description: Option<String>,
         /// The JSON schema.
         schema: Map<String, Value>,
-        /// It follows OpenAI's strict mode. Default false.
+        /// Whether the schema follows OpenAI's strict mode. If so, a schema that can't be enforced completely
+        /// is refused. Otherwise, keywords that can't be enforced are left out and listed in the header
+        /// `x-emberline-relaxed`. Default: false.
         strict: Option<bool>,
     },
 }

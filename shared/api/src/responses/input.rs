@@ -1,4 +1,4 @@
-//! The input of a request for a response: a text, or items.
+//! The input of a request for a response: text, or items.
 
 use std::collections::HashSet;
 
@@ -13,7 +13,7 @@ use emberline_protocol::relaxed::Relaxed;
 use crate::chat::{Phase, check_arguments};
 use crate::parameters::NAME_PATTERN;
 
-/// What is said: the user's text, or the items of a conversation.
+/// The user's message as text, or the items of a conversation.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(untagged)]
 #[schemars(rename = "ResponseInput")]
@@ -22,7 +22,7 @@ pub(super) enum Input {
     Items(#[schemars(length(min = 1))] Vec<Item>),
 }
 
-/// A part of a conversation; one without a type is a message.
+/// An item of a conversation. An item without a `type` is a message.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[schemars(
@@ -38,81 +38,82 @@ pub(super) enum Input {
     ]),
 )]
 pub(super) enum Item {
-    /// A turn of somebody.
+    /// A message.
     #[schemars(transform = without_required_type)]
     Message {
-        /// Who speaks.
-        role: Speaker,
-        /// What is said.
+        /// Role of the message's author.
+        role: AuthorRole,
+        /// The message's text.
         content: Content,
-        /// As it came with a response.
+        /// Accepted for compatibility; has no effect, because it is not part of the prompt.
         #[schemars(length(max = 256))]
         #[allow(dead_code)]
         id: Option<String>,
-        /// As it came with a response.
+        /// Accepted for compatibility; has no effect, because it is not part of the prompt.
         #[allow(dead_code)]
         status: Option<Status>,
-        /// Asks for nothing: whether it was the answer or on the way to it.
+        /// Accepted for compatibility; has no effect, because it is not part of the prompt.
         #[allow(dead_code)]
         phase: Option<Phase>,
-        /// Asks for nothing: what prompts begin with is shared.
+        /// Accepted for compatibility; has no effect, because the prefix cache is always on.
         #[allow(dead_code)]
         cache_control: Option<Map<String, Value>>,
     },
-    /// What the model thought before what follows, for models whose chat template reads it.
+    /// The model's reasoning before the assistant's message or function call that follows. It is part of the
+    /// prompt if the model's chat template reads it.
     Reasoning {
-        /// The thoughts.
-        content: Option<Vec<Thought>>,
-        /// Not part of the prompt.
+        /// The text of the reasoning.
+        content: Option<Vec<ReasoningPart>>,
+        /// Accepted for compatibility; has no effect, because summaries are not part of the prompt.
         #[allow(dead_code)]
         summary: Option<Vec<Summary>>,
-        /// Not part of the prompt: there is no key to it here.
+        /// Accepted for compatibility; has no effect, because the server can't decrypt it.
         #[allow(dead_code)]
         encrypted_content: Option<String>,
-        /// As it came with a response.
+        /// Accepted for compatibility; has no effect, because it is not part of the prompt.
         #[schemars(length(max = 256))]
         #[allow(dead_code)]
         id: Option<String>,
-        /// As it came with a response.
+        /// Accepted for compatibility; has no effect, because it is not part of the prompt.
         #[allow(dead_code)]
         status: Option<Status>,
     },
-    /// A call of a function, as the API gave it.
+    /// A function call of the assistant.
     FunctionCall {
-        /// Names the call; its output refers to it.
+        /// Id of the call, to which its output refers.
         #[schemars(length(min = 1, max = 256))]
         call_id: String,
-        /// The function's name.
+        /// Name of the function.
         #[schemars(length(min = 1, max = 64), extend("pattern" = NAME_PATTERN))]
         name: String,
-        /// A JSON object as text.
+        /// The arguments, as the text of a JSON object. Empty text counts as `{}`.
         arguments: String,
-        /// As it came with a response.
+        /// Accepted for compatibility; has no effect, because it is not part of the prompt.
         #[schemars(length(max = 256))]
         #[allow(dead_code)]
         id: Option<String>,
-        /// As it came with a response.
+        /// Accepted for compatibility; has no effect, because it is not part of the prompt.
         #[allow(dead_code)]
         status: Option<Status>,
     },
-    /// The result of a call.
+    /// The result of a function call.
     FunctionCallOutput {
-        /// The call that it is the result of.
+        /// Id of the function call that has this result. An earlier item must contain the call.
         #[schemars(length(min = 1, max = 256))]
         call_id: String,
-        /// The result.
+        /// The result's text.
         output: Content,
-        /// Any.
+        /// Accepted for compatibility; has no effect, because it is not part of the prompt.
         #[schemars(length(max = 256))]
         #[allow(dead_code)]
         id: Option<String>,
-        /// Any.
+        /// Accepted for compatibility; has no effect, because it is not part of the prompt.
         #[allow(dead_code)]
         status: Option<Status>,
     },
 }
 
-/// What to do instead of a reference.
+/// What a client should do instead of sending a reference.
 const ITEM_REFERENCE: &str = "Items are not stored: send the item itself.";
 
 fn without_required_type(schema: &mut schemars::Schema) {
@@ -121,15 +122,15 @@ fn without_required_type(schema: &mut schemars::Schema) {
     }
 }
 
-/// A part of what the model thought.
+/// A part of the model's reasoning.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[schemars(inline, deny_unknown_fields)]
-pub(super) enum Thought {
+pub(super) enum ReasoningPart {
     ReasoningText { text: String },
 }
 
-/// A summary of what the model thought.
+/// A part of the summary of the model's reasoning.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[schemars(inline, deny_unknown_fields)]
@@ -140,11 +141,11 @@ pub(super) enum Summary {
     },
 }
 
-/// Who speaks; `developer` is as `system`.
+/// Role of a message's author. `developer` is the same as `system`.
 #[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
-pub(super) enum Speaker {
+pub(super) enum AuthorRole {
     System,
     Developer,
     User,
@@ -160,7 +161,7 @@ pub(super) enum Status {
     Incomplete,
 }
 
-/// What is said: a string, or parts that are joined.
+/// The text of a message or a result: a string, or an array of parts, which are concatenated.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(untagged)]
 #[schemars(rename = "ResponseContent")]
@@ -169,7 +170,7 @@ pub(super) enum Content {
     Parts(#[schemars(length(min = 1))] Vec<Part>),
 }
 
-/// A part of what is said.
+/// A part of a text.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[schemars(
@@ -178,28 +179,33 @@ pub(super) enum Content {
     extend("x-unsupported-values" = ["input_audio", "input_file", "input_image"]),
 )]
 pub(super) enum Part {
-    /// What somebody else than the model said.
+    /// Text that the model did not generate.
     InputText {
+        /// The text.
         text: String,
-        /// Asks for nothing: what prompts begin with is shared.
+        /// Accepted for compatibility; has no effect, because the prefix cache is always on.
         #[allow(dead_code)]
         cache_control: Option<Map<String, Value>>,
     },
-    /// What the model said, as the API gave it.
+    /// Text that the model generated.
     OutputText {
+        /// The text.
         text: String,
-        /// As they came with a response.
+        /// Accepted for compatibility; has no effect, because annotations are not part of the prompt.
         #[allow(dead_code)]
         annotations: Option<Vec<Value>>,
-        /// As they came with a response.
+        /// Accepted for compatibility; has no effect, because log-probabilities are not part of the prompt.
         #[allow(dead_code)]
         logprobs: Option<Vec<Value>>,
-        /// Asks for nothing: what prompts begin with is shared.
+        /// Accepted for compatibility; has no effect, because the prefix cache is always on.
         #[allow(dead_code)]
         cache_control: Option<Map<String, Value>>,
     },
-    /// What was said where a model refused.
-    Refusal { refusal: String },
+    /// The text with which the model refused.
+    Refusal {
+        /// The text.
+        refusal: String,
+    },
 }
 
 impl Content {
@@ -216,8 +222,10 @@ impl Content {
     }
 }
 
-/// The job's messages. Calls belong to the assistant's message before them, thoughts to the one after
-/// them, without which they are left out; an output must follow its call.
+/// Converts the input to the job's messages. A function call is added to the assistant's message before it,
+/// and reasoning to the assistant's message or function call after it. Reasoning that no such item follows is
+/// left out and added to `relaxed`. Fails if an output refers to a function call that no earlier item
+/// contains.
 pub(super) fn read(input: Input, relaxed: &mut Relaxed) -> Result<Vec<Message>, ApiError> {
     let items = match input {
         Input::Text(text) => return Ok(vec![Message::new(Role::User, text)]),
@@ -225,39 +233,39 @@ pub(super) fn read(input: Input, relaxed: &mut Relaxed) -> Result<Vec<Message>, 
     };
     let mut messages: Vec<Message> = Vec::with_capacity(items.len());
     let mut calls = HashSet::new();
-    let mut thoughts = Thoughts::default();
+    let mut reasoning_before = PendingReasoning::default();
     for (i, item) in items.into_iter().enumerate() {
         match item {
             Item::Message { role, content, .. } => {
                 let role = match role {
-                    Speaker::System | Speaker::Developer => Role::System,
-                    Speaker::User => Role::User,
-                    Speaker::Assistant => Role::Assistant,
+                    AuthorRole::System | AuthorRole::Developer => Role::System,
+                    AuthorRole::User => Role::User,
+                    AuthorRole::Assistant => Role::Assistant,
                 };
                 let reasoning = match role {
-                    Role::Assistant => thoughts.take(),
+                    Role::Assistant => reasoning_before.take(),
                     _ => None,
                 };
                 if reasoning.is_none() {
-                    thoughts.drop(relaxed);
+                    reasoning_before.drop(relaxed);
                 }
                 messages.push(Message { reasoning, ..Message::new(role, content.into_text()) });
             }
             Item::Reasoning { content, .. } => {
-                let text = content.into_iter().flatten().map(|Thought::ReasoningText { text }| text);
-                thoughts.add(i, &text.collect::<String>());
+                let text = content.into_iter().flatten().map(|ReasoningPart::ReasoningText { text }| text);
+                reasoning_before.add(i, &text.collect::<String>());
             }
             Item::FunctionCall { call_id: id, name, arguments, .. } => {
                 let arguments = check_arguments(arguments, &format!("input[{i}].arguments"))?;
                 calls.insert(id.clone());
                 let call = ToolCall { id, name, arguments };
                 match messages.last_mut() {
-                    Some(message) if message.role == Role::Assistant && thoughts.is_empty() => {
+                    Some(message) if message.role == Role::Assistant && reasoning_before.is_empty() => {
                         message.tool_calls.push(call);
                     }
                     _ => messages.push(Message {
                         tool_calls: vec![call],
-                        reasoning: thoughts.take(),
+                        reasoning: reasoning_before.take(),
                         ..Message::new(Role::Assistant, String::new())
                     }),
                 }
@@ -270,7 +278,7 @@ pub(super) fn read(input: Input, relaxed: &mut Relaxed) -> Result<Vec<Message>, 
                     );
                     return Err(ApiError::field(ErrorCode::InvalidValue, path, message));
                 }
-                thoughts.drop(relaxed);
+                reasoning_before.drop(relaxed);
                 let message = Message::new(Role::Tool, output.into_text());
                 messages.push(Message { tool_call_id: Some(call_id), ..message });
             }
@@ -279,18 +287,18 @@ pub(super) fn read(input: Input, relaxed: &mut Relaxed) -> Result<Vec<Message>, 
     if messages.is_empty() {
         return Err(ApiError::field(ErrorCode::InvalidValue, "input", "'input' has no message. Add one."));
     }
-    thoughts.drop(relaxed);
+    reasoning_before.drop(relaxed);
     Ok(messages)
 }
 
-/// What the model thought before what comes next.
+/// Reasoning that precedes the next item.
 #[derive(Default)]
-struct Thoughts {
+struct PendingReasoning {
     text: String,
     items: Vec<usize>,
 }
 
-impl Thoughts {
+impl PendingReasoning {
     fn is_empty(&self) -> bool {
         self.text.is_empty()
     }
@@ -302,13 +310,13 @@ impl Thoughts {
         }
     }
 
-    /// Hands them to the assistant's message that follows them.
+    /// Returns the reasoning for the assistant's message that follows it.
     fn take(&mut self) -> Option<String> {
         self.items.clear();
         Some(std::mem::take(&mut self.text)).filter(|text| !text.is_empty())
     }
 
-    /// Leaves them out: no message of the assistant follows them.
+    /// Drops the reasoning, because no assistant's message follows it, and adds its items to `relaxed`.
     fn drop(&mut self, relaxed: &mut Relaxed) {
         self.text.clear();
         self.items.drain(..).for_each(|item| relaxed.push(format!("input[{item}]")));

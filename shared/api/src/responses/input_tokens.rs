@@ -1,4 +1,4 @@
-//! How many tokens the input of a response has: `POST /v1/responses/input_tokens`.
+//! `POST /v1/responses/input_tokens`: counts the tokens in the input of a response.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -18,7 +18,7 @@ use crate::offer::{Form, MAX_TOOLS};
 use crate::schema::{BodySchema, Components};
 use crate::tokenize::TokenRequest;
 
-/// A request to count the tokens of what a request for a response has.
+/// A request to count the tokens in the prompt of a response.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(
     rename = "InputTokensRequest",
@@ -29,51 +29,56 @@ use crate::tokenize::TokenRequest;
     ),
 )]
 struct InputTokensBody {
-    /// A model or an alias; `GET /v1/models` lists them.
+    /// Name of a model or an alias. `GET /v1/models` lists them.
     #[schemars(length(min = 1, max = 256), extend("x-hint" = "GET /v1/models lists the names."))]
     model: String,
-    /// What is said: the user's text, or all items of the conversation so far.
+    /// The user's message as text, or all items of the conversation so far.
     input: Input,
-    /// What the model is to be: a system message before all others.
+    /// Instructions for the model, inserted as a system message before the input. Default: none.
     instructions: Option<String>,
-    /// Functions that the model may call.
+    /// Functions that the model may call. Default: none.
     #[schemars(length(max = MAX_TOOLS))]
     tools: Option<Vec<Tool>>,
-    /// Functions that it must not call are no part of the input; models whose chat template knows no functions
-    /// are told in words whether to call one.
+    /// Whether the model calls functions, and which. Functions that it must not call are not part of the
+    /// prompt. For a model whose chat template does not support functions, the prompt also describes the
+    /// choice. Default: `auto`.
     tool_choice: Option<Choice>,
-    /// For models whose chat template knows it.
+    /// Options for models that reason before they answer.
     reasoning: Option<Reasoning>,
-    /// The output's form is no part of the input.
+    /// Format and verbosity of the generated text. The format is not part of the prompt.
     text: Option<Text>,
-    /// Extension. Variables for the model's chat template.
+    /// Extension to OpenAI's API. Variables for the model's chat template, such as `enable_thinking`.
+    /// Default: none.
     chat_template_kwargs: Option<Map<String, Value>>,
-    /// Models whose chat template knows no functions are told in words that they may call several.
+    /// Whether the output may contain more than one function call. For a model whose chat template does not
+    /// support functions, the prompt describes this. Default: true.
     parallel_tool_calls: Option<bool>,
-    /// Asks for nothing: an input that does not fit is refused.
+    /// Accepted for compatibility; `disabled` has no effect, because the input is never truncated.
     #[allow(dead_code)]
     truncation: Option<Truncation>,
 }
 
-/// How many tokens there are.
+/// The number of tokens in the prompt.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct InputTokens {
+    /// Always `response.input_tokens`.
     object: &'static str,
+    /// Number of tokens.
     input_tokens: usize,
 }
 
-/// A request to count the tokens of an input.
+/// Parses requests to count the tokens of an input.
 pub struct InputTokensRequest;
 
 static BODY: BodySchema<InputTokensBody> = BodySchema::new();
 
 impl InputTokensRequest {
-    /// The schema of its body.
+    /// The schema of the request body.
     pub fn schema(components: &mut Components) -> Value {
         BODY.describe(components)
     }
 
-    /// Reads a request body.
+    /// Parses and validates a request body.
     pub fn parse(body: &[u8]) -> Result<TokenRequest, ApiError> {
         Self::read(BODY.read(body)?).map_err(|error| paths().error(error))
     }
@@ -83,19 +88,19 @@ impl InputTokensRequest {
         let offer = tool::read(body.tools, body.tool_choice, &mut relaxed)?;
         offer.place(&Form::RESPONSES, &mut paths);
         let verbosity = body.text.and_then(|text| text.verbosity);
-        // What a job of this request has, so that its prompt is counted.
-        let asked = GenerationRequest {
+        // The same fields as in the job of a response, so that the same prompt is counted.
+        let generation = GenerationRequest {
             messages: conversation(body.instructions, body.input, &mut relaxed)?,
             tools: offer.tools,
             tool_choice: offer.choice,
             parallel_tool_calls: body.parallel_tool_calls.unwrap_or(true),
             ..GenerationRequest::default()
         };
-        let single_tool_call = !asked.allows_several_calls();
+        let single_tool_call = !generation.allows_several_calls();
         let input = TokensInput::Chat {
-            messages: asked.messages,
-            tools: asked.tools,
-            tool_choice: asked.tool_choice,
+            messages: generation.messages,
+            tools: generation.tools,
+            tool_choice: generation.tool_choice,
             single_tool_call,
             template_variables: variables(body.chat_template_kwargs, body.reasoning, verbosity, &mut paths)?,
             add_generation_prompt: true,
@@ -105,7 +110,7 @@ impl InputTokensRequest {
         Ok(TokenRequest { model: body.model, request: TokensRequest::Tokenize(tokenize), relaxed, paths })
     }
 
-    /// Body of the answer, or the worker's error.
+    /// The answer's body for a worker's reply. Fails if the worker replied with an error.
     pub fn answer(reply: TokensReply) -> Result<String, ApiError> {
         let input_tokens = match reply {
             TokensReply::Tokenized { tokens, .. } => tokens.len(),
@@ -157,7 +162,7 @@ mod tests {
         assert_eq!(
             tool_choice,
             ToolChoice::None,
-            "the prompt does not tell of tools that are not to be called"
+            "functions that the model must not call are not part of the prompt"
         );
     }
 

@@ -23,8 +23,8 @@ fn the_schema_says_what_is_enforced() {
 #[test]
 fn a_text_is_what_the_user_says() {
     let request = parse(&json!({"model": "m", "input": "hi", "instructions": "Be brief."})).unwrap();
-    let said = [Message::new(Role::System, "Be brief."), Message::new(Role::User, "hi")];
-    assert_eq!(request.generation, GenerationRequest { messages: said.to_vec(), ..Default::default() });
+    let messages = [Message::new(Role::System, "Be brief."), Message::new(Role::User, "hi")];
+    assert_eq!(request.generation, GenerationRequest { messages: messages.to_vec(), ..Default::default() });
     assert_eq!((request.stream, request.spec.background, request.seed), (false, false, None));
 }
 
@@ -42,7 +42,7 @@ fn items_are_a_conversation() {
     ]}))
     .unwrap();
     let messages = request.generation.messages;
-    let said: Vec<(Role, &str)> = messages.iter().map(|m| (m.role, m.content.as_str())).collect();
+    let contents: Vec<(Role, &str)> = messages.iter().map(|m| (m.role, m.content.as_str())).collect();
     let expected = [
         (Role::System, "a"),
         (Role::User, "bc"),
@@ -50,7 +50,7 @@ fn items_are_a_conversation() {
         (Role::Tool, "e"),
         (Role::Tool, "f"),
     ];
-    assert_eq!(said, expected);
+    assert_eq!(contents, expected);
     let calls: Vec<&str> = messages[2].tool_calls.iter().map(|call| call.arguments.as_str()).collect();
     assert_eq!(calls, ["{\"x\":1}", "{}"]);
     assert_eq!(messages[4].tool_call_id.as_deref(), Some("call_2"));
@@ -273,7 +273,7 @@ fn a_coding_agent_is_understood() {
     .unwrap();
     assert_eq!(request.spec.relaxed.paths(), ["reasoning.summary", "tools[1]", "tools[2]", "tools[3]"]);
     let messages = &request.generation.messages;
-    let said: Vec<(Role, &str)> = messages.iter().map(|m| (m.role, m.content.as_str())).collect();
+    let contents: Vec<(Role, &str)> = messages.iter().map(|m| (m.role, m.content.as_str())).collect();
     let expected = [
         (Role::System, "You code."),
         (Role::System, "a"),
@@ -282,11 +282,15 @@ fn a_coding_agent_is_understood() {
         (Role::Assistant, ""),
         (Role::Tool, "d"),
     ];
-    assert_eq!(said, expected);
+    assert_eq!(contents, expected);
     assert_eq!((messages[3].reasoning.as_deref(), messages[4].reasoning.as_deref()), (None, Some("hm")));
     assert_eq!(messages[4].tool_calls.len(), 1);
     let echoed = json!(request.spec.echo);
-    assert_eq!(echoed["tools"].as_array().map(Vec::len), Some(1), "what is left out is not there");
+    assert_eq!(
+        echoed["tools"].as_array().map(Vec::len),
+        Some(1),
+        "the response does not return tools that were left out"
+    );
 }
 
 #[test]
@@ -381,7 +385,7 @@ fn log_probabilities_are_those_of_a_text() {
         body[name] = value;
         let error = parse(&body).unwrap_err();
         assert_eq!((error.code, error.param.as_deref()), (ErrorCode::UnsupportedParameter, Some(param)));
-        // Tools that are left out, or not called, write nothing.
+        // Log-probabilities are allowed if no function can be called.
         body["tools"] = json!([{"type": "web_search"}]);
         assert!(parse(&body).unwrap().generation.logprobs.is_some());
         body["tools"] = json!([tool]);

@@ -9,10 +9,10 @@ use emberline_protocol::job;
 use emberline_protocol::relaxed::Relaxed;
 
 use super::answer::ToolEcho;
-use crate::offer::{AllowedMode, Form, MAX_TOOLS, Offer, OtherTool, ToolChoiceMode, Wanted};
+use crate::offer::{AllowedMode, Form, MAX_TOOLS, Offer, OtherTool, RequestedChoice, ToolChoiceMode};
 use crate::parameters::NAME_PATTERN;
 
-/// Something that the model may call.
+/// A tool that the model may call.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(untagged)]
 #[schemars(rename = "ResponseTool")]
@@ -27,25 +27,28 @@ pub(super) enum Tool {
 pub(super) enum KnownTool {
     /// A function.
     Function {
-        /// Its name, by which it is called.
+        /// Name of the function. It must be unique in `tools`.
         #[schemars(length(min = 1, max = 64), extend("pattern" = NAME_PATTERN))]
         name: String,
-        /// What it does, for the model to read.
+        /// Description of the function for the model. Default: none.
         description: Option<String>,
-        /// JSON schema of its arguments, an object. Default: it takes none.
+        /// JSON schema of the function's arguments, which are a JSON object. Default: the function takes no
+        /// arguments.
         parameters: Option<Map<String, Value>>,
-        /// The schema follows OpenAI's strict mode. Default false.
+        /// Whether the schema follows OpenAI's strict mode. If so, a schema that can't be enforced completely
+        /// is refused. Otherwise, keywords that can't be enforced are left out and listed in the header
+        /// `x-emberline-relaxed`. Default: false.
         strict: Option<bool>,
-        /// Asks for nothing: every function is there from the beginning.
+        /// Accepted for compatibility; has no effect, because all functions are part of the prompt.
         #[allow(dead_code)]
         defer_loading: Option<bool>,
-        /// Asks for nothing: what prompts begin with is shared.
+        /// Accepted for compatibility; has no effect, because the prefix cache is always on.
         #[allow(dead_code)]
         cache_control: Option<Map<String, Value>>,
     },
 }
 
-/// Whether the model calls functions.
+/// Whether the model calls functions, and which.
 #[derive(Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(untagged)]
 #[schemars(rename = "ResponseToolChoice")]
@@ -54,7 +57,7 @@ pub(super) enum Choice {
     Tools(ChosenTools),
 }
 
-/// The functions that the model must call, or may.
+/// Limits the model to certain functions.
 #[derive(Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[schemars(inline, deny_unknown_fields, extend("x-unsupported-values" = [
@@ -63,14 +66,17 @@ pub(super) enum Choice {
     "web_search_preview_2025_03_11",
 ]))]
 pub(super) enum ChosenTools {
-    /// It must call this one.
+    /// The model must call this function.
     Function {
+        /// Name of the function, which must be in `tools`.
         #[schemars(length(min = 1, max = 64), extend("pattern" = NAME_PATTERN))]
         name: String,
     },
-    /// It calls none but these.
+    /// The model may call only these functions.
     AllowedTools {
+        /// Whether the model must call one of the functions.
         mode: AllowedMode,
+        /// The functions that the model may call, which must be in the request's `tools`.
         #[schemars(length(min = 1, max = MAX_TOOLS))]
         tools: Vec<AllowedTool>,
     },
@@ -89,13 +95,14 @@ pub(super) enum AllowedTool {
 #[schemars(inline, deny_unknown_fields)]
 pub(super) enum AllowedFunction {
     Function {
+        /// Name of the function, which must be in `tools`.
         #[schemars(length(min = 1, max = 64), extend("pattern" = NAME_PATTERN))]
         name: String,
     },
 }
 
 impl Tool {
-    /// A function as a response returns it; tools that are left out are not part of the response.
+    /// The function in the form in which a response returns it; `None` for a tool that is left out.
     pub(super) fn echo(&self) -> Option<ToolEcho> {
         let Self::Known(KnownTool::Function { name, description, parameters, strict, .. }) = self else {
             return None;
@@ -116,7 +123,7 @@ impl Choice {
     }
 }
 
-impl From<Choice> for Wanted {
+impl From<Choice> for RequestedChoice {
     fn from(choice: Choice) -> Self {
         match choice {
             Choice::Mode(mode) => Self::Mode(mode),
@@ -132,7 +139,7 @@ impl From<Choice> for Wanted {
     }
 }
 
-/// What the model may call, and whether it does.
+/// Parses the functions that the model may call, and whether it calls them.
 pub(super) fn read(
     tools: Option<Vec<Tool>>,
     choice: Option<Choice>,
@@ -145,5 +152,5 @@ pub(super) fn read(
             Some(job::Tool { name, description, parameters, strict: strict.unwrap_or(false) })
         }
     });
-    Offer::read(tools.collect(), choice.map(Wanted::from), &Form::RESPONSES, relaxed)
+    Offer::read(tools.collect(), choice.map(RequestedChoice::from), &Form::RESPONSES, relaxed)
 }

@@ -1,10 +1,10 @@
-//! From a body's bytes to JSON, within bounds.
+//! Parses a body's bytes as JSON, with limited nesting.
 
 use serde_json::Value;
 
 use emberline_protocol::error::{ApiError, ErrorCode};
 
-/// Parses UTF-8 text of JSON that is at most `max_depth` levels deep and an object at the top.
+/// Parses a JSON object in UTF-8 that is nested at most `max_depth` levels deep.
 pub(super) fn parse(body: &[u8], max_depth: usize) -> Result<Value, ApiError> {
     let invalid = |message: String| ApiError::new(ErrorCode::InvalidJson, message);
     let text = std::str::from_utf8(body).map_err(|e| {
@@ -24,7 +24,7 @@ pub(super) fn parse(body: &[u8], max_depth: usize) -> Result<Value, ApiError> {
     Err(invalid(format!("The body must be a JSON object, got {}.", kind(&value))))
 }
 
-/// Deepest nesting of arrays and objects, counted before parsing so that depth costs no stack.
+/// Deepest nesting of arrays and objects. It is counted before parsing, because the parser recurses.
 fn nesting(text: &str) -> usize {
     let (mut depth, mut deepest) = (0_usize, 0_usize);
     let (mut in_string, mut escaped) = (false, false);
@@ -44,7 +44,7 @@ fn nesting(text: &str) -> usize {
     deepest
 }
 
-/// A value's type in words.
+/// Name of a value's type, with its article.
 pub(super) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",

@@ -1,12 +1,11 @@
-//! Holds a body against its schema, for that part of JSON Schema that schemars writes.
+//! Validates a body against its schema, for the subset of JSON Schema that schemars generates.
 //!
-//! Of alternatives that a tag tells apart, one whose tag is not required is what an object without
-//! the tag is; it gets the tag.
+//! This is not a general validator. It returns this API's own errors and treats `null` as absent. It selects
+//! one of several alternatives before it validates the contents, so that an error refers to the alternative
+//! that the client meant. If alternatives are distinguished by a tag and one of them does not require the
+//! tag, an object without the tag is that alternative; the validator adds the tag.
 //!
-//! Not a general validator: it says what is wrong in the words of our errors, takes `null` for
-//! absent, and picks one of several alternatives before it looks inside, so that a complaint is
-//! about the alternative that was meant. [`tests::assert_enforceable`] refuses schemas with
-//! keywords that are not enforced here.
+//! [`tests::assert_enforceable`] fails for schemas with keywords that are not enforced here.
 
 mod bounds;
 
@@ -21,15 +20,15 @@ use super::json::kind;
 
 type Object = Map<String, Value>;
 
-/// Most characters of a client's own text that an error repeats.
+/// Largest number of characters of the client's text that an error repeats.
 const MAX_ECHO: usize = 64;
 
-/// Checks `body` and takes out of its closed objects what is `null`.
+/// Validates `body`, and removes null fields from objects that refuse unknown fields.
 pub(super) fn check(schema: &Value, body: &mut Value) -> Result<(), ApiError> {
     Validator { root: schema }.check(schema, body, Path::Root)
 }
 
-/// Where a value is in the body.
+/// The path of a value in the body.
 #[derive(Clone, Copy)]
 enum Path<'a> {
     Root,
@@ -66,7 +65,8 @@ impl Path<'_> {
         self.error(ErrorCode::InvalidType, message)
     }
 
-    /// `instead` says what to do about it.
+    /// The error for an unsupported field, or an unsupported `value` of it; `instead` is what the client
+    /// should do.
     fn unsupported(self, value: Option<&Value>, instead: Option<&str>) -> ApiError {
         let message = match value {
             Some(value) => {
@@ -94,13 +94,13 @@ fn shown(value: &Value) -> String {
     }
 }
 
-/// What a schema allows, references followed.
+/// A schema with its references resolved and its unions flattened.
 #[derive(Default)]
 struct Shape<'s> {
     alternatives: Vec<&'s Object>,
     unsupported: Vec<&'s str>,
     unsupported_values: Vec<&'s Value>,
-    /// What to do instead, by names and values that are not supported.
+    /// Maps unsupported names and values to what the client should do instead.
     instead: Vec<&'s Object>,
     hint: Option<&'s str>,
 }
@@ -167,7 +167,7 @@ impl<'s> Validator<'s> {
         }
     }
 
-    /// Picks the alternative that `value` is meant to be.
+    /// Selects the alternative that the client means by `value`.
     fn choose(&self, shape: &Shape<'s>, value: &Value, path: Path<'_>) -> Result<&'s Object, ApiError> {
         let of_type: Vec<&Object> =
             shape.alternatives.iter().copied().filter(|one| has_type(one, value)).collect();
@@ -277,7 +277,7 @@ impl<'s> Validator<'s> {
             if let Some(value) = object.get_mut(name) {
                 self.check(schema, value, Path::Field(&path, name))?;
             } else if let Some(constant) = schema.get("const") {
-                // The tag of an alternative that is meant where there is none.
+                // Adds the tag of the alternative that an object without a tag is.
                 object.insert(name.clone(), constant.clone());
             }
         }
@@ -302,7 +302,7 @@ fn unknown(path: Path<'_>) -> ApiError {
     path.error(ErrorCode::UnknownParameter, message)
 }
 
-/// Whether the value's JSON type is one of the schema's; 1.0 is no integer.
+/// Whether the value's JSON type is one of the schema's; 1.0 is not an integer.
 fn has_type(schema: &Object, value: &Value) -> bool {
     let is = |name: &str| match value {
         Value::Null => name == "null",
@@ -319,7 +319,7 @@ fn has_type(schema: &Object, value: &Value) -> bool {
     }
 }
 
-/// The types of these schemas in words; `null` is not worth a word.
+/// Names the types of these schemas for an error; omits `null`.
 fn types(schemas: &[&Object]) -> String {
     let mut words: Vec<&str> = Vec::new();
     for schema in schemas {
@@ -345,13 +345,13 @@ fn types(schemas: &[&Object]) -> String {
     words.join(" or ")
 }
 
-/// The values of a schema that has a list of them.
+/// The values that a schema allows by `const` or `enum`; `None` if it has neither.
 fn allowed(schema: &Object) -> Option<Vec<&Value>> {
     let constant = schema.get("const").map(|value| vec![value]);
     constant.or_else(|| Some(schema.get("enum")?.as_array()?.iter().collect()))
 }
 
-/// Whether `value` is in the list; 1.0 is 1.
+/// Whether `value` is in the list; 1.0 equals 1.
 fn is_one_of(value: &Value, values: &[&Value]) -> bool {
     let equals = |one: &&Value| match (one.as_f64(), value.as_f64()) {
         (Some(one), Some(value)) => one == value,
@@ -379,13 +379,13 @@ fn not_one_of(schemas: &[&Object], shape: &Shape<'_>, value: &Value, path: Path<
     path.invalid(&message, shape.hint.unwrap_or_default())
 }
 
-/// The property whose constants tell these objects apart.
+/// Name of the property whose constants distinguish these objects.
 fn tag_of<'s>(schemas: &[&'s Object]) -> Option<&'s str> {
     let properties = schemas.first()?.get("properties")?.as_object()?;
     let mut names = properties.keys().map(String::as_str);
     let is_tag = |name: &&str| {
         let has_constant = |schema: &&Object| property(schema, name).is_some_and(|p| p.contains_key("const"));
-        // One of several may stand for a list of values.
+        // An alternative may list several values of the tag, but at least one has a constant.
         schemas.iter().any(has_constant) && schemas.iter().all(|schema| tag_values(schema, name).is_some())
     };
     names.find(is_tag)
@@ -395,7 +395,7 @@ fn property<'s>(schema: &'s Object, name: &str) -> Option<&'s Object> {
     schema.get("properties")?.get(name)?.as_object()
 }
 
-/// The values of the tag `name` that these objects have.
+/// The values that this schema allows for the tag `name`.
 fn tag_values<'s>(schema: &'s Object, name: &str) -> Option<Vec<&'s Value>> {
     allowed(property(schema, name)?)
 }
@@ -415,8 +415,8 @@ fn choose_by_tag<'s>(
     let path = Path::Field(&path, tag);
     match object.get(tag) {
         None | Some(Value::Null) => {
-            let tacit = schemas.iter().find(|schema| required(schema).all(|name| name != tag));
-            tacit.copied().ok_or_else(|| path.missing())
+            let untagged = schemas.iter().find(|schema| required(schema).all(|name| name != tag));
+            untagged.copied().ok_or_else(|| path.missing())
         }
         Some(value @ Value::String(_)) => {
             if shape.unsupported_values.contains(&value) {

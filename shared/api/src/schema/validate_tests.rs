@@ -3,7 +3,7 @@ use serde_json::json;
 
 use super::*;
 
-/// Keywords that are enforced, or say nothing that could be.
+/// Keywords that are enforced, and annotations.
 const KEYWORDS: &[&str] = &[
     "$defs",
     "$ref",
@@ -38,7 +38,8 @@ const KEYWORDS: &[&str] = &[
     "x-unsupported-values",
 ];
 
-/// Fails for a schema with a keyword that is not enforced, or a value left unbounded that must not be.
+/// Fails for a schema that contains a keyword that is not enforced, an integer without a range, or an object
+/// that neither allows nor refuses unknown fields.
 pub(crate) fn assert_enforceable(schema: &Value) {
     let Value::Object(object) = schema else { return };
     for (keyword, value) in object {
@@ -58,8 +59,8 @@ pub(crate) fn assert_enforceable(schema: &Value) {
         assert!(object.contains_key("minimum") && object.contains_key("maximum"), "no range: {schema}");
     }
     let has_own_names = object.contains_key("properties") && object.contains_key("type");
-    let says_what_else = object.contains_key("additionalProperties");
-    assert!(!has_own_names || says_what_else, "neither closed nor open: {schema}");
+    let has_rule_for_others = object.contains_key("additionalProperties");
+    assert!(!has_own_names || has_rule_for_others, "neither closed nor open: {schema}");
 }
 
 fn schema() -> Value {

@@ -1,4 +1,4 @@
-//! The ranges of numbers, the lengths of texts and lists, and the characters of names.
+//! Checks the ranges of numbers, the lengths of strings and arrays, and the characters of names.
 
 use serde_json::Value;
 
@@ -6,8 +6,8 @@ use emberline_protocol::error::ApiError;
 
 use super::{Object, Path, types};
 
-/// Whether `value` is an integer for a schema that takes integers, but too large for any of Rust's: it
-/// was read as a float.
+/// Whether `value` is an integer that fits none of Rust's integer types, so that it was parsed as a float,
+/// and the schema requires an integer.
 pub(super) fn is_integer_beyond(schema: &Object, value: &Value) -> bool {
     let is_beyond = |number: f64| number <= i64::MIN as f64 || number >= u64::MAX as f64;
     let takes_integers = types(&[schema]) == "an integer" && schema.contains_key("maximum");
@@ -78,8 +78,8 @@ pub(super) fn check_length(
     }
 }
 
-/// Whether all of a non-empty text is of one class: patterns are of the form `^[a-z_]+$`, with
-/// a dash at the end of the class where that is meant.
+/// Whether `text` matches `pattern`. Only patterns of one character class are supported, such as
+/// `^[a-z_-]+$`; a literal dash is the last character of the class. Any other pattern matches nothing.
 pub(super) fn matches(pattern: &str, text: &str) -> bool {
     let Some(class) = pattern.strip_prefix("^[").and_then(|rest| rest.strip_suffix("]+$")) else {
         return false;
