@@ -1,10 +1,9 @@
 //! From a job's events to what its client gets: every character exactly once.
 //!
-//! Events come over a plain subscription, which may lose, repeat or (between two workers)
-//! reorder them, and bring some that were never stored. The truth is the job's log. A [`Relay`]
-//! follows the subscription as long as it is without holes; where it is not, [`Relay::has_gap`]
-//! says so, and the caller brings the whole log to [`Relay::rebuild`], which lays it over what is
-//! known. So nothing is sent twice, even if the log was lost and is written again.
+//! Chunks of events come over a plain subscription, which may lose, repeat or (between two workers) reorder
+//! them. A [`Relay`] follows the subscription as long as it has no holes; where it has one,
+//! [`Relay::has_gap`] says so, and the caller brings the whole log to [`Relay::rebuild`], which lays it over
+//! what is known. So nothing is sent twice, even if the log was lost and is written again.
 
 mod fault;
 mod joined;
@@ -17,9 +16,11 @@ use std::sync::Arc;
 
 use emberline_api::paths::Paths;
 use emberline_protocol::PROTOCOL_VERSION;
+use emberline_protocol::chunk::{Chunk, Unreadable};
+use emberline_protocol::control::{Sent, SentQuestion, SentTokens};
 use emberline_protocol::error::{ApiError, ErrorCode};
 pub use emberline_protocol::event::Acceptance;
-use emberline_protocol::event::{Event, EventKind, FinishReason, TokenLogprobs, Usage};
+use emberline_protocol::event::{EventKind, FinishReason, TokenLogprobs, Usage};
 use emberline_protocol::log::{Applied, ChoiceLog, Conflict, EventLog, Fresh};
 use emberline_protocol::prompt::PromptToken;
 
@@ -31,7 +32,7 @@ use prompt::PromptTokens;
 use sound::MAX_TOKEN_BYTES;
 pub use whole::Whole;
 
-/// Most events that are held back for each choice while a gap is being closed.
+/// Most chunks that are held back for each choice while a gap is being closed.
 const MAX_WAITING: usize = 4096;
 
 /// What the client gets next.
@@ -117,12 +118,17 @@ pub struct Relay {
     accepted: bool,
     ended: bool,
     taken: bool,
-    /// Events that came after a hole.
-    waiting: Vec<Event>,
+    /// Chunks that came after a hole.
+    waiting: Vec<Chunk>,
     /// The log had a hole, or did not hold what its newest attempt goes on from.
     behind: bool,
     /// Nothing is applied before the log was read.
     must_read: bool,
+    /// What acknowledges the job's delivery to the newest worker, with the number of its attempt.
+    ack: (u32, Option<String>),
+    /// Chunks of attempts before this one count only if the log has them: a worker that begins it has been told
+    /// what was sent.
+    asked: u32,
 }
 
 /// What is sent of the log.
@@ -146,59 +152,72 @@ impl Relay {
             waiting: Vec::new(),
             behind: false,
             must_read: false,
+            ack: (0, None),
+            asked: 0,
         }
     }
 
-    /// Takes the next event of the subscription.
-    pub fn on_event(&mut self, event: Event) -> Result<Vec<Output>, Fault> {
-        self.taken |= event.attempt > 0;
-        self.must_read |= self.log.rivals(&event);
-        if self.ended || self.is_of_no_use(&event) {
+    /// Takes the next chunk of the subscription.
+    pub fn on_chunk(&mut self, chunk: Chunk) -> Result<Vec<Output>, Fault> {
+        self.taken |= chunk.attempt > 0;
+        self.note_ack(&chunk);
+        self.must_read |= self.log.rivals(&chunk);
+        if self.ended || self.is_of_no_use(&chunk) {
             return Ok(Vec::new());
         }
-        if self.must_wait(&event)? {
-            return self.hold_back(event);
+        if chunk.attempt < self.asked {
+            self.must_read = true;
+            return Ok(Vec::new());
+        }
+        if self.must_wait(&chunk)? {
+            return self.hold_back(chunk);
         }
         self.settle()?;
         self.outputs()
     }
 
-    fn hold_back(&mut self, event: Event) -> Result<Vec<Output>, Fault> {
+    fn hold_back(&mut self, chunk: Chunk) -> Result<Vec<Output>, Fault> {
         if self.waiting.len() >= MAX_WAITING.saturating_mul(self.log.choices().len()) {
             return Err(Fault::TooManyWaiting);
         }
-        self.waiting.push(event);
+        self.waiting.push(chunk);
         Ok(Vec::new())
     }
 
-    /// Whether the event is of a worker that was replaced, or a takeover alone: what follows it shows whether
-    /// the log has refused it.
-    fn is_of_no_use(&self, event: &Event) -> bool {
-        event.attempt < self.log.newest()
-            || self.log.follows_a_takeover(event) && matches!(event.kind, EventKind::Taken { .. })
+    /// Whether the chunk is of a worker that was replaced, or a takeover alone: what follows it shows whether the
+    /// log has it.
+    fn is_of_no_use(&self, chunk: &Chunk) -> bool {
+        chunk.attempt < self.log.newest()
+            || self.log.follows_a_takeover(chunk) && matches!(chunk.events[..], [EventKind::Taken { .. }])
     }
 
-    /// Applies an event of the subscription, and says whether the log must be read before. If an event is in
+    /// Applies a chunk of the subscription, and says whether the log must be read before. If an event is in
     /// the wrong place, the log also shows whether another worker than before wrote it.
-    fn must_wait(&mut self, event: &Event) -> Result<bool, Fault> {
-        if self.must_read || self.log.follows_a_takeover(event) {
+    fn must_wait(&mut self, chunk: &Chunk) -> Result<bool, Fault> {
+        if self.must_read || self.log.follows_a_takeover(chunk) {
             return Ok(true);
         }
-        match self.log.apply(event) {
-            Ok(Applied::Counted(fresh)) => self.sent.take(event, fresh).map(|()| false),
-            Ok(Applied::Stale) => Ok(false),
+        let (sent, mut taken) = (&mut self.sent, Ok(()));
+        let applied = self.log.apply(chunk, |event, fresh| {
+            if taken.is_ok() {
+                taken = sent.take(chunk, event, fresh);
+            }
+        });
+        taken?;
+        match applied {
+            Ok(Applied::Counted | Applied::Stale) => Ok(false),
             Ok(Applied::Gap | Applied::Unplaced) | Err(Conflict::Position { .. }) => Ok(true),
             Err(conflict) => Err(conflict.into()),
         }
     }
 
-    /// Applies the events that wait, as far as they need not wait any more.
+    /// Applies the chunks that wait, as far as they need not wait any more.
     fn settle(&mut self) -> Result<(), Fault> {
         let mut waiting = std::mem::take(&mut self.waiting);
-        waiting.sort_by_key(|event| (event.attempt, event.index));
-        for event in waiting {
-            if !self.is_of_no_use(&event) && self.must_wait(&event)? {
-                self.waiting.push(event);
+        waiting.sort_by_key(|chunk| (chunk.attempt, chunk.index));
+        for chunk in waiting {
+            if !self.is_of_no_use(&chunk) && self.must_wait(&chunk)? {
+                self.waiting.push(chunk);
             }
         }
         Ok(())
@@ -214,6 +233,35 @@ impl Relay {
         self.must_read = true;
     }
 
+    /// Tells the worker that is about to take the job over what was sent beyond the log. Log-probabilities are not
+    /// kept once they are sent, so of an answer with them it tells nothing; the worker computes it again.
+    pub fn sent(&mut self, question: &SentQuestion) -> Sent {
+        self.asked = self.asked.max(question.attempt);
+        let has_more = self.sent.limits.logprobs.is_some();
+        let choices = self.log.choices().iter().zip(&question.tokens).map(|(choice, position)| {
+            let Some((ids, text)) = choice.tokens_from(*position).filter(|_| !has_more) else {
+                return SentTokens::default();
+            };
+            SentTokens { ids: ids.to_vec(), text: text.to_owned(), finish: choice.finish() }
+        });
+        Sent { v: PROTOCOL_VERSION, choices: choices.collect() }
+    }
+
+    fn note_ack(&mut self, chunk: &Chunk) {
+        for event in &chunk.events {
+            if let EventKind::Taken { ack, .. } = event
+                && chunk.attempt >= self.ack.0
+            {
+                self.ack = (chunk.attempt, ack.clone());
+            }
+        }
+    }
+
+    /// What acknowledges the job's delivery to the worker that runs it, if that has said so.
+    pub fn ack(&self) -> Option<&str> {
+        self.ack.1.as_deref()
+    }
+
     /// Whether a worker has the job, or had it.
     pub fn is_taken(&self) -> bool {
         self.taken
@@ -226,13 +274,14 @@ impl Relay {
 
     /// Takes the whole log, in the order in which it was stored. One that is not yet as far as the
     /// subscription, or lacks what it goes on from, leaves the gap open: bring it again a little later.
-    pub fn rebuild(&mut self, stored: &[Event]) -> Result<Vec<Output>, Fault> {
+    pub fn rebuild(&mut self, stored: &[Chunk]) -> Result<Vec<Output>, Fault> {
         self.must_read = false;
-        self.taken |= stored.iter().any(|event| event.attempt > 0);
+        self.taken |= stored.iter().any(|chunk| chunk.attempt > 0);
+        stored.iter().for_each(|chunk| self.note_ack(chunk));
         let mut taken = Ok(());
-        let reading = self.log.read(stored, |event, fresh| {
+        let reading = self.log.read(stored, |chunk, event, fresh| {
             if taken.is_ok() {
-                taken = self.sent.take(event, fresh);
+                taken = self.sent.take(chunk, event, fresh);
             }
         });
         taken?;
@@ -310,13 +359,13 @@ impl Relay {
 
 impl SentOutput {
     /// Keeps what an event that counts has beside its text, if it is asked for.
-    fn take(&mut self, event: &Event, fresh: Fresh) -> Result<(), Fault> {
-        let (attempt, index) = (event.attempt, event.index);
+    fn take(&mut self, chunk: &Chunk, event: &EventKind, fresh: Fresh) -> Result<(), Fault> {
+        let (attempt, index) = (chunk.attempt, chunk.index);
         let limits = self.limits;
-        match &event.kind {
+        match event {
             EventKind::Prompt { position, tokens } => {
                 if let Some(limits) = limits.prompt {
-                    self.prompt.write(event, *position, tokens, fresh, limits)?;
+                    self.prompt.write(chunk, *position, tokens, fresh, limits)?;
                 }
             }
             EventKind::EndToken { choice, id, logprobs } => {
@@ -358,10 +407,12 @@ impl SentOutput {
     }
 }
 
-/// Reads one event of the log.
-pub fn read_event(payload: &[u8]) -> Result<Event, Fault> {
-    let event: Event = serde_json::from_slice(payload).map_err(|e| Fault::Unreadable(e.to_string()))?;
-    if event.v > PROTOCOL_VERSION { Err(Fault::Version(event.v)) } else { Ok(event) }
+/// Reads one chunk, live or of the log.
+pub fn read_chunk(payload: &[u8]) -> Result<Chunk, Fault> {
+    Chunk::read(payload).map_err(|error| match error {
+        Unreadable::Version(version) => Fault::Version(version),
+        Unreadable::Malformed(error) => Fault::Unreadable(error.to_string()),
+    })
 }
 
 impl From<&Fault> for ApiError {

@@ -5,11 +5,11 @@ use super::*;
 const LIMITS: OutputLimits =
     OutputLimits { choices: 1, tokens: 100, logprobs: None, ids: false, prompt: None };
 
-fn event(attempt: u32, index: u32, kind: EventKind) -> Event {
-    Event { v: 1, attempt, index, kind }
+fn event(attempt: u32, index: u32, kind: EventKind) -> Chunk {
+    Chunk::of(attempt, index, kind)
 }
 
-fn accepted(attempt: u32) -> Event {
+fn accepted(attempt: u32) -> Chunk {
     event(
         attempt,
         0,
@@ -21,11 +21,11 @@ fn accepted(attempt: u32) -> Event {
     )
 }
 
-fn tokens(attempt: u32, index: u32, position: u32, count: u32, text: &str) -> Event {
+fn tokens(attempt: u32, index: u32, position: u32, count: u32, text: &str) -> Chunk {
     tokens_of(0, attempt, index, position, count, text)
 }
 
-fn tokens_of(choice: u32, attempt: u32, index: u32, position: u32, count: u32, text: &str) -> Event {
+fn tokens_of(choice: u32, attempt: u32, index: u32, position: u32, count: u32, text: &str) -> Chunk {
     let ids = (0..count).collect();
     event(
         attempt,
@@ -34,19 +34,19 @@ fn tokens_of(choice: u32, attempt: u32, index: u32, position: u32, count: u32, t
     )
 }
 
-fn finish(attempt: u32, index: u32) -> Event {
+fn finish(attempt: u32, index: u32) -> Chunk {
     finish_of(0, attempt, index)
 }
 
-fn finish_of(choice: u32, attempt: u32, index: u32) -> Event {
+fn finish_of(choice: u32, attempt: u32, index: u32) -> Chunk {
     event(attempt, index, EventKind::Finish { choice, reason: FinishReason::Stop })
 }
 
-fn done(attempt: u32, index: u32) -> Event {
+fn done(attempt: u32, index: u32) -> Chunk {
     event(attempt, index, EventKind::Done { usage: Usage::default(), timings: Timings::default(), at: None })
 }
 
-fn failed(attempt: u32, index: u32) -> Event {
+fn failed(attempt: u32, index: u32) -> Chunk {
     let error: ErrorEvent = ApiError::new(ErrorCode::ContextLengthExceeded, "long").into();
     event(attempt, index, EventKind::Error(error))
 }
@@ -67,8 +67,8 @@ fn text_of(outputs: &[Output]) -> String {
         .collect()
 }
 
-fn feed(relay: &mut Relay, events: &[Event]) -> Vec<Output> {
-    events.iter().flat_map(|event| relay.on_event(event.clone()).unwrap()).collect()
+fn feed(relay: &mut Relay, events: &[Chunk]) -> Vec<Output> {
+    events.iter().flat_map(|event| relay.on_chunk(event.clone()).unwrap()).collect()
 }
 
 #[test]
@@ -159,15 +159,15 @@ fn a_second_worker_goes_on_with_the_choices_that_are_not_complete() {
 fn a_job_that_is_done_with_a_choice_unfinished_is_a_fault() {
     let mut relay = Relay::new(OutputLimits { choices: 2, ..LIMITS });
     feed(&mut relay, &[accepted(1), finish_of(1, 1, 1)]);
-    assert_eq!(relay.on_event(done(1, 2)), Err(Fault::Unfinished));
+    assert_eq!(relay.on_chunk(done(1, 2)), Err(Fault::Unfinished));
 }
 
-/// `event` with these log-probabilities.
-fn with(mut event: Event, new: Vec<TokenLogprobs>) -> Event {
-    if let EventKind::Tokens { logprobs, .. } = &mut event.kind {
+/// `chunk` with these log-probabilities.
+fn with(mut chunk: Chunk, new: Vec<TokenLogprobs>) -> Chunk {
+    if let [EventKind::Tokens { logprobs, .. }] = &mut chunk.events[..] {
         *logprobs = new;
     }
-    event
+    chunk
 }
 
 /// A token with so many alternatives.
@@ -240,12 +240,12 @@ fn ids_and_the_token_that_ends_an_answer_are_told_once() {
     // In a chat its log-probability is not told, and nobody else may tell it.
     let mut chat = Relay::new(limits);
     feed(&mut chat, &[accepted(1)]);
-    assert_eq!(chat.on_event(end(1, 1, None)), Ok(vec![told("", Vec::new(), vec![9])]));
+    assert_eq!(chat.on_chunk(end(1, 1, None)), Ok(vec![told("", Vec::new(), vec![9])]));
     let mut plain = Relay::new(LIMITS);
     feed(&mut plain, &[accepted(1)]);
-    assert_eq!(plain.on_event(end(1, 1, None)), Ok(Vec::new()));
+    assert_eq!(plain.on_chunk(end(1, 1, None)), Ok(Vec::new()));
     let fault = Fault::Logprobs { attempt: 1, index: 2 };
-    assert_eq!(plain.on_event(end(1, 2, Some(token("", -3.0, 0)))), Err(fault));
+    assert_eq!(plain.on_chunk(end(1, 2, Some(token("", -3.0, 0)))), Err(fault));
 }
 
 #[test]
@@ -273,7 +273,7 @@ fn log_probabilities_that_are_not_as_asked_for_are_a_fault() {
         let mut relay = Relay::new(OutputLimits { logprobs: Some(2), ..LIMITS });
         feed(&mut relay, &[accepted(1)]);
         let fault = Err(Fault::Logprobs { attempt: 1, index: 1 });
-        assert_eq!(relay.on_event(with(tokens(1, 1, 0, 1, "a"), wrong.clone())), fault, "{wrong:?}");
+        assert_eq!(relay.on_chunk(with(tokens(1, 1, 0, 1, "a"), wrong.clone())), fault, "{wrong:?}");
     }
 }
 
@@ -284,9 +284,9 @@ fn not_everything_waits_for_a_gap_to_be_closed() {
         feed(&mut relay, &[accepted(1)]);
         let most = u32::try_from(MAX_WAITING).unwrap() * choices;
         for index in 0..most {
-            assert_eq!(relay.on_event(tokens(1, index + 2, index + 1, 1, "a")), Ok(Vec::new()));
+            assert_eq!(relay.on_chunk(tokens(1, index + 2, index + 1, 1, "a")), Ok(Vec::new()));
         }
-        assert_eq!(relay.on_event(tokens(1, most + 2, 1, 1, "a")), Err(Fault::TooManyWaiting));
+        assert_eq!(relay.on_chunk(tokens(1, most + 2, 1, 1, "a")), Err(Fault::TooManyWaiting));
     }
 }
 
@@ -392,14 +392,14 @@ fn what_no_worker_should_write_is_a_fault() {
         (tokens_of(7, 1, 2, 0, 1, "b"), Conflict::Choice { attempt: 1, index: 2, choice: 7 }.into()),
         (done(1, 2), Fault::Unfinished),
     ] {
-        assert_eq!(start().on_event(wrong), Err(fault));
+        assert_eq!(start().on_chunk(wrong), Err(fault));
     }
     for late in [tokens(1, 3, 1, 1, "b"), tokens(1, 3, 1, 1, ""), tokens(1, 3, 1, 0, "b")] {
         let mut relay = start();
         feed(&mut relay, &[finish(1, 2)]);
-        assert_eq!(relay.on_event(late), Err(Conflict::OutOfOrder { attempt: 1, index: 3 }.into()));
+        assert_eq!(relay.on_chunk(late), Err(Conflict::OutOfOrder { attempt: 1, index: 3 }.into()));
     }
-    let early = Relay::new(LIMITS).on_event(tokens(1, 0, 0, 1, "a"));
+    let early = Relay::new(LIMITS).on_chunk(tokens(1, 0, 0, 1, "a"));
     assert_eq!(early, Err(Conflict::OutOfOrder { attempt: 1, index: 0 }.into()));
 }
 
@@ -432,13 +432,13 @@ fn another_text_from_a_second_worker_is_a_fault() {
     assert_eq!(relay.rebuild(&log), Err(Conflict::Differs { attempt: 1, position: 0 }.into()), "{told_as}");
 }
 
-fn taken(attempt: u32, worker: &str) -> Event {
-    event(attempt, 0, EventKind::Taken { worker: worker.into() })
+fn taken(attempt: u32, worker: &str) -> Chunk {
+    event(attempt, 0, EventKind::Taken { worker: worker.into(), ack: None })
 }
 
 /// An acceptance in another place of its attempt.
-fn accepted_as(attempt: u32, index: u32) -> Event {
-    Event { index, ..accepted(attempt) }
+fn accepted_as(attempt: u32, index: u32) -> Chunk {
+    Chunk { index, end: index + 1, ..accepted(attempt) }
 }
 
 #[test]
@@ -544,10 +544,10 @@ fn what_a_replaced_worker_still_writes_does_not_count() {
 
 #[test]
 fn a_newer_protocol_is_refused() {
-    let json = serde_json::to_vec(&Event { v: PROTOCOL_VERSION + 1, ..accepted(1) }).unwrap();
-    assert_eq!(read_event(&json), Err(Fault::Version(PROTOCOL_VERSION + 1)));
-    assert!(matches!(read_event(b"{}"), Err(Fault::Unreadable(_))));
-    assert_eq!(read_event(&serde_json::to_vec(&accepted(1)).unwrap()), Ok(accepted(1)));
+    let json = serde_json::to_vec(&Chunk { v: PROTOCOL_VERSION + 1, ..accepted(1) }).unwrap();
+    assert_eq!(read_chunk(&json), Err(Fault::Version(PROTOCOL_VERSION + 1)));
+    assert!(matches!(read_chunk(b"{}"), Err(Fault::Unreadable(_))));
+    assert_eq!(read_chunk(&serde_json::to_vec(&accepted(1)).unwrap()), Ok(accepted(1)));
 }
 
 #[test]

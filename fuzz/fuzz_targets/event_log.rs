@@ -1,10 +1,10 @@
-//! A job's event log, one event a line: whatever order and whichever lines a relay sees, it never
+//! A job's event log, one chunk a line: whatever order and whichever lines a relay sees, it never
 //! takes back what it told, tells each end once, and its frames can be read.
 
 #![no_main]
 
-use emberline_function::relay::{Output, OutputLimits, Relay, Whole, read_event};
-use emberline_protocol::event::Event;
+use emberline_function::relay::{Output, OutputLimits, Relay, Whole, read_chunk};
+use emberline_protocol::chunk::Chunk;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: (u8, &[u8])| {
@@ -15,12 +15,12 @@ fuzz_target!(|input: (u8, &[u8])| {
         logprobs: (first & 4 != 0).then_some(u32::from(first % 2)),
         ..OutputLimits::default()
     };
-    let log: Vec<Event> = log.split(|byte| *byte == b'\n').filter_map(|line| read_event(line).ok()).collect();
+    let log: Vec<Chunk> = log.split(|byte| *byte == b'\n').filter_map(|line| read_chunk(line).ok()).collect();
     // By the subscription, with the log where there is a gap.
     let mut followed = Told::new(limits);
     let mut relay = Relay::new(limits);
-    for (at, event) in log.iter().enumerate() {
-        let Ok(outputs) = relay.on_event(event.clone()) else { return };
+    for (at, chunk) in log.iter().enumerate() {
+        let Ok(outputs) = relay.on_chunk(chunk.clone()) else { return };
         followed.take(outputs);
         if relay.has_gap() {
             let Ok(outputs) = relay.rebuild(&log[..=at]) else { return };

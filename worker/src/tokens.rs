@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_nats::{Message, Subscriber};
 use emberline_inference::engine::Preprocessor;
 use emberline_protocol::error::{ApiError, ErrorCode};
-use emberline_protocol::subject::{self, TOKENS_QUEUE};
+use emberline_protocol::subject::{self, WORKERS_QUEUE};
 use emberline_protocol::tokens::TokensReply;
 use futures::StreamExt;
 use tokio::sync::{Semaphore, watch};
@@ -19,7 +19,7 @@ const AT_ONCE: usize = 4;
 
 /// Subscribes to the requests for `model`.
 pub async fn listen(nats: &Nats, model: &str) -> Result<Subscriber, NatsError> {
-    nats.queue_subscribe(subject::tokens(model), TOKENS_QUEUE).await
+    nats.queue_subscribe(subject::tokens(model), WORKERS_QUEUE).await
 }
 
 /// Answers requests until the model drains.

@@ -7,8 +7,9 @@ use anyhow::{Context, bail};
 use async_nats::Client;
 use async_nats::jetstream::{self, message::PublishMessage};
 use emberline_protocol::PROTOCOL_VERSION;
+use emberline_protocol::chunk::Chunk;
 use emberline_protocol::control::{ALIVE_INTERVAL_S, Control};
-use emberline_protocol::event::{Event, EventKind, FinishReason};
+use emberline_protocol::event::{EventKind, FinishReason};
 use emberline_protocol::job::Job;
 use emberline_protocol::log::EventLog;
 use emberline_protocol::subject::{self, EVENTS_STREAM, JobId};
@@ -91,7 +92,7 @@ async fn control(client: &Client, job: &JobId, control: Control) -> anyhow::Resu
 struct Log {
     subject: String,
     next: Start,
-    stored: Vec<Event>,
+    stored: Vec<Chunk>,
     log: EventLog,
     /// Bytes of the only choice's text that are printed. Of several choices the texts are printed at the
     /// end.
@@ -112,17 +113,17 @@ impl Log {
     /// Reads and prints what is new; whether the job has ended well.
     async fn read(&mut self, client: &Client) -> anyhow::Result<bool> {
         let mut stored = Vec::new();
-        each_stored(client, EVENTS_STREAM, &self.subject, self.next, |event| stored.push(event)).await?;
+        each_stored(client, EVENTS_STREAM, &self.subject, self.next, |message| stored.push(message)).await?;
         if stored.is_empty() {
             return Ok(false);
         }
-        for event in stored {
-            self.next = Start::Sequence(event.sequence.saturating_add(1));
-            let event = serde_json::from_slice(&event.payload)
-                .context("an event can't be read; upgrade emberline")?;
-            self.stored.push(event);
+        for message in stored {
+            self.next = Start::Sequence(message.sequence.saturating_add(1));
+            let chunk = serde_json::from_slice(&message.payload)
+                .context("a chunk of events can't be read; upgrade emberline")?;
+            self.stored.push(chunk);
         }
-        let reading = self.log.read(&self.stored, |_, _| {});
+        let reading = self.log.read(&self.stored, |_, _, _| {});
         self.print()?;
         if let Some(conflict) = reading.conflict {
             bail!("the workers disagree about the job: {conflict}");

@@ -1,7 +1,8 @@
 //! Reads messages that are stored in streams, by JetStream's direct get.
 
 use async_nats::{Client, HeaderMap, Request, StatusCode};
-use emberline_protocol::event::{Event, EventKind, Timings};
+use emberline_protocol::chunk::Chunk;
+use emberline_protocol::event::{EventKind, Timings};
 use emberline_protocol::heartbeat::Heartbeat;
 use emberline_protocol::subject::{self, EVENTS_STREAM, JobId, WORKERS_STREAM};
 use futures::StreamExt;
@@ -132,8 +133,9 @@ pub(crate) async fn timings(client: &Client, job: &JobId) -> Result<Timings, Acc
     let request = Request::new().payload(query.into());
     let answer =
         client.send_request(direct_get(EVENTS_STREAM), request).await.map_err(|e| failed(e.to_string()))?;
-    match serde_json::from_slice::<Event>(&answer.payload) {
-        Ok(Event { kind: EventKind::Done { timings, .. }, .. }) => Ok(timings),
+    let chunk = serde_json::from_slice::<Chunk>(&answer.payload).ok();
+    match chunk.and_then(|chunk| chunk.events.into_iter().next_back()) {
+        Some(EventKind::Done { timings, .. }) => Ok(timings),
         _ => Err(AccessError::NoTimings(job.clone())),
     }
 }

@@ -42,9 +42,10 @@ impl ServedModels {
         let mut capacities: BTreeMap<String, Capacity> = BTreeMap::new();
         for payload in heartbeats {
             let heartbeat = match serde_json::from_slice::<Heartbeat>(payload) {
-                Ok(heartbeat) if heartbeat.v <= PROTOCOL_VERSION => heartbeat,
+                Ok(heartbeat) if heartbeat.v == PROTOCOL_VERSION => heartbeat,
                 Ok(heartbeat) => {
-                    skipped(format!("heartbeat of {} has version {}", heartbeat.worker, heartbeat.v));
+                    let upgrade = emberline_protocol::upgrade(heartbeat.v, "worker", "function");
+                    skipped(format!("worker {} gets no jobs, by its heartbeat {upgrade}", heartbeat.worker));
                     continue;
                 }
                 Err(error) => {
@@ -138,7 +139,8 @@ mod tests {
             memory: None,
         };
         let worker = |draining, states| {
-            serde_json::to_vec(&Heartbeat { v: 1, draining, states, ..Heartbeat::default() }).unwrap()
+            serde_json::to_vec(&Heartbeat { v: PROTOCOL_VERSION, draining, states, ..Heartbeat::default() })
+                .unwrap()
         };
         let served = read(&[
             worker(
@@ -164,7 +166,7 @@ mod tests {
             created: 7,
         };
         serde_json::to_vec(&Heartbeat {
-            v: 1,
+            v: PROTOCOL_VERSION,
             worker: worker.into(),
             models: models.iter().map(served).collect(),
             engine: "burn".into(),

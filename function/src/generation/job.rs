@@ -2,9 +2,10 @@
 
 use bytes::Bytes;
 use emberline_protocol::PROTOCOL_VERSION;
+use emberline_protocol::chunk::Chunk;
 use emberline_protocol::control::Control;
 use emberline_protocol::error::{ApiError, ErrorCode};
-use emberline_protocol::event::{Event, EventKind};
+use emberline_protocol::event::EventKind;
 use emberline_protocol::job::{Account, GenerationRequest, Job, Message, RawPrompt};
 use emberline_protocol::subject::{JOBS_STREAM, JobId, jobs};
 use watermelon_proto::headers::{HeaderMap, HeaderName, HeaderValue};
@@ -119,7 +120,7 @@ pub fn cancel_messages(control: &Subject, events: &Subject, stored: bool, taken:
         headers: HeaderMap::new(),
         payload: payload.into(),
     };
-    let withdrawn = Event { v: PROTOCOL_VERSION, attempt: 0, index: 0, kind: EventKind::Withdrawn };
+    let withdrawn = Chunk::of(0, 0, EventKind::Withdrawn);
     let withdrawn = (!stored && !taken).then(|| serde_json::to_vec(&withdrawn).unwrap_or_default());
     let cancel = serde_json::to_vec(&Control::Cancel).unwrap_or_default();
     withdrawn.map(|payload| message(events, payload)).into_iter().chain([message(control, cancel)]).collect()
@@ -223,7 +224,7 @@ mod tests {
                 .collect()
         };
         let cancel = ("c".to_owned(), r#"{"type":"cancel"}"#.to_owned());
-        let withdrawn = format!(r#"{{"v":{PROTOCOL_VERSION},"attempt":0,"index":0,"type":"withdrawn"}}"#);
+        let withdrawn = serde_json::to_string(&Chunk::of(0, 0, EventKind::Withdrawn)).unwrap();
         assert_eq!(said(false, false), [("e".to_owned(), withdrawn), cancel.clone()]);
         for (kept, taken) in [(false, true), (true, false), (true, true)] {
             assert_eq!(said(kept, taken), std::slice::from_ref(&cancel), "{kept} {taken}");

@@ -8,12 +8,14 @@ use std::future::poll_fn;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use emberline_protocol::control::{ALIVE_INTERVAL_S, Control};
+use emberline_protocol::PROTOCOL_VERSION;
+use emberline_protocol::chunk::Chunk;
+use emberline_protocol::control::{ALIVE_INTERVAL_S, Control, Orphan, PROBE_INTERVAL_MS, SentQuestion};
 use emberline_protocol::error::{ApiError, ErrorCode};
-use emberline_protocol::event::{Event, FinishReason};
+use emberline_protocol::event::FinishReason;
 use emberline_protocol::job::Job;
-use emberline_protocol::subject::control;
-use watermelon_proto::{MessageBase, ServerMessage, Subject, SubscriptionId};
+use emberline_protocol::subject::{JobId, control, live, orphans, sent};
+use watermelon_proto::{MessageBase, ServerMessage, StatusCode, Subject, SubscriptionId};
 
 use super::job;
 use super::reconnecting::{ConnectionEvent, Reconnecting};
@@ -21,9 +23,10 @@ use crate::nats::bus::Bus;
 use crate::nats::connection::{BusError, Connection, REPLY_TIMEOUT, direct_get_subject, subject};
 use crate::nats::jetstream::{self, Batch, Progress};
 use crate::platform::{Host, Timer, add_ns, report};
-use crate::relay::{Fault, Output, OutputLimits, Relay, read_event};
+use crate::relay::{Fault, Output, OutputLimits, Relay, read_chunk};
 
 const ALIVE_INTERVAL: Duration = Duration::from_secs(ALIVE_INTERVAL_S);
+const PROBE_INTERVAL: Duration = Duration::from_millis(PROBE_INTERVAL_MS);
 /// How long events may be missing: longer than nats-server takes to find a leader or to start again.
 const GAP_TIME: Duration = Duration::from_secs(60);
 /// Pauses before the log is read again because events are missing: the first one, and the longest.
@@ -40,7 +43,7 @@ struct LogRead {
     inbox: Subject,
     batch: Batch,
     /// Of the batches before this one.
-    events: Vec<Event>,
+    chunks: Vec<Chunk>,
     asked_ns: u64,
     /// Replies can be lost like any message.
     limit: Timer,
@@ -66,16 +69,27 @@ pub struct JobStream {
     /// An error is the stream's own; a job's failure is an output.
     outputs: VecDeque<Result<Output, ApiError>>,
     subscription: SubscriptionId,
+    /// The subscription to questions of workers that take the job over.
+    questions: SubscriptionId,
     acknowledgement: Option<Subject>,
     /// The job, to be published if its event log is empty.
     unpublished: Option<MessageBase>,
-    stream: &'static str,
-    events: Subject,
+    live: Subject,
+    /// The stream and the subject of the event log.
+    log: (&'static str, Subject),
     control: Subject,
+    sent: Subject,
     deadline: Timer,
     alive: Timer,
     /// An event has come since `alive` last fired.
     heard: bool,
+    job: JobId,
+    orphans: Subject,
+    probe: Timer,
+    /// An event has come since `probe` last fired.
+    heard_lately: bool,
+    /// Where NATS says that the worker is not there.
+    probe_inbox: Option<Subject>,
     log_read: Option<LogRead>,
     gap: Option<Gap>,
 }
@@ -161,8 +175,10 @@ impl JobStream {
         deadline_ns: u64,
     ) -> Result<Self, BusError> {
         let (stream, events) = job.log();
-        let (events, control) = (subject(events)?, subject(control(&job.id))?);
-        let subscription = connection.new_subscription(events.clone());
+        let (live, control) = (subject(live(&job.id))?, subject(control(&job.id))?);
+        let sent = subject(sent(&job.id))?;
+        let subscription = connection.new_subscription(live.clone());
+        let questions = connection.new_subscription(sent.clone());
         let context = format!("job {}", job.id);
         Ok(Self {
             host: bus.host().clone(),
@@ -172,14 +188,21 @@ impl JobStream {
             relay: Relay::new(limits),
             outputs: VecDeque::new(),
             subscription,
+            questions,
             acknowledgement: None,
             unpublished: None,
-            stream,
-            events,
+            live,
+            log: (stream, subject(events)?),
             control,
+            sent,
             deadline: bus.host().timer(bus.host().left_until(deadline_ns)),
             alive: bus.host().timer(ALIVE_INTERVAL),
             heard: false,
+            job: job.id.clone(),
+            orphans: subject(orphans(&job.model))?,
+            probe: bus.host().timer(PROBE_INTERVAL),
+            heard_lately: false,
+            probe_inbox: None,
             log_read: None,
             gap: None,
         })
@@ -271,6 +294,11 @@ impl JobStream {
             if !std::mem::take(&mut self.heard) && self.log_read.is_none() {
                 self.read_log(1)?;
             }
+        } else if self.probe.poll(cx).is_ready() {
+            self.probe = self.host.timer(PROBE_INTERVAL);
+            if !std::mem::take(&mut self.heard_lately) && self.relay.ack().is_some() {
+                self.send_probe()?;
+            }
         } else if self.gap.as_mut().and_then(|gap| gap.retry.as_mut()).is_some_and(|r| r.poll(cx).is_ready())
         {
             if let Some(gap) = &mut self.gap {
@@ -292,8 +320,9 @@ impl JobStream {
     /// Subscribes again over the new connection.
     fn on_reconnected(&mut self) -> Result<(), ApiError> {
         let Some(connection) = self.connection.connected() else { return Ok(()) };
-        self.subscription = connection.new_subscription(self.events.clone());
-        (self.log_read, self.acknowledgement) = (None, None);
+        self.subscription = connection.new_subscription(self.live.clone());
+        self.questions = connection.new_subscription(self.sent.clone());
+        (self.log_read, self.acknowledgement, self.probe_inbox) = (None, None, None);
         if !self.is_background {
             self.send_control(Control::Alive);
         }
@@ -308,11 +337,22 @@ impl JobStream {
 
     fn on_message(&mut self, message: ServerMessage) -> Result<(), ApiError> {
         if message.subscription_id == self.subscription {
-            self.heard = true;
-            let outputs = read_event(&message.base.payload).and_then(|event| self.relay.on_event(event));
+            (self.heard, self.heard_lately) = (true, true);
+            let outputs = read_chunk(&message.base.payload).and_then(|chunk| self.relay.on_chunk(chunk));
             self.push_outputs(outputs)?;
             if self.relay.has_gap() && self.log_read.is_none() && self.gap.is_none() {
                 self.read_log(1)?;
+            }
+            return Ok(());
+        }
+        if message.subscription_id == self.questions {
+            self.answer(message.base);
+            return Ok(());
+        }
+        if self.probe_inbox.as_ref() == Some(&message.base.subject) {
+            self.probe_inbox = None;
+            if message.status_code == Some(StatusCode::NO_RESPONDERS) {
+                self.report_orphan();
             }
             return Ok(());
         }
@@ -326,6 +366,40 @@ impl JobStream {
                 self.log_read = other;
                 Ok(())
             }
+        }
+    }
+
+    /// Looks whether the worker is there.
+    fn send_probe(&mut self) -> Result<(), ApiError> {
+        let Some(connection) = self.connection.connected() else { return Ok(()) };
+        let inbox = connection.new_inbox();
+        let payload = serde_json::to_vec(&Control::Probe).unwrap_or_default();
+        match inbox {
+            Ok(inbox) => {
+                connection.request(self.control.clone(), Some(inbox.clone()), payload);
+                self.probe_inbox = Some(inbox);
+                Ok(())
+            }
+            Err(error) => Err(self.failed(&error)),
+        }
+    }
+
+    /// Asks a worker of the model to give the job back in the name of the one that is not there.
+    fn report_orphan(&mut self) {
+        let Some(ack) = self.relay.ack().map(str::to_owned) else { return };
+        let orphan = Orphan { v: PROTOCOL_VERSION, job: self.job.clone(), ack };
+        let payload = serde_json::to_vec(&orphan).unwrap_or_default();
+        if let Some(connection) = self.connection.connected() {
+            connection.request(self.orphans.clone(), None, payload);
+        }
+    }
+
+    /// Answers a worker that takes the job over.
+    fn answer(&mut self, question: MessageBase) {
+        let Ok(asked) = serde_json::from_slice::<SentQuestion>(&question.payload) else { return };
+        let sent = serde_json::to_vec(&self.relay.sent(&asked)).unwrap_or_default();
+        if let (Some(connection), Some(reply)) = (self.connection.connected(), question.reply_subject) {
+            connection.request(reply, None, sent);
         }
     }
 
@@ -362,11 +436,12 @@ impl JobStream {
     /// Asks for the event log from stream sequence `from` on. Without a connection nothing is done:
     /// [`JobStream::on_reconnected`] reads the log.
     fn read_log(&mut self, from: u64) -> Result<(), ApiError> {
-        let events = self.log_read.take().map(|read| read.events).unwrap_or_default();
+        let chunks = self.log_read.take().map(|read| read.chunks).unwrap_or_default();
         let Some(connection) = self.connection.connected() else { return Ok(()) };
         let request = connection.new_inbox().and_then(|inbox| {
-            let target = direct_get_subject(self.stream)?;
-            let payload = jetstream::next_by_subject(self.events.as_str(), from);
+            let (stream, subject) = &self.log;
+            let target = direct_get_subject(stream)?;
+            let payload = jetstream::next_by_subject(subject.as_str(), from);
             connection.request(target, Some(inbox.clone()), payload);
             Ok(inbox)
         });
@@ -374,7 +449,7 @@ impl JobStream {
         self.log_read = Some(LogRead {
             inbox,
             batch: Batch::default(),
-            events,
+            chunks,
             asked_ns: self.host.monotonic_ns(),
             limit: self.host.timer(REPLY_TIMEOUT),
         });
@@ -392,19 +467,19 @@ impl JobStream {
             return Ok(());
         }
         for payload in std::mem::take(&mut read.batch).into_payloads() {
-            read.events.push(read_event(&payload).map_err(|fault| self.faulty(&fault))?);
+            read.chunks.push(read_chunk(&payload).map_err(|fault| self.faulty(&fault))?);
         }
         if let Progress::More(from) = progress {
             self.log_read = Some(read);
             return self.read_log(from);
         }
-        if read.events.is_empty()
+        if read.chunks.is_empty()
             && self.acknowledgement.is_none()
             && let Some(message) = self.unpublished.clone()
         {
             self.queue(message).map_err(|error| self.failed(&error))?;
         }
-        let outputs = self.relay.rebuild(&read.events);
+        let outputs = self.relay.rebuild(&read.chunks);
         self.push_outputs(outputs)?;
         if self.relay.has_gap() {
             return self.try_later("events are missing from the log");
@@ -438,6 +513,7 @@ impl JobStream {
     pub(super) fn release(mut self) {
         if let Some(connection) = self.connection.connected() {
             connection.unsubscribe(self.subscription);
+            connection.unsubscribe(self.questions);
         }
         self.connection.release();
     }
@@ -451,7 +527,7 @@ impl JobStream {
     /// Ends the stream and the job.
     pub(super) async fn stop(self) {
         let messages =
-            job::cancel_messages(&self.control, &self.events, self.is_background, self.relay.is_taken());
+            job::cancel_messages(&self.control, &self.log.1, self.is_background, self.relay.is_taken());
         let sent = async {
             let mut connection = self.connection.into_connection().await?;
             messages.into_iter().for_each(|message| connection.publish(message));

@@ -3,7 +3,7 @@
 //! A worker that takes a job over goes on with them where the log ends, so they lie behind each other
 //! whoever wrote them. What is known already counts, and must not differ.
 
-use emberline_protocol::event::Event;
+use emberline_protocol::chunk::Chunk;
 use emberline_protocol::log::{Conflict, Fresh};
 use emberline_protocol::prompt::{MAX_PROMPT_LOGPROBS, PromptToken};
 
@@ -31,13 +31,13 @@ impl PromptTokens {
     /// Takes tokens in, of which those from `fresh` on were not known.
     pub(super) fn write(
         &mut self,
-        event: &Event,
+        chunk: &Chunk,
         position: u32,
         tokens: &[PromptToken],
         fresh: Fresh,
         limits: PromptLimits,
     ) -> Result<(), Fault> {
-        let (attempt, index) = (event.attempt, event.index);
+        let (attempt, index) = (chunk.attempt, chunk.index);
         if !tokens.iter().zip(position..).all(|(token, position)| is_sound(token, position, limits)) {
             return Err(Fault::Logprobs { attempt, index });
         }

@@ -6,11 +6,11 @@ use crate::relay::{Acceptance, Output, OutputLimits, Relay};
 
 const SCORED: PromptLimits = PromptLimits { logprobs: Some(1) };
 
-fn event(attempt: u32, index: u32, kind: EventKind) -> Event {
-    Event { v: 1, attempt, index, kind }
+fn event(attempt: u32, index: u32, kind: EventKind) -> Chunk {
+    Chunk::of(attempt, index, kind)
 }
 
-fn accepted(attempt: u32, prompt_tokens: u32) -> Event {
+fn accepted(attempt: u32, prompt_tokens: u32) -> Chunk {
     event(attempt, 0, EventKind::Accepted(Acceptance { prompt_tokens, ..Acceptance::default() }))
 }
 
@@ -21,21 +21,21 @@ fn token(position: u32) -> PromptToken {
     PromptToken { id: 100 + position, bytes: b"a".to_vec(), score: (position > 0).then_some(score) }
 }
 
-fn prompt(attempt: u32, index: u32, positions: std::ops::Range<u32>) -> Event {
+fn prompt(attempt: u32, index: u32, positions: std::ops::Range<u32>) -> Chunk {
     let position = positions.start;
     event(attempt, index, EventKind::Prompt { position, tokens: positions.map(token).collect() })
 }
 
-fn text(attempt: u32, index: u32) -> Event {
+fn text(attempt: u32, index: u32) -> Chunk {
     let (ids, text) = (vec![1], "a".to_owned());
     event(attempt, index, EventKind::Tokens { choice: 0, position: 0, ids, text, logprobs: Vec::new() })
 }
 
-fn finish(attempt: u32, index: u32, reason: FinishReason) -> Event {
+fn finish(attempt: u32, index: u32, reason: FinishReason) -> Chunk {
     event(attempt, index, EventKind::Finish { choice: 0, reason })
 }
 
-fn done(attempt: u32, index: u32) -> Event {
+fn done(attempt: u32, index: u32) -> Chunk {
     event(attempt, index, EventKind::Done { usage: Usage::default(), timings: Timings::default(), at: None })
 }
 
@@ -43,8 +43,8 @@ fn relay(limits: PromptLimits) -> Relay {
     Relay::new(OutputLimits { choices: 1, tokens: 9, prompt: Some(limits), ..OutputLimits::default() })
 }
 
-fn feed(relay: &mut Relay, events: &[Event]) -> Vec<Output> {
-    events.iter().flat_map(|event| relay.on_event(event.clone()).unwrap()).collect()
+fn feed(relay: &mut Relay, events: &[Chunk]) -> Vec<Output> {
+    events.iter().flat_map(|event| relay.on_chunk(event.clone()).unwrap()).collect()
 }
 
 fn told(positions: std::ops::Range<u32>) -> Output {
@@ -106,7 +106,7 @@ fn ids_alone_have_nothing_else() {
     let mut scored = relay(limits);
     feed(&mut scored, &[accepted(1, 2)]);
     let fault = Fault::Logprobs { attempt: 1, index: 1 };
-    assert_eq!(scored.on_event(event(1, 1, ids(true))), Err(fault));
+    assert_eq!(scored.on_chunk(event(1, 1, ids(true))), Err(fault));
     // Nobody has asked.
     let mut silent = Relay::new(OutputLimits { choices: 1, tokens: 9, ..OutputLimits::default() });
     assert_eq!(feed(&mut silent, &[accepted(1, 3), prompt(1, 1, 0..3)]).len(), 1);
@@ -130,15 +130,15 @@ fn what_no_worker_should_write_is_a_fault() {
     ] {
         let mut relay = relay(SCORED);
         feed(&mut relay, &[accepted(1, 2)]);
-        assert_eq!(relay.on_event(wrong), Err(Fault::Logprobs { attempt: 1, index: 1 }));
+        assert_eq!(relay.on_chunk(wrong), Err(Fault::Logprobs { attempt: 1, index: 1 }));
     }
     let mut long = relay(SCORED);
     let most = u32::try_from(MAX_PROMPT_LOGPROBS / 2).unwrap();
     feed(&mut long, &[accepted(1, u32::MAX), prompt(1, 1, 0..most)]);
-    assert_eq!(long.on_event(prompt(1, 2, most..most + 1)), Err(Fault::TooLong(1)));
+    assert_eq!(long.on_chunk(prompt(1, 2, most..most + 1)), Err(Fault::TooLong(1)));
     let mut unfinished = relay(SCORED);
     feed(&mut unfinished, &[accepted(1, 2), prompt(1, 1, 0..1)]);
-    assert_eq!(unfinished.on_event(done(1, 2)), Err(Fault::Unfinished));
+    assert_eq!(unfinished.on_chunk(done(1, 2)), Err(Fault::Unfinished));
     let mut other = relay(SCORED);
     feed(&mut other, &[accepted(1, 3), prompt(1, 1, 0..2)]);
     let differs = EventKind::Prompt { position: 1, tokens: vec![PromptToken { id: 7, ..token(1) }] };

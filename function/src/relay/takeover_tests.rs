@@ -2,6 +2,7 @@
 //! log that is read too early, has holes, and is lost.
 
 use emberline_api::answer::Choice;
+use emberline_protocol::chunk::merge;
 use emberline_protocol::event::{Acceptance, Timings, TokenLogprob};
 use emberline_protocol::log::LogState;
 use emberline_protocol::prompt::PromptScore;
@@ -78,7 +79,7 @@ fn attempt() -> impl Strategy<Value = Attempt> {
 #[derive(Debug, Clone)]
 enum Step {
     Published {
-        event: Event,
+        chunk: Chunk,
         is_stored: bool,
     },
     /// Whoever follows the job has read the log.
@@ -96,15 +97,15 @@ struct Progress {
 }
 
 /// What a worker reads in a log: the newest attempt, how far the prompt, and how far each choice has come.
-fn fold(log: &[Event], choices: u32) -> (u32, usize, Vec<Progress>) {
+fn fold(log: &[Chunk], choices: u32) -> (u32, usize, Vec<Progress>) {
     let mut prompt = 0;
     let mut progress = vec![Progress { borders: vec![0], finished: false }; choices as usize];
-    let newest = log.iter().map(|event| event.attempt).max().unwrap_or(0);
+    let newest = log.iter().map(|chunk| chunk.attempt).max().unwrap_or(0);
     for attempt in 1..=newest {
-        let end = log.iter().position(|event| event.attempt > attempt).unwrap_or(log.len());
+        let end = log.iter().position(|chunk| chunk.attempt > attempt).unwrap_or(log.len());
         for index in 0.. {
-            let of_index = |event: &&Event| event.attempt == attempt && event.index == index;
-            match log[..end].iter().find(of_index).map(|event| &event.kind) {
+            let of_index = |chunk: &&Chunk| chunk.attempt == attempt && chunk.index == index;
+            match log[..end].iter().find(of_index).map(|chunk| &chunk.events[0]) {
                 Some(EventKind::Tokens { choice, position, ids, .. }) => {
                     let progress = &mut progress[*choice as usize];
                     progress.borders.retain(|border| *border <= *position as usize);
@@ -128,17 +129,17 @@ fn fold(log: &[Event], choices: u32) -> (u32, usize, Vec<Progress>) {
 /// Writes one attempt after the other.
 struct Writer {
     limits: OutputLimits,
-    log: Vec<Event>,
+    log: Vec<Chunk>,
     steps: Vec<Step>,
 }
 
 impl Writer {
     fn publish(&mut self, attempt: u32, index: usize, kind: EventKind, is_stored: bool) {
-        let event = Event { v: 1, attempt, index: index as u32, kind };
+        let chunk = Chunk::of(attempt, index as u32, kind);
         if is_stored {
-            self.log.push(event.clone());
+            self.log.push(chunk.clone());
         }
-        self.steps.push(Step::Published { event, is_stored });
+        self.steps.push(Step::Published { chunk, is_stored });
     }
 
     fn lose(&mut self) {
@@ -199,7 +200,7 @@ impl Writer {
                 late.clear();
             }
             let mut words = self.words(attempt, prompt, &progress);
-            words.insert(0, EventKind::Taken { worker: format!("worker {place}") });
+            words.insert(0, EventKind::Taken { worker: format!("worker {place}"), ack: None });
             words.insert(
                 1,
                 EventKind::Accepted(Acceptance {
@@ -251,20 +252,49 @@ fn steps_of(limits: OutputLimits, attempts: &[Attempt], mut last: Attempt) -> Wr
     writer
 }
 
+/// Where a log sums events up, a worker goes on from its end: it has no places within a sum.
+fn with_sums(
+    mut attempts: Vec<Attempt>,
+    mut last: Attempt,
+    sums: Option<Vec<bool>>,
+) -> (Vec<Attempt>, Attempt, Vec<bool>) {
+    if sums.is_some() {
+        attempts.iter_mut().chain([&mut last]).for_each(|attempt| attempt.back = [0; 4]);
+    }
+    (attempts, last, sums.unwrap_or_else(|| vec![false]))
+}
+
+/// As a worker may store what it has published: chunks that follow each other are summed up where `sums` says so.
+fn summed_up(published: &[Chunk], sums: &[bool]) -> Vec<Chunk> {
+    let mut stored: Vec<Chunk> = Vec::new();
+    for (chunk, sum) in published.iter().zip(sums.iter().cycle()) {
+        match stored.last_mut() {
+            Some(last) if *sum && last.attempt == chunk.attempt && last.end == chunk.index => {
+                chunk.events.iter().cloned().for_each(|event| merge(&mut last.events, event));
+                last.end = chunk.end;
+            }
+            _ => stored.push(chunk.clone()),
+        }
+    }
+    stored
+}
+
 /// Follows a job as an exchange does.
 struct Follower {
     relay: Relay,
-    log: Vec<Event>,
+    log: Vec<Chunk>,
     /// How many events a read of the log leaves out; none after a loss, for then it has one server.
     lag: usize,
-    /// An event that another one overtakes.
-    overtaken: Option<Event>,
+    /// Whether the log sums up what comes next, chunk by chunk of what was published.
+    sums: Vec<bool>,
+    /// A chunk that another one overtakes.
+    overtaken: Option<Chunk>,
     outputs: Vec<Output>,
 }
 
 impl Follower {
-    fn receive(&mut self, event: Event) {
-        self.outputs.extend(self.relay.on_event(event).unwrap());
+    fn receive(&mut self, chunk: Chunk) {
+        self.outputs.extend(self.relay.on_chunk(chunk).unwrap());
         if self.relay.has_gap() {
             self.read(self.lag);
         }
@@ -272,22 +302,22 @@ impl Follower {
 
     fn read(&mut self, lag: usize) {
         let end = self.log.len().saturating_sub(lag);
-        self.outputs.extend(self.relay.rebuild(&self.log[..end]).unwrap());
+        self.outputs.extend(self.relay.rebuild(&summed_up(&self.log[..end], &self.sums)).unwrap());
     }
 
     /// One step, and what becomes of its event on the way.
     fn step(&mut self, step: Step, fate: u8) {
         match step {
-            Step::Published { event, is_stored } => {
-                self.log.extend(is_stored.then(|| event.clone()));
+            Step::Published { chunk, is_stored } => {
+                self.log.extend(is_stored.then(|| chunk.clone()));
                 let overtaken = self.overtaken.take();
                 match fate {
                     0 => {}
-                    1 => (0..2).for_each(|_| self.receive(event.clone())),
-                    2 => self.overtaken = Some(event),
-                    _ => self.receive(event),
+                    1 => (0..2).for_each(|_| self.receive(chunk.clone())),
+                    2 => self.overtaken = Some(chunk),
+                    _ => self.receive(chunk),
                 }
-                overtaken.into_iter().for_each(|event| self.receive(event));
+                overtaken.into_iter().for_each(|chunk| self.receive(chunk));
             }
             Step::Read => self.read(0),
             Step::Lost => {
@@ -313,18 +343,20 @@ proptest! {
         last in attempt(),
         fates in proptest::collection::vec(0_u8..12, 200),
         lag in 0_usize..4,
+        sums in proptest::option::of(proptest::collection::vec(any::<bool>(), 16)),
     ) {
+        let (attempts, last, sums) = with_sums(attempts, last, sums);
         let prompt = prompt.map(|logprobs| PromptLimits { logprobs });
         let limits = OutputLimits { choices, tokens: 12, logprobs: asked.then_some(1), ids, prompt };
         let Writer { log, steps, .. } = steps_of(limits, &attempts, last);
         let relay = Relay::new(limits);
-        let mut follower = Follower { relay, log: Vec::new(), lag, overtaken: None, outputs: Vec::new() };
+        let mut follower = Follower { relay, log: Vec::new(), lag, sums, overtaken: None, outputs: Vec::new() };
         let mut fates = fates.into_iter().cycle();
         let losses = steps.iter().rposition(|step| matches!(step, Step::Lost)).is_some();
         for step in steps {
             let mut fate = fates.next().unwrap_or(3);
             // Who has the number of another one must be seen to begin.
-            if losses && matches!(&step, Step::Published { event, .. } if event.index == 0) {
+            if losses && matches!(&step, Step::Published { chunk, .. } if chunk.index == 0) {
                 fate = fate.max(3);
             }
             follower.step(step, fate);
@@ -378,14 +410,14 @@ proptest! {
 }
 
 /// As `log` may be stored up to `end`: events are stored twice, and behind the next one of their attempt.
-fn disturbed(log: &[Event], end: usize, fates: &[u8]) -> Vec<Event> {
-    let mut stored: Vec<Event> = Vec::new();
-    for (event, fate) in log.iter().take(end).zip(fates.iter().cycle()) {
-        let is_next = stored.last().is_some_and(|last| last.attempt == event.attempt && last.index > 0);
+fn disturbed(log: &[Chunk], end: usize, fates: &[u8]) -> Vec<Chunk> {
+    let mut stored: Vec<Chunk> = Vec::new();
+    for (chunk, fate) in log.iter().take(end).zip(fates.iter().cycle()) {
+        let is_next = stored.last().is_some_and(|last| last.attempt == chunk.attempt && last.index > 0);
         match fate {
-            0 => stored.extend([event.clone(), event.clone()]),
-            1 if is_next => stored.insert(stored.len() - 1, event.clone()),
-            _ => stored.push(event.clone()),
+            0 => stored.extend([chunk.clone(), chunk.clone()]),
+            1 if is_next => stored.insert(stored.len() - 1, chunk.clone()),
+            _ => stored.push(chunk.clone()),
         }
     }
     stored
@@ -402,20 +434,22 @@ proptest! {
         attempts in proptest::collection::vec(attempt(), 0..4),
         last in attempt(),
         fates in proptest::collection::vec(0_u8..6, 40),
+        sums in proptest::option::of(proptest::collection::vec(any::<bool>(), 16)),
         part in 0.0..1.2_f64,
     ) {
+        let (attempts, last, sums) = with_sums(attempts, last, sums);
         let prompt = prompt.then_some(PromptLimits { logprobs: None });
         let limits = OutputLimits { choices, tokens: 12, logprobs: None, ids: false, prompt };
         let Writer { log, .. } = steps_of(limits, &attempts, Attempt { loss: None, ..last });
         let end = ((log.len() as f64 * part) as usize).min(log.len());
-        let stored = disturbed(&log, end, &fates);
+        let stored = disturbed(&summed_up(&log[..end], &sums), log.len(), &fates);
 
         let mut relay = Relay::new(limits);
         let mut whole = Whole::new(limits);
         relay.rebuild(&stored).unwrap().into_iter().for_each(|output| whole.push(output));
         let mut replay = EventLog::new(choices, prompt.is_some());
         for end in 0..=stored.len() {
-            replay.read(&stored[..end], |_, _| {});
+            replay.read(&stored[..end], |_, _, _| {});
         }
         let progress = LogState::of(&stored, choices, prompt.is_some());
 

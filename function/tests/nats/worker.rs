@@ -5,9 +5,12 @@ use std::rc::Rc;
 
 use emberline_function::nats::bus::Bus;
 use emberline_function::nats::connection::{Connection, subject};
-use emberline_protocol::event::{Acceptance, Event, EventKind, FinishReason, Timings, Usage};
+use emberline_protocol::PROTOCOL_VERSION;
+use emberline_protocol::chunk::Chunk;
+use emberline_protocol::event::{Acceptance, EventKind, FinishReason, Timings, Usage};
 use emberline_protocol::heartbeat::{Heartbeat, ModelState, ModelStatus, ServedModel};
 use emberline_protocol::job::Job;
+use emberline_protocol::subject::live;
 use watermelon_proto::ServerMessage;
 
 /// The model that it serves.
@@ -23,7 +26,7 @@ impl Worker {
         let mut worker = Self { connection: bus.connect().await.unwrap() };
         worker.connection.new_subscription(subject("emberline.jobs.>".into()).unwrap());
         let heartbeat = Heartbeat {
-            v: 1,
+            v: PROTOCOL_VERSION,
             worker: "w".into(),
             models: vec![ServedModel { name: MODEL.into(), context_length: 100, created: 1 }],
             states: vec![ModelStatus {
@@ -54,8 +57,10 @@ impl Worker {
     /// Writes the events of an attempt at `job`, from its event number `first` on.
     pub(crate) async fn write(&mut self, job: &Job, attempt: u32, first: u32, kinds: Vec<EventKind>) {
         for (index, kind) in (first..).zip(kinds) {
-            let event = serde_json::to_vec(&Event { v: 1, attempt, index, kind }).unwrap();
-            self.store(job.log().1, event).await;
+            let chunk = serde_json::to_vec(&Chunk::of(attempt, index, kind)).unwrap();
+            self.store(job.log().1, chunk.clone()).await;
+            self.connection.request(subject(live(&job.id)).unwrap(), None, chunk);
+            self.connection.flush().await.unwrap();
         }
     }
 
@@ -73,7 +78,7 @@ impl Worker {
 
 /// A worker takes the job.
 pub(crate) fn taken() -> EventKind {
-    EventKind::Taken { worker: "w".into() }
+    EventKind::Taken { worker: "w".into(), ack: None }
 }
 
 /// The job can be served.

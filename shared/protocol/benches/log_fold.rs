@@ -3,16 +3,18 @@
 use std::hint::black_box;
 
 use criterion::Criterion;
-use emberline_protocol::PROTOCOL_VERSION;
-use emberline_protocol::event::{Acceptance, Event, EventKind};
+use emberline_protocol::chunk::{Chunk, merge};
+use emberline_protocol::event::{Acceptance, EventKind};
 use emberline_protocol::log::EventLog;
 
-/// Events with one token each in every log.
-const TOKENS: u32 = 2000;
+/// Tokens of every log.
+const TOKENS: u32 = 2048;
+/// Tokens of a chunk.
+const CHUNK: usize = 32;
 
 fn main() {
     let mut criterion = Criterion::default().configure_from_args();
-    let mut group = criterion.benchmark_group("EventLog::read, 2000 token events");
+    let mut group = criterion.benchmark_group("EventLog::read, 2048 tokens in chunks of 32");
     for (name, attempts) in [("one attempt", 1), ("four attempts", 4)] {
         let stored = stored_log(attempts);
         assert_eq!(fold(&stored).choices().first().map(|choice| choice.token_count()), Some(TOKENS));
@@ -22,18 +24,18 @@ fn main() {
     criterion.final_summary();
 }
 
-fn fold(stored: &[Event]) -> EventLog {
+fn fold(stored: &[Chunk]) -> EventLog {
     let mut log = EventLog::new(1, false);
-    log.read(stored, |_, _| {});
+    log.read(stored, |_, _, _| {});
     log
 }
 
 /// A log of one choice in which `attempts` workers write equally many tokens, one after the other.
-fn stored_log(attempts: u32) -> Vec<Event> {
+fn stored_log(attempts: u32) -> Vec<Chunk> {
     let per_attempt = TOKENS / attempts;
     let attempt_log = |attempt: u32| {
         let first = (attempt - 1) * per_attempt;
-        let taken = EventKind::Taken { worker: format!("worker {attempt}") };
+        let taken = EventKind::Taken { worker: format!("worker {attempt}"), ack: None };
         let begin = [taken, EventKind::Accepted(Acceptance::default())];
         let tokens = (first..first + per_attempt).map(|position| EventKind::Tokens {
             choice: 0,
@@ -42,8 +44,15 @@ fn stored_log(attempts: u32) -> Vec<Event> {
             text: " word".to_owned(),
             logprobs: Vec::new(),
         });
-        let kinds = begin.into_iter().chain(tokens);
-        kinds.zip(0..).map(move |(kind, index)| Event { v: PROTOCOL_VERSION, attempt, index, kind })
+        let tokens: Vec<EventKind> = tokens.collect();
+        let mut chunks = vec![Chunk::new(attempt, 0, begin.into())];
+        for events in tokens.chunks(CHUNK) {
+            let mut chunk = Chunk::new(attempt, chunks.last().map_or(0, |last| last.end), events.to_vec());
+            chunk.events.clear();
+            events.iter().cloned().for_each(|event| merge(&mut chunk.events, event));
+            chunks.push(chunk);
+        }
+        chunks
     };
     (1..=attempts).flat_map(attempt_log).collect()
 }

@@ -1,4 +1,4 @@
-//! The event log of a job: the events that workers publish, in order, on the job's event subject.
+//! What happens to a job, as its worker reports it. [`crate::chunk`] says how events are published.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,30 +8,20 @@ use crate::prompt::PromptToken;
 use crate::relaxed::Relaxed;
 use crate::tools::{TextBesideCalls, ToolFormat};
 
-/// One entry of a job's log.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Event {
-    /// [`crate::PROTOCOL_VERSION`] of the writer.
-    pub v: u32,
-    /// The attempt at the job that wrote this event, from 1; 0 is the function. [`crate::log`] says which
-    /// events of several attempts count.
-    pub attempt: u32,
-    /// Index of this event within its attempt, from 0, without gaps.
-    pub index: u32,
-    /// What happened.
-    #[serde(flatten)]
-    pub kind: EventKind,
-}
-
-/// What an [`Event`] reports.
+/// Something that has happened to a job.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "type")]
 pub enum EventKind {
     /// A worker has taken the job; the first event of each attempt. It is stored only if the log has not
-    /// grown since that worker read it, so that no two workers continue from the same position.
+    /// grown since that worker read it, so that no two workers continue from the same position, and published
+    /// live once it is stored.
     Taken {
         /// The worker's id, as in its heartbeat.
         worker: String,
+        /// The subject that acknowledges this delivery of the job. Whoever finds that the worker is gone asks a
+        /// peer to give the job back in its name: [`crate::control::Orphan`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ack: Option<String>,
     },
     /// The job can be served: the prompt is rendered, and its tokens fit into the context.
     Accepted(Acceptance),
@@ -203,37 +193,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_event_is_flat_json() {
-        let event = Event {
-            v: 1,
-            attempt: 1,
-            index: 3,
-            kind: EventKind::Tokens {
-                choice: 0,
-                position: 2,
-                ids: vec![7],
-                text: "hi".into(),
-                logprobs: Vec::new(),
-            },
-        };
-        let json = serde_json::to_value(&event).unwrap();
-        assert_eq!(
-            json,
-            serde_json::json!({"v":1,"attempt":1,"index":3,"type":"tokens","choice":0,"position":2,"ids":[7],"text":"hi"})
-        );
-        assert_eq!(serde_json::from_value::<Event>(json).unwrap(), event);
-    }
-
-    #[test]
     fn an_error_survives_the_log() {
         let error = ApiError::field(ErrorCode::ContextLengthExceeded, "messages", "too long");
-        let event = Event { v: 1, attempt: 2, index: 0, kind: EventKind::Error(error.clone().into()) };
-        let json = serde_json::to_value(&event).unwrap();
+        let json = serde_json::to_value(EventKind::Error(error.clone().into())).unwrap();
         assert_eq!(json["type"], "error");
         assert_eq!(json["status"], 400);
-        let Ok(Event { kind: EventKind::Error(back), .. }) = serde_json::from_value(json) else {
-            panic!("no error event")
-        };
+        let Ok(EventKind::Error(back)) = serde_json::from_value(json) else { panic!("no error event") };
         assert_eq!(ApiError::from(back), error);
     }
 }

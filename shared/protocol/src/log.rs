@@ -1,10 +1,12 @@
-//! The fold of a job's event log: which of its events count, and the state of the answer after them.
+//! The fold of a job's events: which of its chunks count, and the state of the answer after them.
 //!
-//! A log may hold several attempts; events that are stored out of order, twice, or not at all; and events of
-//! a worker that does not know that another has taken over. These rules decide which events count:
+//! A log may hold several attempts, and a reader that follows the live subject may receive chunks out of
+//! order, twice, not at all, or from a worker that does not know that another has taken over. These rules
+//! decide which chunks count:
 //!
-//! 1. In storage order, events of an attempt count until the first event of a later attempt.
-//! 2. Within an attempt, events count in the order of their indexes, up to the first missing index.
+//! 1. In storage order, chunks of an attempt count until the first chunk of a later attempt.
+//! 2. Within an attempt, chunks count in the order of their indexes, up to the first missing index. Of a chunk
+//!    that sums up known events and new ones, the new ones count.
 //! 3. An attempt continues from a known position; otherwise the rest of it does not count.
 //! 4. Every attempt generates the same text, because sampling depends only on seed, choice and position. So
 //!    known tokens stay, and only the part of an event beyond them is new.
@@ -15,13 +17,16 @@
 
 mod choice;
 mod state;
+mod summary;
 
 use std::collections::BTreeMap;
 
 pub use choice::ChoiceLog;
 pub use state::{LogState, ResumedTokens};
+pub use summary::summary;
 
-use crate::event::{Acceptance, Event, EventKind, FinishReason};
+use crate::chunk::Chunk;
+use crate::event::{Acceptance, EventKind, FinishReason};
 
 /// The state of a job after one or more readings of its log.
 #[derive(Debug, Clone)]
@@ -56,16 +61,16 @@ struct PromptLog {
     next: u32,
 }
 
-/// The result of applying an event.
+/// The result of applying a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Applied {
     /// It counts.
-    Counted(Fresh),
+    Counted,
     /// It was applied before, or the job has ended. Nothing has changed.
     Stale,
     /// An earlier event of its attempt is missing. Nothing has changed.
     Gap,
-    /// The position from which it continues is not known. Nothing has changed.
+    /// A position from which it continues is not known. Its events up to there count; it can be applied again.
     Unplaced,
 }
 
@@ -74,21 +79,23 @@ pub enum Applied {
 pub struct Fresh {
     /// Index in the event of its first new token.
     pub first_token: usize,
+    /// Offset in the event's text of its first new byte.
+    pub first_byte: usize,
 }
 
-/// A contradiction between events, which no correct worker writes.
+/// A contradiction between chunks, which no correct worker writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)] // the messages are the documentation
 pub enum Conflict {
-    #[error("event {index} of attempt {attempt} is for choice {choice}, which the job does not have")]
+    #[error("chunk {index} of attempt {attempt} is for choice {choice}, which the job does not have")]
     Choice { attempt: u32, index: u32, choice: u32 },
     #[error(
-        "event {index} of attempt {attempt} is at position {position}, which does not continue its attempt"
+        "chunk {index} of attempt {attempt} is at position {position}, which does not continue its attempt"
     )]
     Position { attempt: u32, index: u32, position: u32 },
     #[error("attempt {attempt} writes different text than an earlier one at position {position}")]
     Differs { attempt: u32, position: u32 },
-    #[error("event {index} of attempt {attempt} precedes the acceptance or follows the end of its choice")]
+    #[error("chunk {index} of attempt {attempt} precedes the acceptance or follows the end of its choice")]
     OutOfOrder { attempt: u32, index: u32 },
 }
 
@@ -148,7 +155,7 @@ impl EventLog {
         !self.prompt.is_wanted || self.acceptance.as_ref().is_some_and(is_written)
     }
 
-    /// Number of the newest attempt with a counted event; 0 if there is none.
+    /// Number of the newest attempt with a counted chunk; 0 if there is none.
     pub fn newest(&self) -> u32 {
         self.attempts
             .iter()
@@ -157,47 +164,50 @@ impl EventLog {
             .map_or(0, |(number, _)| *number)
     }
 
-    /// Whether `event` belongs to an attempt that took the job over, and that is newer than all counted ones.
+    /// Whether `chunk` belongs to an attempt that took the job over, and that is newer than all counted ones.
     /// Its worker continues from the log, so events that the reader has missed must be read from there.
-    pub fn follows_a_takeover(&self, event: &Event) -> bool {
-        event.attempt > self.newest().max(1)
+    pub fn follows_a_takeover(&self, chunk: &Chunk) -> bool {
+        chunk.attempt > self.newest().max(1)
     }
 
-    /// Whether `event` begins an attempt that a different worker has begun, too: either NATS refused one of
-    /// the two, or the log was lost and attempts are numbered from 1 again.
-    pub fn rivals(&self, event: &Event) -> bool {
-        let EventKind::Taken { worker } = &event.kind else { return false };
-        let known = self.attempts.get(&event.attempt).and_then(|attempt| attempt.worker.as_ref());
-        known.is_some_and(|known| known != worker)
+    /// Whether `chunk` begins an attempt that a different worker has begun, too: the log was lost, and attempts
+    /// are numbered from 1 again.
+    pub fn rivals(&self, chunk: &Chunk) -> bool {
+        let known = self.attempts.get(&chunk.attempt).and_then(|attempt| attempt.worker.as_ref());
+        let Some(known) = known else { return false };
+        chunk.events.iter().any(|event| matches!(event, EventKind::Taken { worker, .. } if worker != known))
     }
 
     /// Reads the whole log, in storage order, and calls `on_counted` with each event that counts and was not
     /// applied before, by an earlier call or by [`Self::apply`].
-    pub fn read(&mut self, stored: &[Event], mut on_counted: impl FnMut(&Event, Fresh)) -> Reading {
+    pub fn read(
+        &mut self,
+        stored: &[Chunk],
+        mut on_counted: impl FnMut(&Chunk, &EventKind, Fresh),
+    ) -> Reading {
         let mut reading = Reading::default();
-        self.withdrawn |= stored.iter().any(|event| event.kind == EventKind::Withdrawn);
+        self.withdrawn |= stored.iter().any(|chunk| chunk.events.contains(&EventKind::Withdrawn));
         let candidates = before_next_attempt(stored);
-        if candidates.iter().any(|event| self.rivals(event)) {
+        if candidates.iter().any(|chunk| self.rivals(chunk)) {
             reading.is_new_log = true;
             self.forget_attempts();
         }
-        let newest = candidates.last().map(|event| event.attempt);
+        let newest = candidates.last().map(|chunk| chunk.attempt);
         let mut stopped_attempt = None;
-        for event in candidates {
+        for chunk in candidates {
             // An attempt without a counted event is an attempt, too.
-            self.attempts.entry(event.attempt).or_default();
-            if stopped_attempt == Some(event.attempt) {
+            self.attempts.entry(chunk.attempt).or_default();
+            if stopped_attempt == Some(chunk.attempt) {
                 continue;
             }
-            match self.apply(event) {
-                Ok(Applied::Counted(fresh)) => on_counted(event, fresh),
-                Ok(Applied::Stale) => {}
+            match self.apply(chunk, |event, fresh| on_counted(chunk, event, fresh)) {
+                Ok(Applied::Counted | Applied::Stale) => {}
                 Ok(Applied::Gap | Applied::Unplaced) => {
-                    stopped_attempt = Some(event.attempt);
-                    reading.is_behind = stopped_attempt == newest && event.attempt >= self.newest();
+                    stopped_attempt = Some(chunk.attempt);
+                    reading.is_behind = stopped_attempt == newest && chunk.attempt >= self.newest();
                 }
                 Err(conflict) => {
-                    stopped_attempt = Some(event.attempt);
+                    stopped_attempt = Some(chunk.attempt);
                     reading.conflict.get_or_insert(conflict);
                 }
             }
@@ -211,64 +221,83 @@ impl EventLog {
         self.choices.iter_mut().for_each(ChoiceLog::forget_attempts);
     }
 
-    /// Applies `event` if it is the next one of its attempt.
-    pub fn apply(&mut self, event: &Event) -> Result<Applied, Conflict> {
-        let expected = self.attempts.get(&event.attempt).map_or(0, |attempt| attempt.next_index);
-        if self.end.is_some() || event.index < expected {
+    /// Applies `chunk` if it continues its attempt, and calls `on_counted` with each event that counts.
+    pub fn apply(
+        &mut self,
+        chunk: &Chunk,
+        mut on_counted: impl FnMut(&EventKind, Fresh),
+    ) -> Result<Applied, Conflict> {
+        let expected = self.attempts.get(&chunk.attempt).map_or(0, |attempt| attempt.next_index);
+        if self.end.is_some() || chunk.end <= expected {
             return Ok(Applied::Stale);
         }
-        if event.index > expected {
+        if chunk.index > expected {
             return Ok(Applied::Gap);
         }
         let before = self.progress();
-        let Some(fresh) = self.update(event)? else { return Ok(Applied::Unplaced) };
-        let has_progress = self.progress() > before;
-        let attempt = self.attempts.entry(event.attempt).or_default();
-        attempt.next_index = event.index.saturating_add(1);
-        attempt.has_progress |= has_progress;
-        match &event.kind {
-            EventKind::Taken { worker } => attempt.worker = Some(worker.clone()),
-            EventKind::HandedBack => attempt.is_handed_back = true,
-            _ => {}
+        let mut applied = Ok(Applied::Counted);
+        for event in &chunk.events {
+            match self.update(chunk, event) {
+                Ok(Some(fresh)) => on_counted(event, fresh),
+                Ok(None) => applied = Ok(Applied::Unplaced),
+                Err(conflict) => applied = Err(conflict),
+            }
+            if applied != Ok(Applied::Counted) {
+                break;
+            }
         }
-        Ok(Applied::Counted(fresh))
+        let has_progress = self.progress() > before;
+        let attempt = self.attempts.entry(chunk.attempt).or_default();
+        attempt.has_progress |= has_progress;
+        if applied != Ok(Applied::Counted) {
+            return applied;
+        }
+        attempt.next_index = chunk.end;
+        for event in &chunk.events {
+            match event {
+                EventKind::Taken { worker, .. } => attempt.worker = Some(worker.clone()),
+                EventKind::HandedBack => attempt.is_handed_back = true,
+                _ => {}
+            }
+        }
+        applied
     }
 
-    /// Updates the state with `event`; `None` if the position from which it continues is not known.
-    fn update(&mut self, event: &Event) -> Result<Option<Fresh>, Conflict> {
-        let out_of_order = Conflict::OutOfOrder { attempt: event.attempt, index: event.index };
-        match &event.kind {
+    /// Updates the state with an event of `chunk`; `None` if the position from which it continues is not known.
+    fn update(&mut self, chunk: &Chunk, event: &EventKind) -> Result<Option<Fresh>, Conflict> {
+        let out_of_order = Conflict::OutOfOrder { attempt: chunk.attempt, index: chunk.index };
+        match event {
             EventKind::Accepted(acceptance) => {
                 self.acceptance.get_or_insert_with(|| acceptance.clone());
             }
             EventKind::Taken { .. } | EventKind::HandedBack => {}
             EventKind::Withdrawn => self.withdrawn = true,
-            EventKind::Error(_) | EventKind::Done { .. } => self.end = Some(event.kind.clone()),
+            EventKind::Error(_) | EventKind::Done { .. } => self.end = Some(event.clone()),
             // Cancelling is allowed at any time, even for a choice that an earlier attempt completed.
             EventKind::Finish { choice, reason: reason @ FinishReason::Cancelled } => {
-                self.choice_mut(event, *choice)?.cancel(*reason);
+                self.choice_mut(chunk, *choice)?.cancel(*reason);
             }
             _ if self.acceptance.is_none() => return Err(out_of_order),
             EventKind::Prompt { position, tokens } => return Ok(self.prompt.write(*position, tokens.len())),
             _ if !self.has_prompt() => return Ok(None),
             EventKind::Finish { choice, reason } => {
-                if !self.choice_mut(event, *choice)?.complete(*reason) {
+                if !self.choice_mut(chunk, *choice)?.complete(*reason) {
                     return Err(out_of_order);
                 }
             }
             EventKind::EndToken { choice, .. } => {
-                let is_known = self.choice_mut(event, *choice)?.end();
-                return Ok(Some(Fresh { first_token: usize::from(is_known) }));
+                let is_known = self.choice_mut(chunk, *choice)?.end();
+                return Ok(Some(Fresh { first_token: usize::from(is_known), ..Fresh::default() }));
             }
             EventKind::Tokens { choice, position, ids, text, .. } => {
-                return self.choice_mut(event, *choice)?.write(event, *position, ids, text);
+                return self.choice_mut(chunk, *choice)?.write(chunk, *position, ids, text);
             }
         }
         Ok(Some(Fresh::default()))
     }
 
-    fn choice_mut(&mut self, event: &Event, choice: u32) -> Result<&mut ChoiceLog, Conflict> {
-        let conflict = Conflict::Choice { attempt: event.attempt, index: event.index, choice };
+    fn choice_mut(&mut self, chunk: &Chunk, choice: u32) -> Result<&mut ChoiceLog, Conflict> {
+        let conflict = Conflict::Choice { attempt: chunk.attempt, index: chunk.index, choice };
         usize::try_from(choice).ok().and_then(|choice| self.choices.get_mut(choice)).ok_or(conflict)
     }
 
@@ -286,20 +315,21 @@ impl PromptLog {
         let known = self.next.checked_sub(position)?;
         let end = position.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
         self.next = self.next.max(end);
-        Some(Fresh { first_token: usize::try_from(known).unwrap_or(usize::MAX) })
+        let first_token = usize::try_from(known).unwrap_or(usize::MAX);
+        Some(Fresh { first_token, ..Fresh::default() })
     }
 }
 
-/// The events that are stored before any event of a later attempt, ordered by attempt and index.
-fn before_next_attempt(stored: &[Event]) -> Vec<&Event> {
+/// The chunks that are stored before any chunk of a later attempt, ordered by attempt and index.
+fn before_next_attempt(stored: &[Chunk]) -> Vec<&Chunk> {
     let mut newest = 0;
-    let is_before_next = |event: &&Event| {
-        newest = newest.max(event.attempt);
-        event.attempt == newest
+    let is_before_next = |chunk: &&Chunk| {
+        newest = newest.max(chunk.attempt);
+        chunk.attempt == newest
     };
-    let mut events: Vec<&Event> = stored.iter().filter(is_before_next).collect();
-    events.sort_by_key(|event| (event.attempt, event.index));
-    events
+    let mut chunks: Vec<&Chunk> = stored.iter().filter(is_before_next).collect();
+    chunks.sort_by_key(|chunk| (chunk.attempt, chunk.index));
+    chunks
 }
 
 #[cfg(test)]

@@ -3,15 +3,15 @@ use proptest::prelude::*;
 use super::*;
 use crate::event::{Timings, Usage};
 
-fn event(attempt: u32, index: u32, kind: EventKind) -> Event {
-    Event { v: 1, attempt, index, kind }
+fn event(attempt: u32, index: u32, kind: EventKind) -> Chunk {
+    Chunk::of(attempt, index, kind)
 }
 
-fn taken(attempt: u32) -> Event {
-    event(attempt, 0, EventKind::Taken { worker: format!("worker {attempt}") })
+fn taken(attempt: u32) -> Chunk {
+    event(attempt, 0, EventKind::Taken { worker: format!("worker {attempt}"), ack: None })
 }
 
-fn accepted(attempt: u32, index: u32) -> Event {
+fn accepted(attempt: u32, index: u32) -> Chunk {
     event(attempt, index, EventKind::Accepted(Acceptance::default()))
 }
 
@@ -20,19 +20,19 @@ fn text_of(positions: std::ops::Range<u32>) -> String {
     positions.map(|id| (id % 10).to_string()).collect()
 }
 
-fn tokens(attempt: u32, index: u32, positions: std::ops::Range<u32>) -> Event {
+fn tokens(attempt: u32, index: u32, positions: std::ops::Range<u32>) -> Chunk {
     let (position, text) = (positions.start, text_of(positions.clone()));
     let ids = positions.collect();
     event(attempt, index, EventKind::Tokens { choice: 0, position, ids, text, logprobs: Vec::new() })
 }
 
-fn done(attempt: u32, index: u32) -> Event {
+fn done(attempt: u32, index: u32) -> Chunk {
     event(attempt, index, EventKind::Done { usage: Usage::default(), timings: Timings::default(), at: None })
 }
 
-fn read(stored: &[Event]) -> (EventLog, Reading) {
+fn read(stored: &[Chunk]) -> (EventLog, Reading) {
     let mut log = EventLog::new(1, false);
-    let reading = log.read(stored, |_, _| {});
+    let reading = log.read(stored, |_, _, _| {});
     (log, reading)
 }
 
@@ -58,10 +58,12 @@ fn only_what_is_new_in_an_event_is_fresh() {
     ];
     let mut fresh = Vec::new();
     let mut log = EventLog::new(1, false);
-    log.read(&stored, |event, Fresh { first_token }| fresh.push((event.attempt, event.index, first_token)));
+    log.read(&stored, |chunk, _, Fresh { first_token, .. }| {
+        fresh.push((chunk.attempt, chunk.index, first_token))
+    });
     assert_eq!(fresh[2..], [(1, 2, 0), (1, 3, 0), (2, 0, 0), (2, 1, 1)]);
     assert_eq!((log.choices()[0].text(), log.choices()[0].ids()), ("01234", &[0, 1, 2, 3, 4][..]));
-    log.read(&stored, |event, _| panic!("{event:?} counts twice"));
+    log.read(&stored, |_, event, _| panic!("{event:?} counts twice"));
 }
 
 #[test]
@@ -115,7 +117,7 @@ fn text_without_tokens_is_no_part_of_what_another_worker_goes_on_with() {
 #[test]
 fn attempts_that_add_nothing_are_counted() {
     let dead = |attempt| taken(attempt);
-    let fruitless = |stored: &[Event]| LogState::of(stored, 1, false).fruitless;
+    let fruitless = |stored: &[Chunk]| LogState::of(stored, 1, false).fruitless;
     assert_eq!(fruitless(&[dead(1), dead(2), dead(3)]), 3);
     let with_token = [dead(1), dead(2), dead(3), accepted(3, 1), tokens(3, 2, 0..1), dead(4)];
     assert_eq!(fruitless(&with_token), 1);
@@ -126,10 +128,10 @@ fn attempts_that_add_nothing_are_counted() {
 }
 
 /// Attempts with their events in any order, some repeated and some missing.
-fn log() -> impl Strategy<Value = Vec<Event>> {
+fn log() -> impl Strategy<Value = Vec<Chunk>> {
     let attempt = (0_u32..4, proptest::collection::vec(1_u32..4, 0..6), any::<bool>(), any::<u64>());
     proptest::collection::vec(attempt, 1..5).prop_map(|attempts| {
-        let mut stored: Vec<Event> = Vec::new();
+        let mut stored: Vec<Chunk> = Vec::new();
         for ((back, pieces, is_accepted, order), number) in attempts.into_iter().zip(1..) {
             let known = read(&stored).0.choices()[0].ids().len();
             let mut position = u32::try_from(known).unwrap().saturating_sub(back);
@@ -164,7 +166,7 @@ proptest! {
         let mut text = String::new();
         let mut last = Reading::default();
         for end in 0..=stored.len() {
-            last = followed.read(&stored[..end], |_, _| {});
+            last = followed.read(&stored[..end], |_, _, _| {});
             let known = followed.choices()[0].text();
             prop_assert!(known.starts_with(&text), "{known} after {text}");
             text = known.to_owned();
@@ -177,7 +179,58 @@ proptest! {
         }
         let whole = &whole.choices()[0];
         prop_assert!(text.starts_with(whole.text()), "{text} and {}", whole.text());
+        let snapshot = Chunk::new(1, 0, summary(&stored, 1, false));
+        let (summed_up, _) = read(&[snapshot]);
+        prop_assert_eq!(summed_up.choices()[0].text(), whole.text());
+        prop_assert_eq!(summed_up.choices()[0].ids(), whole.ids());
         let progress = LogState::of(&stored, 1, false);
         prop_assert_eq!((&progress.choices[0].ids[..], &progress.choices[0].text[..]), (whole.ids(), whole.text()));
+    }
+
+    /// Chunks of the log sum up what was published one by one. A reader that has followed any part of that, and
+    /// then reads a log that is cut into any chunks, knows what the log says.
+    #[test]
+    fn however_events_are_summed_up_they_say_the_same(
+        pieces in proptest::collection::vec((0_u32..2, 1_u32..4), 1..12),
+        cuts in proptest::collection::vec(any::<bool>(), 16),
+        lost in proptest::collection::vec(any::<bool>(), 16),
+        read_at in 0_usize..16,
+    ) {
+        let mut next = [0; 2];
+        let tokens = pieces.iter().map(|(choice, count)| {
+            let position = next[*choice as usize];
+            next[*choice as usize] += count;
+            let text = text_of(position..position + count);
+            let ids = (position..position + count).collect();
+            EventKind::Tokens { choice: *choice, position, ids, text, logprobs: Vec::new() }
+        });
+        let begin = [EventKind::Taken { worker: "w".into(), ack: None }, EventKind::Accepted(Acceptance::default())];
+        let live: Vec<EventKind> = begin.into_iter().chain(tokens.collect::<Vec<_>>()).collect();
+        let mut stored = vec![Chunk::new(1, 0, Vec::new())];
+        for (event, cut) in live.iter().zip(cuts.iter().cycle()) {
+            let last = stored.last_mut().unwrap();
+            crate::chunk::merge(&mut last.events, event.clone());
+            last.end += 1;
+            let end = last.end;
+            if *cut {
+                stored.push(Chunk::new(1, end, Vec::new()));
+            }
+        }
+        let mut log = EventLog::new(2, false);
+        for ((event, index), lost) in live.into_iter().zip(0..).zip(lost.iter().cycle()) {
+            if usize::try_from(index).unwrap() == read_at {
+                let so_far: Vec<Chunk> = stored.iter().filter(|chunk| chunk.end <= index).cloned().collect();
+                log.read(&so_far, |_, _, _| {});
+            }
+            if !lost {
+                log.apply(&Chunk::of(1, index, event), |_, _| {}).unwrap();
+            }
+        }
+        let reading = log.read(&stored, |_, _, _| {});
+        prop_assert_eq!(reading, Reading::default());
+        for (choice, count) in log.choices().iter().zip(next) {
+            prop_assert_eq!(choice.text(), text_of(0..count));
+            prop_assert_eq!(choice.ids(), (0..count).collect::<Vec<_>>());
+        }
     }
 }

@@ -10,8 +10,8 @@ use crate::lane::Lane;
 
 /// The subjects of tokenization requests, one for each model.
 pub const TOKENS_SUBJECTS: &str = "emberline.tokens.*";
-/// The queue group in which workers receive these requests.
-pub const TOKENS_QUEUE: &str = "workers";
+/// The queue group in which workers receive what any of them may answer.
+pub const WORKERS_QUEUE: &str = "workers";
 /// Stream of the jobs that wait or run (work queue).
 pub const JOBS_STREAM: &str = "JOBS";
 /// Every job subject.
@@ -20,6 +20,8 @@ pub const JOBS_SUBJECTS: &str = "emberline.jobs.*.*";
 pub const EVENTS_STREAM: &str = "EVENTS";
 /// Every event subject.
 pub const EVENTS_SUBJECTS: &str = "emberline.events.*";
+/// Every live subject.
+pub const LIVE_SUBJECTS: &str = "emberline.live.*";
 /// Stream of dead letters: jobs that workers gave up.
 pub const DEAD_STREAM: &str = "DEAD";
 /// Every dead letter subject.
@@ -126,6 +128,11 @@ pub fn events(job: &JobId) -> String {
     format!("emberline.events.{job}")
 }
 
+/// The subject on which a job's events are published as they happen, and stored by nobody.
+pub fn live(job: &JobId) -> String {
+    format!("emberline.live.{job}")
+}
+
 /// The subject of a job's event log in [`KEPT_STREAM`].
 pub fn kept_events(job: &JobId) -> String {
     format!("emberline.kept.{job}")
@@ -139,6 +146,21 @@ pub fn request(job: &JobId) -> String {
 /// The subject of [`crate::control::Control`] messages to the worker that runs `job`.
 pub fn control(job: &JobId) -> String {
     format!("emberline.control.{job}")
+}
+
+/// The subject on which a relay answers a [`crate::control::SentQuestion`] about its job.
+pub fn sent(job: &JobId) -> String {
+    format!("emberline.sent.{job}")
+}
+
+/// The subject on which workers of `model` are told of [`crate::control::Orphan`]s; one of them takes each.
+pub fn orphans(model: &str) -> String {
+    format!("emberline.orphans.{}", model_token(model))
+}
+
+/// What acknowledges a delivery of a job of `model` begins with one of these, one for each lane.
+pub fn job_acks(model: &str) -> [String; 4] {
+    Lane::ALL.map(|lane| format!("$JS.ACK.{JOBS_STREAM}.{}.", jobs_consumer(model, lane)))
 }
 
 /// The subject of the record of the key with this SHA-256.

@@ -1,8 +1,9 @@
 //! A client says how long it waits, and has an answer or a 504 then.
 
 use anyhow::{Context as _, Result};
-use emberline_protocol::event::{Event, EventKind};
+use emberline_protocol::event::EventKind;
 use emberline_test_kit::event_logs;
+use emberline_test_kit::events::Event;
 use emberline_test_kit::simulated::{Endpoint, paced};
 use emberline_test_kit::sse::Transcript;
 use emberline_test_kit::stack::{API_KEY, Stack};

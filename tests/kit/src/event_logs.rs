@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use emberline_protocol::event::{Event, EventKind, FinishReason};
+use emberline_protocol::event::{EventKind, FinishReason};
 use emberline_protocol::subject;
 
+use crate::events::{Event, events_of};
 use crate::nats::{Nats, worker_client};
 
 /// The event logs of all jobs, by subject.
@@ -15,7 +16,8 @@ pub async fn read(nats: &impl Nats) -> Result<BTreeMap<String, Vec<Event>>> {
     let (mut logs, mut next) = (BTreeMap::<String, Vec<Event>>::new(), None);
     while let Ok(stored) = events.direct_get_next_for_subject(subject::EVENTS_SUBJECTS, next).await {
         next = Some(stored.sequence + 1);
-        logs.entry(stored.subject.to_string()).or_default().push(serde_json::from_slice(&stored.payload)?);
+        let chunk = serde_json::from_slice(&stored.payload)?;
+        logs.entry(stored.subject.to_string()).or_default().extend(events_of(chunk));
     }
     Ok(logs)
 }

@@ -5,11 +5,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Result;
-use emberline_protocol::event::{Event, EventKind};
+use emberline_protocol::event::EventKind;
+use emberline_protocol::subject::LIVE_SUBJECTS;
 use futures::StreamExt as _;
 use tokio::task::JoinSet;
 
-use crate::nats::{Nats, worker_client};
+use crate::events::{Event, events_of};
+use crate::nats::{Nats, function_client};
 use crate::wait;
 
 /// Follows the events of all jobs until it is dropped.
@@ -23,7 +25,7 @@ pub struct EventWatcher {
 struct Seen {
     takeovers: usize,
     requeued: usize,
-    /// The worker that announced each attempt; one that comes too late announces it, too, but is not accepted.
+    /// The worker that announced each attempt.
     announced: HashMap<(String, u32), String>,
     /// The subjects of the logs in which attempts were announced, in order.
     taken: Vec<String>,
@@ -34,15 +36,17 @@ struct Seen {
 impl EventWatcher {
     /// Subscribes to the events.
     pub async fn start(nats: &impl Nats) -> Result<Self> {
-        let client = worker_client(nats).await?;
-        let mut events = client.subscribe("emberline.events.*").await?;
+        let client = function_client(nats).await?;
+        let mut events = client.subscribe(LIVE_SUBJECTS).await?;
         client.flush().await?;
         let seen = Arc::<Mutex<Seen>>::default();
-        let (mut task, told) = (JoinSet::new(), Arc::clone(&seen));
+        let (mut task, watched) = (JoinSet::new(), Arc::clone(&seen));
         task.spawn(async move {
             while let Some(message) = events.next().await {
-                if let Ok(event) = serde_json::from_slice::<Event>(&message.payload) {
-                    lock(&told).see(message.subject.to_string(), event);
+                if let Ok(chunk) = serde_json::from_slice(&message.payload) {
+                    for event in events_of(chunk) {
+                        lock(&watched).see(message.subject.to_string(), event);
+                    }
                 }
             }
         });
@@ -86,7 +90,7 @@ fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
 impl Seen {
     fn see(&mut self, log: String, event: Event) {
         match event.kind {
-            EventKind::Taken { worker } => {
+            EventKind::Taken { worker, .. } => {
                 self.taken.push(log.clone());
                 self.announced.insert((log, event.attempt), worker);
             }

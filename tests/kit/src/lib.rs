@@ -15,6 +15,7 @@ pub mod cluster;
 pub mod compare;
 pub mod event_logs;
 pub mod event_watcher;
+pub mod events;
 pub mod golden;
 mod host;
 pub mod load;

@@ -9,7 +9,7 @@ use emberline_protocol::event::EventKind;
 use emberline_protocol::subject;
 
 use super::Intake;
-use super::acknowledge::with_progress;
+use super::lease::Lease;
 use super::log_writer::LogWriter;
 use super::message::{Refusal, id_of};
 
@@ -40,7 +40,8 @@ pub(super) async fn store(
 pub(super) async fn refuse(intake: &Intake, message: &Message, refusal: &Refusal) {
     let id = id_of(&message.message);
     tracing::error!(job = ?id, subject = %message.subject, %refusal, "refused a message");
-    if let Err(error) = with_progress(message, store(intake, message, &refusal.to_string(), 0)).await {
+    let mut lease = Lease::new(&intake.nats, message);
+    if let Err(error) = lease.during(store(intake, message, &refusal.to_string(), 0)).await {
         tracing::error!(%error, "a message can't be stored as a dead letter; it is delivered again");
         return;
     }
@@ -48,7 +49,8 @@ pub(super) async fn refuse(intake: &Intake, message: &Message, refusal: &Refusal
         let text = format!("The job could not be read by the worker: {refusal}.");
         let mut log = LogWriter::of_unreadable(intake.nats.clone(), id.clone());
         let error = ApiError::new(ErrorCode::InternalError, text);
-        if let Err(error) = with_progress(message, log.finish(EventKind::Error(error.into()))).await {
+        log.append(vec![EventKind::Error(error.into())]).await;
+        if let Err(error) = lease.during(log.complete()).await {
             tracing::warn!(job = %id, %error, "the error was not stored for the relay");
         }
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use async_nats::Subscriber;
-use async_nats::jetstream::{AckKind, Message};
+use async_nats::jetstream::Message;
 use emberline_inference::clock;
 use emberline_protocol::control::{ALIVE_INTERVAL_S, Control};
 use emberline_protocol::error::{ApiError, ErrorCode};
@@ -16,23 +16,22 @@ use futures::StreamExt;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::Instant;
 
-use super::acknowledge::{PROGRESS_INTERVAL, progress_interval, send_ack, with_progress};
 use super::charge::{Charge, JobTotals};
 use super::dead_letter;
-use super::log_writer::LogWriter;
+use super::lease::Lease;
+use super::log_writer::{LogWriter, NotStored};
 use super::slots::Slot;
 use super::takeover::Claim;
 use super::{Intake, Phase, reached};
-use crate::nats::ACK_WAIT;
 
 /// How long a job waits for its relay's first control message. Relays send one every
 /// [`ALIVE_INTERVAL_S`]; those sent while the job was queued, perhaps a cancel, were not received.
 const FIRST_WORD: Duration = Duration::from_secs(ALIVE_INTERVAL_S + 2);
 
-/// Without an in-progress acknowledgement for this long, JetStream may be about to redeliver the job.
-const RECHECK_AFTER: Duration = ACK_WAIT.saturating_sub(PROGRESS_INTERVAL);
 /// How long it may take to ask whether another worker has the job.
 const RECHECK_TIMEOUT: Duration = Duration::from_secs(1);
+/// Pause before that is asked again.
+const RECHECK_PAUSE: Duration = Duration::from_millis(100);
 
 /// How a job's run ended.
 enum RunEnd {
@@ -64,25 +63,26 @@ impl JobRun<'_> {
     pub(super) async fn run(self, slot: Slot) {
         let id = self.job.id.clone();
         let mut log = LogWriter::new(self.intake.nats.clone(), &self.job);
+        let mut lease = Lease::new(&self.intake.nats, self.message);
         let deadline = until(self.job.deadline);
         if deadline.is_zero() {
             drop(slot);
-            return self.fail(log, late()).await;
+            return self.fail(lease, log, late()).await;
         }
         // Subscribe first, so that no cancel is missed.
         let control = match self.intake.nats.client().subscribe(subject::control(&id)).await {
             Ok(control) => control,
             Err(error) => {
                 tracing::error!(job = %id, %error, "can't subscribe to control messages");
-                return self.requeue("it has no control messages").await;
+                return self.requeue(lease, &mut log, "it has no control messages").await;
             }
         };
         let claimed = tokio::time::timeout(deadline, self.claim(&mut log));
-        let written = match with_progress(self.message, claimed).await {
+        let written = match lease.during(claimed).await {
             Ok(Claim::Open(written)) => written,
             other => {
                 drop(slot);
-                return self.end_unrun(log, other.ok()).await;
+                return self.end_unrun(lease, log, other.ok()).await;
             }
         };
         tracing::info!(job = %id, attempt = log.attempt(), "started");
@@ -90,40 +90,40 @@ impl JobRun<'_> {
         log.note_finished(finished.map(|(_, number)| number));
         let engine = &self.intake.engine;
         let events = engine.resume(self.job.clone(), written.choices, written.prompt);
-        let end = self.follow(&mut log, events, control, until(self.job.deadline)).await;
+        let end = self.follow(&mut lease, &mut log, events, control, until(self.job.deadline)).await;
         match end {
             RunEnd::Finished(last) => {
                 drop(slot);
                 let totals = JobTotals::of(&last);
-                self.settle(&mut log, last, totals).await;
+                self.settle(lease, log, last, totals).await;
             }
             RunEnd::Abandoned(why) => {
                 let usage = engine.cancel(&id).await.unwrap_or_default();
                 drop(slot);
                 tracing::info!(job = %id, why, tokens = usage.completion_tokens, "abandoned");
                 let totals = JobTotals::stopped(usage, Outcome::Cancelled);
-                let last = log.cancel(self.job.request.n, usage);
-                self.settle(&mut log, last, totals).await;
+                let last = log.cancel(self.job.request.n, usage).await;
+                self.settle(lease, log, last, totals).await;
             }
             RunEnd::Late => {
                 let usage = engine.cancel(&id).await.unwrap_or_default();
                 drop(slot);
                 let totals = JobTotals::stopped(usage, Outcome::Failed(ErrorCode::Timeout));
-                self.settle(&mut log, EventKind::Error(late().into()), totals).await;
+                self.settle(lease, log, EventKind::Error(late().into()), totals).await;
             }
             RunEnd::Requeued(why) => {
                 // The other worker need not wait for the end of this worker's step.
                 log.hand_back().await;
-                self.requeue(why).await;
+                self.requeue(lease, &mut log, why).await;
                 engine.cancel(&id).await;
                 drop(slot);
             }
             RunEnd::EngineFailed => {
-                self.requeue("the engine failed").await;
+                self.requeue(lease, &mut log, "the engine failed").await;
                 drop(slot);
             }
             RunEnd::Replaced => {
-                tracing::warn!(job = %id, attempt = log.attempt(), "another worker has taken the job over");
+                self.note_replaced(&log);
                 engine.cancel(&id).await;
                 drop(slot);
             }
@@ -131,36 +131,33 @@ impl JobRun<'_> {
     }
 
     /// Ends a job that is not run; `None` if its deadline has passed.
-    async fn end_unrun(&self, mut log: LogWriter, claim: Option<Claim>) {
+    async fn end_unrun(&self, mut lease: Lease<'_>, mut log: LogWriter, claim: Option<Claim>) {
         match claim {
             // It is run instead.
             Some(Claim::Open(_)) => {}
             Some(Claim::Ended(end)) => {
                 let mut charge = Charge::new(self.intake.nats.clone(), &self.job, &JobTotals::of(&end));
                 charge.send().await;
-                self.acknowledge(&mut charge, JobTotals::of(&end).outcome).await;
+                // Whoever has the job by now: its log is complete.
+                self.acknowledge(lease, &mut charge, JobTotals::of(&end).outcome).await;
             }
             Some(Claim::Unwanted) => {
                 let totals = JobTotals::stopped(Usage::default(), Outcome::Cancelled);
-                let last = log.cancel(self.job.request.n, Usage::default());
-                self.settle(&mut log, last, totals).await;
+                let last = log.cancel(self.job.request.n, Usage::default()).await;
+                self.settle(lease, log, last, totals).await;
             }
             Some(Claim::GivenUp(attempts)) => {
                 let reason = format!("{attempts} workers in a row died before they added a token");
                 tracing::error!(job = %self.job.id, reason, "the job is given up");
-                if let Err(error) = with_progress(
-                    self.message,
-                    dead_letter::store(self.intake, self.message, &reason, attempts),
-                )
-                .await
-                {
+                let stored = dead_letter::store(self.intake, self.message, &reason, attempts);
+                if let Err(error) = lease.during(stored).await {
                     tracing::error!(job = %self.job.id, %error, "the job can't be stored as a dead letter");
-                    return self.requeue("the job can't be stored as a dead letter").await;
+                    return self.requeue(lease, &mut log, "the job can't be stored as a dead letter").await;
                 }
                 let message = format!("This request was given up: {reason}.");
-                self.fail(log, ApiError::new(ErrorCode::WorkerFailed, message)).await;
+                self.fail(lease, log, ApiError::new(ErrorCode::WorkerFailed, message)).await;
             }
-            None => self.fail(log, late()).await,
+            None => self.fail(lease, log, late()).await,
         }
     }
 
@@ -189,6 +186,7 @@ impl JobRun<'_> {
     /// Appends the engine's events to the log and obeys control messages until the run ends.
     async fn follow(
         &self,
+        lease: &mut Lease<'_>,
         log: &mut LogWriter,
         mut events: UnboundedReceiver<EventKind>,
         mut control: Subscriber,
@@ -197,36 +195,40 @@ impl JobRun<'_> {
         let alive_timeout = self.intake.alive_timeout;
         let silence = tokio::time::sleep(alive_timeout.min(FIRST_WORD));
         let late = tokio::time::sleep(deadline);
-        let mut progress = progress_interval();
         let mut phase = self.intake.phase.clone();
         let mut connected = self.intake.nats.connected();
         let needs_listener = self.job.background.is_none();
-        // When JetStream last received an in-progress acknowledgement, and whether it may have redelivered
-        // the job since.
-        let (mut confirmed, mut must_recheck) = (Instant::now(), false);
         tokio::pin!(silence, late);
         loop {
-            must_recheck |= confirmed.elapsed() > RECHECK_AFTER;
-            if must_recheck && *connected.borrow() {
-                match self.is_replaced(log).await {
-                    Some(true) => return RunEnd::Replaced,
-                    Some(false) => (confirmed, must_recheck) = (Instant::now(), false),
-                    None => {}
-                }
+            if lease.is_in_doubt() && lease.is_connected() && self.is_replaced(lease, log).await == Some(true)
+            {
+                return RunEnd::Replaced;
             }
+            let in_doubt = lease.is_in_doubt();
             tokio::select! {
                 event = events.recv() => match event {
-                    Some(kind @ (EventKind::Done { .. } | EventKind::Error(_))) => return RunEnd::Finished(kind),
-                    Some(kind) => log.append(kind),
+                    Some(event) => {
+                        let (step, last) = step_of(event, &mut events);
+                        log.set_live(!in_doubt);
+                        log.append(step).await;
+                        if let Some(last) = last {
+                            return RunEnd::Finished(last);
+                        }
+                    }
                     None => {
                         // Keep the slot, so that the failed engine is not given the job again before all jobs are requeued.
                         reached(&mut phase, Phase::Requeue).await;
                         return RunEnd::EngineFailed;
                     }
                 },
-                () = log.store(), if !log.is_stored() && !must_recheck => {}
+                stored = log.store(), if !log.is_stored() => {
+                    if stored.is_err() {
+                        return RunEnd::Replaced;
+                    }
+                }
                 message = control.next() => match message.map(|m| serde_json::from_slice(&m.payload)) {
                     Some(Ok(Control::Cancel)) => return RunEnd::Abandoned("cancelled"),
+                    Some(Ok(Control::Probe)) => {}
                     Some(Ok(Control::Alive)) => silence.as_mut().reset(Instant::now() + alive_timeout),
                     Some(Err(error)) => tracing::warn!(job = %self.job.id, %error, "ignored an unknown control message"),
                     None => return RunEnd::Requeued("NATS is closed"),
@@ -234,66 +236,107 @@ impl JobRun<'_> {
                 // Without a connection, silence says nothing about the relay.
                 Ok(()) = connected.changed() => {
                     silence.as_mut().reset(Instant::now() + alive_timeout);
-                    must_recheck = true;
                 }
                 () = &mut silence, if needs_listener && *connected.borrow() => return RunEnd::Abandoned("client disconnected"),
                 () = &mut late => return RunEnd::Late,
-                _ = progress.tick() => {
-                    // This may be the first tick after the machine was suspended.
-                    must_recheck |= confirmed.elapsed() > RECHECK_AFTER;
-                    if !must_recheck && send_ack(self.message, AckKind::Progress).await && *connected.borrow() {
-                        confirmed = Instant::now();
-                    }
-                }
+                () = lease.renewal() => lease.renew().await,
                 () = reached(&mut phase, Phase::Requeue) => return RunEnd::Requeued("the model is being unloaded"),
             }
         }
     }
 
-    /// Whether another attempt has begun; `None` if not known. A log that was lost is written again.
-    async fn is_replaced(&self, log: &mut LogWriter) -> Option<bool> {
-        match tokio::time::timeout(RECHECK_TIMEOUT, log.newest_attempt()).await {
-            Ok(Ok(Some(newest))) => Some(newest > log.attempt()),
-            Ok(Ok(None)) => {
-                log.rewrite();
-                Some(false)
-            }
+    /// Whether another attempt has begun, which is asked of the log; `None` if it does not answer. A log that
+    /// was lost is written again.
+    async fn is_replaced(&self, lease: &mut Lease<'_>, log: &mut LogWriter) -> Option<bool> {
+        lease.connection().await;
+        let replaced = match tokio::time::timeout(RECHECK_TIMEOUT, log.is_replaced()).await {
+            Ok(Ok(replaced)) => replaced,
             Ok(Err(error)) => {
                 tracing::warn!(job = %self.job.id, %error, "can't find out whether another worker has the job");
-                None
+                return None;
             }
-            Err(_) => None,
+            Err(_) => return None,
+        };
+        if !replaced {
+            lease.confirm();
         }
+        Some(replaced)
     }
 
-    async fn fail(&self, mut log: LogWriter, error: ApiError) {
+    fn note_replaced(&self, log: &LogWriter) {
+        tracing::warn!(job = %self.job.id, attempt = log.attempt(), "another worker has taken the job over");
+    }
+
+    /// Whether this worker still has the job. Where that is in doubt it waits for an answer, until the model
+    /// is unloaded; then JetStream delivers the job again.
+    async fn has_job(&self, lease: &mut Lease<'_>, log: &mut LogWriter) -> bool {
+        let mut phase = self.intake.phase.clone();
+        while lease.is_in_doubt() {
+            let replaced = tokio::select! {
+                replaced = self.is_replaced(lease, log) => replaced,
+                () = reached(&mut phase, Phase::Requeue) => return false,
+            };
+            match replaced {
+                Some(true) => {
+                    self.note_replaced(log);
+                    return false;
+                }
+                Some(false) => {}
+                None => tokio::time::sleep(RECHECK_PAUSE).await,
+            }
+        }
+        true
+    }
+
+    async fn fail(&self, lease: Lease<'_>, log: LogWriter, error: ApiError) {
         let last = EventKind::Error(error.into());
         let totals = JobTotals::of(&last);
-        self.settle(&mut log, last, totals).await;
+        self.settle(lease, log, last, totals).await;
     }
 
-    /// Requeues the job: JetStream redelivers it at once.
-    async fn requeue(&self, why: &str) {
-        tracing::warn!(job = %self.job.id, why, "requeued");
-        send_ack(self.message, AckKind::Nak(None)).await;
+    /// Requeues the job: JetStream redelivers it at once. A job that another worker may have is left alone.
+    async fn requeue(&self, mut lease: Lease<'_>, log: &mut LogWriter, why: &str) {
+        let is_known = !lease.is_in_doubt()
+            || lease.is_connected() && self.is_replaced(&mut lease, log).await == Some(false);
+        if is_known {
+            tracing::warn!(job = %self.job.id, why, "requeued");
+            lease.give_back().await;
+        } else {
+            tracing::warn!(job = %self.job.id, why, "left to whoever has it now, or to its next delivery");
+        }
     }
 
-    /// Charges the job, stores the rest of its log, and only then acknowledges its message.
-    async fn settle(&self, log: &mut LogWriter, last: EventKind, totals: JobTotals) {
-        let (id, outcome) = (&self.job.id, totals.outcome);
+    /// Charges the job, stores the rest of its log, and only then acknowledges its message; does nothing of
+    /// that if another worker has the job.
+    async fn settle(&self, mut lease: Lease<'_>, mut log: LogWriter, last: EventKind, totals: JobTotals) {
+        if !self.has_job(&mut lease, &mut log).await {
+            return;
+        }
         let mut charge = Charge::new(self.intake.nats.clone(), &self.job, &totals);
         charge.send().await;
-        if let Err(error) = with_progress(self.message, log.finish(last)).await {
-            tracing::error!(job = %id, %error, "the event log can't be completed");
-            return self.requeue("its log has gaps").await;
+        log.set_live(true);
+        log.append(vec![last]).await;
+        // More than once if nats-server loses the log meanwhile.
+        while !log.is_stored() {
+            match lease.during(log.complete()).await {
+                Ok(()) => {}
+                Err(NotStored::Replaced(_)) => return self.note_replaced(&log),
+                Err(error) => {
+                    tracing::error!(job = %self.job.id, %error, "the event log can't be completed");
+                    return self.requeue(lease, &mut log, "its log has gaps").await;
+                }
+            }
+            if !self.has_job(&mut lease, &mut log).await {
+                return;
+            }
         }
-        self.acknowledge(&mut charge, outcome).await;
+        self.acknowledge(lease, &mut charge, totals.outcome).await;
     }
 
     /// Acknowledges the job's message once its charge is stored.
-    async fn acknowledge(&self, charge: &mut Charge, outcome: Outcome) {
+    async fn acknowledge(&self, mut lease: Lease<'_>, charge: &mut Charge, outcome: Outcome) {
         let id = &self.job.id;
-        if let Err(error) = with_progress(self.message, charge.confirm()).await {
+        if let Err(error) = lease.during(charge.confirm()).await {
             // The client has its answer; running the job again would cost more than the missing charge.
             tracing::error!(job = %id, %error, "the job is not charged in full");
         }
@@ -304,6 +347,23 @@ impl JobRun<'_> {
             }
         }
     }
+}
+
+/// What the engine has sent, from `first` on, and apart from it the job's last event.
+fn step_of(
+    first: EventKind,
+    events: &mut UnboundedReceiver<EventKind>,
+) -> (Vec<EventKind>, Option<EventKind>) {
+    let mut step = Vec::new();
+    let mut next = Some(first);
+    while let Some(event) = next {
+        if matches!(event, EventKind::Done { .. } | EventKind::Error(_)) {
+            return (step, Some(event));
+        }
+        step.push(event);
+        next = events.try_recv().ok();
+    }
+    (step, None)
 }
 
 fn late() -> ApiError {

@@ -1,15 +1,16 @@
-//! A job's event log: reads what is stored and appends the events of one attempt.
+//! A job's event log: reads what is stored, and writes the events of one attempt.
 //!
-//! The first event of an attempt is stored only if nothing was written since the log was read. Every
-//! later event is sent as soon as it happens, because relays read it live, and kept until JetStream has
-//! acknowledged it. When one may be lost, it and all later ones are sent again in order; JetStream
-//! recognises those that are stored already by their message ids.
+//! Each step's events are published at once on the job's live subject, which relays follow, and stored by nobody.
+//! The log takes [`Chunk`]s that sum up what happened within [`CHUNK_TIME`] or [`CHUNK_TOKENS`], one after the
+//! other. Each is stored only if the log still ends with this worker's previous chunk
+//! (`Nats-Expected-Last-Subject-Sequence`), so that a worker that was replaced finds out from the log and can't
+//! write into its successor's. Now and then, and at the end, a snapshot takes the place of the whole log.
 //!
 //! Background jobs have their logs in a stream of their own, so that other logs do not crowd them out.
-//! Each event carries a time to live: as long as its job may run.
 
 use std::collections::{HashSet, VecDeque};
 use std::error::Error as _;
+use std::pin::Pin;
 use std::time::{Duration, SystemTime};
 
 use async_nats::StatusCode;
@@ -17,8 +18,8 @@ use async_nats::jetstream::context::{PublishAckFuture, PublishError, PublishErro
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use async_nats::jetstream::{self, ErrorCode};
-use emberline_protocol::PROTOCOL_VERSION;
-use emberline_protocol::event::{Event, EventKind, FinishReason, Timings, Usage};
+use emberline_protocol::chunk::{Chunk, Unreadable, merge};
+use emberline_protocol::event::{EventKind, FinishReason, Timings, Usage};
 use emberline_protocol::job::Job;
 use emberline_protocol::subject::{self, JobId};
 use futures::StreamExt;
@@ -28,71 +29,140 @@ use tokio::time::Instant;
 
 use crate::nats::Nats;
 
+/// How long events may wait for the log.
+const CHUNK_TIME: Duration = Duration::from_millis(100);
+/// How many tokens may wait for the log.
+const CHUNK_TOKENS: usize = 32;
+/// Size in bytes beyond which a chunk takes no more events.
+const CHUNK_BYTES: usize = 256 * 1024;
+/// How many chunks a log has before a snapshot takes their place.
+const SNAPSHOT_AFTER: u32 = 64;
+/// Room in a message for its headers.
+const HEADERS: usize = 1024;
 /// How long storing the end of a log may take: longer than a restart of nats-server.
 const STORE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Pause after an event that was not stored.
+/// Pause after a chunk that was not stored.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// How much longer a log is kept than its job's stored request, so that the log outlives the request.
 const KEPT_LONGER: Duration = Duration::from_secs(60);
+/// How long a log is kept after its end if nobody can ask for the answer again: longer than a relay takes to
+/// connect again.
+const ENDED_KEPT: Duration = Duration::from_secs(60);
 /// How long the log of an unreadable job is kept.
 const UNREADABLE_KEPT: Duration = Duration::from_secs(600);
-/// Most events that are sent and not acknowledged yet.
-const WINDOW: usize = 256;
 /// How long reading a batch may take.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long storing the end of a log may take when its job is requeued.
 const HAND_BACK_TIMEOUT: Duration = Duration::from_secs(1);
-/// Events in a batch.
+/// Chunks in a batch.
 const BATCH: u32 = 1000;
 /// The status that ends a batch (NATS ADR-31).
 const END_OF_BATCH: u16 = 204;
 
 type Answer = <PublishAckFuture as IntoFuture>::IntoFuture;
+/// The last chunk of a log and its sequence; `None` for an empty log.
+type LastChunk = Result<Option<(u64, Chunk)>, ReadError>;
 
-/// The log of one attempt at a job.
+/// The log of one attempt.
 pub struct LogWriter {
     nats: Nats,
     connected: watch::Receiver<bool>,
     job: JobId,
     stream: &'static str,
     subject: String,
-    /// When the log may be deleted.
+    live: String,
+    /// When the log of a running job may be deleted.
     kept_until: SystemTime,
+    /// Whether the answer can be asked for again after its end.
+    is_background: bool,
     attempt: u32,
+    /// Index of the next event.
     next: u32,
     finished: HashSet<u32>,
-    /// Events that were acknowledged, kept because nats-server may lose a stream in memory. Like the other
-    /// lists it is at most as long as the job's output.
-    stored: Vec<PublishMessage>,
-    /// Events not known to be stored, in order.
-    unconfirmed: VecDeque<PublishMessage>,
-    /// Pending acknowledgements of the first of them; the others are not sent yet.
-    answers: VecDeque<Answer>,
+    /// What the client has beyond the log; it follows the acceptance.
+    sent_before: Vec<EventKind>,
+    /// Everything that counts of the log: what earlier attempts have stored, and this one.
+    stored: Vec<EventKind>,
+    /// Index after the last event that is stored.
+    stored_end: u32,
+    /// The sequence of the last chunk.
+    last_sequence: u64,
+    /// Chunks since the last snapshot.
+    chunks: u32,
+    /// Events to store, in order.
+    pending: VecDeque<PendingChunk>,
+    /// The chunk that was sent and is not known to be stored.
+    sent: Option<SentChunk>,
+    /// A question for the end of the log that is under way.
+    asked: Option<Pin<Box<dyn Future<Output = LastChunk> + Send>>>,
+    /// Whether events are published live, too.
+    is_live: bool,
+    /// The stream has lost the log, so that the next chunk is a snapshot.
+    is_lost: bool,
+    /// The last event is appended.
+    is_ended: bool,
+    /// When pending events are stored.
+    due: Instant,
     /// Nothing is sent before this time.
     resume: Instant,
 }
 
-/// Events are not known to be stored, so the job must not be acknowledged.
+/// Events that are summed up, and not sent yet.
+#[derive(Debug, Default)]
+struct PendingChunk {
+    events: Vec<EventKind>,
+    end: u32,
+    tokens: usize,
+    bytes: usize,
+}
+
+struct SentChunk {
+    chunk: PendingChunk,
+    is_snapshot: bool,
+    /// `None` if the acknowledgement may be lost.
+    answer: Option<Answer>,
+}
+
+/// Another worker has begun an attempt since.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "nats-server did not confirm {unconfirmed} of its events in {} s. Check the limits of stream {stream}",
-    STORE_TIMEOUT.as_secs()
-)]
-pub struct NotStored {
-    unconfirmed: usize,
-    stream: &'static str,
+#[error("another worker has taken the job over")]
+pub struct Replaced;
+
+/// Why a log is not complete.
+#[derive(Debug, thiserror::Error)]
+pub enum NotStored {
+    /// Another worker has begun an attempt since.
+    #[error(transparent)]
+    Replaced(#[from] Replaced),
+    /// Events are not known to be stored.
+    #[error("nats-server did not confirm the end of the log in {} s. Check the limits of stream {stream}", STORE_TIMEOUT.as_secs())]
+    Unconfirmed {
+        /// Where they belong.
+        stream: &'static str,
+    },
+}
+
+/// Why a chunk is not stored.
+#[derive(Debug, thiserror::Error)]
+enum StoreError {
+    #[error(transparent)]
+    Replaced(#[from] Replaced),
+    #[error(transparent)]
+    Publish(#[from] PublishError),
+    #[error(transparent)]
+    Read(#[from] ReadError),
 }
 
 /// A log as it is stored.
 #[derive(Debug, Default)]
 pub struct Stored {
     /// In the order in which they were stored.
-    pub events: Vec<Event>,
+    pub chunks: Vec<Chunk>,
     /// The stream sequence of the last one; 0 if there is none.
     pub last_sequence: u64,
 }
 
-/// Whether another event was stored first; a cluster reports it in two ways.
+/// Whether another chunk was stored first; a cluster reports it in two ways.
 fn is_changed(error: &PublishError) -> bool {
     let source = error.source().and_then(|source| source.downcast_ref::<jetstream::Error>());
     error.kind() == PublishErrorKind::WrongLastSequence
@@ -107,9 +177,9 @@ pub enum ReadError {
     Bus(String),
     #[error("stream {stream} answers with status {status}")]
     Status { stream: &'static str, status: StatusCode },
-    #[error("an event can't be read: {0}")]
-    Event(#[from] serde_json::Error),
-    #[error("an event has version {0}, this worker knows {PROTOCOL_VERSION}: upgrade the worker")]
+    #[error("a chunk of events can't be read: {0}")]
+    Chunk(#[from] serde_json::Error),
+    #[error("a chunk of events can't be read: {}", emberline_protocol::upgrade(*.0, "other worker", "worker"))]
     Version(u32),
 }
 
@@ -127,7 +197,7 @@ impl LogWriter {
             + KEPT_LONGER;
         let log = Self::of_unreadable(nats, job.id.clone());
         let kept_until = SystemTime::UNIX_EPOCH.checked_add(kept).unwrap_or(log.kept_until);
-        Self { stream, subject, kept_until, ..log }
+        Self { stream, subject, kept_until, is_background: job.background.is_some(), ..log }
     }
 
     /// The log of a job of which only the id is known, to be written as its first attempt.
@@ -137,14 +207,25 @@ impl LogWriter {
             nats,
             stream: subject::EVENTS_STREAM,
             subject: subject::events(&job),
+            live: subject::live(&job),
             kept_until: SystemTime::now() + UNREADABLE_KEPT,
+            is_background: false,
             job,
             attempt: 1,
             next: 0,
             finished: HashSet::new(),
+            sent_before: Vec::new(),
             stored: Vec::new(),
-            unconfirmed: VecDeque::new(),
-            answers: VecDeque::new(),
+            stored_end: 0,
+            last_sequence: 0,
+            chunks: 0,
+            pending: VecDeque::new(),
+            sent: None,
+            asked: None,
+            is_live: true,
+            is_lost: false,
+            is_ended: false,
+            due: Instant::now(),
             resume: Instant::now(),
         }
     }
@@ -154,7 +235,7 @@ impl LogWriter {
         self.attempt
     }
 
-    /// Reads all events. A replica that lags behind may leave out the end.
+    /// Reads all chunks. A replica that lags behind may leave out the end.
     pub async fn read(&mut self) -> Result<Stored, ReadError> {
         let mut stored = Stored::default();
         let mut from = Some(1);
@@ -179,12 +260,8 @@ impl LogWriter {
             let number = |name: &str| message.headers.as_ref()?.get(name)?.as_str().parse::<u64>().ok();
             match message.status {
                 None => {
-                    let event: Event = serde_json::from_slice(&message.payload)?;
-                    if event.v > PROTOCOL_VERSION {
-                        return Err(ReadError::Version(event.v));
-                    }
+                    stored.chunks.push(read_chunk(&message.payload)?);
                     stored.last_sequence = number("Nats-Sequence").unwrap_or(stored.last_sequence);
-                    stored.events.push(event);
                 }
                 Some(status) if status.as_u16() == END_OF_BATCH => {
                     let has_more = number("Nats-Num-Pending").is_some_and(|pending| pending > 0);
@@ -197,47 +274,49 @@ impl LogWriter {
         Err(ReadError::Bus("the connection was closed".to_owned()))
     }
 
-    /// The newest attempt in the log, as the stream's leader knows it; `None` for an empty log.
-    pub async fn newest_attempt(&mut self) -> Result<Option<u32>, ReadError> {
-        let nats = |error: &dyn std::error::Error| ReadError::Bus(error.to_string());
-        let stream = self.nats.jetstream().get_stream_no_info(self.stream).await.map_err(|e| nats(&e))?;
-        match stream.get_last_raw_message_by_subject(&self.subject).await {
-            Ok(message) => Ok(Some(serde_json::from_slice::<Event>(&message.payload)?.attempt)),
-            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
-            Err(error) => Err(nats(&error)),
+    /// Whether another worker has begun an attempt since, as the stream's leader knows it.
+    pub async fn is_replaced(&mut self) -> Result<bool, ReadError> {
+        match self.resolve().await {
+            Ok(()) => Ok(false),
+            Err(StoreError::Replaced(_)) => Ok(true),
+            Err(StoreError::Read(error)) => Err(error),
+            Err(StoreError::Publish(error)) => Err(ReadError::Bus(error.to_string())),
         }
     }
 
-    /// Continues after this many attempts.
-    pub fn follow(&mut self, attempts: u32) {
+    /// Continues after this many attempts. They have stored `stored`, the last of it at `last_sequence`.
+    pub fn follow(&mut self, attempts: u32, stored: Vec<EventKind>, last_sequence: u64) {
         (self.attempt, self.next) = (attempts + 1, 0);
+        (self.stored, self.last_sequence) = (stored, last_sequence);
     }
 
-    /// Has all events stored again, because the stream has lost them.
-    pub fn rewrite(&mut self) {
-        tracing::warn!(job = %self.job, events = self.stored.len(), "the event log was lost; writing it again");
-        self.answers.clear();
-        let later = std::mem::take(&mut self.unconfirmed);
-        self.unconfirmed = std::mem::take(&mut self.stored).into_iter().chain(later).collect();
+    /// Whether events are published live, too. A worker that may be replaced publishes none, for its successor
+    /// may write other ones.
+    pub fn set_live(&mut self, is_live: bool) {
+        self.is_live = is_live;
     }
 
-    /// Begins the attempt of `worker`, unless something was written after sequence `after`.
-    pub async fn begin(&mut self, worker: &str, after: u64) -> Result<(), LogChanged> {
-        // The id contains the worker, so that two workers' beginnings of one attempt differ.
+    /// Begins the attempt of `worker`, unless something was written since the log was read. `ack` acknowledges its
+    /// delivery of the job.
+    pub async fn begin(&mut self, worker: &str, ack: Option<String>) -> Result<(), LogChanged> {
+        let taken = EventKind::Taken { worker: worker.to_owned(), ack };
+        let chunk = Chunk::of(self.attempt, self.next, taken.clone());
+        // It may be sent twice. The id contains the worker, so that two workers' beginnings of one attempt differ.
         let id = format!("{}-{}-{worker}", self.job, self.attempt);
-        let message = self.message(EventKind::Taken { worker: worker.to_owned() }, id);
-        let again = message.clone();
-        let message = message.expected_last_subject_sequence(after);
+        let message = self.message(&chunk).message_id(id).expected_last_subject_sequence(self.last_sequence);
         loop {
             let _ = self.connected.wait_for(|up| *up).await;
             let jetstream = self.nats.jetstream();
             let stored = match jetstream.send_publish(self.subject.clone(), message.clone()).await {
-                Ok(answer) => answer.await.map(drop),
+                Ok(answer) => answer.await,
                 Err(error) => Err(error),
             };
             match stored {
-                Ok(()) => {
-                    self.stored.push(again);
+                Ok(stored) => {
+                    self.last_sequence = stored.sequence;
+                    (self.next, self.stored_end) = (chunk.end, chunk.end);
+                    self.stored.insert(0, taken);
+                    self.publish(&chunk).await;
                     return Ok(());
                 }
                 Err(error) if is_changed(&error) => return Err(LogChanged),
@@ -250,25 +329,75 @@ impl LogWriter {
         }
     }
 
-    /// The next event as a message; JetStream stores one message of each id.
-    fn message(&mut self, kind: EventKind, id: String) -> PublishMessage {
-        let event = Event { v: PROTOCOL_VERSION, attempt: self.attempt, index: self.next, kind };
-        self.next += 1;
-        // Can't fail: string keys, and serde_json writes NaN and infinities as null.
-        let payload = serde_json::to_vec(&event).unwrap_or_default();
+    /// A chunk as a message that lives as long as its job may run.
+    fn message(&self, chunk: &Chunk) -> PublishMessage {
         let rest = self.kept_until.duration_since(SystemTime::now()).unwrap_or_default();
-        let rest = rest.max(Duration::from_secs(1));
-        PublishMessage::build().payload(payload.into()).message_id(id).ttl(rest)
+        let rest = if self.is_ended && !self.is_background { rest.min(ENDED_KEPT) } else { rest };
+        PublishMessage::build().payload(encode(chunk).into()).ttl(rest.max(Duration::from_secs(1)))
     }
 
-    /// Appends an event; [`LogWriter::store`] sends it.
-    pub fn append(&mut self, kind: EventKind) {
-        if let EventKind::Finish { choice, .. } = kind {
-            self.finished.insert(choice);
+    /// Publishes a chunk live. What is lost on the way is read from the log.
+    async fn publish(&mut self, chunk: &Chunk) {
+        if self.is_live
+            && *self.connected.borrow()
+            && let Err(error) = self.nats.client().publish(self.live.clone(), encode(chunk).into()).await
+        {
+            tracing::warn!(job = %self.job, %error, "events were not published live; relays read them from the log");
         }
-        let id = format!("{}-{}-{}", self.job, self.attempt, self.next);
-        let message = self.message(kind, id);
-        self.unconfirmed.push_back(message);
+    }
+
+    /// Appends events and publishes them live; [`LogWriter::store`] stores them.
+    pub async fn append(&mut self, mut events: Vec<EventKind>) {
+        let mut chunk = Chunk::new(self.attempt, self.next, Vec::new());
+        let mut is_urgent = false;
+        if let Some(accepted) = events.iter().position(|event| matches!(event, EventKind::Accepted(_))) {
+            let follows = accepted + 1;
+            events.splice(follows..follows, self.sent_before.drain(..));
+        }
+        for event in events {
+            match &event {
+                EventKind::Finish { choice, .. } => {
+                    self.finished.insert(*choice);
+                    is_urgent = true;
+                }
+                EventKind::Done { .. } | EventKind::Error(_) => (self.is_ended, is_urgent) = (true, true),
+                EventKind::HandedBack => is_urgent = true,
+                _ => {}
+            }
+            chunk.end += 1;
+            merge(&mut chunk.events, event);
+        }
+        self.next = chunk.end;
+        self.publish(&chunk).await;
+        self.add_pending(chunk, is_urgent);
+    }
+
+    /// Adds what was published live to what is to be stored, now or a little later.
+    fn add_pending(&mut self, chunk: Chunk, is_urgent: bool) {
+        let was_stored = self.pending.is_empty();
+        let bytes = encode(&chunk).len();
+        if self.pending.back().is_none_or(|last| last.bytes + bytes > CHUNK_BYTES) {
+            self.pending.push_back(PendingChunk::default());
+        }
+        let Some(last) = self.pending.back_mut() else { return };
+        (last.end, last.bytes) = (chunk.end, last.bytes + bytes);
+        for event in chunk.events {
+            if let EventKind::Tokens { ids, .. } = &event {
+                last.tokens += ids.len();
+            }
+            merge(&mut last.events, event);
+        }
+        let is_full = last.tokens >= CHUNK_TOKENS || self.pending.len() > 1;
+        if is_urgent || is_full {
+            self.due = self.due.min(Instant::now());
+        } else if was_stored {
+            self.due = Instant::now() + CHUNK_TIME;
+        }
+    }
+
+    /// Has what an earlier attempt has sent to the client, and not stored, follow the acceptance.
+    pub fn store_sent(&mut self, sent: Vec<EventKind>) {
+        self.sent_before = sent;
     }
 
     /// Notes choices whose end an earlier attempt has written.
@@ -277,72 +406,208 @@ impl LogWriter {
     }
 
     /// Appends the end of all unfinished choices of a cancelled job; returns the log's last event.
-    pub fn cancel(&mut self, choices: u32, usage: Usage) -> EventKind {
-        for choice in 0..choices {
-            if !self.finished.contains(&choice) {
-                self.append(EventKind::Finish { choice, reason: FinishReason::Cancelled });
-            }
+    pub async fn cancel(&mut self, choices: u32, usage: Usage) -> EventKind {
+        let unfinished = (0..choices).filter(|choice| !self.finished.contains(choice));
+        let ends = unfinished.map(|choice| EventKind::Finish { choice, reason: FinishReason::Cancelled });
+        let ends: Vec<EventKind> = ends.collect();
+        if !ends.is_empty() {
+            self.append(ends).await;
         }
         EventKind::Done { usage, timings: Timings::default(), at: None }
     }
 
     /// Whether all appended events are stored.
     pub fn is_stored(&self) -> bool {
-        self.unconfirmed.is_empty()
+        self.pending.is_empty() && self.sent.is_none() && !self.is_lost
     }
 
-    /// Sends the appended events and waits until they are stored, however long that takes. Cancel-safe: no
-    /// event is lost if the future is dropped.
-    pub async fn store(&mut self) {
+    /// Stores the appended events, however long that takes. Cancel-safe: no event is lost if the future is
+    /// dropped.
+    pub async fn store(&mut self) -> Result<(), Replaced> {
         while !self.is_stored() {
-            tokio::time::sleep_until(self.resume).await;
-            // Messages in flight on a lost connection may be lost, and no later one may overtake them.
-            if self.connected.has_changed().unwrap_or(false) {
-                self.answers.clear();
-            }
+            let time = if self.sent.is_none() { self.due.max(self.resume) } else { self.resume };
+            tokio::time::sleep_until(time).await;
             let _ = self.connected.wait_for(|up| *up).await;
-            if let Err(error) = self.advance().await {
-                tracing::warn!(job = %self.job, %error, "an event was not stored; sending it again");
-                self.answers.clear();
-                self.resume = Instant::now() + RETRY_PAUSE;
-                self.nats.recheck();
+            match self.advance().await {
+                Ok(()) => {}
+                Err(StoreError::Replaced(replaced)) => return Err(replaced),
+                Err(error) => {
+                    tracing::warn!(job = %self.job, %error, "events were not stored; trying again");
+                    self.resume = Instant::now() + RETRY_PAUSE;
+                    self.nats.recheck();
+                }
             }
         }
+        Ok(())
     }
 
-    /// Appends the last event and waits until the whole log is stored.
-    pub async fn finish(&mut self, kind: EventKind) -> Result<(), NotStored> {
-        self.append(kind);
-        let stored = tokio::time::timeout(STORE_TIMEOUT, self.store()).await;
-        stored.map_err(|_| NotStored { unconfirmed: self.unconfirmed.len(), stream: self.stream })
+    /// Waits until the whole log is stored, its last event included.
+    pub async fn complete(&mut self) -> Result<(), NotStored> {
+        self.due = Instant::now();
+        match tokio::time::timeout(STORE_TIMEOUT, self.store()).await {
+            Ok(stored) => Ok(stored?),
+            Err(_) => Err(NotStored::Unconfirmed { stream: self.stream }),
+        }
     }
 
     /// Appends that the job is requeued, and stores what it can in a short time: the next worker can do
     /// without the rest.
     pub async fn hand_back(&mut self) {
-        self.append(EventKind::HandedBack);
-        if tokio::time::timeout(HAND_BACK_TIMEOUT, self.store()).await.is_err() {
+        self.append(vec![EventKind::HandedBack]).await;
+        if !matches!(tokio::time::timeout(HAND_BACK_TIMEOUT, self.store()).await, Ok(Ok(()))) {
             tracing::warn!(job = %self.job, "requeued without the end of its log");
         }
     }
 
-    /// Sends unsent events and waits for one acknowledgement.
-    async fn advance(&mut self) -> Result<(), PublishError> {
-        while self.answers.len() < WINDOW
-            && let Some(event) = self.unconfirmed.get(self.answers.len())
-        {
-            let sent = self.nats.jetstream().send_publish(self.subject.clone(), event.clone());
-            self.answers.push_back(sent.await?.into_future());
-        }
-        let Some(answer) = self.answers.front_mut() else { return Ok(()) };
-        tokio::select! {
-            stored = answer => {
-                stored?;
-                self.answers.pop_front();
-                self.stored.extend(self.unconfirmed.pop_front());
+    /// Sends a chunk, or waits for the acknowledgement of the one that was sent.
+    async fn advance(&mut self) -> Result<(), StoreError> {
+        let Some(sent) = &mut self.sent else { return self.send().await };
+        let Some(answer) = &mut sent.answer else { return self.resolve().await };
+        let stored = tokio::select! {
+            stored = answer => stored,
+            // What is on its way over a lost connection may be lost.
+            Ok(()) = self.connected.changed() => {
+                sent.answer = None;
+                return Ok(());
             }
-            Ok(()) = self.connected.changed() => self.answers.clear(),
+        };
+        sent.answer = None;
+        match stored {
+            Ok(stored) => self.confirm(stored.sequence),
+            Err(error) if is_changed(&error) => return self.resolve().await,
+            Err(error) => return Err(error.into()),
         }
         Ok(())
     }
+
+    /// Sends the next chunk. It counts as sent from the first moment, for it may be sent though the future is
+    /// dropped.
+    async fn send(&mut self) -> Result<(), StoreError> {
+        let next =
+            self.pending.pop_front().unwrap_or(PendingChunk { end: self.next, ..PendingChunk::default() });
+        let is_last = self.is_ended && self.pending.is_empty();
+        // What was never begun here may be another worker's.
+        let wants_snapshot = self.is_begun() && (self.is_lost || is_last || self.chunks >= SNAPSHOT_AFTER);
+        let snapshot = wants_snapshot.then(|| self.snapshot(&next)).flatten();
+        let is_snapshot = snapshot.is_some();
+        let message = snapshot.unwrap_or_else(|| {
+            let mut chunk = Chunk::new(self.attempt, self.stored_end, next.events.clone());
+            chunk.end = next.end;
+            self.message(&chunk)
+        });
+        let message = message.expected_last_subject_sequence(self.last_sequence);
+        self.sent = Some(SentChunk { chunk: next, is_snapshot, answer: None });
+        let answer = self.nats.jetstream().send_publish(self.subject.clone(), message).await?;
+        if let Some(sent) = &mut self.sent {
+            sent.answer = Some(answer.into_future());
+        }
+        Ok(())
+    }
+
+    /// The whole log with `next` as one message that takes the place of what is stored; `None` if no message may
+    /// be as large.
+    fn snapshot(&self, next: &PendingChunk) -> Option<PublishMessage> {
+        let mut chunk = Chunk::new(self.attempt, 0, self.stored.clone());
+        next.events.iter().cloned().for_each(|event| merge(&mut chunk.events, event));
+        chunk.end = next.end;
+        let message = self.message(&chunk);
+        let size = encode(&chunk).len() + HEADERS;
+        let fits = size <= self.nats.client().server_info().max_payload;
+        fits.then(|| message.header("Nats-Rollup", "sub"))
+    }
+
+    /// The chunk that was sent is stored.
+    fn confirm(&mut self, sequence: u64) {
+        let Some(SentChunk { chunk, is_snapshot, .. }) = self.sent.take() else { return };
+        chunk.events.into_iter().for_each(|event| merge(&mut self.stored, event));
+        (self.stored_end, self.last_sequence) = (chunk.end, sequence);
+        self.chunks = if is_snapshot { 0 } else { self.chunks + 1 };
+        self.is_lost = false;
+    }
+
+    /// The chunk that was sent is not stored, so it is to be sent again.
+    fn take_back(&mut self) {
+        if let Some(SentChunk { chunk, .. }) = self.sent.take()
+            && !chunk.events.is_empty()
+        {
+            self.pending.push_front(chunk);
+        }
+    }
+
+    /// Whether the attempt's first event is stored.
+    fn is_begun(&self) -> bool {
+        self.stored_end > 0
+    }
+
+    /// Asks the stream's leader how the log ends, and whether the chunk that was sent is there.
+    async fn resolve(&mut self) -> Result<(), StoreError> {
+        let ask = || -> Pin<Box<dyn Future<Output = LastChunk> + Send>> {
+            Box::pin(last_chunk(self.nats.clone(), self.stream, self.subject.clone()))
+        };
+        let last = self.asked.get_or_insert_with(ask).await;
+        self.asked = None;
+        let last = last?;
+        if !self.is_begun() {
+            return Ok(self.resolve_unbegun(last));
+        }
+        let sent_end = self.sent.as_ref().map(|sent| sent.chunk.end);
+        match last {
+            Some((_, chunk)) if chunk.attempt > self.attempt => return Err(Replaced.into()),
+            Some((sequence, chunk)) if chunk.attempt == self.attempt => {
+                if sent_end == Some(chunk.end) {
+                    self.confirm(sequence);
+                } else if chunk.end == self.stored_end {
+                    self.take_back();
+                    self.last_sequence = sequence;
+                } else {
+                    // After the log was lost another worker has begun an attempt of the same number.
+                    return Err(Replaced.into());
+                }
+            }
+            last => {
+                tracing::warn!(job = %self.job, "the event log was lost; writing it again");
+                self.take_back();
+                self.last_sequence = last.map_or(0, |(sequence, _)| sequence);
+                self.is_lost = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// The same for the end of a job that is not run here: it follows whatever the log has.
+    fn resolve_unbegun(&mut self, last: Option<(u64, Chunk)>) {
+        let Some((sequence, chunk)) = last else {
+            self.last_sequence = 0;
+            return self.take_back();
+        };
+        if self.sent.as_ref().is_some_and(|sent| sent.chunk.events == chunk.events) {
+            return self.confirm(sequence);
+        }
+        self.take_back();
+        self.attempt = self.attempt.max(chunk.attempt.saturating_add(1));
+        self.last_sequence = sequence;
+    }
+}
+
+/// Asks the stream's leader.
+async fn last_chunk(nats: Nats, stream: &'static str, subject: String) -> LastChunk {
+    let bus = |error: &dyn std::error::Error| ReadError::Bus(error.to_string());
+    let stream = nats.jetstream().get_stream_no_info(stream).await.map_err(|e| bus(&e))?;
+    match stream.get_last_raw_message_by_subject(&subject).await {
+        Ok(message) => Ok(Some((message.sequence, read_chunk(&message.payload)?))),
+        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
+        Err(error) => Err(bus(&error)),
+    }
+}
+
+/// Can't fail: string keys, and serde_json writes NaN and infinities as null.
+fn encode(chunk: &Chunk) -> Vec<u8> {
+    serde_json::to_vec(chunk).unwrap_or_default()
+}
+
+fn read_chunk(payload: &[u8]) -> Result<Chunk, ReadError> {
+    Chunk::read(payload).map_err(|error| match error {
+        Unreadable::Version(version) => ReadError::Version(version),
+        Unreadable::Malformed(error) => ReadError::Chunk(error),
+    })
 }

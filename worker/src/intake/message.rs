@@ -11,8 +11,8 @@ pub(super) enum Refusal {
     /// Its payload is not a job.
     #[error("it is not a job: {0}")]
     NotAJob(String),
-    /// A newer function wrote it.
-    #[error("it has version {0}, this worker knows {PROTOCOL_VERSION}: upgrade the worker")]
+    /// A function of another version wrote it.
+    #[error("{}", emberline_protocol::upgrade(*.0, "function", "worker"))]
     Version(u32),
     /// It is in another model's queue.
     #[error("it is for model '{0}', but was queued for another")]
@@ -25,10 +25,10 @@ pub(super) fn parse(payload: &[u8], subject: &str) -> Result<Job, Refusal> {
     struct Version {
         v: u32,
     }
-    // The version comes first: a newer job may have other fields.
+    // The version comes first: another job may have other fields.
     let not_a_job = |e: serde_json::Error| Refusal::NotAJob(e.to_string());
     let Version { v } = serde_json::from_slice(payload).map_err(not_a_job)?;
-    if v > PROTOCOL_VERSION {
+    if v != PROTOCOL_VERSION {
         return Err(Refusal::Version(v));
     }
     let job: Job = serde_json::from_slice(payload).map_err(not_a_job)?;

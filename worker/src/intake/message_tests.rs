@@ -51,11 +51,15 @@ fn a_job_in_its_own_queue_is_taken() {
 }
 
 #[test]
-fn a_newer_job_is_refused_as_such_even_if_it_looks_different() {
-    let newer = PROTOCOL_VERSION + 1;
-    let job = format!(r#"{{"v":{newer},"identity":"?"}}"#);
-    assert_eq!(parse(job.as_bytes(), "s"), Err(Refusal::Version(newer)));
-    assert!(matches!(parse(br#"{"v":1,"identity":"?"}"#, "s"), Err(Refusal::NotAJob(_))));
+fn a_job_of_another_version_is_refused_as_such_even_if_it_looks_different() {
+    for (version, older) in [(PROTOCOL_VERSION + 1, "worker"), (PROTOCOL_VERSION - 1, "function")] {
+        let job = format!(r#"{{"v":{version},"identity":"?"}}"#);
+        let refusal = parse(job.as_bytes(), "s").unwrap_err();
+        assert_eq!(refusal, Refusal::Version(version));
+        assert!(refusal.to_string().ends_with(&format!("upgrade the {older}")), "{refusal}");
+    }
+    let unlike = format!(r#"{{"v":{PROTOCOL_VERSION},"identity":"?"}}"#);
+    assert!(matches!(parse(unlike.as_bytes(), "s"), Err(Refusal::NotAJob(_))));
 }
 
 #[test]

@@ -5,13 +5,14 @@
 //! (`slots`), writes the job's events (`log_writer`), charges the job to its key (`charge`) and
 //! acknowledges it at the end.
 
-mod acknowledge;
 mod charge;
 mod dead_letter;
 mod job;
 mod lanes;
+mod lease;
 pub mod log_writer;
 mod message;
+pub(crate) mod orphans;
 mod pace;
 mod pull;
 pub mod slots;

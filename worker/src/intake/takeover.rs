@@ -3,11 +3,14 @@
 
 use std::time::Duration;
 
-use emberline_protocol::event::{Event, EventKind};
-use emberline_protocol::log::LogState;
+use emberline_protocol::PROTOCOL_VERSION;
+use emberline_protocol::control::{SENT_TIMEOUT_MS, Sent, SentQuestion};
+use emberline_protocol::event::EventKind;
+use emberline_protocol::log::{LogState, ResumedTokens, summary};
+use emberline_protocol::subject;
 
 use super::job::JobRun;
-use super::log_writer::{LogChanged, LogWriter};
+use super::log_writer::{LogChanged, LogWriter, Stored};
 
 /// Attempts in a row that may die without having added a token. The next one is not made: the job
 /// seems to kill its workers.
@@ -30,19 +33,14 @@ pub(super) enum Claim {
 impl JobRun<'_> {
     /// Decides what to do with the job, and begins the next attempt if it is to be run.
     pub(super) async fn claim(&self, log: &mut LogWriter) -> Claim {
-        let request = &self.job.request;
-        let state_of = |stored: &[Event]| LogState::of(stored, request.n, request.logs_prompt());
-        let mut state = state_of(&[]);
-        let mut last_sequence = 0;
+        let (choices, has_prompt) = (self.job.request.n, self.job.request.logs_prompt());
+        let mut stored = Stored::default();
         // At the first delivery the log is empty, unless the client is gone already.
         let mut is_known = self.deliveries == 1;
         loop {
             if !is_known {
                 match log.read().await {
-                    Ok(stored) => {
-                        last_sequence = stored.last_sequence;
-                        state = state_of(&stored.events);
-                    }
+                    Ok(read) => stored = read,
                     Err(error) => {
                         tracing::warn!(job = %self.job.id, %error, "the event log can't be read; trying again");
                         self.intake.nats.recheck();
@@ -51,8 +49,10 @@ impl JobRun<'_> {
                     }
                 }
             }
+            let state = LogState::of(&stored.chunks, choices, has_prompt);
             // A lost log shows no attempt, but one may still run: a higher number tells it that it is replaced.
-            log.follow(state.attempts.max(self.deliveries.saturating_sub(1)));
+            let attempts = state.attempts.max(self.deliveries.saturating_sub(1));
+            log.follow(attempts, summary(&stored.chunks, choices, has_prompt), stored.last_sequence);
             if let Some(end) = state.end {
                 return Claim::Ended(end);
             }
@@ -63,12 +63,44 @@ impl JobRun<'_> {
             if state.fruitless >= MAX_FRUITLESS {
                 return Claim::GivenUp(state.fruitless);
             }
-            match log.begin(&self.intake.worker, last_sequence).await {
-                Ok(()) => return Claim::Open(state),
+            let sent =
+                if state.attempts > 0 { self.sent_beyond(&state, log.attempt()).await } else { Vec::new() };
+            let ack = self.message.reply.as_ref().map(ToString::to_string);
+            match log.begin(&self.intake.worker, ack).await {
+                Ok(()) => {
+                    let state = state.with(&sent);
+                    log.store_sent(sent);
+                    return Claim::Open(state);
+                }
                 // Another worker wrote in between, or the replica that was read lags behind.
                 Err(LogChanged) if is_known => is_known = false,
                 Err(LogChanged) => tokio::time::sleep(CLAIM_PAUSE).await,
             }
+        }
+    }
+
+    /// What the relay has sent beyond the log: its last chunk may be lost, and the client has it. Another kind of
+    /// device may write something else in its place.
+    async fn sent_beyond(&self, state: &LogState, attempt: u32) -> Vec<EventKind> {
+        // The prompt's tokens come before the answer's, and the relay has no log-probabilities any more.
+        if self.job.request.logs_prompt() || self.job.request.alternatives().is_some() {
+            return Vec::new();
+        }
+        let tokens: Vec<u32> = state.choices.iter().map(ResumedTokens::count).collect();
+        let question = SentQuestion { v: PROTOCOL_VERSION, attempt, tokens };
+        // Can't fail: numbers only.
+        let payload = serde_json::to_vec(&question).unwrap_or_default();
+        let asked = self.intake.nats.client().request(subject::sent(&self.job.id), payload.into());
+        match tokio::time::timeout(Duration::from_millis(SENT_TIMEOUT_MS), asked).await {
+            Ok(Ok(answer)) => match serde_json::from_slice::<Sent>(&answer.payload) {
+                Ok(sent) => sent.into_events(&question.tokens),
+                Err(error) => {
+                    tracing::warn!(job = %self.job.id, %error, "the relay's answer can't be read");
+                    Vec::new()
+                }
+            },
+            // Nobody follows the job now, or the relay is cut off. Then the log says what counts.
+            Ok(Err(_)) | Err(_) => Vec::new(),
         }
     }
 }

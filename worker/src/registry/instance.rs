@@ -14,7 +14,7 @@ use super::load::{LoadFailure, Loader};
 use super::options::ModelOptions;
 use super::status::Loaded;
 use crate::intake::slots::Slots;
-use crate::intake::{Intake, Phase, RunningJobs, reached};
+use crate::intake::{Intake, Phase, RunningJobs, orphans, reached};
 use crate::nats::{Nats, NatsError};
 use crate::tokens;
 
@@ -94,6 +94,7 @@ impl Instance {
             return unload(move || drop(engine)).await;
         }
         let requests = tokens::listen(&self.context.nats, &self.options.name).await?;
+        let orphaned = orphans::listen(&self.context.nats, &self.options.name).await?;
         let (info, handle, engine_thread) = thread::spawn(engine).map_err(ModelFailure::Thread)?;
         let slots = Slots::new(info.capacity, Arc::clone(&self.context.load));
         let intake = Arc::new(Intake {
@@ -121,6 +122,9 @@ impl Instance {
             Arc::clone(handle.preprocessor()),
             self.phase.subscribe(),
         ));
+        let give_back =
+            orphans::give_back(self.context.nats.clone(), name.clone(), orphaned, self.phase.subscribe());
+        tokio::spawn(give_back);
         let intake = tokio::spawn(intake.run(name.clone()));
         let EngineInfo { models: served, device, memory, .. } = info;
         self.report(Report::Serving(Loaded { served, device, slots, memory }));

@@ -3,9 +3,10 @@
 use async_nats::header::NATS_MESSAGE_TTL;
 use async_nats::jetstream::{self, message::PublishMessage};
 use emberline_protocol::control::Control;
-use emberline_protocol::event::{Event, EventKind, FinishReason};
+use emberline_protocol::event::{EventKind, FinishReason};
 use emberline_protocol::job::Job;
 use emberline_protocol::subject;
+use emberline_test_kit::events::Event;
 use emberline_test_kit::nats::NatsServer;
 
 use crate::support::{Relay, Worker, job, text_of, wait_for_empty_queue, within};

@@ -1,9 +1,11 @@
 //! What happens to a job.
 
+use emberline_protocol::chunk::Chunk;
 use emberline_protocol::control::Control;
 use emberline_protocol::error::ErrorCode;
-use emberline_protocol::event::{Event, EventKind, FinishReason, Usage};
+use emberline_protocol::event::{EventKind, FinishReason, Usage};
 use emberline_protocol::lane::Lane;
+use emberline_protocol::log::LogState;
 use emberline_protocol::subject::{self, JobId};
 use emberline_test_kit::nats::NatsServer;
 
@@ -22,17 +24,21 @@ async fn a_job_becomes_a_log_of_events_in_order_and_leaves_the_queue() {
     assert!(matches!(events[0].kind, EventKind::Taken { .. }));
     let EventKind::Accepted(accepted) = &events[1].kind else { panic!("{events:?}") };
     assert_eq!((accepted.prompt_tokens, accepted.cached_tokens), (2, 0));
-    assert_eq!(events[10].kind, EventKind::Finish { choice: 0, reason: FinishReason::Length });
+    let [.., finish, done] = &events[..] else { panic!("{events:?}") };
+    assert_eq!(finish.kind, EventKind::Finish { choice: 0, reason: FinishReason::Length });
     let usage = Usage { prompt_tokens: 2, cached_tokens: 0, completion_tokens: 8 };
-    assert!(matches!(events[11].kind, EventKind::Done { usage: u, .. } if u == usage));
+    assert!(matches!(done.kind, EventKind::Done { usage: u, .. } if u == usage));
+    wait_for_empty_queue(&nats).await;
 
-    // The log holds what was said live.
+    // The log ends as a single message that says what was said live.
     let jetstream = async_nats::jetstream::new(nats.worker_client().await.unwrap());
     let log = jetstream.get_stream(subject::EVENTS_STREAM).await.unwrap();
     let stored = log.direct_get_last_for_subject(subject::events(&job.id)).await.unwrap();
-    assert_eq!(serde_json::from_slice::<Event>(&stored.payload).unwrap(), events[11]);
-    assert_eq!(log.cached_info().state.messages, 12);
-    wait_for_empty_queue(&nats).await;
+    let stored: Chunk = serde_json::from_slice(&stored.payload).unwrap();
+    assert_eq!((stored.index, stored.end, stored.events.last()), (0, done.next, Some(&done.kind)));
+    let state = LogState::of(&[stored], 1, false);
+    assert_eq!(state.choices[0].text, "The quick ember glows along the line. ");
+    assert_eq!(log.cached_info().state.messages, 1);
     relay.wait_for_load(&[0]).await;
 }
 
@@ -141,12 +147,12 @@ async fn a_message_that_is_no_job_is_refused_and_others_go_on() {
         // What has no id of its own is answered under its message id.
         let answered_at =
             serde_json::from_slice::<emberline_protocol::job::Job>(&body).map_or(id.clone(), |job| job.id);
-        let mut answer = relay.client.subscribe(subject::events(&answered_at)).await.unwrap();
+        let mut answer = relay.client.subscribe(subject::live(&answered_at)).await.unwrap();
         relay.send_raw(&id, &queue, body).await;
         let answer =
             crate::support::within("the refusal", futures::StreamExt::next(&mut answer)).await.unwrap();
-        let event: Event = serde_json::from_slice(&answer.payload).unwrap();
-        let EventKind::Error(error) = event.kind else { panic!("{event:?}") };
+        let chunk: Chunk = serde_json::from_slice(&answer.payload).unwrap();
+        let [EventKind::Error(error)] = &chunk.events[..] else { panic!("{chunk:?}") };
         assert_eq!((error.status, error.code), (500, ErrorCode::InternalError));
     }
     assert_eq!(text_of(&relay.send(&job(2, 2)).await.rest().await, 1), "The quick");

@@ -3,12 +3,13 @@
 use std::time::{Duration, Instant};
 
 use async_nats::Subscriber;
+use emberline_protocol::chunk::Chunk;
 use emberline_protocol::control::Control;
-use emberline_protocol::event::{Event, EventKind};
+use emberline_protocol::event::EventKind;
 use emberline_protocol::job::{Account, Job};
 use emberline_protocol::key::KeyId;
 use emberline_protocol::lane::Lane;
-use emberline_protocol::subject::EVENTS_SUBJECTS;
+use emberline_protocol::subject::LIVE_SUBJECTS;
 use emberline_test_kit::nats::NatsServer;
 use futures::StreamExt;
 
@@ -31,7 +32,7 @@ struct Happenings(Subscriber);
 
 impl Happenings {
     async fn new(relay: &Relay) -> Self {
-        Self(relay.client.subscribe(EVENTS_SUBJECTS).await.unwrap())
+        Self(relay.client.subscribe(LIVE_SUBJECTS).await.unwrap())
     }
 
     /// The ids of the jobs that end next, in order.
@@ -39,8 +40,8 @@ impl Happenings {
         let mut ended = Vec::new();
         while ended.len() < jobs {
             let message = within("an event", self.0.next()).await.unwrap();
-            let event: Event = serde_json::from_slice(&message.payload).unwrap();
-            if matches!(event.kind, EventKind::Done { .. } | EventKind::Error(_)) {
+            let chunk: Chunk = serde_json::from_slice(&message.payload).unwrap();
+            if matches!(chunk.events.last(), Some(EventKind::Done { .. } | EventKind::Error(_))) {
                 let id = message.subject.rsplit('.').next().unwrap();
                 ended.push(u128::from_str_radix(id, 16).unwrap());
             }

@@ -34,13 +34,14 @@ async fn each_user_is_refused_what_only_another_may_do() {
     let _worker = Worker::start(&nats, &[]);
     Relay::new(&nats).await.wait_for_load(&[0]).await;
     let id = JobId::from_random(1);
-    let (events, control, jobs) =
-        (subject::events(&id), subject::control(&id), subject::jobs("m", Lane::default()));
+    let (events, live, jobs) =
+        (subject::events(&id), subject::live(&id), subject::jobs("m", Lane::default()));
 
     let function = client(&nats, "function", emberline_test_kit::nats::FUNCTION_PASSWORD).await;
     let kept = subject::kept_events(&id);
     let function_may_not = [
         kept.as_str(),
+        live.as_str(),
         "$KV.workers.x",
         "$JS.API.STREAM.CREATE.JOBS",
         "$JS.API.STREAM.INFO.JOBS",
@@ -67,8 +68,8 @@ async fn each_user_is_refused_what_only_another_may_do() {
     let worker_may_not = [
         jobs.as_str(),
         "$KV.requests.x",
-        control.as_str(),
         "emberline.tokens.m",
+        "emberline.orphans.m",
         "_INBOX_function.unasked",
         "$JS.API.STREAM.DELETE.JOBS",
         "$JS.API.STREAM.PURGE.JOBS",
@@ -107,7 +108,7 @@ async fn each_user_is_refused_what_only_another_may_do() {
         "$JS.API.DIRECT.GET.KEPT",
         "elsewhere",
     ];
-    refused(admin, &admin_may_not, &["emberline.events.*", "_INBOX_function.>", "$KV.keys.*", ">"]).await;
+    refused(admin, &admin_may_not, &["emberline.live.*", "_INBOX_function.>", "$KV.keys.*", ">"]).await;
 }
 
 async fn refused(

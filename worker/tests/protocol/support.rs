@@ -1,5 +1,6 @@
 //! A worker process, and the function's side of the protocol.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -8,11 +9,13 @@ use std::time::{Duration, Instant, SystemTime};
 use async_nats::jetstream::{self, message::PublishMessage};
 use async_nats::{Client, Subscriber};
 use emberline_protocol::PROTOCOL_VERSION;
-use emberline_protocol::control::Control;
-use emberline_protocol::event::{Event, EventKind};
+use emberline_protocol::chunk::Chunk;
+use emberline_protocol::control::{Control, Orphan};
+use emberline_protocol::event::EventKind;
 use emberline_protocol::heartbeat::{Heartbeat, ModelState};
 use emberline_protocol::job::{GenerationRequest, Job, Message, Role, SamplingOptions};
 use emberline_protocol::subject::{self, JobId};
+use emberline_test_kit::events::{Event, events_of};
 use emberline_test_kit::nats::NatsServer;
 use futures::StreamExt;
 use tempfile::TempDir;
@@ -169,6 +172,8 @@ pub(crate) struct Relay {
 /// One job's events, as they come.
 pub(crate) struct Events {
     subscriber: Subscriber,
+    /// Those of the last chunk that are not taken yet.
+    chunk: VecDeque<Event>,
     /// Speaks for the relay; ends with this.
     alive: JoinSet<()>,
 }
@@ -194,27 +199,35 @@ impl Relay {
     /// Queues a job and listens to its events, but never says so.
     pub(crate) async fn send_silently(&self, job: &Job) -> Events {
         let payload = serde_json::to_vec(job).unwrap();
-        self.queue(&job.id, job.log().1, subject::jobs(&job.model, job.lane()), payload).await
+        self.queue(&job.id, subject::jobs(&job.model, job.lane()), payload).await
     }
 
     /// Queues any bytes as the job `id`.
     pub(crate) async fn send_raw(&self, id: &JobId, subject: &str, payload: Vec<u8>) -> Events {
-        self.queue(id, subject::events(id), subject.to_owned(), payload).await
+        self.queue(id, subject.to_owned(), payload).await
     }
 
-    async fn queue(&self, id: &JobId, log: String, subject: String, payload: Vec<u8>) -> Events {
-        let subscriber = self.client.subscribe(log).await.unwrap();
+    async fn queue(&self, id: &JobId, subject: String, payload: Vec<u8>) -> Events {
+        let subscriber = self.client.subscribe(subject::live(id)).await.unwrap();
         let message = PublishMessage::build().payload(payload.into()).message_id(id.as_str());
         let jetstream = jetstream::new(self.client.clone());
         within("the job's acknowledgement", async {
             jetstream.send_publish(subject, message).await.unwrap().await.unwrap();
         })
         .await;
-        Events { subscriber, alive: JoinSet::new() }
+        Events { subscriber, chunk: VecDeque::new(), alive: JoinSet::new() }
     }
 
     pub(crate) async fn control(&self, job: &JobId, control: Control) {
         self.client.publish(subject::control(job), encode(control).into()).await.unwrap();
+        self.client.flush().await.unwrap();
+    }
+
+    /// Says that the worker that runs `job` is not connected.
+    pub(crate) async fn report_orphan(&self, job: &JobId, ack: String) {
+        let orphan = Orphan { v: PROTOCOL_VERSION, job: job.clone(), ack };
+        let payload = serde_json::to_vec(&orphan).unwrap();
+        self.client.publish(subject::orphans(MODEL), payload.into()).await.unwrap();
         self.client.flush().await.unwrap();
     }
 
@@ -279,8 +292,15 @@ impl Relay {
 
 impl Events {
     pub(crate) async fn next(&mut self) -> Event {
-        let message = within("an event", self.subscriber.next()).await.unwrap();
-        serde_json::from_slice(&message.payload).unwrap()
+        loop {
+            if let Some(event) = self.chunk.pop_front() {
+                return event;
+            }
+            let message = within("an event", self.subscriber.next()).await.unwrap();
+            let chunk: Chunk = serde_json::from_slice(&message.payload).unwrap();
+            assert_eq!(chunk.v, PROTOCOL_VERSION);
+            self.chunk.extend(events_of(chunk));
+        }
     }
 
     /// The next token event of `attempt` or a later one.
@@ -297,7 +317,11 @@ impl Events {
     pub(crate) async fn tokens_at(&mut self, position: u32) {
         loop {
             match self.next().await.kind {
-                EventKind::Tokens { position: now, .. } if now >= position => return,
+                EventKind::Tokens { position: first, ids, .. }
+                    if first as usize + ids.len() > position as usize =>
+                {
+                    return;
+                }
                 end @ (EventKind::Done { .. } | EventKind::Error(_)) => {
                     panic!("ended before {position}: {end:?}")
                 }
@@ -327,11 +351,12 @@ fn encode(control: Control) -> Vec<u8> {
 /// Checks that nothing is missing of the first attempt from `attempt` on, which nobody took over, and
 /// puts the text together. Numbers are left out where a job was given back before it was begun.
 pub(crate) fn text_of(events: &[Event], attempt: u32) -> String {
-    let mut text = String::new();
+    let (mut text, mut index) = (String::new(), 0);
     let events: Vec<_> = events.iter().filter(|event| event.attempt >= attempt).collect();
     let attempt = events.first().map_or(attempt, |first| first.attempt);
-    for (index, event) in (0..).zip(events) {
-        assert_eq!((event.v, event.attempt, event.index), (PROTOCOL_VERSION, attempt, index), "{event:?}");
+    for event in events {
+        assert_eq!((event.attempt, event.index), (attempt, index), "{event:?}");
+        index = event.next;
         if let EventKind::Tokens { text: more, .. } = &event.kind {
             text.push_str(more);
         }

@@ -79,6 +79,7 @@ fn entry(id: &str, model: &ServedModel) -> Model {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use emberline_protocol::PROTOCOL_VERSION;
     use emberline_protocol::error::ErrorCode;
     use emberline_protocol::heartbeat::Heartbeat;
     use emberline_protocol::key::{KeyId, KeyLimits};
@@ -88,7 +89,8 @@ mod tests {
     fn aliases_are_listed_with_the_model_they_lead_to() {
         let names = ModelNames::parse("", "primary=a,other=b").unwrap();
         let models = vec![ServedModel { name: "a".into(), context_length: 512, created: 7 }];
-        let heartbeat = serde_json::to_vec(&Heartbeat { v: 1, models, ..Heartbeat::default() }).unwrap();
+        let heartbeat =
+            serde_json::to_vec(&Heartbeat { v: PROTOCOL_VERSION, models, ..Heartbeat::default() }).unwrap();
         let served = ServedModels::read([heartbeat.as_slice()], |reason| panic!("{reason}"));
         let everybody = Caller { key: KeyId::of_key(b""), models: None, limits: KeyLimits::default() };
         let list = super::list(&served, &names, &everybody);

@@ -2,8 +2,8 @@
 
 use std::future::poll_fn;
 
+use emberline_protocol::chunk::Chunk;
 use emberline_protocol::error::ApiError;
-use emberline_protocol::event::Event;
 use emberline_protocol::job::Job;
 use emberline_protocol::subject::{JobId, REQUESTS_STREAM, request};
 use watermelon_proto::MessageBase;
@@ -14,7 +14,7 @@ use crate::nats::bus::Bus;
 use crate::nats::connection::{BusError, Connection, REPLY_TIMEOUT};
 use crate::nats::jetstream::{self, PublishError};
 use crate::platform::{Host, report};
-use crate::relay::read_event;
+use crate::relay::read_chunk;
 
 /// The stored request of a job, if it has one that was not deleted.
 pub async fn read(bus: &Bus, job: &JobId) -> Result<Option<StoredRequest>, ApiError> {
@@ -63,7 +63,7 @@ pub async fn withdraw(bus: &Bus, job: &Job) {
 }
 
 /// A job's event log, as far as it is written.
-pub async fn event_log(bus: &Bus, job: &Job) -> Result<Vec<Event>, ApiError> {
+pub async fn event_log(bus: &Bus, job: &Job) -> Result<Vec<Chunk>, ApiError> {
     let (stream, subject) = job.log();
     let asked = bus.with_connection(async |connection| {
         let (mut payloads, mut from) = (Vec::new(), Some(1));
@@ -75,8 +75,8 @@ pub async fn event_log(bus: &Bus, job: &Job) -> Result<Vec<Event>, ApiError> {
         Ok(payloads)
     });
     let payloads = asked.await.map_err(|error| unavailable(&job.id, &error))?;
-    let events: Result<Vec<Event>, _> = payloads.iter().map(|payload| read_event(payload)).collect();
-    events.map_err(|fault| {
+    let chunks: Result<Vec<Chunk>, _> = payloads.iter().map(|payload| read_chunk(payload)).collect();
+    chunks.map_err(|fault| {
         report(&format!("job {}", job.id), &fault);
         ApiError::from(&fault)
     })

@@ -1,7 +1,8 @@
 //! The state of one choice of a job, from its log.
 
 use super::{Conflict, Fresh};
-use crate::event::{Event, FinishReason};
+use crate::chunk::Chunk;
+use crate::event::FinishReason;
 
 /// The tokens and the text that the log has of one choice.
 #[derive(Debug, Clone, Default)]
@@ -42,6 +43,13 @@ impl ChoiceLog {
         self.text.get(..end).unwrap_or_default()
     }
 
+    /// The tokens from `position` on, and the text that they complete; `None` if no event began there.
+    pub fn tokens_from(&self, position: u32) -> Option<(&[u32], &str)> {
+        let ids = self.ids.get(usize::try_from(position).ok()?..)?;
+        let text = self.text_of_tokens().get(self.offset_of(position)?..)?;
+        Some((ids, text))
+    }
+
     /// Why it ended; `None` if it has not.
     pub fn finish(&self) -> Option<FinishReason> {
         self.finish
@@ -79,24 +87,29 @@ impl ChoiceLog {
     /// Writes tokens from `position` on; `None` if the offset of `position` in the text is not known.
     pub(super) fn write(
         &mut self,
-        event: &Event,
+        chunk: &Chunk,
         position: u32,
         ids: &[u32],
         text: &str,
     ) -> Result<Option<Fresh>, Conflict> {
-        let (attempt, index) = (event.attempt, event.index);
-        let start = match self.cursor.filter(|cursor| cursor.attempt == attempt) {
+        let (attempt, index) = (chunk.attempt, chunk.index);
+        let misplaced = Conflict::Position { attempt, index, position };
+        let cursor = self.cursor.filter(|cursor| cursor.attempt == attempt);
+        // A chunk that sums up what came one by one before begins earlier, with the same text.
+        let is_repeated = cursor.is_some_and(|cursor| cursor.position > position);
+        let start = match cursor {
             Some(cursor) if cursor.position == position => cursor.offset,
-            Some(_) => return Err(Conflict::Position { attempt, index, position }),
-            None => match self.offset_of(position) {
+            Some(cursor) if cursor.position < position => return Err(misplaced),
+            _ => match self.offset_of(position) {
                 Some(offset) => offset,
+                None if is_repeated => return Err(misplaced),
                 None => return Ok(None),
             },
         };
         let known = self.text.get(start..).unwrap_or_default();
         let shared = known.len().min(text.len());
         if known.as_bytes().get(..shared) != text.as_bytes().get(..shared) {
-            return Err(Conflict::Differs { attempt, position });
+            return Err(if is_repeated { misplaced } else { Conflict::Differs { attempt, position } });
         }
         let fresh_text = text.get(shared..).unwrap_or_default();
         let first_token = usize::try_from(self.next().saturating_sub(position)).unwrap_or(usize::MAX);
@@ -110,8 +123,10 @@ impl ChoiceLog {
         let end = start.saturating_add(text.len());
         let next = position.saturating_add(u32::try_from(ids.len()).unwrap_or(u32::MAX));
         self.note_offset(next, end);
-        self.cursor = Some(Cursor { attempt, position: next, offset: end });
-        Ok(Some(Fresh { first_token }))
+        if cursor.is_none_or(|cursor| cursor.position <= next) {
+            self.cursor = Some(Cursor { attempt, position: next, offset: end });
+        }
+        Ok(Some(Fresh { first_token, first_byte: shared }))
     }
 
     /// The byte offset in the text at which the token at `position` begins.

@@ -1,7 +1,8 @@
 //! The progress of a job, from which a worker that takes it over continues.
 
 use super::EventLog;
-use crate::event::{Event, EventKind, FinishReason};
+use crate::chunk::Chunk;
+use crate::event::{EventKind, FinishReason};
 
 /// The progress of a job.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -35,9 +36,9 @@ pub struct ResumedTokens {
 impl LogState {
     /// The progress of a job with `choices` choices whose log, in storage order, is `stored`; `has_prompt` if
     /// the job asks for its prompt's tokens.
-    pub fn of(stored: &[Event], choices: u32, has_prompt: bool) -> Self {
+    pub fn of(stored: &[Chunk], choices: u32, has_prompt: bool) -> Self {
         let mut log = EventLog::new(choices, has_prompt);
-        log.read(stored, |_, _| {});
+        log.read(stored, |_, _, _| {});
         let is_fruitless = |number: &&u32| {
             log.attempts.get(number).is_some_and(|attempt| !attempt.has_progress && !attempt.is_handed_back)
         };
@@ -49,7 +50,7 @@ impl LogState {
             finish: choice.finish(),
         });
         Self {
-            attempts: stored.iter().map(|event| event.attempt).max().unwrap_or(0),
+            attempts: stored.iter().map(|chunk| chunk.attempt).max().unwrap_or(0),
             fruitless: u32::try_from(fruitless).unwrap_or(u32::MAX),
             prompt: log.prompt_tokens(),
             choices: choices.collect(),
@@ -59,7 +60,36 @@ impl LogState {
     }
 }
 
+impl LogState {
+    /// The same after tokens and ends of choices that the client has beyond the log.
+    #[must_use]
+    pub fn with(mut self, sent: &[EventKind]) -> Self {
+        for event in sent {
+            let (EventKind::Tokens { choice, .. } | EventKind::Finish { choice, .. }) = event else {
+                continue;
+            };
+            let known = usize::try_from(*choice).ok().and_then(|choice| self.choices.get_mut(choice));
+            match (event, known) {
+                (EventKind::Tokens { ids, text, .. }, Some(known)) => {
+                    known.ids.extend(ids);
+                    known.text.push_str(text);
+                }
+                (EventKind::Finish { reason, .. }, Some(known)) => {
+                    known.finish.get_or_insert(*reason);
+                }
+                _ => {}
+            }
+        }
+        self
+    }
+}
+
 impl ResumedTokens {
+    /// Number of its tokens.
+    pub fn count(&self) -> u32 {
+        u32::try_from(self.ids.len()).unwrap_or(u32::MAX)
+    }
+
     /// Whether nothing is written.
     pub fn is_empty(&self) -> bool {
         self.ids.is_empty() && self.finish.is_none()

@@ -5,19 +5,19 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn event(attempt: u32, index: u32, kind: EventKind) -> Event {
-    Event { v: 3, attempt, index, kind }
+fn event(attempt: u32, index: u32, kind: EventKind) -> Chunk {
+    Chunk::of(attempt, index, kind)
 }
 
 fn taken() -> EventKind {
-    EventKind::Taken { worker: "w".into() }
+    EventKind::Taken { worker: "w".into(), ack: None }
 }
 
 /// What a log says of a job that was accepted, and asks for its prompt's tokens.
-fn state_of(log: impl IntoIterator<Item = Event>, choices: u32) -> LogState {
+fn state_of(log: impl IntoIterator<Item = Chunk>, choices: u32) -> LogState {
     // No attempt's own, so that the attempts below need not begin with it.
     let accepted = event(0, 0, EventKind::Accepted(Acceptance::default()));
-    let stored: Vec<Event> = std::iter::once(accepted).chain(log).collect();
+    let stored: Vec<Chunk> = std::iter::once(accepted).chain(log).collect();
     LogState::of(&stored, choices, true)
 }
 
@@ -102,7 +102,7 @@ fn an_attempt_whose_beginning_is_not_known_is_not_counted_in() {
 #[test]
 fn attempts_that_add_nothing_are_counted_until_one_does_or_gives_the_job_back() {
     let dead = |attempt| event(attempt, 0, taken());
-    let fruitless = |log: &[Event]| state_of(log.iter().cloned(), 1).fruitless;
+    let fruitless = |log: &[Chunk]| state_of(log.iter().cloned(), 1).fruitless;
     assert_eq!(fruitless(&[dead(1), dead(2), dead(3)]), 3);
     assert_eq!(fruitless(&[dead(1), dead(2), dead(3), event(3, 1, tokens(0, 0, 1)), dead(4)]), 1);
     assert_eq!(fruitless(&[dead(1), dead(2), event(2, 1, EventKind::HandedBack), dead(3)]), 1);
@@ -130,7 +130,7 @@ proptest! {
         attempts in proptest::collection::vec((proptest::collection::vec(1_u32..4, 0..6), 0_usize..3), 1..6),
     ) {
         let mut log = Vec::new();
-        let mut late: Vec<Event> = Vec::new();
+        let mut late: Vec<Chunk> = Vec::new();
         let mut known = 0;
         for ((events, lost), attempt) in attempts.into_iter().zip(1..) {
             let state = state_of(log.iter().cloned(), 1);

@@ -105,6 +105,8 @@ fn events(layout: &Layout) -> Stream {
         max_bytes: layout.events_bytes,
         max_age: JOB_AGE,
         allow_msg_ttl: true,
+        // A snapshot takes the place of a log.
+        allow_rollup_hdrs: true,
         ..volatile(layout)
     }
 }
@@ -118,6 +120,8 @@ fn kept(layout: &Layout) -> Stream {
         max_bytes: layout.kept_bytes,
         max_age: KEPT_AGE,
         allow_msg_ttl: true,
+        // A snapshot takes the place of a log.
+        allow_rollup_hdrs: true,
         ..log(layout)
     }
 }
