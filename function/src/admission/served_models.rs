@@ -221,8 +221,9 @@ mod tests {
 
     #[test]
     fn an_unreadable_heartbeat_hides_no_other() {
+        let version = format!("\"v\":{PROTOCOL_VERSION}");
         let newer =
-            String::from_utf8(heartbeat("9", false, &[("z", 1)])).unwrap().replace("\"v\":1", "\"v\":99");
+            String::from_utf8(heartbeat("9", false, &[("z", 1)])).unwrap().replace(&version, "\"v\":99");
         let all = [b"{}".to_vec(), newer.into_bytes(), heartbeat("1", false, &[("a", 1)])];
         let mut reasons = Vec::new();
         let served = ServedModels::read(all.iter().map(Vec::as_slice), |reason| reasons.push(reason));

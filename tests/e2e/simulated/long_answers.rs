@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use emberline_protocol::subject::{self, JobId};
 use emberline_test_kit::event_logs;
 use emberline_test_kit::simulated::{Endpoint, paced, words};
 use emberline_test_kit::stack::Stack;
@@ -40,12 +41,13 @@ async fn white_space_comes_before_a_long_answer_and_none_before_a_quick_one() ->
     Ok(())
 }
 
-/// Adds an event that can't be parsed to the log of the only job.
+/// Publishes an event of the only job that can't be parsed.
 async fn spoil(stack: &Stack) -> Result<()> {
     let logs = event_logs::read(&stack.nats).await?;
-    let (subject, _) = logs.into_iter().next().context("no log")?;
+    let (log, _) = logs.into_iter().next().context("no log")?;
+    let job = log.rsplit('.').next().context("no job")?.to_owned();
     let client = stack.nats.worker_client().await?;
-    client.publish(subject, "{}".into()).await?;
+    client.publish(subject::live(&JobId::try_from(job)?), "{}".into()).await?;
     client.flush().await?;
     Ok(())
 }
