@@ -50,6 +50,7 @@ fn body_to_job(body: &[u8]) -> Vec<u8> {
         token_counters: Vec::new(),
         job_counters: Vec::new(),
         lane: Lane::default(),
+        admission: None,
     };
     let context = JobContext { now_ms: 1, timeout_ms: 1, id_bits: 1, seed: 1, account, background: None };
     let job = job::new_job(request.generation, request.seed, "m", context);

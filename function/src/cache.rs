@@ -26,6 +26,13 @@ impl<K: Eq + Hash, V: Clone> Cache<K, V> {
         (now_ns.saturating_sub(*since) < self.max_age_ns).then(|| value.clone())
     }
 
+    /// Forgets `key`.
+    pub fn remove(&self, key: &K) {
+        if let Ok(mut entries) = self.entries.try_borrow_mut() {
+            entries.remove(key);
+        }
+    }
+
     /// Keeps what was asked for at `asked_ns`: it may have changed since.
     pub fn put(&self, key: K, asked_ns: u64, value: V) {
         let Ok(mut entries) = self.entries.try_borrow_mut() else { return };
@@ -51,6 +58,8 @@ mod tests {
         assert_eq!((cache.get(&"a", 149), cache.get(&"a", 150), cache.get(&"b", 50)), (Some(1), None, None));
         cache.put("a", 150, 2);
         assert_eq!(cache.get(&"a", 200), Some(2));
+        cache.remove(&"a");
+        assert_eq!(cache.get(&"a", 200), None);
     }
 
     #[test]

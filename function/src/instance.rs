@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use crate::access::keys::KeyCache;
 use crate::admission::heartbeats::ServedCache;
+use crate::admission::seen::SeenCounters;
 use crate::nats::NatsEndpoint;
 use crate::nats::bus::{Bus, Connections};
 use crate::platform::Host;
@@ -19,14 +20,16 @@ pub struct Instance {
     pub served: ServedCache,
     /// Records of keys.
     pub keys: KeyCache,
+    /// What the counters of keys and models were.
+    pub counters: SeenCounters,
     connections: Rc<Connections>,
 }
 
 impl Instance {
     /// An instance that has served nothing yet.
     pub fn new(host: Host) -> Rc<Self> {
-        let (served, keys, connections) = (ServedCache::default(), KeyCache::default(), Rc::default());
-        Rc::new(Self { host, served, keys, connections })
+        let (served, keys, counters) = Default::default();
+        Rc::new(Self { host, served, keys, counters, connections: Rc::default() })
     }
 
     /// NATS at `endpoint`.

@@ -54,7 +54,7 @@ impl ClientRequest {
         let names = &self.config.names;
         self.caller.check_model(requested, names)?;
         let served = self.served().await?;
-        let model = names.admit(requested, &served.names())?;
+        let model = served.admit(requested, names)?;
         served.get(&model).cloned().ok_or_else(reply::internal_error)
     }
 
@@ -70,6 +70,7 @@ impl ClientRequest {
     pub fn admitter(&self) -> Admitter<'_> {
         Admitter {
             bus: &self.bus,
+            seen: &self.instance.counters,
             served: &self.instance.served,
             key: &self.caller.key,
             limits: &self.caller.limits,

@@ -79,8 +79,11 @@ impl KeyCache {
             Some(Answer::Message(message)) => jetstream::read_stored(*message)?,
             _ => None,
         };
-        if let Some(heartbeats) = answers.next() {
-            served.store(bus, asked_ns, Some(heartbeats));
+        // Whoever needs the heartbeats asks again if they could not be read.
+        if let Some(heartbeats) = answers.next()
+            && let Err(error) = served.store(bus, asked_ns, Some(heartbeats))
+        {
+            report("heartbeats", error);
         }
         let record = stored.map(|payload| read_record(&payload)).transpose();
         let record = record.map_err(|error| BusError::Record(error.to_string()))?;

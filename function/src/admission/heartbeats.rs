@@ -9,6 +9,7 @@ use crate::cache::Cache;
 use crate::nats::NatsEndpoint;
 use crate::nats::bus::{Bus, last_of};
 use crate::nats::connection::BusError;
+use crate::nats::jetstream::BatchError;
 use crate::nats::round_trip::{Answer, Request};
 use crate::platform::report;
 
@@ -31,8 +32,8 @@ impl ServedCache {
             return Ok(served);
         }
         let asked_ns = bus.host().monotonic_ns();
-        let answers = bus.round_trip(&[Self::request()?]).await?;
-        Ok(self.store(bus, asked_ns, answers.into_iter().next()))
+        let answer = bus.round_trip(&[Self::request()?]).await?.pop();
+        self.store(bus, asked_ns, answer)
     }
 
     /// What is known, if it is new enough.
@@ -46,14 +47,27 @@ impl ServedCache {
     }
 
     /// Takes the answer to [`ServedCache::request`], which was asked at `asked_ns`.
-    pub fn store(&self, bus: &Bus, asked_ns: u64, answer: Option<Answer>) -> Rc<ServedModels> {
-        let heartbeats = match answer {
-            Some(Answer::Batch(batch)) => batch.into_payloads(),
-            _ => Vec::new(),
+    pub fn store(
+        &self,
+        bus: &Bus,
+        asked_ns: u64,
+        answer: Option<Answer>,
+    ) -> Result<Rc<ServedModels>, BusError> {
+        let served = match answer {
+            Some(Answer::Batch(Ok(batch))) => {
+                let heartbeats = batch.into_payloads();
+                let payloads = heartbeats.iter().map(|heartbeat| &heartbeat[..]);
+                ServedModels::read(payloads, |reason| report("heartbeats", reason))
+            }
+            Some(Answer::Batch(Err(error @ BatchError::NoStream))) => {
+                report("heartbeats", error);
+                ServedModels::unknown()
+            }
+            Some(Answer::Batch(Err(error))) => return Err(error.into()),
+            Some(Answer::Message(_)) | None => ServedModels::unknown(),
         };
-        let payloads = heartbeats.iter().map(|heartbeat| &heartbeat[..]);
-        let served = Rc::new(ServedModels::read(payloads, |reason| report("heartbeats", reason)));
+        let served = Rc::new(served);
         self.0.put(bus.endpoint().clone(), asked_ns, Rc::clone(&served));
-        served
+        Ok(served)
     }
 }

@@ -1,37 +1,44 @@
 //! Whether a request may run: rate limits ([`rate_limit`]), the model's queue ([`queue`]), and whether a worker
 //! serves the model ([`served_models`], by the [`heartbeats`]).
 //!
-//! An [`Admitter`] counts a request in NATS, in one round trip: raising a counter returns its sum, so that of any
-//! number of requests at once, wherever they are served, exactly as many pass as there is room for. What it admits
-//! is an [`Admission`], which ends in one of two ways: the jobs are queued ([`Admission::commit`]), or the
-//! counters are lowered again ([`Admission::give_back`]).
+//! An [`Admitter`] counts a request in NATS: raising a counter returns its sum, so that of any number of requests
+//! at once, wherever they are served, exactly as many pass as there is room for. It counts the key first, and the
+//! model's queue only for a request that the key's limits admit: what is refused must not take places from others,
+//! however short. Where this instance has seen lately that there is far more room than the request needs
+//! ([`seen`]), both are counted in one round trip.
+//!
+//! What is admitted is an [`Admission`], which ends in one of two ways: the jobs are queued ([`Admission::commit`]),
+//! or the counters are lowered again ([`Admitter::give_back`]).
 
+mod counters;
 pub mod heartbeats;
 pub mod queue;
 pub mod rate_limit;
+pub mod seen;
 pub mod served_models;
 
-use emberline_protocol::counter::{Bucket, Counter, INCREMENT_HEADER};
+use std::collections::BTreeSet;
+
+use emberline_protocol::counter::{Counter, Owner};
 use emberline_protocol::error::{ApiError, ErrorCode};
-use emberline_protocol::job::{Account, Job};
+use emberline_protocol::job::{Account, AdmissionId};
 use emberline_protocol::key::{KeyId, KeyLimits};
 use http::HeaderMap;
-use watermelon_proto::headers::{HeaderMap as NatsHeaders, HeaderName, HeaderValue};
 
 use self::heartbeats::ServedCache;
 use self::queue::{Backlog, Overload};
-use self::rate_limit::{Increments, KeyCounters, Sums};
+use self::rate_limit::{Increments, KeyCounters, LimitState, Sums};
+use self::seen::{SeenCounters, raised};
 use crate::http::response_headers::ResponseHeaders;
-use crate::nats::bus::{Bus, last_of};
-use crate::nats::connection::{BusError, subject};
-use crate::nats::jetstream;
-use crate::nats::round_trip::{Answer, Reply, Request};
+use crate::nats::bus::Bus;
 use crate::platform::report;
 
 /// Counts the requests of a key, and refuses those for which its limits or the model's queue have no room.
 pub struct Admitter<'a> {
     /// Where the counters are.
     pub bus: &'a Bus,
+    /// What the counters were a moment ago.
+    pub seen: &'a SeenCounters,
     /// Who works off the queues.
     pub served: &'a ServedCache,
     /// Whose requests are counted.
@@ -53,6 +60,31 @@ pub struct Admission {
     accounts: Vec<Account>,
 }
 
+/// A request on its way through the counters.
+struct Counting<'a> {
+    counters: KeyCounters<'a>,
+    model: &'a str,
+    tokens: u64,
+    jobs: usize,
+    /// What was raised for it.
+    counted: Increments,
+    /// What is to be raised.
+    uncounted: Increments,
+    sums: Sums,
+}
+
+impl Counting<'_> {
+    /// What the counters are once everything is raised.
+    fn state(&self) -> LimitState {
+        self.counters.state(&raised(self.sums.clone(), &self.uncounted))
+    }
+
+    fn backlog(&self, state: &LimitState) -> Backlog {
+        let lane = state.lanes(self.jobs).last().unwrap_or_default();
+        Backlog { model: self.model.to_owned(), jobs: state.jobs_of_model(), lane }
+    }
+}
+
 impl Admitter<'_> {
     /// Counts a request, and a job of `model` for each entry of `reserved`, which may take that many tokens;
     /// refuses it if the key's limits or the model's queue leave no room. Either way `headers` say what is left.
@@ -64,45 +96,139 @@ impl Admitter<'_> {
     ) -> Result<Admission, ApiError> {
         let counters = self.counters(Some(model));
         let tokens = reserved.iter().copied().fold(0, u64::saturating_add);
-        let increments = counters.increments(tokens, reserved.len());
-        let sums = self.count(&counters, &increments).await.map_err(|error| {
-            report("limits", &error);
-            ApiError::from(&error)
-        })?;
-        let state = counters.state(&sums);
-        headers.has_rate_limits = true;
-        let backlog = Backlog { model: model.to_owned(), jobs: state.jobs_of_model() };
-        let refused = match state.check(tokens) {
-            Err(refusal) => Some((refusal.headers(), refusal.into())),
-            Ok(()) if backlog.is_over(self.queue_limit) => {
-                let overload = self.overload(&backlog).await;
-                Some((overload.headers(), overload.into()))
-            }
-            Ok(()) => None,
+        let jobs = reserved.len();
+        let mut counting = Counting {
+            uncounted: counters.increments(tokens, jobs),
+            counted: Increments::new(),
+            sums: Sums::new(),
+            counters,
+            model,
+            tokens,
+            jobs,
         };
-        if let Some((retry, error)) = refused {
-            self.lower(&increments).await;
-            headers.set(state.without(tokens).headers());
-            headers.set(retry);
-            return Err(error);
+        self.check_seen(headers, &counting)?;
+        if !self.has_ample_room(&counting) {
+            let (of_key, of_model) =
+                counting.uncounted.into_iter().partition(|(bucket, _)| bucket.owner == self.owner());
+            counting.uncounted = of_model;
+            counting = self.count(headers, counting, of_key).await?;
         }
+        let rest = std::mem::take(&mut counting.uncounted);
+        let counting = self.count(headers, counting, rest).await?;
+        let state = counting.state();
+        self.see(&counting, &counting.sums);
         headers.set(state.headers());
+        Ok(self.admission(counting, &state, reserved))
+    }
+
+    fn admission(&self, counting: Counting<'_>, state: &LimitState, reserved: &[u64]) -> Admission {
+        let backlog = counting.backlog(state);
+        let increments = counting.counted;
         let subjects = |wanted: fn(Counter) -> bool| -> Vec<String> {
             let raised = increments.iter().filter(|(bucket, amount)| *amount != 0 && wanted(bucket.counter));
             raised.map(|(bucket, _)| bucket.subject()).collect()
         };
         let token_counters = subjects(Counter::counts_tokens);
         let job_counters = subjects(Counter::counts_jobs);
+        let first = AdmissionId::from_random(self.bus.host().random_u64());
         let lanes = state.lanes(reserved.len());
-        let accounts = reserved.iter().zip(lanes).map(|(reserved_tokens, lane)| Account {
+        let accounts = reserved.iter().zip(lanes).zip(0..).map(|((reserved_tokens, lane), number)| Account {
             key: self.key.clone(),
             reserved_tokens: *reserved_tokens,
             token_counters: token_counters.clone(),
             job_counters: job_counters.clone(),
             lane,
+            admission: Some(first.nth(number)),
         });
-        let accounts = accounts.collect();
-        Ok(Admission { increments, backlog, accounts })
+        Admission { backlog, accounts: accounts.collect(), increments }
+    }
+
+    /// Refuses a request that is over a limit of requests by what was seen a moment ago.
+    fn check_seen(&self, headers: &mut ResponseHeaders, counting: &Counting<'_>) -> Result<(), ApiError> {
+        let Some(sums) = self.seen.of(&self.owner(), self.bus.host().monotonic_ns()) else { return Ok(()) };
+        let state = counting.counters.state(&raised(sums, &counting.uncounted));
+        state.check_requests().map_err(|refusal| {
+            headers.has_rate_limits = true;
+            headers.set(state.without(counting.tokens).headers());
+            headers.set(refusal.headers());
+            refusal.into()
+        })
+    }
+
+    /// Whether there is room for twice what the request needs, by what was seen a moment ago. If so, the request is
+    /// seen as counted.
+    fn has_ample_room(&self, counting: &Counting<'_>) -> bool {
+        let now_ns = self.bus.host().monotonic_ns();
+        let (key, model) = (self.owner(), Owner::model(counting.model));
+        let of_key = self.seen.of(&key, now_ns).or_else(|| self.limits.is_unlimited().then(Sums::new));
+        let (Some(mut sums), Some(of_model)) = (of_key, self.seen.of(&model, now_ns)) else { return false };
+        sums.extend(of_model);
+        let once = raised(sums, &counting.uncounted);
+        let state = counting.counters.state(&raised(once.clone(), &counting.uncounted));
+        let is_ample =
+            state.check(counting.tokens).is_ok() && !counting.backlog(&state).is_over(self.queue_limit);
+        if is_ample {
+            self.see(counting, &once);
+        }
+        is_ample
+    }
+
+    /// Raises the counters of `step`, the first time together with a look at the others, and refuses the request if
+    /// it finds no room.
+    async fn count<'a>(
+        &self,
+        headers: &mut ResponseHeaders,
+        mut counting: Counting<'a>,
+        step: Increments,
+    ) -> Result<Counting<'a>, ApiError> {
+        let mut others = BTreeSet::new();
+        if counting.counted.is_empty() {
+            others = counting.counters.buckets();
+            others.retain(|bucket| step.iter().all(|(raised, _)| raised != bucket));
+        }
+        match counters::count(self.bus, &step, others).await {
+            Ok(sums) => counting.sums.extend(sums),
+            Err(error) => {
+                report("limits", &error);
+                counters::lower(self.bus, &counting.counted).await;
+                return Err(ApiError::from(&error));
+            }
+        }
+        counting.counted.extend(step);
+        headers.has_rate_limits = true;
+        let state = counting.state();
+        let backlog = counting.backlog(&state);
+        let (retry, error) = match state.check(counting.tokens) {
+            Err(refusal) => (refusal.headers(), refusal.into()),
+            Ok(()) if backlog.is_over(self.queue_limit) => {
+                let overload = self.overload(&backlog).await;
+                (overload.headers(), overload.into())
+            }
+            Ok(()) => return Ok(counting),
+        };
+        counters::lower(self.bus, &counting.counted).await;
+        let lowered =
+            counting.counted.iter().map(|(bucket, amount)| (bucket.clone(), amount.saturating_neg()));
+        let sums = raised(counting.sums.clone(), &lowered.collect::<Increments>());
+        self.see(&counting, &sums);
+        headers.set(state.without(counting.tokens).headers());
+        headers.set(retry);
+        Err(error)
+    }
+
+    /// Takes back what was counted for a request, because its jobs are not queued after all.
+    pub async fn give_back(&self, admission: Admission, headers: &mut ResponseHeaders) {
+        headers.has_rate_limits = false;
+        self.seen.forget(&self.owner());
+        let mut plain = admission.increments;
+        plain.retain(|(bucket, _)| !bucket.counter.is_corrected());
+        counters::lower(self.bus, &plain).await;
+        self.withdraw(&admission.accounts).await;
+    }
+
+    /// Takes back what was counted for jobs with these accounts, for which the queue has a job already.
+    pub async fn withdraw(&self, accounts: &[Account]) {
+        counters::withdraw(self.bus, accounts).await;
     }
 
     /// Sets the rate-limit headers of a request that counts for nothing, unless they are set already.
@@ -111,7 +237,7 @@ impl Admitter<'_> {
             return;
         }
         let counters = self.counters(None);
-        match self.count(&counters, &Increments::new()).await {
+        match counters::count(self.bus, &Increments::new(), counters.buckets()).await {
             Ok(sums) => headers.set(counters.state(&sums).headers()),
             Err(error) => report("limits", error),
         }
@@ -133,6 +259,19 @@ impl Admitter<'_> {
         Overload::new(backlog, self.queue_limit, capacity)
     }
 
+    fn owner(&self) -> Owner {
+        Owner::Key(self.key.clone())
+    }
+
+    /// Remembers what `sums` say of the key and of the model.
+    fn see(&self, counting: &Counting<'_>, sums: &Sums) {
+        let (now_ns, sums) =
+            (self.bus.host().monotonic_ns(), counting.counters.without_refused(sums.clone()));
+        for owner in [self.owner(), Owner::model(counting.model)] {
+            self.seen.see(&owner, now_ns, &sums);
+        }
+    }
+
     fn counters<'a>(&'a self, model: Option<&'a str>) -> KeyCounters<'a> {
         KeyCounters {
             key: self.key,
@@ -141,56 +280,6 @@ impl Admitter<'_> {
             now_ms: self.bus.host().unix_ms(),
             job_life_ms: self.job_life_ms,
         }
-    }
-
-    /// Raises counters, and reads those that matter, in one round trip.
-    async fn count(&self, counters: &KeyCounters<'_>, increments: &Increments) -> Result<Sums, BusError> {
-        let raise = |(bucket, amount): &(Bucket, i64)| increment(bucket, *amount, None);
-        let mut requests = increments.iter().map(raise).collect::<Result<Vec<_>, _>>()?;
-        let mut others = counters.buckets();
-        others.retain(|bucket| increments.iter().all(|(raised, _)| raised != bucket));
-        for stream in Counter::STREAMS {
-            let of_stream = others.iter().filter(|bucket| bucket.counter.stream() == stream);
-            let subjects: Vec<String> = of_stream.map(Bucket::subject).collect();
-            if !subjects.is_empty() {
-                requests.push(last_of(stream, subjects)?);
-            }
-        }
-        let answers = self.bus.round_trip(&requests).await?;
-        let (mut raised, mut failed) = (Increments::new(), None);
-        let mut sums = Sums::new();
-        let mut increments = increments.iter();
-        for answer in answers {
-            match answer {
-                Answer::Message(message) => {
-                    let Some((bucket, amount)) = increments.next() else { continue };
-                    match jetstream::read_sum(&message) {
-                        Ok(sum) => {
-                            sums.insert(bucket.clone(), sum);
-                            raised.push((bucket.clone(), *amount));
-                        }
-                        Err(error) => failed = Some(error),
-                    }
-                }
-                Answer::Batch(batch) => sums.extend(batch.into_entries().filter_map(|(subject, payload)| {
-                    Some((Bucket::of_subject(&subject)?, jetstream::stored_sum(&payload)?))
-                })),
-            }
-        }
-        match failed {
-            None => Ok(sums),
-            Some(error) => {
-                self.lower(&raised).await;
-                Err(error.into())
-            }
-        }
-    }
-
-    /// Takes increments back.
-    async fn lower(&self, increments: &Increments) {
-        let raised = increments.iter().filter(|(_, amount)| *amount != 0);
-        let lowered = raised.map(|(bucket, amount)| increment(bucket, amount.saturating_neg(), None));
-        send(self.bus, lowered).await;
     }
 }
 
@@ -207,41 +296,4 @@ impl Admission {
 
     /// Its jobs are queued: their workers correct what was counted.
     pub fn commit(self) {}
-
-    /// Takes back what was counted, because the jobs are not queued after all. If some of `jobs` may be queued
-    /// nevertheless, their workers correct for them, too; whoever comes first does.
-    pub async fn give_back(self, bus: &Bus, headers: &mut ResponseHeaders, jobs: &[Job]) {
-        headers.has_rate_limits = false;
-        let counts_jobs = |bucket: &Bucket| !jobs.is_empty() && bucket.counter.is_corrected();
-        let plain = self.increments.iter().filter(|(bucket, amount)| *amount != 0 && !counts_jobs(bucket));
-        let requests = plain.map(|(bucket, amount)| increment(bucket, amount.saturating_neg(), None));
-        let corrections = jobs.iter().flat_map(|job| {
-            let accounts = job.account.iter();
-            accounts.flat_map(|account| account.withdrawal()).map(|(bucket, amount)| {
-                increment(&bucket, amount, Some(bucket.counter.correction_id(&job.id)))
-            })
-        });
-        send(bus, requests.chain(corrections)).await;
-    }
-}
-
-async fn send(bus: &Bus, increments: impl Iterator<Item = Result<Request, BusError>>) {
-    let sent = async {
-        let requests = increments.collect::<Result<Vec<_>, _>>()?;
-        if requests.is_empty() { Ok(()) } else { bus.send(&requests).await }
-    };
-    if let Err(error) = sent.await {
-        report("limits", format_args!("a request that was not served stays counted: {error}"));
-    }
-}
-
-fn increment(bucket: &Bucket, amount: i64, id: Option<String>) -> Result<Request, BusError> {
-    let value = |text: String| HeaderValue::try_from(text.clone()).map_err(|_| BusError::Subject(text));
-    let mut headers = NatsHeaders::new();
-    headers.insert(HeaderName::from_static(INCREMENT_HEADER), value(amount.to_string())?);
-    if let Some(id) = id {
-        headers.insert(HeaderName::MESSAGE_ID, value(id)?);
-    }
-    let payload = bytes::Bytes::new();
-    Ok(Request { subject: subject(bucket.subject())?, headers, payload, reply: Reply::Message })
 }

@@ -2,6 +2,7 @@
 
 use emberline_protocol::error::{ApiError, ErrorCode};
 use emberline_protocol::heartbeat::ModelStatus;
+use emberline_protocol::lane::Lane;
 use http::HeaderMap;
 
 use crate::admission::rate_limit::duration;
@@ -13,13 +14,15 @@ const UNKNOWN_MS: u64 = 5000;
 const EARLIEST_MS: f64 = 1000.0;
 const LATEST_MS: f64 = 60_000.0;
 
-/// Jobs of a model that wait or run.
+/// Jobs of a model that wait or run, as a request finds them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Backlog {
     /// The model's own name.
     pub model: String,
     /// How many, with those of the request that is to be admitted.
     pub jobs: u64,
+    /// The lane of the request's last job, which says how much of the queue it may fill.
+    pub lane: Lane,
 }
 
 /// What all workers of a model can do together.
@@ -39,9 +42,9 @@ pub struct Overload {
 }
 
 impl Backlog {
-    /// Whether it is longer than it may be.
+    /// Whether it is longer than the request may make it, in a queue with `limit` places.
     pub fn is_over(&self, limit: u64) -> bool {
-        self.jobs > limit
+        self.jobs > self.lane.share(limit)
     }
 }
 
@@ -67,16 +70,24 @@ impl Capacity {
 impl Overload {
     /// The overload of a queue that may have `limit` jobs.
     pub fn new(backlog: &Backlog, limit: u64, capacity: Capacity) -> Self {
+        let Backlog { model, jobs, lane } = backlog;
+        let share = lane.share(limit);
         // More are counted for the moment when several requests are refused at the same time.
-        let jobs = backlog.jobs.min(limit);
-        let wait_ms = capacity.wait_ms(jobs);
-        let message = format!(
-            "The queue of the model '{}' is full: {limit} jobs may wait or run, and with this request it \
-             would be {}. Try again in {}.",
-            backlog.model,
-            backlog.jobs,
-            duration(wait_ms)
-        );
+        let wait_ms = capacity.wait_ms(*jobs.min(&share));
+        let wait = duration(wait_ms);
+        let message = if share == limit {
+            format!(
+                "The queue of the model '{model}' is full: {limit} jobs may wait or run, and with this request it \
+                 would be {jobs}. Try again in {wait}."
+            )
+        } else {
+            let outstanding = lane.outstanding();
+            format!(
+                "The queue of the model '{model}' has no room for more jobs of this key: a key with {outstanding}, \
+                 this request's included, may fill it up to {share} of its {limit} places, and with this request \
+                 {jobs} would be taken. Try again in {wait}, or when fewer jobs of this key wait or run."
+            )
+        };
         Self { message, wait_ms }
     }
 
@@ -98,7 +109,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn overload(jobs: u64, limit: u64, slots: u64, pace: f64) -> Overload {
-        let backlog = Backlog { model: "m".into(), jobs };
+        let backlog = Backlog { model: "m".into(), jobs, lane: Lane::default() };
         assert!(backlog.is_over(limit));
         Overload::new(&backlog, limit, Capacity { slots, pace })
     }
@@ -125,14 +136,25 @@ mod tests {
         for word in ["'m'", "1000", "1001", "22.5s"] {
             assert!(error.message.contains(word), "{word}: {}", error.message);
         }
-        let room = Backlog { model: "m".into(), jobs: 1000 };
+        let room = Backlog { model: "m".into(), jobs: 1000, lane: Lane::default() };
         assert!(!room.is_over(1000));
+    }
+
+    #[test]
+    fn a_key_with_many_jobs_is_told_how_much_of_the_queue_it_may_fill() {
+        let backlog = |jobs| Backlog { model: "m".into(), jobs, lane: Lane::of(70) };
+        assert!(!backlog(500).is_over(1000) && backlog(501).is_over(1000));
+        let overload = Overload::new(&backlog(501), 1000, Capacity { slots: 100, pace: 40.0 });
+        assert_eq!(overload.wait_ms, 10_000, "until those that it may add to are worked off");
+        for word in ["'m'", "more than 64 jobs", "500 of its 1000", "501", "10s"] {
+            assert!(overload.message.contains(word), "{word}: {}", overload.message);
+        }
     }
 
     proptest! {
         #[test]
         fn no_numbers_panic_or_ask_for_too_long(jobs in 2..u64::MAX, limit in 1..u64::MAX, slots: u64, pace: f64) {
-            let backlog = Backlog { model: "m".into(), jobs };
+            let backlog = Backlog { model: "m".into(), jobs, lane: Lane::of(jobs) };
             let wait = Overload::new(&backlog, limit, Capacity { slots, pace }).wait_ms;
             prop_assert!((1000..=60_000).contains(&wait), "{wait}");
         }

@@ -90,6 +90,17 @@ impl KeyCounters<'_> {
         windows.chain(jobs).collect()
     }
 
+    /// The sums of the key's counters without requests that were counted for the moment in which they are refused:
+    /// no more than the limit are ever admitted.
+    pub fn without_refused(&self, mut sums: Sums) -> Sums {
+        for (counter, limit, unit, _) in self.windows() {
+            let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+            let of_counter = sums.iter_mut().filter(|(bucket, _)| bucket.counter == counter);
+            of_counter.filter(|_| unit == Unit::Requests).for_each(|(_, sum)| *sum = limit.min(*sum));
+        }
+        sums
+    }
+
     /// Everything that [`KeyCounters::state`] has to know.
     pub fn buckets(&self) -> BTreeSet<Bucket> {
         let windows = self.windows().flat_map(|(counter, _, _, length)| {
@@ -241,8 +252,7 @@ pub struct Refusal {
 impl LimitState {
     /// Whether a request that may take `tokens` tokens, and is counted already, is within all limits.
     pub fn check(&self, tokens: u64) -> Result<(), Refusal> {
-        let windows = self.windows.iter().filter(|window| window.used() > window.limit);
-        let windows = windows.map(|window| refusal(window, tokens));
+        let windows = self.refusals(tokens, |_| true);
         let running = self.jobs_of_key;
         let jobs = self.jobs_at_once.filter(|limit| running > *limit).map(|limit| Refusal {
             message: format!(
@@ -252,11 +262,17 @@ impl LimitState {
             wait_ms: JOBS_WAIT_MS,
             never: false,
         });
-        // What keeps it waiting longest.
-        match windows.chain(jobs).max_by_key(|refusal| (refusal.never, refusal.wait_ms)) {
-            Some(refusal) => Err(refusal),
-            None => Ok(()),
-        }
+        longest(windows.chain(jobs))
+    }
+
+    /// The same for the limits of requests alone: what keeps a request waiting here ends with time and not before.
+    pub fn check_requests(&self) -> Result<(), Refusal> {
+        longest(self.refusals(0, |unit| unit == Unit::Requests))
+    }
+
+    fn refusals(&self, tokens: u64, counts: impl Fn(Unit) -> bool) -> impl Iterator<Item = Refusal> {
+        let windows = self.windows.iter().filter(move |window| counts(window.unit));
+        windows.filter(|window| window.used() > window.limit).map(move |window| refusal(window, tokens))
     }
 
     /// The lanes of the request's jobs, by how many its key has with each of them.
@@ -322,6 +338,14 @@ const TOKENS: [HeaderName; 3] = [
     HeaderName::from_static("x-ratelimit-remaining-tokens"),
     HeaderName::from_static("x-ratelimit-reset-tokens"),
 ];
+
+/// What keeps a request waiting longest.
+fn longest(refusals: impl Iterator<Item = Refusal>) -> Result<(), Refusal> {
+    match refusals.max_by_key(|refusal| (refusal.never, refusal.wait_ms)) {
+        Some(refusal) => Err(refusal),
+        None => Ok(()),
+    }
+}
 
 fn refusal(window: &Window, tokens: u64) -> Refusal {
     let cost = if window.unit == Unit::Tokens { tokens } else { 1 };

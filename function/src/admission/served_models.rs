@@ -13,6 +13,8 @@ use crate::nats::jetstream::bus_unavailable;
 /// Models of all workers that take jobs, by name.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ServedModels {
+    /// Whether the heartbeats could be read.
+    is_known: bool,
     models: BTreeMap<String, ServedModel>,
     capacities: BTreeMap<String, Capacity>,
 }
@@ -70,7 +72,13 @@ impl ServedModels {
                     .or_insert(model);
             }
         }
-        Self { models, capacities }
+        Self { is_known: true, models, capacities }
+    }
+
+    /// Nothing that anybody knows of: there is no stream of heartbeats, since it lies in memory and is made anew by
+    /// the next worker, or its servers are gone.
+    pub fn unknown() -> Self {
+        Self::default()
     }
 
     /// Their names.
@@ -93,6 +101,26 @@ impl ServedModels {
         self.models.get(name)
     }
 
+    /// The own name of the model that `requested` means, if it is served.
+    pub fn admit(&self, requested: &str, names: &ModelNames) -> Result<String, ApiError> {
+        names.admit(requested, &self.names()).map_err(|error| match error.code {
+            ErrorCode::ModelNotFound => self.not_found(requested, names),
+            _ => error,
+        })
+    }
+
+    /// The error for a model that is not among them.
+    pub fn not_found(&self, requested: &str, names: &ModelNames) -> ApiError {
+        if self.is_known {
+            return names.not_found(requested, &self.names());
+        }
+        let message = format!(
+            "Nobody knows whether a worker serves '{requested}': no worker has started yet, or NATS has lost their \
+             heartbeats. Try again shortly."
+        );
+        ApiError::field(ErrorCode::NoWorker, "model", message)
+    }
+
     /// Where jobs for `requested` go: to a model that is served, or, if they may wait for a worker, to
     /// one that is configured.
     pub fn destination(
@@ -105,7 +133,7 @@ impl ServedModels {
             Err(error) if error.code == ErrorCode::NoWorker && may_wait => {
                 names.resolve(requested).to_owned()
             }
-            admitted => admitted?,
+            _ => self.admit(requested, names)?,
         };
         let context_length = self.get(&model).map(|served| served.context_length);
         Ok(Destination { model, context_length })
@@ -211,6 +239,20 @@ mod tests {
         assert_eq!(to("a", Some(100)).explain(no_stream).code, ErrorCode::BusUnavailable);
         assert_eq!(destination("x", true), Ok(to("b", None)));
         assert_eq!(destination("b", false).unwrap_err().code, ErrorCode::NoWorker);
+    }
+
+    #[test]
+    fn without_heartbeats_nobody_knows_that_a_model_is_missing() {
+        let names = ModelNames::parse("b", "").unwrap();
+        for (served, code) in
+            [(read(&[]), ErrorCode::ModelNotFound), (ServedModels::unknown(), ErrorCode::NoWorker)]
+        {
+            assert_eq!(served.admit("c", &names).unwrap_err().code, code);
+            assert_eq!(served.not_found("c", &names).code, code);
+            assert_eq!(served.destination("c", &names, true).unwrap_err().code, code);
+            assert_eq!(served.admit("b", &names).unwrap_err().code, ErrorCode::NoWorker);
+            assert_eq!(served.destination("b", &names, true).unwrap().context_length, None);
+        }
     }
 
     #[test]

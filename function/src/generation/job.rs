@@ -143,6 +143,7 @@ mod tests {
             token_counters: Vec::new(),
             job_counters: Vec::new(),
             lane: Lane::of(9),
+            admission: None,
         };
         JobContext { now_ms: 5000, timeout_ms: 600_000, id_bits: 0xabc, seed: 42, account, background: None }
     }

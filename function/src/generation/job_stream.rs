@@ -21,7 +21,7 @@ use super::job;
 use super::reconnecting::{ConnectionEvent, Reconnecting};
 use crate::nats::bus::Bus;
 use crate::nats::connection::{BusError, Connection, REPLY_TIMEOUT, direct_get_subject, subject};
-use crate::nats::jetstream::{self, Batch, Progress};
+use crate::nats::jetstream::{self, Batch, Progress, Stored};
 use crate::platform::{Host, Timer, add_ns, report};
 use crate::relay::{Fault, Output, OutputLimits, Relay, read_chunk};
 
@@ -94,6 +94,24 @@ pub struct JobStream {
     gap: Option<Gap>,
 }
 
+/// A job that is queued.
+pub(super) struct Published {
+    /// Its events.
+    pub(super) stream: JobStream,
+    /// What is queued is the job as an earlier try of the same request published it, with that try's account.
+    pub(super) of_earlier_try: bool,
+}
+
+/// A job that is not known to be queued.
+pub(super) struct NotPublished {
+    /// Why.
+    pub(super) error: ApiError,
+    /// It may be queued nevertheless.
+    pub(super) may_be_queued: bool,
+    /// Its events, if there is a connection for them.
+    pub(super) stream: Option<JobStream>,
+}
+
 impl JobStream {
     /// Publishes `job` and waits until it is stored. The stream fails once the monotonic clock comes to
     /// `deadline_ns`.
@@ -102,7 +120,7 @@ impl JobStream {
         job: &Job,
         limits: OutputLimits,
         deadline_ns: u64,
-    ) -> Result<Self, ApiError> {
+    ) -> Result<Published, NotPublished> {
         let context = format!("job {}", job.id);
         let fail = |error: BusError| {
             report(&context, &error);
@@ -112,35 +130,40 @@ impl JobStream {
         let mut failure = BusError::Closed;
         let mut idle = bus.idle();
         for publication in 0..PUBLICATIONS {
+            // One whose confirmation was lost may have been stored.
+            let may_be_queued = publication > 0;
+            let not_published = |error: ApiError| NotPublished { error, may_be_queued, stream: None };
             let connection = match idle.take() {
-                Some(connection) => connection,
-                None => bus.connect_unless_resting().await.map_err(fail)?,
+                Some(connection) => Ok(connection),
+                None => bus.connect_unless_resting().await,
             };
-            let message = job::message(job, connection.max_payload())?;
-            let mut stream = Self::listen(connection, bus, job, limits, deadline_ns).map_err(fail)?;
+            let connection = connection.map_err(fail).map_err(not_published)?;
+            let message = job::message(job, connection.max_payload()).map_err(not_published)?;
+            let stream = Self::listen(connection, bus, job, limits, deadline_ns);
+            let mut stream = stream.map_err(fail).map_err(not_published)?;
             match stream.store(bus, message, until_ns).await {
-                Ok(()) => {
-                    if publication > 0 {
+                Ok(stored) => {
+                    let was_queued = stored == Stored::Before;
+                    if was_queued || publication > 0 {
                         // A worker may have taken it before this connection was there.
-                        stream.recheck()?;
+                        stream.recheck().map_err(not_published)?;
                     }
-                    return Ok(stream);
+                    return Ok(Published { stream, of_earlier_try: was_queued && publication == 0 });
                 }
                 // The connection may have died while it waited. The job's id makes a second
                 // publication of the same job harmless.
                 Err(error @ (BusError::Closed | BusError::Refused(_))) => failure = error,
                 Err(BusError::Publish(error)) => {
                     stream.release();
-                    return Err(fail(BusError::Publish(error)));
+                    return Err(not_published(fail(BusError::Publish(error))));
                 }
                 Err(error) => {
-                    // It may have been stored nevertheless.
-                    bus.host().spawn(Box::pin(stream.stop()));
-                    return Err(fail(error));
+                    let error = fail(error);
+                    return Err(NotPublished { error, may_be_queued: true, stream: Some(stream) });
                 }
             }
         }
-        Err(fail(failure))
+        Err(NotPublished { error: fail(failure), may_be_queued: true, stream: None })
     }
 
     /// Joins a job that was published before: reads its event log from the beginning and goes on live. If the log
@@ -209,7 +232,7 @@ impl JobStream {
     }
 
     /// Publishes the job and waits until it is stored, but not beyond `until_ns`.
-    async fn store(&mut self, bus: &Bus, message: MessageBase, until_ns: u64) -> Result<(), BusError> {
+    async fn store(&mut self, bus: &Bus, message: MessageBase, until_ns: u64) -> Result<Stored, BusError> {
         self.queue(message)?;
         let stored = bus.host().until(until_ns, poll_fn(|cx| self.poll_stored(cx))).await;
         stored.unwrap_or_else(|| {
@@ -228,7 +251,7 @@ impl JobStream {
     }
 
     /// Waits for the acknowledgement; the first events may come before it.
-    fn poll_stored(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BusError>> {
+    fn poll_stored(&mut self, cx: &mut Context<'_>) -> Poll<Result<Stored, BusError>> {
         loop {
             let Some(connection) = self.connection.connected() else {
                 return Poll::Ready(Err(BusError::Closed));
@@ -309,7 +332,7 @@ impl JobStream {
             if !self.connection.has_heard_since(read.asked_ns) {
                 self.connection.on_connection_lost(&BusError::Timeout("reading an event log"));
             } else {
-                self.try_later("its event log could not be read in time")?;
+                self.try_later("its event log could not be read in time", jetstream::bus_unavailable)?;
             }
         } else {
             return Ok(false);
@@ -358,7 +381,7 @@ impl JobStream {
         }
         if self.acknowledgement.as_ref() == Some(&message.base.subject) {
             (self.acknowledgement, self.unpublished) = (None, None);
-            return jetstream::read_ack(&message).map_err(|error| self.failed(&error.into()));
+            return jetstream::read_ack(&message).map(drop).map_err(|error| self.failed(&error.into()));
         }
         match self.log_read.take() {
             Some(read) if read.inbox == message.base.subject => self.on_stored(read, message),
@@ -459,7 +482,7 @@ impl JobStream {
     fn on_stored(&mut self, mut read: LogRead, message: ServerMessage) -> Result<(), ApiError> {
         let progress = match read.batch.push(message) {
             Ok(progress) => progress,
-            Err(error) => return self.try_later(error),
+            Err(error) => return self.try_later(error, jetstream::bus_unavailable),
         };
         if progress == Progress::Pending {
             read.limit = self.host.timer(REPLY_TIMEOUT);
@@ -482,19 +505,24 @@ impl JobStream {
         let outputs = self.relay.rebuild(&read.chunks);
         self.push_outputs(outputs)?;
         if self.relay.has_gap() {
-            return self.try_later("events are missing from the log");
+            return self.try_later("events are missing from the log", events_lost);
         }
         self.gap = None;
         Ok(())
     }
 
-    /// Has the log read again a little later, for `reason`, unless that has lasted too long.
-    fn try_later(&mut self, reason: impl std::fmt::Display) -> Result<(), ApiError> {
+    /// Has the log read again a little later, for `reason`. If that has lasted too long, it is the end with
+    /// `failure`, unless no worker has the job yet: then no event can be missing.
+    fn try_later(
+        &mut self,
+        reason: impl std::fmt::Display,
+        failure: impl FnOnce() -> ApiError,
+    ) -> Result<(), ApiError> {
         let now_ns = self.host.monotonic_ns();
         let gap = self.gap.get_or_insert_with(|| Gap { since_ns: now_ns, retry: None, pause: FIRST_PAUSE });
-        if now_ns > add_ns(gap.since_ns, GAP_TIME) {
+        if self.relay.is_taken() && now_ns > add_ns(gap.since_ns, GAP_TIME) {
             report(&self.context, reason);
-            return Err(ApiError::new(ErrorCode::WorkerFailed, "Parts of the answer were lost. Try again."));
+            return Err(failure());
         }
         gap.retry = Some(self.host.timer(gap.pause));
         gap.pause = gap.pause.saturating_mul(2).min(LAST_PAUSE);
@@ -540,4 +568,8 @@ impl JobStream {
             );
         }
     }
+}
+
+fn events_lost() -> ApiError {
+    ApiError::new(ErrorCode::WorkerFailed, "Parts of the answer were lost. Try again.")
 }

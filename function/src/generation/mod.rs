@@ -68,8 +68,8 @@ pub struct Queued {
     pub model: String,
     /// The stored record of the original request, if this is an idempotent retry.
     pub repeated: Option<Box<StoredRequest>>,
-    /// What this request was charged for, with its jobs, as long as that may have to be given back.
-    charged: Option<(Admission, Vec<Job>)>,
+    /// What was counted for this request, as long as that may have to be given back.
+    admission: Option<Admission>,
     /// How long the jobs wait for a worker to start; `None` if one serves the model.
     worker_wait: Option<Duration>,
     head_ns: Option<u64>,
@@ -137,16 +137,16 @@ impl Queued {
             Ok(acceptances) => acceptances,
             Err(error) => {
                 self.jobs.cancel().await;
-                match self.charged {
-                    Some((admission, jobs)) if error.code == ErrorCode::NoWorker => {
-                        admission.give_back(&request.bus, headers, &jobs).await;
+                match self.admission {
+                    Some(admission) if error.code == ErrorCode::NoWorker => {
+                        request.admitter().give_back(admission, headers).await;
                     }
-                    charged => charged.into_iter().for_each(|(admission, _)| admission.commit()),
+                    admission => admission.into_iter().for_each(Admission::commit),
                 }
                 return Err(error);
             }
         };
-        self.charged.into_iter().for_each(|(admission, _)| admission.commit());
+        self.admission.into_iter().for_each(Admission::commit);
         acceptances.iter().for_each(|acceptance| headers.relax(&acceptance.relaxed));
         let envelope = Envelope {
             job: self.first.id,
@@ -194,52 +194,59 @@ pub async fn queue(
     let destination = request.destination(&spec.model).await?;
     let timeout = schedule.left(request.host())?;
     let (limits, reserved) = expected(&spec, &destination)?;
-    let admitted = request.admitter().admit(headers, &destination.model, &reserved).await;
+    let admitter = request.admitter();
+    let admitted = admitter.admit(headers, &destination.model, &reserved).await;
     let admission = admitted.map_err(|error| destination.explain(error))?;
     let jobs = new_jobs(request, &spec, &destination, id, timeout, admission.accounts());
     let Some(first) = jobs.first().cloned() else {
-        admission.give_back(bus, headers, &[]).await;
+        admitter.give_back(admission, headers).await;
         return Err(reply::internal_error());
     };
     let is_background = first.background.is_some();
     if is_background {
-        let created = create_stored_request(request, &spec, &jobs, limits).await;
-        if !matches!(created, Ok(true)) {
-            // None of these jobs was queued, though those of another request may have their ids.
-            admission.give_back(bus, headers, &[]).await;
-            created?;
-            // Another request was faster, or this one's answer was deleted.
-            let stored = store::read(bus, &first.id).await?.ok_or_else(stored_request::deleted)?;
-            return repeat(request, headers, spec, stored, schedule).await;
+        match create_stored_request(request, &spec, &jobs, limits).await {
+            Ok(None) => {}
+            other => {
+                admitter.give_back(admission, headers).await;
+                let stored = other?.ok_or_else(reply::internal_error)?;
+                return repeat(request, headers, spec, stored, schedule).await;
+            }
         }
     }
-    match publish(bus, &jobs, limits, schedule.deadline_ns, &spec.paths).await {
-        Ok(running) => {
+    match publish(bus, &jobs, limits, schedule.deadline_ns, &spec.paths, id.is_some()).await {
+        Ok((streams, of_earlier_tries)) => {
+            // They are charged to the accounts with which they were queued.
+            admitter.withdraw(&of_earlier_tries).await;
             let limits = stored_request::joined_limits(limits, jobs.len());
-            let charged = if is_background {
+            let admission = if is_background {
                 admission.commit();
                 None
             } else {
-                Some((admission, jobs))
+                Some(admission)
             };
             Ok(Queued {
-                jobs: running,
+                jobs: streams,
                 first,
                 limits,
                 model: spec.model,
                 repeated: None,
-                charged,
+                admission,
                 worker_wait: worker_wait(request, destination.context_length.is_some()),
                 head_ns: schedule.head_ns(request.host()),
             })
         }
-        Err(error) => {
-            let retry = request.admitter().retry_headers(admission.backlog(), &error).await;
-            admission.give_back(bus, headers, &jobs).await;
-            retry.into_iter().for_each(|retry| headers.set(retry));
-            if is_background {
-                store::withdraw(bus, &first).await;
+        Err(Unpublished { error, may_run }) => {
+            let retry = admitter.retry_headers(admission.backlog(), &error).await;
+            if may_run {
+                // The client's next try finds the stored request and goes on with its jobs and their accounts.
+                admission.commit();
+            } else {
+                admitter.give_back(admission, headers).await;
+                if is_background {
+                    store::withdraw(bus, &first).await;
+                }
             }
+            retry.into_iter().for_each(|retry| headers.set(retry));
             Err(destination.explain(error))
         }
     }
@@ -251,13 +258,13 @@ fn worker_wait(request: &ClientRequest, is_served: bool) -> Option<Duration> {
     (!is_served && seconds > 0).then_some(Duration::from_secs(seconds))
 }
 
-/// Stores a new request; whether there was none of its id before.
+/// Stores a new request; if there is one of its id already, that one.
 async fn create_stored_request(
     request: &ClientRequest,
     spec: &GenerationSpec<'_>,
     jobs: &[Job],
     limits: OutputLimits,
-) -> Result<bool, ApiError> {
+) -> Result<Option<StoredRequest>, ApiError> {
     let (first, others) = jobs.split_first().ok_or_else(reply::internal_error)?;
     let stored = StoredRequest {
         v: PROTOCOL_VERSION,
@@ -270,7 +277,13 @@ async fn create_stored_request(
         spec: spec.response.clone(),
         cancel: CancelState::default(),
     };
-    store::create(&request.bus, &stored).await
+    if store::create(&request.bus, &stored).await? {
+        return Ok(None);
+    }
+    // Another request was faster, or this one's answer was deleted. Or it is this very request, stored by a message
+    // that was sent again because its confirmation was lost: no other has the same admission.
+    let found = store::read(&request.bus, &first.id).await?.ok_or_else(stored_request::deleted)?;
+    Ok((found.job.account != first.account).then_some(found))
 }
 
 /// What each job may produce, and how many tokens are reserved for each.
@@ -312,31 +325,53 @@ fn new_jobs(
     jobs.collect()
 }
 
-/// Publishes jobs, all or none.
+/// Jobs that are not all known to be queued.
+struct Unpublished {
+    error: ApiError,
+    /// Some of them may be queued, and go on for the next try.
+    may_run: bool,
+}
+
+/// Publishes the jobs of a request; their events, and the accounts of those that an earlier try had queued. If one
+/// can't be published, the others are stopped, unless the request `is_idempotent` and its next try goes on with them.
 async fn publish(
     bus: &Bus,
     jobs: &[Job],
     limits: OutputLimits,
     deadline_ns: u64,
     paths: &Paths,
-) -> Result<JobStreams, ApiError> {
+    is_idempotent: bool,
+) -> Result<(JobStreams, Vec<Account>), Unpublished> {
     let published = jobs.iter().map(|job| JobStream::publish(bus, job, limits, deadline_ns));
-    let mut streams = Vec::with_capacity(jobs.len());
-    let mut failure = None;
-    for published in join_all(published).await {
+    let (mut streams, mut of_earlier_tries) = (Vec::with_capacity(jobs.len()), Vec::new());
+    let (mut failure, mut may_be_queued) = (None, false);
+    for (published, job) in join_all(published).await.into_iter().zip(jobs) {
         match published {
-            Ok(stream) => streams.push(stream),
-            Err(error) => failure = failure.or(Some(error)),
+            Ok(published) => {
+                may_be_queued = true;
+                if published.of_earlier_try {
+                    of_earlier_tries.extend(job.account.clone());
+                }
+                streams.push(published.stream);
+            }
+            Err(not_published) => {
+                may_be_queued |= not_published.may_be_queued;
+                // Over a connection on which NATS is silent, all that can be tried is to stop the job.
+                streams.extend(not_published.stream.filter(|_| !is_idempotent));
+                failure = failure.or(Some(not_published.error));
+            }
         }
     }
     let streams = JobStreams::new(streams, limits.choices, paths);
-    match failure {
-        None => Ok(streams),
-        Some(error) => {
-            streams.stop().await;
-            Err(error)
-        }
+    let Some(error) = failure else { return Ok((streams, of_earlier_tries)) };
+    let may_run = is_idempotent && may_be_queued;
+    if may_run {
+        streams.cancel().await;
+    } else {
+        // NATS is in trouble: nobody waits until it has heard of it.
+        bus.host().spawn(Box::pin(streams.stop()));
     }
+    Err(Unpublished { error, may_run })
 }
 
 /// Joins the jobs of the request that this one repeats.
@@ -359,7 +394,7 @@ async fn repeat(
         limits,
         model: spec.model,
         repeated: Some(Box::new(stored)),
-        charged: None,
+        admission: None,
         worker_wait: worker_wait(request, is_served),
         head_ns: schedule.head_ns(request.host()),
     })

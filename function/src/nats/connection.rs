@@ -266,7 +266,7 @@ impl Connection {
         }
         let answers = async {
             while !round.is_complete() {
-                round.push(poll_fn(|cx| self.poll_message(cx)).await?)?;
+                round.push(poll_fn(|cx| self.poll_message(cx)).await?);
             }
             Ok(round.into_answers())
         };
@@ -290,7 +290,7 @@ impl Connection {
             reply: Reply::Batch,
         };
         match self.round_trip(&[request]).await?.pop() {
-            Some(Answer::Batch(batch)) => Ok(batch),
+            Some(Answer::Batch(batch)) => Ok(batch?),
             _ => Ok(Batch::default()),
         }
     }

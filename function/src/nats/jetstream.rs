@@ -14,6 +14,8 @@ use watermelon_proto::{ServerMessage, StatusCode};
 const STORE_FAILED: u32 = 10_077;
 /// JetStream's code for "the subject's last message is another".
 const WRONG_LAST_SEQUENCE: u32 = 10_071;
+/// JetStream's code for "a message with this id is being stored": another server of the cluster has yet to confirm it.
+const DUPLICATE_IN_PROCESS: u32 = 10_158;
 /// Most bytes that one batch may bring: a long job's event log is far below.
 const MAX_BATCH: usize = 32 * 1024 * 1024;
 /// Messages asked for at once.
@@ -74,12 +76,23 @@ pub fn bus_unavailable() -> ApiError {
     )
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct PublishReply {
     error: Option<ReplyError>,
     seq: Option<u64>,
     /// The sum of a counter.
     val: Option<String>,
+    #[serde(default)]
+    duplicate: bool,
+}
+
+/// A message that is in its stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored {
+    /// It was stored.
+    New,
+    /// One with the same id was stored before.
+    Before,
 }
 
 #[derive(Deserialize)]
@@ -89,15 +102,21 @@ struct ReplyError {
     description: String,
 }
 
-/// Reads the reply to a publish. A duplicate is as good as stored.
-pub fn read_ack(message: &ServerMessage) -> Result<(), PublishError> {
-    read_reply(message).map(drop)
+/// Reads the reply to a publish.
+pub fn read_ack(message: &ServerMessage) -> Result<Stored, PublishError> {
+    let reply = read_reply(message)?;
+    Ok(if reply.duplicate { Stored::Before } else { Stored::New })
 }
 
-/// Reads the reply to an increment: the counter's sum.
-pub fn read_sum(message: &ServerMessage) -> Result<i64, PublishError> {
-    let sum = read_reply(message)?.val.ok_or(PublishError::Malformed)?;
-    sum.parse().map_err(|_| PublishError::Malformed)
+/// Reads the reply to an increment: the counter's sum; `None` if an increment with the same id was counted before,
+/// for then nats-server does not tell it.
+pub fn read_sum(message: &ServerMessage) -> Result<Option<i64>, PublishError> {
+    let reply = read_reply(message)?;
+    if reply.duplicate {
+        return Ok(None);
+    }
+    let sum = reply.val.and_then(|sum| sum.parse().ok());
+    sum.map(Some).ok_or(PublishError::Malformed)
 }
 
 /// The sum in a counter's stored message.
@@ -120,6 +139,9 @@ fn read_reply(message: &ServerMessage) -> Result<PublishReply, PublishError> {
             Err(PublishError::Full(error.description))
         }
         Some(error) if error.err_code == WRONG_LAST_SEQUENCE => Err(PublishError::Exists),
+        Some(error) if error.err_code == DUPLICATE_IN_PROCESS => {
+            Ok(PublishReply { duplicate: true, ..PublishReply::default() })
+        }
         Some(error) => Err(PublishError::Refused { code: error.err_code, description: error.description }),
         None if reply.seq.is_some() => Ok(reply),
         None => Err(PublishError::Malformed),
@@ -136,6 +158,9 @@ pub fn read_stored(message: ServerMessage) -> Result<Option<Bytes>, BatchError> 
 }
 
 fn refused(status: StatusCode, message: &ServerMessage) -> BatchError {
+    if status == StatusCode::NO_RESPONDERS {
+        return BatchError::NoStream;
+    }
     let words = message.status_description.as_ref().map(|words| words.to_string()).unwrap_or_default();
     BatchError::Status(status.into(), words)
 }
@@ -155,6 +180,11 @@ pub fn next_by_subject(subject: &str, from: u64) -> Bytes {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)] // the messages are the documentation
 pub enum BatchError {
+    #[error(
+        "no server answers for the stream: it is offline, takes no direct gets, or was not made yet by a worker's \
+         start or `emberline nats setup`"
+    )]
+    NoStream,
     #[error("direct get refused with status {0}: {1}")]
     Status(u16, String),
     #[error("direct get brought more than {MAX_BATCH} bytes")]
@@ -185,7 +215,7 @@ impl Batch {
     pub fn push(&mut self, message: ServerMessage) -> Result<Progress, BatchError> {
         match message.status_code {
             None => self.store(message),
-            Some(StatusCode::NOT_FOUND | StatusCode::NO_RESPONDERS) => Ok(Progress::Complete),
+            Some(StatusCode::NOT_FOUND) => Ok(Progress::Complete),
             Some(status) if u16::from(status) == END_OF_BATCH => {
                 let number = |name| number(&message, &name);
                 let pending = number(HeaderName::from_static("Nats-Num-Pending")).unwrap_or(0);
@@ -251,8 +281,10 @@ mod tests {
     #[test]
     fn acknowledgements_are_read() {
         let ack = |payload| read_ack(&message("", payload));
-        assert_eq!(ack(r#"{"stream":"JOBS","seq":1}"#), Ok(()));
-        assert_eq!(ack(r#"{"stream":"JOBS","seq":1,"duplicate":true}"#), Ok(()));
+        assert_eq!(ack(r#"{"stream":"JOBS","seq":1}"#), Ok(Stored::New));
+        assert_eq!(ack(r#"{"stream":"JOBS","seq":1,"duplicate": true}"#), Ok(Stored::Before));
+        let in_process = r#"{"error":{"code":409,"err_code":10158,"description":"duplicate message id is in process"},"stream":"JOBS","seq":0}"#;
+        assert_eq!(ack(in_process), Ok(Stored::Before));
         let no_stream = message("NATS/1.0 503\r\nNats-Subject: emberline.jobs.a.0\r\n\r\n", "");
         assert_eq!(read_ack(&no_stream), Err(PublishError::NoStream));
         for garbage in ["", "{}", "null", r#"{"error":{}}"#] {
@@ -288,8 +320,9 @@ mod tests {
     #[test]
     fn a_counters_sum_is_read_from_its_acknowledgement_and_from_what_is_stored() {
         let sum = |payload| read_sum(&message("", payload));
-        assert_eq!(sum(r#"{"stream":"LIMITS","seq":3,"val":"-16"}"#), Ok(-16));
-        assert_eq!(sum(r#"{"stream":"LIMITS","seq":3,"duplicate": true}"#), Err(PublishError::Malformed));
+        assert_eq!(sum(r#"{"stream":"LIMITS","seq":3,"val":"-16"}"#), Ok(Some(-16)));
+        assert_eq!(sum(r#"{"stream":"LIMITS","seq":3,"duplicate": true}"#), Ok(None));
+        assert_eq!(sum(r#"{"stream":"LIMITS","seq":3}"#), Err(PublishError::Malformed));
         assert_eq!(sum(r#"{"stream":"LIMITS","seq":3,"val":"1e9"}"#), Err(PublishError::Malformed));
         assert_eq!((stored_sum(br#"{"val":"7"}"#), stored_sum(b"{}")), (Some(7), None));
         let stored = message("NATS/1.0\r\nNats-Subject: a.b\r\n\r\n", r#"{"val":"7"}"#);
@@ -327,10 +360,13 @@ mod tests {
 
     #[test]
     fn nothing_stored_is_an_empty_batch() {
-        for status in ["404 No Results", "404 Message Not Found", "503"] {
+        for status in ["404 No Results", "404 Message Not Found"] {
             let reply = message(&format!("NATS/1.0 {status}\r\n\r\n"), "");
             assert_eq!(Batch::default().push(reply), Ok(Progress::Complete), "{status}");
         }
+        let offline = message("NATS/1.0 503\r\n\r\n", "");
+        assert_eq!(Batch::default().push(offline.clone()), Err(BatchError::NoStream));
+        assert_eq!(read_stored(offline), Err(BatchError::NoStream));
         let too_many = message("NATS/1.0 413 Too Many Results\r\n\r\n", "");
         assert_eq!(Batch::default().push(too_many), Err(BatchError::Status(413, "Too Many Results".into())));
     }

@@ -34,14 +34,15 @@ pub enum Reply {
 pub enum Answer {
     /// For [`Reply::Message`].
     Message(Box<ServerMessage>),
-    /// For [`Reply::Batch`].
-    Batch(Batch),
+    /// For [`Reply::Batch`]. A batch that failed leaves the other answers as they are.
+    Batch(Result<Batch, BatchError>),
 }
 
 #[derive(Debug)]
 enum Slot {
     Message(Option<Box<ServerMessage>>),
-    Batch(Batch, bool),
+    Batch(Batch),
+    Complete(Result<Batch, BatchError>),
 }
 
 /// Answers as they come in.
@@ -54,27 +55,36 @@ impl RoundTrip {
         let Request { subject, headers, payload, reply } = request;
         let slot = match reply {
             Reply::Message => Slot::Message(None),
-            Reply::Batch => Slot::Batch(Batch::default(), false),
+            Reply::Batch => Slot::Batch(Batch::default()),
         };
         self.0.push((inbox.clone(), slot));
         MessageBase { subject, reply_subject: Some(inbox), headers, payload }
     }
 
     /// Takes a message; one that answers nothing of this round is ignored.
-    pub fn push(&mut self, message: ServerMessage) -> Result<(), BatchError> {
-        match self.0.iter_mut().find(|(inbox, _)| *inbox == message.base.subject) {
-            Some((_, Slot::Message(answer))) => *answer = Some(Box::new(message)),
-            Some((_, Slot::Batch(batch, complete))) => *complete = batch.push(message)? != Progress::Pending,
-            None => {}
+    pub fn push(&mut self, message: ServerMessage) {
+        let Some((_, slot)) = self.0.iter_mut().find(|(inbox, _)| *inbox == message.base.subject) else {
+            return;
+        };
+        match slot {
+            Slot::Message(answer) => *answer = Some(Box::new(message)),
+            Slot::Batch(batch) => match batch.push(message) {
+                Ok(Progress::Pending) => {}
+                Ok(Progress::More(_) | Progress::Complete) => {
+                    *slot = Slot::Complete(Ok(std::mem::take(batch)))
+                }
+                Err(error) => *slot = Slot::Complete(Err(error)),
+            },
+            Slot::Complete(_) => {}
         }
-        Ok(())
     }
 
     /// Whether all answers are there.
     pub fn is_complete(&self) -> bool {
         self.0.iter().all(|(_, slot)| match slot {
             Slot::Message(answer) => answer.is_some(),
-            Slot::Batch(_, complete) => *complete,
+            Slot::Batch(_) => false,
+            Slot::Complete(_) => true,
         })
     }
 
@@ -82,7 +92,8 @@ impl RoundTrip {
     pub fn into_answers(self) -> Vec<Answer> {
         let answers = self.0.into_iter().filter_map(|(_, slot)| match slot {
             Slot::Message(answer) => answer.map(Answer::Message),
-            Slot::Batch(batch, _) => Some(Answer::Batch(batch)),
+            Slot::Batch(_) => None,
+            Slot::Complete(batch) => Some(Answer::Batch(batch)),
         });
         answers.collect()
     }
@@ -117,19 +128,31 @@ mod tests {
         for line in
             ["MSG i.3 1 1\r\nc\r\n", "MSG i.2 1 1\r\nb\r\n", "MSG i.9 1 1\r\nx\r\n", "MSG i.1 1 1\r\na\r\n"]
         {
-            round.push(message(line)).unwrap();
+            round.push(message(line));
             assert!(!round.is_complete());
         }
-        round.push(message("HMSG i.2 1 16 16\r\nNATS/1.0 204\r\n\r\n\r\n")).unwrap();
+        round.push(message("HMSG i.2 1 16 16\r\nNATS/1.0 204\r\n\r\n\r\n"));
         assert!(round.is_complete());
         let payloads: Vec<Bytes> = round
             .into_answers()
             .into_iter()
             .map(|answer| match answer {
                 Answer::Message(message) => message.base.payload,
-                Answer::Batch(batch) => batch.into_payloads().concat().into(),
+                Answer::Batch(batch) => batch.unwrap().into_payloads().concat().into(),
             })
             .collect();
         assert_eq!(payloads, ["a", "b", "c"]);
+    }
+    #[test]
+    fn a_batch_that_failed_is_an_answer_of_its_own() {
+        let mut round = RoundTrip::default();
+        for (inbox, reply) in [("i.1", Reply::Batch), ("i.2", Reply::Message)] {
+            round.ask(request(reply), Subject::from_static(inbox));
+        }
+        round.push(message("HMSG i.1 1 16 16\r\nNATS/1.0 503\r\n\r\n\r\n"));
+        round.push(message("MSG i.2 1 1\r\na\r\n"));
+        assert!(round.is_complete());
+        let [Answer::Batch(Err(error)), Answer::Message(_)] = &round.into_answers()[..] else { panic!() };
+        assert_eq!(*error, BatchError::NoStream);
     }
 }

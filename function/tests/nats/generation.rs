@@ -12,7 +12,7 @@ use emberline_function::platform::{BodySink, Closed, Host};
 use emberline_function::response::Reply;
 use emberline_function::service::{self, IncomingBody};
 use emberline_protocol::key::hash;
-use http::{Request, StatusCode};
+use http::{Request, StatusCode, request};
 use http_body_util::{BodyExt, Full};
 use serde_json::Value;
 use tokio::sync::Notify;
@@ -24,7 +24,7 @@ use crate::worker::{MODEL, Worker, accepted, done, finish, taken, token};
 const KEY: &str = "sk-test";
 
 /// An instance of the function whose NATS is at `nats`.
-fn instance(nats: SocketAddr) -> Rc<Instance> {
+pub(crate) fn instance(nats: SocketAddr) -> Rc<Instance> {
     let key_hash: String = hash(KEY.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
     let variables = [
         ("nats_server", nats.to_string()),
@@ -55,10 +55,14 @@ async fn chat(instance: &Rc<Instance>, stream: bool) -> Reply {
 }
 
 async fn send(instance: &Rc<Instance>, method: &str, path: &str, body: &str) -> Reply {
+    serve(instance, Request::builder().method(method).uri(path), body).await
+}
+
+/// Sends a request with a body and a key.
+pub(crate) async fn serve(instance: &Rc<Instance>, request: request::Builder, body: &str) -> Reply {
     let body: IncomingBody =
         Box::pin(Full::from(body.to_owned()).map_err(|never| -> String { match never {} }));
-    let request = Request::builder().method(method).uri(path).header("x-api-key", KEY).body(body);
-    service::serve(instance, request.unwrap()).await
+    service::serve(instance, request.header("x-api-key", KEY).body(body).unwrap()).await
 }
 
 /// A client that keeps what it reads.
@@ -109,7 +113,8 @@ fn stream(reply: Reply) -> (Client, tokio::task::JoinHandle<Result<(), String>>)
     (client, written)
 }
 
-async fn start() -> (Host, NatsServer) {
+/// A host and a nats-server.
+pub(crate) async fn start() -> (Host, NatsServer) {
     let host = TokioPlatform::host(BTreeMap::new());
     let server = NatsServer::start(&host).await;
     (host, server)

@@ -7,6 +7,8 @@
 
 mod admission;
 mod generation;
+mod offline;
+mod retries;
 mod server;
 mod tokio_platform;
 mod worker;

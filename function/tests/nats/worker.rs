@@ -3,15 +3,20 @@
 use std::future::poll_fn;
 use std::rc::Rc;
 
+use bytes::Bytes;
 use emberline_function::nats::bus::Bus;
 use emberline_function::nats::connection::{Connection, subject};
 use emberline_protocol::PROTOCOL_VERSION;
 use emberline_protocol::chunk::Chunk;
+use emberline_protocol::counter::INCREMENT_HEADER;
 use emberline_protocol::event::{Acceptance, EventKind, FinishReason, Timings, Usage};
 use emberline_protocol::heartbeat::{Heartbeat, ModelState, ModelStatus, ServedModel};
 use emberline_protocol::job::Job;
 use emberline_protocol::subject::live;
-use watermelon_proto::ServerMessage;
+use watermelon_proto::headers::{HeaderMap, HeaderName, HeaderValue};
+use watermelon_proto::{MessageBase, ServerMessage};
+
+use crate::tokio_platform::NOW_MS;
 
 /// The model that it serves.
 pub(crate) const MODEL: &str = "m";
@@ -61,6 +66,25 @@ impl Worker {
             self.store(job.log().1, chunk.clone()).await;
             self.connection.request(subject(live(&job.id)).unwrap(), None, chunk);
             self.connection.flush().await.unwrap();
+        }
+    }
+
+    /// Corrects what was counted for a job that used this many tokens; as a worker does, once for each message id.
+    pub(crate) async fn settle(&mut self, job: &Job, used_tokens: u64) {
+        let account = job.account.as_ref().unwrap();
+        for (bucket, amount) in account.settlement(used_tokens, NOW_MS) {
+            let mut headers = HeaderMap::new();
+            let value = |text: String| HeaderValue::try_from(text).unwrap();
+            headers.insert(HeaderName::from_static(INCREMENT_HEADER), value(amount.to_string()));
+            headers.insert(HeaderName::MESSAGE_ID, value(account.correction_id(&job.id, bucket.counter)));
+            let inbox = self.connection.new_inbox().unwrap();
+            self.connection.publish(MessageBase {
+                subject: subject(bucket.subject()).unwrap(),
+                reply_subject: Some(inbox.clone()),
+                headers,
+                payload: Bytes::new(),
+            });
+            while self.next().await.base.subject != inbox {}
         }
     }
 

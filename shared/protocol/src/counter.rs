@@ -5,12 +5,14 @@
 //! run are counted by the time slice in which their deadline lies. No job of a past slice can still run, so a
 //! decrement that was lost expires with its slice.
 //!
-//! The function adds to the counters in advance. The worker that ends a job corrects them, in messages with
-//! the ids of [`Counter::correction_id`], so that JetStream stores each correction once.
+//! The function adds to the counters in advance. The worker that ends a job corrects them. Both send messages
+//! with ids made of the [`AdmissionId`], so that JetStream stores each increment and each correction once. The id
+//! is drawn anew for each try of a request, and not made of the job's id, which the tries of an idempotent request
+//! share: a correction of one try says nothing about another.
 
 use std::fmt;
 
-use crate::job::Account;
+use crate::job::{Account, AdmissionId};
 use crate::key::{KeyId, KeyLimits};
 use crate::subject::{JobId, model_token};
 
@@ -152,10 +154,21 @@ impl Counter {
             Self::ModelJobs => None,
         }
     }
+}
 
-    /// The message id of the single correction of this counter for `job`, whichever worker sends it.
-    pub fn correction_id(self, job: &JobId) -> String {
-        format!("{job}-{}", self.name())
+fn correction_id(settlement_id: &str, counter: Counter) -> String {
+    format!("{settlement_id}-{}", counter.name())
+}
+
+impl AdmissionId {
+    /// The message id of the increment of `counter` that is sent under this id.
+    pub fn increment_id(self, counter: Counter) -> String {
+        format!("{self}+{}", counter.name())
+    }
+
+    /// The message id of the single correction of `counter` for the job that was counted under this id.
+    pub fn correction_id(self, counter: Counter) -> String {
+        correction_id(&self.to_string(), counter)
     }
 }
 
@@ -209,6 +222,16 @@ impl Bucket {
 }
 
 impl Account {
+    /// The message id of what is stored once when `job`, which has this account, has ended: its usage.
+    pub fn settlement_id(&self, job: &JobId) -> String {
+        self.admission.map_or_else(|| job.to_string(), |admission| admission.to_string())
+    }
+
+    /// The message id of the single correction of `counter` for `job`, which has this account, whoever sends it.
+    pub fn correction_id(&self, job: &JobId, counter: Counter) -> String {
+        correction_id(&self.settlement_id(job), counter)
+    }
+
     /// The amounts to add to counters when the job has ended at `now_ms`, in Unix milliseconds, and used
     /// `used_tokens` tokens.
     pub fn settlement(&self, used_tokens: u64, now_ms: u64) -> Vec<(Bucket, i64)> {
@@ -274,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn each_counter_of_a_jobs_account_is_corrected_once() {
+    fn each_counter_of_a_jobs_account_is_corrected_once_for_each_try() {
         let counters = [Counter::Jobs, Counter::ModelJobs, Counter::TokensMinute];
         let [key, model, tokens] = counters.map(|counter| bucket(counter, 9));
         let account = Account {
@@ -283,11 +306,22 @@ mod tests {
             token_counters: vec![tokens.subject()],
             job_counters: vec![key.subject(), model.subject(), "emberline.jobs.m.0".into()],
             lane: Lane::default(),
+            admission: Some(AdmissionId::from_random(u64::MAX)),
         };
         assert_eq!(account.withdrawal(), [(key, -1), (model, -1), (tokens, -7)]);
         let job = JobId::from_random(1);
-        let ids: BTreeSet<String> = counters.map(|counter| counter.correction_id(&job)).into();
-        assert_eq!(ids.len(), 3, "those in one stream are told apart");
+        let again = Account { admission: Some(AdmissionId::from_random(u64::MAX).nth(1)), ..account.clone() };
+        let of_old_function = Account { admission: None, ..account.clone() };
+        let mut ids = BTreeSet::new();
+        for account in [&account, &again, &of_old_function] {
+            ids.extend(counters.map(|counter| account.correction_id(&job, counter)));
+            ids.extend(account.admission.into_iter().flat_map(|id| counters.map(|of| id.increment_id(of))));
+            ids.insert(account.settlement_id(&job));
+        }
+        assert_eq!(ids.len(), 3 * 3 + 2 * 3 + 3);
+        assert_eq!(of_old_function.settlement_id(&job), job.to_string());
+        let json = serde_json::to_string(&account).unwrap();
+        assert_eq!(serde_json::from_str::<Account>(&json).unwrap(), account);
     }
 
     proptest! {

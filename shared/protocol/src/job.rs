@@ -1,5 +1,7 @@
 //! A job: one normalised generation request, as the function queues it for a worker.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -76,6 +78,32 @@ pub struct Account {
     /// Its lane in the queue, from how many jobs its key has.
     #[serde(default)]
     pub lane: Lane,
+    /// What the message ids of its corrections and of its usage are made of; the job's id where it is missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub admission: Option<AdmissionId>,
+}
+
+/// What a job was counted under: a random number. Each try to have a request served draws another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct AdmissionId(u64);
+
+impl AdmissionId {
+    /// An id made of 64 random bits.
+    pub fn from_random(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    /// The id of the `n`th job of a request whose first one has this id.
+    #[must_use]
+    pub fn nth(self, n: u64) -> Self {
+        Self(self.0.wrapping_add(n))
+    }
+}
+
+impl fmt::Display for AdmissionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
 }
 
 /// What to generate, with every default filled in.

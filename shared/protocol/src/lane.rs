@@ -4,6 +4,9 @@
 //! and most jobs of a key with hundreds are in the last. Workers take jobs from the lanes in [`Turns`]. Every
 //! second job comes from the first lane, so a key's only job waits for at most one job of a busy key. Every
 //! eighth job comes from the last lane, so no lane starves.
+//!
+//! A job finds room in the queue only as far as its lane may fill it ([`Lane::share`]): keys with many jobs leave
+//! a part of it to keys with few.
 
 use std::fmt;
 use std::str::FromStr;
@@ -31,6 +34,30 @@ impl Lane {
             2..=8 => Self(1),
             9..=64 => Self(2),
             65.. => Self(3),
+        }
+    }
+
+    /// How many of a queue's `limit` places may be filled, by jobs of any lane, for a job of this lane to be
+    /// admitted: all, seven eighths, three quarters, half; rounded up.
+    pub fn share(self, limit: u64) -> u64 {
+        let eighths: u128 = match self.0 {
+            0 => 8,
+            1 => 7,
+            2 => 6,
+            _ => 4,
+        };
+        let share = u128::from(limit).saturating_mul(eighths).div_ceil(8);
+        // Never more than the limit, so it fits.
+        u64::try_from(share).unwrap_or(limit)
+    }
+
+    /// How many jobs a key has waiting or running, in words, with the one that is in this lane.
+    pub fn outstanding(self) -> &'static str {
+        match self.0 {
+            0 => "one job",
+            1 => "2 to 8 jobs",
+            2 => "9 to 64 jobs",
+            _ => "more than 64 jobs",
         }
     }
 
@@ -105,6 +132,15 @@ mod tests {
         {
             assert_eq!(Lane::of(outstanding), Lane(lane), "{outstanding}");
         }
+    }
+
+    #[test]
+    fn the_more_jobs_a_key_has_the_less_of_the_queue_it_may_fill() {
+        let shares = |limit| Lane::ALL.map(|lane| lane.share(limit));
+        assert_eq!(shares(1000), [1000, 875, 750, 500]);
+        assert_eq!(shares(10), [10, 9, 8, 5]);
+        assert_eq!((shares(2), shares(1), shares(0)), ([2, 2, 2, 1], [1; 4], [0; 4]));
+        assert_eq!(shares(u64::MAX)[0], u64::MAX);
     }
 
     #[test]

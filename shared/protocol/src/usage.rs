@@ -7,7 +7,7 @@ use crate::event::{Timings, Usage};
 use crate::key::KeyId;
 use crate::subject::JobId;
 
-/// One job's usage; the job's id is also the id of the message.
+/// One job's usage; the message's id is [`Account::settlement_id`](crate::job::Account::settlement_id).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct UsageEvent {
     /// [`crate::PROTOCOL_VERSION`] of the writer.

@@ -3,7 +3,7 @@
 //!
 //! All of it is sent before the client learns of the job's end, so that the client's next request finds
 //! correct counters, and confirmed before the job's message is acknowledged, so that a crash in between
-//! leads to another try. Message ids derived from the job's id make each message count once, whichever
+//! leads to another try. Message ids derived from the job's account make each message count once, whichever
 //! worker sends it and how often.
 
 use std::collections::VecDeque;
@@ -126,7 +126,7 @@ fn messages(job: &Job, account: &Account, totals: &JobTotals, now_ms: u64) -> Ve
     let corrections = account.settlement(used, now_ms).into_iter().map(|(bucket, amount)| {
         let message = PublishMessage::build()
             .header(INCREMENT_HEADER, amount.to_string())
-            .message_id(bucket.counter.correction_id(&job.id));
+            .message_id(account.correction_id(&job.id, bucket.counter));
         (bucket.subject(), message)
     });
     let event = UsageEvent {
@@ -142,7 +142,7 @@ fn messages(job: &Job, account: &Account, totals: &JobTotals, now_ms: u64) -> Ve
     };
     // Can't fail: string keys, and serde_json writes NaN and infinities as null.
     let event = serde_json::to_vec(&event).unwrap_or_default();
-    let event = PublishMessage::build().payload(event.into()).message_id(&job.id);
+    let event = PublishMessage::build().payload(event.into()).message_id(account.settlement_id(&job.id));
     corrections.chain([(subject::usage(&account.key), event)]).collect()
 }
 
@@ -172,6 +172,7 @@ mod tests {
             token_counters: vec![bucket(Counter::TokensMinute, 1), "emberline.jobs.m.0".into()],
             job_counters: vec![bucket(Counter::Jobs, 99), bucket(Counter::ModelJobs, 99)],
             lane: Lane::default(),
+            admission: None,
         };
         let job = Job {
             v: PROTOCOL_VERSION,

@@ -61,6 +61,7 @@ impl Ledger {
             token_counters: vec![self.tokens.subject()],
             job_counters: self.jobs.iter().map(Bucket::subject).collect(),
             lane: Lane::default(),
+            admission: None,
         };
         Job { account: Some(account), ..job }
     }

@@ -23,6 +23,7 @@ fn job_of(key: &str, outstanding: u64, id: u128, max_tokens: u32) -> Job {
         token_counters: Vec::new(),
         job_counters: Vec::new(),
         lane: Lane::of(outstanding),
+        admission: None,
     };
     Job { account: Some(account), ..job(id, max_tokens) }
 }

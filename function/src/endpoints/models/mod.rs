@@ -59,7 +59,7 @@ fn list(served: &ServedModels, names: &ModelNames, caller: &Caller) -> ModelList
 
 fn find(served: &ServedModels, id: &str, names: &ModelNames) -> Result<Model, ApiError> {
     let model = served.get(names.resolve(id));
-    model.map(|model| entry(id, model)).ok_or_else(|| names.not_found(id, &served.names()))
+    model.map(|model| entry(id, model)).ok_or_else(|| served.not_found(id, names))
 }
 
 fn entry(id: &str, model: &ServedModel) -> Model {

@@ -106,7 +106,7 @@ async fn publish(
         loop {
             let message = poll_fn(|cx| connection.poll_message(cx)).await?;
             if message.base.subject == inbox {
-                return Ok(jetstream::read_ack(&message));
+                return Ok(jetstream::read_ack(&message).map(drop));
             }
         }
     };
