@@ -2,9 +2,9 @@
 //! for it in advance in `LIMITS`.
 //!
 //! All of it is sent before the client learns of the job's end, so that the client's next request finds
-//! correct counters, and confirmed before the job's message is acknowledged, so that a crash in between
-//! leads to another try. Message ids derived from the job's account make each message count once, whichever
-//! worker sends it and how often.
+//! correct counters, and confirmed before the job's message is acknowledged, however long that takes: until
+//! then the job is in its queue, so that a crash in between leads to another try. Message ids derived from the
+//! job's account make each message count once, whichever worker sends it and how often.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -16,15 +16,15 @@ use emberline_protocol::PROTOCOL_VERSION;
 use emberline_protocol::counter::INCREMENT_HEADER;
 use emberline_protocol::event::{EventKind, Timings, Usage};
 use emberline_protocol::job::{Account, Job};
+use emberline_protocol::key::KeyId;
 use emberline_protocol::subject::{self, JobId};
 use emberline_protocol::usage::{Outcome, UsageEvent};
 
 use crate::nats::Nats;
 
-/// How long storing a charge may take: longer than a restart of nats-server.
-const STORE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Pause after a message that was not stored.
-const RETRY_PAUSE: Duration = Duration::from_millis(500);
+/// Pauses after a message that was not stored: the first one, and the longest. Each is twice the one before.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LAST_PAUSE: Duration = Duration::from_secs(10);
 
 /// What a job used, and how it ended.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -52,19 +52,15 @@ impl JobTotals {
     }
 }
 
-/// Some messages of a charge are not known to be stored.
-#[derive(Debug, thiserror::Error)]
-#[error("nats-server did not confirm {unconfirmed} of its messages in {} s", STORE_TIMEOUT.as_secs())]
-pub(super) struct NotCharged {
-    unconfirmed: usize,
-}
-
 type Answer = <PublishAckFuture as IntoFuture>::IntoFuture;
 
 /// A job's charge, until it is stored.
 pub(super) struct Charge {
     nats: Nats,
     job: JobId,
+    model: String,
+    key: Option<KeyId>,
+    totals: JobTotals,
     /// Messages not known to be stored, in order.
     unconfirmed: VecDeque<(String, PublishMessage)>,
     /// Pending acknowledgements of the first of them; the others are not sent yet.
@@ -77,7 +73,15 @@ impl Charge {
         let unconfirmed =
             job.account.as_ref().map(|account| messages(job, account, totals, clock::unix_ms()));
         let unconfirmed = unconfirmed.unwrap_or_default().into();
-        Self { nats, job: job.id.clone(), unconfirmed, answers: VecDeque::new() }
+        Self {
+            nats,
+            job: job.id.clone(),
+            model: job.model.clone(),
+            key: job.account.as_ref().map(|account| account.key.clone()),
+            totals: *totals,
+            unconfirmed,
+            answers: VecDeque::new(),
+        }
     }
 
     /// Sends all messages, without waiting for acknowledgements.
@@ -87,17 +91,32 @@ impl Charge {
         }
     }
 
-    /// Waits until all messages are stored.
-    pub(super) async fn confirm(&mut self) -> Result<(), NotCharged> {
-        let confirmed = tokio::time::timeout(STORE_TIMEOUT, async {
-            while let Err(error) = self.advance().await {
-                tracing::warn!(job = %self.job, %error, "a charge was not stored; sending it again");
-                self.answers.clear();
-                self.nats.recheck();
-                tokio::time::sleep(RETRY_PAUSE).await;
-            }
-        });
-        confirmed.await.map_err(|_| NotCharged { unconfirmed: self.unconfirmed.len() })
+    /// Waits until all messages are stored; tries for as long as that takes.
+    pub(super) async fn confirm(&mut self) {
+        let mut pause = FIRST_PAUSE;
+        while let Err(error) = self.advance().await {
+            tracing::warn!(job = %self.job, %error, "a charge was not stored; sending it again");
+            self.answers.clear();
+            self.nats.recheck();
+            tokio::time::sleep(pause).await;
+            pause = pause.saturating_mul(2).min(LAST_PAUSE);
+        }
+    }
+
+    /// Logs a charge that this worker can't have stored, with everything that it says.
+    pub(super) fn report_unconfirmed(&self) {
+        let Usage { prompt_tokens, cached_tokens, completion_tokens } = self.totals.usage;
+        tracing::error!(
+            job = %self.job,
+            model = %self.model,
+            key = self.key.as_ref().map(KeyId::as_str),
+            prompt_tokens,
+            cached_tokens,
+            completion_tokens,
+            outcome = ?self.totals.outcome,
+            unconfirmed = ?self.unconfirmed.iter().map(|(subject, _)| subject).collect::<Vec<_>>(),
+            "nats-server has not confirmed the job's charge; the worker that gets the job next sends it again"
+        );
     }
 
     async fn send_rest(&mut self) -> Result<(), PublishError> {
@@ -152,7 +171,6 @@ mod tests {
     use emberline_protocol::counter::{Bucket, Counter, Owner};
     use emberline_protocol::error::{ApiError, ErrorCode};
     use emberline_protocol::job::GenerationRequest;
-    use emberline_protocol::key::KeyId;
     use emberline_protocol::lane::Lane;
 
     const NOW: u64 = 180_000;

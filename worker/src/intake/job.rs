@@ -33,6 +33,11 @@ const RECHECK_TIMEOUT: Duration = Duration::from_secs(1);
 /// Pause before that is asked again.
 const RECHECK_PAUSE: Duration = Duration::from_millis(100);
 
+/// How long an ended job may wait for its charge to be stored without a slot: longer than a restart of nats-server.
+const SLOTLESS_CHARGE: Duration = Duration::from_secs(30);
+/// How long an ended job waits for its charge when jobs are to be requeued.
+const LAST_CHARGE: Duration = Duration::from_secs(1);
+
 /// How a job's run ended.
 enum RunEnd {
     /// The engine sent its last event.
@@ -139,7 +144,7 @@ impl JobRun<'_> {
                 let mut charge = Charge::new(self.intake.nats.clone(), &self.job, &JobTotals::of(&end));
                 charge.send().await;
                 // Whoever has the job by now: its log is complete.
-                self.acknowledge(lease, &mut charge, JobTotals::of(&end).outcome).await;
+                self.acknowledge(lease, &mut log, &mut charge, JobTotals::of(&end).outcome).await;
             }
             Some(Claim::Unwanted) => {
                 let totals = JobTotals::stopped(Usage::default(), Outcome::Cancelled);
@@ -330,21 +335,47 @@ impl JobRun<'_> {
                 return;
             }
         }
-        self.acknowledge(lease, &mut charge, totals.outcome).await;
+        self.acknowledge(lease, &mut log, &mut charge, totals.outcome).await;
     }
 
     /// Acknowledges the job's message once its charge is stored.
-    async fn acknowledge(&self, mut lease: Lease<'_>, charge: &mut Charge, outcome: Outcome) {
+    async fn acknowledge(
+        &self,
+        mut lease: Lease<'_>,
+        log: &mut LogWriter,
+        charge: &mut Charge,
+        outcome: Outcome,
+    ) {
         let id = &self.job.id;
-        if let Err(error) = lease.during(charge.confirm()).await {
-            // The client has its answer; running the job again would cost more than the missing charge.
-            tracing::error!(job = %id, %error, "the job is not charged in full");
+        if !lease.during(self.is_charged(charge)).await {
+            charge.report_unconfirmed();
+            return self.requeue(lease, log, "its charge is not stored").await;
         }
         match self.message.double_ack().await {
             Ok(()) => tracing::info!(job = %id, ?outcome, "ended"),
             Err(error) => {
                 tracing::warn!(job = %id, ?outcome, %error, "ended, but its message was not acknowledged");
             }
+        }
+    }
+
+    /// Waits until the charge is stored; false if it is not when the job has to be requeued. A job that waits for
+    /// long holds a slot, so that a worker whose charges can't be stored does not gather ever more jobs.
+    async fn is_charged(&self, charge: &mut Charge) -> bool {
+        let mut phase = self.intake.phase.clone();
+        let confirmed = async {
+            if tokio::time::timeout(SLOTLESS_CHARGE, charge.confirm()).await.is_err() {
+                let _slot = self.intake.slots.hold();
+                charge.confirm().await;
+            }
+        };
+        let requeued = async {
+            reached(&mut phase, Phase::Requeue).await;
+            tokio::time::sleep(LAST_CHARGE).await;
+        };
+        tokio::select! {
+            () = confirmed => true,
+            () = requeued => false,
         }
     }
 }

@@ -16,9 +16,13 @@ pub struct Slots {
     pace: Arc<Mutex<Pace>>,
 }
 
-/// A running job's slot; free again when dropped.
+/// A job's slot; free again when dropped.
 #[derive(Debug)]
-pub struct Slot(Slots);
+pub struct Slot {
+    slots: Slots,
+    /// Whether the job ends when the slot is dropped.
+    ends: bool,
+}
 
 impl Slots {
     /// All free; `load` is the number of running jobs of all models.
@@ -65,14 +69,27 @@ impl Slots {
             return None;
         }
         self.load.send_modify(|load| *load += 1);
-        Some(Slot(self.clone()))
+        Some(Slot { slots: self.clone(), ends: true })
+    }
+
+    /// Holds a slot for a job that has ended and is not settled, though none may be free: no job is taken for it.
+    pub fn hold(&self) -> Slot {
+        drop(self.pace_until_now());
+        for count in [&self.active, &self.load] {
+            count.send_modify(|active| *active += 1);
+        }
+        Slot { slots: self.clone(), ends: false }
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let Slots { active, load, .. } = &self.0;
-        self.0.pace_until_now().ended();
+        let Slots { active, load, .. } = &self.slots;
+        let mut pace = self.slots.pace_until_now();
+        if self.ends {
+            pace.ended();
+        }
+        drop(pace);
         for count in [active, load] {
             count.send_modify(|active| *active = active.saturating_sub(1));
         }
@@ -95,5 +112,16 @@ mod tests {
         assert_eq!((slots.free(), others.free(), *load.borrow()), (1, 0, 2));
         assert!(slots.take().is_some());
         assert!(slots.pace() > 0.0 && others.pace() == 0.0, "each model has a pace of its own");
+    }
+
+    #[test]
+    fn a_job_that_is_not_settled_holds_a_slot_and_ends_once() {
+        let slots = Slots::new(1, Arc::new(watch::Sender::new(0)));
+        let (held, also_held) = (slots.hold(), slots.hold());
+        assert!(slots.free() == 0 && slots.take().is_none());
+        drop(held);
+        assert!(slots.take().is_none());
+        drop(also_held);
+        assert_eq!((slots.free(), slots.pace()), (1, 0.0));
     }
 }

@@ -74,6 +74,14 @@ impl Ledger {
         (self.add(&self.tokens, 0).await, jobs)
     }
 
+    /// Has USAGE refuse every message, or take them.
+    async fn refuse_usage(&self, refuse: bool) {
+        let context = jetstream::new(self.admin.clone());
+        let mut config = context.get_stream(USAGE_STREAM).await.unwrap().cached_info().config.clone();
+        config.max_message_size = if refuse { 1 } else { -1 };
+        context.update_stream(config).await.unwrap();
+    }
+
     /// Everything told of the key's jobs.
     async fn usage(&self) -> Vec<UsageEvent> {
         let inbox = self.admin.new_inbox();
@@ -206,4 +214,36 @@ async fn a_job_that_was_charged_already_is_not_charged_again() {
     wait_for_empty_queue(&nats).await;
     assert_eq!(ledger.sums().await, (10, 0));
     assert_eq!(ledger.usage().await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_job_whose_charge_cannot_be_stored_stays_queued_until_a_worker_has_stored_it() {
+    let nats = NatsServer::start().await.unwrap();
+    // Longer than the time after which such a job takes a slot again.
+    let mut first = Worker::start(&nats, &["--slots", "1", "--drain-s", "31"]);
+    let relay = Relay::new(&nats).await;
+    relay.wait_for_load(&[0]).await;
+    let ledger = Ledger::new(&nats, &relay).await;
+    ledger.refuse_usage(true).await;
+    let job = ledger.admitted(job(1, 8), 100).await;
+    // Its client has the answer.
+    relay.send(&job).await.rest().await;
+    assert_eq!(ledger.sums().await, (10, 0));
+    first.signal("TERM");
+    assert!(first.exit().await.success());
+    let log = first.log();
+    let lines = log.lines().filter(|line| line.contains("nats-server has not confirmed the job's charge"));
+    let [line] = lines.collect::<Vec<_>>()[..] else { panic!("{log}") };
+    let said =
+        [job.id.as_str(), ledger.key.as_str(), MODEL, "prompt_tokens=2", "completion_tokens=8", "Done"];
+    for word in said {
+        assert!(line.contains(word), "{word}: {line}");
+    }
+    assert!(ledger.usage().await.is_empty());
+
+    ledger.refuse_usage(false).await;
+    let _second = Worker::start(&nats, &[]);
+    wait_for_empty_queue(&nats).await;
+    assert_eq!(ledger.usage().await.len(), 1);
+    assert_eq!(ledger.sums().await, (10, 0));
 }
