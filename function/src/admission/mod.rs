@@ -231,6 +231,34 @@ impl Admitter<'_> {
         counters::withdraw(self.bus, accounts).await;
     }
 
+    /// Counts a request that takes no tokens and makes no job, and refuses it if the key's limits leave no room.
+    /// Either way `headers` say what is left.
+    pub async fn admit_request(&self, headers: &mut ResponseHeaders) -> Result<Admission, ApiError> {
+        let backlog = Backlog { model: String::new(), jobs: 0 };
+        let mut admission = Admission { increments: Increments::new(), backlog, accounts: Vec::new() };
+        if self.limits.is_unlimited() {
+            return Ok(admission);
+        }
+        let counters = self.counters(None);
+        let mut increments = counters.increments(0, 0);
+        increments.retain(|(_, amount)| *amount != 0);
+        let sums = self.count(&counters, &increments).await.map_err(|error| {
+            report("limits", &error);
+            ApiError::from(&error)
+        })?;
+        let state = counters.state(&sums);
+        headers.has_rate_limits = true;
+        if let Err(refusal) = state.check(0) {
+            self.lower(&increments).await;
+            headers.set(state.without(0).headers());
+            headers.set(refusal.headers());
+            return Err(refusal.into());
+        }
+        headers.set(state.headers());
+        admission.increments = increments;
+        Ok(admission)
+    }
+
     /// Sets the rate-limit headers of a request that counts for nothing, unless they are set already.
     pub async fn set_headers(&self, headers: &mut ResponseHeaders) {
         if self.limits.is_unlimited() || headers.has_rate_limits {

@@ -4,13 +4,12 @@
 //! ours: an instance of the function shares a small memory between many requests.
 
 use bytes::{Buf, Bytes, BytesMut};
+use emberline_protocol::size::{MAX_MESSAGE, max_frame};
 use watermelon_proto::proto::error::FrameDecoderError;
 use watermelon_proto::proto::{ClientOp, ServerOp, StreamEncoder, decode_frame};
 
 /// Longest protocol line. `INFO` of a large cluster is the longest that occurs.
 const MAX_LINE: usize = 64 * 1024;
-/// Largest message, headers included. Events, heartbeats and replies are far below.
-const MAX_MESSAGE: usize = 1024 * 1024;
 const CRLF: &[u8] = b"\r\n";
 
 /// Bytes that are not NATS, or more than the function is ready to hold.
@@ -19,8 +18,8 @@ const CRLF: &[u8] = b"\r\n";
 pub enum CodecError {
     #[error("a protocol line is longer than {MAX_LINE} bytes")]
     LineTooLong,
-    #[error("a message of {0} bytes is larger than {MAX_MESSAGE}")]
-    MessageTooLarge(usize),
+    #[error("a message of {0} bytes is larger than {1}")]
+    MessageTooLarge(usize, usize),
     #[error("a message's size is not a number")]
     InvalidSize,
     #[error("a message does not end where its size says")]
@@ -30,16 +29,39 @@ pub enum CodecError {
 }
 
 /// Turns received bytes into operations.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Decoder {
     buffer: BytesMut,
+    /// Largest message, headers included.
+    max_message: usize,
     /// Bytes at the buffer's start that are known to hold no line end.
     scanned: usize,
     /// Length of the frame at the buffer's start, once known.
     frame: Option<usize>,
 }
 
+impl Default for Decoder {
+    fn default() -> Self {
+        Self::new(MAX_MESSAGE)
+    }
+}
+
 impl Decoder {
+    /// A decoder of what a server with this `max_payload` sends.
+    pub fn new(max_payload: usize) -> Self {
+        Self { buffer: BytesMut::new(), max_message: max_frame(max_payload), scanned: 0, frame: None }
+    }
+
+    /// Changes the server's `max_payload`.
+    pub fn set_max_payload(&mut self, max_payload: usize) {
+        self.max_message = max_frame(max_payload);
+    }
+
+    /// How many received bytes wait for the rest of their message.
+    pub fn buffered(&self) -> usize {
+        self.buffer.len()
+    }
+
     /// Adds what has been received.
     pub fn feed(&mut self, bytes: &[u8]) {
         self.buffer.extend_from_slice(bytes);
@@ -102,8 +124,8 @@ impl Decoder {
         }
         let size = line.rsplit(|byte| *byte == b' ').next().and_then(|size| str::from_utf8(size).ok());
         let size = size.and_then(|size| size.parse().ok()).ok_or(CodecError::InvalidSize)?;
-        if size > MAX_MESSAGE {
-            return Err(CodecError::MessageTooLarge(size));
+        if size > self.max_message {
+            return Err(CodecError::MessageTooLarge(size, self.max_message));
         }
         Ok(Some(head.saturating_add(size).saturating_add(CRLF.len())))
     }
@@ -150,8 +172,14 @@ mod tests {
 
     #[test]
     fn sizes_have_bounds() {
-        let too_large = format!("MSG a 1 {}\r\n", MAX_MESSAGE + 1);
-        assert!(matches!(decode_all(&[too_large.as_bytes()]), Err(CodecError::MessageTooLarge(_))));
+        let too_large = format!("MSG a 1 {}\r\n", max_frame(usize::MAX) + 1);
+        assert!(matches!(decode_all(&[too_large.as_bytes()]), Err(CodecError::MessageTooLarge(..))));
+        let mut decoder = Decoder::new(1000);
+        decoder.feed(format!("MSG a 1 {}\r\n", max_frame(1000)).as_bytes());
+        assert!(matches!(decoder.decode(), Ok(None)));
+        let mut decoder = Decoder::new(1000);
+        decoder.feed(format!("MSG a 1 {}\r\n", max_frame(1000) + 1).as_bytes());
+        assert!(matches!(decoder.decode(), Err(CodecError::MessageTooLarge(..))));
         let endless = vec![b'x'; MAX_LINE + 1];
         assert!(matches!(decode_all(&[&endless]), Err(CodecError::LineTooLong)));
         let line = [&endless[..], b"\r\n"].concat();

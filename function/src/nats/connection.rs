@@ -6,8 +6,10 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use emberline_protocol::error::ApiError;
+use emberline_protocol::size::max_message;
+use watermelon_proto::headers::HeaderMap;
 use watermelon_proto::proto::{ClientOp, ServerOp};
-use watermelon_proto::{MessageBase, ServerMessage, StatusCode, Subject, SubscriptionId, headers::HeaderMap};
+use watermelon_proto::{MessageBase, ServerInfo, ServerMessage, StatusCode, Subject, SubscriptionId};
 
 use super::codec::{CodecError, Decoder, encode};
 use super::handshake::{self, Unsuitable};
@@ -76,7 +78,7 @@ pub struct Connection {
     socket: Box<dyn ByteStream>,
     unsent: Vec<u8>,
     decoder: Decoder,
-    /// Largest message that the server takes.
+    /// Largest message that the server and the others read.
     max_payload: usize,
     inbox: String,
     last_id: u64,
@@ -110,7 +112,6 @@ impl Connection {
         match connection.next_op().await? {
             ServerOp::Info { info } => {
                 handshake::check(&info)?;
-                connection.max_payload = usize::try_from(info.max_payload.get()).unwrap_or(usize::MAX);
             }
             other => return Err(BusError::Refused(format!("{other:?} instead of INFO"))),
         }
@@ -121,9 +122,20 @@ impl Connection {
         Ok(connection)
     }
 
-    /// Largest message that the server takes.
+    /// Largest message to publish, headers included: the server takes it, and whoever it is for reads it.
     pub fn max_payload(&self) -> usize {
         self.max_payload
+    }
+
+    /// How many received bytes wait for the rest of their message.
+    pub fn buffered(&self) -> usize {
+        self.decoder.buffered()
+    }
+
+    fn on_info(&mut self, info: &ServerInfo) {
+        let max_payload = usize::try_from(info.max_payload.get()).unwrap_or(usize::MAX);
+        self.max_payload = max_message(max_payload);
+        self.decoder.set_max_payload(max_payload);
     }
 
     /// A number that this connection has not used yet, for a subscription or a reply subject.
@@ -159,7 +171,7 @@ impl Connection {
         self.queue(&ClientOp::Publish { message });
     }
 
-    /// Publishes a plain message, to be answered on `reply_subject`.
+    /// Publishes a message without headers, to be answered on `reply_subject`.
     pub fn request(
         &mut self,
         subject: Subject,
@@ -201,7 +213,12 @@ impl Connection {
                 Some(ServerOp::Error { error }) => {
                     return Poll::Ready(Err(BusError::Refused(error.to_string())));
                 }
-                Some(op) => return Poll::Ready(Ok(op)),
+                Some(op) => {
+                    if let ServerOp::Info { info } = &op {
+                        self.on_info(info);
+                    }
+                    return Poll::Ready(Ok(op));
+                }
                 None => {
                     if self.poll_flush(cx) == Poll::Ready(Err(Closed)) && self.decoder.is_empty() {
                         return Poll::Ready(Err(BusError::Closed));
@@ -226,16 +243,12 @@ impl Connection {
         poll_fn(|cx| self.poll_flush(cx)).await.map_err(|_| BusError::Closed)
     }
 
-    /// Sends a request to the subscribers of `subject` and waits for the reply, at most `limit`. The server
+    /// Sends `question` to the subscribers of its subject and waits for the reply, at most `limit`. The server
     /// itself has [`REPLY_TIMEOUT`] to say whether there is a subscriber.
-    pub async fn ask(
-        &mut self,
-        subject: Subject,
-        question: impl Into<bytes::Bytes>,
-        limit: Duration,
-    ) -> Result<ServerMessage, BusError> {
+    pub async fn ask(&mut self, question: MessageBase, limit: Duration) -> Result<ServerMessage, BusError> {
         let inbox = self.new_inbox()?;
-        self.request(subject.clone(), Some(inbox.clone()), question);
+        let subject = question.subject.clone();
+        self.publish(MessageBase { reply_subject: Some(inbox.clone()), ..question });
         self.queue(&ClientOp::Ping);
         let host = self.host.clone();
         let first = host.within(REPLY_TIMEOUT, self.next_op()).await;

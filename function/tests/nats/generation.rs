@@ -21,12 +21,12 @@ use crate::server::{NatsServer, Proxy};
 use crate::tokio_platform::{TokioPlatform, run};
 use crate::worker::{MODEL, Worker, accepted, done, finish, taken, token};
 
-const KEY: &str = "sk-test";
+pub(crate) const KEY: &str = "sk-test";
 
-/// An instance of the function whose NATS is at `nats`.
-pub(crate) fn instance(nats: SocketAddr) -> Rc<Instance> {
+/// The settings of a function whose NATS is at `nats`.
+pub(crate) fn variables(nats: SocketAddr) -> BTreeMap<&'static str, String> {
     let key_hash: String = hash(KEY.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
-    let variables = [
+    BTreeMap::from([
         ("nats_server", nats.to_string()),
         ("nats_server_b", "127.0.0.1:0".into()),
         ("nats_server_c", "127.0.0.1:0".into()),
@@ -42,8 +42,12 @@ pub(crate) fn instance(nats: SocketAddr) -> Rc<Instance> {
         ("queue_limit", "100".into()),
         ("cors_allowed_origins", String::new()),
         ("background_retention_s", "60".into()),
-    ];
-    Instance::new(TokioPlatform::host(BTreeMap::from(variables)))
+    ])
+}
+
+/// An instance of that function.
+fn instance(nats: SocketAddr) -> Rc<Instance> {
+    Instance::new(TokioPlatform::host(variables(nats)))
 }
 
 /// Sends a chat request.
@@ -54,8 +58,20 @@ async fn chat(instance: &Rc<Instance>, stream: bool) -> Reply {
     send(instance, "POST", "/v1/chat/completions", &body.to_string()).await
 }
 
-async fn send(instance: &Rc<Instance>, method: &str, path: &str, body: &str) -> Reply {
-    serve(instance, Request::builder().method(method).uri(path), body).await
+pub(crate) async fn send(instance: &Rc<Instance>, method: &str, path: &str, body: &str) -> Reply {
+    send_within(instance, method, path, body, 60).await
+}
+
+/// The same with a limit of time, in seconds. Up to 15 of them, a whole answer does not begin before it is complete.
+pub(crate) async fn send_within(
+    instance: &Rc<Instance>,
+    method: &str,
+    path: &str,
+    body: &str,
+    seconds: u64,
+) -> Reply {
+    let request = Request::builder().method(method).uri(path).header("x-request-timeout", seconds);
+    serve(instance, request, body).await
 }
 
 /// Sends a request with a body and a key.
@@ -67,7 +83,7 @@ pub(crate) async fn serve(instance: &Rc<Instance>, request: request::Builder, bo
 
 /// A client that keeps what it reads.
 #[derive(Clone, Default)]
-struct Client {
+pub(crate) struct Client {
     text: Rc<RefCell<String>>,
     written: Rc<Notify>,
 }
@@ -95,7 +111,7 @@ impl Client {
     }
 
     /// The content of all chunks.
-    fn content(&self) -> String {
+    pub(crate) fn content(&self) -> String {
         let text = self.text.borrow();
         let chunks = text.lines().filter_map(|line| line.strip_prefix("data: {"));
         let chunks = chunks.map(|rest| serde_json::from_str::<Value>(&format!("{{{rest}")).unwrap());
@@ -106,7 +122,7 @@ impl Client {
 }
 
 /// Writes a streamed reply to a client; the task that does.
-fn stream(reply: Reply) -> (Client, tokio::task::JoinHandle<Result<(), String>>) {
+pub(crate) fn stream(reply: Reply) -> (Client, tokio::task::JoinHandle<Result<(), String>>) {
     let Reply::Streamed(reply) = reply else { panic!("the reply is whole") };
     let client = Client::default();
     let written = tokio::task::spawn_local(reply.write(client.clone()));

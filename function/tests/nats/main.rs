@@ -7,8 +7,10 @@
 
 mod admission;
 mod generation;
+mod messages;
 mod offline;
 mod retries;
 mod server;
+mod tokens;
 mod tokio_platform;
 mod worker;

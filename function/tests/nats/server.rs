@@ -33,9 +33,18 @@ pub(crate) struct NatsServer {
 impl NatsServer {
     /// Starts one on a port that the system chooses, and creates the streams.
     pub(crate) async fn start(host: &Host) -> Self {
+        Self::start_with(host, "").await
+    }
+
+    /// The same with some `settings`, as its configuration file has them.
+    pub(crate) async fn start_with(host: &Host, settings: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
+        let config = directory.path().join("nats.conf");
+        std::fs::write(&config, settings).unwrap();
         let binary = env::var_os("EMBERLINE_TEST_NATS").map_or("nats-server".into(), PathBuf::from);
         let process = Command::new(&binary)
+            .arg("-c")
+            .arg(config)
             .args(["-js", "-a", "127.0.0.1", "-p", "-1", "-sd"])
             .arg(directory.path().join("jetstream"))
             .arg("--ports_file_dir")

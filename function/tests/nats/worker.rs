@@ -12,7 +12,8 @@ use emberline_protocol::counter::INCREMENT_HEADER;
 use emberline_protocol::event::{Acceptance, EventKind, FinishReason, Timings, Usage};
 use emberline_protocol::heartbeat::{Heartbeat, ModelState, ModelStatus, ServedModel};
 use emberline_protocol::job::Job;
-use emberline_protocol::subject::live;
+use emberline_protocol::subject::{live, tokens};
+use emberline_protocol::tokens::TokensReply;
 use watermelon_proto::headers::{HeaderMap, HeaderName, HeaderValue};
 use watermelon_proto::{MessageBase, ServerMessage};
 
@@ -26,14 +27,20 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    /// Announces that the model is served, and begins to take jobs.
+    /// Announces that the model is served, and begins to take jobs and requests for tokens.
     pub(crate) async fn start(bus: &Bus) -> Self {
+        Self::with_context(bus, 100).await
+    }
+
+    /// The same with a context of so many tokens.
+    pub(crate) async fn with_context(bus: &Bus, context_length: u32) -> Self {
         let mut worker = Self { connection: bus.connect().await.unwrap() };
         worker.connection.new_subscription(subject("emberline.jobs.>".into()).unwrap());
+        worker.connection.new_subscription(subject(tokens(MODEL)).unwrap());
         let heartbeat = Heartbeat {
             v: PROTOCOL_VERSION,
             worker: "w".into(),
-            models: vec![ServedModel { name: MODEL.into(), context_length: 100, created: 1 }],
+            models: vec![ServedModel { name: MODEL.into(), context_length, created: 1 }],
             states: vec![ModelStatus {
                 name: MODEL.into(),
                 state: ModelState::Serving,
@@ -55,6 +62,19 @@ impl Worker {
             let message = self.next().await;
             if let Ok(job) = serde_json::from_slice(&message.base.payload) {
                 return Rc::new(job);
+            }
+        }
+    }
+
+    /// Answers the next request for tokens, which it returns.
+    pub(crate) async fn answer(&mut self, reply: &TokensReply) -> ServerMessage {
+        loop {
+            let message = self.next().await;
+            if message.base.subject.as_str() == tokens(MODEL) {
+                let payload = serde_json::to_vec(reply).unwrap();
+                self.connection.request(message.base.reply_subject.clone().unwrap(), None, payload);
+                self.connection.flush().await.unwrap();
+                return message;
             }
         }
     }

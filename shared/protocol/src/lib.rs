@@ -23,6 +23,7 @@ pub mod logprob;
 pub mod measurement;
 pub mod prompt;
 pub mod relaxed;
+pub mod size;
 pub mod stored_request;
 pub mod streams;
 pub mod subject;

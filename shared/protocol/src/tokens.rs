@@ -2,7 +2,9 @@
 //!
 //! The function sends a request to [`crate::subject::tokens`] of a model, where one of the workers that serve
 //! the model receives it. The answer goes to the request's reply subject. If no worker is subscribed,
-//! nats-server reports "no responders" at once.
+//! nats-server reports "no responders" at once. [`DEADLINE_HEADER`] says until when the function waits; a worker
+//! that comes to a request later drops it. One that has too many of them waiting answers with
+//! [`ErrorCode::Overloaded`].
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -11,6 +13,10 @@ use crate::error::{ApiError, ErrorCode};
 use crate::event::ErrorEvent;
 use crate::job::{Message, Tool, ToolChoice};
 use crate::relaxed::Relaxed;
+use crate::size::max_message;
+
+/// Header of a request: when nobody waits for the answer any more, in Unix milliseconds.
+pub const DEADLINE_HEADER: &str = "Emberline-Deadline";
 
 /// A request to tokenize or to detokenize.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -93,11 +99,11 @@ pub enum TokensReply {
 }
 
 impl TokensReply {
-    /// The answer in JSON of at most `max_payload` bytes. A larger answer is replaced by the error
-    /// [`ErrorCode::RequestTooLarge`].
+    /// The answer in JSON, as a message to a server with this `max_payload`. One that is larger than its reader
+    /// takes ([`max_message`]) is replaced by the error [`ErrorCode::RequestTooLarge`].
     pub fn encode(&self, max_payload: usize) -> Vec<u8> {
         let json = serde_json::to_vec(self).unwrap_or_default();
-        if !json.is_empty() && json.len() <= max_payload {
+        if !json.is_empty() && json.len() <= max_message(max_payload) {
             return json;
         }
         let message = "The tokens do not fit into one message. Ask for parts of the text.";
@@ -109,6 +115,7 @@ impl TokensReply {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::size::MAX_MESSAGE;
 
     #[test]
     fn an_answer_that_is_too_large_says_so() {
@@ -124,6 +131,9 @@ mod tests {
         let refused = reply.encode(whole.len() - 1);
         let Ok(TokensReply::Error(error)) = serde_json::from_slice(&refused) else { panic!("no error") };
         assert_eq!((error.status, error.code), (413, ErrorCode::RequestTooLarge));
+        // A server may take more than the function reads.
+        let text = TokensReply::Detokenized { text: "x".repeat(MAX_MESSAGE) };
+        assert!(matches!(serde_json::from_slice(&text.encode(usize::MAX)), Ok(TokensReply::Error(_))));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod background;
+mod budgets;
 mod charges;
 mod jobs;
 mod lanes;

@@ -11,10 +11,10 @@ use serde_json::Map;
 
 use crate::support::{MODEL, Relay, Worker, job_for, within};
 
-const TINY: &str = "tiny";
+pub(crate) const TINY: &str = "tiny";
 
 /// A worker of a tiny model of Qwen 3's family.
-fn worker(nats: &NatsServer) -> Worker {
+pub(crate) fn worker_of_tiny(nats: &NatsServer) -> Worker {
     let model = format!("{TINY}={}/inference/tests/families/qwen3", env!("CARGO_MANIFEST_DIR"));
     let address = nats.address();
     let args = ["--nats", &address, "--backend", "cpu", "--slots", "2", "--model", &model];
@@ -49,7 +49,7 @@ fn error_of(reply: TokensReply) -> ErrorEvent {
 #[tokio::test]
 async fn any_worker_of_a_model_turns_text_into_tokens_and_back() {
     let nats = NatsServer::start().await.unwrap();
-    let (_first, _second) = (worker(&nats), worker(&nats));
+    let (_first, _second) = (worker_of_tiny(&nats), worker_of_tiny(&nats));
     let relay = Relay::new(&nats).await;
     relay.wait_for_load(&[0, 0]).await;
 
@@ -77,7 +77,7 @@ async fn any_worker_of_a_model_turns_text_into_tokens_and_back() {
 #[tokio::test]
 async fn a_conversation_has_the_tokens_that_its_job_is_charged_for() {
     let nats = NatsServer::start().await.unwrap();
-    let _worker = worker(&nats);
+    let _worker = worker_of_tiny(&nats);
     let relay = Relay::new(&nats).await;
     relay.wait_for_states(&[(TINY, Serving)]).await;
     let messages = vec![Message::new(Role::User, "Hello there")];
@@ -129,7 +129,7 @@ async fn a_conversation_has_the_tokens_that_its_job_is_charged_for() {
 #[tokio::test]
 async fn what_does_not_fit_into_a_message_is_refused() {
     let nats = NatsServer::start().await.unwrap();
-    let _worker = worker(&nats);
+    let _worker = worker_of_tiny(&nats);
     let relay = Relay::new(&nats).await;
     relay.wait_for_states(&[(TINY, Serving)]).await;
     // Each of these bytes is a token of its own, written in four bytes.

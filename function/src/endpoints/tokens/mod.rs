@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use emberline_api::responses::{InputTokens, InputTokensRequest};
 use emberline_api::tokenize::{self, DetokenizeAnswer, TokenRequest, TokenizeAnswer};
 use emberline_protocol::error::{ApiError, ErrorCode};
 use emberline_protocol::subject;
-use emberline_protocol::tokens::TokensReply;
+use emberline_protocol::tokens::{DEADLINE_HEADER, TokensReply, TokensRequest};
 use http::Method;
+use watermelon_proto::MessageBase;
+use watermelon_proto::headers::{HeaderMap, HeaderName, HeaderValue};
 
 use super::endpoint::{Endpoint, Handler, RequestBody, WITH_MODEL};
 use crate::http::reply;
@@ -80,6 +81,8 @@ pub(super) static DETOKENIZE: Endpoint = Endpoint {
 
 /// Longest time to wait for a worker's answer.
 const ANSWER_TIME: Duration = Duration::from_secs(30);
+/// Room for a question's headers within `max_payload`, which counts them, too.
+const HEADERS: usize = 256;
 
 /// Sends the request that was read from a body to a worker; `write` makes the body of the answer.
 async fn ask(
@@ -91,13 +94,45 @@ async fn ask(
     let TokenRequest { model, request, relaxed, paths } = parsed?;
     headers.relax(&relaxed);
     let name = client.model(&model).await?.name;
-    let payload = Bytes::from(serde_json::to_vec(&request).map_err(|_| reply::internal_error())?);
+    let admission = client.admitter().admit_request(headers).await?;
+    let answered = match convert(client, &model, &name, &request).await {
+        Ok(TokensReply::Error(error)) => Err(error.into()),
+        answered => answered,
+    };
+    match answered {
+        Ok(answer) => {
+            admission.commit();
+            if let TokensReply::Tokenized { relaxed, .. } = &answer {
+                headers.relax(&paths.relaxed(relaxed));
+            }
+            let body = write(answer).map_err(|error| paths.error(error))?;
+            Ok(Reply::Whole(reply::json(200, body)))
+        }
+        Err(error) => {
+            // What nobody has served counts for nothing.
+            if error.code.status() == 503 {
+                admission.give_back(&client.bus, headers, &[]).await;
+            } else {
+                admission.commit();
+            }
+            Err(paths.error(error))
+        }
+    }
+}
+
+/// Has a worker answer `request`. `model` is how the client calls the model, `name` its own name.
+async fn convert(
+    client: &ClientRequest,
+    model: &str,
+    name: &str,
+    request: &TokensRequest,
+) -> Result<TokensReply, ApiError> {
+    let question = question(name, request, client.host().unix_ms())?;
     let asked = client.bus.with_connection(async |connection| {
-        if payload.len() > connection.max_payload() {
+        if question.payload.len().saturating_add(HEADERS) > connection.max_payload() {
             return Err(BusError::TooLarge);
         }
-        let subject = connection::subject(subject::tokens(&name))?;
-        connection.ask(subject, payload.clone(), ANSWER_TIME).await
+        connection.ask(question.clone(), ANSWER_TIME).await
     });
     let message = asked.await.map_err(|error| {
         report("tokens", &error);
@@ -110,16 +145,28 @@ async fn ask(
                 let message = format!("No worker serves '{model}' at the moment. Try again shortly.");
                 ApiError::field(ErrorCode::NoWorker, "model", message)
             }
+            BusError::Silence => {
+                let seconds = ANSWER_TIME.as_secs();
+                let message =
+                    format!("No worker answered in {seconds} seconds. Send less text, or try again.");
+                ApiError::new(ErrorCode::Timeout, message)
+            }
             error => ApiError::from(&error),
         }
     })?;
-    let answer: TokensReply = serde_json::from_slice(&message.base.payload).map_err(|error| {
+    serde_json::from_slice(&message.base.payload).map_err(|error| {
         report("tokens", error);
         ApiError::new(ErrorCode::WorkerFailed, "The worker's answer could not be used. Try again.")
-    })?;
-    if let TokensReply::Tokenized { relaxed, .. } = &answer {
-        headers.relax(&paths.relaxed(relaxed));
-    }
-    let body = write(answer).map_err(|error| paths.error(error))?;
-    Ok(Reply::Whole(reply::json(200, body)))
+    })
+}
+
+/// The message that asks any worker of the model `name`, at `now_ms`.
+fn question(name: &str, request: &TokensRequest, now_ms: u64) -> Result<MessageBase, ApiError> {
+    let payload = serde_json::to_vec(request).map_err(|_| reply::internal_error())?.into();
+    let subject = connection::subject(subject::tokens(name)).map_err(|_| reply::internal_error())?;
+    let deadline = now_ms.saturating_add(u64::try_from(ANSWER_TIME.as_millis()).unwrap_or(u64::MAX));
+    let deadline = HeaderValue::try_from(deadline.to_string()).map_err(|_| reply::internal_error())?;
+    let mut headers = HeaderMap::new();
+    headers.insert(HeaderName::from_static(DEADLINE_HEADER), deadline);
+    Ok(MessageBase { subject, reply_subject: None, headers, payload })
 }
