@@ -13,7 +13,7 @@ pub struct Cache<K, V> {
     entries: RefCell<HashMap<K, (u64, V)>>,
 }
 
-impl<K: Eq + Hash, V: Clone> Cache<K, V> {
+impl<K: Clone + Eq + Hash, V: Clone> Cache<K, V> {
     /// An empty cache of values that are believed for `max_age_ns`.
     pub fn new(max_entries: usize, max_age_ns: u64) -> Self {
         Self { max_entries, max_age_ns, entries: RefCell::default() }
@@ -40,8 +40,11 @@ impl<K: Eq + Hash, V: Clone> Cache<K, V> {
             let max_age = self.max_age_ns;
             entries.retain(|_, (since, _)| asked_ns.saturating_sub(*since) < max_age);
         }
-        if entries.len() >= self.max_entries {
-            entries.clear();
+        if entries.len() >= self.max_entries && !entries.contains_key(&key) {
+            let oldest = entries.iter().min_by_key(|(_, (since, _))| *since).map(|(key, _)| key.clone());
+            if let Some(oldest) = oldest {
+                entries.remove(&oldest);
+            }
         }
         entries.insert(key, (asked_ns, value));
     }
@@ -68,8 +71,14 @@ mod tests {
         (0..1000_u64).for_each(|n| cache.put(n, n, ()));
         assert!(cache.entries.borrow().len() <= 10);
         assert!(cache.get(&999, 999).is_some());
+    }
+
+    #[test]
+    fn where_it_is_full_the_oldest_makes_room() {
         let crowded = Cache::new(10, 100);
-        (0..1000_u64).for_each(|n| crowded.put(n, 0, ()));
-        assert!(crowded.entries.borrow().len() <= 10 && crowded.get(&999, 0).is_some());
+        (0..15_u64).for_each(|n| crowded.put(n, n, ()));
+        crowded.put(14, 15, ());
+        let known: Vec<u64> = (0..15).filter(|n| crowded.get(n, 15).is_some()).collect();
+        assert_eq!(known, (5..15).collect::<Vec<_>>());
     }
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use emberline_protocol::error::{ApiError, ErrorCode};
 use http::request::Parts;
+use http_body::Body as _;
 use http_body_util::BodyExt;
 
 use crate::access::keys::identify;
@@ -22,12 +23,24 @@ use crate::http::cors::Origins;
 use crate::http::reply;
 use crate::http::response_headers::ResponseHeaders;
 use crate::instance::Instance;
+use crate::platform::Host;
 use crate::request::ClientRequest;
 use crate::response::Reply;
 
-/// Largest number of bytes of a refused request that are read for its client's sake, and for how long.
-const DISCARD_BYTES: usize = 32 * 1024 * 1024;
-const DISCARD_TIME: Duration = Duration::from_secs(5);
+/// What is read of a request's body after its answer, if anything is left of it.
+#[derive(Debug, Clone, Copy)]
+struct Remainder {
+    max_bytes: usize,
+    max_time: Duration,
+}
+
+impl Remainder {
+    /// Of a request without a valid key: what has most likely been sent when the answer is.
+    const SMALL: Self = Self { max_bytes: 64 * 1024, max_time: Duration::from_millis(250) };
+    /// Of the holder of a key.
+    const WHOLE: Self = Self { max_bytes: 32 * 1024 * 1024, max_time: Duration::from_secs(5) };
+}
+
 /// How long a request's body may take to arrive.
 const BODY_TIME: Duration = Duration::from_secs(30);
 
@@ -46,17 +59,17 @@ pub async fn serve(instance: &Rc<Instance>, request: http::Request<IncomingBody>
     let mut plain = origins.grant(&head.headers);
     plain.insert(reply::X_REQUEST_ID, id);
     let mut headers = ResponseHeaders::new(plain);
+    let mut remainder = Remainder::SMALL;
     let reply = match origins.preflight(&head.method, &head.headers) {
         Some(preflight) => Ok(Reply::Whole(preflight)),
-        None => answer(instance, head, arrived_ns, &mut body, &mut headers).await,
+        None => answer(instance, head, arrived_ns, &mut body, &mut headers, &mut remainder).await,
     };
     let mut reply = match reply {
         Ok(streamed @ Reply::Streamed(_)) => return streamed,
         Ok(Reply::Whole(reply)) => reply,
         Err(error) => reply::error(&error),
     };
-    // A client that is still sending when the connection closes sees that, and not the reply.
-    host.within(DISCARD_TIME, discard(&mut body)).await;
+    discard(host, body, remainder);
     reply.headers_mut().extend(headers.to_map());
     Reply::Whole(reply)
 }
@@ -67,6 +80,7 @@ async fn answer(
     arrived_ns: u64,
     body: &mut IncomingBody,
     headers: &mut ResponseHeaders,
+    remainder: &mut Remainder,
 ) -> Result<Reply, ApiError> {
     let Route { endpoint, id } = match router::find(&head.method, head.uri.path()) {
         Ok(route) => route,
@@ -77,16 +91,19 @@ async fn answer(
         Handler::Public(handler) => handler(instance).await,
         Handler::Keyed(handler) => {
             let request = authenticated(instance, head, endpoint.path, arrived_ns).await?;
+            *remainder = Remainder::WHOLE;
             let reply = handler(&request, headers).await;
             with_rate_limits(&request, headers, reply).await
         }
         Handler::WithId(handler) => {
             let request = authenticated(instance, head, endpoint.path, arrived_ns).await?;
+            *remainder = Remainder::WHOLE;
             let reply = handler(&request, headers, &id).await;
             with_rate_limits(&request, headers, reply).await
         }
         Handler::WithBody(_, handler) => {
             let request = authenticated(instance, head, endpoint.path, arrived_ns).await?;
+            *remainder = Remainder::WHOLE;
             let reply = match read_body(&request, body).await {
                 Ok(body) => handler(&request, headers, &body).await,
                 Err(error) => Err(error),
@@ -146,12 +163,23 @@ async fn with_rate_limits(
     reply
 }
 
-/// Reads what is left of a body and drops it.
-async fn discard(body: &mut IncomingBody) {
-    let mut bytes = 0_usize;
-    while bytes < DISCARD_BYTES
-        && let Some(Ok(frame)) = body.frame().await
-    {
-        bytes = bytes.saturating_add(frame.data_ref().map_or(0, Bytes::len));
+/// Reads what is left of a body and drops it, while the answer goes out: a client that is still sending when the
+/// connection closes sees that, and not the answer. The answer does not wait for it, since until its head is sent
+/// the request holds one of the few places of its instance.
+fn discard(host: &Host, mut body: IncomingBody, remainder: Remainder) {
+    if body.is_end_stream() {
+        return;
     }
+    let reading = async move {
+        let mut bytes = 0_usize;
+        while bytes < remainder.max_bytes
+            && let Some(Ok(frame)) = body.frame().await
+        {
+            bytes = bytes.saturating_add(frame.data_ref().map_or(0, Bytes::len));
+        }
+    };
+    let limited = Rc::clone(host);
+    host.spawn(Box::pin(async move {
+        limited.within(remainder.max_time, reading).await;
+    }));
 }

@@ -19,15 +19,23 @@ use crate::platform::report;
 
 /// How long a key's record is believed, in nanoseconds. A revoked key is refused everywhere within 2 s.
 const KEY_TTL_NS: u64 = 1_500_000_000;
-/// Largest number of keys, known and unknown ones, that an instance remembers.
-const MAX_KEYS: usize = 1024;
+/// Largest number of keys with a record that an instance remembers.
+const MAX_KNOWN: usize = 1024;
+/// The same of keys without one, which anybody can make up.
+const MAX_UNKNOWN: usize = 256;
 
-/// Records that were read a moment ago; `None` for a key that has none.
-pub struct KeyCache(Cache<(NatsEndpoint, Credential), Option<KeyRecord>>);
+type CacheKey = (NatsEndpoint, Credential);
+
+/// Keys that were looked up a moment ago. Those that have no record are apart from those that have one, so that
+/// nobody can crowd these out.
+pub struct KeyCache {
+    known: Cache<CacheKey, KeyRecord>,
+    unknown: Cache<CacheKey, ()>,
+}
 
 impl Default for KeyCache {
     fn default() -> Self {
-        Self(Cache::new(MAX_KEYS, KEY_TTL_NS))
+        Self { known: Cache::new(MAX_KNOWN, KEY_TTL_NS), unknown: Cache::new(MAX_UNKNOWN, KEY_TTL_NS) }
     }
 }
 
@@ -53,6 +61,19 @@ pub async fn identify(
 }
 
 impl KeyCache {
+    /// What is remembered of a key: its record, or that it has none.
+    fn get(&self, key: &CacheKey, now_ns: u64) -> Option<Option<KeyRecord>> {
+        let known = self.known.get(key, now_ns).map(Some);
+        known.or_else(|| self.unknown.get(key, now_ns).map(|()| None))
+    }
+
+    fn put(&self, key: CacheKey, asked_ns: u64, record: Option<KeyRecord>) {
+        match record {
+            Some(record) => self.known.put(key, asked_ns, record),
+            None => self.unknown.put(key, asked_ns, ()),
+        }
+    }
+
     /// A key's record, if it has one. The heartbeats, which most endpoints need next, come along.
     pub async fn read(
         &self,
@@ -62,7 +83,7 @@ impl KeyCache {
     ) -> Result<Option<KeyRecord>, BusError> {
         let cache_key = (bus.endpoint().clone(), key);
         let asked_ns = bus.host().monotonic_ns();
-        if let Some(record) = self.0.get(&cache_key, asked_ns) {
+        if let Some(record) = self.get(&cache_key, asked_ns) {
             return Ok(record);
         }
         let mut requests = vec![Request {
@@ -87,7 +108,45 @@ impl KeyCache {
         }
         let record = stored.map(|payload| read_record(&payload)).transpose();
         let record = record.map_err(|error| BusError::Record(error.to_string()))?;
-        self.0.put(cache_key, asked_ns, record.clone());
+        self.put(cache_key, asked_ns, record.clone());
         Ok(record)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use emberline_protocol::PROTOCOL_VERSION;
+    use emberline_protocol::key::KeyId;
+
+    use super::*;
+
+    fn cache_key(key: &str) -> CacheKey {
+        let endpoint = NatsEndpoint { servers: Vec::new(), user: String::new(), password: String::new() };
+        let headers =
+            HeaderMap::from_iter([(http::HeaderName::from_static("x-api-key"), key.parse().unwrap())]);
+        (endpoint, Credential::find(&headers).unwrap())
+    }
+
+    #[test]
+    fn keys_that_nobody_has_do_not_crowd_out_the_others() {
+        let record = KeyRecord {
+            v: PROTOCOL_VERSION,
+            id: KeyId::of_key(b"good"),
+            name: "n".into(),
+            created: 1,
+            last_four: "good".into(),
+            expires: None,
+            revoked: None,
+            models: None,
+            limits: KeyLimits::default(),
+        };
+        let keys = KeyCache::default();
+        keys.put(cache_key("good"), 0, Some(record.clone()));
+        for n in 0..2000_u64 {
+            keys.put(cache_key(&format!("random-{n}")), n, None);
+        }
+        assert_eq!(keys.get(&cache_key("good"), 2000), Some(Some(record)));
+        assert_eq!(keys.get(&cache_key("random-1999"), 2000), Some(None));
+        assert_eq!(keys.get(&cache_key("random-0"), 2000), None);
     }
 }

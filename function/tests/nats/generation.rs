@@ -46,7 +46,7 @@ pub(crate) fn variables(nats: SocketAddr) -> BTreeMap<&'static str, String> {
 }
 
 /// An instance of that function.
-fn instance(nats: SocketAddr) -> Rc<Instance> {
+pub(crate) fn instance(nats: SocketAddr) -> Rc<Instance> {
     Instance::new(TokioPlatform::host(variables(nats)))
 }
 

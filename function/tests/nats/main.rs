@@ -9,6 +9,7 @@ mod admission;
 mod generation;
 mod messages;
 mod offline;
+mod refusals;
 mod retries;
 mod server;
 mod tokens;
