@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use emberline_api::models::{InvalidAlias, ModelNames};
+use emberline_protocol::bytes::Bytes;
 use emberline_protocol::error::ApiError;
 use emberline_protocol::key::{InvalidLimit, KeyLimits};
 
@@ -15,7 +16,7 @@ use crate::nats::NatsEndpoint;
 use crate::platform::{Host, report};
 
 /// Every variable that the function reads; `spin.toml` declares them with their defaults.
-pub const VARIABLES: [&str; 15] = [
+pub const VARIABLES: [&str; 16] = [
     FIRST_SERVER,
     OTHER_SERVERS[0],
     OTHER_SERVERS[1],
@@ -31,6 +32,7 @@ pub const VARIABLES: [&str; 15] = [
     "queue_limit",
     CORS_VARIABLE,
     "background_retention_s",
+    "instance_memory",
 ];
 
 const FIRST_SERVER: &str = "nats_server";
@@ -44,6 +46,12 @@ pub const CORS_VARIABLE: &str = "cors_allowed_origins";
 const MAX_TIMEOUT_S: u64 = 24 * 60 * 60;
 /// Most jobs that a model's queue may be given room for.
 const MAX_QUEUE: u64 = 1_000_000;
+/// The memory of an instance before its settings are known.
+pub const DEFAULT_INSTANCE_MEMORY: usize = 512 * 1024 * 1024;
+/// The least and the most memory that the requests of an instance may be given. WebAssembly has 4 GiB, of which an
+/// instance needs some for itself.
+const MIN_MEMORY: u64 = 1024 * 1024;
+const MAX_MEMORY: u64 = 3 * 1024 * 1024 * 1024;
 /// Longest time that an answer may be stored, in seconds; NATS stores none for longer than this and
 /// [`MAX_TIMEOUT_S`] together.
 const MAX_RETENTION_S: u64 = 24 * 60 * 60;
@@ -71,6 +79,8 @@ pub struct Config {
     pub origins: Origins,
     /// How many seconds after its deadline an answer that can be asked for again is stored at least.
     pub background_retention_s: u32,
+    /// Bytes that the requests of an instance may hold.
+    pub instance_memory: usize,
 }
 
 /// A variable that is missing or has a value that can't be used.
@@ -94,6 +104,9 @@ pub enum ConfigError {
     Aliases(#[from] InvalidAlias),
     #[error("{CORS_VARIABLE}: {0}")]
     Origins(#[from] InvalidOrigin),
+    #[error("{0} '{1}' is not an amount of memory from {min} to {max}. Write it like 512MiB",
+        min = Bytes(MIN_MEMORY), max = Bytes(MAX_MEMORY))]
+    Memory(&'static str, String),
     #[error("{0} '{1}' is not a whole number from {2} to {3}")]
     Number(&'static str, String, u64, u64),
 }
@@ -150,6 +163,13 @@ impl Config {
             }
         };
         let number = |name, max| from(1, name, max);
+        let memory = |name| {
+            let text = get(name)?;
+            let bytes =
+                text.parse::<Bytes>().ok().filter(|Bytes(bytes)| (MIN_MEMORY..=MAX_MEMORY).contains(bytes));
+            let bytes = bytes.and_then(|Bytes(bytes)| usize::try_from(bytes).ok());
+            bytes.ok_or_else(|| ConfigError::Memory(name, text.to_owned()))
+        };
         Ok(Self {
             nats: NatsEndpoint {
                 servers,
@@ -169,6 +189,7 @@ impl Config {
             origins: Origins::parse(get(CORS_VARIABLE)?)?,
             background_retention_s: u32::try_from(number("background_retention_s", MAX_RETENTION_S)?)
                 .unwrap_or(u32::MAX),
+            instance_memory: memory("instance_memory")?,
         })
     }
 }
@@ -199,6 +220,7 @@ mod tests {
             ("queue_limit", "1000"),
             ("cors_allowed_origins", ""),
             ("background_retention_s", "600"),
+            ("instance_memory", "512MiB"),
         ];
         defaults.iter().chain(changes).map(|(name, value)| (*name, (*value).to_owned())).collect()
     }
@@ -214,7 +236,7 @@ mod tests {
         let config = Config::parse(&values).unwrap();
         assert_eq!(config.nats.servers, ["127.0.0.1:4222".parse().unwrap()]);
         assert_eq!(config.names.resolve("b"), "a");
-        assert_eq!(config.max_body_bytes, 4 << 20);
+        assert_eq!((config.max_body_bytes, config.instance_memory), (4 << 20, DEFAULT_INSTANCE_MEMORY));
     }
 
     #[test]
@@ -259,6 +281,9 @@ mod tests {
             ("queue_limit", "0"),
             ("cors_allowed_origins", "example.com"),
             ("background_retention_s", "86401"),
+            ("instance_memory", "512"),
+            ("instance_memory", "4GiB"),
+            ("instance_memory", "much"),
         ] {
             let error = Config::parse(&values(&[(name, value)])).err().unwrap().to_string();
             assert!(error.contains(name), "{name}={value}: {error}");

@@ -8,6 +8,8 @@ use std::rc::Rc;
 use crate::access::keys::KeyCache;
 use crate::admission::heartbeats::ServedCache;
 use crate::admission::seen::SeenCounters;
+use crate::config::DEFAULT_INSTANCE_MEMORY;
+use crate::memory::Memory;
 use crate::nats::NatsEndpoint;
 use crate::nats::bus::{Bus, Connections};
 use crate::platform::Host;
@@ -22,6 +24,8 @@ pub struct Instance {
     pub keys: KeyCache,
     /// What the counters of keys and models were.
     pub counters: SeenCounters,
+    /// What its requests hold.
+    pub memory: Rc<Memory>,
     connections: Rc<Connections>,
 }
 
@@ -29,7 +33,8 @@ impl Instance {
     /// An instance that has served nothing yet.
     pub fn new(host: Host) -> Rc<Self> {
         let (served, keys, counters) = Default::default();
-        Rc::new(Self { host, served, keys, counters, connections: Rc::default() })
+        let memory = Memory::new(DEFAULT_INSTANCE_MEMORY);
+        Rc::new(Self { host, served, keys, counters, memory, connections: Rc::default() })
     }
 
     /// NATS at `endpoint`.

@@ -3,8 +3,8 @@
 //! [`service`] takes a request: it finds the endpoint in the table ([`endpoints`]), identifies the sender
 //! ([`access`]), reads the body ([`http`]) and calls the endpoint's handler. A handler that generates text asks for
 //! admission ([`admission`]), queues jobs in NATS ([`generation`], [`nats`]), follows their event logs ([`relay`])
-//! and writes the answer ([`response`]). [`request`] and [`instance`] are what handlers and requests share, and
-//! [`config`] the settings.
+//! and writes the answer ([`response`]). [`request`] and [`instance`] are what handlers and requests share, [`memory`]
+//! says how much of it they hold, and [`config`] are the settings.
 //!
 //! All of this is the same in WebAssembly and natively, where it is tested: what it needs of its host is the trait
 //! [`platform::Platform`], and `wasi`, which exists for WebAssembly only, is its implementation on Spin.
@@ -41,6 +41,7 @@ pub mod endpoints;
 pub mod generation;
 pub mod http;
 pub mod instance;
+pub mod memory;
 pub mod nats;
 pub mod platform;
 pub mod relay;

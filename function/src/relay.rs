@@ -6,6 +6,7 @@
 //! what is known. So nothing is sent twice, even if the log was lost and is written again.
 
 mod fault;
+mod held;
 mod joined;
 mod output_limits;
 mod prompt;
@@ -25,6 +26,7 @@ use emberline_protocol::log::{Applied, ChoiceLog, Conflict, EventLog, Fresh};
 use emberline_protocol::prompt::PromptToken;
 
 pub use fault::Fault;
+pub use held::{LOGPROB_BYTES, TOKEN_BYTES};
 pub use joined::Joined;
 pub use output_limits::OutputLimits;
 pub use prompt::PromptLimits;

@@ -18,7 +18,7 @@ use crate::access::keys::identify;
 use crate::config::{CORS_VARIABLE, Config};
 use crate::endpoints::endpoint::Handler;
 use crate::endpoints::router::{self, Route, RouteError};
-use crate::http::body::read_json;
+use crate::http::body::{LimitedBody, read_json};
 use crate::http::cors::Origins;
 use crate::http::reply;
 use crate::http::response_headers::ResponseHeaders;
@@ -105,7 +105,7 @@ async fn answer(
             let request = authenticated(instance, head, endpoint.path, arrived_ns).await?;
             *remainder = Remainder::WHOLE;
             let reply = match read_body(&request, body).await {
-                Ok(body) => handler(&request, headers, &body).await,
+                Ok(body) => handler(&request, headers, body.bytes()).await,
                 Err(error) => Err(error),
             };
             with_rate_limits(&request, headers, reply).await
@@ -129,6 +129,7 @@ async fn authenticated(
     arrived_ns: u64,
 ) -> Result<ClientRequest, ApiError> {
     let config = Config::read(&instance.host).await?;
+    instance.memory.set_max(config.instance_memory);
     let bus = instance.bus(&config.nats);
     let (keys, limits) = (&config.keys, config.default_limits);
     let caller = identify(&bus, &instance.keys, &instance.served, &head.headers, keys, limits).await?;
@@ -137,9 +138,9 @@ async fn authenticated(
     Ok(ClientRequest { instance, bus, config, caller, headers, query, endpoint, arrived_ns })
 }
 
-async fn read_body(request: &ClientRequest, body: &mut IncomingBody) -> Result<Vec<u8>, ApiError> {
+async fn read_body(request: &ClientRequest, body: &mut IncomingBody) -> Result<LimitedBody, ApiError> {
     let limit = request.config.request_timeout().min(BODY_TIME);
-    let read = read_json(body, &request.headers, request.config.max_body_bytes);
+    let read = read_json(body, &request.headers, request.config.max_body_bytes, &request.instance.memory);
     request.host().within(limit, read).await.unwrap_or_else(|| {
         let seconds = limit.as_secs();
         let message = format!("The body did not arrive in time ({seconds} seconds). Send it again.");

@@ -71,7 +71,8 @@ pub fn reserved_tokens(wanted: &GenerationRequest, context_length: u32) -> u64 {
     u64::from(wanted.n).saturating_mul(answer.into()).saturating_add(prompt)
 }
 
-fn prompt_tokens(wanted: &GenerationRequest) -> usize {
+/// An estimate of how many tokens its prompt has.
+pub fn prompt_tokens(wanted: &GenerationRequest) -> usize {
     let tokens = |bytes: usize| bytes.div_ceil(BYTES_PER_TOKEN);
     let raw = wanted.prompt.as_ref().map_or(0, |prompt| match prompt {
         RawPrompt::Text(text) => tokens(text.len()),

@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use watermelon_proto::{MessageBase, ServerMessage, StatusCode, Subject, Subscrip
 
 use super::job;
 use super::reconnecting::{ConnectionEvent, Reconnecting};
+use crate::memory::{Held, Reservation};
 use crate::nats::bus::Bus;
 use crate::nats::connection::{BusError, Connection, REPLY_TIMEOUT, direct_get_subject, subject};
 use crate::nats::jetstream::{self, Batch, Progress, Stored};
@@ -38,12 +40,17 @@ const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often a job is published at most if NATS does not confirm it.
 const PUBLICATIONS: u32 = 3;
 
+/// How much more than its size an event takes while its log is read: it is there as it came, and as an event.
+const READ_COPIES: usize = 3;
+
 /// A read of the job's event log that is under way.
 struct LogRead {
     inbox: Subject,
     batch: Batch,
     /// Of the batches before this one.
     chunks: Vec<Chunk>,
+    /// Size of all that came.
+    bytes: usize,
     asked_ns: u64,
     /// Replies can be lost like any message.
     limit: Timer,
@@ -92,6 +99,9 @@ pub struct JobStream {
     probe_inbox: Option<Subject>,
     log_read: Option<LogRead>,
     gap: Option<Gap>,
+    /// Size of the events that wait for a gap to be closed.
+    waiting_bytes: usize,
+    held: Held,
 }
 
 /// A job that is queued.
@@ -120,6 +130,7 @@ impl JobStream {
         job: &Job,
         limits: OutputLimits,
         deadline_ns: u64,
+        memory: &Rc<Reservation>,
     ) -> Result<Published, NotPublished> {
         let context = format!("job {}", job.id);
         let fail = |error: BusError| {
@@ -139,7 +150,7 @@ impl JobStream {
             };
             let connection = connection.map_err(fail).map_err(not_published)?;
             let message = job::message(job, connection.max_payload()).map_err(not_published)?;
-            let stream = Self::listen(connection, bus, job, limits, deadline_ns);
+            let stream = Self::listen(connection, bus, job, limits, deadline_ns, memory.part());
             let mut stream = stream.map_err(fail).map_err(not_published)?;
             match stream.store(bus, message, until_ns).await {
                 Ok(stored) => {
@@ -174,6 +185,7 @@ impl JobStream {
         limits: OutputLimits,
         deadline_ns: u64,
         again: bool,
+        memory: &Rc<Reservation>,
     ) -> Result<Self, ApiError> {
         let context = format!("job {}", job.id);
         let fail = |error: BusError| {
@@ -183,7 +195,8 @@ impl JobStream {
         // A new connection: one that died while it waited would show that only later.
         let connection = bus.connect_unless_resting().await.map_err(fail)?;
         let message = again.then(|| job::message(job, connection.max_payload())).transpose()?;
-        let mut stream = Self::listen(connection, bus, job, limits, deadline_ns).map_err(fail)?;
+        let held = memory.part();
+        let mut stream = Self::listen(connection, bus, job, limits, deadline_ns, held).map_err(fail)?;
         stream.unpublished = message;
         stream.read_log(1)?;
         Ok(stream)
@@ -196,6 +209,7 @@ impl JobStream {
         job: &Job,
         limits: OutputLimits,
         deadline_ns: u64,
+        held: Held,
     ) -> Result<Self, BusError> {
         let (stream, events) = job.log();
         let (live, control) = (subject(live(&job.id))?, subject(control(&job.id))?);
@@ -228,6 +242,8 @@ impl JobStream {
             probe_inbox: None,
             log_read: None,
             gap: None,
+            waiting_bytes: 0,
+            held,
         })
     }
 
@@ -359,9 +375,25 @@ impl JobStream {
     }
 
     fn on_message(&mut self, message: ServerMessage) -> Result<(), ApiError> {
+        let done = self.take_message(message);
+        // What was only passed on is not held any more.
+        let read = self.log_read.as_ref().map_or(0, |read| read.bytes.saturating_mul(READ_COPIES));
+        let buffered = self.connection.connected().map_or(0, |connection| connection.buffered());
+        let held = [self.relay.held_bytes(), self.waiting_bytes, read, buffered];
+        let counted = self.held.set(held.into_iter().fold(0, usize::saturating_add));
+        done.and(counted.map_err(|error| {
+            report(&self.context, error);
+            error.into()
+        }))
+    }
+
+    fn take_message(&mut self, message: ServerMessage) -> Result<(), ApiError> {
         if message.subscription_id == self.subscription {
             (self.heard, self.heard_lately) = (true, true);
             let outputs = read_chunk(&message.base.payload).and_then(|chunk| self.relay.on_chunk(chunk));
+            let waits = self.relay.has_gap();
+            self.waiting_bytes =
+                if waits { self.waiting_bytes.saturating_add(message.base.payload.len()) } else { 0 };
             self.push_outputs(outputs)?;
             if self.relay.has_gap() && self.log_read.is_none() && self.gap.is_none() {
                 self.read_log(1)?;
@@ -459,7 +491,7 @@ impl JobStream {
     /// Asks for the event log from stream sequence `from` on. Without a connection nothing is done:
     /// [`JobStream::on_reconnected`] reads the log.
     fn read_log(&mut self, from: u64) -> Result<(), ApiError> {
-        let chunks = self.log_read.take().map(|read| read.chunks).unwrap_or_default();
+        let (chunks, bytes) = self.log_read.take().map(|read| (read.chunks, read.bytes)).unwrap_or_default();
         let Some(connection) = self.connection.connected() else { return Ok(()) };
         let request = connection.new_inbox().and_then(|inbox| {
             let (stream, subject) = &self.log;
@@ -473,6 +505,7 @@ impl JobStream {
             inbox,
             batch: Batch::default(),
             chunks,
+            bytes,
             asked_ns: self.host.monotonic_ns(),
             limit: self.host.timer(REPLY_TIMEOUT),
         });
@@ -480,6 +513,7 @@ impl JobStream {
     }
 
     fn on_stored(&mut self, mut read: LogRead, message: ServerMessage) -> Result<(), ApiError> {
+        read.bytes = read.bytes.saturating_add(message.base.payload.len());
         let progress = match read.batch.push(message) {
             Ok(progress) => progress,
             Err(error) => return self.try_later(error, jetstream::bus_unavailable),

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use emberline_api::paths::Paths;
@@ -10,6 +11,7 @@ use emberline_protocol::error::{ApiError, ErrorCode};
 use futures::future::join_all;
 
 use super::job_stream::JobStream;
+use crate::memory::{Held, Reservation};
 use crate::relay::{Acceptance, Joined, Output};
 
 /// JobStreams that run at the same time and make one answer.
@@ -21,18 +23,27 @@ pub struct JobStreams {
     early: VecDeque<Output>,
     /// The job that is polled first next time, so that none starves.
     turn: usize,
+    memory: Rc<Reservation>,
+    held: Held,
 }
 
 impl JobStreams {
     /// The events of published jobs, each with `choices_each` choices. `paths` are the names of their fields in the
-    /// client's body.
-    pub fn new(streams: Vec<JobStream>, choices_each: u32, paths: &Paths) -> Self {
+    /// client's body, and `memory` is what the answer has reserved.
+    pub fn new(streams: Vec<JobStream>, choices_each: u32, paths: &Paths, memory: Rc<Reservation>) -> Self {
         Self {
             joined: Joined::new(streams.len(), choices_each, paths.clone()),
             streams: streams.into_iter().map(Some).collect(),
             early: VecDeque::new(),
             turn: 0,
+            held: memory.part(),
+            memory,
         }
+    }
+
+    /// The memory that the answer has reserved.
+    pub fn memory(&self) -> &Rc<Reservation> {
+        &self.memory
     }
 
     /// Waits until workers have accepted all of them, since the first events decide the status; what each worker
@@ -50,7 +61,10 @@ impl JobStreams {
                     return Err(ApiError::new(ErrorCode::NotFound, "The response was cancelled."));
                 }
                 Some(Output::Accepted(_)) => {}
-                output => self.early.extend(output),
+                output => {
+                    self.held.add(output.as_ref().map_or(0, Output::bytes))?;
+                    self.early.extend(output);
+                }
             }
         }
     }
@@ -70,6 +84,9 @@ impl JobStreams {
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Output, ApiError>> {
         loop {
             if let Some(output) = self.early.pop_front() {
+                if self.early.is_empty() {
+                    self.held.set(0)?;
+                }
                 return Poll::Ready(Ok(output));
             }
             match self.poll_streams(cx) {

@@ -5,12 +5,14 @@
 //! events ([`job_stream`], and [`job_streams`] for several jobs of one request). Requests whose answer can be asked
 //! for again are stored ([`stored_request`]).
 
+mod answer_memory;
 pub mod job;
 pub mod job_stream;
 pub mod job_streams;
 mod reconnecting;
 pub mod stored_request;
 
+use std::rc::Rc;
 use std::time::Duration;
 
 use emberline_api::answer::Envelope;
@@ -19,6 +21,7 @@ use emberline_api::responses::ResponseSpec;
 use emberline_protocol::PROTOCOL_VERSION;
 use emberline_protocol::error::{ApiError, ErrorCode};
 use emberline_protocol::job::{Account, GenerationRequest, Job};
+use emberline_protocol::log_budget;
 use emberline_protocol::stored_request::CancelState;
 use emberline_protocol::subject::JobId;
 use futures::future::{join_all, try_join_all};
@@ -32,8 +35,9 @@ use crate::admission::served_models::Destination;
 use crate::http::reply;
 use crate::http::request_timeout::RequestTimeout;
 use crate::http::response_headers::ResponseHeaders;
+use crate::memory::Reservation;
 use crate::nats::bus::Bus;
-use crate::platform::{Host, add_ns};
+use crate::platform::{Host, add_ns, report};
 use crate::relay::{Acceptance, OutputLimits};
 use crate::request::ClientRequest;
 
@@ -54,6 +58,8 @@ pub struct GenerationSpec<'a> {
     pub response: Option<ResponseSpec>,
     /// What the body calls the jobs' fields.
     pub paths: Paths,
+    /// Whether the answer is sent as a whole.
+    pub whole: bool,
 }
 
 /// Jobs that are queued; those of a repeated request may be running or done.
@@ -193,7 +199,8 @@ pub async fn queue(
     }
     let destination = request.destination(&spec.model).await?;
     let timeout = schedule.left(request.host())?;
-    let (limits, reserved) = expected(&spec, &destination)?;
+    let Expected { limits, reserved, bytes } = expected(&spec, &destination)?;
+    let memory = reserve(request, bytes)?;
     let admitter = request.admitter();
     let admitted = admitter.admit(headers, &destination.model, &reserved).await;
     let admission = admitted.map_err(|error| destination.explain(error))?;
@@ -213,7 +220,7 @@ pub async fn queue(
             }
         }
     }
-    match publish(bus, &jobs, limits, schedule.deadline_ns, &spec.paths, id.is_some()).await {
+    match publish(bus, &jobs, limits, schedule.deadline_ns, &spec.paths, memory, id.is_some()).await {
         Ok((streams, of_earlier_tries)) => {
             // They are charged to the accounts with which they were queued.
             admitter.withdraw(&of_earlier_tries).await;
@@ -286,16 +293,43 @@ async fn create_stored_request(
     Ok((found.job.account != first.account).then_some(found))
 }
 
-/// What each job may produce, and how many tokens are reserved for each.
-fn expected(
-    spec: &GenerationSpec<'_>,
-    destination: &Destination,
-) -> Result<(OutputLimits, Vec<u64>), ApiError> {
+/// What is known of an answer before its jobs are queued.
+struct Expected {
+    /// What each job may produce.
+    limits: OutputLimits,
+    /// How many tokens are reserved for each.
+    reserved: Vec<u64>,
+    /// Memory of the instance that the answer takes.
+    bytes: usize,
+}
+
+/// Estimates an answer, and refuses one whose event log would be too large.
+fn expected(spec: &GenerationSpec<'_>, destination: &Destination) -> Result<Expected, ApiError> {
     // The context of a model that no worker serves yet is known to its worker only.
     let context_length = destination.context_length.unwrap_or(u32::MAX);
     let first = spec.requests.first().ok_or_else(reply::internal_error)?;
-    let reserved = spec.requests.iter().map(|request| job::reserved_tokens(request, context_length));
-    Ok((job::output_limits(first, context_length), reserved.collect()))
+    let mut prompt_tokens = 0;
+    for request in &spec.requests {
+        let tokens = job::prompt_tokens(request);
+        let fits = log_budget::check(request, u64::try_from(tokens).unwrap_or(u64::MAX), context_length);
+        fits.map_err(|error| spec.paths.error(error))?;
+        prompt_tokens = tokens.max(prompt_tokens);
+    }
+    let limits = job::output_limits(first, context_length);
+    let all = stored_request::joined_limits(limits, spec.requests.len());
+    Ok(Expected {
+        limits,
+        reserved: spec.requests.iter().map(|request| job::reserved_tokens(request, context_length)).collect(),
+        bytes: answer_memory::answer_bytes(first, all, prompt_tokens, spec.whole),
+    })
+}
+
+/// Reserves memory of the instance for an answer.
+fn reserve(request: &ClientRequest, bytes: usize) -> Result<Rc<Reservation>, ApiError> {
+    request.instance.memory.reserve(bytes).map_err(|error| {
+        report("memory", error);
+        ApiError::from(error)
+    })
 }
 
 /// The jobs of a new request. The first one's id is made of `id`, if that is given.
@@ -340,9 +374,10 @@ async fn publish(
     limits: OutputLimits,
     deadline_ns: u64,
     paths: &Paths,
+    memory: Rc<Reservation>,
     is_idempotent: bool,
 ) -> Result<(JobStreams, Vec<Account>), Unpublished> {
-    let published = jobs.iter().map(|job| JobStream::publish(bus, job, limits, deadline_ns));
+    let published = jobs.iter().map(|job| JobStream::publish(bus, job, limits, deadline_ns, &memory));
     let (mut streams, mut of_earlier_tries) = (Vec::with_capacity(jobs.len()), Vec::new());
     let (mut failure, mut may_be_queued) = (None, false);
     for (published, job) in join_all(published).await.into_iter().zip(jobs) {
@@ -362,7 +397,7 @@ async fn publish(
             }
         }
     }
-    let streams = JobStreams::new(streams, limits.choices, paths);
+    let streams = JobStreams::new(streams, limits.choices, paths, memory);
     let Some(error) = failure else { return Ok((streams, of_earlier_tries)) };
     let may_run = is_idempotent && may_be_queued;
     if may_run {
@@ -387,7 +422,7 @@ async fn repeat(
     request.admitter().set_headers(headers).await;
     let first = stored.job.clone();
     let is_served = request.served().await?.get(&first.model).is_some();
-    let (jobs, limits) = join(request, &stored, &spec.paths, true, schedule.deadline_ns).await?;
+    let (jobs, limits) = join(request, &stored, &spec.paths, true, schedule.deadline_ns, spec.whole).await?;
     Ok(Queued {
         jobs,
         first,
@@ -400,22 +435,36 @@ async fn repeat(
     })
 }
 
+/// Reserves memory of the instance for the answer to a stored request.
+pub fn reserve_stored(
+    request: &ClientRequest,
+    stored: &StoredRequest,
+    whole: bool,
+) -> Result<Rc<Reservation>, ApiError> {
+    let jobs = stored.others.len().saturating_add(1);
+    let limits = stored_request::joined_limits(stored_request::output_limits(stored), jobs);
+    let first = &stored.job.request;
+    reserve(request, answer_memory::answer_bytes(first, limits, job::prompt_tokens(first), whole))
+}
+
 /// Joins stored jobs, until the monotonic clock comes to `deadline_ns`; one that is neither queued nor running
-/// nor done is queued `again`.
+/// nor done is queued `again`. The answer is sent as a `whole` or as a stream.
 pub async fn join(
     request: &ClientRequest,
     stored: &StoredRequest,
     paths: &Paths,
     again: bool,
     deadline_ns: u64,
+    whole: bool,
 ) -> Result<(JobStreams, OutputLimits), ApiError> {
     let host = request.host();
     let left = Duration::from_millis(stored.job.deadline.saturating_sub(host.unix_ms()));
     let deadline_ns = host.after(left.saturating_add(GRACE)).min(deadline_ns);
     let limits = stored_request::output_limits(stored);
+    let limits_of_all = stored_request::joined_limits(limits, stored.others.len().saturating_add(1));
+    let memory = reserve_stored(request, stored, whole)?;
     let all = std::iter::once(&stored.job).chain(&stored.others);
-    let joined = all.map(|job| JobStream::join(&request.bus, job, limits, deadline_ns, again));
+    let joined = all.map(|job| JobStream::join(&request.bus, job, limits, deadline_ns, again, &memory));
     let streams = try_join_all(joined).await?;
-    let limits_of_all = stored_request::joined_limits(limits, streams.len());
-    Ok((JobStreams::new(streams, limits.choices, paths), limits_of_all))
+    Ok((JobStreams::new(streams, limits.choices, paths, memory), limits_of_all))
 }

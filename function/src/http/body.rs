@@ -1,22 +1,35 @@
 //! Reading the body of a request: it must be JSON by its type, not compressed, and not too large.
 
+use std::rc::Rc;
+
 use bytes::Bytes;
 use emberline_protocol::error::{ApiError, ErrorCode};
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue};
 use http_body_util::BodyExt;
 
+use crate::memory::{Held, Memory};
 use crate::platform::report;
 
-/// Reads a JSON body of at most `max` bytes.
-pub async fn read_json<B>(incoming: &mut B, headers: &HeaderMap, max: u64) -> Result<Vec<u8>, ApiError>
+/// How often a body is in memory until its job is queued: as it came, as the request, as the job and as its message.
+const COPIES: usize = 4;
+
+/// Reads a JSON body of at most `max` bytes, if the instance has memory for it.
+pub async fn read_json<B>(
+    incoming: &mut B,
+    headers: &HeaderMap,
+    max: u64,
+    memory: &Rc<Memory>,
+) -> Result<LimitedBody, ApiError>
 where
     B: http_body::Body<Data = Bytes, Error = String> + Unpin,
 {
     check_type(headers)?;
     check_encoding(headers)?;
     check_length(headers, max)?;
-    let mut body = LimitedBody::new(max);
+    let length = content_length(headers).and_then(|length| usize::try_from(length).ok()).unwrap_or(0);
+    let reservation = memory.reserve(length.saturating_mul(COPIES))?;
+    let mut body = LimitedBody::new(max, reservation.part());
     while let Some(frame) = incoming.frame().await {
         let frame = frame.map_err(|error| {
             report("request body", error);
@@ -26,8 +39,7 @@ where
             body.push(chunk)?;
         }
     }
-    let body = body.into_bytes();
-    check_plain(&body)?;
+    check_plain(body.bytes())?;
     Ok(body)
 }
 
@@ -69,26 +81,31 @@ fn compressed(encoding: &str) -> ApiError {
 
 /// Refuses a body whose `Content-Length` is above `max`.
 pub fn check_length(headers: &HeaderMap, max: u64) -> Result<(), ApiError> {
-    let length = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    if length.is_some_and(|length| length > max) { Err(too_large(max)) } else { Ok(()) }
+    if content_length(headers).is_some_and(|length| length > max) { Err(too_large(max)) } else { Ok(()) }
+}
+
+fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// A body as it arrives, never more than its limit.
 pub struct LimitedBody {
     bytes: Vec<u8>,
     max: u64,
+    held: Held,
 }
 
 impl LimitedBody {
-    /// An empty body that may grow to `max` bytes.
-    pub fn new(max: u64) -> Self {
-        Self { bytes: Vec::new(), max }
+    /// An empty body that may grow to `max` bytes, and is counted as `held`.
+    pub fn new(max: u64, held: Held) -> Self {
+        Self { bytes: Vec::new(), max, held }
     }
 
     /// Adds what has arrived.
     pub fn push(&mut self, chunk: &[u8]) -> Result<(), ApiError> {
         let length = self.bytes.len().saturating_add(chunk.len());
         if u64::try_from(length).is_ok_and(|length| length <= self.max) {
+            self.held.set(length.saturating_mul(COPIES))?;
             self.bytes.extend_from_slice(chunk);
             return Ok(());
         }
@@ -96,8 +113,8 @@ impl LimitedBody {
     }
 
     /// All that arrived.
-    pub fn into_bytes(self) -> Vec<u8> {
-        self.bytes
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
     }
 }
 
@@ -147,10 +164,21 @@ mod tests {
     fn the_limit_holds_by_header_and_by_arrival() {
         assert!(check_length(&headers(CONTENT_LENGTH, "4"), 4).is_ok());
         assert_eq!(check_length(&headers(CONTENT_LENGTH, "5"), 4).unwrap_err().code.status(), 413);
-        let mut body = LimitedBody::new(4);
+        let mut body = LimitedBody::new(4, Memory::new(64).reserve(0).unwrap().part());
         body.push(b"ab").unwrap();
         body.push(b"cd").unwrap();
         assert_eq!(body.push(b"e").unwrap_err().code, ErrorCode::RequestTooLarge);
-        assert_eq!(body.into_bytes(), b"abcd");
+        assert_eq!(body.bytes(), b"abcd");
+    }
+
+    #[test]
+    fn the_memory_of_the_instance_is_the_other_limit() {
+        let memory = Memory::new(40);
+        let mut body = LimitedBody::new(100, memory.reserve(0).unwrap().part());
+        body.push(b"1234").unwrap();
+        assert_eq!(memory.used(), 16);
+        assert_eq!(body.push(b"5678").unwrap_err().code, ErrorCode::Overloaded);
+        drop(body);
+        assert_eq!(memory.used(), 0);
     }
 }

@@ -8,6 +8,7 @@ use emberline_protocol::log::{Conflict, Fresh};
 use emberline_protocol::prompt::{MAX_PROMPT_LOGPROBS, PromptToken};
 
 use super::fault::Fault;
+use super::held::prompt_bytes;
 use super::sound::{MAX_TOKEN_BYTES, is_sound_alone};
 
 /// Most tokens of a prompt; no context is as long.
@@ -24,6 +25,7 @@ pub struct PromptLimits {
 #[derive(Debug, Default)]
 pub(super) struct PromptTokens {
     tokens: Vec<PromptToken>,
+    bytes: usize,
     is_sent: bool,
 }
 
@@ -53,13 +55,21 @@ impl PromptTokens {
             return Err(Conflict::Differs { attempt, position }.into());
         }
         if !self.is_sent {
-            self.tokens.extend_from_slice(tokens.get(fresh.first_token..).unwrap_or_default());
+            let fresh = tokens.get(fresh.first_token..).unwrap_or_default();
+            self.bytes = self.bytes.saturating_add(prompt_bytes(fresh));
+            self.tokens.extend_from_slice(fresh);
         }
         Ok(())
     }
 
+    /// How much memory they take.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Hands out the tokens, once.
     pub(super) fn take(&mut self) -> Option<Vec<PromptToken>> {
+        self.bytes = 0;
         (!std::mem::replace(&mut self.is_sent, true)).then(|| std::mem::take(&mut self.tokens))
     }
 }

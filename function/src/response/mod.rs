@@ -51,4 +51,9 @@ pub trait ResponseWriter {
 
     /// How many bytes of frames a client may leave unread.
     fn max_backlog(&self) -> usize;
+
+    /// How much memory it takes for what it has gathered.
+    fn held_bytes(&self) -> usize {
+        0
+    }
 }

@@ -3,26 +3,32 @@
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use emberline_protocol::error::ApiError;
-use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::whole_response::{ResponseBuilder, WholeResponse};
+use super::whole_response::{CompleteResponse, ResponseBuilder, WholeResponse};
 use super::{Reply, ResponseWriter};
 use crate::generation::job_streams::JobStreams;
 use crate::http::reply;
+use crate::memory::{Held, NoMemory, Reservation};
 use crate::platform::{BodySink, Closed, Host, Timer, report};
 use crate::relay::Output;
 
 /// Longest time without a write. A write is also how a client that has disconnected is noticed: by the next one, or
 /// the one after that.
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
-/// How long a client may take to read the rest of a stream whose jobs have ended.
+/// How long a client may take to read the rest of a stream whose jobs have ended, and how many bytes a second it has
+/// to read besides.
 const DRAIN_TIME: Duration = Duration::from_secs(60);
+const DRAIN_RATE: usize = 64 * 1024;
+/// A whole answer of more bytes is written like a stream, so that its memory counts until its client has read it.
+const LARGE: usize = 64 * 1024;
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 /// A response whose body is written while it is under way.
@@ -30,7 +36,11 @@ pub struct StreamedReply {
     /// The headers of the response.
     pub headers: HeaderMap,
     host: Host,
-    jobs: JobStreams,
+    /// Names its jobs in the log.
+    context: String,
+    /// Unless they have ended.
+    jobs: Option<JobStreams>,
+    memory: Rc<Reservation>,
     writer: Box<dyn ResponseWriter>,
 }
 
@@ -40,40 +50,69 @@ pub struct StreamedReply {
 pub async fn whole(
     host: &Host,
     mut jobs: JobStreams,
-    mut builder: impl ResponseBuilder + 'static,
+    builder: impl ResponseBuilder + 'static,
     head_ns: Option<u64>,
     headers: HeaderMap,
 ) -> Result<Reply, ApiError> {
-    let gathering = gather(&mut jobs, &mut builder);
+    let (context, memory) = (jobs.context(), Rc::clone(jobs.memory()));
+    let mut response = WholeResponse::new(builder);
+    let gathering = gather(&mut jobs, &mut response);
     let gathered = match head_ns {
         Some(head_ns) => host.until(head_ns, gathering).await,
         None => Some(gathering.await),
     };
     match gathered {
-        Some(Ok(json)) => Ok(Reply::Whole(reply::json(200, json))),
+        Some(Ok(json)) if json.len() <= LARGE => Ok(Reply::Whole(reply::json(200, json))),
+        Some(Ok(json)) => {
+            let length = (CONTENT_LENGTH, HeaderValue::from(json.len()));
+            let headers = with(headers, [json_type(), length]);
+            let writer = Box::new(CompleteResponse(json));
+            let host = host.clone();
+            Ok(Reply::Streamed(Box::new(StreamedReply {
+                headers,
+                host,
+                context,
+                jobs: None,
+                memory,
+                writer,
+            })))
+        }
         Some(Err(failure)) => {
             jobs.cancel().await;
             Err(failure)
         }
-        None => {
-            let own = [(CONTENT_TYPE, HeaderValue::from_static("application/json"))];
-            Ok(begin(host, jobs, Box::new(WholeResponse::new(builder)), own, headers))
-        }
+        None => Ok(begin(host, jobs, Box::new(response), with(headers, [json_type()]))),
     }
 }
 
 /// Waits for the whole response; to stop waiting loses nothing.
-async fn gather(jobs: &mut JobStreams, builder: &mut impl ResponseBuilder) -> Result<Bytes, ApiError> {
+async fn gather<B: ResponseBuilder>(
+    jobs: &mut JobStreams,
+    response: &mut WholeResponse<B>,
+) -> Result<Bytes, ApiError> {
+    let mut held = jobs.memory().part();
     loop {
         match jobs.next().await? {
             Output::Failed(failure) => return Err(failure),
             output => {
-                if let Some(json) = builder.push(output) {
+                if let Some(json) = response.push(output) {
                     return Ok(json);
                 }
             }
         }
+        held.set(response.held_bytes())?;
     }
+}
+
+fn json_type() -> (HeaderName, HeaderValue) {
+    (CONTENT_TYPE, HeaderValue::from_static("application/json"))
+}
+
+/// Headers of a response's own, and `more`.
+fn with<const N: usize>(more: HeaderMap, own: [(HeaderName, HeaderValue); N]) -> HeaderMap {
+    let mut headers = HeaderMap::from_iter(own);
+    headers.extend(more);
+    headers
 }
 
 /// Answers with server-sent events, and with `headers`.
@@ -88,37 +127,33 @@ pub fn stream(
         (CACHE_CONTROL, HeaderValue::from_static("no-cache")),
         (X_ACCEL_BUFFERING, HeaderValue::from_static("no")),
     ];
-    begin(host, jobs, Box::new(writer), own, headers)
+    begin(host, jobs, Box::new(writer), with(headers, own))
 }
 
-fn begin<const N: usize>(
-    host: &Host,
-    jobs: JobStreams,
-    writer: Box<dyn ResponseWriter>,
-    own: [(HeaderName, HeaderValue); N],
-    more: HeaderMap,
-) -> Reply {
-    let mut headers = HeaderMap::from_iter(own);
-    headers.extend(more);
-    Reply::Streamed(Box::new(StreamedReply { headers, host: host.clone(), jobs, writer }))
+fn begin(host: &Host, jobs: JobStreams, writer: Box<dyn ResponseWriter>, headers: HeaderMap) -> Reply {
+    let (context, memory) = (jobs.context(), Rc::clone(jobs.memory()));
+    let (host, jobs) = (host.clone(), Some(jobs));
+    Reply::Streamed(Box::new(StreamedReply { headers, host, context, jobs, memory, writer }))
 }
 
 impl StreamedReply {
     /// Writes the body to its end. An error says why the transfer is to be broken off.
     pub async fn write(self, body: impl BodySink) -> Result<(), String> {
-        let Self { host, jobs, mut writer, .. } = self;
-        let context = jobs.context();
+        let Self { host, context, jobs, memory, mut writer, .. } = self;
         let mut client = Client {
             body,
             backlog: VecDeque::new(),
             bytes: 0,
+            in_flight: 0,
             max_bytes: writer.max_backlog(),
             written_ns: host.monotonic_ns(),
         };
         writer.begin().into_iter().for_each(|frame| client.push(frame));
         let keep_alive = host.timer(KEEP_ALIVE);
+        let draining = jobs.is_none().then(|| host.timer(drain_time(client.bytes)));
+        let held = memory.part();
         let mut transfer =
-            Transfer { host, jobs: Some(jobs), cancelling: None, writer, client, keep_alive, draining: None };
+            Transfer { host, jobs, cancelling: None, writer, client, keep_alive, draining, held };
         let end = poll_fn(|cx| transfer.poll(cx)).await;
         transfer.cancel_jobs();
         if let Some(cancelling) = transfer.cancelling.take() {
@@ -128,6 +163,7 @@ impl StreamedReply {
             End::Written => transfer.writer.failure().map(ToString::to_string),
             End::Disconnected => Some("client disconnected".to_owned()),
             End::TooSlow => Some("the client reads too slowly".to_owned()),
+            End::NoMemory(error) => Some(format!("the client reads too slowly: {error}")),
         };
         match failure {
             None => Ok(()),
@@ -144,6 +180,8 @@ struct Client<S> {
     body: S,
     backlog: VecDeque<Bytes>,
     bytes: usize,
+    /// Size of the frame that is being written.
+    in_flight: usize,
     max_bytes: usize,
     written_ns: u64,
 }
@@ -156,10 +194,12 @@ impl<S: BodySink> Client<S> {
 
     /// Ready when everything is written. One frame is one write.
     fn poll_flush(&mut self, cx: &mut Context<'_>, host: &Host) -> Poll<Result<(), Closed>> {
-        let Self { body, backlog, bytes, written_ns, .. } = self;
+        let Self { body, backlog, bytes, in_flight, written_ns, .. } = self;
         body.poll_write(cx, &mut || {
+            *in_flight = 0;
             let frame = backlog.pop_front()?;
             *bytes = bytes.saturating_sub(frame.len());
+            *in_flight = frame.len();
             *written_ns = host.monotonic_ns();
             Some(frame.into())
         })
@@ -171,6 +211,13 @@ enum End {
     Written,
     Disconnected,
     TooSlow,
+    NoMemory(NoMemory),
+}
+
+/// How long a client may take to read the last `bytes`.
+fn drain_time(bytes: usize) -> Duration {
+    let seconds = u64::try_from(bytes.div_euclid(DRAIN_RATE)).unwrap_or(u64::MAX);
+    DRAIN_TIME.saturating_add(Duration::from_secs(seconds))
 }
 
 /// Moves an answer from its jobs to its client, each at its own pace.
@@ -185,6 +232,8 @@ struct Transfer<S> {
     keep_alive: Timer,
     /// Runs once the last frame is in the backlog.
     draining: Option<Timer>,
+    /// What the writer has gathered, and what the client has not read.
+    held: Held,
 }
 
 impl<S: BodySink> Transfer<S> {
@@ -198,6 +247,9 @@ impl<S: BodySink> Transfer<S> {
                 Poll::Ready(Err(Closed)) => return Poll::Ready(End::Disconnected),
                 Poll::Pending => false,
             };
+            if let Err(error) = self.count() {
+                return Poll::Ready(End::NoMemory(error));
+            }
             if let Some(draining) = &mut self.draining {
                 if flushed {
                     return Poll::Ready(End::Written);
@@ -219,6 +271,12 @@ impl<S: BodySink> Transfer<S> {
         }
     }
 
+    /// Counts what is held for the client.
+    fn count(&mut self) -> Result<(), NoMemory> {
+        let unread = self.client.bytes.saturating_add(self.client.in_flight);
+        self.held.set(unread.saturating_add(self.writer.held_bytes()))
+    }
+
     fn write_output(&mut self, output: Result<Output, ApiError>) {
         let is_last = matches!(output, Ok(Output::Done(_) | Output::Failed(_)) | Err(_));
         let frames = match output {
@@ -228,7 +286,7 @@ impl<S: BodySink> Transfer<S> {
         frames.into_iter().for_each(|frame| self.client.push(frame));
         if is_last {
             self.cancel_jobs();
-            self.draining = Some(self.host.timer(DRAIN_TIME));
+            self.draining = Some(self.host.timer(drain_time(self.client.bytes)));
         }
     }
 

@@ -47,12 +47,19 @@ impl<F: FnMut(&[Choice], &Usage) -> String> ResponseBuilder for CompletionBuilde
 pub struct WholeResponse<B> {
     builder: B,
     failure: Option<ApiError>,
+    gathered_bytes: usize,
 }
 
 impl<B: ResponseBuilder> WholeResponse<B> {
     /// Without any output yet.
     pub fn new(builder: B) -> Self {
-        Self { builder, failure: None }
+        Self { builder, failure: None, gathered_bytes: 0 }
+    }
+
+    /// Takes the next output, which is no failure; the response's JSON once it is complete.
+    pub fn push(&mut self, output: Output) -> Option<Bytes> {
+        self.gathered_bytes = self.gathered_bytes.saturating_add(output.bytes());
+        self.builder.push(output)
     }
 }
 
@@ -64,7 +71,7 @@ impl<B: ResponseBuilder> ResponseWriter for WholeResponse<B> {
     fn on_output(&mut self, output: Output) -> Vec<Bytes> {
         match output {
             Output::Failed(error) => self.on_error(&error),
-            output => self.builder.push(output).into_iter().collect(),
+            output => self.push(output).into_iter().collect(),
         }
     }
 
@@ -83,6 +90,31 @@ impl<B: ResponseBuilder> ResponseWriter for WholeResponse<B> {
 
     fn max_backlog(&self) -> usize {
         // There is never more than the answer.
+        usize::MAX
+    }
+
+    fn held_bytes(&self) -> usize {
+        self.gathered_bytes
+    }
+}
+
+/// Writes a response that is complete.
+pub struct CompleteResponse(pub Bytes);
+
+impl ResponseWriter for CompleteResponse {
+    fn begin(&mut self) -> Vec<Bytes> {
+        vec![std::mem::take(&mut self.0)]
+    }
+
+    fn on_output(&mut self, _: Output) -> Vec<Bytes> {
+        Vec::new()
+    }
+
+    fn on_error(&mut self, _: &ApiError) -> Vec<Bytes> {
+        Vec::new()
+    }
+
+    fn max_backlog(&self) -> usize {
         usize::MAX
     }
 }

@@ -42,6 +42,7 @@ pub(crate) fn variables(nats: SocketAddr) -> BTreeMap<&'static str, String> {
         ("queue_limit", "100".into()),
         ("cors_allowed_origins", String::new()),
         ("background_retention_s", "60".into()),
+        ("instance_memory", "64MiB".into()),
     ])
 }
 
@@ -108,6 +109,11 @@ impl Client {
         while !self.text.borrow().contains(text) {
             self.written.notified().await;
         }
+    }
+
+    /// All that it has read.
+    pub(crate) fn text(&self) -> String {
+        self.text.borrow().clone()
     }
 
     /// The content of all chunks.

@@ -6,6 +6,7 @@
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
 mod admission;
+mod budgets;
 mod generation;
 mod messages;
 mod offline;

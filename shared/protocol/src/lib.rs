@@ -19,6 +19,7 @@ pub mod job;
 pub mod key;
 pub mod lane;
 pub mod log;
+pub mod log_budget;
 pub mod logprob;
 pub mod measurement;
 pub mod prompt;

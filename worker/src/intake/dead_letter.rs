@@ -49,7 +49,7 @@ pub(super) async fn refuse(intake: &Intake, message: &Message, refusal: &Refusal
         let text = format!("The job could not be read by the worker: {refusal}.");
         let mut log = LogWriter::of_unreadable(intake.nats.clone(), id.clone());
         let error = ApiError::new(ErrorCode::InternalError, text);
-        log.append(vec![EventKind::Error(error.into())]).await;
+        log.append_end(vec![EventKind::Error(error.into())]).await;
         if let Err(error) = lease.during(log.complete()).await {
             tracing::warn!(job = %id, %error, "the error was not stored for the relay");
         }

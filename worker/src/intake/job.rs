@@ -7,7 +7,7 @@ use async_nats::jetstream::Message;
 use emberline_inference::clock;
 use emberline_protocol::control::{ALIVE_INTERVAL_S, Control};
 use emberline_protocol::error::{ApiError, ErrorCode};
-use emberline_protocol::event::{EventKind, Usage};
+use emberline_protocol::event::{EventKind, FinishReason, Usage};
 use emberline_protocol::job::Job;
 use emberline_protocol::stored_request::CancelState;
 use emberline_protocol::subject;
@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::charge::{Charge, JobTotals};
 use super::dead_letter;
 use super::lease::Lease;
-use super::log_writer::{LogWriter, NotStored};
+use super::log_writer::{LogWriter, NoRoom, NotStored};
 use super::slots::Slot;
 use super::takeover::Claim;
 use super::{Intake, Phase, reached};
@@ -38,6 +38,9 @@ const SLOTLESS_CHARGE: Duration = Duration::from_secs(30);
 /// How long an ended job waits for its charge when jobs are to be requeued.
 const LAST_CHARGE: Duration = Duration::from_secs(1);
 
+/// Most events that are published as one chunk: far below what a message may have, whatever each of them holds.
+const MAX_STEP: usize = 64;
+
 /// How a job's run ended.
 enum RunEnd {
     /// The engine sent its last event.
@@ -50,6 +53,10 @@ enum RunEnd {
     Requeued(&'static str),
     /// The engine failed; whether this job caused it is not known.
     EngineFailed,
+    /// The log has no room for more of the answer.
+    LogFull(NoRoom),
+    /// The log has no room for the prompt.
+    TooLarge(NoRoom),
     /// Another worker has taken the job over, because this one was silent for too long.
     Replaced,
 }
@@ -109,6 +116,21 @@ impl JobRun<'_> {
                 let totals = JobTotals::stopped(usage, Outcome::Cancelled);
                 let last = log.cancel(self.job.request.n, usage).await;
                 self.settle(lease, log, last, totals).await;
+            }
+            RunEnd::LogFull(no_room) => {
+                let usage = engine.cancel(&id).await.unwrap_or_default();
+                drop(slot);
+                tracing::warn!(job = %id, %no_room, tokens = usage.completion_tokens, "the answer ends early");
+                let last = log.end_choices(self.job.request.n, FinishReason::Length, usage).await;
+                self.settle(lease, log, last, JobTotals::stopped(usage, Outcome::Done)).await;
+            }
+            RunEnd::TooLarge(no_room) => {
+                let usage = engine.cancel(&id).await.unwrap_or_default();
+                drop(slot);
+                tracing::warn!(job = %id, %no_room, "the job is refused");
+                let error = too_large(no_room);
+                let totals = JobTotals::stopped(usage, Outcome::Failed(error.code));
+                self.settle(lease, log, EventKind::Error(error.into()), totals).await;
             }
             RunEnd::Late => {
                 let usage = engine.cancel(&id).await.unwrap_or_default();
@@ -215,7 +237,12 @@ impl JobRun<'_> {
                     Some(event) => {
                         let (step, last) = step_of(event, &mut events);
                         log.set_live(!in_doubt);
-                        log.append(step).await;
+                        let is_prompt = step.iter().any(is_of_prompt);
+                        match log.append(step).await {
+                            Ok(()) => {}
+                            Err(no_room) if is_prompt && log.attempt() == 1 => return RunEnd::TooLarge(no_room),
+                            Err(no_room) => return RunEnd::LogFull(no_room),
+                        }
                         if let Some(last) = last {
                             return RunEnd::Finished(last);
                         }
@@ -320,7 +347,7 @@ impl JobRun<'_> {
         let mut charge = Charge::new(self.intake.nats.clone(), &self.job, &totals);
         charge.send().await;
         log.set_live(true);
-        log.append(vec![last]).await;
+        log.append_end(vec![last]).await;
         // More than once if nats-server loses the log meanwhile.
         while !log.is_stored() {
             match lease.during(log.complete()).await {
@@ -380,7 +407,12 @@ impl JobRun<'_> {
     }
 }
 
-/// What the engine has sent, from `first` on, and apart from it the job's last event.
+/// Whether it is written before the first token.
+fn is_of_prompt(event: &EventKind) -> bool {
+    matches!(event, EventKind::Accepted(_) | EventKind::Prompt { .. })
+}
+
+/// What the engine has sent, from `first` on and as far as a chunk takes it, and apart from it the job's last event.
 fn step_of(
     first: EventKind,
     events: &mut UnboundedReceiver<EventKind>,
@@ -392,7 +424,7 @@ fn step_of(
             return (step, Some(event));
         }
         step.push(event);
-        next = events.try_recv().ok();
+        next = if step.len() < MAX_STEP { events.try_recv().ok() } else { None };
     }
     (step, None)
 }
@@ -402,6 +434,14 @@ fn late() -> ApiError {
         ErrorCode::Timeout,
         "The request's deadline passed. Ask for fewer tokens, or try again later.",
     )
+}
+
+fn too_large(no_room: NoRoom) -> ApiError {
+    let message = format!(
+        "The prompt can't be part of the answer: {no_room}. Ask without 'echo', 'prompt_logprobs' and \
+         'return_token_ids', or shorten the prompt."
+    );
+    ApiError::new(ErrorCode::RequestTooLarge, message)
 }
 
 /// Time until `deadline`, in unix milliseconds; zero when it has passed.

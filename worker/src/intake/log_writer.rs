@@ -21,6 +21,8 @@ use async_nats::jetstream::{self, ErrorCode};
 use emberline_protocol::chunk::{Chunk, Unreadable, merge};
 use emberline_protocol::event::{EventKind, FinishReason, Timings, Usage};
 use emberline_protocol::job::Job;
+use emberline_protocol::log_budget::{END_BYTES, MAX_LOG_BYTES};
+use emberline_protocol::size::max_message;
 use emberline_protocol::subject::{self, JobId};
 use futures::StreamExt;
 use serde_json::json;
@@ -38,7 +40,7 @@ const CHUNK_BYTES: usize = 256 * 1024;
 /// How many chunks a log has before a snapshot takes their place.
 const SNAPSHOT_AFTER: u32 = 64;
 /// Room in a message for its headers.
-const HEADERS: usize = 1024;
+const HEADERS: usize = 128;
 /// How long storing the end of a log may take: longer than a restart of nats-server.
 const STORE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Pause after a chunk that was not stored.
@@ -78,6 +80,7 @@ pub struct LogWriter {
     attempt: u32,
     /// Index of the next event.
     next: u32,
+    size: LogSize,
     finished: HashSet<u32>,
     /// What the client has beyond the log; it follows the acceptance.
     sent_before: Vec<EventKind>,
@@ -183,6 +186,42 @@ pub enum ReadError {
     Version(u32),
 }
 
+/// The size of a log in its stream, all attempts together.
+#[derive(Debug, Default)]
+struct LogSize(u64);
+
+/// An event for which there is no room was not appended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs)] // the messages say it
+pub enum NoRoom {
+    #[error("its log would be larger than {} MiB", MAX_LOG_BYTES >> 20)]
+    Log,
+    #[error("an event of {0} bytes is larger than a message may be")]
+    Message(usize),
+}
+
+impl LogSize {
+    /// Counts a message of `length` bytes, headers included.
+    fn add(&mut self, subject: &str, length: usize) {
+        self.0 = self.with(subject, length);
+    }
+
+    fn with(&self, subject: &str, length: usize) -> u64 {
+        self.0.saturating_add((subject.len() + length) as u64)
+    }
+
+    /// Whether there is room for a message of `length` bytes, headers included, and for the log's end after it.
+    fn check(&self, subject: &str, length: usize, max_payload: usize) -> Result<(), NoRoom> {
+        if length > max_message(max_payload) {
+            return Err(NoRoom::Message(length));
+        }
+        if self.with(subject, length).saturating_add(END_BYTES) > MAX_LOG_BYTES {
+            return Err(NoRoom::Log);
+        }
+        Ok(())
+    }
+}
+
 /// An attempt did not begin.
 #[derive(Debug, thiserror::Error)]
 #[error("the log has changed since it was read")]
@@ -213,6 +252,7 @@ impl LogWriter {
             job,
             attempt: 1,
             next: 0,
+            size: LogSize::default(),
             finished: HashSet::new(),
             sent_before: Vec::new(),
             stored: Vec::new(),
@@ -238,6 +278,7 @@ impl LogWriter {
     /// Reads all chunks. A replica that lags behind may leave out the end.
     pub async fn read(&mut self) -> Result<Stored, ReadError> {
         let mut stored = Stored::default();
+        self.size = LogSize::default();
         let mut from = Some(1);
         while let Some(sequence) = from {
             from = tokio::time::timeout(READ_TIMEOUT, self.read_batch(sequence, &mut stored))
@@ -260,6 +301,7 @@ impl LogWriter {
             let number = |name: &str| message.headers.as_ref()?.get(name)?.as_str().parse::<u64>().ok();
             match message.status {
                 None => {
+                    self.size.add(&self.subject, message.length);
                     stored.chunks.push(read_chunk(&message.payload)?);
                     stored.last_sequence = number("Nats-Sequence").unwrap_or(stored.last_sequence);
                 }
@@ -316,7 +358,7 @@ impl LogWriter {
                     self.last_sequence = stored.sequence;
                     (self.next, self.stored_end) = (chunk.end, chunk.end);
                     self.stored.insert(0, taken);
-                    self.publish(&chunk).await;
+                    self.publish(encode(&chunk)).await;
                     return Ok(());
                 }
                 Err(error) if is_changed(&error) => return Err(LogChanged),
@@ -337,25 +379,54 @@ impl LogWriter {
     }
 
     /// Publishes a chunk live. What is lost on the way is read from the log.
-    async fn publish(&mut self, chunk: &Chunk) {
+    async fn publish(&mut self, chunk: Vec<u8>) {
         if self.is_live
             && *self.connected.borrow()
-            && let Err(error) = self.nats.client().publish(self.live.clone(), encode(chunk).into()).await
+            && let Err(error) = self.nats.client().publish(self.live.clone(), chunk.into()).await
         {
             tracing::warn!(job = %self.job, %error, "events were not published live; relays read them from the log");
         }
     }
 
-    /// Appends events and publishes them live; [`LogWriter::store`] stores them.
-    pub async fn append(&mut self, mut events: Vec<EventKind>) {
+    /// Appends events and publishes them live, if there is room for them; [`LogWriter::store`] stores them.
+    pub async fn append(&mut self, events: Vec<EventKind>) -> Result<(), NoRoom> {
+        let chunk = self.next_chunk(events);
+        let payload = encode(&chunk);
+        self.size.check(
+            &self.subject,
+            payload.len() + HEADERS,
+            self.nats.client().server_info().max_payload,
+        )?;
+        self.push(chunk, payload).await;
+        Ok(())
+    }
+
+    /// Appends events of the log's end, for which room is kept.
+    pub async fn append_end(&mut self, events: Vec<EventKind>) {
+        let chunk = self.next_chunk(events);
+        let payload = encode(&chunk);
+        self.push(chunk, payload).await;
+    }
+
+    /// The next events as a chunk, summed up.
+    fn next_chunk(&mut self, mut events: Vec<EventKind>) -> Chunk {
         let mut chunk = Chunk::new(self.attempt, self.next, Vec::new());
-        let mut is_urgent = false;
         if let Some(accepted) = events.iter().position(|event| matches!(event, EventKind::Accepted(_))) {
             let follows = accepted + 1;
             events.splice(follows..follows, self.sent_before.drain(..));
         }
         for event in events {
-            match &event {
+            chunk.end += 1;
+            merge(&mut chunk.events, event);
+        }
+        chunk
+    }
+
+    /// Publishes a chunk live, and adds it to what is to be stored now or a little later.
+    async fn push(&mut self, chunk: Chunk, payload: Vec<u8>) {
+        let mut is_urgent = false;
+        for event in &chunk.events {
+            match event {
                 EventKind::Finish { choice, .. } => {
                     self.finished.insert(*choice);
                     is_urgent = true;
@@ -364,18 +435,12 @@ impl LogWriter {
                 EventKind::HandedBack => is_urgent = true,
                 _ => {}
             }
-            chunk.end += 1;
-            merge(&mut chunk.events, event);
         }
         self.next = chunk.end;
-        self.publish(&chunk).await;
-        self.add_pending(chunk, is_urgent);
-    }
-
-    /// Adds what was published live to what is to be stored, now or a little later.
-    fn add_pending(&mut self, chunk: Chunk, is_urgent: bool) {
+        let bytes = payload.len();
+        self.size.add(&self.subject, bytes + HEADERS);
+        self.publish(payload).await;
         let was_stored = self.pending.is_empty();
-        let bytes = encode(&chunk).len();
         if self.pending.back().is_none_or(|last| last.bytes + bytes > CHUNK_BYTES) {
             self.pending.push_back(PendingChunk::default());
         }
@@ -407,11 +472,15 @@ impl LogWriter {
 
     /// Appends the end of all unfinished choices of a cancelled job; returns the log's last event.
     pub async fn cancel(&mut self, choices: u32, usage: Usage) -> EventKind {
+        self.end_choices(choices, FinishReason::Cancelled, usage).await
+    }
+
+    /// Appends `reason` as the end of all unfinished choices; returns the log's last event.
+    pub async fn end_choices(&mut self, choices: u32, reason: FinishReason, usage: Usage) -> EventKind {
         let unfinished = (0..choices).filter(|choice| !self.finished.contains(choice));
-        let ends = unfinished.map(|choice| EventKind::Finish { choice, reason: FinishReason::Cancelled });
-        let ends: Vec<EventKind> = ends.collect();
+        let ends: Vec<EventKind> = unfinished.map(|choice| EventKind::Finish { choice, reason }).collect();
         if !ends.is_empty() {
-            self.append(ends).await;
+            self.append_end(ends).await;
         }
         EventKind::Done { usage, timings: Timings::default(), at: None }
     }
@@ -453,7 +522,7 @@ impl LogWriter {
     /// Appends that the job is requeued, and stores what it can in a short time: the next worker can do
     /// without the rest.
     pub async fn hand_back(&mut self) {
-        self.append(vec![EventKind::HandedBack]).await;
+        self.append_end(vec![EventKind::HandedBack]).await;
         if !matches!(tokio::time::timeout(HAND_BACK_TIMEOUT, self.store()).await, Ok(Ok(()))) {
             tracing::warn!(job = %self.job, "requeued without the end of its log");
         }
@@ -507,12 +576,15 @@ impl LogWriter {
     /// The whole log with `next` as one message that takes the place of what is stored; `None` if no message may
     /// be as large.
     fn snapshot(&self, next: &PendingChunk) -> Option<PublishMessage> {
+        let most = max_message(self.nats.client().server_info().max_payload);
+        if usize::try_from(self.size.0).is_ok_and(|size| size > most) {
+            return None;
+        }
         let mut chunk = Chunk::new(self.attempt, 0, self.stored.clone());
         next.events.iter().cloned().for_each(|event| merge(&mut chunk.events, event));
         chunk.end = next.end;
         let message = self.message(&chunk);
-        let size = encode(&chunk).len() + HEADERS;
-        let fits = size <= self.nats.client().server_info().max_payload;
+        let fits = encode(&chunk).len() + HEADERS <= most;
         fits.then(|| message.header("Nats-Rollup", "sub"))
     }
 
@@ -610,4 +682,31 @@ fn read_chunk(payload: &[u8]) -> Result<Chunk, ReadError> {
         Unreadable::Version(version) => ReadError::Version(version),
         Unreadable::Malformed(error) => ReadError::Chunk(error),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_keeps_room_for_its_end() {
+        let mut size = LogSize::default();
+        let half = usize::try_from((MAX_LOG_BYTES - END_BYTES) / 2).unwrap() - 1;
+        assert_eq!(size.check("s", half, usize::MAX), Err(NoRoom::Message(half)), "larger than any message");
+        size.add("s", half);
+        assert_eq!(size.check("s", 1000, 1 << 20), Ok(()));
+        size.add("s", half);
+        assert_eq!(size.check("", 0, 1 << 20), Ok(()));
+        assert_eq!(size.check("s", 0, 1 << 20), Err(NoRoom::Log));
+        // Several workers, each of which writes the end of all choices.
+        let ends = 16 * 4 * (HEADERS + 128);
+        assert!(END_BYTES > ends);
+    }
+
+    #[test]
+    fn an_event_is_no_larger_than_a_message_may_be() {
+        let size = LogSize::default();
+        assert_eq!(size.check("s", 1000, 1000), Ok(()));
+        assert_eq!(size.check("s", 1001, 1000), Err(NoRoom::Message(1001)));
+    }
 }

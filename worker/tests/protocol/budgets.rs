@@ -1,14 +1,62 @@
-//! A worker bounds what waits for tokens.
+//! A worker bounds what a job may write, and what waits for tokens.
 
 use async_nats::HeaderMap;
 use emberline_protocol::error::ErrorCode;
+use emberline_protocol::event::{EventKind, FinishReason};
+use emberline_protocol::job::Job;
+use emberline_protocol::log_budget;
 use emberline_protocol::subject;
 use emberline_protocol::tokens::{DEADLINE_HEADER, Tokenize, TokensInput, TokensReply, TokensRequest};
 use emberline_test_kit::nats::NatsServer;
 use futures::StreamExt;
 
-use crate::support::{MODEL, Relay, Worker, within};
+use crate::support::{MODEL, Relay, Worker, job, wait_for_empty_queue, within};
 use crate::tokens::{TINY, worker_of_tiny};
+
+/// A job of sixteen choices with twenty alternatives to each token.
+fn greedy(id: u128, max_tokens: Option<u32>) -> Job {
+    let mut job = job(id, 1);
+    job.request.n = 16;
+    job.request.logprobs = Some(20);
+    job.request.max_tokens = max_tokens;
+    job.request.sampling.ignore_eos = true;
+    job
+}
+
+#[tokio::test]
+async fn a_job_of_an_older_function_that_would_crowd_out_other_logs_is_refused_by_name() {
+    let nats = NatsServer::start().await.unwrap();
+    let _worker = Worker::start(&nats, &[]);
+    let relay = Relay::new(&nats).await;
+    relay.wait_for_load(&[0]).await;
+    let events = relay.send(&greedy(1, Some(30_000))).await.rest().await;
+    let Some(EventKind::Error(error)) = events.last().map(|event| &event.kind) else { panic!("{events:?}") };
+    assert_eq!(
+        (error.status, error.code, error.param.as_deref()),
+        (400, ErrorCode::InvalidValue, Some("top_logprobs"))
+    );
+    assert!(error.message.contains("'n'") && error.message.contains("32 MiB"), "{}", error.message);
+    wait_for_empty_queue(&nats).await;
+}
+
+#[tokio::test]
+async fn an_answer_without_max_tokens_ends_where_its_log_is_full() {
+    let nats = NatsServer::start().await.unwrap();
+    let _worker = Worker::start(&nats, &[]);
+    let relay = Relay::new(&nats).await;
+    relay.wait_for_load(&[0]).await;
+    let job = greedy(1, None);
+    let events = relay.send(&job).await.rest().await;
+    let Some(EventKind::Done { usage, .. }) = events.last().map(|event| &event.kind) else {
+        panic!("{:?}", events.last())
+    };
+    let each = log_budget::most_tokens(&job.request, usage.prompt_tokens.into());
+    assert_eq!(usage.completion_tokens, 16 * each);
+    let is_end = |kind: &&EventKind| matches!(kind, EventKind::Finish { reason: FinishReason::Length, .. });
+    assert_eq!(events.iter().map(|event| &event.kind).filter(is_end).count(), 16);
+    let bytes: usize = events.iter().map(|event| serde_json::to_vec(&event.kind).unwrap().len()).sum();
+    assert!(u64::try_from(bytes).unwrap() < log_budget::MAX_LOG_BYTES, "{bytes} bytes");
+}
 
 #[tokio::test]
 async fn a_request_for_tokens_that_nobody_waits_for_is_dropped() {

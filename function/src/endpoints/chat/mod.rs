@@ -49,6 +49,7 @@ async fn create(
         requests: vec![request.generation],
         response: None,
         paths: request.paths,
+        whole: !request.stream,
     };
     let generation = generation::begin(client, headers, spec).await?;
     let Generation { jobs, limits, envelope, acceptances, head_ns } = generation;

@@ -52,6 +52,7 @@ async fn create(
         requests: request.generations,
         response: None,
         paths: request.paths.clone(),
+        whole: !request.stream,
     };
     let generation = generation::begin(client, headers, spec).await?;
     let Generation { jobs, limits, envelope, acceptances, head_ns } = generation;

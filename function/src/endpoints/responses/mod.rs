@@ -113,6 +113,7 @@ async fn create(
         requests: vec![request.generation],
         response: Some(response.clone()),
         paths: response.paths.clone(),
+        whole: !request.stream && !response.background,
     };
     let queued = generation::queue(client, headers, spec).await?;
     let is_background = response.background;
@@ -153,7 +154,7 @@ async fn retrieve(
         return Ok(whole(&read(client, headers, &stored).await?));
     }
     let paths = stored_request::paths(&stored);
-    let (jobs, limits) = generation::join(client, &stored, &paths, false, u64::MAX).await?;
+    let (jobs, limits) = generation::join(client, &stored, &paths, false, u64::MAX, false).await?;
     let state = ResponseState::of(stored).ok_or_else(|| not_found(id))?;
     client.admitter().set_headers(headers).await;
     let writer = ResponseStream::new(state, query.starting_after, limits);
@@ -189,6 +190,7 @@ async fn read(
     headers: &mut ResponseHeaders,
     stored: &StoredRequest,
 ) -> Result<ResponseState, ApiError> {
+    let _memory = generation::reserve_stored(client, stored, true)?;
     let events = store::event_log(&client.bus, &stored.job).await?;
     let id = response_id(&stored.job.id);
     let mut relay = Relay::new(stored_request::output_limits(stored));
@@ -231,7 +233,7 @@ async fn stop(
     stored.cancel.cancelled = true;
     store::replace(&client.bus, &stored).await?;
     let paths = stored_request::paths(&stored);
-    let (mut jobs, _) = generation::join(client, &stored, &paths, false, u64::MAX).await?;
+    let (mut jobs, _) = generation::join(client, &stored, &paths, false, u64::MAX, false).await?;
     jobs.send_control(Control::Cancel);
     let mut state = ResponseState::of(stored).ok_or_else(reply::internal_error)?;
     let ended = client.host().within(CANCEL_TIME, async {

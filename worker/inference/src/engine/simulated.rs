@@ -19,6 +19,7 @@ use emberline_protocol::event::{
 use emberline_protocol::heartbeat::ServedModel;
 use emberline_protocol::job::MAX_CHOICES;
 use emberline_protocol::job::{GenerationRequest, Job, RawPrompt};
+use emberline_protocol::log_budget;
 use emberline_protocol::subject::JobId;
 use emberline_protocol::tokens::{TokensReply, TokensRequest};
 
@@ -176,14 +177,16 @@ impl Preprocessor for WordPreprocessor {
         };
         let prompt_tokens = u32::try_from(words).unwrap_or(u32::MAX);
         let room = CONTEXT_LENGTH.saturating_sub(prompt_tokens);
+        let most = room.min(log_budget::most_tokens(&job.request, prompt_tokens.into()));
         let limit = match job.request.max_tokens {
             Some(limit) => limit,
-            None if sampling.ignore_eos => room,
-            None => DEFAULT_TOKENS.max(sampling.min_tokens).min(room),
+            None if sampling.ignore_eos => most,
+            None => DEFAULT_TOKENS.max(sampling.min_tokens).min(most),
         };
         if limit > room || (limit == 0 && job.request.max_tokens != Some(0)) {
             return Err(too_long(&prompt_tokens.to_string(), &job.request, CONTEXT_LENGTH));
         }
+        log_budget::check(&job.request, prompt_tokens.into(), CONTEXT_LENGTH)?;
         if sampling.min_tokens > limit {
             return Err(no_room_for(sampling.min_tokens, limit, &job.request));
         }

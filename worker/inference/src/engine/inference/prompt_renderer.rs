@@ -6,6 +6,7 @@ use std::time::Instant;
 use emberline_protocol::error::{ApiError, ErrorCode};
 use emberline_protocol::event::Acceptance;
 use emberline_protocol::job::{GenerationRequest, Job, RawPrompt, ToolChoice};
+use emberline_protocol::log_budget;
 use emberline_protocol::prompt::PromptScoring;
 use emberline_protocol::relaxed::Relaxed;
 use emberline_protocol::tokens::{TokensReply, TokensRequest};
@@ -146,10 +147,12 @@ impl PromptRenderer {
     fn limit(&self, prompt: &[u32], request: &GenerationRequest) -> Result<u32, ApiError> {
         let prompt_tokens = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
         let room = self.context_length.saturating_sub(prompt_tokens);
-        let limit = request.max_tokens.unwrap_or(room);
+        let most = log_budget::most_tokens(request, prompt_tokens.into());
+        let limit = request.max_tokens.unwrap_or(room.min(most));
         if prompt_tokens > self.longest_prompt(request) || limit > room {
             return Err(too_long(&prompt_tokens.to_string(), request, self.context_length));
         }
+        log_budget::check(request, prompt_tokens.into(), self.context_length)?;
         match request.sampling.min_tokens {
             least if least > limit => Err(no_room_for(least, limit, request)),
             _ => Ok(limit),
