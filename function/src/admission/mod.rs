@@ -23,6 +23,7 @@ use emberline_protocol::counter::{Counter, Owner};
 use emberline_protocol::error::{ApiError, ErrorCode};
 use emberline_protocol::job::{Account, AdmissionId};
 use emberline_protocol::key::{KeyId, KeyLimits};
+use emberline_protocol::lane::Lane;
 use http::HeaderMap;
 
 use self::heartbeats::ServedCache;
@@ -234,7 +235,7 @@ impl Admitter<'_> {
     /// Counts a request that takes no tokens and makes no job, and refuses it if the key's limits leave no room.
     /// Either way `headers` say what is left.
     pub async fn admit_request(&self, headers: &mut ResponseHeaders) -> Result<Admission, ApiError> {
-        let backlog = Backlog { model: String::new(), jobs: 0 };
+        let backlog = Backlog { model: String::new(), jobs: 0, lane: Lane::default() };
         let mut admission = Admission { increments: Increments::new(), backlog, accounts: Vec::new() };
         if self.limits.is_unlimited() {
             return Ok(admission);
@@ -242,14 +243,16 @@ impl Admitter<'_> {
         let counters = self.counters(None);
         let mut increments = counters.increments(0, 0);
         increments.retain(|(_, amount)| *amount != 0);
-        let sums = self.count(&counters, &increments).await.map_err(|error| {
+        let mut others = counters.buckets();
+        others.retain(|bucket| increments.iter().all(|(raised, _)| raised != bucket));
+        let sums = counters::count(self.bus, &increments, others).await.map_err(|error| {
             report("limits", &error);
             ApiError::from(&error)
         })?;
         let state = counters.state(&sums);
         headers.has_rate_limits = true;
         if let Err(refusal) = state.check(0) {
-            self.lower(&increments).await;
+            counters::lower(self.bus, &increments).await;
             headers.set(state.without(0).headers());
             headers.set(refusal.headers());
             return Err(refusal.into());

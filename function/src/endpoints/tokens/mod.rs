@@ -111,7 +111,7 @@ async fn ask(
         Err(error) => {
             // What nobody has served counts for nothing.
             if error.code.status() == 503 {
-                admission.give_back(&client.bus, headers, &[]).await;
+                client.admitter().give_back(admission, headers).await;
             } else {
                 admission.commit();
             }
