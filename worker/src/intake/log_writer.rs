@@ -700,7 +700,7 @@ mod tests {
         assert_eq!(size.check("s", 0, 1 << 20), Err(NoRoom::Log));
         // Several workers, each of which writes the end of all choices.
         let ends = 16 * 4 * (HEADERS + 128);
-        assert!(END_BYTES > ends);
+        assert!(END_BYTES > ends as u64);
     }
 
     #[test]
