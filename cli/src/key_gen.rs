@@ -1,4 +1,4 @@
-//! Generates API keys.
+//! Generates API keys and passwords.
 
 use std::io;
 
@@ -7,9 +7,19 @@ use rand::rngs::SysRng;
 
 /// Generates an API key: `sk-emb-` and 32 random bytes of the operating system in base 62.
 pub(crate) fn new_api_key() -> io::Result<String> {
+    Ok(format!("sk-emb-{}", random_text()?))
+}
+
+/// Generates a password for a user of NATS. It begins with a letter, so that nats-server reads it as a text.
+pub(crate) fn new_password() -> io::Result<String> {
+    Ok(format!("p{}", random_text()?))
+}
+
+/// 32 random bytes of the operating system in base 62.
+fn random_text() -> io::Result<String> {
     let mut secret = [0; 32];
     SysRng.try_fill_bytes(&mut secret).map_err(io::Error::other)?;
-    Ok(format!("sk-emb-{}", base62(secret)))
+    Ok(base62(secret))
 }
 
 /// Writes a 256-bit number, most significant byte first, as 43 digits: `0` to `9`, `A` to `Z`, `a` to `z`.

@@ -9,7 +9,9 @@ use async_nats::HeaderMap;
 use async_nats::jetstream;
 use emberline_protocol::PROTOCOL_VERSION;
 use emberline_protocol::control::Control;
-use emberline_protocol::dead_letter::{ATTEMPTS_HEADER, QUEUED_ON_HEADER, REASON_HEADER};
+use emberline_protocol::dead_letter::{
+    ATTEMPTS_HEADER, PROMPTS_HEADER, Prompts, QUEUED_ON_HEADER, REASON_HEADER,
+};
 use emberline_protocol::job::{GenerationRequest, Job, Message, Role};
 use emberline_protocol::lane::Lane;
 use emberline_protocol::subject::{self, JobId};
@@ -48,11 +50,12 @@ fn job(id: u128, max_tokens: u32) -> Job {
 
 /// Adds a job to the dead letters, as a worker does.
 async fn give_up(nats: &NatsServer, job: &Job) {
-    put(nats, &job.id, &job.model, serde_json::to_vec(job).unwrap()).await;
+    put(nats, &job.id, &job.model, serde_json::to_vec(job).unwrap(), &[]).await;
 }
 
-async fn put(nats: &NatsServer, id: &JobId, model: &str, payload: Vec<u8>) {
+async fn put(nats: &NatsServer, id: &JobId, model: &str, payload: Vec<u8>, more: &[(&str, &str)]) {
     let mut headers = HeaderMap::new();
+    more.iter().for_each(|(name, value)| headers.insert(*name, *value));
     headers.insert("Nats-Msg-Id", id.as_str());
     headers.insert(REASON_HEADER, "3 workers died of it");
     headers.insert(ATTEMPTS_HEADER, "3");
@@ -67,7 +70,7 @@ async fn put(nats: &NatsServer, id: &JobId, model: &str, payload: Vec<u8>) {
 
 /// A nats-server with all streams.
 async fn nats() -> NatsServer {
-    let nats = NatsServer::start().await.unwrap();
+    let nats = NatsServer::start_empty().await.unwrap();
     emberline(&nats, &["nats", "setup", "--yes", "--model", MODEL]).await.unwrap();
     nats
 }
@@ -151,8 +154,17 @@ async fn what_fails_again_and_what_cannot_be_read_stays() {
     let (_, failed) = refused(&nats, &["jobs", "replay", long.id.as_str()]).await.unwrap();
     assert!(failed.contains("the job failed again") && failed.contains("(400)"), "{failed}");
 
+    let hashed = JobId::from_random(3);
+    let payload = Prompts::Hash.of_job(&Job { id: hashed.clone(), ..job(3, 1) });
+    put(&nats, &hashed, MODEL, payload, &[(PROMPTS_HEADER, Prompts::Hash.as_str())]).await;
+    let (_, kept) = refused(&nats, &["jobs", "replay", hashed.as_str()]).await.unwrap();
+    assert!(kept.contains("not kept (hash)") && kept.contains("--dead-letter-prompts"), "{kept}");
+    let shown = emberline(&nats, &["jobs", "show", hashed.as_str()]).await.unwrap();
+    assert!(shown.contains("\"prompts\": \"hash\"") && !shown.contains("two words"), "{shown}");
+    emberline(&nats, &["jobs", "drop", hashed.as_str()]).await.unwrap();
+
     let newer = JobId::from_random(2);
-    put(&nats, &newer, MODEL, br#"{"v":99,"what":"ever"}"#.to_vec()).await;
+    put(&nats, &newer, MODEL, br#"{"v":99,"what":"ever"}"#.to_vec(), &[]).await;
     let (_, unreadable) = refused(&nats, &["jobs", "replay", newer.as_str()]).await.unwrap();
     assert!(unreadable.contains("version 99") && unreadable.contains("upgrade emberline"), "{unreadable}");
     let shown = emberline(&nats, &["jobs", "show", newer.as_str()]).await.unwrap();

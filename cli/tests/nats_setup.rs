@@ -5,14 +5,15 @@
 
 use std::time::Duration;
 
+use async_nats::ConnectOptions;
 use async_nats::jetstream::stream::{Config, RetentionPolicy, StorageType};
 use async_nats::jetstream::{self, message::PublishMessage};
 use emberline_protocol::lane::Lane;
-use emberline_protocol::streams::{Layout, streams};
+use emberline_protocol::streams::{Layout, Stream, streams};
 use emberline_protocol::subject::{self, JOBS_STREAM};
-use emberline_test_kit::cli::{emberline, refused};
+use emberline_test_kit::cli::{command, emberline, refused};
 use emberline_test_kit::cluster::NatsCluster;
-use emberline_test_kit::nats::{Nats, NatsServer, admin_client};
+use emberline_test_kit::nats::{CONFIG, Nats, NatsServer, admin_client};
 use serde_json::Value;
 
 const SETUP: [&str; 2] = ["nats", "setup"];
@@ -37,9 +38,9 @@ async fn create(nats: &impl Nats, config: Config) {
 
 #[tokio::test]
 async fn a_dry_run_changes_nothing_and_a_second_run_has_nothing_to_do() {
-    let nats = NatsServer::start().await.unwrap();
+    let nats = NatsServer::start_empty().await.unwrap();
     let planned = setup(&nats, &["--dry-run", "--model", "some.model"]).await;
-    assert_eq!(planned.last().unwrap(), "14 to change; nothing was changed");
+    assert_eq!(planned.last().unwrap(), "15 to change; nothing was changed");
     assert!(planned.iter().any(|line| line == "create     stream DEAD: file, 1 replica, 256 MiB, 7 d"));
     assert!(planned.iter().any(|line| line == "create     consumer worker-some=2Emodel-3 of JOBS"));
     assert!(stream(&nats, JOBS_STREAM).await.is_none());
@@ -50,7 +51,7 @@ async fn a_dry_run_changes_nothing_and_a_second_run_has_nothing_to_do() {
     assert!(stream(&nats, JOBS_STREAM).await.is_none());
 
     let done = setup(&nats, &["--yes", "--model", "some.model"]).await;
-    assert_eq!(done.iter().filter(|line| line.starts_with("created ")).count(), 14, "{done:#?}");
+    assert_eq!(done.iter().filter(|line| line.starts_with("created ")).count(), 15, "{done:#?}");
     for wanted in streams(&Layout::default()) {
         let found = stream(&nats, wanted.name).await.unwrap();
         assert!(
@@ -67,7 +68,7 @@ async fn a_dry_run_changes_nothing_and_a_second_run_has_nothing_to_do() {
 
 #[tokio::test]
 async fn requested_settings_change_and_an_operators_own_settings_stay() {
-    let nats = NatsServer::start().await.unwrap();
+    let nats = NatsServer::start_empty().await.unwrap();
     setup(&nats, &["--yes"]).await;
     let jetstream = jetstream::new(admin_client(&nats).await.unwrap());
     let own = Config {
@@ -96,7 +97,7 @@ async fn requested_settings_change_and_an_operators_own_settings_stay() {
 
 #[tokio::test]
 async fn streams_of_an_older_shape_are_brought_up_to_date() {
-    let nats = NatsServer::start().await.unwrap();
+    let nats = NatsServer::start_empty().await.unwrap();
     let jobs = Config {
         name: JOBS_STREAM.to_owned(),
         subjects: vec!["emberline.jobs.*".to_owned()],
@@ -120,36 +121,115 @@ async fn streams_of_an_older_shape_are_brought_up_to_date() {
         "{}",
         lines[0]
     );
-    assert_eq!(lines[1], "update     stream EVENTS: allow_msg_ttl false -> true, max_age 10 min -> 25 h");
+    assert_eq!(
+        lines[1],
+        "update     stream EVENTS: allow_rollup_hdrs false -> true, deny_delete false -> true, \
+         allow_msg_ttl false -> true, max_age 10 min -> 25 h"
+    );
     let again = setup(&nats, &["--yes"]).await;
     assert_eq!(again.last().unwrap(), "nothing to change", "{again:#?}");
 }
 
+/// As they were made before nobody could wipe them: buckets that take rollups, nothing denied but deleting single
+/// entries, and logs, heartbeats and minutes in memory.
+fn of_the_release_before(wanted: &Stream) -> Config {
+    let is_bucket = wanted.name.starts_with("KV_");
+    let mut config: Config = serde_json::from_value(wanted.to_json()).unwrap();
+    config.allow_rollup = is_bucket;
+    config.deny_delete = is_bucket;
+    config.deny_purge = false;
+    config.storage = if wanted.volatile { StorageType::Memory } else { StorageType::File };
+    config
+}
+
+#[tokio::test]
+async fn what_the_release_before_has_made_is_kept_and_can_no_longer_be_wiped() {
+    let nats = NatsServer::start_empty().await.unwrap();
+    for wanted in streams(&Layout::default()) {
+        if wanted.name == subject::WITHDRAWN_STREAM {
+            continue;
+        }
+        create(&nats, of_the_release_before(&wanted)).await;
+    }
+    let function = jetstream::new(nats.function_client().await.unwrap());
+    let record =
+        function.publish("$KV.requests.00000000000000000000000000000001", "kept".into()).await.unwrap();
+    record.await.unwrap();
+
+    let lines = setup(&nats, &["--yes"]).await;
+    assert_eq!(lines.iter().filter(|line| line.starts_with("updated ")).count(), 10, "{lines:#?}");
+    for wanted in streams(&Layout::default()) {
+        let found = stream(&nats, wanted.name).await.unwrap();
+        let denies = (found.allow_rollup, found.deny_delete, found.deny_purge);
+        let expected = (wanted.allow_rollup_hdrs, wanted.deny_delete, wanted.deny_purge);
+        assert_eq!(denies, expected, "{}", wanted.name);
+    }
+    let admin = jetstream::new(admin_client(&nats).await.unwrap());
+    let requests = admin.get_stream(subject::REQUESTS_STREAM).await.unwrap();
+    assert_eq!(requests.cached_info().state.messages, 1);
+    let again = setup(&nats, &["--yes"]).await;
+    assert_eq!(again.last().unwrap(), "nothing to change", "{again:#?}");
+}
+
+/// The printed entry is put where it says, and the printed password opens it.
+#[tokio::test]
+async fn a_new_user_works_as_it_is_printed() {
+    let nats = NatsServer::start_empty().await.unwrap();
+    for (args, name) in [
+        (&["worker", "--models", "a,b.c"][..], "worker-a-b=2Ec"),
+        (&["worker", "--name", "pool"], "pool"),
+        (&["function", "--name", "edge"], "edge"),
+        (&["admin", "--name", "ops"], "ops"),
+    ] {
+        let args = [&["nats", "user", "add"], args].concat();
+        let printed = command(&nats, &args).unwrap().output().await.unwrap();
+        let (entry, said) =
+            (String::from_utf8(printed.stdout).unwrap(), String::from_utf8(printed.stderr).unwrap());
+        let password = said.lines().find(|line| line.len() == 44 && !line.contains(' ')).unwrap();
+        assert!(!entry.contains(password) && said.contains("nats-server --signal reload"), "{said}");
+
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("nats.conf");
+        let config = std::fs::read_to_string(CONFIG).unwrap();
+        let (before, after) = config.rsplit_once("\n  ]\n").unwrap();
+        std::fs::write(&path, format!("{before}\n{entry}\n  ]\n{after}")).unwrap();
+        let nats = NatsServer::start_with(&path).await.unwrap();
+        let connect = |password: &str| {
+            ConnectOptions::with_user_and_password(name.to_owned(), password.to_owned())
+                .connect(nats.address())
+        };
+        connect(password).await.unwrap();
+        assert!(connect("wrong").await.is_err());
+    }
+    let (_, complaint) = refused(&nats, &["nats", "user", "add", "admin", "--models", "a"]).await.unwrap();
+    assert!(complaint.contains("--models is for workers"), "{complaint}");
+}
+
 #[tokio::test]
 async fn what_cannot_be_changed_is_reported_and_nothing_is_lost_unless_requested() {
-    let nats = NatsServer::start().await.unwrap();
+    let nats = NatsServer::start_empty().await.unwrap();
     setup(&nats, &["--yes"]).await;
     let worker = jetstream::new(nats.worker_client().await.unwrap());
     let event = worker.publish("emberline.events.x", "{}".into()).await.unwrap();
     event.await.unwrap();
 
-    let file = [&SETUP[..], &["--yes", "--storage", "file", "--queue-jobs", "7"]].concat();
-    let (plan, complaint) = refused(&nats, &file).await.unwrap();
-    let blocked = "blocked    stream EVENTS: storage memory -> file can't be changed in place; --recreate removes and recreates it: its 1 messages are lost";
+    let memory = [&SETUP[..], &["--yes", "--storage", "memory", "--queue-jobs", "7"]].concat();
+    let (plan, complaint) = refused(&nats, &memory).await.unwrap();
+    let blocked = "blocked    stream EVENTS: storage file -> memory can't be changed in place; --recreate removes and recreates it: its 1 messages are lost";
     assert!(plan.contains(blocked), "{plan}");
     assert!(complaint.contains("nothing was changed"), "{complaint}");
     assert_ne!(stream(&nats, JOBS_STREAM).await.unwrap().max_messages_per_subject, 7);
 
-    let done = emberline(&nats, &[&file[..], &["--recreate"]].concat()).await.unwrap();
+    let done = emberline(&nats, &[&memory[..], &["--recreate"]].concat()).await.unwrap();
     assert!(done.contains("recreated stream EVENTS") && done.contains("updated stream JOBS"), "{done}");
     for volatile in ["EVENTS", "KV_workers", "LIMITS"] {
-        assert_eq!(stream(&nats, volatile).await.unwrap().storage, StorageType::File);
+        assert_eq!(stream(&nats, volatile).await.unwrap().storage, StorageType::Memory);
     }
 }
 
 #[tokio::test]
 async fn a_single_server_refuses_three_replicas_and_it_is_told() {
-    let nats = NatsServer::start().await.unwrap();
+    let nats = NatsServer::start_empty().await.unwrap();
     let (_, complaint) = refused(&nats, &["nats", "setup", "--yes", "--replicas", "3"]).await.unwrap();
     for word in ["stream JOBS was not created", "cluster of at least 3 servers", "non-clustered"] {
         assert!(complaint.contains(word), "{complaint}");
@@ -182,7 +262,7 @@ async fn a_cluster_gets_its_replicas_wherever_the_leaders_are() {
 /// KEDA's scaler sums up the waiting and running messages of the consumers that the manifest names.
 #[tokio::test]
 async fn the_manifest_scales_by_waiting_and_running_jobs() {
-    let nats = NatsServer::start().await.unwrap();
+    let nats = NatsServer::start_empty().await.unwrap();
     let model = "smollm2-135m-instruct";
     setup(&nats, &["--yes", "--model", model]).await;
     let function = jetstream::new(nats.function_client().await.unwrap());

@@ -23,6 +23,7 @@ use emberline_protocol::error::{ApiError, ErrorCode};
 pub use emberline_protocol::event::Acceptance;
 use emberline_protocol::event::{EventKind, FinishReason, TokenLogprobs, Usage};
 use emberline_protocol::log::{Applied, ChoiceLog, Conflict, EventLog, Fresh};
+use emberline_protocol::malformed::Malformed;
 use emberline_protocol::prompt::PromptToken;
 
 pub use fault::Fault;
@@ -413,7 +414,7 @@ impl SentOutput {
 pub fn read_chunk(payload: &[u8]) -> Result<Chunk, Fault> {
     Chunk::read(payload).map_err(|error| match error {
         Unreadable::Version(version) => Fault::Version(version),
-        Unreadable::Malformed(error) => Fault::Unreadable(error.to_string()),
+        Unreadable::Malformed(error) => Fault::Unreadable(error),
     })
 }
 

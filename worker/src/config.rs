@@ -11,6 +11,7 @@ use emberline_inference::engine::inference::CacheDtype;
 use emberline_inference::network::Quantize;
 use emberline_protocol::bytes::Bytes;
 use emberline_protocol::control::ALIVE_TIMEOUT_S;
+use emberline_protocol::dead_letter::Prompts;
 
 use crate::nats::NatsConfig;
 use crate::registry::file::ModelList;
@@ -96,6 +97,12 @@ pub struct Args {
     #[arg(long, env = "EMBERLINE_DRAIN_S", default_value_t = 30, value_name = "SECONDS")]
     pub drain_s: u64,
 
+    /// What happens to the prompts of a job that is given up
+    ///
+    /// Only with `keep` can `emberline jobs replay` run it again.
+    #[arg(long, env = "EMBERLINE_DEAD_LETTER_PROMPTS", value_enum, default_value_t = DeadLetterPrompts::Keep)]
+    pub dead_letter_prompts: DeadLetterPrompts,
+
     /// Tokens per second and job of the simulated engine; 0 for as many as it can
     #[arg(long, default_value_t = 50.0, value_name = "RATE", value_parser = tokens_per_second)]
     pub simulated_tokens_per_s: f64,
@@ -114,6 +121,27 @@ pub enum EngineChoice {
     Simulated,
 }
 
+/// What happens to the prompts of a job that is given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DeadLetterPrompts {
+    /// They stay with the job for a week, for whoever may read the stream DEAD.
+    Keep,
+    /// A SHA-256 takes the place of each; a short text can be guessed from it.
+    Hash,
+    /// They are removed.
+    Drop,
+}
+
+impl From<DeadLetterPrompts> for Prompts {
+    fn from(choice: DeadLetterPrompts) -> Self {
+        match choice {
+            DeadLetterPrompts::Keep => Self::Keep,
+            DeadLetterPrompts::Hash => Self::Hash,
+            DeadLetterPrompts::Drop => Self::Drop,
+        }
+    }
+}
+
 /// A valid configuration.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -125,6 +153,8 @@ pub struct Config {
     pub drain: Duration,
     /// How long a job goes on without an `alive` message from its relay.
     pub alive_timeout: Duration,
+    /// What happens to the prompts of jobs that are given up.
+    pub dead_letter_prompts: Prompts,
 }
 
 /// Arguments that are not a configuration.
@@ -178,6 +208,7 @@ impl Args {
             models: ModelList::new(fixed, file, settings),
             drain: Duration::from_secs(self.drain_s),
             alive_timeout: Duration::from_millis(self.alive_timeout_ms),
+            dead_letter_prompts: self.dead_letter_prompts.into(),
         })
     }
 }
@@ -301,6 +332,7 @@ mod tests {
             ["--cache-dtype", "q8"],
             ["--quantize", "q2"],
             ["--context-length", "0"],
+            ["--dead-letter-prompts", "some"],
         ] {
             assert!(Args::try_parse_from([&["emberline-worker"], &bad[..]].concat()).is_err(), "{bad:?}");
         }

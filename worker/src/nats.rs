@@ -1,23 +1,22 @@
 //! The connection to NATS, and the streams, buckets and consumers in which function and workers meet
 //! ([`emberline_protocol::streams`]).
 //!
-//! Streams and consumers are created where they are missing and left as they are where they exist: an
-//! operator may give them other limits or more replicas, and only what the protocol relies on is
-//! checked. A model's consumers outlive the model: jobs may wait in its queue, and other workers may
-//! serve it.
-//! EVENTS and the bucket of heartbeats live in memory: [`Nats::maintain`] creates them again after a
-//! restart of nats-server.
+//! Streams are made by `emberline nats setup`, never here: a worker has no right to. It checks what the
+//! protocol relies on, and says what to run where that is missing; limits and replicas are the operator's.
+//! A model's consumers are created where they are missing. They outlive the model: jobs may wait in its
+//! queue, and other workers may serve it.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::{Config as ConsumerConfig, PullConsumer, pull};
-use async_nats::jetstream::context::CreateStreamErrorKind;
+use async_nats::jetstream::context::GetStreamErrorKind;
 use async_nats::jetstream::stream::{Config as StreamConfig, ConsumerCreateStrictErrorKind};
 use async_nats::jetstream::{self, ErrorCode as NatsCode};
 use async_nats::{
     Client, ConnectErrorKind, ConnectOptions, Event as ConnectionEvent, ServerAddr, Subscriber,
 };
+use emberline_protocol::permissions::WORKER_STREAMS;
 pub use emberline_protocol::streams::ACK_WAIT;
 use emberline_protocol::streams::{self, Consumer, Difference, Layout, Stream};
 use emberline_protocol::subject::{self, JOBS_STREAM};
@@ -26,8 +25,6 @@ use serde_json::Value;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-/// Prefix of the inboxes for answers; deploy/nats.conf lets workers read no others.
-const INBOX_PREFIX: &str = "_INBOX_worker";
 /// How long the first connection is tried.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How to reach NATS.
@@ -72,6 +69,10 @@ pub enum NatsError {
         "nats-server at {address} has JetStream off. Start it with deploy/nats.conf, or add `jetstream {{}}` to its configuration"
     )]
     NoJetStream { address: String },
+    #[error("NATS has no stream {stream}. Run `emberline nats setup`, which creates what is missing")]
+    NoStream { stream: &'static str },
+    #[error("can't look at {what} in NATS: {reason}. Check the permissions of user '{user}'")]
+    Inspect { what: String, user: String, reason: String },
     #[error("can't create {what} in NATS: {reason}. Check the permissions and limits of user '{user}'")]
     Create { what: String, user: String, reason: String },
     #[error(
@@ -86,17 +87,16 @@ pub enum NatsError {
 pub struct Nats {
     client: Client,
     jetstream: jetstream::Context,
-    address: Arc<str>,
     user: Arc<str>,
     /// Whether there is a connection now.
     connected: watch::Receiver<bool>,
-    /// Grows each time that all streams were found or created.
+    /// Grows each time that all streams were found.
     ready: Arc<watch::Sender<u64>>,
     recheck: Arc<Notify>,
 }
 
 impl Nats {
-    /// Connects, checks the server, and creates what is missing.
+    /// Connects, and checks the server and the streams.
     pub async fn open(config: &NatsConfig) -> Result<Self, NatsError> {
         let (connected_sender, mut connected) = watch::channel(false);
         let address = config.servers.iter().map(display_address).collect::<Vec<_>>().join(",");
@@ -117,13 +117,12 @@ impl Nats {
         let nats = Self {
             client,
             jetstream,
-            address: address.into(),
             user: config.user.as_str().into(),
             connected,
             ready: Arc::new(watch::Sender::new(0)),
             recheck: Arc::default(),
         };
-        nats.ensure_streams().await?;
+        nats.check_streams().await?;
         Ok(nats)
     }
 
@@ -163,7 +162,7 @@ impl Nats {
         self.recheck.notify_one();
     }
 
-    /// Checks and creates the streams after each reconnection; never returns.
+    /// Checks the streams after each reconnection; never returns.
     pub async fn maintain(&self) {
         let mut connected = self.connected.clone();
         loop {
@@ -172,10 +171,10 @@ impl Nats {
                 () = self.recheck.notified() => {}
             }
             while *connected.borrow_and_update() {
-                match self.ensure_streams().await {
+                match self.check_streams().await {
                     Ok(()) => break,
                     Err(error) => {
-                        tracing::warn!(%error, "the streams can't be checked or created; trying again");
+                        tracing::warn!(%error, "the streams can't be used; trying again");
                         tokio::time::sleep(Duration::from_secs(1)).await;
                     }
                 }
@@ -183,31 +182,32 @@ impl Nats {
         }
     }
 
-    async fn ensure_streams(&self) -> Result<(), NatsError> {
+    async fn check_streams(&self) -> Result<(), NatsError> {
         for stream in streams::streams(&Layout::default()) {
-            self.ensure_stream(&stream).await?;
+            if WORKER_STREAMS.contains(&stream.name) {
+                self.require_stream(&stream).await?;
+            }
         }
         self.ready.send_modify(|count| *count += 1);
         Ok(())
     }
 
-    async fn ensure_stream(&self, wanted: &Stream) -> Result<(), NatsError> {
-        let name = wanted.name;
-        let failed = |reason: String| self.create_error(format!("stream {name}"), reason);
-        // Creating is atomic in the server, and succeeds for an equal stream that exists already.
-        let error = match self.jetstream.create_stream(stream_config(wanted)).await {
-            Ok(_) => return Ok(()),
+    async fn require_stream(&self, wanted: &Stream) -> Result<(), NatsError> {
+        let stream = wanted.name;
+        let error = match self.jetstream.get_stream(stream).await {
+            Ok(found) => return check_stream(&found.cached_info().config, wanted),
             Err(error) => error,
         };
         match error.kind() {
-            CreateStreamErrorKind::JetStream(e) if e.error_code() == NatsCode::STREAM_NAME_EXIST => {}
-            CreateStreamErrorKind::JetStreamUnavailable => {
-                return Err(NatsError::NoJetStream { address: self.address.to_string() });
+            GetStreamErrorKind::JetStream(e) if e.error_code() == NatsCode::STREAM_NOT_FOUND => {
+                Err(NatsError::NoStream { stream })
             }
-            _ => return Err(failed(error.to_string())),
+            _ => Err(NatsError::Inspect {
+                what: format!("stream {stream}"),
+                user: self.user.to_string(),
+                reason: error.to_string(),
+            }),
         }
-        let found = self.jetstream.get_stream(name).await.map_err(|e| failed(e.to_string()))?;
-        check_stream(&found.cached_info().config, wanted)
     }
 
     /// The consumers that all workers of `model` share, one for each lane of its queue; created where
@@ -273,7 +273,7 @@ async fn connect(
 fn connect_options(config: &NatsConfig, connected: watch::Sender<bool>) -> ConnectOptions {
     let mut options = ConnectOptions::new()
         .name("emberline-worker")
-        .custom_inbox_prefix(INBOX_PREFIX)
+        .custom_inbox_prefix(subject::inbox_prefix(&config.user))
         .ping_interval(Duration::from_secs(10))
         .event_callback(move |event| {
             on_event(&event, &connected);
@@ -307,11 +307,6 @@ fn set_connected(connected: &watch::Sender<bool>, up: bool) {
 /// The address without credentials that may be part of it.
 fn display_address(server: &ServerAddr) -> String {
     format!("{}:{}", server.host(), server.port())
-}
-
-/// The stream as async-nats configures it, which reads every field.
-fn stream_config(stream: &Stream) -> StreamConfig {
-    serde_json::from_value(stream.to_json()).unwrap_or_default()
 }
 
 fn consumer_config(consumer: &Consumer) -> pull::Config {
@@ -350,6 +345,11 @@ mod tests {
     use async_nats::jetstream::consumer::AckPolicy;
     use async_nats::jetstream::stream::{RetentionPolicy, StorageType};
     use emberline_protocol::lane::Lane;
+
+    /// The stream as async-nats reads it, which reads every field.
+    fn stream_config(stream: &Stream) -> StreamConfig {
+        serde_json::from_value(stream.to_json()).unwrap()
+    }
 
     fn stream(name: &str) -> Stream {
         streams::streams(&Layout::default()).into_iter().find(|stream| stream.name == name).unwrap()

@@ -63,6 +63,7 @@ pub async fn serve(config: &Config, loader: Loader, signals: Signals) -> Result<
         loader,
         drain: config.drain,
         alive_timeout: config.alive_timeout,
+        dead_letter_prompts: config.dead_letter_prompts,
         load: Arc::clone(&load),
         running: RunningJobs::default(),
     }));

@@ -12,6 +12,7 @@ use async_nats::{Message, Subscriber};
 use emberline_inference::clock;
 use emberline_inference::engine::Preprocessor;
 use emberline_protocol::error::{ApiError, ErrorCode};
+use emberline_protocol::malformed::Malformed;
 use emberline_protocol::subject::{self, WORKERS_QUEUE};
 use emberline_protocol::tokens::TokensReply;
 use futures::StreamExt;
@@ -74,7 +75,7 @@ async fn refuse(nats: &Nats, request: Message) {
 async fn answer(nats: &Nats, preprocessor: Arc<dyn Preprocessor>, request: Message) {
     let Message { reply: to, payload, .. } = request;
     let converted = tokio::task::spawn_blocking(move || {
-        let request = serde_json::from_slice(&payload).map_err(|error| {
+        let request = serde_json::from_slice(&payload).map_err(Malformed::from).map_err(|error| {
             let message = format!("The worker can't read this request: {error}. Upgrade the worker.");
             ApiError::new(ErrorCode::InternalError, message)
         })?;

@@ -2,7 +2,7 @@
 
 use async_nats::Client;
 use emberline_protocol::PROTOCOL_VERSION;
-use emberline_protocol::dead_letter::{ATTEMPTS_HEADER, QUEUED_ON_HEADER, REASON_HEADER};
+use emberline_protocol::dead_letter::{ATTEMPTS_HEADER, PROMPTS_HEADER, QUEUED_ON_HEADER, REASON_HEADER};
 use emberline_protocol::job::Job;
 use emberline_protocol::subject::{DEAD_STREAM, DEAD_SUBJECTS, JobId, model_of_dead};
 use serde_json::{Value, json};
@@ -28,6 +28,8 @@ pub(super) struct DeadLetter {
     pub(super) attempts: Option<String>,
     pub(super) reason: String,
     queued_on: Option<String>,
+    /// What its worker did to the prompts, if they are not as they were queued.
+    prompts: Option<String>,
     payload: Vec<u8>,
 }
 
@@ -38,6 +40,10 @@ pub(super) enum DeadLetterError {
     Access(#[from] AccessError),
     #[error("no job with the id {0} was given up; `emberline jobs list` shows the jobs that were")]
     Unknown(JobId),
+    #[error(
+        "the job can't be run again: its prompts are not kept ({0}), as its worker's --dead-letter-prompts says; `emberline jobs show` prints what is"
+    )]
+    NoPrompts(String),
     #[error("the job can't be read: {0}; `emberline jobs show` prints it as it is stored")]
     Unreadable(String),
     #[error(
@@ -86,6 +92,9 @@ impl DeadLetters {
 impl DeadLetter {
     /// The job that was given up.
     pub(super) fn job(&self) -> Result<Job, DeadLetterError> {
+        if let Some(prompts) = &self.prompts {
+            return Err(DeadLetterError::NoPrompts(prompts.clone()));
+        }
         let unreadable = |error: serde_json::Error| DeadLetterError::Unreadable(error.to_string());
         let job: Value = serde_json::from_slice(&self.payload).map_err(unreadable)?;
         // The version comes first: a newer job may have other fields.
@@ -103,6 +112,7 @@ impl DeadLetter {
             "given_up": self.given_up_at.map(time_format::rfc3339),
             "attempts": self.attempts.as_ref().and_then(|attempts| attempts.parse::<u32>().ok()),
             "reason": self.reason,
+            "prompts": self.prompts.as_deref().unwrap_or("keep"),
         })
     }
 
@@ -129,6 +139,7 @@ impl From<StoredMessage> for DeadLetter {
             attempts: header(ATTEMPTS_HEADER),
             reason: header(REASON_HEADER).unwrap_or_default(),
             queued_on: header(QUEUED_ON_HEADER),
+            prompts: header(PROMPTS_HEADER),
             payload: stored.payload,
         }
     }
@@ -158,10 +169,18 @@ mod tests {
             "given_up": "2026-11-23T08:41:40.042Z",
             "attempts": 3,
             "reason": "its workers died",
+            "prompts": "keep",
             "queued_on": null,
             "job": {"v": 3},
         });
         assert_eq!(details, wanted);
+    }
+
+    #[test]
+    fn a_job_without_its_prompts_is_shown_and_not_run() {
+        let redacted = DeadLetter { prompts: Some("hash".into()), ..letter(br#"{"v":3}"#) };
+        assert_eq!(redacted.details()["prompts"], "hash");
+        assert!(redacted.job().unwrap_err().to_string().contains("not kept (hash)"));
     }
 
     #[test]

@@ -104,7 +104,7 @@ impl NatsAccess {
         let client = ConnectOptions::with_user_and_password(self.user.to_owned(), self.password.clone())
             .name("emberline")
             // deploy/nats.conf lets each user subscribe to its own inboxes only.
-            .custom_inbox_prefix(format!("_INBOX_{}", self.user))
+            .custom_inbox_prefix(subject::inbox_prefix(self.user))
             .connection_timeout(TIMEOUT)
             .request_timeout(Some(TIMEOUT))
             .connect(servers)

@@ -1,9 +1,11 @@
 //! `emberline nats setup`: creates and updates Emberline's streams, buckets and consumers in NATS.
+//! `emberline nats user`: prints the configuration of users for nats-server ([`user`]).
 //!
 //! [`plan`] compares what exists with what is wanted. This module shows the plan, asks for confirmation and
 //! carries it out.
 
 mod plan;
+mod user;
 
 use std::io::{self, IsTerminal, Write};
 
@@ -17,6 +19,7 @@ use crate::cache::Cache;
 use crate::nats::access::{AdminArgs, NatsAccess};
 use crate::runtime::runtime;
 use plan::{RequestedChanges, SetupPlan};
+use user::UserArgs;
 
 #[derive(Debug, Args)]
 pub(crate) struct NatsArgs {
@@ -30,6 +33,8 @@ pub(crate) struct NatsArgs {
 enum NatsCommand {
     /// Create or update the streams, buckets and consumers; shows the plan first.
     Setup(SetupArgs),
+    /// Make users for nats-server's configuration.
+    User(UserArgs),
 }
 
 #[derive(Debug, Args)]
@@ -50,7 +55,7 @@ struct ChangeArgs {
     /// Servers that hold each message: 1, 3 or 5
     #[arg(long, value_name = "N", value_parser = parse_replicas)]
     replicas: Option<u8>,
-    /// Where events, heartbeats and the counters of minutes are stored [default of new streams: memory]
+    /// Where events, heartbeats and the counters of minutes are stored [default of new streams: file]
     #[arg(long, value_enum)]
     storage: Option<StorageChoice>,
     /// Jobs that may wait or run, of one model and lane [default of a new queue: 1000]
@@ -115,8 +120,12 @@ fn parse_bytes(text: &str) -> Result<i64, &'static str> {
 }
 
 pub(crate) fn run(args: &NatsArgs, cache: &Cache) -> anyhow::Result<()> {
-    let access = args.access.resolve(cache)?;
-    let NatsCommand::Setup(args) = &args.command;
+    let access = &args.access;
+    let args = match &args.command {
+        NatsCommand::Setup(args) => args,
+        NatsCommand::User(args) => return user::run(args),
+    };
+    let access = access.resolve(cache)?;
     runtime()?.block_on(async {
         let client = access.connect().await?;
         setup(&client, args).await

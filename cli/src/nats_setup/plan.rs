@@ -18,7 +18,7 @@ use crate::nats::jetstream_api::{self, JetStreamError};
 
 /// Settings that JetStream can't change in place.
 const FIXED: [&str; 4] = ["storage", "retention", "allow_msg_counter", "ack_policy"];
-/// How often recreating a stream is tried: a running worker may create it first.
+/// How often recreating a stream is tried: a running worker of an older version may create it first.
 const MAX_RECREATIONS: u32 = 3;
 /// How long the other servers may take to copy a stream.
 const REPLICATION_TIMEOUT: Duration = Duration::from_secs(60);

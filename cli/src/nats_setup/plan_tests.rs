@@ -59,16 +59,16 @@ fn new_streams_have_as_many_replicas_as_the_queue() {
 
 #[test]
 fn nothing_is_lost_unless_asked_for_and_nothing_on_disk_at_all() {
-    let file = RequestedChanges { storage: Some(Storage::File), ..RequestedChanges::default() };
-    let planned = step("EVENTS", "x", json!(null), &file);
+    let memory = RequestedChanges { storage: Some(Storage::Memory), ..RequestedChanges::default() };
+    let planned = step("EVENTS", "x", json!(null), &memory);
     assert_eq!(
         planned,
-        "blocked    stream EVENTS: storage memory -> file can't be changed in place; --recreate removes and recreates it: its 7 messages are lost, running answers break off"
+        "blocked    stream EVENTS: storage file -> memory can't be changed in place; --recreate removes and recreates it: its 7 messages are lost, running answers break off"
     );
-    let recreate = RequestedChanges { recreate: true, ..file };
+    let recreate = RequestedChanges { recreate: true, ..memory };
     assert_eq!(
         step("EVENTS", "x", json!(null), &recreate),
-        "recreate   stream EVENTS: storage memory -> file; its 7 messages are lost, running answers break off"
+        "recreate   stream EVENTS: storage file -> memory; its 7 messages are lost, running answers break off"
     );
     let planned = step("JOBS", "retention", json!("limits"), &recreate);
     assert_eq!(

@@ -6,6 +6,7 @@ use emberline_api::models::ModelNames;
 use emberline_protocol::PROTOCOL_VERSION;
 use emberline_protocol::error::{ApiError, ErrorCode};
 use emberline_protocol::key::{self, KeyId, KeyLimits, KeyRecord, KeyState};
+use emberline_protocol::malformed::Malformed;
 use emberline_protocol::subject;
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
@@ -121,7 +122,7 @@ impl Caller {
 /// Reads a key's record.
 pub fn read_record(payload: &[u8]) -> Result<KeyRecord, UnreadableRecord> {
     let record: KeyRecord =
-        serde_json::from_slice(payload).map_err(|error| UnreadableRecord(error.to_string()))?;
+        serde_json::from_slice(payload).map_err(|e| UnreadableRecord(Malformed::from(e).to_string()))?;
     if record.v > PROTOCOL_VERSION {
         return Err(UnreadableRecord(format!("it has version {}", record.v)));
     }

@@ -6,6 +6,7 @@ use emberline_api::models::{ModelNames, Readiness};
 use emberline_protocol::PROTOCOL_VERSION;
 use emberline_protocol::error::{ApiError, ErrorCode};
 use emberline_protocol::heartbeat::{Heartbeat, ModelState, ServedModel};
+use emberline_protocol::malformed::Malformed;
 
 use super::queue::Capacity;
 use crate::nats::jetstream::bus_unavailable;
@@ -51,7 +52,7 @@ impl ServedModels {
                     continue;
                 }
                 Err(error) => {
-                    skipped(format!("a heartbeat can't be read: {error}"));
+                    skipped(format!("a heartbeat can't be read: {}", Malformed::from(error)));
                     continue;
                 }
             };

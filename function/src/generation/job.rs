@@ -2,16 +2,15 @@
 
 use bytes::Bytes;
 use emberline_protocol::PROTOCOL_VERSION;
-use emberline_protocol::chunk::Chunk;
 use emberline_protocol::control::Control;
 use emberline_protocol::error::{ApiError, ErrorCode};
-use emberline_protocol::event::EventKind;
 use emberline_protocol::job::{Account, GenerationRequest, Job, Message, RawPrompt};
-use emberline_protocol::subject::{JOBS_STREAM, JobId, jobs};
+use emberline_protocol::subject::{self, JOBS_STREAM, JobId, jobs};
 use watermelon_proto::headers::{HeaderMap, HeaderName, HeaderValue};
 use watermelon_proto::{MessageBase, Subject};
 
 use crate::http::reply::internal_error;
+use crate::nats::connection::{self, BusError};
 use crate::relay::OutputLimits;
 
 /// Room for a job's headers within `max_payload`, which counts them, too.
@@ -111,20 +110,31 @@ pub fn message(job: &Job, max_payload: usize) -> Result<MessageBase, ApiError> {
     Ok(MessageBase { subject, reply_subject: None, headers, payload: Bytes::from(payload) })
 }
 
-/// What is published when nobody waits for the answer any more: `cancel` for the worker that has the job, and,
-/// if none has taken it, `withdrawn` in the job's log for the worker that will. A job whose request is `stored`
-/// says that in the stored request.
-pub fn cancel_messages(control: &Subject, events: &Subject, stored: bool, taken: bool) -> Vec<MessageBase> {
-    let message = |subject: &Subject, payload: Vec<u8>| MessageBase {
-        subject: subject.clone(),
+/// The message that says to the worker which takes `job` later that nobody waits for it any more; it is kept
+/// as long as the job may still run. `None` for a background job, whose stored request says that.
+pub fn withdrawal(job: &Job) -> Result<Option<MessageBase>, BusError> {
+    if job.background.is_some() {
+        return Ok(None);
+    }
+    let ttl_s = job.deadline.saturating_sub(job.created).div_ceil(1000).max(1);
+    let mut headers = HeaderMap::new();
+    // Digits are a valid value.
+    if let Ok(ttl) = HeaderValue::from_bytes(ttl_s.to_string().as_bytes()) {
+        headers.insert(HeaderName::from_static("Nats-TTL"), ttl);
+    }
+    let subject = connection::subject(subject::withdrawn(&job.id))?;
+    Ok(Some(MessageBase { subject, reply_subject: None, headers, payload: Bytes::new() }))
+}
+
+/// The message that stops the worker which has a job, on its `control` subject.
+pub fn cancel(control: &Subject) -> MessageBase {
+    let payload = serde_json::to_vec(&Control::Cancel).unwrap_or_default();
+    MessageBase {
+        subject: control.clone(),
         reply_subject: None,
         headers: HeaderMap::new(),
         payload: payload.into(),
-    };
-    let withdrawn = Chunk::of(0, 0, EventKind::Withdrawn);
-    let withdrawn = (!stored && !taken).then(|| serde_json::to_vec(&withdrawn).unwrap_or_default());
-    let cancel = serde_json::to_vec(&Control::Cancel).unwrap_or_default();
-    withdrawn.map(|payload| message(events, payload)).into_iter().chain([message(control, cancel)]).collect()
+    }
 }
 
 #[cfg(test)]
@@ -218,19 +228,20 @@ mod tests {
     }
 
     #[test]
-    fn a_job_that_no_worker_has_is_withdrawn_in_its_log() {
-        let (control, events) = (Subject::from_static("c"), Subject::from_static("e"));
-        let said = |kept, taken| -> Vec<(String, String)> {
-            let said = cancel_messages(&control, &events, kept, taken).into_iter();
-            said.map(|word| (word.subject.to_string(), String::from_utf8(word.payload.to_vec()).unwrap()))
-                .collect()
-        };
-        let cancel = ("c".to_owned(), r#"{"type":"cancel"}"#.to_owned());
-        let withdrawn = serde_json::to_string(&Chunk::of(0, 0, EventKind::Withdrawn)).unwrap();
-        assert_eq!(said(false, false), [("e".to_owned(), withdrawn), cancel.clone()]);
-        for (kept, taken) in [(false, true), (true, false), (true, true)] {
-            assert_eq!(said(kept, taken), std::slice::from_ref(&cancel), "{kept} {taken}");
-        }
+    fn a_withdrawal_has_a_subject_of_its_own_and_lasts_as_long_as_the_job() {
+        let job = new_job(request(None), None, "a", context());
+        let message = withdrawal(&job).unwrap().unwrap();
+        assert_eq!(message.subject.as_str(), format!("emberline.withdrawn.{}", job.id));
+        assert!(message.payload.is_empty());
+        let text = String::from_utf8(encode(&ClientOp::Publish { message }).to_vec()).unwrap();
+        assert!(text.contains("Nats-TTL: 600\r\n"), "{text}");
+        assert_eq!(withdrawal(&Job { background: Some(60), ..job }).unwrap(), None);
+    }
+
+    #[test]
+    fn a_cancel_goes_to_the_jobs_worker() {
+        let message = cancel(&Subject::from_static("c"));
+        assert_eq!((message.subject.as_str(), &message.payload[..]), ("c", &br#"{"type":"cancel"}"#[..]));
     }
 
     #[test]

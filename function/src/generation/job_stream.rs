@@ -86,6 +86,8 @@ pub struct JobStream {
     log: (&'static str, Subject),
     control: Subject,
     sent: Subject,
+    /// For the worker that takes the job when nobody waits for it any more.
+    withdrawal: Option<MessageBase>,
     deadline: Timer,
     alive: Timer,
     /// An event has come since `alive` last fired.
@@ -214,6 +216,7 @@ impl JobStream {
         let (stream, events) = job.log();
         let (live, control) = (subject(live(&job.id))?, subject(control(&job.id))?);
         let sent = subject(sent(&job.id))?;
+        let withdrawal = job::withdrawal(job)?;
         let subscription = connection.new_subscription(live.clone());
         let questions = connection.new_subscription(sent.clone());
         let context = format!("job {}", job.id);
@@ -232,6 +235,7 @@ impl JobStream {
             log: (stream, subject(events)?),
             control,
             sent,
+            withdrawal,
             deadline: bus.host().timer(bus.host().left_until(deadline_ns)),
             alive: bus.host().timer(ALIVE_INTERVAL),
             heard: false,
@@ -588,11 +592,11 @@ impl JobStream {
 
     /// Ends the stream and the job.
     pub(super) async fn stop(self) {
-        let messages =
-            job::cancel_messages(&self.control, &self.log.1, self.is_background, self.relay.is_taken());
+        let withdrawal = self.withdrawal.filter(|_| !self.relay.is_taken());
+        let messages = withdrawal.into_iter().chain([job::cancel(&self.control)]);
         let sent = async {
             let mut connection = self.connection.into_connection().await?;
-            messages.into_iter().for_each(|message| connection.publish(message));
+            messages.for_each(|message| connection.publish(message));
             connection.flush().await
         };
         if !matches!(self.host.within(CANCEL_TIMEOUT, sent).await, Some(Ok(()))) {

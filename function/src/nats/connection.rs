@@ -5,8 +5,10 @@ use std::net::SocketAddr;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use emberline_protocol::error::ApiError;
 use emberline_protocol::size::max_message;
+use emberline_protocol::subject::inbox_prefix;
 use watermelon_proto::headers::HeaderMap;
 use watermelon_proto::proto::{ClientOp, ServerOp};
 use watermelon_proto::{MessageBase, ServerInfo, ServerMessage, StatusCode, Subject, SubscriptionId};
@@ -106,7 +108,7 @@ impl Connection {
             unsent: Vec::new(),
             decoder: Decoder::default(),
             max_payload: 0,
-            inbox: format!("_INBOX_function.{:032x}", host.random_u128()),
+            inbox: format!("{}.{:032x}", inbox_prefix(&endpoint.user), host.random_u128()),
             last_id: INBOX.into(),
         };
         match connection.next_op().await? {
@@ -172,12 +174,7 @@ impl Connection {
     }
 
     /// Publishes a message without headers, to be answered on `reply_subject`.
-    pub fn request(
-        &mut self,
-        subject: Subject,
-        reply_subject: Option<Subject>,
-        payload: impl Into<bytes::Bytes>,
-    ) {
+    pub fn request(&mut self, subject: Subject, reply_subject: Option<Subject>, payload: impl Into<Bytes>) {
         self.publish(MessageBase {
             subject,
             reply_subject,
@@ -295,7 +292,7 @@ impl Connection {
     }
 
     /// Reads stored messages by one direct get.
-    pub async fn direct_get(&mut self, stream: &str, request: bytes::Bytes) -> Result<Batch, BusError> {
+    pub async fn direct_get(&mut self, stream: &str, request: Bytes) -> Result<Batch, BusError> {
         let request = Request {
             subject: direct_get_subject(stream)?,
             headers: HeaderMap::new(),
@@ -305,6 +302,21 @@ impl Connection {
         match self.round_trip(&[request]).await?.pop() {
             Some(Answer::Batch(batch)) => Ok(batch?),
             _ => Ok(Batch::default()),
+        }
+    }
+
+    /// Reads the last message on `subject`, if there is one that is not empty. Unlike [`Connection::direct_get`]
+    /// this names the subject where permissions can see it.
+    pub async fn direct_get_last(&mut self, stream: &str, last: &str) -> Result<Option<Bytes>, BusError> {
+        let request = Request {
+            subject: subject(format!("$JS.API.DIRECT.GET.{stream}.{last}"))?,
+            headers: HeaderMap::new(),
+            payload: Bytes::new(),
+            reply: Reply::Message,
+        };
+        match self.round_trip(&[request]).await?.pop() {
+            Some(Answer::Message(message)) => Ok(jetstream::read_stored(*message)?),
+            _ => Ok(None),
         }
     }
 

@@ -27,8 +27,7 @@ const END_OF_BATCH: u16 = 204;
 pub enum PublishError {
     /// Nothing listens on the subject.
     #[error(
-        "no stream takes it: it has no leader at the moment, or was not made yet by a worker's start or \
-         `emberline nats setup`"
+        "no stream takes it: it has no leader at the moment, or was not made yet by `emberline nats setup`"
     )]
     NoStream,
     /// The stream is at one of its limits.
@@ -54,8 +53,7 @@ impl From<&PublishError> for ApiError {
     fn from(error: &PublishError) -> Self {
         match error {
             PublishError::NoStream => {
-                let message = "No worker has started yet, so there is no queue. A worker's start creates it, \
-                    and so does `emberline nats setup`.";
+                let message = "There is no queue yet. `emberline nats setup` creates it.";
                 Self::new(ErrorCode::NoWorker, message)
             }
             PublishError::Full(_) => {

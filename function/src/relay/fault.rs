@@ -1,13 +1,14 @@
 //! What makes an answer unusable.
 
 use emberline_protocol::log::Conflict;
+use emberline_protocol::malformed::Malformed;
 
 /// Events that no correct worker writes.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)] // the messages are the documentation
 pub enum Fault {
     #[error("a chunk of events can't be read: {0}")]
-    Unreadable(String),
+    Unreadable(Malformed),
     #[error("a chunk of events can't be read: {}", emberline_protocol::upgrade(*.0, "worker", "function"))]
     Version(u32),
     #[error(transparent)]

@@ -8,14 +8,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::PROTOCOL_VERSION;
 use crate::event::EventKind;
+use crate::malformed::Malformed;
 
 /// Events of one attempt in a row.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Chunk {
     /// [`crate::PROTOCOL_VERSION`] of the writer.
     pub v: u32,
-    /// The attempt at the job that wrote it, from 1; 0 is the function. [`crate::log`] says which chunks of
-    /// several attempts count.
+    /// The attempt at the job that wrote it, from 1. [`crate::log`] says which chunks of several attempts count.
     pub attempt: u32,
     /// Index of the first event within its attempt, from 0.
     pub index: u32,
@@ -34,7 +34,7 @@ pub enum Unreadable {
     Version(u32),
     /// It is not a chunk.
     #[error("not a chunk of events: {0}")]
-    Malformed(serde_json::Error),
+    Malformed(Malformed),
 }
 
 impl Chunk {
@@ -56,7 +56,7 @@ impl Chunk {
             // A chunk of another version may look different.
             Err(error) => match serde_json::from_slice(payload) {
                 Ok(Version { v }) if v != PROTOCOL_VERSION => Err(Unreadable::Version(v)),
-                _ => Err(Unreadable::Malformed(error)),
+                _ => Err(Unreadable::Malformed(error.into())),
             },
         }
     }

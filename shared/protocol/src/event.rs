@@ -67,9 +67,6 @@ pub enum EventKind {
     },
     /// The worker requeues a healthy job, so that another worker continues it; the last event of its attempt.
     HandedBack,
-    /// The client no longer wants the answer, and no worker had taken the job. The function writes it, as
-    /// attempt 0.
-    Withdrawn,
     /// All choices are complete; the last event of a job that succeeded.
     Done {
         /// Token counts of the whole job.

@@ -36,7 +36,6 @@ pub struct EventLog {
     prompt: PromptLog,
     choices: Vec<ChoiceLog>,
     end: Option<EventKind>,
-    withdrawn: bool,
 }
 
 /// The state of one attempt.
@@ -120,7 +119,6 @@ impl EventLog {
             prompt: PromptLog { is_wanted: has_prompt, next: 0 },
             choices: (0..choices).map(|_| ChoiceLog::default()).collect(),
             end: None,
-            withdrawn: false,
         }
     }
 
@@ -137,11 +135,6 @@ impl EventLog {
     /// The event that ended the job: [`EventKind::Done`] or [`EventKind::Error`]; `None` if it has not ended.
     pub fn end(&self) -> Option<&EventKind> {
         self.end.as_ref()
-    }
-
-    /// Whether the log has an [`EventKind::Withdrawn`].
-    pub fn is_withdrawn(&self) -> bool {
-        self.withdrawn
     }
 
     /// Number of the prompt's tokens that are written.
@@ -186,7 +179,6 @@ impl EventLog {
         mut on_counted: impl FnMut(&Chunk, &EventKind, Fresh),
     ) -> Reading {
         let mut reading = Reading::default();
-        self.withdrawn |= stored.iter().any(|chunk| chunk.events.contains(&EventKind::Withdrawn));
         let candidates = before_next_attempt(stored);
         if candidates.iter().any(|chunk| self.rivals(chunk)) {
             reading.is_new_log = true;
@@ -271,7 +263,6 @@ impl EventLog {
                 self.acceptance.get_or_insert_with(|| acceptance.clone());
             }
             EventKind::Taken { .. } | EventKind::HandedBack => {}
-            EventKind::Withdrawn => self.withdrawn = true,
             EventKind::Error(_) | EventKind::Done { .. } => self.end = Some(event.clone()),
             // Cancelling is allowed at any time, even for a choice that an earlier attempt completed.
             EventKind::Finish { choice, reason: reason @ FinishReason::Cancelled } => {

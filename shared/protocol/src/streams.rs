@@ -1,9 +1,8 @@
 //! The configurations of Emberline's streams, buckets and consumers, in the form that JetStream's API
 //! accepts.
 //!
-//! [`streams`] makes the streams and buckets for a [`Layout`]. Workers create missing ones with the default
-//! layout, for a single machine, and check existing ones only for what the protocol requires
-//! ([`Stream::incompatible_fields`]). `emberline nats setup` also changes existing ones.
+//! [`streams`] makes the streams and buckets for a [`Layout`]. `emberline nats setup` creates and changes them;
+//! workers only check them for what the protocol requires ([`Stream::incompatible_fields`]).
 
 mod consumer;
 mod definitions;
@@ -28,7 +27,8 @@ const MIB: i64 = 1 << 20;
 pub struct Layout {
     /// Number of servers that store each message: 1, 3 or 5.
     pub replicas: u8,
-    /// Storage of the streams that need not survive a restart of nats-server.
+    /// Storage of the streams whose messages need not survive a restart of nats-server. In memory on a single
+    /// server, the streams themselves don't survive it either, and have to be set up again.
     pub volatile: Storage,
     /// Largest number of jobs of one model and lane that may wait or run.
     pub queue_jobs: i64,
@@ -44,7 +44,7 @@ impl Default for Layout {
     fn default() -> Self {
         Self {
             replicas: 1,
-            volatile: Storage::Memory,
+            volatile: Storage::File,
             queue_jobs: 1000,
             queue_bytes: 512 * MIB,
             events_bytes: 256 * MIB,
@@ -104,6 +104,7 @@ pub struct Stream {
     pub allow_direct: bool,
     pub allow_rollup_hdrs: bool,
     pub deny_delete: bool,
+    pub deny_purge: bool,
     pub allow_msg_ttl: bool,
     pub allow_msg_counter: bool,
     pub num_replicas: u8,
@@ -126,8 +127,16 @@ impl Stream {
             "discard",
             "discard_new_per_subject",
             "allow_direct",
+            "allow_rollup_hdrs",
             "allow_msg_counter",
         ];
+        // JetStream can't take these back, so what an operator denies beyond them stays denied.
+        if self.deny_delete {
+            fields.push("deny_delete");
+        }
+        if self.deny_purge {
+            fields.push("deny_purge");
+        }
         if self.allow_msg_ttl {
             fields.push("allow_msg_ttl");
         }

@@ -32,14 +32,36 @@ fn every_stream_fits_itself_and_has_a_bound() {
 
 #[test]
 fn a_layout_changes_replicas_everywhere_and_storage_where_it_may() {
-    let cluster = Layout { replicas: 3, volatile: Storage::File, ..Layout::default() };
+    let cluster = Layout { replicas: 3, ..Layout::default() };
     for stream in streams(&cluster) {
         assert_eq!((stream.num_replicas, stream.storage), (3, Storage::File), "{}", stream.name);
     }
-    let single = streams(&Layout::default());
+    let memory = streams(&Layout { volatile: Storage::Memory, ..Layout::default() });
     let in_memory: Vec<&str> =
-        single.iter().filter(|stream| stream.storage == Storage::Memory).map(|stream| stream.name).collect();
+        memory.iter().filter(|stream| stream.storage == Storage::Memory).map(|stream| stream.name).collect();
     assert_eq!(in_memory, ["EVENTS", "KV_workers", "LIMITS"]);
+}
+
+#[test]
+fn what_is_stored_is_removed_by_nobody() {
+    for stream in streams(&Layout::default()) {
+        let name = stream.name;
+        assert_eq!(stream.allow_rollup_hdrs, ["EVENTS", "KEPT"].contains(&name), "{name}");
+        assert_eq!(stream.deny_delete, name != "DEAD", "{name}");
+        assert_eq!(stream.deny_purge, !["EVENTS", "KEPT"].contains(&name), "{name}");
+        // A stream as it was made before is brought up to date; one that denies more is left alone.
+        for (field, before) in [("allow_rollup_hdrs", true), ("deny_delete", false), ("deny_purge", false)] {
+            let expected = usize::from(stream.to_json()[field] != before);
+            assert_eq!(
+                stream.incompatible_fields(&with(&stream, field, before.into())).len(),
+                expected,
+                "{name}"
+            );
+        }
+        for field in ["deny_delete", "deny_purge"] {
+            assert_eq!(stream.incompatible_fields(&with(&stream, field, true.into())), [], "{name}");
+        }
+    }
 }
 
 #[test]

@@ -22,6 +22,17 @@ pub const EVENTS_STREAM: &str = "EVENTS";
 pub const EVENTS_SUBJECTS: &str = "emberline.events.*";
 /// Every live subject.
 pub const LIVE_SUBJECTS: &str = "emberline.live.*";
+/// The subjects on which workers ask relays what they have sent, one for each job.
+pub const SENT_SUBJECTS: &str = "emberline.sent.*";
+/// The subjects of orphaned jobs, one for each model.
+pub const ORPHANS_SUBJECTS: &str = "emberline.orphans.*";
+/// The subjects of control messages, one for each job.
+pub const CONTROL_SUBJECTS: &str = "emberline.control.*";
+/// Stream of the jobs for which nobody waits any more. Functions write here and not into [`EVENTS_STREAM`],
+/// where one message may take the place of others.
+pub const WITHDRAWN_STREAM: &str = "WITHDRAWN";
+/// Every withdrawn job's subject.
+pub const WITHDRAWN_SUBJECTS: &str = "emberline.withdrawn.*";
 /// Stream of dead letters: jobs that workers gave up.
 pub const DEAD_STREAM: &str = "DEAD";
 /// Every dead letter subject.
@@ -133,6 +144,11 @@ pub fn live(job: &JobId) -> String {
     format!("emberline.live.{job}")
 }
 
+/// The subject on which a function says that nobody waits for a job any more, for a worker that takes it later.
+pub fn withdrawn(job: &JobId) -> String {
+    format!("emberline.withdrawn.{job}")
+}
+
 /// The subject of a job's event log in [`KEPT_STREAM`].
 pub fn kept_events(job: &JobId) -> String {
     format!("emberline.kept.{job}")
@@ -141,6 +157,12 @@ pub fn kept_events(job: &JobId) -> String {
 /// The subject in [`REQUESTS_STREAM`] of the stored request with this job.
 pub fn request(job: &JobId) -> String {
     format!("$KV.requests.{job}")
+}
+
+/// What the subjects of a NATS user's inboxes begin with. Each user may subscribe to its own only, so that
+/// none sees what another is sent.
+pub fn inbox_prefix(user: &str) -> String {
+    format!("_INBOX_{user}")
 }
 
 /// The subject of [`crate::control::Control`] messages to the worker that runs `job`.

@@ -8,8 +8,9 @@ use anyhow::{Context as _, Result, ensure};
 use async_nats::jetstream::stream::{Config as StreamConfig, StorageType};
 use emberline_protocol::PROTOCOL_VERSION;
 use emberline_protocol::heartbeat::{Heartbeat, ServedModel};
+use emberline_protocol::streams::{Layout, Storage};
 use emberline_protocol::subject;
-use emberline_test_kit::nats::NatsServer;
+use emberline_test_kit::nats::{NatsServer, set_up};
 use emberline_test_kit::sse::{Reading, Transcript};
 use emberline_test_kit::stack::{Engine, MODEL, Options, Stack};
 use emberline_test_kit::wait;
@@ -90,10 +91,35 @@ fn pid(nats: &NatsServer) -> Result<Pid> {
     Pid::from_raw(nats.id().cast_signed()).context("a process has an id")
 }
 
-/// The event log lives in memory and is lost; the worker and the function still have it.
+/// Event logs, heartbeats and the counters of minutes in memory, as an operator may have them.
+fn in_memory() -> Layout {
+    Layout { volatile: Storage::Memory, ..Layout::default() }
+}
+
+/// A stack whose event logs are lost with nats-server.
+async fn start_in_memory(options: Options) -> Result<Stack> {
+    let nats = async || {
+        let nats = NatsServer::start_empty().await?;
+        set_up(&nats, &in_memory()).await?;
+        Ok(nats)
+    };
+    Stack::start_on(nats, options).await
+}
+
 #[tokio::test]
 async fn a_restart_of_nats_server_costs_an_answer_no_token() -> Result<()> {
-    let mut stack = Stack::start_with(Options::simulated(&["--simulated-tokens-per-s", "50"])).await?;
+    let stack = Stack::start_with(Options::simulated(&["--simulated-tokens-per-s", "50"])).await?;
+    restart(stack, async |_| Ok(())).await
+}
+
+/// The worker and the function still have the log. The streams are gone, too, until they are set up again.
+#[tokio::test]
+async fn a_restart_that_loses_the_event_logs_costs_an_answer_no_token() -> Result<()> {
+    let stack = start_in_memory(Options::simulated(&["--simulated-tokens-per-s", "50"])).await?;
+    restart(stack, async |nats| set_up(nats, &in_memory()).await).await
+}
+
+async fn restart(mut stack: Stack, set_up: impl AsyncFnOnce(&NatsServer) -> Result<()>) -> Result<()> {
     let undisturbed = stack.stream(&ask(200)).await?;
     let mut stream = begin_stream(&stack, 200).await?;
     let whole = {
@@ -106,6 +132,7 @@ async fn a_restart_of_nats_server_costs_an_answer_no_token() -> Result<()> {
     is_refused(&stack).await?;
     is_refused(&stack).await?;
     stack.nats.start_again().await?;
+    set_up(&stack.nats).await?;
 
     read_rest(stream, &undisturbed).await?;
     let whole = wait::within("the whole answer", async { whole.await? }).await?;
@@ -117,7 +144,7 @@ async fn a_restart_of_nats_server_costs_an_answer_no_token() -> Result<()> {
 #[tokio::test]
 async fn an_outage_in_which_jobs_change_hands_costs_no_token() -> Result<()> {
     let options = Options::simulated(&["--simulated-tokens-per-s", "25"]);
-    let mut stack = Stack::start_with(options.clone()).await?;
+    let mut stack = start_in_memory(options.clone()).await?;
     stack.add_worker(&options)?;
     let undisturbed = stack.stream(&ask(200)).await?;
     let mut streams = Vec::new();
@@ -131,6 +158,7 @@ async fn an_outage_in_which_jobs_change_hands_costs_no_token() -> Result<()> {
     // Longer than a worker may be silent before its jobs are delivered again.
     tokio::time::sleep(ACK_WAIT + Duration::from_secs(1)).await;
     stack.nats.start_again().await?;
+    set_up(&stack.nats, &in_memory()).await?;
     let rest = streams.into_iter().map(|stream| read_rest(stream, &undisturbed));
     futures::future::try_join_all(rest).await?;
     Ok(())
@@ -182,7 +210,7 @@ async fn with_configuration(jetstream: &str) -> Result<Stack> {
 #[tokio::test]
 async fn jobs_that_jetstream_has_no_room_for_are_refused() -> Result<()> {
     let stack = with_configuration("jetstream { max_file_store: 1K }").await?;
-    // What a worker would make, without the sizes that would not fit, and its heartbeat.
+    // What set-up would make, without the sizes that would not fit, and its heartbeat.
     let jetstream = async_nats::jetstream::new(stack.nats.worker_client().await?);
     let stream = |name: &str, subject: &str, storage| StreamConfig {
         name: name.to_owned(),

@@ -10,7 +10,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use async_nats::jetstream;
 use async_nats::{Client, ConnectOptions, ServerAddr};
+use emberline_protocol::streams::{Layout, streams};
+use emberline_protocol::subject;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -51,9 +54,19 @@ pub async fn admin_client(nats: &impl Nats) -> Result<Client> {
 
 async fn client(nats: &impl Nats, user: &str, password: &str) -> Result<Client> {
     let options = ConnectOptions::with_user_and_password(user.to_owned(), password.to_owned());
-    let options = options.custom_inbox_prefix(format!("_INBOX_{user}"));
+    let options = options.custom_inbox_prefix(subject::inbox_prefix(user));
     let servers: Result<Vec<ServerAddr>, _> = nats.addresses().iter().map(|a| a.parse()).collect();
     options.connect(servers?).await.with_context(|| format!("can't connect as {user}"))
+}
+
+/// Makes all streams and buckets, as `emberline nats setup` does; what exists must be like it.
+pub async fn set_up(nats: &impl Nats, layout: &Layout) -> Result<()> {
+    let jetstream = jetstream::new(admin_client(nats).await?);
+    for stream in streams(layout) {
+        let config: jetstream::stream::Config = serde_json::from_value(stream.to_json())?;
+        jetstream.create_stream(config).await.with_context(|| format!("creating {}", stream.name))?;
+    }
+    Ok(())
 }
 
 /// A running nats-server; it ends when this is dropped.
@@ -83,8 +96,15 @@ impl Nats for NatsServer {
 }
 
 impl NatsServer {
-    /// Starts one with deploy/nats.conf.
+    /// Starts one with deploy/nats.conf, and makes the streams.
     pub async fn start() -> Result<Self> {
+        let server = Self::start_empty().await?;
+        set_up(&server, &Layout::default()).await?;
+        Ok(server)
+    }
+
+    /// Starts one with deploy/nats.conf and without streams.
+    pub async fn start_empty() -> Result<Self> {
         Self::start_with(Path::new(CONFIG)).await
     }
 

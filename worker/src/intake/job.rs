@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use async_nats::Subscriber;
 use async_nats::jetstream::Message;
+use async_nats::jetstream::stream::DirectGetErrorKind;
 use emberline_inference::clock;
 use emberline_protocol::control::{ALIVE_INTERVAL_S, Control};
 use emberline_protocol::error::{ApiError, ErrorCode};
 use emberline_protocol::event::{EventKind, FinishReason, Usage};
 use emberline_protocol::job::Job;
+use emberline_protocol::malformed::Malformed;
 use emberline_protocol::stored_request::CancelState;
 use emberline_protocol::subject;
 use emberline_protocol::usage::Outcome;
@@ -19,7 +21,8 @@ use tokio::time::Instant;
 use super::charge::{Charge, JobTotals};
 use super::dead_letter;
 use super::lease::Lease;
-use super::log_writer::{LogWriter, NoRoom, NotStored};
+use super::log_size::NoRoom;
+use super::log_writer::{LogWriter, NotStored};
 use super::slots::Slot;
 use super::takeover::Claim;
 use super::{Intake, Phase, reached};
@@ -176,7 +179,8 @@ impl JobRun<'_> {
             Some(Claim::GivenUp(attempts)) => {
                 let reason = format!("{attempts} workers in a row died before they added a token");
                 tracing::error!(job = %self.job.id, reason, "the job is given up");
-                let stored = dead_letter::store(self.intake, self.message, &reason, attempts);
+                let stored =
+                    dead_letter::store(self.intake, self.message, Some(&self.job), &reason, attempts);
                 if let Err(error) = lease.during(stored).await {
                     tracing::error!(job = %self.job.id, %error, "the job can't be stored as a dead letter");
                     return self.requeue(lease, &mut log, "the job can't be stored as a dead letter").await;
@@ -188,13 +192,20 @@ impl JobRun<'_> {
         }
     }
 
-    /// Whether the stored request of a background job was cancelled or deleted.
-    pub(super) async fn is_cancelled(&self) -> bool {
-        let jetstream = self.intake.nats.jetstream();
-        let found = match jetstream.get_stream_no_info(subject::REQUESTS_STREAM).await {
-            Ok(bucket) => bucket.direct_get_last_for_subject(subject::request(&self.job.id)).await,
+    /// Whether nobody wants the answer any more: the stored request of a background job was cancelled or deleted,
+    /// or another job was withdrawn.
+    pub(super) async fn is_unwanted(&self) -> bool {
+        let id = &self.job.id;
+        let is_background = self.job.background.is_some();
+        let (stream, subject) = if is_background {
+            (subject::REQUESTS_STREAM, subject::request(id))
+        } else {
+            (subject::WITHDRAWN_STREAM, subject::withdrawn(id))
+        };
+        let found = match self.intake.nats.jetstream().get_stream_no_info(stream).await {
+            Ok(stream) => stream.direct_get_last_for_subject(subject).await,
             Err(error) => {
-                tracing::warn!(job = %self.job.id, %error, "the stored request can't be read");
+                tracing::warn!(job = %id, %error, stream, "can't find out whether the job is still wanted");
                 return false;
             }
         };
@@ -203,8 +214,9 @@ impl JobRun<'_> {
             Ok(message) => {
                 serde_json::from_slice::<CancelState>(&message.payload).is_ok_and(|state| state.cancelled)
             }
+            Err(error) if error.kind() == DirectGetErrorKind::NotFound && !is_background => false,
             Err(error) => {
-                tracing::warn!(job = %self.job.id, %error, "the stored request was not found");
+                tracing::warn!(job = %id, %error, stream, "can't find out whether the job is still wanted");
                 false
             }
         }
@@ -262,7 +274,10 @@ impl JobRun<'_> {
                     Some(Ok(Control::Cancel)) => return RunEnd::Abandoned("cancelled"),
                     Some(Ok(Control::Probe)) => {}
                     Some(Ok(Control::Alive)) => silence.as_mut().reset(Instant::now() + alive_timeout),
-                    Some(Err(error)) => tracing::warn!(job = %self.job.id, %error, "ignored an unknown control message"),
+                    Some(Err(error)) => {
+                        let error = Malformed::from(error);
+                        tracing::warn!(job = %self.job.id, %error, "ignored an unknown control message");
+                    }
                     None => return RunEnd::Requeued("NATS is closed"),
                 },
                 // Without a connection, silence says nothing about the relay.

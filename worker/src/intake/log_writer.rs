@@ -1,4 +1,4 @@
-//! A job's event log: reads what is stored, and writes the events of one attempt.
+//! A job's event log: writes the events of one attempt after what `log_reader` has read.
 //!
 //! Each step's events are published at once on the job's live subject, which relays follow, and stored by nobody.
 //! The log takes [`Chunk`]s that sum up what happened within [`CHUNK_TIME`] or [`CHUNK_TOKENS`], one after the
@@ -13,22 +13,19 @@ use std::error::Error as _;
 use std::pin::Pin;
 use std::time::{Duration, SystemTime};
 
-use async_nats::StatusCode;
 use async_nats::jetstream::context::{PublishAckFuture, PublishError, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
-use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use async_nats::jetstream::{self, ErrorCode};
-use emberline_protocol::chunk::{Chunk, Unreadable, merge};
+use emberline_protocol::chunk::{Chunk, merge};
 use emberline_protocol::event::{EventKind, FinishReason, Timings, Usage};
 use emberline_protocol::job::Job;
-use emberline_protocol::log_budget::{END_BYTES, MAX_LOG_BYTES};
 use emberline_protocol::size::max_message;
 use emberline_protocol::subject::{self, JobId};
-use futures::StreamExt;
-use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::log_reader::{self, LastChunk, ReadError, Stored};
+use super::log_size::{HEADERS, LogSize, NoRoom};
 use crate::nats::Nats;
 
 /// How long events may wait for the log.
@@ -39,8 +36,6 @@ const CHUNK_TOKENS: usize = 32;
 const CHUNK_BYTES: usize = 256 * 1024;
 /// How many chunks a log has before a snapshot takes their place.
 const SNAPSHOT_AFTER: u32 = 64;
-/// Room in a message for its headers.
-const HEADERS: usize = 128;
 /// How long storing the end of a log may take: longer than a restart of nats-server.
 const STORE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Pause after a chunk that was not stored.
@@ -52,19 +47,9 @@ const KEPT_LONGER: Duration = Duration::from_secs(60);
 const ENDED_KEPT: Duration = Duration::from_secs(60);
 /// How long the log of an unreadable job is kept.
 const UNREADABLE_KEPT: Duration = Duration::from_secs(600);
-/// How long reading a batch may take.
-const READ_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long storing the end of a log may take when its job is requeued.
 const HAND_BACK_TIMEOUT: Duration = Duration::from_secs(1);
-/// Chunks in a batch.
-const BATCH: u32 = 1000;
-/// The status that ends a batch (NATS ADR-31).
-const END_OF_BATCH: u16 = 204;
-
 type Answer = <PublishAckFuture as IntoFuture>::IntoFuture;
-/// The last chunk of a log and its sequence; `None` for an empty log.
-type LastChunk = Result<Option<(u64, Chunk)>, ReadError>;
-
 /// The log of one attempt.
 pub struct LogWriter {
     nats: Nats,
@@ -156,70 +141,11 @@ enum StoreError {
     Read(#[from] ReadError),
 }
 
-/// A log as it is stored.
-#[derive(Debug, Default)]
-pub struct Stored {
-    /// In the order in which they were stored.
-    pub chunks: Vec<Chunk>,
-    /// The stream sequence of the last one; 0 if there is none.
-    pub last_sequence: u64,
-}
-
 /// Whether another chunk was stored first; a cluster reports it in two ways.
 fn is_changed(error: &PublishError) -> bool {
     let source = error.source().and_then(|source| source.downcast_ref::<jetstream::Error>());
     error.kind() == PublishErrorKind::WrongLastSequence
         || source.is_some_and(|e| e.error_code() == ErrorCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT)
-}
-
-/// Why a log can't be read.
-#[derive(Debug, thiserror::Error)]
-#[allow(missing_docs)] // the messages say it
-pub enum ReadError {
-    #[error("NATS does not answer: {0}")]
-    Bus(String),
-    #[error("stream {stream} answers with status {status}")]
-    Status { stream: &'static str, status: StatusCode },
-    #[error("a chunk of events can't be read: {0}")]
-    Chunk(#[from] serde_json::Error),
-    #[error("a chunk of events can't be read: {}", emberline_protocol::upgrade(*.0, "other worker", "worker"))]
-    Version(u32),
-}
-
-/// The size of a log in its stream, all attempts together.
-#[derive(Debug, Default)]
-struct LogSize(u64);
-
-/// An event for which there is no room was not appended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[allow(missing_docs)] // the messages say it
-pub enum NoRoom {
-    #[error("its log would be larger than {} MiB", MAX_LOG_BYTES >> 20)]
-    Log,
-    #[error("an event of {0} bytes is larger than a message may be")]
-    Message(usize),
-}
-
-impl LogSize {
-    /// Counts a message of `length` bytes, headers included.
-    fn add(&mut self, subject: &str, length: usize) {
-        self.0 = self.with(subject, length);
-    }
-
-    fn with(&self, subject: &str, length: usize) -> u64 {
-        self.0.saturating_add((subject.len() + length) as u64)
-    }
-
-    /// Whether there is room for a message of `length` bytes, headers included, and for the log's end after it.
-    fn check(&self, subject: &str, length: usize, max_payload: usize) -> Result<(), NoRoom> {
-        if length > max_message(max_payload) {
-            return Err(NoRoom::Message(length));
-        }
-        if self.with(subject, length).saturating_add(END_BYTES) > MAX_LOG_BYTES {
-            return Err(NoRoom::Log);
-        }
-        Ok(())
-    }
 }
 
 /// An attempt did not begin.
@@ -276,48 +202,14 @@ impl LogWriter {
     }
 
     /// Reads all chunks. A replica that lags behind may leave out the end.
-    pub async fn read(&mut self) -> Result<Stored, ReadError> {
-        let mut stored = Stored::default();
-        self.size = LogSize::default();
-        let mut from = Some(1);
-        while let Some(sequence) = from {
-            from = tokio::time::timeout(READ_TIMEOUT, self.read_batch(sequence, &mut stored))
-                .await
-                .map_err(|_| ReadError::Bus("the time is up".to_owned()))??;
-        }
+    pub(super) async fn read(&mut self) -> Result<Stored, ReadError> {
+        let stored = log_reader::read(&self.nats, self.stream, &self.subject).await?;
+        self.size = stored.size;
         Ok(stored)
     }
 
-    /// Reads a batch from `sequence` on; returns where the next one begins, if there is one.
-    async fn read_batch(&mut self, sequence: u64, stored: &mut Stored) -> Result<Option<u64>, ReadError> {
-        let nats = |error: &dyn std::error::Error| ReadError::Bus(error.to_string());
-        let client = self.nats.client();
-        let inbox = client.new_inbox();
-        let mut answers = client.subscribe(inbox.clone()).await.map_err(|e| nats(&e))?;
-        let query = json!({ "next_by_subj": self.subject, "seq": sequence, "batch": BATCH }).to_string();
-        let target = format!("$JS.API.DIRECT.GET.{}", self.stream);
-        client.publish_with_reply(target, inbox, query.into()).await.map_err(|e| nats(&e))?;
-        while let Some(message) = answers.next().await {
-            let number = |name: &str| message.headers.as_ref()?.get(name)?.as_str().parse::<u64>().ok();
-            match message.status {
-                None => {
-                    self.size.add(&self.subject, message.length);
-                    stored.chunks.push(read_chunk(&message.payload)?);
-                    stored.last_sequence = number("Nats-Sequence").unwrap_or(stored.last_sequence);
-                }
-                Some(status) if status.as_u16() == END_OF_BATCH => {
-                    let has_more = number("Nats-Num-Pending").is_some_and(|pending| pending > 0);
-                    return Ok(has_more.then_some(stored.last_sequence + 1));
-                }
-                Some(StatusCode::NOT_FOUND) => return Ok(None),
-                Some(status) => return Err(ReadError::Status { stream: self.stream, status }),
-            }
-        }
-        Err(ReadError::Bus("the connection was closed".to_owned()))
-    }
-
     /// Whether another worker has begun an attempt since, as the stream's leader knows it.
-    pub async fn is_replaced(&mut self) -> Result<bool, ReadError> {
+    pub(super) async fn is_replaced(&mut self) -> Result<bool, ReadError> {
         match self.resolve().await {
             Ok(()) => Ok(false),
             Err(StoreError::Replaced(_)) => Ok(true),
@@ -577,7 +469,7 @@ impl LogWriter {
     /// be as large.
     fn snapshot(&self, next: &PendingChunk) -> Option<PublishMessage> {
         let most = max_message(self.nats.client().server_info().max_payload);
-        if usize::try_from(self.size.0).is_ok_and(|size| size > most) {
+        if usize::try_from(self.size.bytes()).is_ok_and(|size| size > most) {
             return None;
         }
         let mut chunk = Chunk::new(self.attempt, 0, self.stored.clone());
@@ -614,7 +506,7 @@ impl LogWriter {
     /// Asks the stream's leader how the log ends, and whether the chunk that was sent is there.
     async fn resolve(&mut self) -> Result<(), StoreError> {
         let ask = || -> Pin<Box<dyn Future<Output = LastChunk> + Send>> {
-            Box::pin(last_chunk(self.nats.clone(), self.stream, self.subject.clone()))
+            Box::pin(log_reader::last_chunk(self.nats.clone(), self.stream, self.subject.clone()))
         };
         let last = self.asked.get_or_insert_with(ask).await;
         self.asked = None;
@@ -661,52 +553,7 @@ impl LogWriter {
     }
 }
 
-/// Asks the stream's leader.
-async fn last_chunk(nats: Nats, stream: &'static str, subject: String) -> LastChunk {
-    let bus = |error: &dyn std::error::Error| ReadError::Bus(error.to_string());
-    let stream = nats.jetstream().get_stream_no_info(stream).await.map_err(|e| bus(&e))?;
-    match stream.get_last_raw_message_by_subject(&subject).await {
-        Ok(message) => Ok(Some((message.sequence, read_chunk(&message.payload)?))),
-        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
-        Err(error) => Err(bus(&error)),
-    }
-}
-
 /// Can't fail: string keys, and serde_json writes NaN and infinities as null.
 fn encode(chunk: &Chunk) -> Vec<u8> {
     serde_json::to_vec(chunk).unwrap_or_default()
-}
-
-fn read_chunk(payload: &[u8]) -> Result<Chunk, ReadError> {
-    Chunk::read(payload).map_err(|error| match error {
-        Unreadable::Version(version) => ReadError::Version(version),
-        Unreadable::Malformed(error) => ReadError::Chunk(error),
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_log_keeps_room_for_its_end() {
-        let mut size = LogSize::default();
-        let half = usize::try_from((MAX_LOG_BYTES - END_BYTES) / 2).unwrap() - 1;
-        assert_eq!(size.check("s", half, usize::MAX), Err(NoRoom::Message(half)), "larger than any message");
-        size.add("s", half);
-        assert_eq!(size.check("s", 1000, 1 << 20), Ok(()));
-        size.add("s", half);
-        assert_eq!(size.check("", 0, 1 << 20), Ok(()));
-        assert_eq!(size.check("s", 0, 1 << 20), Err(NoRoom::Log));
-        // Several workers, each of which writes the end of all choices.
-        let ends = 16 * 4 * (HEADERS + 128);
-        assert!(END_BYTES > ends as u64);
-    }
-
-    #[test]
-    fn an_event_is_no_larger_than_a_message_may_be() {
-        let size = LogSize::default();
-        assert_eq!(size.check("s", 1000, 1000), Ok(()));
-        assert_eq!(size.check("s", 1001, 1000), Err(NoRoom::Message(1001)));
-    }
 }

@@ -2,21 +2,22 @@
 
 use emberline_protocol::PROTOCOL_VERSION;
 use emberline_protocol::job::Job;
+use emberline_protocol::malformed::Malformed;
 use emberline_protocol::subject::{self, JobId};
 use serde::Deserialize;
 
-/// Why a message can't be run.
+/// Why a message can't be run. It is logged and becomes a header, so it quotes nothing of the message.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Refusal {
     /// Its payload is not a job.
     #[error("it is not a job: {0}")]
-    NotAJob(String),
+    NotAJob(#[from] Malformed),
     /// A function of another version wrote it.
     #[error("{}", emberline_protocol::upgrade(*.0, "function", "worker"))]
     Version(u32),
     /// It is in another model's queue.
-    #[error("it is for model '{0}', but was queued for another")]
-    WrongModel(String),
+    #[error("it is for another model than its queue")]
+    WrongModel,
 }
 
 /// Parses a job from a message on `subject`.
@@ -26,14 +27,13 @@ pub(super) fn parse(payload: &[u8], subject: &str) -> Result<Job, Refusal> {
         v: u32,
     }
     // The version comes first: another job may have other fields.
-    let not_a_job = |e: serde_json::Error| Refusal::NotAJob(e.to_string());
-    let Version { v } = serde_json::from_slice(payload).map_err(not_a_job)?;
+    let Version { v } = serde_json::from_slice(payload).map_err(Malformed::from)?;
     if v != PROTOCOL_VERSION {
         return Err(Refusal::Version(v));
     }
-    let job: Job = serde_json::from_slice(payload).map_err(not_a_job)?;
+    let job: Job = serde_json::from_slice(payload).map_err(Malformed::from)?;
     if subject::model_of_jobs(subject).as_ref() != Some(&job.model) {
-        return Err(Refusal::WrongModel(job.model));
+        return Err(Refusal::WrongModel);
     }
     Ok(job)
 }

@@ -2,14 +2,16 @@
 //!
 //! [`Intake::run`] subscribes once for all lanes of the queue (`pull`) and requests as many messages as
 //! it has free slots, lane by lane (`lanes`). Each message becomes a task (`job`) that holds a slot
-//! (`slots`), writes the job's events (`log_writer`), charges the job to its key (`charge`) and
-//! acknowledges it at the end.
+//! (`slots`), reads and writes the job's events (`log_reader`, `log_writer`), charges the job to its key
+//! (`charge`) and acknowledges it at the end.
 
 mod charge;
 mod dead_letter;
 mod job;
 mod lanes;
 mod lease;
+mod log_reader;
+mod log_size;
 pub mod log_writer;
 mod message;
 pub(crate) mod orphans;
@@ -24,6 +26,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::{AckKind, Message};
 use emberline_inference::engine::thread::EngineHandle;
+use emberline_protocol::dead_letter::Prompts;
 use emberline_protocol::subject::JobId;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -69,6 +72,8 @@ pub struct Intake {
     pub phase: watch::Receiver<Phase>,
     /// How long a job goes on without an `alive` message from its relay.
     pub alive_timeout: Duration,
+    /// What happens to the prompts of jobs that are given up.
+    pub dead_letter_prompts: Prompts,
 }
 
 impl Intake {

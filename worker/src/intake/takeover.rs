@@ -10,7 +10,8 @@ use emberline_protocol::log::{LogState, ResumedTokens, summary};
 use emberline_protocol::subject;
 
 use super::job::JobRun;
-use super::log_writer::{LogChanged, LogWriter, Stored};
+use super::log_reader::Stored;
+use super::log_writer::{LogChanged, LogWriter};
 
 /// Attempts in a row that may die without having added a token. The next one is not made: the job
 /// seems to kill its workers.
@@ -35,7 +36,7 @@ impl JobRun<'_> {
     pub(super) async fn claim(&self, log: &mut LogWriter) -> Claim {
         let (choices, has_prompt) = (self.job.request.n, self.job.request.logs_prompt());
         let mut stored = Stored::default();
-        // At the first delivery the log is empty, unless the client is gone already.
+        // At the first delivery the log is empty.
         let mut is_known = self.deliveries == 1;
         loop {
             if !is_known {
@@ -57,7 +58,7 @@ impl JobRun<'_> {
                 return Claim::Ended(end);
             }
             // A cancel from before this worker subscribed.
-            if state.withdrawn || (self.job.background.is_some() && self.is_cancelled().await) {
+            if self.is_unwanted().await {
                 return Claim::Unwanted;
             }
             if state.fruitless >= MAX_FRUITLESS {

@@ -7,6 +7,7 @@ use emberline_inference::engine::Engine;
 use emberline_inference::engine::thread::{self, EngineHandle, EngineInfo, EngineThread};
 use emberline_inference::memory;
 use emberline_protocol::bytes::Bytes;
+use emberline_protocol::dead_letter::Prompts;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
@@ -33,6 +34,8 @@ pub struct WorkerContext {
     pub drain: Duration,
     /// How long a job goes on without an `alive` message from its relay.
     pub alive_timeout: Duration,
+    /// What happens to the prompts of jobs that are given up.
+    pub dead_letter_prompts: Prompts,
     /// Number of running jobs of all models.
     pub load: Arc<watch::Sender<u32>>,
     /// The running jobs of all models, by id.
@@ -105,6 +108,7 @@ impl Instance {
             running: self.context.running.clone(),
             phase: self.phase.subscribe(),
             alive_timeout: self.context.alive_timeout,
+            dead_letter_prompts: self.context.dead_letter_prompts,
         });
         let name = &self.options.name;
         let memory = info.memory.map(Bytes);

@@ -44,7 +44,7 @@ async fn a_background_job_needs_nobody_to_listen() {
 
     let jetstream = jetstream::new(nats.worker_client().await.unwrap());
     let kept = jetstream.get_stream(subject::KEPT_STREAM).await.unwrap();
-    let last = kept.direct_get_last_for_subject(subject::kept_events(&job.id)).await.unwrap();
+    let last = kept.get_last_raw_message_by_subject(&subject::kept_events(&job.id)).await.unwrap();
     let ttl: u64 = last.headers.get(NATS_MESSAGE_TTL).unwrap().as_str().parse().unwrap();
     // A minute to the deadline, as long as the job says, and a little longer.
     assert!((150..=221).contains(&ttl), "{ttl}");

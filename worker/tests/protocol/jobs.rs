@@ -1,15 +1,18 @@
 //! What happens to a job.
 
+use async_nats::jetstream;
 use emberline_protocol::chunk::Chunk;
 use emberline_protocol::control::Control;
+use emberline_protocol::dead_letter::PROMPTS_HEADER;
 use emberline_protocol::error::ErrorCode;
 use emberline_protocol::event::{EventKind, FinishReason, Usage};
+use emberline_protocol::job::{Message, Role};
 use emberline_protocol::lane::Lane;
 use emberline_protocol::log::LogState;
 use emberline_protocol::subject::{self, JobId};
 use emberline_test_kit::nats::NatsServer;
 
-use crate::support::{MODEL, Relay, Worker, job, text_of, wait_for_empty_queue};
+use crate::support::{MODEL, Relay, Worker, job, text_of, wait_for_empty_queue, within};
 
 #[tokio::test]
 async fn a_job_becomes_a_log_of_events_in_order_and_leaves_the_queue() {
@@ -33,7 +36,7 @@ async fn a_job_becomes_a_log_of_events_in_order_and_leaves_the_queue() {
     // The log ends as a single message that says what was said live.
     let jetstream = async_nats::jetstream::new(nats.worker_client().await.unwrap());
     let log = jetstream.get_stream(subject::EVENTS_STREAM).await.unwrap();
-    let stored = log.direct_get_last_for_subject(subject::events(&job.id)).await.unwrap();
+    let stored = log.get_last_raw_message_by_subject(&subject::events(&job.id)).await.unwrap();
     let stored: Chunk = serde_json::from_slice(&stored.payload).unwrap();
     assert_eq!((stored.index, stored.end, stored.events.last()), (0, done.next, Some(&done.kind)));
     let state = LogState::of(&[stored], 1, false);
@@ -157,6 +160,81 @@ async fn a_message_that_is_no_job_is_refused_and_others_go_on() {
     }
     assert_eq!(text_of(&relay.send(&job(2, 2)).await.rest().await, 1), "The quick");
     wait_for_empty_queue(&nats).await;
+}
+
+/// A message's words stay where its prompt belongs: in no log, no header and no event.
+#[tokio::test]
+async fn nothing_that_a_message_says_is_logged_or_quoted() {
+    const MARK: &str = "xyzzy-secret";
+    let nats = NatsServer::start().await.unwrap();
+    let worker = Worker::start(&nats, &["--dead-letter-prompts", "hash"]);
+    let relay = Relay::new(&nats).await;
+    relay.wait_for_load(&[0]).await;
+    let mut good = job(1, 2);
+    good.request.messages = vec![Message::new(Role::User, MARK)];
+    good.request.stop = vec![MARK.to_owned()];
+    assert_eq!(text_of(&relay.send(&good).await.rest().await, 1), "The quick");
+
+    // The mark in the place of each field, and as a field's name.
+    let whole = serde_json::to_value(&good).unwrap();
+    let mut bodies = vec![
+        MARK.to_owned(),
+        format!("\"{MARK}\""),
+        format!("{{\"{MARK}\":1}}"),
+        format!("{{\"v\":\"{MARK}\"}}"),
+    ];
+    for place in ["", "/request", "/request/messages/0"] {
+        for field in whole.pointer(place).unwrap().as_object().unwrap().keys() {
+            let mut body = whole.clone();
+            let object = body.pointer_mut(place).unwrap().as_object_mut().unwrap();
+            let wrong =
+                if object[field].is_string() { serde_json::json!({ MARK: MARK }) } else { MARK.into() };
+            object.insert(field.clone(), wrong);
+            object.insert(MARK.to_owned(), MARK.into());
+            bodies.push(body.to_string());
+        }
+    }
+    bodies.push({
+        let mut body = whole.clone();
+        body["model"] = MARK.into();
+        body.to_string()
+    });
+    let queue = subject::jobs(MODEL, Lane::default());
+    let mut refused = 0;
+    for (id, body) in (100..).zip(bodies) {
+        let id = JobId::from_random(id);
+        let answered_at = serde_json::from_str::<serde_json::Value>(&body)
+            .ok()
+            .and_then(|body| JobId::try_from(body["id"].as_str()?.to_owned()).ok());
+        // Each under an id of its own.
+        let body = answered_at.map_or(body.clone(), |old| body.replace(old.as_str(), id.as_str()));
+        let answer = relay.send_raw(&id, &queue, body.into_bytes()).await.rest().await.pop().unwrap();
+        if let EventKind::Error(error) = answer.kind {
+            refused += 1;
+            assert!(!error.message.contains(MARK), "{error:?}");
+        }
+    }
+    assert!(refused > 20, "{refused}");
+    wait_for_empty_queue(&nats).await;
+
+    let dead =
+        jetstream::new(nats.admin_client().await.unwrap()).get_stream(subject::DEAD_STREAM).await.unwrap();
+    let letters = dead.cached_info().state.last_sequence;
+    let admin = nats.admin_client().await.unwrap();
+    for sequence in 1..=letters {
+        let query = serde_json::json!({"seq": sequence}).to_string();
+        let get = format!("$JS.API.DIRECT.GET.{}", subject::DEAD_STREAM);
+        let letter = within("a dead letter", admin.request(get, query.into())).await.unwrap();
+        let headers = letter.headers.unwrap();
+        assert!(!format!("{headers:?}").contains(MARK), "{headers:?}");
+        assert_eq!(headers.get(PROMPTS_HEADER).unwrap().as_str(), "hash");
+        assert!(!String::from_utf8_lossy(&letter.payload).contains(MARK), "{:?}", letter.payload);
+    }
+    assert!(letters > 20, "{letters}");
+    for log in [worker.log(), nats.log()] {
+        let line = log.lines().find(|line| line.contains(MARK));
+        assert_eq!(line, None);
+    }
 }
 
 #[tokio::test]

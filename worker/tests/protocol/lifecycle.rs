@@ -6,8 +6,9 @@ use async_nats::jetstream::consumer::{FromConsumer, PullConsumer, pull};
 use emberline_protocol::control::Control;
 use emberline_protocol::event::EventKind;
 use emberline_protocol::lane::Lane;
+use emberline_protocol::streams::{Layout, Storage};
 use emberline_protocol::subject;
-use emberline_test_kit::nats::NatsServer;
+use emberline_test_kit::nats::{NatsServer, set_up};
 use emberline_worker::nats::ACK_WAIT;
 
 use crate::support::{MODEL, Relay, Worker, job, text_of, wait_for_empty_queue, within};
@@ -115,7 +116,7 @@ async fn after_nats_restarts_jobs_and_heartbeats_go_on() {
 
     nats.stop();
     nats.start_again().await.unwrap();
-    // What was in memory is gone; it is the same worker that tells of itself again.
+    // It is the same worker that tells of itself again.
     let heartbeats = relay.wait_for_load(&[1]).await;
     assert_eq!(heartbeats[0].worker, id);
     events.next_tokens(1).await;
@@ -124,6 +125,32 @@ async fn after_nats_restarts_jobs_and_heartbeats_go_on() {
     assert!(matches!(events.rest().await.pop().unwrap().kind, EventKind::Done { .. }));
     relay.wait_for_load(&[0]).await;
     wait_for_empty_queue(&nats).await;
+}
+
+#[tokio::test]
+async fn without_its_streams_a_worker_says_what_to_run_and_goes_on_when_they_are_there() {
+    let mut nats = NatsServer::start_empty().await.unwrap();
+    let mut early = Worker::start(&nats, &[]);
+    assert_eq!(early.exit().await.code(), Some(1));
+    let last = early.log().lines().last().unwrap().to_owned();
+    assert!(last.contains("no stream JOBS") && last.contains("`emberline nats setup`"), "{last}");
+
+    let in_memory = Layout { volatile: Storage::Memory, ..Layout::default() };
+    set_up(&nats, &in_memory).await.unwrap();
+    let worker = Worker::start(&nats, &[]);
+    let relay = Relay::new(&nats).await;
+    relay.wait_for_load(&[0]).await;
+    nats.stop();
+    nats.start_again().await.unwrap();
+    within("its complaint", async {
+        while !worker.log().contains("no stream EVENTS") {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    set_up(&nats, &in_memory).await.unwrap();
+    relay.wait_for_load(&[0]).await;
+    assert_eq!(text_of(&relay.send(&job(1, 2)).await.rest().await, 1), "The quick");
 }
 
 #[tokio::test]

@@ -14,6 +14,7 @@ use emberline_inference::engine::{
 use emberline_inference::memory::NotEnough;
 use emberline_protocol::bytes::Bytes;
 use emberline_protocol::control::Control;
+use emberline_protocol::dead_letter::Prompts;
 use emberline_protocol::event::Usage;
 use emberline_protocol::heartbeat::ModelState::{Draining, Failed, Loading, Serving};
 use emberline_protocol::heartbeat::ServedModel;
@@ -164,6 +165,7 @@ impl Worker {
             models: ModelList::new(Vec::new(), Some(file), settings),
             drain: Duration::from_secs(30),
             alive_timeout: Duration::from_secs(15),
+            dead_letter_prompts: Prompts::Keep,
         };
         let (stop, stopped) = watch::channel(0);
         let signals = Signals { stop: stopped, hang_up: watch::channel(0).1 };

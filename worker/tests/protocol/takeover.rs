@@ -358,10 +358,9 @@ async fn a_withdrawn_job_is_ended_before_anything_is_computed() {
 
     let unwanted = job(1, 30_000);
     let mut events = relay.send_silently(&unwanted).await;
-    let payload = serde_json::to_vec(&Chunk::of(0, 0, EventKind::Withdrawn)).unwrap();
-    let message = PublishMessage::build().payload(payload.into());
+    let message = PublishMessage::build().ttl(Duration::from_secs(60));
     let jetstream = jetstream::new(nats.function_client().await.unwrap());
-    jetstream.send_publish(subject::events(&unwanted.id), message).await.unwrap().await.unwrap();
+    jetstream.send_publish(subject::withdrawn(&unwanted.id), message).await.unwrap().await.unwrap();
 
     let worker = Worker::start(&nats, &[]);
     let rest = events.rest().await;

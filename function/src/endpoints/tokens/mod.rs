@@ -5,6 +5,7 @@ use std::time::Duration;
 use emberline_api::responses::{InputTokens, InputTokensRequest};
 use emberline_api::tokenize::{self, DetokenizeAnswer, TokenRequest, TokenizeAnswer};
 use emberline_protocol::error::{ApiError, ErrorCode};
+use emberline_protocol::malformed::Malformed;
 use emberline_protocol::subject;
 use emberline_protocol::tokens::{DEADLINE_HEADER, TokensReply, TokensRequest};
 use http::Method;
@@ -155,7 +156,7 @@ async fn convert(
         }
     })?;
     serde_json::from_slice(&message.base.payload).map_err(|error| {
-        report("tokens", error);
+        report("tokens", Malformed::from(error));
         ApiError::new(ErrorCode::WorkerFailed, "The worker's answer could not be used. Try again.")
     })
 }

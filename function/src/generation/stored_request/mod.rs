@@ -12,6 +12,7 @@ use emberline_protocol::PROTOCOL_VERSION;
 use emberline_protocol::error::{ApiError, ErrorCode};
 use emberline_protocol::job::Job;
 use emberline_protocol::key::KeyId;
+use emberline_protocol::malformed::Malformed;
 use emberline_protocol::stored_request::CancelState;
 use emberline_protocol::subject::{self, JobId};
 use http::{HeaderMap, HeaderName};
@@ -174,7 +175,7 @@ fn insert(headers: &mut NatsHeaders, name: &'static str, value: &str) -> Result<
 #[allow(missing_docs)] // the messages are the documentation
 pub enum Unreadable {
     #[error("a stored request can't be read: {0}")]
-    Malformed(String),
+    Malformed(#[from] Malformed),
     #[error("a stored request has version {0}; update the function, which reads up to {PROTOCOL_VERSION}")]
     Version(u32),
 }
@@ -186,12 +187,11 @@ pub fn read(payload: &[u8]) -> Result<StoredRequest, Unreadable> {
         v: u32,
     }
     // The version first: a newer record may look different.
-    let malformed = |error: serde_json::Error| Unreadable::Malformed(error.to_string());
-    let Version { v } = serde_json::from_slice(payload).map_err(malformed)?;
+    let Version { v } = serde_json::from_slice(payload).map_err(Malformed::from)?;
     if v > PROTOCOL_VERSION {
         return Err(Unreadable::Version(v));
     }
-    serde_json::from_slice(payload).map_err(malformed)
+    Ok(serde_json::from_slice(payload).map_err(Malformed::from)?)
 }
 
 #[cfg(test)]
@@ -292,6 +292,14 @@ mod tests {
         for bad in [&[&b""[..]][..], &[b"a\tb"], &["é".as_bytes()], &[too_long.as_bytes()], &[b"a", b"a"]] {
             assert_eq!(of(bad).unwrap_err().code, ErrorCode::InvalidValue, "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_read_is_not_quoted() {
+        let mut stored = serde_json::to_value(record()).unwrap();
+        stored["job"]["request"]["tool_choice"] = "secret".into();
+        let error = read(stored.to_string().as_bytes()).unwrap_err().to_string();
+        assert!(error.contains("can't be read: a field is") && !error.contains("secret"), "{error}");
     }
 
     #[test]

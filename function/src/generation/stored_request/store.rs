@@ -18,12 +18,10 @@ use crate::relay::read_chunk;
 
 /// The stored request of a job, if it has one that was not deleted.
 pub async fn read(bus: &Bus, job: &JobId) -> Result<Option<StoredRequest>, ApiError> {
-    let asked = bus.with_connection(async |connection| {
-        let last = jetstream::last_by_subject([request(job)]);
-        Ok(connection.direct_get(REQUESTS_STREAM, last).await?.into_payloads())
-    });
-    let payloads = asked.await.map_err(|error| unavailable(job, &error))?;
-    let stored = payloads.last().map(|payload| super::read(payload)).transpose();
+    let asked = bus
+        .with_connection(async |connection| connection.direct_get_last(REQUESTS_STREAM, &request(job)).await);
+    let payload = asked.await.map_err(|error| unavailable(job, &error))?;
+    let stored = payload.map(|payload| super::read(&payload)).transpose();
     stored.map_err(|error| {
         report(&format!("job {job}"), error);
         internal_error()

@@ -18,8 +18,6 @@ pub struct LogState {
     pub choices: Vec<ResumedTokens>,
     /// The event that ended the job, if it has ended. Then only the job's acknowledgement was lost.
     pub end: Option<EventKind>,
-    /// Whether the client no longer wants the answer.
-    pub withdrawn: bool,
 }
 
 /// The tokens of a choice from which another worker continues.
@@ -54,7 +52,6 @@ impl LogState {
             fruitless: u32::try_from(fruitless).unwrap_or(u32::MAX),
             prompt: log.prompt_tokens(),
             choices: choices.collect(),
-            withdrawn: log.withdrawn,
             end: log.end,
         }
     }

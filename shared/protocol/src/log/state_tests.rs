@@ -53,7 +53,7 @@ fn each_choice_goes_on_where_the_last_attempt_came_to() {
     let state = state_of(log, 2);
     let ended = ResumedTokens { finish: Some(FinishReason::Stop), ..resumed(1) };
     assert_eq!(state.choices, [resumed(5), ended]);
-    assert_eq!((state.attempts, state.fruitless, state.end, state.withdrawn), (2, 0, None, false));
+    assert_eq!((state.attempts, state.fruitless, state.end), (2, 0, None));
 }
 
 #[test]
@@ -112,14 +112,12 @@ fn attempts_that_add_nothing_are_counted_until_one_does_or_gives_the_job_back() 
 }
 
 #[test]
-fn a_log_tells_its_end_and_that_nobody_waits() {
+fn a_log_tells_its_end() {
     let done = EventKind::Done { usage: Usage::default(), timings: Timings::default(), at: None };
     let log = [event(1, 0, taken()), event(1, 1, done.clone())];
     assert_eq!(state_of(log, 1).end, Some(done));
     let error = EventKind::Error(ApiError::new(ErrorCode::Timeout, "late").into());
     assert_eq!(state_of([event(1, 0, error.clone())], 1).end, Some(error));
-    let state = state_of([event(0, 0, EventKind::Withdrawn)], 1);
-    assert_eq!((state.withdrawn, state.attempts), (true, 0));
 }
 
 proptest! {

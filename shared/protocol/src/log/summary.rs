@@ -21,7 +21,7 @@ pub fn summary(stored: &[Chunk], choices: u32, has_prompt: bool) -> Vec<EventKin
 /// The part of `event` that was not known; `None` if that is nothing.
 fn new_part(event: &EventKind, fresh: Fresh) -> Option<EventKind> {
     match event.clone() {
-        EventKind::Taken { .. } | EventKind::HandedBack | EventKind::Withdrawn => None,
+        EventKind::Taken { .. } | EventKind::HandedBack => None,
         EventKind::Tokens { choice, position, mut ids, text, mut logprobs } => {
             let skipped = fresh.first_token.min(ids.len());
             ids.drain(..skipped);

@@ -16,11 +16,12 @@ const JOB_AGE: Duration = Duration::from_secs(25 * 60 * 60);
 const KEPT_AGE: Duration = Duration::from_secs(49 * 60 * 60);
 
 /// All streams and buckets.
-pub fn streams(layout: &Layout) -> [Stream; 10] {
+pub fn streams(layout: &Layout) -> [Stream; 11] {
     [
         jobs(layout),
         events(layout),
         kept(layout),
+        withdrawn(layout),
         dead(layout),
         requests(layout),
         workers(layout),
@@ -31,7 +32,9 @@ pub fn streams(layout: &Layout) -> [Stream; 10] {
     ]
 }
 
-/// A stream on disk that removes its oldest messages when it is full.
+/// A stream on disk that removes its oldest messages when it is full, and none because somebody says so: a
+/// message with a rollup header would replace all before it, whoever wrote them. Where it has to be allowed, only
+/// workers may write.
 fn log(layout: &Layout) -> Stream {
     Stream {
         name: "",
@@ -49,7 +52,8 @@ fn log(layout: &Layout) -> Stream {
         duplicate_window: 2 * MINUTE,
         allow_direct: true,
         allow_rollup_hdrs: false,
-        deny_delete: false,
+        deny_delete: true,
+        deny_purge: true,
         allow_msg_ttl: false,
         allow_msg_counter: false,
         num_replicas: layout.replicas,
@@ -64,13 +68,7 @@ fn volatile(layout: &Layout) -> Stream {
 
 /// A key-value bucket without history.
 fn bucket(stream: Stream) -> Stream {
-    Stream {
-        discard: Discard::New,
-        max_msgs_per_subject: 1,
-        allow_rollup_hdrs: true,
-        deny_delete: true,
-        ..stream
-    }
+    Stream { discard: Discard::New, max_msgs_per_subject: 1, ..stream }
 }
 
 /// A stream of message counters: each message is stored as the counter's new sum.
@@ -97,6 +95,8 @@ fn jobs(layout: &Layout) -> Stream {
 }
 
 /// Each event has a TTL of its own: the time for which its job may still run.
+///
+/// Purging a log is denied by permissions alone, as in [`kept`]: nats-server takes no rollup where the stream denies it.
 fn events(layout: &Layout) -> Stream {
     Stream {
         name: subject::EVENTS_STREAM,
@@ -104,6 +104,7 @@ fn events(layout: &Layout) -> Stream {
         subjects: &[subject::EVENTS_SUBJECTS],
         max_bytes: layout.events_bytes,
         max_age: JOB_AGE,
+        deny_purge: false,
         allow_msg_ttl: true,
         // A snapshot takes the place of a log.
         allow_rollup_hdrs: true,
@@ -119,6 +120,7 @@ fn kept(layout: &Layout) -> Stream {
         subjects: &[subject::KEPT_SUBJECTS],
         max_bytes: layout.kept_bytes,
         max_age: KEPT_AGE,
+        deny_purge: false,
         allow_msg_ttl: true,
         // A snapshot takes the place of a log.
         allow_rollup_hdrs: true,
@@ -126,6 +128,21 @@ fn kept(layout: &Layout) -> Stream {
     }
 }
 
+/// No part of `EVENTS`, so that what a function writes can't take the place of events. On disk, as the jobs are.
+fn withdrawn(layout: &Layout) -> Stream {
+    Stream {
+        name: subject::WITHDRAWN_STREAM,
+        description: "Emberline: jobs for which nobody waits any more",
+        subjects: &[subject::WITHDRAWN_SUBJECTS],
+        max_msgs_per_subject: 1,
+        max_bytes: 16 * MIB,
+        max_age: JOB_AGE,
+        allow_msg_ttl: true,
+        ..log(layout)
+    }
+}
+
+/// `emberline jobs` deletes single messages.
 fn dead(layout: &Layout) -> Stream {
     Stream {
         name: subject::DEAD_STREAM,
@@ -134,6 +151,7 @@ fn dead(layout: &Layout) -> Stream {
         max_bytes: 256 * MIB,
         max_age: 7 * DAY,
         duplicate_window: HOUR,
+        deny_delete: false,
         ..log(layout)
     }
 }

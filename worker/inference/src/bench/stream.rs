@@ -93,8 +93,7 @@ impl Stream {
                 | EventKind::Prompt { .. }
                 | EventKind::EndToken { .. }
                 | EventKind::Finish { .. }
-                | EventKind::HandedBack
-                | EventKind::Withdrawn => {}
+                | EventKind::HandedBack => {}
                 EventKind::Done { usage, timings, .. } => seen.end = Some((usage, timings)),
                 EventKind::Error(error) => return Err(BenchError::Engine(error.message)),
             }

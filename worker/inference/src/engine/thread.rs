@@ -238,14 +238,10 @@ fn apply(engine: &mut dyn Engine, preparing: &mut HashMap<JobId, EventSink>, com
     }
 }
 
+/// A panic's message, unless it was put together: then it may quote what a client has sent.
 fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
-    if let Some(message) = panic.downcast_ref::<&str>() {
-        (*message).to_owned()
-    } else if let Some(message) = panic.downcast_ref::<String>() {
-        message.clone()
-    } else {
-        "no message".to_owned()
-    }
+    let message = panic.downcast_ref::<&'static str>().copied();
+    message.unwrap_or("a panic; the worker's log says where").to_owned()
 }
 
 #[cfg(test)]

@@ -54,8 +54,7 @@ impl Answer {
             EventKind::Taken { .. }
             | EventKind::Prompt { .. }
             | EventKind::EndToken { .. }
-            | EventKind::HandedBack
-            | EventKind::Withdrawn => {}
+            | EventKind::HandedBack => {}
             EventKind::Error(error) => panic!("a job failed: {error:?}"),
         }
         false

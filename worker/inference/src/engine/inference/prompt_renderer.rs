@@ -114,6 +114,11 @@ impl PromptRenderer {
                 );
                 ApiError::field(ErrorCode::InvalidValue, "messages", message)
             }
+            // minijinja's own words may quote the conversation.
+            TemplateError::Invalid(error) => {
+                let (kind, line) = (error.kind(), error.line().unwrap_or_default());
+                internal(&format_args!("the chat template fails in line {line}: {kind}"))
+            }
             other => internal(&other),
         })
     }
@@ -169,7 +174,8 @@ fn text_beside_calls(request: &GenerationRequest) -> TextBesideCalls {
     }
 }
 
-pub(super) fn internal(error: &dyn std::error::Error) -> ApiError {
+/// Logs an error that says nothing of the prompt, and keeps it from the client.
+pub(super) fn internal(error: &dyn std::fmt::Display) -> ApiError {
     tracing::error!(%error, "can't render or encode a prompt");
     ApiError::new(ErrorCode::InternalError, "The prompt could not be built.")
 }

@@ -1,0 +1,143 @@
+//! `emberline nats user add`: prints the entry of a new user for the list `users` in nats-server's configuration.
+//!
+//! The entry has the password's bcrypt hash. So the file holds no secret, and `nats-server --signal reload` is
+//! enough, which a variable of the environment would not be. The password is random and as long as the hash's
+//! own key, so no attempt at guessing needs to be slowed down: the cost is the lowest, because nats-server pays
+//! it for each connection, and the function makes many.
+
+use std::io;
+
+use anyhow::Context;
+use clap::{Args, Subcommand, ValueEnum};
+use emberline_protocol::permissions::{self, User};
+use emberline_protocol::subject::model_token;
+use rand::TryRng;
+use rand::rngs::SysRng;
+
+use crate::key_gen::new_password;
+
+/// bcrypt's lowest cost.
+const BCRYPT_COST: u32 = 4;
+
+#[derive(Debug, Args)]
+pub(super) struct UserArgs {
+    #[command(subcommand)]
+    command: UserCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum UserCommand {
+    /// Print a new user's entry for nats-server's configuration, and its password.
+    Add(AddArgs),
+}
+
+#[derive(Debug, Args)]
+struct AddArgs {
+    /// What the user is for
+    #[arg(value_enum)]
+    role: RoleChoice,
+    /// The models whose jobs a worker may take, separated by commas [default: all]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    models: Vec<String>,
+    /// The user's name [default: the role, with the models of a worker]
+    #[arg(long, value_parser = parse_name)]
+    name: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum RoleChoice {
+    Function,
+    Worker,
+    Admin,
+}
+
+/// Whether the models don't fit the role.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("--models is for workers; leave it out")]
+struct ModelsOfNoWorker;
+
+/// A user's name is part of the subjects of its inboxes.
+fn parse_name(name: &str) -> Result<String, &'static str> {
+    let is_fitting = !name.is_empty() && model_token(name) == name;
+    is_fitting.then(|| name.to_owned()).ok_or("give letters, digits, `-` and `_`")
+}
+
+impl AddArgs {
+    fn role(&self) -> Result<permissions::Role, ModelsOfNoWorker> {
+        match (self.role, self.models.as_slice()) {
+            (RoleChoice::Function, []) => Ok(permissions::Role::Function),
+            (RoleChoice::Admin, []) => Ok(permissions::Role::Admin),
+            (RoleChoice::Worker, []) => Ok(permissions::Role::Worker),
+            (RoleChoice::Worker, models) => Ok(permissions::Role::WorkerPool(models.to_vec())),
+            (RoleChoice::Function | RoleChoice::Admin, _) => Err(ModelsOfNoWorker),
+        }
+    }
+
+    fn name(&self) -> String {
+        let role = match self.role {
+            RoleChoice::Function => "function",
+            RoleChoice::Worker => "worker",
+            RoleChoice::Admin => "admin",
+        };
+        let tokens = self.models.iter().map(|model| model_token(model));
+        self.name
+            .clone()
+            .unwrap_or_else(|| [role.to_owned()].into_iter().chain(tokens).collect::<Vec<_>>().join("-"))
+    }
+}
+
+pub(super) fn run(args: &UserArgs) -> anyhow::Result<()> {
+    let UserCommand::Add(args) = &args.command;
+    let password = new_password().context("the system gives no random numbers")?;
+    let user = User { name: args.name(), password: format!("'{}'", hash(&password)?), role: args.role()? };
+    println!("{user}");
+    let name = &user.name;
+    eprintln!(
+        "\nPut this into the list `users` of nats-server's configuration, and have it read again with\n\
+         `nats-server --signal reload`. The password of {name}, which is not shown again:\n\n{password}"
+    );
+    if args.role == RoleChoice::Worker {
+        eprintln!("\nWorkers take it as EMBERLINE_NATS_USER={name} and EMBERLINE_NATS_PASSWORD.");
+    }
+    Ok(())
+}
+
+fn hash(password: &str) -> anyhow::Result<String> {
+    let mut salt = [0; 16];
+    SysRng.try_fill_bytes(&mut salt).map_err(io::Error::other)?;
+    Ok(bcrypt::hash_with_salt(password, BCRYPT_COST, salt)?.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(role: RoleChoice, models: &[&str], name: Option<&str>) -> AddArgs {
+        AddArgs {
+            role,
+            models: models.iter().map(ToString::to_string).collect(),
+            name: name.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn a_user_is_named_after_its_role_and_models() {
+        assert_eq!(args(RoleChoice::Function, &[], None).name(), "function");
+        assert_eq!(args(RoleChoice::Worker, &["a", "b.c"], None).name(), "worker-a-b=2Ec");
+        assert_eq!(args(RoleChoice::Worker, &["a"], Some("pool")).name(), "pool");
+        assert_eq!(args(RoleChoice::Admin, &["a"], None).role(), Err(ModelsOfNoWorker));
+        assert!(parse_name("gpu-1_b").is_ok());
+        for wrong in ["", "a.b", "a b", "*", ">"] {
+            assert!(parse_name(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_password_fits_its_hash_and_no_two_are_alike() {
+        let (one, two) = (new_password().unwrap(), new_password().unwrap());
+        assert!(one != two && one.len() > 40 && one.starts_with(|c: char| c.is_ascii_alphabetic()));
+        let hashed = hash(&one).unwrap();
+        assert!(hashed.starts_with("$2b$04$"), "{hashed}");
+        assert!(bcrypt::verify(&one, &hashed).unwrap() && !bcrypt::verify(&two, &hashed).unwrap());
+    }
+}
