@@ -122,6 +122,11 @@ impl Config {
         self.request_timeout_s.saturating_mul(1000)
     }
 
+    /// How long a stored request may live, in milliseconds.
+    pub fn stored_life_ms(&self) -> u64 {
+        u64::from(self.background_retention_s).saturating_mul(1000).saturating_add(self.job_life_ms())
+    }
+
     /// Reads the settings from the host. What is wrong with them is for the log only.
     pub async fn read(host: &Host) -> Result<Self, ApiError> {
         let mut values = BTreeMap::new();

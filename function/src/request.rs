@@ -4,11 +4,13 @@ use std::rc::Rc;
 
 use emberline_protocol::error::ApiError;
 use emberline_protocol::heartbeat::ServedModel;
+use emberline_protocol::key::DEFAULT_STORED_BYTES;
 use http::HeaderMap;
 
 use crate::access::caller::Caller;
 use crate::admission::Admitter;
 use crate::admission::served_models::{Destination, ServedModels};
+use crate::admission::stored_quota::StoredQuota;
 use crate::config::Config;
 use crate::http::reply;
 use crate::instance::Instance;
@@ -76,6 +78,15 @@ impl ClientRequest {
             limits: &self.caller.limits,
             job_life_ms: self.config.job_life_ms(),
             queue_limit: self.config.queue_limit,
+        }
+    }
+
+    /// Counts what is stored of this request.
+    pub fn stored_quota(&self) -> StoredQuota {
+        StoredQuota {
+            key: self.caller.key.clone(),
+            limit: self.caller.limits.stored_bytes.unwrap_or(DEFAULT_STORED_BYTES),
+            life_ms: self.config.stored_life_ms(),
         }
     }
 }

@@ -5,15 +5,12 @@
 use emberline_function::admission::served_models::ServedModels;
 use emberline_function::endpoints::responses::{Query, ResponseState, job_of, response_id};
 use emberline_function::generation::stored_request;
-use emberline_protocol::job::Job;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|payload: &[u8]| {
     if let Ok(record) = stored_request::read(payload) {
-        if std::iter::once(&record.job).chain(&record.others).all(is_finite) {
-            let json = serde_json::to_vec(&record).expect("a record is JSON");
-            assert_eq!(stored_request::read(&json).as_ref(), Ok(&record));
-        }
+        let json = serde_json::to_vec(&record).expect("a record is JSON");
+        assert_eq!(stored_request::read(&json).as_ref(), Ok(&record));
         let id = response_id(&record.job.id);
         assert_eq!(job_of(&id).as_ref(), Some(&record.job.id));
         if let Some(state) = ResponseState::of(record) {
@@ -30,12 +27,3 @@ fuzz_target!(|payload: &[u8]| {
         }
     }
 });
-
-/// Whether JSON can write all of its numbers; those of every request are.
-fn is_finite(job: &Job) -> bool {
-    let s = &job.request.sampling;
-    [s.temperature, s.top_p, s.min_p, s.presence_penalty, s.frequency_penalty, s.repetition_penalty]
-        .into_iter()
-        .chain(s.logit_bias.iter().map(|(_, bias)| *bias))
-        .all(f32::is_finite)
-}

@@ -83,6 +83,9 @@ struct LimitArgs {
     /// Jobs that may wait or run at the same time
     #[arg(long, value_name = "N", value_parser = limit())]
     jobs_at_once: Option<u64>,
+    /// Bytes of background responses and of requests with an Idempotency-Key that are stored [default: 16 MiB]
+    #[arg(long, value_name = "N", value_parser = limit())]
+    stored_bytes: Option<u64>,
 }
 
 #[derive(Debug, Args)]
@@ -135,6 +138,7 @@ impl From<&LimitArgs> for KeyLimits {
             tokens_per_minute: args.tokens_per_minute,
             tokens_per_day: args.tokens_per_day,
             jobs_at_once: args.jobs_at_once,
+            stored_bytes: args.stored_bytes,
         }
     }
 }
@@ -313,6 +317,7 @@ fn limits(limits: &KeyLimits) -> String {
         ("tokens a minute", limits.tokens_per_minute),
         ("tokens a day", limits.tokens_per_day),
         ("jobs at once", limits.jobs_at_once),
+        ("stored bytes", limits.stored_bytes),
     ];
     let set: Vec<String> =
         all.into_iter().filter_map(|(unit, limit)| Some(format!("{} {unit}", limit?))).collect();

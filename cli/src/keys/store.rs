@@ -3,6 +3,7 @@
 use async_nats::Client;
 use async_nats::jetstream::{self, message::PublishMessage};
 use emberline_protocol::key::{self, KeyRecord, KeyState};
+use emberline_protocol::read_index::RecordBucket;
 use emberline_protocol::streams::{self, Layout};
 use emberline_protocol::subject::{self, KEYS_STREAM, KEYS_SUBJECTS};
 
@@ -56,6 +57,8 @@ impl KeyStore {
         let mut stored = Vec::new();
         each_stored(&self.client, KEYS_STREAM, KEYS_SUBJECTS, Start::FIRST, |entry| stored.push(entry))
             .await?;
+        // No key's: whoever may ask there could have stored something.
+        stored.retain(|entry| entry.subject != RecordBucket::Keys.index_subject());
         let mut entries = stored.into_iter().map(KeyEntry::try_from).collect::<Result<Vec<_>, _>>()?;
         entries.sort_by_key(|entry| entry.record.created);
         Ok(entries)

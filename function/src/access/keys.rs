@@ -1,20 +1,17 @@
 //! The records of API keys, read from the bucket `keys`.
 
-use bytes::Bytes;
 use emberline_protocol::error::ApiError;
 use emberline_protocol::key::{KeyLimits, KeyRecord};
-use emberline_protocol::subject::KEYS_STREAM;
+use emberline_protocol::read_index::RecordBucket;
 use http::HeaderMap;
-use watermelon_proto::headers::HeaderMap as NatsHeaders;
 
 use super::caller::{Caller, Credential, KeyHashes, read_record};
 use crate::admission::heartbeats::ServedCache;
 use crate::cache::Cache;
 use crate::nats::NatsEndpoint;
 use crate::nats::bus::Bus;
-use crate::nats::connection::{BusError, subject};
-use crate::nats::jetstream;
-use crate::nats::round_trip::{Answer, Reply, Request};
+use crate::nats::connection::BusError;
+use crate::nats::current;
 use crate::platform::report;
 
 /// How long a key's record is believed, in nanoseconds. A revoked key is refused everywhere within 2 s.
@@ -86,27 +83,20 @@ impl KeyCache {
         if let Some(record) = self.get(&cache_key, asked_ns) {
             return Ok(record);
         }
-        let mut requests = vec![Request {
-            subject: subject(format!("$JS.API.DIRECT.GET.{KEYS_STREAM}.{}", key.subject()))?,
-            headers: NatsHeaders::new(),
-            payload: Bytes::new(),
-            reply: Reply::Message,
-        }];
-        if served.fresh(bus).is_none() {
-            requests.push(ServedCache::request()?);
-        }
-        let mut answers = bus.round_trip(&requests).await?.into_iter();
-        let stored = match answers.next() {
-            Some(Answer::Message(message)) => jetstream::read_stored(*message)?,
-            _ => None,
+        let heartbeats = match served.fresh(bus) {
+            None => Some(ServedCache::request()?),
+            Some(_) => None,
         };
+        let others = heartbeats.as_slice();
+        let (stored, answers) = current::read(bus, RecordBucket::Keys, &key.subject(), others).await?;
         // Whoever needs the heartbeats asks again if they could not be read.
-        if let Some(heartbeats) = answers.next()
+        if let Some(heartbeats) = answers.into_iter().next()
             && let Err(error) = served.store(bus, asked_ns, Some(heartbeats))
         {
             report("heartbeats", error);
         }
-        let record = stored.map(|payload| read_record(&payload)).transpose();
+        let stored = stored.filter(|stored| !stored.payload.is_empty());
+        let record = stored.map(|stored| read_record(&stored.payload)).transpose();
         let record = record.map_err(|error| BusError::Record(error.to_string()))?;
         self.put(cache_key, asked_ns, record.clone());
         Ok(record)

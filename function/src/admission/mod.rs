@@ -1,5 +1,5 @@
 //! Whether a request may run: rate limits ([`rate_limit`]), the model's queue ([`queue`]), and whether a worker
-//! serves the model ([`served_models`], by the [`heartbeats`]).
+//! serves the model ([`served_models`], by the [`heartbeats`]). [`stored_quota`] says how much a key may have stored.
 //!
 //! An [`Admitter`] counts a request in NATS: raising a counter returns its sum, so that of any number of requests
 //! at once, wherever they are served, exactly as many pass as there is room for. It counts the key first, and the
@@ -16,6 +16,7 @@ pub mod queue;
 pub mod rate_limit;
 pub mod seen;
 pub mod served_models;
+pub mod stored_quota;
 
 use std::collections::BTreeSet;
 
@@ -64,7 +65,6 @@ pub struct Admission {
 /// A request on its way through the counters.
 struct Counting<'a> {
     counters: KeyCounters<'a>,
-    model: &'a str,
     tokens: u64,
     jobs: usize,
     /// What was raised for it.
@@ -82,7 +82,11 @@ impl Counting<'_> {
 
     fn backlog(&self, state: &LimitState) -> Backlog {
         let lane = state.lanes(self.jobs).last().unwrap_or_default();
-        Backlog { model: self.model.to_owned(), jobs: state.jobs_of_model(), lane }
+        Backlog {
+            model: self.counters.model.unwrap_or_default().to_owned(),
+            jobs: state.jobs_of_model(),
+            lane,
+        }
     }
 }
 
@@ -95,18 +99,8 @@ impl Admitter<'_> {
         model: &str,
         reserved: &[u64],
     ) -> Result<Admission, ApiError> {
-        let counters = self.counters(Some(model));
         let tokens = reserved.iter().copied().fold(0, u64::saturating_add);
-        let jobs = reserved.len();
-        let mut counting = Counting {
-            uncounted: counters.increments(tokens, jobs),
-            counted: Increments::new(),
-            sums: Sums::new(),
-            counters,
-            model,
-            tokens,
-            jobs,
-        };
+        let mut counting = self.counting(Some(model), tokens, reserved.len());
         self.check_seen(headers, &counting)?;
         if !self.has_ample_room(&counting) {
             let (of_key, of_model) =
@@ -120,6 +114,14 @@ impl Admitter<'_> {
         self.see(&counting, &counting.sums);
         headers.set(state.headers());
         Ok(self.admission(counting, &state, reserved))
+    }
+
+    fn counting<'a>(&'a self, model: Option<&'a str>, tokens: u64, jobs: usize) -> Counting<'a> {
+        let counters = self.counters(model);
+        // What takes no tokens raises no counter of them.
+        let mut uncounted = counters.increments(tokens, jobs);
+        uncounted.retain(|(bucket, _)| tokens > 0 || !bucket.counter.counts_tokens());
+        Counting { uncounted, counted: Increments::new(), sums: Sums::new(), counters, tokens, jobs }
     }
 
     fn admission(&self, counting: Counting<'_>, state: &LimitState, reserved: &[u64]) -> Admission {
@@ -160,7 +162,8 @@ impl Admitter<'_> {
     /// seen as counted.
     fn has_ample_room(&self, counting: &Counting<'_>) -> bool {
         let now_ns = self.bus.host().monotonic_ns();
-        let (key, model) = (self.owner(), Owner::model(counting.model));
+        let Some(model) = counting.counters.model.map(Owner::model) else { return false };
+        let key = self.owner();
         let of_key = self.seen.of(&key, now_ns).or_else(|| self.limits.is_unlimited().then(Sums::new));
         let (Some(mut sums), Some(of_model)) = (of_key, self.seen.of(&model, now_ns)) else { return false };
         sums.extend(of_model);
@@ -235,31 +238,15 @@ impl Admitter<'_> {
     /// Counts a request that takes no tokens and makes no job, and refuses it if the key's limits leave no room.
     /// Either way `headers` say what is left.
     pub async fn admit_request(&self, headers: &mut ResponseHeaders) -> Result<Admission, ApiError> {
-        let backlog = Backlog { model: String::new(), jobs: 0, lane: Lane::default() };
-        let mut admission = Admission { increments: Increments::new(), backlog, accounts: Vec::new() };
-        if self.limits.is_unlimited() {
-            return Ok(admission);
+        let mut counting = self.counting(None, 0, 0);
+        if !self.limits.is_unlimited() {
+            self.check_seen(headers, &counting)?;
+            let of_key = std::mem::take(&mut counting.uncounted);
+            counting = self.count(headers, counting, of_key).await?;
+            headers.set(counting.state().headers());
         }
-        let counters = self.counters(None);
-        let mut increments = counters.increments(0, 0);
-        increments.retain(|(_, amount)| *amount != 0);
-        let mut others = counters.buckets();
-        others.retain(|bucket| increments.iter().all(|(raised, _)| raised != bucket));
-        let sums = counters::count(self.bus, &increments, others).await.map_err(|error| {
-            report("limits", &error);
-            ApiError::from(&error)
-        })?;
-        let state = counters.state(&sums);
-        headers.has_rate_limits = true;
-        if let Err(refusal) = state.check(0) {
-            counters::lower(self.bus, &increments).await;
-            headers.set(state.without(0).headers());
-            headers.set(refusal.headers());
-            return Err(refusal.into());
-        }
-        headers.set(state.headers());
-        admission.increments = increments;
-        Ok(admission)
+        let state = counting.state();
+        Ok(self.admission(counting, &state, &[]))
     }
 
     /// Sets the rate-limit headers of a request that counts for nothing, unless they are set already.
@@ -296,9 +283,11 @@ impl Admitter<'_> {
 
     /// Remembers what `sums` say of the key and of the model.
     fn see(&self, counting: &Counting<'_>, sums: &Sums) {
+        // A request without jobs does not know how many the key has.
+        let Some(model) = counting.counters.model.map(Owner::model) else { return };
         let (now_ns, sums) =
             (self.bus.host().monotonic_ns(), counting.counters.without_refused(sums.clone()));
-        for owner in [self.owner(), Owner::model(counting.model)] {
+        for owner in [self.owner(), model] {
             self.seen.see(&owner, now_ns, &sums);
         }
     }

@@ -213,6 +213,7 @@ impl Window {
             Counter::TokensMinute => ("tokens", "minute"),
             Counter::TokensDay => ("tokens", "day"),
             Counter::Jobs | Counter::ModelJobs => ("jobs", "moment"),
+            Counter::StoredBytes => ("bytes", "moment"),
         }
     }
 }
@@ -379,12 +380,17 @@ fn refusal(window: &Window, tokens: u64) -> Refusal {
 impl Refusal {
     /// Headers that say when to retry.
     pub fn headers(&self) -> HeaderMap {
-        let mut headers = reply::retry_after(self.wait_ms);
-        if self.never {
-            headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
-        }
-        headers
+        retry_headers(self.wait_ms, self.never)
     }
+}
+
+/// Headers that say when to retry a request that exceeds a limit, and whether that can `never` help.
+pub(super) fn retry_headers(wait_ms: u64, never: bool) -> HeaderMap {
+    let mut headers = reply::retry_after(wait_ms);
+    if never {
+        headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+    }
+    headers
 }
 
 impl From<Refusal> for ApiError {

@@ -1,25 +1,23 @@
 //! How much memory the answer to a request takes in its instance.
 
-use emberline_protocol::job::GenerationRequest;
-
 use super::job::RESERVED_ANSWER;
 use crate::relay::{LOGPROB_BYTES, OutputLimits, TOKEN_BYTES};
 
 /// A connection to NATS with its buffers, and frames on their way to a client that reads as they come.
 const STREAM_BYTES: usize = 256 * 1024;
 
-/// Bytes that the answer of jobs like `request` takes in any case. `limits` are those of all jobs together and
-/// `prompt_tokens` those of one, about. A `whole` answer is gathered before it is sent.
+/// Bytes that an answer takes in any case of which the client wants `max_tokens` a choice. `limits` are those of all
+/// its jobs together and `prompt_tokens` those of one, about. A `whole` answer is gathered before it is sent.
 ///
 /// An answer without `max_tokens` is taken to be of usual length; a longer one grows beyond what it has reserved.
 pub(super) fn answer_bytes(
-    request: &GenerationRequest,
+    max_tokens: Option<u32>,
     limits: OutputLimits,
     prompt_tokens: usize,
     whole: bool,
 ) -> usize {
     let count = |count: u32| usize::try_from(count).unwrap_or(usize::MAX);
-    let expected = request.max_tokens.unwrap_or(RESERVED_ANSWER).min(limits.tokens);
+    let expected = max_tokens.unwrap_or(RESERVED_ANSWER).min(limits.tokens);
     let tokens = count(limits.choices).saturating_mul(count(expected));
     let scored = |alternatives: u32| count(alternatives).saturating_add(1).saturating_mul(LOGPROB_BYTES);
     let logprobs = limits.logprobs.filter(|_| whole).map_or(0, scored);
@@ -33,11 +31,13 @@ pub(super) fn answer_bytes(
 
 #[cfg(test)]
 mod tests {
+    use emberline_protocol::job::GenerationRequest;
+
     use super::*;
 
     fn bytes(n: u32, max_tokens: Option<u32>, logprobs: Option<u32>, whole: bool) -> usize {
         let request = GenerationRequest { n, max_tokens, logprobs, ..GenerationRequest::default() };
-        answer_bytes(&request, OutputLimits::of(&request, 100_000), 100, whole)
+        answer_bytes(max_tokens, OutputLimits::of(&request, 100_000), 100, whole)
     }
 
     #[test]
@@ -59,6 +59,9 @@ mod tests {
             prompt_logprobs: Some(u32::MAX),
             ..GenerationRequest::default()
         };
-        assert!(answer_bytes(&request, OutputLimits::of(&request, u32::MAX), usize::MAX, true) > 1 << 30);
+        assert!(
+            answer_bytes(request.max_tokens, OutputLimits::of(&request, u32::MAX), usize::MAX, true)
+                > 1 << 30
+        );
     }
 }

@@ -20,10 +20,11 @@ use watermelon_proto::{MessageBase, ServerMessage, StatusCode, Subject, Subscrip
 
 use super::job;
 use super::reconnecting::{ConnectionEvent, Reconnecting};
+use super::stored_request::StoredJob;
 use crate::memory::{Held, Reservation};
 use crate::nats::bus::Bus;
 use crate::nats::connection::{BusError, Connection, REPLY_TIMEOUT, direct_get_subject, subject};
-use crate::nats::jetstream::{self, Batch, Progress, Stored};
+use crate::nats::jetstream::{self, Ack, Batch, Progress};
 use crate::platform::{Host, Timer, add_ns, report};
 use crate::relay::{Fault, Output, OutputLimits, Relay, read_chunk};
 
@@ -139,6 +140,7 @@ impl JobStream {
             report(&context, &error);
             ApiError::from(&error)
         };
+        let listened = StoredJob::of(job);
         let until_ns = bus.host().after(REPLY_TIMEOUT);
         let mut failure = BusError::Closed;
         let mut idle = bus.idle();
@@ -152,11 +154,11 @@ impl JobStream {
             };
             let connection = connection.map_err(fail).map_err(not_published)?;
             let message = job::message(job, connection.max_payload()).map_err(not_published)?;
-            let stream = Self::listen(connection, bus, job, limits, deadline_ns, memory.part());
+            let stream = Self::listen(connection, bus, &listened, limits, deadline_ns, memory.part());
             let mut stream = stream.map_err(fail).map_err(not_published)?;
             match stream.store(bus, message, until_ns).await {
-                Ok(stored) => {
-                    let was_queued = stored == Stored::Before;
+                Ok(ack) => {
+                    let was_queued = ack == Ack::Before;
                     if was_queued || publication > 0 {
                         // A worker may have taken it before this connection was there.
                         stream.recheck().map_err(not_published)?;
@@ -180,13 +182,14 @@ impl JobStream {
     }
 
     /// Joins a job that was published before: reads its event log from the beginning and goes on live. If the log
-    /// is empty, the job is published `again`; the queue ignores it if it is still there, by its id.
+    /// is empty, the job is published `again`, if that is given; the queue ignores it if it is still there, by its
+    /// id.
     pub(super) async fn join(
         bus: &Bus,
-        job: &Job,
+        job: &StoredJob,
         limits: OutputLimits,
         deadline_ns: u64,
-        again: bool,
+        again: Option<&Job>,
         memory: &Rc<Reservation>,
     ) -> Result<Self, ApiError> {
         let context = format!("job {}", job.id);
@@ -196,7 +199,7 @@ impl JobStream {
         };
         // A new connection: one that died while it waited would show that only later.
         let connection = bus.connect_unless_resting().await.map_err(fail)?;
-        let message = again.then(|| job::message(job, connection.max_payload())).transpose()?;
+        let message = again.map(|job| job::message(job, connection.max_payload())).transpose()?;
         let held = memory.part();
         let mut stream = Self::listen(connection, bus, job, limits, deadline_ns, held).map_err(fail)?;
         stream.unpublished = message;
@@ -204,11 +207,11 @@ impl JobStream {
         Ok(stream)
     }
 
-    /// Subscribes to the job's events.
+    /// Subscribes to the events of a job.
     fn listen(
         mut connection: Connection,
         bus: &Bus,
-        job: &Job,
+        job: &StoredJob,
         limits: OutputLimits,
         deadline_ns: u64,
         held: Held,
@@ -252,7 +255,7 @@ impl JobStream {
     }
 
     /// Publishes the job and waits until it is stored, but not beyond `until_ns`.
-    async fn store(&mut self, bus: &Bus, message: MessageBase, until_ns: u64) -> Result<Stored, BusError> {
+    async fn store(&mut self, bus: &Bus, message: MessageBase, until_ns: u64) -> Result<Ack, BusError> {
         self.queue(message)?;
         let stored = bus.host().until(until_ns, poll_fn(|cx| self.poll_stored(cx))).await;
         stored.unwrap_or_else(|| {
@@ -271,7 +274,7 @@ impl JobStream {
     }
 
     /// Waits for the acknowledgement; the first events may come before it.
-    fn poll_stored(&mut self, cx: &mut Context<'_>) -> Poll<Result<Stored, BusError>> {
+    fn poll_stored(&mut self, cx: &mut Context<'_>) -> Poll<Result<Ack, BusError>> {
         loop {
             let Some(connection) = self.connection.connected() else {
                 return Poll::Ready(Err(BusError::Closed));

@@ -26,12 +26,15 @@ use emberline_protocol::stored_request::CancelState;
 use emberline_protocol::subject::JobId;
 use futures::future::{join_all, try_join_all};
 
+use self::answer_memory::answer_bytes;
 use self::job::JobContext;
 use self::job_stream::JobStream;
 use self::job_streams::JobStreams;
-use self::stored_request::{StoredRequest, body_sha256, idempotent_id, store};
+use self::stored_request::store::{self, Created};
+use self::stored_request::{NotQueued, Stored, StoredJob, StoredRequest, body_sha256, idempotent_id};
 use crate::admission::Admission;
 use crate::admission::served_models::Destination;
+use crate::admission::stored_quota::{NotCounted, StoredBytes};
 use crate::http::reply;
 use crate::http::request_timeout::RequestTimeout;
 use crate::http::response_headers::ResponseHeaders;
@@ -67,7 +70,7 @@ pub struct Queued {
     /// The jobs' events.
     pub jobs: JobStreams,
     /// The first job.
-    pub first: Job,
+    pub first: StoredJob,
     /// What all jobs together may produce.
     pub limits: OutputLimits,
     /// The model as the client wrote it.
@@ -192,10 +195,13 @@ pub async fn queue(
     let schedule = Schedule::of(request)?;
     let idempotency_key = stored_request::idempotency_key(&request.headers)?;
     let id = idempotency_key.map(|key| idempotent_id(&request.caller.key, request.endpoint, key));
-    if let Some(id) = id
-        && let Some(stored) = store::read(bus, &JobId::from_random(id)).await?
-    {
-        return repeat(request, headers, spec, stored, schedule).await;
+    let mut vacant = 0;
+    if let Some(id) = id {
+        match store::read(bus, &JobId::from_random(id)).await? {
+            Stored::Found(found) => return repeat(request, headers, spec, found.request, schedule).await,
+            Stored::Deleted => return Err(stored_request::deleted()),
+            Stored::Vacant(sequence) => vacant = sequence,
+        }
     }
     let destination = request.destination(&spec.model).await?;
     let timeout = schedule.left(request.host())?;
@@ -209,31 +215,38 @@ pub async fn queue(
         admitter.give_back(admission, headers).await;
         return Err(reply::internal_error());
     };
-    let is_background = first.background.is_some();
-    if is_background {
-        match create_stored_request(request, &spec, &jobs, limits).await {
-            Ok(None) => {}
-            other => {
+    let stored = match first.background {
+        None => None,
+        Some(_) => match begin_stored(request, headers, &spec, &jobs, limits, vacant).await {
+            Ok(Begun::New(new)) => Some(new),
+            // None of these jobs was queued, though those of another request may have their ids.
+            Ok(Begun::Existing(other)) => {
                 admitter.give_back(admission, headers).await;
-                let stored = other?.ok_or_else(reply::internal_error)?;
-                return repeat(request, headers, spec, stored, schedule).await;
+                return repeat(request, headers, spec, *other, schedule).await;
             }
-        }
-    }
-    match publish(bus, &jobs, limits, schedule.deadline_ns, &spec.paths, memory, id.is_some()).await {
+            Err(error) => {
+                admitter.give_back(admission, headers).await;
+                return Err(error);
+            }
+        },
+    };
+    let is_idempotent = id.is_some();
+    match publish(bus, &jobs, limits, schedule.deadline_ns, &spec.paths, memory, is_idempotent).await {
         Ok((streams, of_earlier_tries)) => {
             // They are charged to the accounts with which they were queued.
             admitter.withdraw(&of_earlier_tries).await;
             let limits = stored_request::joined_limits(limits, jobs.len());
-            let admission = if is_background {
-                admission.commit();
-                None
-            } else {
-                Some(admission)
+            let admission = match stored {
+                Some(stored) => {
+                    admission.commit();
+                    stored.bytes.keep();
+                    None
+                }
+                None => Some(admission),
             };
             Ok(Queued {
                 jobs: streams,
-                first,
+                first: StoredJob::of(&first),
                 limits,
                 model: spec.model,
                 repeated: None,
@@ -242,19 +255,69 @@ pub async fn queue(
                 head_ns: schedule.head_ns(request.host()),
             })
         }
-        Err(Unpublished { error, may_run }) => {
+        Err(Unpublished { error, may_be_queued }) => {
             let retry = admitter.retry_headers(admission.backlog(), &error).await;
-            if may_run {
+            if is_idempotent && may_be_queued {
                 // The client's next try finds the stored request and goes on with its jobs and their accounts.
                 admission.commit();
+                stored.into_iter().for_each(|stored| stored.bytes.keep());
             } else {
                 admitter.give_back(admission, headers).await;
-                if is_background {
-                    store::withdraw(bus, &first).await;
+                if let Some(NewlyStored { bytes, sequence }) = stored {
+                    bytes.give_back(bus).await;
+                    let failure = if may_be_queued { NotQueued::Unknown } else { NotQueued::Refused };
+                    store::withdraw(bus, &StoredJob::of(&first), sequence, failure).await;
                 }
             }
             retry.into_iter().for_each(|retry| headers.set(retry));
             Err(destination.explain(error))
+        }
+    }
+}
+
+/// A request that was stored a moment ago.
+struct NewlyStored {
+    bytes: StoredBytes,
+    /// The sequence of its message.
+    sequence: u64,
+}
+
+/// What storing a new request came to.
+enum Begun {
+    New(NewlyStored),
+    /// Another one was faster.
+    Existing(Box<StoredRequest>),
+}
+
+/// Stores a new request in place of a withdrawn one with the sequence `vacant`, if its key may have more stored.
+async fn begin_stored(
+    request: &ClientRequest,
+    headers: &mut ResponseHeaders,
+    spec: &GenerationSpec<'_>,
+    jobs: &[Job],
+    limits: OutputLimits,
+    vacant: u64,
+) -> Result<Begun, ApiError> {
+    let bus = &request.bus;
+    let stored = stored_request(request, spec, jobs, limits)?;
+    let bytes = match request.stored_quota().take(bus, stored_request::message::stored_bytes(&stored)?).await
+    {
+        Ok(bytes) => bytes,
+        Err(NotCounted::Exceeded(exceeded)) => {
+            headers.set(exceeded.headers());
+            return Err(exceeded.into());
+        }
+        Err(NotCounted::Bus(error)) => return Err(error),
+    };
+    match store::create(bus, &stored, vacant).await {
+        Ok(Created::New(sequence)) => Ok(Begun::New(NewlyStored { bytes, sequence })),
+        Ok(Created::Existing(other)) => {
+            bytes.give_back(bus).await;
+            Ok(Begun::Existing(Box::new(other)))
+        }
+        Err(error) => {
+            bytes.give_back(bus).await;
+            Err(error)
         }
     }
 }
@@ -265,32 +328,26 @@ fn worker_wait(request: &ClientRequest, is_served: bool) -> Option<Duration> {
     (!is_served && seconds > 0).then_some(Duration::from_secs(seconds))
 }
 
-/// Stores a new request; if there is one of its id already, that one.
-async fn create_stored_request(
+/// What is stored of a new request.
+fn stored_request(
     request: &ClientRequest,
     spec: &GenerationSpec<'_>,
     jobs: &[Job],
     limits: OutputLimits,
-) -> Result<Option<StoredRequest>, ApiError> {
+) -> Result<StoredRequest, ApiError> {
     let (first, others) = jobs.split_first().ok_or_else(reply::internal_error)?;
-    let stored = StoredRequest {
+    Ok(StoredRequest {
         v: PROTOCOL_VERSION,
         key: request.caller.key.clone(),
         body_sha256: body_sha256(spec.body),
         model: spec.model.clone(),
-        job: first.clone(),
-        others: others.to_vec(),
+        job: StoredJob::of(first),
+        others: others.iter().map(StoredJob::of).collect(),
         max_tokens: limits.tokens,
-        spec: spec.response.clone(),
+        // Only a background response can be asked for by its id; a repeat says the rest again.
+        spec: spec.response.clone().filter(|response| response.background),
         cancel: CancelState::default(),
-    };
-    if store::create(&request.bus, &stored).await? {
-        return Ok(None);
-    }
-    // Another request was faster, or this one's answer was deleted. Or it is this very request, stored by a message
-    // that was sent again because its confirmation was lost: no other has the same admission.
-    let found = store::read(&request.bus, &first.id).await?.ok_or_else(stored_request::deleted)?;
-    Ok((found.job.account != first.account).then_some(found))
+    })
 }
 
 /// What is known of an answer before its jobs are queued.
@@ -320,7 +377,7 @@ fn expected(spec: &GenerationSpec<'_>, destination: &Destination) -> Result<Expe
     Ok(Expected {
         limits,
         reserved: spec.requests.iter().map(|request| job::reserved_tokens(request, context_length)).collect(),
-        bytes: answer_memory::answer_bytes(first, all, prompt_tokens, spec.whole),
+        bytes: answer_bytes(first.max_tokens, all, prompt_tokens, spec.whole),
     })
 }
 
@@ -362,8 +419,8 @@ fn new_jobs(
 /// Jobs that are not all known to be queued.
 struct Unpublished {
     error: ApiError,
-    /// Some of them may be queued, and go on for the next try.
-    may_run: bool,
+    /// Some of them may be queued.
+    may_be_queued: bool,
 }
 
 /// Publishes the jobs of a request; their events, and the accounts of those that an earlier try had queued. If one
@@ -399,14 +456,13 @@ async fn publish(
     }
     let streams = JobStreams::new(streams, limits.choices, paths, memory);
     let Some(error) = failure else { return Ok((streams, of_earlier_tries)) };
-    let may_run = is_idempotent && may_be_queued;
-    if may_run {
+    if is_idempotent && may_be_queued {
         streams.cancel().await;
     } else {
         // NATS is in trouble: nobody waits until it has heard of it.
         bus.host().spawn(Box::pin(streams.stop()));
     }
-    Err(Unpublished { error, may_run })
+    Err(Unpublished { error, may_be_queued })
 }
 
 /// Joins the jobs of the request that this one repeats.
@@ -420,12 +476,15 @@ async fn repeat(
     stored_request::check_repeat(&stored, spec.body)?;
     // A repeat counts for nothing.
     request.admitter().set_headers(headers).await;
-    let first = stored.job.clone();
-    let is_served = request.served().await?.get(&first.model).is_some();
-    let (jobs, limits) = join(request, &stored, &spec.paths, true, schedule.deadline_ns, spec.whole).await?;
+    let is_served = request.served().await?.get(&stored.job.model).is_some();
+    let memory = reserve_repeat(request, &stored, &spec)?;
+    // The same body asks the same.
+    let again: Vec<Job> = stored.jobs().zip(spec.requests).map(|(job, wanted)| job.job(wanted)).collect();
+    let deadline_ns = schedule.deadline_ns;
+    let (jobs, limits) = join_jobs(request, &stored, &again, &spec.paths, deadline_ns, memory).await?;
     Ok(Queued {
         jobs,
-        first,
+        first: stored.job.clone(),
         limits,
         model: spec.model,
         repeated: Some(Box::new(stored)),
@@ -435,36 +494,52 @@ async fn repeat(
     })
 }
 
-/// Reserves memory of the instance for the answer to a stored request.
+/// Reserves memory of the instance for the answer to a repeat of a stored request.
+fn reserve_repeat(
+    request: &ClientRequest,
+    stored: &StoredRequest,
+    spec: &GenerationSpec<'_>,
+) -> Result<Rc<Reservation>, ApiError> {
+    let prompt_tokens = spec.requests.iter().map(job::prompt_tokens).max().unwrap_or_default();
+    reserve(request, stored.answer_bytes(prompt_tokens, spec.whole))
+}
+
+/// Reserves memory of the instance for the answer to a stored background response, which does not repeat its prompt.
+/// It is sent as a `whole` or as a stream.
 pub fn reserve_stored(
     request: &ClientRequest,
     stored: &StoredRequest,
     whole: bool,
 ) -> Result<Rc<Reservation>, ApiError> {
-    let jobs = stored.others.len().saturating_add(1);
-    let limits = stored_request::joined_limits(stored_request::output_limits(stored), jobs);
-    let first = &stored.job.request;
-    reserve(request, answer_memory::answer_bytes(first, limits, job::prompt_tokens(first), whole))
+    reserve(request, stored.answer_bytes(0, whole))
 }
 
-/// Joins stored jobs, until the monotonic clock comes to `deadline_ns`; one that is neither queued nor running
-/// nor done is queued `again`. The answer is sent as a `whole` or as a stream.
+/// Joins the jobs of a stored background response, whose answer is sent as a stream.
 pub async fn join(
     request: &ClientRequest,
     stored: &StoredRequest,
+) -> Result<(JobStreams, OutputLimits), ApiError> {
+    let memory = reserve_stored(request, stored, false)?;
+    join_jobs(request, stored, &[], &stored.paths(), u64::MAX, memory).await
+}
+
+/// Joins stored jobs, until the monotonic clock comes to `deadline_ns`; one that is neither queued nor running nor done
+/// is queued `again`, if it is among these.
+async fn join_jobs(
+    request: &ClientRequest,
+    stored: &StoredRequest,
+    again: &[Job],
     paths: &Paths,
-    again: bool,
     deadline_ns: u64,
-    whole: bool,
+    memory: Rc<Reservation>,
 ) -> Result<(JobStreams, OutputLimits), ApiError> {
     let host = request.host();
     let left = Duration::from_millis(stored.job.deadline.saturating_sub(host.unix_ms()));
     let deadline_ns = host.after(left.saturating_add(GRACE)).min(deadline_ns);
-    let limits = stored_request::output_limits(stored);
-    let limits_of_all = stored_request::joined_limits(limits, stored.others.len().saturating_add(1));
-    let memory = reserve_stored(request, stored, whole)?;
-    let all = std::iter::once(&stored.job).chain(&stored.others);
-    let joined = all.map(|job| JobStream::join(&request.bus, job, limits, deadline_ns, again, &memory));
+    let limits = stored.output_limits();
+    let joined = stored.jobs().enumerate().map(|(number, job)| {
+        JobStream::join(&request.bus, job, limits, deadline_ns, again.get(number), &memory)
+    });
     let streams = try_join_all(joined).await?;
-    Ok((JobStreams::new(streams, limits.choices, paths, memory), limits_of_all))
+    Ok((JobStreams::new(streams, limits.choices, paths, memory), stored.joined_limits()))
 }

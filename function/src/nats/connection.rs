@@ -52,6 +52,8 @@ pub enum BusError {
     Publish(#[from] PublishError),
     #[error("{0}")]
     Record(String),
+    #[error("this server's replica of a record lags behind the stream's leader; check `nats stream info`")]
+    Outdated,
     #[error("the request is larger than the server's max_payload")]
     TooLarge,
     #[error("'{0}' is not a valid subject")]

@@ -10,10 +10,12 @@ use serde_json::Value;
 use watermelon_proto::headers::HeaderName;
 use watermelon_proto::{ServerMessage, StatusCode};
 
+use super::current::Record;
+
 /// JetStream's code for "this can't be stored", whatever the reason.
 const STORE_FAILED: u32 = 10_077;
-/// JetStream's code for "the subject's last message is another".
-const WRONG_LAST_SEQUENCE: u32 = 10_071;
+/// JetStream's codes for "the subject's last message is another": the second while a write to it is in progress.
+const WRONG_LAST_SEQUENCE: [u32; 2] = [10_071, 10_164];
 /// JetStream's code for "a message with this id is being stored": another server of the cluster has yet to confirm it.
 const DUPLICATE_IN_PROCESS: u32 = 10_158;
 /// Most bytes that one batch may bring: a long job's event log is far below.
@@ -33,9 +35,9 @@ pub enum PublishError {
     /// The stream is at one of its limits.
     #[error("the queue is full: {0}")]
     Full(String),
-    /// It was to be the first on its subject and is not.
-    #[error("there is a message already")]
-    Exists,
+    /// Another message was stored on its subject since that was read.
+    #[error("another message was stored first")]
+    Changed,
     /// JetStream refused for another reason.
     #[error("JetStream refused the message ({code}): {description}")]
     Refused {
@@ -59,7 +61,7 @@ impl From<&PublishError> for ApiError {
             PublishError::Full(_) => {
                 Self::new(ErrorCode::Overloaded, "The queue for this model is full. Try again shortly.")
             }
-            PublishError::Exists | PublishError::Refused { .. } | PublishError::Malformed => {
+            PublishError::Changed | PublishError::Refused { .. } | PublishError::Malformed => {
                 bus_unavailable()
             }
         }
@@ -84,11 +86,11 @@ struct PublishReply {
     duplicate: bool,
 }
 
-/// A message that is in its stream.
+/// The acknowledgement of a message that is in its stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stored {
-    /// It was stored.
-    New,
+pub enum Ack {
+    /// It was stored, with this sequence.
+    New(u64),
     /// One with the same id was stored before.
     Before,
 }
@@ -101,9 +103,12 @@ struct ReplyError {
 }
 
 /// Reads the reply to a publish.
-pub fn read_ack(message: &ServerMessage) -> Result<Stored, PublishError> {
+pub fn read_ack(message: &ServerMessage) -> Result<Ack, PublishError> {
     let reply = read_reply(message)?;
-    Ok(if reply.duplicate { Stored::Before } else { Stored::New })
+    if reply.duplicate {
+        return Ok(Ack::Before);
+    }
+    reply.seq.map(Ack::New).ok_or(PublishError::Malformed)
 }
 
 /// Reads the reply to an increment: the counter's sum; `None` if an increment with the same id was counted before,
@@ -136,7 +141,7 @@ fn read_reply(message: &ServerMessage) -> Result<PublishReply, PublishError> {
         Some(error) if error.err_code == STORE_FAILED && error.description.starts_with("maximum") => {
             Err(PublishError::Full(error.description))
         }
-        Some(error) if error.err_code == WRONG_LAST_SEQUENCE => Err(PublishError::Exists),
+        Some(error) if WRONG_LAST_SEQUENCE.contains(&error.err_code) => Err(PublishError::Changed),
         Some(error) if error.err_code == DUPLICATE_IN_PROCESS => {
             Ok(PublishReply { duplicate: true, ..PublishReply::default() })
         }
@@ -146,10 +151,13 @@ fn read_reply(message: &ServerMessage) -> Result<PublishReply, PublishError> {
     }
 }
 
-/// Reads the reply to a direct get of one message: what is stored, or nothing.
-pub fn read_stored(message: ServerMessage) -> Result<Option<Bytes>, BatchError> {
+/// Reads the reply to a direct get of one message.
+pub fn read_message(message: ServerMessage) -> Result<Option<Record>, BatchError> {
     match message.status_code {
-        None => Ok(Some(message.base.payload).filter(|payload| !payload.is_empty())),
+        None => {
+            let sequence = number(&message, &HeaderName::from_static("Nats-Sequence")).unwrap_or(0);
+            Ok(Some(Record { sequence, headers: message.base.headers, payload: message.base.payload }))
+        }
         Some(StatusCode::NOT_FOUND) => Ok(None),
         Some(status) => Err(refused(status, &message)),
     }
@@ -279,10 +287,10 @@ mod tests {
     #[test]
     fn acknowledgements_are_read() {
         let ack = |payload| read_ack(&message("", payload));
-        assert_eq!(ack(r#"{"stream":"JOBS","seq":1}"#), Ok(Stored::New));
-        assert_eq!(ack(r#"{"stream":"JOBS","seq":1,"duplicate": true}"#), Ok(Stored::Before));
+        assert_eq!(ack(r#"{"stream":"JOBS","seq":1}"#), Ok(Ack::New(1)));
+        assert_eq!(ack(r#"{"stream":"JOBS","seq":1,"duplicate": true}"#), Ok(Ack::Before));
         let in_process = r#"{"error":{"code":409,"err_code":10158,"description":"duplicate message id is in process"},"stream":"JOBS","seq":0}"#;
-        assert_eq!(ack(in_process), Ok(Stored::Before));
+        assert_eq!(ack(in_process), Ok(Ack::Before));
         let no_stream = message("NATS/1.0 503\r\nNats-Subject: emberline.jobs.a.0\r\n\r\n", "");
         assert_eq!(read_ack(&no_stream), Err(PublishError::NoStream));
         for garbage in ["", "{}", "null", r#"{"error":{}}"#] {
@@ -328,16 +336,22 @@ mod tests {
         batch.push(stored.clone()).unwrap();
         let entries: Vec<_> = batch.into_entries().collect();
         assert_eq!(entries, [("a.b".to_owned(), Bytes::from_static(br#"{"val":"7"}"#))]);
-        assert!(read_stored(stored).unwrap().is_some());
-        assert_eq!(read_stored(message("NATS/1.0 404 Message Not Found\r\n\r\n", "")), Ok(None));
-        assert_eq!(read_stored(message("NATS/1.0\r\nKV-Operation: DEL\r\n\r\n", "")), Ok(None));
-        assert!(read_stored(message("NATS/1.0 503\r\n\r\n", "")).is_err());
+        assert!(read_message(stored).unwrap().is_some());
+        assert_eq!(read_message(message("NATS/1.0 404 Message Not Found\r\n\r\n", "")), Ok(None));
+        let deleted = read_message(message("NATS/1.0\r\nNats-Sequence: 3\r\nKV-Operation: DEL\r\n\r\n", ""));
+        let deleted = deleted.unwrap().unwrap();
+        assert_eq!((deleted.sequence, deleted.payload.len()), (3, 0));
+        assert!(read_message(message("NATS/1.0 503\r\n\r\n", "")).is_err());
     }
 
     #[test]
     fn a_message_that_is_not_the_first_is_told_from_a_refusal() {
-        let reply = r#"{"error":{"code":400,"err_code":10071,"description":"wrong last sequence: 1"},"stream":"KV_requests","seq":0}"#;
-        assert_eq!(read_ack(&message("", reply)), Err(PublishError::Exists));
+        for (code, words) in [(10_071, "wrong last sequence: 1"), (10_164, "wrong last sequence")] {
+            let reply = format!(
+                r#"{{"error":{{"code":400,"err_code":{code},"description":"{words}"}},"stream":"KV_requests","seq":0}}"#
+            );
+            assert_eq!(read_ack(&message("", &reply)), Err(PublishError::Changed));
+        }
     }
 
     #[test]
@@ -364,7 +378,7 @@ mod tests {
         }
         let offline = message("NATS/1.0 503\r\n\r\n", "");
         assert_eq!(Batch::default().push(offline.clone()), Err(BatchError::NoStream));
-        assert_eq!(read_stored(offline), Err(BatchError::NoStream));
+        assert_eq!(read_message(offline), Err(BatchError::NoStream));
         let too_many = message("NATS/1.0 413 Too Many Results\r\n\r\n", "");
         assert_eq!(Batch::default().push(too_many), Err(BatchError::Status(413, "Too Many Results".into())));
     }

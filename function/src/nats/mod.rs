@@ -1,13 +1,14 @@
 //! The NATS client: [`bus`] is what the rest of the function uses. It hands out connections and sends requests.
 //!
 //! [`connection`] is one connection, with the protocol in [`codec`] and its beginning in [`handshake`];
-//! [`jetstream`] reads what JetStream answers to a publish and to a direct get, [`round_trip`] has several
-//! requests answered at once, [`pool`] keeps idle connections, and [`servers`] says which server to try. The
+//! [`jetstream`] reads what JetStream answers to a publish and to a direct get, [`current`] reads records as their
+//! stream's leader knows them, [`round_trip`] has several requests answered at once, [`pool`] keeps idle connections, and [`servers`] says which server to try. The
 //! sockets come from [`crate::platform`].
 
 pub mod bus;
 pub mod codec;
 pub mod connection;
+pub mod current;
 pub mod handshake;
 pub mod jetstream;
 pub mod pool;

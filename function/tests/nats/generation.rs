@@ -77,9 +77,19 @@ pub(crate) async fn send_within(
 
 /// Sends a request with a body and a key.
 pub(crate) async fn serve(instance: &Rc<Instance>, request: request::Builder, body: &str) -> Reply {
+    serve_for(KEY, instance, request, body).await
+}
+
+/// The same with the key `key`.
+pub(crate) async fn serve_for(
+    key: &str,
+    instance: &Rc<Instance>,
+    request: request::Builder,
+    body: &str,
+) -> Reply {
     let body: IncomingBody =
         Box::pin(Full::from(body.to_owned()).map_err(|never| -> String { match never {} }));
-    service::serve(instance, request.header("x-api-key", KEY).body(body).unwrap()).await
+    service::serve(instance, request.header("x-api-key", key).body(body).unwrap()).await
 }
 
 /// A client that keeps what it reads.

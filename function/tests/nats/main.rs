@@ -13,6 +13,7 @@ mod offline;
 mod refusals;
 mod retries;
 mod server;
+mod stored_requests;
 mod tokens;
 mod tokio_platform;
 mod worker;

@@ -24,12 +24,13 @@ pub const LONG_LIMITS_STREAM: &str = "LIMITS_LONG";
 pub const LIMITS_SUBJECTS: [&str; 2] =
     ["emberline.limits.*.requests_minute.*", "emberline.limits.*.tokens_minute.*"];
 /// Subjects of [`LONG_LIMITS_STREAM`].
-pub const LONG_LIMITS_SUBJECTS: [&str; 5] = [
+pub const LONG_LIMITS_SUBJECTS: [&str; 6] = [
     "emberline.limits.*.requests_hour.*",
     "emberline.limits.*.requests_day.*",
     "emberline.limits.*.tokens_day.*",
     "emberline.limits.*.jobs.*",
     "emberline.limits.*.model_jobs.*",
+    "emberline.limits.*.stored_bytes.*",
 ];
 /// Header whose value a message adds to the counter on its subject.
 pub const INCREMENT_HEADER: &str = "Nats-Incr";
@@ -51,6 +52,8 @@ pub enum Counter {
     Jobs,
     /// A model's jobs that wait or run, by the time slice of their deadline.
     ModelJobs,
+    /// Bytes of a key's stored requests, by the time slice in which they expire.
+    StoredBytes,
 }
 
 /// What a window counts.
@@ -77,8 +80,8 @@ pub struct Bucket {
     pub owner: Owner,
     /// What it counts.
     pub counter: Counter,
-    /// For a window, the number of whole windows since the Unix epoch; for jobs, the end of their time slice
-    /// in Unix milliseconds.
+    /// For a window, the number of whole windows since the Unix epoch; for others, the end of the time slice in
+    /// Unix milliseconds.
     pub number: u64,
 }
 
@@ -89,6 +92,11 @@ impl Counter {
 
     /// The counters of jobs that wait or run.
     pub const OF_JOBS: [Self; 2] = [Self::Jobs, Self::ModelJobs];
+
+    /// All counters.
+    pub fn all() -> impl Iterator<Item = Self> {
+        Self::WINDOWS.into_iter().chain(Self::OF_JOBS).chain([Self::StoredBytes])
+    }
 
     /// The streams that hold counters.
     pub const STREAMS: [&str; 2] = [LIMITS_STREAM, LONG_LIMITS_STREAM];
@@ -118,6 +126,7 @@ impl Counter {
             Self::TokensDay => "tokens_day",
             Self::Jobs => "jobs",
             Self::ModelJobs => "model_jobs",
+            Self::StoredBytes => "stored_bytes",
         }
     }
 
@@ -126,11 +135,11 @@ impl Counter {
         match self {
             Self::RequestsMinute | Self::TokensMinute => LIMITS_STREAM,
             Self::RequestsHour | Self::RequestsDay | Self::TokensDay => LONG_LIMITS_STREAM,
-            Self::Jobs | Self::ModelJobs => LONG_LIMITS_STREAM,
+            Self::Jobs | Self::ModelJobs | Self::StoredBytes => LONG_LIMITS_STREAM,
         }
     }
 
-    /// What it counts and the window's length in milliseconds; `None` for counters of jobs.
+    /// What it counts and the window's length in milliseconds; `None` for counters by time slice.
     pub fn window(self) -> Option<(Unit, u64)> {
         match self {
             Self::RequestsMinute => Some((Unit::Requests, MINUTE_MS)),
@@ -138,7 +147,7 @@ impl Counter {
             Self::RequestsDay => Some((Unit::Requests, DAY_MS)),
             Self::TokensMinute => Some((Unit::Tokens, MINUTE_MS)),
             Self::TokensDay => Some((Unit::Tokens, DAY_MS)),
-            Self::Jobs | Self::ModelJobs => None,
+            Self::Jobs | Self::ModelJobs | Self::StoredBytes => None,
         }
     }
 
@@ -151,6 +160,7 @@ impl Counter {
             Self::TokensMinute => limits.tokens_per_minute,
             Self::TokensDay => limits.tokens_per_day,
             Self::Jobs => limits.jobs_at_once,
+            Self::StoredBytes => limits.stored_bytes,
             Self::ModelJobs => None,
         }
     }
@@ -198,7 +208,7 @@ impl Bucket {
     pub fn of_subject(subject: &str) -> Option<Self> {
         let mut tokens = subject.strip_prefix("emberline.limits.")?.split('.');
         let (owner, name) = (tokens.next()?.to_owned(), tokens.next()?);
-        let mut counters = Counter::WINDOWS.into_iter().chain(Counter::OF_JOBS);
+        let mut counters = Counter::all();
         let counter = counters.find(|counter| counter.name() == name)?;
         let owner = match counter {
             Counter::ModelJobs if owner.is_empty() => return None,
@@ -326,8 +336,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_subject_tells_its_bucket(counter in 0..7_usize, number: u64) {
-            let counters: Vec<_> = Counter::WINDOWS.into_iter().chain(Counter::OF_JOBS).collect();
+        fn a_subject_tells_its_bucket(counter in 0..8_usize, number: u64) {
+            let counters: Vec<_> = Counter::all().collect();
             let bucket = bucket(counters[counter], number);
             prop_assert_eq!(Bucket::of_subject(&bucket.subject()), Some(bucket));
         }

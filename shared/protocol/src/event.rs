@@ -117,6 +117,23 @@ pub struct ErrorEvent {
     pub param: Option<String>,
     /// What is wrong and what to do about it.
     pub message: String,
+    /// What was computed before the job failed, which its key is charged; `None` if nothing was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
+}
+
+impl ErrorEvent {
+    /// The failure of a job for which this much was computed.
+    pub fn after(error: ApiError, usage: Usage) -> Self {
+        Self::from(error).charged_at_least(usage)
+    }
+
+    /// The same failure of a job of which this much is known to be computed.
+    #[must_use]
+    pub fn charged_at_least(self, known: Usage) -> Self {
+        let usage = self.usage.unwrap_or_default().at_least(known);
+        Self { usage: Some(usage).filter(|usage| *usage != Usage::default()), ..self }
+    }
 }
 
 impl From<ApiError> for ErrorEvent {
@@ -127,6 +144,7 @@ impl From<ApiError> for ErrorEvent {
             code: error.code,
             param: error.param,
             message: error.message,
+            usage: None,
         }
     }
 }
@@ -170,6 +188,16 @@ impl Usage {
             completion_tokens: self.completion_tokens.saturating_add(other.completion_tokens),
         }
     }
+
+    /// This usage, or what is more in `known`, which is a part of the same job's.
+    #[must_use]
+    pub fn at_least(self, known: Self) -> Self {
+        Self {
+            prompt_tokens: self.prompt_tokens.max(known.prompt_tokens),
+            cached_tokens: self.cached_tokens.max(known.cached_tokens),
+            completion_tokens: self.completion_tokens.max(known.completion_tokens),
+        }
+    }
 }
 
 /// Where a worker spent its time on a job, in milliseconds.
@@ -194,8 +222,13 @@ mod tests {
         let error = ApiError::field(ErrorCode::ContextLengthExceeded, "messages", "too long");
         let json = serde_json::to_value(EventKind::Error(error.clone().into())).unwrap();
         assert_eq!(json["type"], "error");
-        assert_eq!(json["status"], 400);
+        assert_eq!((&json["status"], json.get("usage")), (&400.into(), None));
         let Ok(EventKind::Error(back)) = serde_json::from_value(json) else { panic!("no error event") };
         assert_eq!(ApiError::from(back), error);
+        let usage = Usage { prompt_tokens: 3, cached_tokens: 1, completion_tokens: 2 };
+        assert_eq!(ErrorEvent::after(error.clone(), Usage::default()).usage, None);
+        let charged = ErrorEvent::after(error, usage);
+        let json = serde_json::to_string(&charged).unwrap();
+        assert_eq!(serde_json::from_str::<ErrorEvent>(&json).unwrap(), charged);
     }
 }

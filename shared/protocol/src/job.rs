@@ -42,22 +42,21 @@ pub struct Job {
 impl Job {
     /// The stream and the subject of its event log.
     pub fn log(&self) -> (&'static str, String) {
-        match self.background {
-            None => (subject::EVENTS_STREAM, subject::events(&self.id)),
-            Some(_) => (subject::KEPT_STREAM, subject::kept_events(&self.id)),
-        }
+        log_of(&self.id, self.background.is_some())
     }
 
     /// The lane of its model's queue in which it waits.
     pub fn lane(&self) -> Lane {
         self.account.as_ref().map(|account| account.lane).unwrap_or_default()
     }
+}
 
-    /// How long its log and stored request are kept from `now_ms` (Unix milliseconds) on, in seconds; `None`
-    /// if it is not a background job.
-    pub fn kept_for_s(&self, now_ms: u64) -> Option<u64> {
-        let running = self.deadline.saturating_sub(now_ms).div_ceil(1000);
-        self.background.map(|after| running.saturating_add(after.into()).max(1))
+/// The stream and the subject of a job's event log.
+pub fn log_of(job: &JobId, is_background: bool) -> (&'static str, String) {
+    if is_background {
+        (subject::KEPT_STREAM, subject::kept_events(job))
+    } else {
+        (subject::EVENTS_STREAM, subject::events(job))
     }
 }
 

@@ -111,7 +111,7 @@ impl KeyRecord {
     }
 }
 
-/// A key's limits; `None` means unlimited.
+/// A key's limits; `None` means unlimited, if nothing else is said.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct KeyLimits {
@@ -133,7 +133,14 @@ pub struct KeyLimits {
     /// Jobs that may wait or run at the same time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub jobs_at_once: Option<u64>,
+    /// Bytes of requests that are stored so that their answers can be asked for again; `None` means
+    /// [`DEFAULT_STORED_BYTES`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stored_bytes: Option<u64>,
 }
+
+/// Bytes of stored requests that a key may have: a sixteenth of the bucket that holds those of all keys.
+pub const DEFAULT_STORED_BYTES: u64 = 16 << 20;
 
 impl KeyLimits {
     /// Whether it sets no limit.
@@ -154,6 +161,7 @@ impl KeyLimits {
                 "tokens_per_minute" => &mut limits.tokens_per_minute,
                 "tokens_per_day" => &mut limits.tokens_per_day,
                 "jobs_at_once" => &mut limits.jobs_at_once,
+                "stored_bytes" => &mut limits.stored_bytes,
                 _ => return Err(invalid()),
             };
             let value = value.trim().parse().map_err(|_| invalid())?;
@@ -172,7 +180,7 @@ pub const MAX_LIMIT: u64 = 1_000_000_000_000;
 /// A list entry that is not a limit.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "'{0}' is not NAME=NUMBER with a number from 1 to {MAX_LIMIT} and one of the names requests_per_minute, requests_per_hour, requests_per_day, tokens_per_minute, tokens_per_day, jobs_at_once"
+    "'{0}' is not NAME=NUMBER with a number from 1 to {MAX_LIMIT} and one of the names requests_per_minute, requests_per_hour, requests_per_day, tokens_per_minute, tokens_per_day, jobs_at_once, stored_bytes"
 )]
 pub struct InvalidLimit(String);
 
@@ -220,8 +228,9 @@ mod tests {
 
     #[test]
     fn limits_are_read_and_a_wrong_one_is_named() {
-        let limits = KeyLimits::parse(" requests_per_minute = 60, tokens_per_day=5,").unwrap();
+        let limits = KeyLimits::parse(" requests_per_minute = 60, tokens_per_day=5,stored_bytes=9,").unwrap();
         assert_eq!((limits.requests_per_minute, limits.tokens_per_day), (Some(60), Some(5)));
+        assert_eq!(limits.stored_bytes, Some(9));
         assert!(KeyLimits::parse("").unwrap().is_unlimited());
         for bad in ["requests=1", "jobs_at_once", "jobs_at_once=0", "jobs_at_once=-1", "tokens_per_day=1e3"] {
             assert!(KeyLimits::parse(bad).unwrap_err().to_string().contains(bad), "{bad}");

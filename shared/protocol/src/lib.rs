@@ -25,6 +25,7 @@ pub mod malformed;
 pub mod measurement;
 pub mod permissions;
 pub mod prompt;
+pub mod read_index;
 pub mod relaxed;
 pub mod size;
 pub mod stored_request;

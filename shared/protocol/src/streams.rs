@@ -129,6 +129,8 @@ impl Stream {
             "allow_direct",
             "allow_rollup_hdrs",
             "allow_msg_counter",
+            // Where one is allowed, whoever may publish can remove messages.
+            "allow_rollup_hdrs",
         ];
         // JetStream can't take these back, so what an operator denies beyond them stays denied.
         if self.deny_delete {

@@ -41,6 +41,10 @@ pub const DEAD_SUBJECTS: &str = "emberline.dead.*";
 pub const KEPT_STREAM: &str = "KEPT";
 /// Every event subject in [`KEPT_STREAM`].
 pub const KEPT_SUBJECTS: &str = "emberline.kept.*";
+/// Where a worker is asked to erase the event log of a deleted request ([`crate::stored_request::EraseRequest`]).
+pub const ERASE_SUBJECT: &str = "emberline.erase";
+/// The queue group in which workers receive these requests.
+pub const ERASE_QUEUE: &str = "workers";
 /// Key-value bucket of the requests whose answer can be fetched again.
 pub const REQUESTS_BUCKET: &str = "requests";
 /// The stream behind [`REQUESTS_BUCKET`].

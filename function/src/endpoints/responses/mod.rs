@@ -22,7 +22,7 @@ pub use self::query::Query;
 pub use self::state::{ResponseState, job_of, not_found, response_id};
 pub use self::stream::ResponseStream;
 use super::endpoint::{Endpoint, Handler, Parameter, RequestBody, WITH_REPEATS, WITH_STORED_RESPONSE};
-use crate::generation::stored_request::{self, StoredRequest, store};
+use crate::generation::stored_request::{Found, Stored, StoredRequest, store};
 use crate::generation::{self, Generation, GenerationSpec};
 use crate::http::reply;
 use crate::http::response_headers::ResponseHeaders;
@@ -148,13 +148,12 @@ async fn retrieve(
     id: &str,
 ) -> Result<Reply, ApiError> {
     let query = Query::parse(client.query.as_deref())?;
-    let stored = find(client, id).await?;
+    let stored = find(client, id).await?.request;
     stored.spec.iter().for_each(|spec| headers.relax(&spec.relaxed));
     if !query.stream {
         return Ok(whole(&read(client, headers, &stored).await?));
     }
-    let paths = stored_request::paths(&stored);
-    let (jobs, limits) = generation::join(client, &stored, &paths, false, u64::MAX, false).await?;
+    let (jobs, limits) = generation::join(client, &stored).await?;
     let state = ResponseState::of(stored).ok_or_else(|| not_found(id))?;
     client.admitter().set_headers(headers).await;
     let writer = ResponseStream::new(state, query.starting_after, limits);
@@ -162,26 +161,30 @@ async fn retrieve(
 }
 
 async fn cancel(client: &ClientRequest, headers: &mut ResponseHeaders, id: &str) -> Result<Reply, ApiError> {
-    let stored = find(client, id).await?;
-    stored.spec.iter().for_each(|spec| headers.relax(&spec.relaxed));
-    Ok(whole(&stop(client, headers, stored).await?))
+    let found = find(client, id).await?;
+    found.request.spec.iter().for_each(|spec| headers.relax(&spec.relaxed));
+    Ok(whole(&stop(client, headers, found).await?))
 }
 
 async fn delete(client: &ClientRequest, headers: &mut ResponseHeaders, id: &str) -> Result<Reply, ApiError> {
-    let stored = find(client, id).await?;
-    let job = stored.job.clone();
-    stop(client, headers, stored).await?;
+    let found = find(client, id).await?;
+    let job = found.request.job.clone();
+    stop(client, headers, found).await?;
     store::delete(&client.bus, &job).await?;
+    store::erase_log(&client.bus, &job.id).await;
     let deleted = DeletedResponse { id: response_id(&job.id), object: "response", deleted: true };
     Ok(Reply::json(&deleted))
 }
 
 /// The stored request of a response that the client's key has made.
-async fn find(client: &ClientRequest, id: &str) -> Result<StoredRequest, ApiError> {
+async fn find(client: &ClientRequest, id: &str) -> Result<Found, ApiError> {
     let job = job_of(id).ok_or_else(|| not_found(id))?;
-    let stored = store::read(&client.bus, &job).await?;
-    let is_theirs = |stored: &StoredRequest| stored.key == client.caller.key && stored.spec.is_some();
-    stored.filter(is_theirs).ok_or_else(|| not_found(id))
+    match store::read(&client.bus, &job).await? {
+        Stored::Found(found) if found.request.key == client.caller.key && found.request.spec.is_some() => {
+            Ok(found)
+        }
+        _ => Err(not_found(id)),
+    }
 }
 
 /// The response as its event log has it now.
@@ -193,7 +196,7 @@ async fn read(
     let _memory = generation::reserve_stored(client, stored, true)?;
     let events = store::event_log(&client.bus, &stored.job).await?;
     let id = response_id(&stored.job.id);
-    let mut relay = Relay::new(stored_request::output_limits(stored));
+    let mut relay = Relay::new(stored.output_limits());
     let outputs = relay.rebuild(&events).map_err(|fault| {
         report(&id, &fault);
         ApiError::from(&fault)
@@ -203,7 +206,7 @@ async fn read(
         return Err(not_found(&id));
     }
     let mut state = ResponseState::of(stored.clone()).ok_or_else(|| not_found(&id))?;
-    let paths = stored_request::paths(stored);
+    let paths = stored.paths();
     for output in outputs.into_iter().map(|output| output.called_by(&paths)) {
         if let Output::Accepted(acceptance) = &output {
             headers.relax(&acceptance.relaxed);
@@ -223,17 +226,16 @@ async fn read(
 async fn stop(
     client: &ClientRequest,
     headers: &mut ResponseHeaders,
-    mut stored: StoredRequest,
+    found: Found,
 ) -> Result<ResponseState, ApiError> {
-    let state = read(client, headers, &stored).await?;
+    let state = read(client, headers, &found.request).await?;
     if state.is_over() {
         return Ok(state);
     }
     // A worker that takes the job from now on reads this; one that has it gets the control message.
-    stored.cancel.cancelled = true;
-    store::replace(&client.bus, &stored).await?;
-    let paths = stored_request::paths(&stored);
-    let (mut jobs, _) = generation::join(client, &stored, &paths, false, u64::MAX, false).await?;
+    let id = response_id(&found.request.job.id);
+    let stored = store::cancel(&client.bus, found).await?.ok_or_else(|| not_found(&id))?;
+    let (mut jobs, _) = generation::join(client, &stored).await?;
     jobs.send_control(Control::Cancel);
     let mut state = ResponseState::of(stored).ok_or_else(reply::internal_error)?;
     let ended = client.host().within(CANCEL_TIME, async {

@@ -95,7 +95,8 @@ async fn ask(
     let TokenRequest { model, request, relaxed, paths } = parsed?;
     headers.relax(&relaxed);
     let name = client.model(&model).await?.name;
-    let admission = client.admitter().admit_request(headers).await?;
+    let admitter = client.admitter();
+    let admission = admitter.admit_request(headers).await?;
     let answered = match convert(client, &model, &name, &request).await {
         Ok(TokensReply::Error(error)) => Err(error.into()),
         answered => answered,
@@ -112,7 +113,7 @@ async fn ask(
         Err(error) => {
             // What nobody has served counts for nothing.
             if error.code.status() == 503 {
-                client.admitter().give_back(admission, headers).await;
+                admitter.give_back(admission, headers).await;
             } else {
                 admission.commit();
             }

@@ -1,8 +1,8 @@
 //! The progress of a job, from which a worker that takes it over continues.
 
-use super::EventLog;
+use super::{ChoiceLog, EventLog};
 use crate::chunk::Chunk;
-use crate::event::{EventKind, FinishReason};
+use crate::event::{EventKind, FinishReason, Usage};
 
 /// The progress of a job.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -18,6 +18,8 @@ pub struct LogState {
     pub choices: Vec<ResumedTokens>,
     /// The event that ended the job, if it has ended. Then only the job's acknowledgement was lost.
     pub end: Option<EventKind>,
+    /// The tokens that the log shows. A token that ended a choice and is not logged is missing.
+    pub usage: Usage,
 }
 
 /// The tokens of a choice from which another worker continues.
@@ -42,6 +44,12 @@ impl LogState {
         };
         let numbers: Vec<u32> = log.attempts.keys().copied().filter(|number| *number > 0).collect();
         let fruitless = numbers.iter().rev().take_while(is_fruitless).count();
+        let prompt = log.acceptance.as_ref();
+        let usage = Usage {
+            prompt_tokens: prompt.map_or(0, |prompt| prompt.prompt_tokens),
+            cached_tokens: prompt.map_or(0, |prompt| prompt.cached_tokens),
+            completion_tokens: log.choices.iter().map(ChoiceLog::token_count).fold(0, u32::saturating_add),
+        };
         let choices = log.choices.iter().map(|choice| ResumedTokens {
             ids: choice.ids().to_vec(),
             text: choice.text_of_tokens().to_owned(),
@@ -52,6 +60,7 @@ impl LogState {
             fruitless: u32::try_from(fruitless).unwrap_or(u32::MAX),
             prompt: log.prompt_tokens(),
             choices: choices.collect(),
+            usage,
             end: log.end,
         }
     }

@@ -21,6 +21,24 @@ fn state_of(log: impl IntoIterator<Item = Chunk>, choices: u32) -> LogState {
     LogState::of(&stored, choices, true)
 }
 
+#[test]
+fn the_tokens_of_all_attempts_are_used() {
+    let accepted =
+        EventKind::Accepted(Acceptance { prompt_tokens: 5, cached_tokens: 2, ..Acceptance::default() });
+    let log = [
+        event(1, 0, taken()),
+        event(1, 1, accepted),
+        event(1, 2, tokens(0, 0, 3)),
+        event(1, 3, tokens(1, 0, 1)),
+        event(2, 0, taken()),
+        // It begins at an earlier place than its predecessor came to.
+        event(2, 1, tokens(0, 0, 5)),
+    ];
+    let usage = Usage { prompt_tokens: 5, cached_tokens: 2, completion_tokens: 5 + 1 };
+    assert_eq!(LogState::of(&log, 2, false).usage, usage);
+    assert_eq!(LogState::of(&[], 2, false).usage, Usage::default());
+}
+
 /// Token `n` has the text `n` modulo ten.
 fn tokens(choice: u32, position: u32, count: u32) -> EventKind {
     let ids: Vec<u32> = (position..position + count).collect();

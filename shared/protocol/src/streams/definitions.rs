@@ -66,7 +66,7 @@ fn volatile(layout: &Layout) -> Stream {
     Stream { storage: layout.volatile, volatile: true, ..log(layout) }
 }
 
-/// A key-value bucket without history.
+/// A key-value bucket without history. A rollup would remove all of it, so none is allowed.
 fn bucket(stream: Stream) -> Stream {
     Stream { discard: Discard::New, max_msgs_per_subject: 1, ..stream }
 }
@@ -122,7 +122,7 @@ fn kept(layout: &Layout) -> Stream {
         max_age: KEPT_AGE,
         deny_purge: false,
         allow_msg_ttl: true,
-        // A snapshot takes the place of a log.
+        // A snapshot takes the place of a log, and a worker erases a deleted answer so.
         allow_rollup_hdrs: true,
         ..log(layout)
     }
