@@ -3,7 +3,8 @@
 //! [`registry`] loads the models that are wanted and unloads those that are not. For each of them
 //! [`intake`] pulls jobs and hands them to the model's engine, which runs on a thread of its own;
 //! what comes out is published as the job's event log. [`tokens`] turns text into tokens for whoever
-//! asks, [`heartbeat`] says what this worker serves and how busy it is. [`serve`] brings them together.
+//! asks, [`stored_request`] says whether a background job is still wanted and erases what is not, and
+//! [`heartbeat`] says what this worker serves and how busy it is. [`serve`] brings them together.
 
 pub mod config;
 pub mod heartbeat;
@@ -12,4 +13,5 @@ pub mod logging;
 pub mod nats;
 pub mod registry;
 pub mod serve;
+pub mod stored_request;
 pub mod tokens;

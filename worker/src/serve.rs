@@ -14,6 +14,7 @@ use crate::registry::file::{FileError, FileWatcher, WantedModels};
 use crate::registry::instance::WorkerContext;
 use crate::registry::load::Loader;
 use crate::registry::model_registry::{ModelRegistry, NothingServable};
+use crate::stored_request;
 
 /// How long disconnecting may take, and how long unloading the models.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
@@ -55,6 +56,7 @@ pub async fn serve(config: &Config, loader: Loader, signals: Signals) -> Result<
     };
     let worker = format!("{:016x}", rand::random::<u64>());
     tracing::info!(%worker, "connected");
+    let erasures = stored_request::listen(&nats).await?;
 
     let load = Arc::new(watch::Sender::new(0));
     let mut registry = ModelRegistry::new(Arc::new(WorkerContext {
@@ -75,6 +77,7 @@ pub async fn serve(config: &Config, loader: Loader, signals: Signals) -> Result<
         ended = run_until_stopped(&mut registry, &mut wanted_now, &draining, &mut stop) => ended,
         () = heartbeats.run() => Ok(()),
         () = nats.maintain() => Ok(()),
+        () = stored_request::serve(nats.clone(), erasures) => Ok(()),
         () = watch_file(watch, hang_up, &wanted) => Ok(()),
     };
     if let Err(error @ ServeError::Interrupted(_)) = ended {

@@ -20,6 +20,9 @@ use crate::subject::{
 
 /// Every stored request, by its exact subject.
 const REQUEST: &str = "$KV.requests.*";
+/// Where the leaders of the records' streams are asked for sequences: [`crate::read_index`].
+const READ_INDEX_OF_KEYS: &str = "$KV.keys.read_index";
+const READ_INDEX_OF_REQUESTS: &str = "$KV.requests.read_index";
 /// Every heartbeat, by its exact subject.
 const HEARTBEAT: &str = "$KV.workers.*";
 
@@ -138,7 +141,10 @@ fn function(inbox: Grant) -> Permissions {
                     .into_iter()
                     .chain(api("DIRECT.GET", [LIMITS_STREAM, LONG_LIMITS_STREAM])),
             ),
-            grant("Read the record of a key that a client sent.", [direct_get(KEYS_STREAM, KEYS_SUBJECTS)]),
+            grant(
+                "Read the record of a key that a client sent, as the stream's leader knows it.",
+                [direct_get(KEYS_STREAM, KEYS_SUBJECTS), READ_INDEX_OF_KEYS.to_owned()],
+            ),
             grant("Ask workers for tokens.", [subject::TOKENS_SUBJECTS]),
             grant(
                 "Read heartbeats and event logs, in batches.",
@@ -148,6 +154,7 @@ fn function(inbox: Grant) -> Permissions {
                 "Store requests whose answer can be asked for again, and read the one with a known id.",
                 [REQUEST.to_owned(), direct_get(REQUESTS_STREAM, REQUEST)],
             ),
+            grant("Have a worker erase the log of a request that is deleted.", [subject::ERASE_SUBJECT]),
         ],
         subscribe: vec![
             grant("Follow jobs.", [subject::LIVE_SUBJECTS]),
@@ -229,8 +236,12 @@ fn worker(scope: &Scope, inbox: Grant) -> Permissions {
                 .chain(api("STREAM.MSG.GET", [EVENTS_STREAM, KEPT_STREAM])),
         ),
         grant(
-            "Find out whether a job was withdrawn or its stored request cancelled.",
-            [direct_get(WITHDRAWN_STREAM, WITHDRAWN_SUBJECTS), direct_get(REQUESTS_STREAM, REQUEST)],
+            "Find out whether a job was withdrawn, or its stored request cancelled or deleted, as the leader knows it.",
+            [
+                direct_get(WITHDRAWN_STREAM, WITHDRAWN_SUBJECTS),
+                direct_get(REQUESTS_STREAM, REQUEST),
+                READ_INDEX_OF_REQUESTS.to_owned(),
+            ],
         ),
         grant("Set jobs aside that can't be served.", by_model("emberline.dead")),
     ];
@@ -246,9 +257,13 @@ fn worker(scope: &Scope, inbox: Grant) -> Permissions {
             grant("What relays say.", [CONTROL_SUBJECTS]),
             grant("Jobs whose worker is gone.", by_model("emberline.orphans")),
             grant("Requests for tokens.", by_model("emberline.tokens")),
+            grant("Requests to erase the log of a request that was deleted.", [subject::ERASE_SUBJECT]),
             inbox,
         ],
-        answers: Some(Answers { purpose: "Answer whoever asks for tokens.", within: "2m" }),
+        answers: Some(Answers {
+            purpose: "Answer whoever asks for tokens, or for a log to be erased.",
+            within: "2m",
+        }),
     }
 }
 

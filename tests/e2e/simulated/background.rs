@@ -1,7 +1,10 @@
 //! A background response runs without a client, and can be fetched, followed, cancelled and deleted.
 
 use anyhow::{Context as _, Result, bail, ensure};
+use emberline_protocol::event::EventKind;
+use emberline_protocol::subject::JobId;
 use emberline_test_kit::background::{PATH, begin, get, json_of, wait_for, wait_until_over};
+use emberline_test_kit::event_logs;
 use emberline_test_kit::sse::Reading;
 use emberline_test_kit::stack::{API_KEY, OTHER_KEY, Options, SIMULATED_MODEL, Stack};
 use emberline_test_kit::wait;
@@ -43,6 +46,27 @@ async fn it_runs_to_its_end_without_a_client_for_its_own_key_only() -> Result<()
     let deleted = stack.http.delete(format!("{}{PATH}/{id}", stack.url)).bearer_auth(API_KEY).send().await?;
     assert_eq!(json_of(deleted).await?, json!({"id": id, "object": "response", "deleted": true}));
     assert_eq!(stack.get(&format!("{PATH}/{id}")).await?.status(), 404);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_deleted_leaves_no_text_in_nats() -> Result<()> {
+    let stack = Stack::start_with(Options::simulated(&[])).await?;
+    for body in [
+        json!({"model": SIMULATED_MODEL, "input": "two words", "max_output_tokens": 30, "background": true}),
+        // It still runs when it is deleted.
+        long(),
+    ] {
+        let id = begin(&stack, &body).await?;
+        wait_for(&stack, &id, |response| response["output"][0]["content"][0]["text"].is_string()).await?;
+        let url = format!("{}{PATH}/{id}", stack.url);
+        let deleted = stack.http.delete(&url).bearer_auth(API_KEY).send().await?;
+        ensure!(deleted.status() == 200, "{}", deleted.status());
+        stack.wait_for_empty_queue().await?;
+        let job = JobId::try_from(id.trim_start_matches("resp_").to_owned())?;
+        let text = event_logs::kept(&stack.nats, &job).await?;
+        ensure!(!text.iter().any(|event| matches!(event.kind, EventKind::Tokens { .. })), "{text:?}");
+    }
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use emberline_protocol::event::{EventKind, FinishReason};
-use emberline_protocol::subject;
+use emberline_protocol::subject::{self, JobId};
 
 use crate::events::{Event, events_of};
 use crate::nats::{Nats, worker_client};
@@ -20,6 +20,18 @@ pub async fn read(nats: &impl Nats) -> Result<BTreeMap<String, Vec<Event>>> {
         logs.entry(stored.subject.to_string()).or_default().extend(events_of(chunk));
     }
     Ok(logs)
+}
+
+/// The event log of a background job.
+pub async fn kept(nats: &impl Nats, job: &JobId) -> Result<Vec<Event>> {
+    let jetstream = async_nats::jetstream::new(worker_client(nats).await?);
+    let kept = jetstream.get_stream_no_info(subject::KEPT_STREAM).await?;
+    let (mut log, mut next) = (Vec::new(), None);
+    while let Ok(stored) = kept.direct_get_next_for_subject(subject::kept_events(job), next).await {
+        next = Some(stored.sequence + 1);
+        log.extend(events_of(serde_json::from_slice(&stored.payload)?));
+    }
+    Ok(log)
 }
 
 /// Number of jobs of which a choice was cancelled.

@@ -40,7 +40,9 @@ impl JobTotals {
         let nothing = (Usage::default(), Timings::default());
         let ((usage, timings), outcome) = match last {
             EventKind::Done { usage, timings, .. } => ((*usage, *timings), Outcome::Done),
-            EventKind::Error(error) => (nothing, Outcome::Failed(error.code)),
+            EventKind::Error(error) => {
+                ((error.usage.unwrap_or_default(), Timings::default()), Outcome::Failed(error.code))
+            }
             _ => (nothing, Outcome::Cancelled),
         };
         Self { usage, timings, outcome }
@@ -170,6 +172,7 @@ mod tests {
     use super::*;
     use emberline_protocol::counter::{Bucket, Counter, Owner};
     use emberline_protocol::error::{ApiError, ErrorCode};
+    use emberline_protocol::event::ErrorEvent;
     use emberline_protocol::job::GenerationRequest;
     use emberline_protocol::lane::Lane;
 
@@ -230,11 +233,11 @@ mod tests {
     #[test]
     fn the_last_event_tells_the_outcome() {
         let error = ApiError::new(ErrorCode::Timeout, "late");
-        assert_eq!(
-            JobTotals::of(&EventKind::Error(error.into())).outcome,
-            Outcome::Failed(ErrorCode::Timeout)
-        );
         let usage = Usage { prompt_tokens: 1, cached_tokens: 0, completion_tokens: 2 };
+        let failed = JobTotals::of(&EventKind::Error(error.clone().into()));
+        assert_eq!((failed.usage, failed.outcome), (Usage::default(), Outcome::Failed(ErrorCode::Timeout)));
+        let failed = JobTotals::of(&EventKind::Error(ErrorEvent::after(error, usage)));
+        assert_eq!((failed.usage, failed.outcome), (usage, Outcome::Failed(ErrorCode::Timeout)));
         let done = JobTotals::of(&EventKind::Done { usage, timings: Timings::default(), at: None });
         assert_eq!((done.usage, done.outcome), (usage, Outcome::Done));
     }

@@ -8,10 +8,9 @@ use async_nats::jetstream::stream::DirectGetErrorKind;
 use emberline_inference::clock;
 use emberline_protocol::control::{ALIVE_INTERVAL_S, Control};
 use emberline_protocol::error::{ApiError, ErrorCode};
-use emberline_protocol::event::{EventKind, FinishReason, Usage};
+use emberline_protocol::event::{ErrorEvent, EventKind, FinishReason, Usage};
 use emberline_protocol::job::Job;
-use emberline_protocol::malformed::Malformed;
-use emberline_protocol::stored_request::CancelState;
+use emberline_protocol::log::LogState;
 use emberline_protocol::subject;
 use emberline_protocol::usage::Outcome;
 use futures::StreamExt;
@@ -26,6 +25,7 @@ use super::log_writer::{LogWriter, NotStored};
 use super::slots::Slot;
 use super::takeover::Claim;
 use super::{Intake, Phase, reached};
+use crate::stored_request::{RequestState, StateUnknown, erase_log, state_of};
 
 /// How long a job waits for its relay's first control message. Relays send one every
 /// [`ALIVE_INTERVAL_S`]; those sent while the job was queued, perhaps a cancel, were not received.
@@ -82,7 +82,7 @@ impl JobRun<'_> {
         let deadline = until(self.job.deadline);
         if deadline.is_zero() {
             drop(slot);
-            return self.fail(lease, log, late()).await;
+            return self.end_unrun(lease, log, None).await;
         }
         // Subscribe first, so that no cancel is missed.
         let control = match self.intake.nats.client().subscribe(subject::control(&id)).await {
@@ -104,16 +104,19 @@ impl JobRun<'_> {
         let finished = written.choices.iter().zip(0..).filter(|(choice, _)| choice.finish.is_some());
         log.note_finished(finished.map(|(_, number)| number));
         let engine = &self.intake.engine;
+        // What earlier attempts have computed is charged, whatever this one comes to.
+        let known = written.usage;
         let events = engine.resume(self.job.clone(), written.choices, written.prompt);
         let end = self.follow(&mut lease, &mut log, events, control, until(self.job.deadline)).await;
         match end {
             RunEnd::Finished(last) => {
                 drop(slot);
+                let last = charged_at_least(last, known);
                 let totals = JobTotals::of(&last);
                 self.settle(lease, log, last, totals).await;
             }
             RunEnd::Abandoned(why) => {
-                let usage = engine.cancel(&id).await.unwrap_or_default();
+                let usage = engine.cancel(&id).await.unwrap_or_default().at_least(known);
                 drop(slot);
                 tracing::info!(job = %id, why, tokens = usage.completion_tokens, "abandoned");
                 let totals = JobTotals::stopped(usage, Outcome::Cancelled);
@@ -121,25 +124,22 @@ impl JobRun<'_> {
                 self.settle(lease, log, last, totals).await;
             }
             RunEnd::LogFull(no_room) => {
-                let usage = engine.cancel(&id).await.unwrap_or_default();
+                let usage = engine.cancel(&id).await.unwrap_or_default().at_least(known);
                 drop(slot);
                 tracing::warn!(job = %id, %no_room, tokens = usage.completion_tokens, "the answer ends early");
                 let last = log.end_choices(self.job.request.n, FinishReason::Length, usage).await;
                 self.settle(lease, log, last, JobTotals::stopped(usage, Outcome::Done)).await;
             }
             RunEnd::TooLarge(no_room) => {
-                let usage = engine.cancel(&id).await.unwrap_or_default();
+                let usage = engine.cancel(&id).await.unwrap_or_default().at_least(known);
                 drop(slot);
                 tracing::warn!(job = %id, %no_room, "the job is refused");
-                let error = too_large(no_room);
-                let totals = JobTotals::stopped(usage, Outcome::Failed(error.code));
-                self.settle(lease, log, EventKind::Error(error.into()), totals).await;
+                self.fail(lease, log, too_large(no_room), usage).await;
             }
             RunEnd::Late => {
-                let usage = engine.cancel(&id).await.unwrap_or_default();
+                let usage = engine.cancel(&id).await.unwrap_or_default().at_least(known);
                 drop(slot);
-                let totals = JobTotals::stopped(usage, Outcome::Failed(ErrorCode::Timeout));
-                self.settle(lease, log, EventKind::Error(late().into()), totals).await;
+                self.fail(lease, log, late(), usage).await;
             }
             RunEnd::Requeued(why) => {
                 // The other worker need not wait for the end of this worker's step.
@@ -165,18 +165,13 @@ impl JobRun<'_> {
         match claim {
             // It is run instead.
             Some(Claim::Open(_)) => {}
-            Some(Claim::Ended(end)) => {
-                let mut charge = Charge::new(self.intake.nats.clone(), &self.job, &JobTotals::of(&end));
-                charge.send().await;
-                // Whoever has the job by now: its log is complete.
-                self.acknowledge(lease, &mut log, &mut charge, JobTotals::of(&end).outcome).await;
-            }
-            Some(Claim::Unwanted) => {
-                let totals = JobTotals::stopped(Usage::default(), Outcome::Cancelled);
-                let last = log.cancel(self.job.request.n, Usage::default()).await;
+            Some(Claim::Ended(end)) => self.acknowledge_ended(lease, &mut log, &end).await,
+            Some(Claim::Unwanted(usage)) => {
+                let totals = JobTotals::stopped(usage, Outcome::Cancelled);
+                let last = log.cancel(self.job.request.n, usage).await;
                 self.settle(lease, log, last, totals).await;
             }
-            Some(Claim::GivenUp(attempts)) => {
+            Some(Claim::GivenUp(attempts, usage)) => {
                 let reason = format!("{attempts} workers in a row died before they added a token");
                 tracing::error!(job = %self.job.id, reason, "the job is given up");
                 let stored =
@@ -186,39 +181,71 @@ impl JobRun<'_> {
                     return self.requeue(lease, &mut log, "the job can't be stored as a dead letter").await;
                 }
                 let message = format!("This request was given up: {reason}.");
-                self.fail(lease, log, ApiError::new(ErrorCode::WorkerFailed, message)).await;
+                self.fail(lease, log, ApiError::new(ErrorCode::WorkerFailed, message), usage).await;
             }
-            None => self.fail(lease, log, late()).await,
+            None => match lease.during(self.written(&mut log)).await {
+                Ok(LogState { end: Some(end), .. }) => self.acknowledge_ended(lease, &mut log, &end).await,
+                Ok(written) => self.fail(lease, log, late(), written.usage).await,
+                Err(error) => {
+                    tracing::warn!(job = %self.job.id, %error, "the event log of a late job can't be read");
+                    self.requeue(lease, &mut log, "its log can't be read").await;
+                }
+            },
         }
+    }
+
+    /// Charges and acknowledges a job whose log is complete.
+    async fn acknowledge_ended(&self, mut lease: Lease<'_>, log: &mut LogWriter, end: &EventKind) {
+        let totals = JobTotals::of(end);
+        let mut charge = Charge::new(self.intake.nats.clone(), &self.job, &totals);
+        charge.send().await;
+        lease.during(self.erase_if_deleted()).await;
+        // Whoever has the job by now: its log is complete.
+        self.acknowledge(lease, log, &mut charge, totals.outcome).await;
     }
 
     /// Whether nobody wants the answer any more: the stored request of a background job was cancelled or deleted,
     /// or another job was withdrawn.
-    pub(super) async fn is_unwanted(&self) -> bool {
+    pub(super) async fn is_unwanted(&self) -> Result<bool, StateUnknown> {
+        if self.job.background.is_none() {
+            return Ok(self.is_withdrawn().await);
+        }
+        Ok(state_of(&self.intake.nats, &self.job.id).await? != RequestState::Wanted)
+    }
+
+    async fn is_withdrawn(&self) -> bool {
         let id = &self.job.id;
-        let is_background = self.job.background.is_some();
-        let (stream, subject) = if is_background {
-            (subject::REQUESTS_STREAM, subject::request(id))
-        } else {
-            (subject::WITHDRAWN_STREAM, subject::withdrawn(id))
-        };
-        let found = match self.intake.nats.jetstream().get_stream_no_info(stream).await {
-            Ok(stream) => stream.direct_get_last_for_subject(subject).await,
+        let found = match self.intake.nats.jetstream().get_stream_no_info(subject::WITHDRAWN_STREAM).await {
+            Ok(stream) => stream.direct_get_last_for_subject(subject::withdrawn(id)).await,
             Err(error) => {
-                tracing::warn!(job = %id, %error, stream, "can't find out whether the job is still wanted");
+                tracing::warn!(job = %id, %error, "can't find out whether the job was withdrawn");
                 return false;
             }
         };
         match found {
-            Ok(message) if message.payload.is_empty() => true,
-            Ok(message) => {
-                serde_json::from_slice::<CancelState>(&message.payload).is_ok_and(|state| state.cancelled)
-            }
-            Err(error) if error.kind() == DirectGetErrorKind::NotFound && !is_background => false,
+            Ok(_) => true,
+            Err(error) if error.kind() == DirectGetErrorKind::NotFound => false,
             Err(error) => {
-                tracing::warn!(job = %id, %error, stream, "can't find out whether the job is still wanted");
+                tracing::warn!(job = %id, %error, "can't find out whether the job was withdrawn");
                 false
             }
+        }
+    }
+
+    /// Erases the log of a background job if its stored request was deleted, perhaps while the job ran.
+    async fn erase_if_deleted(&self) {
+        if self.job.background.is_none() {
+            return;
+        }
+        let (nats, id) = (&self.intake.nats, &self.job.id);
+        match state_of(nats, id).await {
+            Ok(RequestState::Deleted) => {
+                if let Err(error) = erase_log(nats, id).await {
+                    tracing::warn!(job = %id, %error, "the log of a deleted request is not erased; it expires by itself");
+                }
+            }
+            Ok(RequestState::Wanted | RequestState::Cancelled) => {}
+            Err(error) => tracing::warn!(job = %id, %error, "can't find out whether the request was deleted"),
         }
     }
 
@@ -335,8 +362,9 @@ impl JobRun<'_> {
         true
     }
 
-    async fn fail(&self, lease: Lease<'_>, log: LogWriter, error: ApiError) {
-        let last = EventKind::Error(error.into());
+    /// Ends a job with an error, after this much was computed for it.
+    async fn fail(&self, lease: Lease<'_>, log: LogWriter, error: ApiError, usage: Usage) {
+        let last = EventKind::Error(ErrorEvent::after(error, usage));
         let totals = JobTotals::of(&last);
         self.settle(lease, log, last, totals).await;
     }
@@ -377,6 +405,7 @@ impl JobRun<'_> {
                 return;
             }
         }
+        lease.during(self.erase_if_deleted()).await;
         self.acknowledge(lease, &mut log, &mut charge, totals.outcome).await;
     }
 
@@ -444,6 +473,14 @@ fn step_of(
     (step, None)
 }
 
+/// The last event of a job of which this much is known to be computed, if it failed.
+fn charged_at_least(last: EventKind, known: Usage) -> EventKind {
+    match last {
+        EventKind::Error(error) => EventKind::Error(error.charged_at_least(known)),
+        last => last,
+    }
+}
+
 fn late() -> ApiError {
     ApiError::new(
         ErrorCode::Timeout,
@@ -472,5 +509,17 @@ mod tests {
     fn a_deadline_that_has_passed_leaves_no_time() {
         assert!(until(1).is_zero());
         assert!(until(u64::MAX) > Duration::from_secs(1 << 40));
+    }
+
+    #[test]
+    fn a_failure_is_charged_what_all_attempts_have_computed() {
+        let usage = |completion_tokens| Usage { prompt_tokens: 3, cached_tokens: 0, completion_tokens };
+        let charged = |error| match charged_at_least(EventKind::Error(error), usage(7)) {
+            EventKind::Error(error) => error.usage,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(charged(late().into()), Some(usage(7)));
+        assert_eq!(charged(ErrorEvent::after(late(), usage(9))), Some(usage(9)));
+        assert_eq!(charged_at_least(EventKind::HandedBack, usage(7)), EventKind::HandedBack);
     }
 }

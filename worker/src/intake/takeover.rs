@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use emberline_protocol::PROTOCOL_VERSION;
 use emberline_protocol::control::{SENT_TIMEOUT_MS, Sent, SentQuestion};
-use emberline_protocol::event::EventKind;
+use emberline_protocol::event::{EventKind, Usage};
 use emberline_protocol::log::{LogState, ResumedTokens, summary};
 use emberline_protocol::subject;
 
 use super::job::JobRun;
-use super::log_reader::Stored;
+use super::log_reader::{ReadError, Stored};
 use super::log_writer::{LogChanged, LogWriter};
 
 /// Attempts in a row that may die without having added a token. The next one is not made: the job
@@ -25,16 +25,15 @@ pub(super) enum Claim {
     Open(LogState),
     /// Nothing: its log is complete.
     Ended(EventKind),
-    /// End it: its client is gone or has cancelled it.
-    Unwanted,
-    /// Give it up: this many attempts in a row failed.
-    GivenUp(u32),
+    /// End it: its client is gone or has cancelled it. The attempts so far have computed this much.
+    Unwanted(Usage),
+    /// Give it up: this many attempts in a row failed. All of them have computed this much.
+    GivenUp(u32, Usage),
 }
 
 impl JobRun<'_> {
     /// Decides what to do with the job, and begins the next attempt if it is to be run.
     pub(super) async fn claim(&self, log: &mut LogWriter) -> Claim {
-        let (choices, has_prompt) = (self.job.request.n, self.job.request.logs_prompt());
         let mut stored = Stored::default();
         // At the first delivery the log is empty.
         let mut is_known = self.deliveries == 1;
@@ -50,19 +49,25 @@ impl JobRun<'_> {
                     }
                 }
             }
-            let state = LogState::of(&stored.chunks, choices, has_prompt);
-            // A lost log shows no attempt, but one may still run: a higher number tells it that it is replaced.
-            let attempts = state.attempts.max(self.deliveries.saturating_sub(1));
-            log.follow(attempts, summary(&stored.chunks, choices, has_prompt), stored.last_sequence);
+            let state = self.follow_attempts(log, &stored);
             if let Some(end) = state.end {
                 return Claim::Ended(end);
             }
             // A cancel from before this worker subscribed.
-            if self.is_unwanted().await {
-                return Claim::Unwanted;
+            let is_unwanted = match self.is_unwanted().await {
+                Ok(is_unwanted) => is_unwanted,
+                Err(error) => {
+                    tracing::warn!(job = %self.job.id, %error, "the stored request can't be read; trying again");
+                    self.intake.nats.recheck();
+                    tokio::time::sleep(CLAIM_PAUSE).await;
+                    continue;
+                }
+            };
+            if is_unwanted {
+                return Claim::Unwanted(state.usage);
             }
             if state.fruitless >= MAX_FRUITLESS {
-                return Claim::GivenUp(state.fruitless);
+                return Claim::GivenUp(state.fruitless, state.usage);
             }
             let sent =
                 if state.attempts > 0 { self.sent_beyond(&state, log.attempt()).await } else { Vec::new() };
@@ -103,5 +108,21 @@ impl JobRun<'_> {
             // Nobody follows the job now, or the relay is cut off. Then the log says what counts.
             Ok(Err(_)) | Err(_) => Vec::new(),
         }
+    }
+
+    /// What the log of a job says that is not to be run.
+    pub(super) async fn written(&self, log: &mut LogWriter) -> Result<LogState, ReadError> {
+        let stored = log.read().await?;
+        Ok(self.follow_attempts(log, &stored))
+    }
+
+    /// Has `log` continue what is stored of it; what that says.
+    fn follow_attempts(&self, log: &mut LogWriter, stored: &Stored) -> LogState {
+        let (choices, has_prompt) = (self.job.request.n, self.job.request.logs_prompt());
+        let state = LogState::of(&stored.chunks, choices, has_prompt);
+        // A lost log shows no attempt, but one may still run: a higher number tells it that it is replaced.
+        let attempts = state.attempts.max(self.deliveries.saturating_sub(1));
+        log.follow(attempts, summary(&stored.chunks, choices, has_prompt), stored.last_sequence);
+        state
     }
 }

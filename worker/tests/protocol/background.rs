@@ -5,7 +5,9 @@ use async_nats::jetstream::{self, message::PublishMessage};
 use emberline_protocol::control::Control;
 use emberline_protocol::event::{EventKind, FinishReason};
 use emberline_protocol::job::Job;
+use emberline_protocol::stored_request::{EraseReply, EraseRequest};
 use emberline_protocol::subject;
+use emberline_test_kit::event_logs;
 use emberline_test_kit::events::Event;
 use emberline_test_kit::nats::NatsServer;
 
@@ -87,4 +89,55 @@ async fn a_job_that_is_cancelled_or_deleted_in_the_queue_is_not_run() {
     let all = relay.send_silently(&wanted).await.rest().await;
     assert!(!text_of(&all, 1).is_empty());
     wait_for_empty_queue(&nats).await;
+}
+
+/// Whether the log of a job has text.
+async fn has_text(nats: &NatsServer, job: &Job) -> bool {
+    let log = event_logs::kept(nats, &job.id).await.unwrap();
+    log.iter().any(|event| matches!(event.kind, EventKind::Tokens { .. }))
+}
+
+async fn ask_to_erase(relay: &Relay, job: &Job) -> EraseReply {
+    let request = serde_json::to_vec(&EraseRequest { job: job.id.clone() }).unwrap();
+    let asked = relay.client.request(subject::ERASE_SUBJECT, request.into());
+    serde_json::from_slice(&within("a worker's answer", asked).await.unwrap().payload).unwrap()
+}
+
+#[tokio::test]
+async fn the_text_of_a_deleted_request_is_removed_and_no_other() {
+    let nats = NatsServer::start().await.unwrap();
+    let worker = Worker::start(&nats, &["--simulated-tokens-per-s", "0"]);
+    let relay = Relay::new(&nats).await;
+    relay.wait_for_load(&[0]).await;
+    let (deleted, wanted) = (background(1, 40), background(2, 40));
+    for job in [&deleted, &wanted] {
+        keep(&relay, job, "{}").await;
+        relay.send_silently(job).await.rest().await;
+    }
+    wait_for_empty_queue(&nats).await;
+    keep(&relay, &deleted, "").await;
+    assert!(has_text(&nats, &deleted).await);
+    assert_eq!(ask_to_erase(&relay, &deleted).await, EraseReply::Erased);
+    assert!(!has_text(&nats, &deleted).await);
+    let EraseReply::Failed(reason) = ask_to_erase(&relay, &wanted).await else { panic!("erased") };
+    assert!(reason.contains("is not deleted"), "{reason}");
+    assert!(has_text(&nats, &wanted).await);
+    assert!(!worker.log().to_lowercase().contains("violation"), "{}", worker.log());
+}
+
+#[tokio::test]
+async fn a_job_that_runs_when_its_request_is_deleted_leaves_no_text() {
+    let nats = NatsServer::start().await.unwrap();
+    let _worker = Worker::start(&nats, &[]);
+    let relay = Relay::new(&nats).await;
+    relay.wait_for_load(&[0]).await;
+    let job = background(1, 40);
+    keep(&relay, &job, "{}").await;
+    let mut events = relay.send_silently(&job).await;
+    events.next_tokens(1).await;
+    // Nobody tells the worker: its connection was lost, perhaps.
+    keep(&relay, &job, "").await;
+    events.rest().await;
+    wait_for_empty_queue(&nats).await;
+    assert!(!has_text(&nats, &job).await);
 }

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use async_nats::Client;
 use async_nats::jetstream::{self, message::PublishMessage};
+use emberline_protocol::chunk::Chunk;
 use emberline_protocol::control::Control;
 use emberline_protocol::counter::{Bucket, Counter, INCREMENT_HEADER, Owner};
 use emberline_protocol::error::ErrorCode;
-use emberline_protocol::event::EventKind;
+use emberline_protocol::event::{Acceptance, EventKind};
 use emberline_protocol::job::{Account, Job};
 use emberline_protocol::key::KeyId;
 use emberline_protocol::lane::Lane;
@@ -246,4 +247,80 @@ async fn a_job_whose_charge_cannot_be_stored_stays_queued_until_a_worker_has_sto
     wait_for_empty_queue(&nats).await;
     assert_eq!(ledger.usage().await.len(), 1);
     assert_eq!(ledger.sums().await, (10, 0));
+}
+
+/// Writes the log of a worker that died after it had generated some tokens of a job; they are used tokens.
+async fn written_by_another(nats: &NatsServer, job: &Job) -> i64 {
+    let accepted = Acceptance { prompt_tokens: 2, ..Acceptance::default() };
+    // What the simulated engine says.
+    let tokens = EventKind::Tokens {
+        choice: 0,
+        position: 0,
+        ids: vec![0, 1],
+        text: "The quick".into(),
+        logprobs: Vec::new(),
+    };
+    let kinds = [EventKind::Taken { worker: "w".into(), ack: None }, EventKind::Accepted(accepted), tokens];
+    write(nats, job, 1, &kinds).await;
+    2 + 2
+}
+
+async fn write(nats: &NatsServer, job: &Job, attempt: u32, kinds: &[EventKind]) {
+    let jetstream = jetstream::new(nats.worker_client().await.unwrap());
+    for (kind, index) in kinds.iter().zip(0..) {
+        let payload = serde_json::to_vec(&Chunk::of(attempt, index, kind.clone())).unwrap();
+        jetstream.publish(job.log().1, payload.into()).await.unwrap().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_failure_is_charged_what_the_attempts_before_it_have_used() {
+    let nats = NatsServer::start().await.unwrap();
+    let mut first = Worker::start(&nats, &[]);
+    let relay = Relay::new(&nats).await;
+    relay.wait_for_load(&[0]).await;
+    let ledger = Ledger::new(&nats, &relay).await;
+    first.signal("TERM");
+    assert!(first.exit().await.success());
+
+    // Late when the next worker takes it, refused by it, and given up after workers that died before their first token.
+    let late = Job { deadline: 1, ..job(1, 30_000) };
+    let refused = job(2, u32::MAX);
+    let deadly = job(3, 30_000);
+    let mut used = 0;
+    for job in [&late, &refused, &deadly] {
+        used += written_by_another(&nats, job).await;
+    }
+    for attempt in 2..=4 {
+        write(&nats, &deadly, attempt, &[EventKind::Taken { worker: format!("w{attempt}"), ack: None }])
+            .await;
+    }
+    let mut logs = Vec::new();
+    for job in [late, refused, deadly] {
+        logs.push(relay.send(&ledger.admitted(job, 100).await).await);
+    }
+    let _second = Worker::start(&nats, &[]);
+    let mut told = 0;
+    for events in &mut logs {
+        let last = events.rest().await.pop().unwrap().kind;
+        let usage = match last {
+            EventKind::Done { usage, .. } => usage,
+            EventKind::Error(error) => error.usage.unwrap(),
+            other => panic!("{other:?}"),
+        };
+        told += i64::from(usage.prompt_tokens + usage.completion_tokens);
+    }
+    wait_for_empty_queue(&nats).await;
+    assert_eq!((told, ledger.sums().await), (used, (used, 0)));
+    let outcomes: BTreeMap<JobId, Outcome> =
+        ledger.usage().await.into_iter().map(|event| (event.job, event.outcome)).collect();
+    let failed = Outcome::Failed;
+    assert_eq!(
+        outcomes.into_values().collect::<Vec<_>>(),
+        [
+            failed(ErrorCode::Timeout),
+            failed(ErrorCode::ContextLengthExceeded),
+            failed(ErrorCode::WorkerFailed)
+        ]
+    );
 }

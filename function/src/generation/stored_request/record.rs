@@ -6,6 +6,7 @@ use emberline_api::responses::ResponseSpec;
 use emberline_protocol::PROTOCOL_VERSION;
 use emberline_protocol::job::{Account, GenerationRequest, Job, log_of};
 use emberline_protocol::key::KeyId;
+use emberline_protocol::malformed::Malformed;
 use emberline_protocol::stored_request::CancelState;
 use emberline_protocol::subject::JobId;
 use serde::{Deserialize, Serialize};
@@ -185,7 +186,7 @@ impl AnswerShape {
 #[allow(missing_docs)] // the messages are the documentation
 pub enum Unreadable {
     #[error("a stored request can't be read: {0}")]
-    Malformed(String),
+    Malformed(#[from] Malformed),
     #[error("a stored request has version {0}; update the function, which reads up to {PROTOCOL_VERSION}")]
     Version(u32),
 }
@@ -197,12 +198,11 @@ pub fn read(payload: &[u8]) -> Result<StoredRequest, Unreadable> {
         v: u32,
     }
     // The version first: a newer record may look different.
-    let malformed = |error: serde_json::Error| Unreadable::Malformed(error.to_string());
-    let Version { v } = serde_json::from_slice(payload).map_err(malformed)?;
+    let Version { v } = serde_json::from_slice(payload).map_err(Malformed::from)?;
     if v > PROTOCOL_VERSION {
         return Err(Unreadable::Version(v));
     }
-    serde_json::from_slice(payload).map_err(malformed)
+    Ok(serde_json::from_slice(payload).map_err(Malformed::from)?)
 }
 
 #[cfg(test)]
@@ -283,6 +283,14 @@ pub(super) mod tests {
     #[test]
     fn a_newer_record_is_refused_as_such() {
         assert_eq!(read(br#"{"v":99,"job":"?"}"#), Err(Unreadable::Version(99)));
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_read_is_not_quoted() {
+        let mut stored = serde_json::to_value(record()).unwrap();
+        stored["max_tokens"] = "secret".into();
+        let error = read(stored.to_string().as_bytes()).unwrap_err().to_string();
+        assert!(error.contains("can't be read: a field is") && !error.contains("secret"), "{error}");
     }
 
     proptest! {

@@ -18,7 +18,7 @@ pub struct LogState {
     pub choices: Vec<ResumedTokens>,
     /// The event that ended the job, if it has ended. Then only the job's acknowledgement was lost.
     pub end: Option<EventKind>,
-    /// The tokens that the log shows. A token that ended a choice and is not logged is missing.
+    /// The tokens that are written. A token that ended a choice and is not logged is missing.
     pub usage: Usage,
 }
 
@@ -77,6 +77,8 @@ impl LogState {
             let known = usize::try_from(*choice).ok().and_then(|choice| self.choices.get_mut(choice));
             match (event, known) {
                 (EventKind::Tokens { ids, text, .. }, Some(known)) => {
+                    let count = u32::try_from(ids.len()).unwrap_or(u32::MAX);
+                    self.usage.completion_tokens = self.usage.completion_tokens.saturating_add(count);
                     known.ids.extend(ids);
                     known.text.push_str(text);
                 }

@@ -323,9 +323,7 @@ impl InferenceEngine {
         let is_unwanted = |request: &Request| request.deadline <= now || request.events.is_closed();
         let unwanted = self.requests.iter().filter(|(_, request)| is_unwanted(request));
         let unwanted: Vec<u64> = unwanted.map(|(number, _)| *number).collect();
-        let records = unwanted
-            .iter()
-            .map(|&request| OutputRecord::Failed { request, error: EventKind::Error(too_late().into()) });
+        let records = unwanted.iter().map(|&request| OutputRecord::Failed { request, error: too_late() });
         self.outputs.send(records.collect())?;
         unwanted.into_iter().for_each(|number| self.forget(number));
         Ok(())
@@ -423,8 +421,7 @@ impl InferenceEngine {
                 Ok(recorded) => recorded,
                 Err(stuck) => {
                     tracing::warn!(job = %request.job, %stuck, "the grammar allows no next token; the answer fails");
-                    let error = EventKind::Error(stuck.to_api_error().into());
-                    records.push(OutputRecord::Failed { request: id.request, error });
+                    records.push(OutputRecord::Failed { request: id.request, error: stuck.to_api_error() });
                     self.forget(id.request);
                     continue;
                 }

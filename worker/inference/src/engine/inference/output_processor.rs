@@ -9,7 +9,10 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use emberline_protocol::event::{EventKind, FinishReason, Timings, TokenLogprob, TokenLogprobs, Usage};
+use emberline_protocol::error::ApiError;
+use emberline_protocol::event::{
+    ErrorEvent, EventKind, FinishReason, Timings, TokenLogprob, TokenLogprobs, Usage,
+};
 use emberline_protocol::job::GenerationRequest;
 
 use super::prompt_output::{PromptLogprobs, PromptOutput};
@@ -33,8 +36,8 @@ pub(super) enum OutputRecord {
     Ended { id: SequenceId, at: Instant },
     /// A token of one choice.
     Sampled { id: SequenceId, token: u32, scores: Option<Scores>, end: Option<EndReason>, at: Instant },
-    /// It ends with an error.
-    Failed { request: u64, error: EventKind },
+    /// It ends with an error; what was computed for it is charged.
+    Failed { request: u64, error: ApiError },
     /// It was cancelled.
     Dropped { request: u64 },
     /// The engine has failed; the thread ends.
@@ -215,7 +218,8 @@ impl OutputThread {
             }
             OutputRecord::Failed { request, error } => {
                 if let Some(request_output) = self.requests.remove(&request) {
-                    send(&request_output.events, error);
+                    let error = ErrorEvent::after(error, request_output.usage());
+                    send(&request_output.events, EventKind::Error(error));
                 }
             }
             OutputRecord::Dropped { request } => drop(self.requests.remove(&request)),
@@ -274,11 +278,15 @@ impl RequestOutput {
         if self.choices.iter().any(|choice| !choice.ended) {
             return false;
         }
-        let completion_tokens = self.choices.iter().map(|choice| choice.tokens).sum();
-        let usage = Usage { completion_tokens, ..self.usage };
         let at = Some(clock::unix_time().as_secs());
-        send(&self.events, EventKind::Done { usage, timings: self.clock.timings(), at });
+        send(&self.events, EventKind::Done { usage: self.usage(), timings: self.clock.timings(), at });
         true
+    }
+
+    /// The tokens so far.
+    fn usage(&self) -> Usage {
+        let completion_tokens = self.choices.iter().map(|choice| choice.tokens).sum();
+        Usage { completion_tokens, ..self.usage }
     }
 }
 

@@ -113,6 +113,10 @@ fn an_answer_that_can_not_go_on_fails_and_its_neighbours_do_not() {
     let failed: Vec<_> = logs[&job(1).id].iter().filter(|kind| matches!(kind, EventKind::Error(_))).collect();
     let [EventKind::Error(error)] = failed[..] else { panic!("{:?}", logs[&job(1).id]) };
     assert_eq!(error.code, ErrorCode::InvalidValue);
+    // What was generated before is charged.
+    let usage = error.usage.unwrap();
+    assert_eq!(usage.completion_tokens as usize, ids(&logs[&job(1).id]).len());
+    assert!(usage.completion_tokens > 0 && usage.prompt_tokens > 0, "{usage:?}");
     assert_eq!(content(&logs[&job(2).id]), content(&run(&mut engine, job(2))));
     assert_small_object(&text(&logs[&job(3).id]));
 }

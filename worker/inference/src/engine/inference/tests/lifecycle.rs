@@ -132,7 +132,12 @@ fn a_job_past_its_deadline_is_given_up() {
     runs.step();
     runs.engine.requests.values_mut().for_each(|request| request.deadline = 1);
     runs.step();
-    assert!(matches!(runs.log(2).last(), Some(EventKind::Error(e)) if e.code == ErrorCode::Timeout));
+    let log = runs.log(2);
+    let Some(EventKind::Error(error)) = log.last() else { panic!("{log:?}") };
+    assert_eq!(error.code, ErrorCode::Timeout);
+    let (usage, stats) = (error.usage.unwrap(), runs.engine.stats());
+    assert!(usage.prompt_tokens > 0);
+    assert_eq!(u64::from(usage.completion_tokens), stats.generated_tokens, "what was generated is charged");
     assert!(!runs.engine.has_work());
     runs.finish();
 }
