@@ -23,7 +23,6 @@ use emberline_protocol::error::{ApiError, ErrorCode};
 pub use emberline_protocol::event::Acceptance;
 use emberline_protocol::event::{EventKind, FinishReason, TokenLogprobs, Usage};
 use emberline_protocol::log::{Applied, ChoiceLog, Conflict, EventLog, Fresh};
-use emberline_protocol::malformed::Malformed;
 use emberline_protocol::prompt::PromptToken;
 
 pub use fault::Fault;

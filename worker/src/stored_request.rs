@@ -7,7 +7,7 @@ use async_nats::jetstream::context::PublishError;
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::{HeaderMap, Message, StatusCode, Subscriber};
 use emberline_protocol::chunk::Chunk;
-use emberline_protocol::event::EventKind;
+use emberline_protocol::malformed::Malformed;
 use emberline_protocol::read_index::{
     self, EXPECTED_SEQUENCE_HEADER, EXPECTED_SUBJECT_HEADER, NO_SEQUENCE, NoReadIndex, RecordBucket,
 };
@@ -101,10 +101,9 @@ fn read(payload: &[u8]) -> RequestState {
     }
 }
 
-/// Removes the event log of `job`, so that its text is gone. A mark that nobody waits for the job takes its place for a
-/// moment.
+/// Removes the event log of `job`, so that its text is gone. A chunk without events takes its place for a moment.
 pub async fn erase_log(nats: &Nats, job: &JobId) -> Result<(), PublishError> {
-    let mark = Chunk::of(0, 0, EventKind::Withdrawn);
+    let mark = Chunk::new(0, 0, Vec::new());
     // Can't fail: string keys.
     let payload = serde_json::to_vec(&mark).unwrap_or_default();
     let rollup = PublishMessage::build().payload(payload.into()).header("Nats-Rollup", "sub").ttl(ERASED_FOR);
@@ -138,7 +137,8 @@ pub async fn serve(nats: Nats, mut requests: Subscriber) {
 }
 
 async fn erase_deleted(nats: &Nats, payload: &[u8]) -> Result<(), String> {
-    let EraseRequest { job } = serde_json::from_slice(payload).map_err(|error| error.to_string())?;
+    let EraseRequest { job } =
+        serde_json::from_slice(payload).map_err(|error| Malformed::from(error).to_string())?;
     match state_of(nats, &job).await {
         Ok(RequestState::Deleted) => {}
         Ok(_) => return Err(format!("the request of job {job} is not deleted")),

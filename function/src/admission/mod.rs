@@ -24,7 +24,6 @@ use emberline_protocol::counter::{Counter, Owner};
 use emberline_protocol::error::{ApiError, ErrorCode};
 use emberline_protocol::job::{Account, AdmissionId};
 use emberline_protocol::key::{KeyId, KeyLimits};
-use emberline_protocol::lane::Lane;
 use http::HeaderMap;
 
 use self::heartbeats::ServedCache;

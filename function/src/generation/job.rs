@@ -9,6 +9,7 @@ use emberline_protocol::subject::{self, JOBS_STREAM, JobId, jobs};
 use watermelon_proto::headers::{HeaderMap, HeaderName, HeaderValue};
 use watermelon_proto::{MessageBase, Subject};
 
+use super::stored_request::StoredJob;
 use crate::http::reply::internal_error;
 use crate::nats::connection::{self, BusError};
 use crate::relay::OutputLimits;
@@ -112,7 +113,7 @@ pub fn message(job: &Job, max_payload: usize) -> Result<MessageBase, ApiError> {
 
 /// The message that says to the worker which takes `job` later that nobody waits for it any more; it is kept
 /// as long as the job may still run. `None` for a background job, whose stored request says that.
-pub fn withdrawal(job: &Job) -> Result<Option<MessageBase>, BusError> {
+pub fn withdrawal(job: &StoredJob) -> Result<Option<MessageBase>, BusError> {
     if job.background.is_some() {
         return Ok(None);
     }
@@ -230,12 +231,12 @@ mod tests {
     #[test]
     fn a_withdrawal_has_a_subject_of_its_own_and_lasts_as_long_as_the_job() {
         let job = new_job(request(None), None, "a", context());
-        let message = withdrawal(&job).unwrap().unwrap();
+        let message = withdrawal(&StoredJob::of(&job)).unwrap().unwrap();
         assert_eq!(message.subject.as_str(), format!("emberline.withdrawn.{}", job.id));
         assert!(message.payload.is_empty());
         let text = String::from_utf8(encode(&ClientOp::Publish { message }).to_vec()).unwrap();
         assert!(text.contains("Nats-TTL: 600\r\n"), "{text}");
-        assert_eq!(withdrawal(&Job { background: Some(60), ..job }).unwrap(), None);
+        assert_eq!(withdrawal(&StoredJob::of(&Job { background: Some(60), ..job })).unwrap(), None);
     }
 
     #[test]

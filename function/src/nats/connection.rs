@@ -307,21 +307,6 @@ impl Connection {
         }
     }
 
-    /// Reads the last message on `subject`, if there is one that is not empty. Unlike [`Connection::direct_get`]
-    /// this names the subject where permissions can see it.
-    pub async fn direct_get_last(&mut self, stream: &str, last: &str) -> Result<Option<Bytes>, BusError> {
-        let request = Request {
-            subject: subject(format!("$JS.API.DIRECT.GET.{stream}.{last}"))?,
-            headers: HeaderMap::new(),
-            payload: Bytes::new(),
-            reply: Reply::Message,
-        };
-        match self.round_trip(&[request]).await?.pop() {
-            Some(Answer::Message(message)) => Ok(jetstream::read_stored(*message)?),
-            _ => Ok(None),
-        }
-    }
-
     /// Makes the connection ready to wait for another request; whether that is possible. It is not in the
     /// middle of a message, nor where the server waits for an answer or has announced that it will close.
     pub fn park(&mut self) -> bool {

@@ -11,6 +11,7 @@ use emberline_protocol::error::{ApiError, ErrorCode};
 use emberline_protocol::event::{ErrorEvent, EventKind, FinishReason, Usage};
 use emberline_protocol::job::Job;
 use emberline_protocol::log::LogState;
+use emberline_protocol::malformed::Malformed;
 use emberline_protocol::subject;
 use emberline_protocol::usage::Outcome;
 use futures::StreamExt;

@@ -8,6 +8,7 @@ use emberline_protocol::error::ApiError;
 use emberline_protocol::read_index::RecordBucket;
 use emberline_protocol::stored_request::{EraseReply, EraseRequest};
 use emberline_protocol::subject::{self, JobId};
+use watermelon_proto::headers::HeaderMap;
 use watermelon_proto::{MessageBase, Subject};
 
 use super::deleted;
@@ -105,9 +106,13 @@ pub async fn withdraw(bus: &Bus, job: &StoredJob, sequence: u64, failure: NotQue
 pub async fn erase_log(bus: &Bus, job: &JobId) {
     let context = format!("job {job}");
     let question = serde_json::to_vec(&EraseRequest { job: job.clone() }).unwrap_or_default();
-    let asked = bus.with_connection(async |connection| {
-        connection.ask(Subject::from_static(subject::ERASE_SUBJECT), question.clone(), ERASE_TIME).await
-    });
+    let question = MessageBase {
+        subject: Subject::from_static(subject::ERASE_SUBJECT),
+        reply_subject: None,
+        headers: HeaderMap::new(),
+        payload: question.into(),
+    };
+    let asked = bus.with_connection(async |connection| connection.ask(question.clone(), ERASE_TIME).await);
     let failure = match asked.await {
         Ok(answer) => match serde_json::from_slice(&answer.base.payload) {
             Ok(EraseReply::Erased) => return,
