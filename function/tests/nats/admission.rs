@@ -1,6 +1,7 @@
 //! Of any number of requests at once exactly as many are admitted as there is room for, and a request that is
 //! refused or given back leaves nothing behind.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
@@ -230,13 +231,19 @@ fn one_keys_refused_requests_take_no_place_from_another() {
         // Their increments are counted, and they don't know it yet.
         proxy.hold(true);
         let batch = [TOKENS; 8];
-        let refused = join_all((0..63).map(async |_| {
-            let mut headers = ResponseHeaders::default();
-            crowd.admitter(0).admit(&mut headers, MODEL, &batch).await
-        }));
+        let ended = Cell::new(false);
+        let refused = async {
+            let refused = join_all((0..63).map(async |_| {
+                let mut headers = ResponseHeaders::default();
+                crowd.admitter(0).admit(&mut headers, MODEL, &batch).await
+            }));
+            let refused = refused.await;
+            ended.set(true);
+            refused
+        };
         let other = async {
             let of_crowd = jobs(Owner::Key(crowd.key.clone()));
-            while server.count(&host, &of_crowd, 0).await < 1 + 63 * 8 {}
+            while !ended.get() && server.count(&host, &of_crowd, 0).await < 1 + 63 * 8 {}
             let other = Instances::new(&server, &host, KeyLimits::default(), 64)
                 .of_key(b"other", KeyLimits::default());
             let admitted = other.admit(0).await;
