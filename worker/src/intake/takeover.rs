@@ -7,6 +7,7 @@ use emberline_protocol::PROTOCOL_VERSION;
 use emberline_protocol::control::{SENT_TIMEOUT_MS, Sent, SentQuestion};
 use emberline_protocol::event::{EventKind, Usage};
 use emberline_protocol::log::{LogState, ResumedTokens, summary};
+use emberline_protocol::malformed::Malformed;
 use emberline_protocol::subject;
 
 use super::job::JobRun;
@@ -101,6 +102,7 @@ impl JobRun<'_> {
             Ok(Ok(answer)) => match serde_json::from_slice::<Sent>(&answer.payload) {
                 Ok(sent) => sent.into_events(&question.tokens),
                 Err(error) => {
+                    let error = Malformed::from(error);
                     tracing::warn!(job = %self.job.id, %error, "the relay's answer can't be read");
                     Vec::new()
                 }
