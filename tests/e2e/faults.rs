@@ -4,7 +4,6 @@ mod bus_trouble;
 mod chaos;
 mod chaos_model;
 mod cluster;
-mod hostile;
 mod partition;
 mod rolling;
 mod soak;

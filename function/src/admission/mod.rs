@@ -203,7 +203,8 @@ impl Admitter<'_> {
         let backlog = counting.backlog(&state);
         let (retry, error) = match state.check(counting.tokens) {
             Err(refusal) => (refusal.headers(), refusal.into()),
-            Ok(()) if backlog.is_over(self.queue_limit) => {
+            // Before the request itself is counted there, others may be that are about to be refused.
+            Ok(()) if counting.uncounted.is_empty() && backlog.is_over(self.queue_limit) => {
                 let overload = self.overload(&backlog).await;
                 (overload.headers(), overload.into())
             }

@@ -78,6 +78,8 @@ fn a_request_waits_for_memory_that_others_hold() {
         let (host, server) = start().await;
         let mut worker = Worker::start(&server.bus(&host)).await;
         let instance = with_memory(&server, "1MiB");
+        let never = json!({"n": 16, "max_tokens": 90, "logprobs": true, "top_logprobs": 20});
+        assert_eq!(error_of(chat(&instance, never).await).0.status(), 413, "no waiting will help");
         let mut begun = Vec::new();
         for _ in 0..3 {
             begun.push(begin(&instance, &mut worker, json!({})).await);
@@ -86,8 +88,6 @@ fn a_request_waits_for_memory_that_others_hold() {
         assert_eq!((reply.status().as_u16(), &error["code"]), (503, &json!("overloaded")));
         assert_eq!(reply.headers()["retry-after"], "1");
         assert!(error["message"].as_str().unwrap().contains("memory of this instance"), "{error}");
-        let never = json!({"n": 16, "max_tokens": 90, "logprobs": true, "top_logprobs": 20});
-        assert_eq!(error_of(chat(&instance, never).await).0.status(), 413, "no waiting will help");
         // One ends, and there is room for another.
         let (reply, job) = begun.pop().unwrap();
         let (client, written) = stream(reply);

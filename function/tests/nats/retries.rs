@@ -101,7 +101,8 @@ fn a_try_that_finds_the_job_of_an_earlier_one_in_the_queue_is_not_charged_for_it
             job = worker.take() => job,
             _ = chat(&instance) => panic!("nobody has answered"),
         };
-        server.ask(&host, &format!("$JS.API.STREAM.PURGE.{REQUESTS_STREAM}"), &Value::Null).await;
+        server.delete_stream(&host, REQUESTS_STREAM).await;
+        server.create_stream(&host, REQUESTS_STREAM).await;
         let work = async { answer(&mut worker, &job).await };
         let ((status, body), ()) = tokio::join!(chat(&instance), work);
         assert_eq!(status, StatusCode::OK, "{body}");

@@ -90,6 +90,12 @@ impl NatsServer {
         }
     }
 
+    /// Creates a stream that was deleted.
+    pub(crate) async fn create_stream(&self, host: &Host, name: &str) {
+        let stream = streams(&Layout::default()).into_iter().find(|stream| stream.name == name).unwrap();
+        self.ask(host, &format!("$JS.API.STREAM.CREATE.{name}"), &to_value(&stream)).await;
+    }
+
     /// Changes the configuration of a stream.
     pub(crate) async fn change_stream(&self, host: &Host, name: &str, change: impl Fn(&mut Value)) {
         let stream = streams(&Layout::default()).into_iter().find(|stream| stream.name == name).unwrap();

@@ -83,9 +83,8 @@ impl Worker {
     pub(crate) async fn write(&mut self, job: &Job, attempt: u32, first: u32, kinds: Vec<EventKind>) {
         for (index, kind) in (first..).zip(kinds) {
             let chunk = serde_json::to_vec(&Chunk::of(attempt, index, kind)).unwrap();
-            self.store(job.log().1, chunk.clone()).await;
-            self.connection.request(subject(live(&job.id)).unwrap(), None, chunk);
-            self.connection.flush().await.unwrap();
+            self.connection.request(subject(live(&job.id)).unwrap(), None, chunk.clone());
+            self.store(job.log().1, chunk).await;
         }
     }
 

@@ -127,7 +127,6 @@ impl Stream {
             "discard",
             "discard_new_per_subject",
             "allow_direct",
-            "allow_rollup_hdrs",
             "allow_msg_counter",
             // Where one is allowed, whoever may publish can remove messages.
             "allow_rollup_hdrs",

@@ -76,19 +76,3 @@ async fn a_wait_without_a_worker_ends_with_503_and_leaves_nothing_behind() -> Re
     assert_eq!(Endpoint::Chat.read(response, false).await?, words(4));
     Ok(())
 }
-
-#[tokio::test]
-async fn before_the_first_worker_there_is_no_queue_to_wait_in() -> Result<()> {
-    let variables = vec![("no_worker_wait_s", "30".to_owned())];
-    let stack =
-        Stack::start_with(Options { engine: Engine::None, variables, worker_args: Vec::new() }).await?;
-    let mut body = Endpoint::Chat.body(4, false);
-    body["model"] = "vllm-primary".into();
-    let error = no_worker(stack.chat(&body).await?).await?;
-    let message = error["message"].as_str().unwrap_or_default();
-    assert!(message.contains("emberline nats setup"), "{message}");
-
-    body["model"] = "gpt-4".into();
-    assert_eq!(stack.chat(&body).await?.status(), 404);
-    Ok(())
-}

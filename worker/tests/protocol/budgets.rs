@@ -86,13 +86,14 @@ async fn requests_for_tokens_that_a_worker_has_no_room_for_are_refused_at_once()
     let relay = Relay::new(&nats).await;
     relay.wait_for_load(&[0]).await;
     let inbox = relay.client.new_inbox();
-    let mut answers = relay.client.subscribe(inbox.clone()).await.unwrap();
+    let mut answers = relay.client.subscribe(format!("{inbox}.*")).await.unwrap();
     let input = TokensInput::Text("some words ".repeat(6000));
     let request = Tokenize { input, add_special_tokens: false, return_token_strs: false };
     let payload = serde_json::to_vec(&TokensRequest::Tokenize(request)).unwrap();
-    for _ in 0..REQUESTS {
-        let sent =
-            relay.client.publish_with_reply(subject::tokens(TINY), inbox.clone(), payload.clone().into());
+    for number in 0..REQUESTS {
+        // Each request may be answered once.
+        let reply = format!("{inbox}.{number}");
+        let sent = relay.client.publish_with_reply(subject::tokens(TINY), reply, payload.clone().into());
         sent.await.unwrap();
     }
     let (mut answered, mut refused) = (0, 0);
