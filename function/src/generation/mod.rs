@@ -198,7 +198,7 @@ pub async fn queue(
     let mut vacant = 0;
     if let Some(id) = id {
         match store::read(bus, &JobId::from_random(id)).await? {
-            Stored::Found(found) => return repeat(request, headers, spec, found.request, schedule).await,
+            Stored::Found(found) => return repeat(request, headers, spec, *found.request, schedule).await,
             Stored::Deleted => return Err(stored_request::deleted()),
             Stored::Vacant(sequence) => vacant = sequence,
         }
@@ -313,7 +313,7 @@ async fn begin_stored(
         Ok(Created::New(sequence)) => Ok(Begun::New(NewlyStored { bytes, sequence })),
         Ok(Created::Existing(other)) => {
             bytes.give_back(bus).await;
-            Ok(Begun::Existing(Box::new(other)))
+            Ok(Begun::Existing(other))
         }
         Err(error) => {
             bytes.give_back(bus).await;

@@ -71,7 +71,7 @@ impl RoundTrip {
             Slot::Batch(batch) => match batch.push(message) {
                 Ok(Progress::Pending) => {}
                 Ok(Progress::More(_) | Progress::Complete) => {
-                    *slot = Slot::Complete(Ok(std::mem::take(batch)))
+                    *slot = Slot::Complete(Ok(std::mem::take(batch)));
                 }
                 Err(error) => *slot = Slot::Complete(Err(error)),
             },

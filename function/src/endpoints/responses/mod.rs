@@ -154,7 +154,7 @@ async fn retrieve(
         return Ok(whole(&read(client, headers, &stored).await?));
     }
     let (jobs, limits) = generation::join(client, &stored).await?;
-    let state = ResponseState::of(stored).ok_or_else(|| not_found(id))?;
+    let state = ResponseState::of(*stored).ok_or_else(|| not_found(id))?;
     client.admitter().set_headers(headers).await;
     let writer = ResponseStream::new(state, query.starting_after, limits);
     Ok(streamed_reply::stream(client.host(), jobs, writer, headers.to_map()))

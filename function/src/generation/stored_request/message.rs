@@ -39,7 +39,7 @@ pub enum Stored {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Found {
     /// The request.
-    pub request: StoredRequest,
+    pub request: Box<StoredRequest>,
     /// The sequence of its message, which a changed one replaces.
     pub sequence: u64,
 }
@@ -56,7 +56,7 @@ impl Stored {
             report(&format!("job {job}"), error);
             internal_error()
         })?;
-        Ok(Self::Found(Found { request, sequence }))
+        Ok(Self::Found(Found { request: Box::new(request), sequence }))
     }
 }
 
@@ -205,7 +205,7 @@ mod tests {
         assert_eq!(read_back(deletion(&record().job, 0).unwrap()), Stored::Deleted);
         assert_eq!(
             read_back(stored(&record(), 0, 0)),
-            Stored::Found(Found { request: record(), sequence: 8 })
+            Stored::Found(Found { request: Box::new(record()), sequence: 8 })
         );
         assert_eq!(Stored::of(None, &job("a").id), Ok(Stored::Vacant(0)));
     }

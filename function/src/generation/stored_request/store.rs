@@ -32,7 +32,7 @@ pub enum Created {
     /// The request is stored, with this sequence.
     New(u64),
     /// Another one was stored first.
-    Existing(StoredRequest),
+    Existing(Box<StoredRequest>),
 }
 
 /// What is stored of the request of a job, as the leader of the bucket's stream knows it.
@@ -50,7 +50,9 @@ pub async fn create(bus: &Bus, request: &StoredRequest, after: u64) -> Result<Cr
             Ok(sequence) => return Ok(Created::New(sequence)),
             Err(PublishError::Changed) => match read(bus, &job.id).await? {
                 // Its first acknowledgement was lost.
-                Stored::Found(found) if found.request == *request => return Ok(Created::New(found.sequence)),
+                Stored::Found(found) if *found.request == *request => {
+                    return Ok(Created::New(found.sequence));
+                }
                 Stored::Found(found) => return Ok(Created::Existing(found.request)),
                 Stored::Deleted => return Err(deleted()),
                 Stored::Vacant(sequence) => after = sequence,
@@ -67,11 +69,11 @@ pub async fn cancel(bus: &Bus, found: Found) -> Result<Option<StoredRequest>, Ap
     let mut found = found;
     for _ in 0..TRIES {
         if found.request.cancel.cancelled {
-            return Ok(Some(found.request));
+            return Ok(Some(*found.request));
         }
         found.request.cancel.cancelled = true;
         match put(bus, &found.request, found.sequence).await? {
-            Ok(_) => return Ok(Some(found.request)),
+            Ok(_) => return Ok(Some(*found.request)),
             Err(PublishError::Changed) => match read(bus, &found.request.job.id).await? {
                 Stored::Found(changed) => found = changed,
                 Stored::Deleted | Stored::Vacant(_) => return Ok(None),
