@@ -133,7 +133,7 @@ pub async fn serve(nats: Nats, mut requests: Subscriber) {
         }
     }
     // The connection is closed: others end the worker.
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 async fn erase_deleted(nats: &Nats, payload: &[u8]) -> Result<(), String> {

@@ -51,7 +51,7 @@ pub async fn serve(
             }
             request = requests.next(), if !closed => match request.map(|request| queue.push(request)) {
                 Some(Ok(())) => {}
-                Some(Err(refused)) => refuse(&nats, refused).await,
+                Some(Err(refused)) => refuse(&nats, *refused).await,
                 None => closed = true,
             },
             permit = Arc::clone(&permits).acquire_owned(), if !queue.is_empty() => {

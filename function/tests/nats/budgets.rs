@@ -140,7 +140,9 @@ fn a_client_that_does_not_read_is_ended_before_others_are() {
         let ended = loop {
             tokio::select! {
                 ended = &mut slow => break ended.unwrap(),
-                () = worker.write(&job, 1, position + 2, vec![scored(position)]), if position < 4000 => position += 1,
+                () = worker.write(&job, 1, position + 2, (position..position + 20).map(scored).collect()), if position < 4000 => {
+                    position += 20;
+                }
             }
         };
         let reason = ended.unwrap_err();

@@ -81,11 +81,9 @@ impl Worker {
 
     /// Writes the events of an attempt at `job`, from its event number `first` on.
     pub(crate) async fn write(&mut self, job: &Job, attempt: u32, first: u32, kinds: Vec<EventKind>) {
-        for (index, kind) in (first..).zip(kinds) {
-            let chunk = serde_json::to_vec(&Chunk::of(attempt, index, kind)).unwrap();
-            self.connection.request(subject(live(&job.id)).unwrap(), None, chunk.clone());
-            self.store(job.log().1, chunk).await;
-        }
+        let chunk = serde_json::to_vec(&Chunk::new(attempt, first, kinds)).unwrap();
+        self.connection.request(subject(live(&job.id)).unwrap(), None, chunk.clone());
+        self.store(job.log().1, chunk).await;
     }
 
     /// Corrects what was counted for a job that used this many tokens; as a worker does, once for each message id.

@@ -59,7 +59,7 @@ fn only_what_is_new_in_an_event_is_fresh() {
     let mut fresh = Vec::new();
     let mut log = EventLog::new(1, false);
     log.read(&stored, |chunk, _, Fresh { first_token, .. }| {
-        fresh.push((chunk.attempt, chunk.index, first_token))
+        fresh.push((chunk.attempt, chunk.index, first_token));
     });
     assert_eq!(fresh[2..], [(1, 2, 0), (1, 3, 0), (2, 0, 0), (2, 1, 1)]);
     assert_eq!((log.choices()[0].text(), log.choices()[0].ids()), ("01234", &[0, 1, 2, 3, 4][..]));

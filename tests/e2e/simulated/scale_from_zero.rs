@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use emberline_test_kit::simulated::{Endpoint, paced, words};
-use emberline_test_kit::stack::{API_KEY, Engine, Options, Stack};
+use emberline_test_kit::stack::{API_KEY, Options, Stack};
 use emberline_test_kit::wait;
 use futures::future::try_join_all;
 use rustix::process::{Pid, Signal, kill_process};

@@ -512,7 +512,8 @@ impl LogWriter {
         self.asked = None;
         let last = last?;
         if !self.is_begun() {
-            return Ok(self.resolve_unbegun(last));
+            self.resolve_unbegun(last);
+            return Ok(());
         }
         let sent_end = self.sent.as_ref().map(|sent| sent.chunk.end);
         match last {

@@ -24,10 +24,10 @@ impl TokensQueue {
     }
 
     /// Appends a request, or returns it if there is no room.
-    pub(super) fn push(&mut self, request: Message) -> Result<(), Message> {
+    pub(super) fn push(&mut self, request: Message) -> Result<(), Box<Message>> {
         let bytes = self.bytes + request.payload.len();
         if self.waiting.len() >= MAX_WAITING || bytes > MAX_BYTES {
-            return Err(request);
+            return Err(Box::new(request));
         }
         self.bytes = bytes;
         self.waiting.push_back(request);
