@@ -140,7 +140,7 @@ fn a_client_that_does_not_read_is_ended_before_others_are() {
         let ended = loop {
             tokio::select! {
                 ended = &mut slow => break ended.unwrap(),
-                () = worker.write(&job, 1, position + 2, (position..position + 20).map(scored).collect()), if position < 4000 => {
+                () = worker.write_step(&job, 1, position + 2, (position..position + 20).map(scored).collect()), if position < 4000 => {
                     position += 20;
                 }
             }

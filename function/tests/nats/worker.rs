@@ -81,9 +81,11 @@ impl Worker {
 
     /// Writes the events of an attempt at `job`, from its event number `first` on.
     pub(crate) async fn write(&mut self, job: &Job, attempt: u32, first: u32, kinds: Vec<EventKind>) {
-        let chunk = serde_json::to_vec(&Chunk::new(attempt, first, kinds)).unwrap();
-        self.connection.request(subject(live(&job.id)).unwrap(), None, chunk.clone());
-        self.store(job.log().1, chunk).await;
+        for (index, kind) in (first..).zip(kinds) {
+            let chunk = serde_json::to_vec(&Chunk::of(attempt, index, kind)).unwrap();
+            self.connection.request(subject(live(&job.id)).unwrap(), None, chunk.clone());
+            self.store(job.log().1, chunk).await;
+        }
     }
 
     /// Corrects what was counted for a job that used this many tokens; as a worker does, once for each message id.
@@ -103,6 +105,13 @@ impl Worker {
             });
             while self.next().await.base.subject != inbox {}
         }
+    }
+
+    /// The same as one chunk, as a worker publishes what a step brings.
+    pub(crate) async fn write_step(&mut self, job: &Job, attempt: u32, first: u32, kinds: Vec<EventKind>) {
+        let chunk = serde_json::to_vec(&Chunk::new(attempt, first, kinds)).unwrap();
+        self.connection.request(subject(live(&job.id)).unwrap(), None, chunk.clone());
+        self.store(job.log().1, chunk).await;
     }
 
     /// Publishes a message and waits until its stream has it.
