@@ -33,7 +33,9 @@ async fn store_and_read(connection: &mut Connection, bytes: usize) -> Vec<Bytes>
 /// Asks a worker that answers with `bytes` bytes; how many arrived.
 async fn ask(connection: &mut Connection, worker: &mut Connection, bytes: usize) -> usize {
     worker.new_subscription(subject(QUESTION.into()).unwrap());
-    worker.flush().await.unwrap();
+    // Whatever is answered after it says that the server has the subscription.
+    let nothing = jetstream::next_by_subject("emberline.events.nothing", 1);
+    worker.direct_get(EVENTS_STREAM, nothing).await.unwrap();
     let answering = async {
         let question = std::future::poll_fn(|cx| worker.poll_message(cx)).await.unwrap();
         worker.request(question.base.reply_subject.unwrap(), None, vec![b'x'; bytes]);
