@@ -1,4 +1,4 @@
-//! Server-sent events. Each frame is to be sent at once: some clients split on reads.
+//! Server-sent events. A frame is never cut: some clients take what one read brings for whole events.
 
 use bytes::Bytes;
 use emberline_api::error::ErrorBody;

@@ -27,6 +27,10 @@ const KEEP_ALIVE: Duration = Duration::from_secs(2);
 /// to read besides.
 const DRAIN_TIME: Duration = Duration::from_secs(60);
 const DRAIN_RATE: usize = 64 * 1024;
+/// Size up to which frames that wait are sent in one write.
+const WRITE_BYTES: usize = 16 * 1024;
+/// How many outputs that are there already are turned into frames before these are written.
+const OUTPUTS_PER_WRITE: usize = 64;
 /// A whole answer of more bytes is written like a stream, so that its memory counts until its client has read it.
 const LARGE: usize = 64 * 1024;
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
@@ -192,18 +196,30 @@ impl<S: BodySink> Client<S> {
         self.backlog.push_back(frame);
     }
 
-    /// Ready when everything is written. One frame is one write.
+    /// Ready when everything is written. Frames that wait go out in one write: what a write costs does not depend
+    /// on how many they are.
     fn poll_flush(&mut self, cx: &mut Context<'_>, host: &Host) -> Poll<Result<(), Closed>> {
         let Self { body, backlog, bytes, in_flight, written_ns, .. } = self;
         body.poll_write(cx, &mut || {
             *in_flight = 0;
-            let frame = backlog.pop_front()?;
-            *bytes = bytes.saturating_sub(frame.len());
-            *in_flight = frame.len();
+            let write = next_write(backlog)?;
+            *bytes = bytes.saturating_sub(write.len());
+            *in_flight = write.len();
             *written_ns = host.monotonic_ns();
-            Some(frame.into())
+            Some(write)
         })
     }
+}
+
+/// The first frames of `backlog`, whole ones, of [`WRITE_BYTES`] in all unless the first one is larger.
+fn next_write(backlog: &mut VecDeque<Bytes>) -> Option<Vec<u8>> {
+    let mut write: Vec<u8> = backlog.pop_front()?.into();
+    while let Some(frame) =
+        backlog.pop_front_if(|frame| write.len().saturating_add(frame.len()) <= WRITE_BYTES)
+    {
+        write.extend_from_slice(&frame);
+    }
+    Some(write)
 }
 
 /// How a transfer ends.
@@ -242,6 +258,7 @@ impl<S: BodySink> Transfer<S> {
             if self.cancelling.as_mut().is_some_and(|cancelling| cancelling.as_mut().poll(cx).is_ready()) {
                 self.cancelling = None;
             }
+            let has_moved = self.take_outputs(cx);
             let flushed = match self.client.poll_flush(cx, &self.host) {
                 Poll::Ready(Ok(())) => true,
                 Poll::Ready(Err(Closed)) => return Poll::Ready(End::Disconnected),
@@ -259,16 +276,24 @@ impl<S: BodySink> Transfer<S> {
             if self.client.bytes > self.client.max_bytes {
                 return Poll::Ready(End::TooSlow);
             }
-            if let Some(jobs) = &mut self.jobs
-                && let Poll::Ready(output) = jobs.poll_next(cx)
-            {
-                self.write_output(output);
-            } else if self.keep_alive.poll(cx).is_ready() {
+            if !has_moved {
+                if self.keep_alive.poll(cx).is_pending() {
+                    return Poll::Pending;
+                }
                 self.on_silence(flushed);
-            } else {
-                return Poll::Pending;
             }
         }
+    }
+
+    /// Takes the outputs that are there; whether there were any.
+    fn take_outputs(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut has_moved = false;
+        for _ in 0..OUTPUTS_PER_WRITE {
+            let Some(Poll::Ready(output)) = self.jobs.as_mut().map(|jobs| jobs.poll_next(cx)) else { break };
+            has_moved = true;
+            self.write_output(output);
+        }
+        has_moved
     }
 
     /// Counts what is held for the client.
