@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::time::Duration;
 
 use emberline_api::models::{InvalidAlias, ModelNames};
@@ -10,6 +11,7 @@ use emberline_protocol::error::ApiError;
 use emberline_protocol::key::{InvalidLimit, KeyLimits};
 
 use crate::access::caller::{InvalidKeyHash, KeyHashes};
+use crate::cache::Cache;
 use crate::http::cors::{InvalidOrigin, Origins};
 use crate::http::reply::internal_error;
 use crate::nats::NatsEndpoint;
@@ -40,8 +42,10 @@ const FIRST_SERVER: &str = "nats_server";
 const OTHER_SERVERS: [&str; 2] = ["nats_server_b", "nats_server_c"];
 
 /// Whose pages may use the API; every answer depends on it, even one that needs nothing else.
-pub const CORS_VARIABLE: &str = "cors_allowed_origins";
+const CORS_VARIABLE: &str = "cors_allowed_origins";
 
+/// How long settings are believed without reading the variables again, in nanoseconds.
+const SETTINGS_TTL_NS: u64 = 1_000_000_000;
 /// Longest time that a request may be given, in seconds.
 const MAX_TIMEOUT_S: u64 = 24 * 60 * 60;
 /// Most jobs that a model's queue may be given room for.
@@ -111,6 +115,44 @@ pub enum ConfigError {
     Number(&'static str, String, u64, u64),
 }
 
+/// The settings as they were a moment ago: to read them takes a call of the host for each variable.
+pub struct ConfigCache(Cache<(), Rc<Config>>);
+
+impl Default for ConfigCache {
+    fn default() -> Self {
+        Self(Cache::new(1, SETTINGS_TTL_NS))
+    }
+}
+
+impl ConfigCache {
+    /// The settings. Those that can't be used are not remembered.
+    pub async fn read(&self, host: &Host) -> Result<Rc<Config>, ApiError> {
+        if let Some(config) = self.fresh(host) {
+            return Ok(config);
+        }
+        let asked_ns = host.monotonic_ns();
+        let config = Rc::new(Config::read(host).await?);
+        self.0.put((), asked_ns, Rc::clone(&config));
+        Ok(config)
+    }
+
+    /// Whose pages may use the API. If the variable can't be read, no other origin may.
+    pub async fn origins(&self, host: &Host) -> Origins {
+        match self.fresh(host) {
+            Some(config) => config.origins.clone(),
+            // It counts for answers, too, that say that other settings are wrong.
+            None => {
+                let origins = host.variable(CORS_VARIABLE).await.unwrap_or_default();
+                Origins::parse(&origins).unwrap_or_default()
+            }
+        }
+    }
+
+    fn fresh(&self, host: &Host) -> Option<Rc<Config>> {
+        self.0.get(&(), host.monotonic_ns())
+    }
+}
+
 impl Config {
     /// How long a request may take at most.
     pub fn request_timeout(&self) -> Duration {
@@ -128,7 +170,7 @@ impl Config {
     }
 
     /// Reads the settings from the host. What is wrong with them is for the log only.
-    pub async fn read(host: &Host) -> Result<Self, ApiError> {
+    async fn read(host: &Host) -> Result<Self, ApiError> {
         let mut values = BTreeMap::new();
         for name in VARIABLES {
             match host.variable(name).await {

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use crate::access::keys::KeyCache;
 use crate::admission::heartbeats::ServedCache;
 use crate::admission::seen::SeenCounters;
-use crate::config::DEFAULT_INSTANCE_MEMORY;
+use crate::config::{ConfigCache, DEFAULT_INSTANCE_MEMORY};
 use crate::memory::Memory;
 use crate::nats::NatsEndpoint;
 use crate::nats::bus::{Bus, Connections};
@@ -18,6 +18,8 @@ use crate::platform::Host;
 pub struct Instance {
     /// The host that it runs on.
     pub host: Host,
+    /// The settings.
+    pub config: ConfigCache,
     /// What the workers' heartbeats said.
     pub served: ServedCache,
     /// Records of keys.
@@ -32,9 +34,9 @@ pub struct Instance {
 impl Instance {
     /// An instance that has served nothing yet.
     pub fn new(host: Host) -> Rc<Self> {
-        let (served, keys, counters) = Default::default();
+        let (config, served, keys, counters) = Default::default();
         let memory = Memory::new(DEFAULT_INSTANCE_MEMORY);
-        Rc::new(Self { host, served, keys, counters, memory, connections: Rc::default() })
+        Rc::new(Self { host, config, served, keys, counters, memory, connections: Rc::default() })
     }
 
     /// NATS at `endpoint`.

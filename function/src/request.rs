@@ -24,7 +24,7 @@ pub struct ClientRequest {
     /// NATS.
     pub bus: Bus,
     /// The settings.
-    pub config: Config,
+    pub config: Rc<Config>,
     /// Who sent it.
     pub caller: Caller,
     /// Its headers.

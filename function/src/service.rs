@@ -15,11 +15,9 @@ use http_body::Body as _;
 use http_body_util::BodyExt;
 
 use crate::access::keys::identify;
-use crate::config::{CORS_VARIABLE, Config};
 use crate::endpoints::endpoint::Handler;
 use crate::endpoints::router::{self, Route, RouteError};
 use crate::http::body::{LimitedBody, read_json};
-use crate::http::cors::Origins;
 use crate::http::reply;
 use crate::http::response_headers::ResponseHeaders;
 use crate::instance::Instance;
@@ -52,9 +50,7 @@ pub async fn serve(instance: &Rc<Instance>, request: http::Request<IncomingBody>
     let host = &instance.host;
     let arrived_ns = host.monotonic_ns();
     let (head, mut body) = request.into_parts();
-    // If the variable can't be read, no other origin may use the API.
-    let origins = host.variable(CORS_VARIABLE).await.unwrap_or_default();
-    let origins = Origins::parse(&origins).unwrap_or_default();
+    let origins = instance.config.origins(host).await;
     let id = reply::request_id(&head.headers, host.random_u128());
     let mut plain = origins.grant(&head.headers);
     plain.insert(reply::X_REQUEST_ID, id);
@@ -128,7 +124,7 @@ async fn authenticated(
     endpoint: &'static str,
     arrived_ns: u64,
 ) -> Result<ClientRequest, ApiError> {
-    let config = Config::read(&instance.host).await?;
+    let config = instance.config.read(&instance.host).await?;
     instance.memory.set_max(config.instance_memory);
     let bus = instance.bus(&config.nats);
     let (keys, limits) = (&config.keys, config.default_limits);

@@ -5,7 +5,6 @@ use emberline_protocol::error::ApiError;
 use http::Method;
 
 use super::endpoint::{Endpoint, Handler};
-use crate::config::Config;
 use crate::instance::Instance;
 use crate::platform::report;
 use crate::response::Reply;
@@ -47,7 +46,7 @@ pub(super) static VERSION: Endpoint = Endpoint {
 };
 
 async fn ready(instance: &Instance) -> Result<Reply, ApiError> {
-    let config = Config::read(&instance.host).await?;
+    let config = instance.config.read(&instance.host).await?;
     let served = instance.served.read(&instance.bus(&config.nats)).await.map_err(|error| {
         report("heartbeats", &error);
         ApiError::from(&error)
