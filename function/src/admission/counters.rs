@@ -14,7 +14,7 @@ use crate::nats::jetstream;
 use crate::nats::round_trip::{Answer, Reply, Request};
 use crate::platform::report;
 
-/// Raises counters and reads `others`, in one round trip. An error means that none is raised.
+/// Raises counters and reads `others`, in one round trip; the sums of all of them. An error means that none is raised.
 ///
 /// Where the round trip is repeated, because its connection died, the increments' message ids have each of them
 /// count once. nats-server does not tell the sum for one that it knows already; that is read by adding nothing.
@@ -37,7 +37,9 @@ pub(super) async fn count(
     }
     let answers = bus.round_trip(&requests).await?;
     let (mut raised, mut repeated, mut failed) = (Increments::new(), Vec::new(), None);
-    let (mut sums, mut asked) = (Sums::new(), increments.iter());
+    // One that was never raised has no message.
+    let mut sums: Sums = others.into_iter().map(|bucket| (bucket, 0)).collect();
+    let mut asked = increments.iter();
     for answer in answers {
         match answer {
             Answer::Message(message) => {

@@ -71,6 +71,8 @@ struct Counting<'a> {
     /// What is to be raised.
     uncounted: Increments,
     sums: Sums,
+    /// All counters that it needs were read for it.
+    has_looked: bool,
 }
 
 impl Counting<'_> {
@@ -101,7 +103,9 @@ impl Admitter<'_> {
         let tokens = reserved.iter().copied().fold(0, u64::saturating_add);
         let mut counting = self.counting(Some(model), tokens, reserved.len());
         self.check_seen(headers, &counting)?;
-        if !self.has_ample_room(&counting) {
+        if self.has_ample_room(&counting) {
+            counting.sums = self.known(&counting);
+        } else {
             let (of_key, of_model) =
                 counting.uncounted.into_iter().partition(|(bucket, _)| bucket.owner == self.owner());
             counting.uncounted = of_model;
@@ -120,7 +124,8 @@ impl Admitter<'_> {
         // What takes no tokens raises no counter of them.
         let mut uncounted = counters.increments(tokens, jobs);
         uncounted.retain(|(bucket, _)| tokens > 0 || !bucket.counter.counts_tokens());
-        Counting { uncounted, counted: Increments::new(), sums: Sums::new(), counters, tokens, jobs }
+        let (counted, sums) = (Increments::new(), Sums::new());
+        Counting { uncounted, counted, sums, has_looked: false, counters, tokens, jobs }
     }
 
     fn admission(&self, counting: Counting<'_>, state: &LimitState, reserved: &[u64]) -> Admission {
@@ -176,8 +181,20 @@ impl Admitter<'_> {
         is_ample
     }
 
-    /// Raises the counters of `step`, the first time together with a look at the others, and refuses the request if
-    /// it finds no room.
+    /// All counters of the key and the model, if they were read a moment ago; else none.
+    fn known(&self, counting: &Counting<'_>) -> Sums {
+        let now_ns = self.bus.host().monotonic_ns();
+        let of = |owner: &Owner| self.seen.all_of(owner, now_ns);
+        let Some(model) = counting.counters.model.map(Owner::model) else { return Sums::new() };
+        let (Some(mut sums), Some(of_model)) = (of(&self.owner()), of(&model)) else { return Sums::new() };
+        sums.extend(of_model);
+        // Those of a minute that has just begun were not.
+        let are_all = counting.counters.buckets().iter().all(|bucket| sums.contains_key(bucket));
+        if are_all { sums } else { Sums::new() }
+    }
+
+    /// Raises the counters of `step`, the first time together with a look at those that are not known, and refuses
+    /// the request if it finds no room.
     async fn count<'a>(
         &self,
         headers: &mut ResponseHeaders,
@@ -187,7 +204,10 @@ impl Admitter<'_> {
         let mut others = BTreeSet::new();
         if counting.counted.is_empty() {
             others = counting.counters.buckets();
-            others.retain(|bucket| step.iter().all(|(raised, _)| raised != bucket));
+            others.retain(|bucket| {
+                !counting.sums.contains_key(bucket) && step.iter().all(|(raised, _)| raised != bucket)
+            });
+            counting.has_looked = !others.is_empty();
         }
         match counters::count(self.bus, &step, others).await {
             Ok(sums) => counting.sums.extend(sums),
@@ -288,7 +308,7 @@ impl Admitter<'_> {
         let (now_ns, sums) =
             (self.bus.host().monotonic_ns(), counting.counters.without_refused(sums.clone()));
         for owner in [self.owner(), model] {
-            self.seen.see(&owner, now_ns, &sums);
+            self.seen.see(&owner, now_ns, &sums, counting.has_looked);
         }
     }
 

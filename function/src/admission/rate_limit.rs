@@ -90,13 +90,15 @@ impl KeyCounters<'_> {
         windows.chain(jobs).collect()
     }
 
-    /// The sums of the key's counters without requests that were counted for the moment in which they are refused:
+    /// The sums of the key's counters without requests that were counted now for the moment in which they are refused:
     /// no more than the limit are ever admitted.
     pub fn without_refused(&self, mut sums: Sums) -> Sums {
-        for (counter, limit, unit, _) in self.windows() {
-            let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-            let of_counter = sums.iter_mut().filter(|(bucket, _)| bucket.counter == counter);
-            of_counter.filter(|_| unit == Unit::Requests).for_each(|(_, sum)| *sum = limit.min(*sum));
+        for (counter, limit, unit, length) in self.windows() {
+            let current = self.bucket(counter, self.now_ms.checked_div(length).unwrap_or(0));
+            let sum = sums.get_mut(&current).filter(|_| unit == Unit::Requests);
+            if let Some(sum) = sum {
+                *sum = i64::try_from(limit).unwrap_or(i64::MAX).min(*sum);
+            }
         }
         sums
     }
