@@ -121,7 +121,7 @@ impl JobRun<'_> {
                 drop(slot);
                 tracing::info!(job = %id, why, tokens = usage.completion_tokens, "abandoned");
                 let totals = JobTotals::stopped(usage, Outcome::Cancelled);
-                let last = log.cancel(self.job.request.n, usage).await;
+                let last = log.end_choices(self.job.request.n, FinishReason::Cancelled, usage).await;
                 self.settle(lease, log, last, totals).await;
             }
             RunEnd::LogFull(no_room) => {
@@ -169,7 +169,7 @@ impl JobRun<'_> {
             Some(Claim::Ended(end)) => self.acknowledge_ended(lease, &mut log, &end).await,
             Some(Claim::Unwanted(usage)) => {
                 let totals = JobTotals::stopped(usage, Outcome::Cancelled);
-                let last = log.cancel(self.job.request.n, usage).await;
+                let last = log.end_choices(self.job.request.n, FinishReason::Cancelled, usage).await;
                 self.settle(lease, log, last, totals).await;
             }
             Some(Claim::GivenUp(attempts, usage)) => {
@@ -214,7 +214,8 @@ impl JobRun<'_> {
         Ok(state_of(&self.intake.nats, &self.job.id).await? != RequestState::Wanted)
     }
 
-    async fn is_withdrawn(&self) -> bool {
+    /// Whether the client of a job that is not in the background went before a worker had it.
+    pub(super) async fn is_withdrawn(&self) -> bool {
         let id = &self.job.id;
         let found = match self.intake.nats.jetstream().get_stream_no_info(subject::WITHDRAWN_STREAM).await {
             Ok(stream) => stream.direct_get_last_for_subject(subject::withdrawn(id)).await,

@@ -16,6 +16,7 @@ use std::time::{Duration, SystemTime};
 use async_nats::jetstream::context::{PublishAckFuture, PublishError, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::{self, ErrorCode};
+use bytes::Bytes;
 use emberline_protocol::chunk::{Chunk, merge};
 use emberline_protocol::event::{EventKind, FinishReason, Timings, Usage};
 use emberline_protocol::job::Job;
@@ -49,7 +50,9 @@ const ENDED_KEPT: Duration = Duration::from_secs(60);
 const UNREADABLE_KEPT: Duration = Duration::from_secs(600);
 /// How long storing the end of a log may take when its job is requeued.
 const HAND_BACK_TIMEOUT: Duration = Duration::from_secs(1);
+
 type Answer = <PublishAckFuture as IntoFuture>::IntoFuture;
+
 /// The log of one attempt.
 pub struct LogWriter {
     nats: Nats,
@@ -237,7 +240,9 @@ impl LogWriter {
         let chunk = Chunk::of(self.attempt, self.next, taken.clone());
         // It may be sent twice. The id contains the worker, so that two workers' beginnings of one attempt differ.
         let id = format!("{}-{}-{worker}", self.job, self.attempt);
-        let message = self.message(&chunk).message_id(id).expected_last_subject_sequence(self.last_sequence);
+        let payload = Bytes::from(encode(&chunk));
+        let message = self.message(payload.clone());
+        let message = message.message_id(id).expected_last_subject_sequence(self.last_sequence);
         loop {
             let _ = self.connected.wait_for(|up| *up).await;
             let jetstream = self.nats.jetstream();
@@ -250,7 +255,7 @@ impl LogWriter {
                     self.last_sequence = stored.sequence;
                     (self.next, self.stored_end) = (chunk.end, chunk.end);
                     self.stored.insert(0, taken);
-                    self.publish(encode(&chunk)).await;
+                    self.publish(payload).await;
                     return Ok(());
                 }
                 Err(error) if is_changed(&error) => return Err(LogChanged),
@@ -263,18 +268,18 @@ impl LogWriter {
         }
     }
 
-    /// A chunk as a message that lives as long as its job may run.
-    fn message(&self, chunk: &Chunk) -> PublishMessage {
+    /// An encoded chunk as a message that lives as long as its job may run.
+    fn message(&self, chunk: Bytes) -> PublishMessage {
         let rest = self.kept_until.duration_since(SystemTime::now()).unwrap_or_default();
         let rest = if self.is_ended && !self.is_background { rest.min(ENDED_KEPT) } else { rest };
-        PublishMessage::build().payload(encode(chunk).into()).ttl(rest.max(Duration::from_secs(1)))
+        PublishMessage::build().payload(chunk).ttl(rest.max(Duration::from_secs(1)))
     }
 
-    /// Publishes a chunk live. What is lost on the way is read from the log.
-    async fn publish(&mut self, chunk: Vec<u8>) {
+    /// Publishes an encoded chunk live. What is lost on the way is read from the log.
+    async fn publish(&mut self, chunk: Bytes) {
         if self.is_live
             && *self.connected.borrow()
-            && let Err(error) = self.nats.client().publish(self.live.clone(), chunk.into()).await
+            && let Err(error) = self.nats.client().publish(self.live.clone(), chunk).await
         {
             tracing::warn!(job = %self.job, %error, "events were not published live; relays read them from the log");
         }
@@ -289,14 +294,14 @@ impl LogWriter {
             payload.len() + HEADERS,
             self.nats.client().server_info().max_payload,
         )?;
-        self.push(chunk, payload).await;
+        self.push(chunk, payload.into()).await;
         Ok(())
     }
 
     /// Appends events of the log's end, for which room is kept.
     pub async fn append_end(&mut self, events: Vec<EventKind>) {
         let chunk = self.next_chunk(events);
-        let payload = encode(&chunk);
+        let payload = encode(&chunk).into();
         self.push(chunk, payload).await;
     }
 
@@ -315,7 +320,7 @@ impl LogWriter {
     }
 
     /// Publishes a chunk live, and adds it to what is to be stored now or a little later.
-    async fn push(&mut self, chunk: Chunk, payload: Vec<u8>) {
+    async fn push(&mut self, chunk: Chunk, payload: Bytes) {
         let mut is_urgent = false;
         for event in &chunk.events {
             match event {
@@ -360,11 +365,6 @@ impl LogWriter {
     /// Notes choices whose end an earlier attempt has written.
     pub fn note_finished(&mut self, choices: impl IntoIterator<Item = u32>) {
         self.finished.extend(choices);
-    }
-
-    /// Appends the end of all unfinished choices of a cancelled job; returns the log's last event.
-    pub async fn cancel(&mut self, choices: u32, usage: Usage) -> EventKind {
-        self.end_choices(choices, FinishReason::Cancelled, usage).await
     }
 
     /// Appends `reason` as the end of all unfinished choices; returns the log's last event.
@@ -454,7 +454,7 @@ impl LogWriter {
         let message = snapshot.unwrap_or_else(|| {
             let mut chunk = Chunk::new(self.attempt, self.stored_end, next.events.clone());
             chunk.end = next.end;
-            self.message(&chunk)
+            self.message(encode(&chunk).into())
         });
         let message = message.expected_last_subject_sequence(self.last_sequence);
         self.sent = Some(SentChunk { chunk: next, is_snapshot, answer: None });
@@ -475,9 +475,9 @@ impl LogWriter {
         let mut chunk = Chunk::new(self.attempt, 0, self.stored.clone());
         next.events.iter().cloned().for_each(|event| merge(&mut chunk.events, event));
         chunk.end = next.end;
-        let message = self.message(&chunk);
-        let fits = encode(&chunk).len() + HEADERS <= most;
-        fits.then(|| message.header("Nats-Rollup", "sub"))
+        let payload = encode(&chunk);
+        let fits = payload.len() + HEADERS <= most;
+        fits.then(|| self.message(payload.into()).header("Nats-Rollup", "sub"))
     }
 
     /// The chunk that was sent is stored.

@@ -54,6 +54,17 @@ impl JobRun<'_> {
             if let Some(end) = state.end {
                 return Claim::Ended(end);
             }
+            if is_known && self.job.background.is_none() {
+                // The usual case, in one round trip: whether the client has left is asked while the attempt begins.
+                match tokio::join!(self.is_withdrawn(), self.begin(log)) {
+                    (true, Ok(())) => return Claim::Unwanted(state.usage),
+                    (false, Ok(())) => return Claim::Open(state),
+                    (_, Err(LogChanged)) => {
+                        is_known = false;
+                        continue;
+                    }
+                }
+            }
             // A cancel from before this worker subscribed.
             let is_unwanted = match self.is_unwanted().await {
                 Ok(is_unwanted) => is_unwanted,
@@ -72,8 +83,7 @@ impl JobRun<'_> {
             }
             let sent =
                 if state.attempts > 0 { self.sent_beyond(&state, log.attempt()).await } else { Vec::new() };
-            let ack = self.message.reply.as_ref().map(ToString::to_string);
-            match log.begin(&self.intake.worker, ack).await {
+            match self.begin(log).await {
                 Ok(()) => {
                     let state = state.with(&sent);
                     log.store_sent(sent);
@@ -84,6 +94,11 @@ impl JobRun<'_> {
                 Err(LogChanged) => tokio::time::sleep(CLAIM_PAUSE).await,
             }
         }
+    }
+
+    async fn begin(&self, log: &mut LogWriter) -> Result<(), LogChanged> {
+        let ack = self.message.reply.as_ref().map(ToString::to_string);
+        log.begin(&self.intake.worker, ack).await
     }
 
     /// What the relay has sent beyond the log: its last chunk may be lost, and the client has it. Another kind of
