@@ -4,6 +4,7 @@ mod bus_trouble;
 mod chaos;
 mod chaos_model;
 mod cluster;
+mod engines;
 mod partition;
 mod rolling;
 mod soak;

@@ -95,7 +95,10 @@ impl Worker {
         } else {
             // A model computes on every core; what runs beside it goes first.
             let mut command = Command::new("nice");
-            command.arg(program).args(["--backend", "cpu"]);
+            command.arg(program);
+            if !self.options.worker_args.iter().any(|arg| arg == "--backend") {
+                command.args(["--backend", "cpu"]);
+            }
             command
         };
         if self.options.engine == Engine::Real {
