@@ -17,13 +17,14 @@ GPU_FEATURES := --features emberline-worker/$(if $(filter Darwin,$(shell uname -
 # Tests are built for the GPU, too, which is a software adapter where there is none.
 TEST_FEATURES := --features emberline-worker/gpu
 
-.PHONY: help up bench bench-engine bench-gpu soak chaos status build build-tests function setup pip test clients \
+.PHONY: help up bench bench-engine bench-gateway bench-gpu soak chaos status build build-tests function setup pip test clients \
 	client-packages lint fmt fuzz schemathesis
 
 help:
 	@echo "make up        build everything, start it, print a curl line; Ctrl-C stops it"
 	@echo "make test      formatting, lints, unit and end-to-end tests; faster with cargo-nextest"
 	@echo "make bench     measure the running stack, or one started for it"
+	@echo "make bench-gateway  measure everything but the model, and other gateways if they are there"
 	@echo "make bench-engine  measure the engine alone, and llama.cpp if it is there; make bench-gpu: on a GPU"
 	@echo "make soak      $(SOAK_SECONDS) s of mixed random load on the engine, then on all of it: nothing leaks, every answer is right"
 	@echo "make chaos     $(CHAOS_SECONDS) s of workers killed under load, and the other tests of what breaks"
@@ -43,6 +44,9 @@ bench: build function pip
 
 bench-engine: build pip
 	@$(EMBERLINE) bench engine
+
+bench-gateway: build function pip
+	@$(EMBERLINE) bench gateway
 
 # A GPU or nothing: what computes on the CPU is told so before and after half an hour of compiling.
 bench-gpu: setup pip

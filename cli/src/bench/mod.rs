@@ -2,10 +2,12 @@
 //!
 //! Rates are by the worker's clock: it publishes its timings at the end of each job's event log. The time to
 //! the first token is measured by the client; the part of it that exceeds the worker's own is spent in the
-//! function, in NATS and in HTTP. [`engine`] measures the engine alone.
+//! function, in NATS and in HTTP. [`engine`] measures the engine alone, [`gateway`]
+//! everything but the engine.
 
 mod client;
 mod engine;
+mod gateway;
 mod report;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -64,6 +66,11 @@ pub(crate) struct BenchArgs {
 enum BenchCommand {
     /// Measure the engine alone, and llama.cpp with the same weights
     Engine(Box<engine::EngineArgs>),
+    /// Measure everything but the model, and other gateways under the same load
+    Gateway(Box<gateway::GatewayArgs>),
+    /// Answer chat requests with fixed words at once, behind a gateway that needs a backend
+    #[command(hide = true)]
+    Backend(gateway::BackendArgs),
 }
 
 /// The stack to measure.
@@ -74,8 +81,11 @@ struct BenchTarget {
 }
 
 pub(crate) fn run(args: &BenchArgs, cache: &Cache) -> anyhow::Result<()> {
-    if let Some(BenchCommand::Engine(args)) = &args.command {
-        return engine::run(args, cache);
+    match &args.command {
+        Some(BenchCommand::Engine(args)) => return engine::run(args, cache),
+        Some(BenchCommand::Gateway(args)) => return gateway::run(args, cache),
+        Some(BenchCommand::Backend(args)) => return gateway::run_backend(args),
+        None => {}
     }
     ensure!(!args.concurrency.contains(&0), "--concurrency must be 1 or more");
     let runtime = runtime()?;

@@ -150,11 +150,11 @@ output tok/s: by the wall clock, all streams together, prefill included
 first token ms: min / median / 95th percentile, from sending the request to the first text
 outside the model: the client's time to the first token minus the worker's (function, NATS, HTTP), median";
 
-fn millis(duration: Duration) -> f64 {
+pub(super) fn millis(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 
-fn rate(amount: f64, seconds: f64) -> f64 {
+pub(super) fn rate(amount: f64, seconds: f64) -> f64 {
     if seconds > 0.0 { amount / seconds } else { 0.0 }
 }
 
@@ -163,7 +163,7 @@ fn spread(values: &[f64]) -> Option<Spread> {
 }
 
 /// The quantile `q` by the nearest-rank method; `None` if there are no values.
-fn quantile(values: &[f64], q: f64) -> Option<f64> {
+pub(super) fn quantile(values: &[f64], q: f64) -> Option<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let rank = (q * sorted.len() as f64).ceil() as usize;

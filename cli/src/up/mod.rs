@@ -6,14 +6,14 @@
 //! [`crate::running_stack`] records how other commands reach the stack, and [`parent_death`] makes sure that no
 //! part outlives it.
 
-mod host;
+pub(crate) mod host;
 pub(crate) mod parent_death;
 pub(crate) mod plan;
-mod ports;
+pub(crate) mod ports;
 pub(crate) mod process;
 mod restart;
-mod stack;
-mod transcript;
+pub(crate) mod stack;
+pub(crate) mod transcript;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -98,11 +98,7 @@ pub(crate) fn prepare(args: &UpArgs, cache: &Cache, console: Console) -> anyhow:
         PortClaim { listen: args.listen, part: "function", variable: "EMBERLINE_LISTEN" },
         PortClaim { listen: args.nats_listen, part: "nats-server", variable: "EMBERLINE_NATS_LISTEN" },
     ])?;
-    let root = find_root()
-        .context("the current folder is unknown")?
-        .context("no spin.toml here or in a folder above; run emberline in a checkout of the project")?;
-    let wasm = root.join("build/function.wasm");
-    ensure!(wasm.is_file(), "{} is missing; build it with `make function`", wasm.display());
+    let root = find_built_root()?;
     let (host, host_program) = host::find(args.host, &console)?;
     let worker_program = programs::sibling("emberline-worker")?;
     let catalogue = Catalogue::load(args.catalogue.as_deref())?;
@@ -112,6 +108,7 @@ pub(crate) fn prepare(args: &UpArgs, cache: &Cache, console: Console) -> anyhow:
         nats_server: puller.nats_server()?,
         nats_store: cache.folder("nats")?,
         nats_listen,
+        nats_monitoring: None,
         listen,
         host,
         host_program,
@@ -126,6 +123,7 @@ pub(crate) fn prepare(args: &UpArgs, cache: &Cache, console: Console) -> anyhow:
             None => Models::One(find_model(&args.model, &puller)?),
         },
         api_key: args.api_key.clone().map_or_else(|| cache.api_key(), Ok)?,
+        default_limits: None,
         passwords: Passwords::random(),
     };
     let log = cache.folder("run")?.join("up.log");
@@ -172,14 +170,14 @@ pub(crate) async fn with_stack<T>(
 }
 
 /// The signals that stop the stack: SIGINT, SIGTERM and SIGHUP.
-struct StopSignals {
+pub(crate) struct StopSignals {
     interrupt: Signal,
     terminate: Signal,
     hang_up: Signal,
 }
 
 impl StopSignals {
-    fn listen() -> io::Result<Self> {
+    pub(crate) fn listen() -> io::Result<Self> {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
@@ -187,7 +185,7 @@ impl StopSignals {
         })
     }
 
-    async fn recv(&mut self) {
+    pub(crate) async fn recv(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
@@ -200,6 +198,16 @@ impl StopSignals {
 pub(crate) fn find_root() -> io::Result<Option<PathBuf>> {
     let here = std::env::current_dir()?;
     Ok(here.ancestors().find(|folder| folder.join("spin.toml").is_file()).map(Path::to_owned))
+}
+
+/// The same, if the function is built there.
+pub(crate) fn find_built_root() -> anyhow::Result<PathBuf> {
+    let root = find_root()
+        .context("the current folder is unknown")?
+        .context("no spin.toml here or in a folder above; run emberline in a checkout of the project")?;
+    let wasm = root.join("build/function.wasm");
+    ensure!(wasm.is_file(), "{} is missing; build it with `make function`", wasm.display());
+    Ok(root)
 }
 
 /// Reads the names of the models that a file lists; the worker reads the rest.

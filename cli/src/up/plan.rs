@@ -19,6 +19,8 @@ pub(crate) const ALIAS: &str = "vllm-primary";
 /// Seconds that a worker has to finish its jobs when the stack stops. The function has stopped before, so
 /// nobody reads the rest of the answers.
 const DRAIN_S: &str = "5";
+/// The name under which a worker serves its simulated engine.
+pub(crate) const SIMULATED_MODEL: &str = "simulated-echo";
 
 /// Where the worker computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -45,6 +47,17 @@ pub(crate) enum Models {
         file: PathBuf,
         names: Vec<String>,
     },
+    /// [`SIMULATED_MODEL`].
+    Simulated(SimulatedEngine),
+}
+
+/// The pace and size of each worker's simulated engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SimulatedEngine {
+    /// Jobs at once.
+    pub(crate) slots: u16,
+    /// Tokens a second of each job; 0 for as many as it can.
+    pub(crate) tokens_per_s: u32,
 }
 
 impl Models {
@@ -53,14 +66,16 @@ impl Models {
         match self {
             Self::One(model) => model.name.clone(),
             Self::Listed { names, .. } => names.join(","),
+            Self::Simulated(_) => SIMULATED_MODEL.to_owned(),
         }
     }
 
     /// The definition of [`ALIAS`], which stands for the first model.
     fn alias(&self) -> String {
         let first = match self {
-            Self::One(model) => Some(&model.name),
-            Self::Listed { names, .. } => names.first(),
+            Self::One(model) => Some(model.name.as_str()),
+            Self::Listed { names, .. } => names.first().map(String::as_str),
+            Self::Simulated(_) => Some(SIMULATED_MODEL),
         };
         first.map_or_else(String::new, |name| format!("{ALIAS}={name}"))
     }
@@ -75,6 +90,8 @@ pub(crate) struct StackPlan {
     /// The folder of JetStream's files.
     pub(crate) nats_store: PathBuf,
     pub(crate) nats_listen: SocketAddr,
+    /// The port at which nats-server reports on itself, if it is to.
+    pub(crate) nats_monitoring: Option<u16>,
     pub(crate) listen: SocketAddr,
     pub(crate) host: FunctionHost,
     pub(crate) host_program: PathBuf,
@@ -89,6 +106,8 @@ pub(crate) struct StackPlan {
     pub(crate) backend: Backend,
     pub(crate) models: Models,
     pub(crate) api_key: String,
+    /// The limits of keys that have none of their own, if they are to differ from those in spin.toml.
+    pub(crate) default_limits: Option<String>,
     pub(crate) passwords: Passwords,
 }
 
@@ -120,19 +139,17 @@ impl StackPlan {
 
     pub(crate) fn nats(&self) -> Program {
         let config = self.root.join("deploy/nats.conf");
+        let (config, store) = (config.to_string_lossy(), self.nats_store.to_string_lossy());
+        let (address, port) = (self.nats_listen.ip().to_string(), self.nats_listen.port().to_string());
+        let mut args = vec!["-c", &config, "-a", &address, "-p", &port, "-sd", &store];
+        let monitoring = self.nats_monitoring.map(|port| port.to_string());
+        if let Some(port) = &monitoring {
+            args.extend(["-m", port]);
+        }
         self.program(
             StackPart::Nats,
             &self.nats_server,
-            &[
-                "-c",
-                &config.to_string_lossy(),
-                "-a",
-                &self.nats_listen.ip().to_string(),
-                "-p",
-                &self.nats_listen.port().to_string(),
-                "-sd",
-                &self.nats_store.to_string_lossy(),
-            ],
+            &args,
             &[
                 ("EMBERLINE_FUNCTION_PASSWORD", &self.passwords.function),
                 ("EMBERLINE_WORKER_PASSWORD", &self.passwords.worker),
@@ -157,6 +174,7 @@ impl StackPlan {
         let (path, name, file) = match &self.models {
             Models::One(Model { name, path }) => (path.to_string_lossy(), name.as_str(), Cow::default()),
             Models::Listed { file, .. } => (Cow::default(), "", file.to_string_lossy()),
+            Models::Simulated(_) => (Cow::default(), "", Cow::default()),
         };
         env.extend([
             ("EMBERLINE_MODEL_PATH", &*path),
@@ -164,7 +182,16 @@ impl StackPlan {
             ("EMBERLINE_MODELS", &*file),
         ]);
         env.extend(device_select_off());
-        self.program(StackPart::Worker(number), &self.worker_program, &[], &env)
+        let args = match self.models {
+            Models::Simulated(SimulatedEngine { slots, tokens_per_s }) => vec![
+                "--engine=simulated".to_owned(),
+                format!("--slots={slots}"),
+                format!("--simulated-tokens-per-s={tokens_per_s}"),
+            ],
+            Models::One(_) | Models::Listed { .. } => Vec::new(),
+        };
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        self.program(StackPart::Worker(number), &self.worker_program, &args, &env)
     }
 
     pub(crate) fn function(&self) -> Program {
@@ -179,21 +206,21 @@ impl StackPlan {
             }
             FunctionHost::Local => common.to_vec(),
         };
-        self.program(
-            StackPart::Function,
-            &self.host_program,
-            &args,
-            &[
-                // An inherited value may be relative to another folder than the program's.
-                ("EMBERLINE_CACHE", &self.cache.to_string_lossy()),
-                ("SPIN_VARIABLE_NATS_SERVER", &self.nats_address().to_string()),
-                ("SPIN_VARIABLE_NATS_USER", "function"),
-                ("SPIN_VARIABLE_NATS_PASSWORD", &self.passwords.function),
-                ("SPIN_VARIABLE_API_KEY_HASHES", &HEXLOWER.encode(&Sha256::digest(self.api_key.as_bytes()))),
-                ("SPIN_VARIABLE_MODELS", &self.models.names()),
-                ("SPIN_VARIABLE_MODEL_ALIASES", &self.models.alias()),
-            ],
-        )
+        let (cache_folder, nats) = (self.cache.to_string_lossy(), self.nats_address().to_string());
+        let key_hash = HEXLOWER.encode(&Sha256::digest(self.api_key.as_bytes()));
+        let (models, aliases) = (self.models.names(), self.models.alias());
+        let mut env = vec![
+            // An inherited value may be relative to another folder than the program's.
+            ("EMBERLINE_CACHE", &*cache_folder),
+            ("SPIN_VARIABLE_NATS_SERVER", &nats),
+            ("SPIN_VARIABLE_NATS_USER", "function"),
+            ("SPIN_VARIABLE_NATS_PASSWORD", &self.passwords.function),
+            ("SPIN_VARIABLE_API_KEY_HASHES", &key_hash),
+            ("SPIN_VARIABLE_MODELS", &models),
+            ("SPIN_VARIABLE_MODEL_ALIASES", &aliases),
+        ];
+        env.extend(self.default_limits.as_deref().map(|limits| ("SPIN_VARIABLE_DEFAULT_LIMITS", limits)));
+        self.program(StackPart::Function, &self.host_program, &args, &env)
     }
 
     fn program(&self, part: StackPart, path: &Path, args: &[&str], env: &[(&str, &str)]) -> Program {
@@ -230,6 +257,7 @@ mod tests {
             nats_server: "/bin/nats".into(),
             nats_store: "/store".into(),
             nats_listen: "0.0.0.0:4333".parse().unwrap(),
+            nats_monitoring: None,
             listen: "0.0.0.0:3333".parse().unwrap(),
             host: FunctionHost::Spin,
             host_program: "/bin/spin".into(),
@@ -241,6 +269,7 @@ mod tests {
             backend: Backend::Wgpu,
             models: Models::One(Model { name: "m".into(), path: "/m.gguf".into() }),
             api_key: "abc".into(),
+            default_limits: None,
             passwords: Passwords::random(),
         }
     }
@@ -314,5 +343,22 @@ mod tests {
         assert_eq!(env(&worker, "EMBERLINE_MODEL_PATH"), "");
         assert_eq!(env(&function, "SPIN_VARIABLE_MODELS"), "a,b");
         assert_eq!(env(&function, "SPIN_VARIABLE_MODEL_ALIASES"), "vllm-primary=a");
+    }
+
+    #[test]
+    fn a_stack_to_be_measured_simulates_its_model_and_reports_on_its_nats_server() {
+        let engine = SimulatedEngine { slots: 512, tokens_per_s: 0 };
+        let plan = StackPlan {
+            models: Models::Simulated(engine),
+            nats_monitoring: Some(8333),
+            default_limits: Some("requests_per_minute=9".into()),
+            ..plan()
+        };
+        let (worker, function) = (plan.worker(1), plan.function());
+        assert_eq!(worker.args, ["--engine=simulated", "--slots=512", "--simulated-tokens-per-s=0"]);
+        assert_eq!(env(&worker, "EMBERLINE_MODEL_PATH"), "");
+        assert_eq!(env(&function, "SPIN_VARIABLE_MODEL_ALIASES"), "vllm-primary=simulated-echo");
+        assert_eq!(env(&function, "SPIN_VARIABLE_DEFAULT_LIMITS"), "requests_per_minute=9");
+        assert_eq!(plan.nats().args[8..], ["-m", "8333"]);
     }
 }

@@ -96,6 +96,11 @@ impl Process {
         self.part
     }
 
+    /// The process group of the process and of those that it has started.
+    pub(crate) fn group(&self) -> Pid {
+        self.group
+    }
+
     /// Whether the process is still running.
     pub(crate) fn is_alive(&self) -> bool {
         !*self.ended.borrow()
@@ -103,14 +108,19 @@ impl Process {
 
     /// Sends SIGTERM, and SIGKILL if the process is still alive after `grace`. `false` if that was necessary.
     pub(crate) async fn stop(&self, grace: Duration) -> bool {
-        let mut ended = self.ended.clone();
         self.signal(Signal::TERM);
-        if tokio::time::timeout(grace, ended.wait_for(|ended| *ended)).await.is_ok() {
+        if tokio::time::timeout(grace, self.ended()).await.is_ok() {
             return true;
         }
         self.signal(Signal::KILL);
-        let _ = ended.wait_for(|ended| *ended).await;
+        self.ended().await;
         false
+    }
+
+    /// Waits until the process has ended.
+    pub(crate) async fn ended(&self) {
+        // An error means that the runtime is about to end.
+        let _ = self.ended.clone().wait_for(|ended| *ended).await;
     }
 
     /// Sends SIGKILL without waiting for the end.

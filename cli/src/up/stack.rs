@@ -91,8 +91,7 @@ impl<'a> Stack<'a> {
         let set_up = self.unless_a_part_ends(crate::nats_setup::bring_up_to_date(&admin)).await?;
         set_up.map_err(|error| StackError::SetUp(format!("{error:#}")))?;
         for number in 1..=self.plan.workers {
-            let worker = Process::spawn(&self.plan.worker(number), self.transcript, &self.exit_sender)?;
-            self.workers.push(worker);
+            self.start_worker(number)?;
         }
         self.function = Some(Process::spawn(&self.plan.function(), self.transcript, &self.exit_sender)?);
         spinner.set_message(format!("loading {}", self.plan.models.names()));
@@ -116,14 +115,32 @@ impl<'a> Stack<'a> {
                 return StackError::TooManyDeaths { part, status, tail, log };
             }
             self.console.print(&format!("{part} died ({}); starting it again", describe_exit(status)));
-            match Process::spawn(&self.plan.worker(number), self.transcript, &self.exit_sender) {
-                Ok(worker) => {
-                    self.workers.retain(|old| old.part() != part);
-                    self.workers.push(worker);
-                }
-                Err(error) => return error.into(),
+            if let Err(error) = self.start_worker(number) {
+                return error.into();
             }
         }
+    }
+
+    /// Starts a worker in place of the one of that number, which has ended or never was.
+    pub(crate) fn start_worker(&mut self, number: usize) -> Result<(), SpawnError> {
+        let worker = Process::spawn(&self.plan.worker(number), self.transcript, &self.exit_sender)?;
+        self.workers.retain(|old| old.part() != worker.part());
+        self.workers.push(worker);
+        Ok(())
+    }
+
+    /// Kills a worker (`kill -9`) and waits for its end.
+    pub(crate) async fn kill_worker(&mut self, number: usize) {
+        let part = StackPart::Worker(number);
+        for worker in self.workers.extract_if(.., |worker| worker.part() == part) {
+            worker.kill();
+            worker.ended().await;
+        }
+    }
+
+    /// The processes that have been started and not been killed.
+    pub(crate) fn processes(&self) -> impl Iterator<Item = &Process> {
+        self.function.iter().chain(&self.workers).chain(&self.nats)
     }
 
     /// Stops the function, then the workers, then nats-server, so that each ends before what it needs.
@@ -140,9 +157,8 @@ impl<'a> Stack<'a> {
 
     /// Kills all parts at once.
     pub(crate) async fn kill(&self) {
-        let all = || self.function.iter().chain(&self.workers).chain(&self.nats);
-        all().for_each(Process::kill);
-        futures::future::join_all(all().map(|process| process.stop(Duration::ZERO))).await;
+        self.processes().for_each(Process::kill);
+        futures::future::join_all(self.processes().map(Process::ended)).await;
     }
 
     pub(crate) fn nats_access(&self) -> NatsAccess {

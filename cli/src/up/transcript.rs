@@ -22,6 +22,8 @@ pub(crate) enum StackPart {
     /// Counted from 1.
     Worker(usize),
     Function,
+    /// A program that Emberline is compared with, which is no part of its stack.
+    Peer(&'static str),
 }
 
 impl fmt::Display for StackPart {
@@ -30,6 +32,7 @@ impl fmt::Display for StackPart {
             Self::Nats => f.write_str("nats-server"),
             Self::Worker(n) => write!(f, "worker {n}"),
             Self::Function => f.write_str("function"),
+            Self::Peer(name) => f.write_str(name),
         }
     }
 }
@@ -71,7 +74,9 @@ impl Transcript {
     pub(crate) fn record(&self, part: StackPart, line: &str) {
         let shown: String = line.chars().take(MAX_LINE_CHARS).collect();
         let mut inner = self.lock();
-        if is_important(line) && !inner.is_muted {
+        // What a peer complains about is in the log.
+        let is_own = !matches!(part, StackPart::Peer(_));
+        if is_own && is_important(line) && !inner.is_muted {
             self.console.print(&format!("[{part}] {shown}"));
         }
         // A full disk must not end the stack.

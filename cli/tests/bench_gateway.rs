@@ -1,0 +1,63 @@
+//! `emberline bench gateway` with real programs: nats-server, the function in its host, a simulated worker.
+
+#![allow(clippy::unwrap_used, reason = "a step of a test that fails ends the test")]
+
+use std::os::unix::fs::symlink;
+use std::process::Command;
+
+use emberline_test_kit::{nats, paths};
+use serde_json::Value;
+
+/// The value of Emberline in the row of a load and a measure.
+fn value(report: &Value, load: &str, measure: &str) -> f64 {
+    let rows = report["rows"].as_array().unwrap();
+    let row = rows.iter().find(|row| row["load"] == load && row["measure"] == measure);
+    row.unwrap_or_else(|| panic!("no row {load}, {measure} in {report:#}"))["values"]["Emberline"]
+        .as_f64()
+        .unwrap()
+}
+
+#[test]
+fn every_request_is_answered_and_measured() {
+    let dir = tempfile::tempdir().unwrap();
+    symlink(nats::binary().unwrap(), dir.path().join("nats-server")).unwrap();
+    let path = std::env::var("PATH").unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_emberline"))
+        .args([
+            "bench",
+            "gateway",
+            "--quick",
+            "--peers",
+            "none",
+            "--only",
+            "answers",
+            "--seconds",
+            "0.5",
+            "--json",
+        ])
+        .current_dir(paths::repository())
+        .env("PATH", format!("{}:{path}", dir.path().display()))
+        .env("EMBERLINE_CACHE", dir.path().join("cache"))
+        .env("EMBERLINE_HOST", "local")
+        .output()
+        .unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let systems = report["systems"].as_array().unwrap();
+    assert_eq!(systems.len(), 1, "{systems:#?}");
+    assert_eq!((&systems[0]["name"], &systems[0]["errors"]), (&"Emberline".into(), &Value::Array(vec![])));
+    assert!(report["machine"]["cores"].as_u64().unwrap() > 0);
+    for load in ["answers, 1 client", "answers, 32 clients", "answers, 128 clients"] {
+        let value = |measure| value(&report, load, measure);
+        assert!(value("requests/s") > 0.0);
+        assert!(value("p50 ms") > 0.0 && value("p50 ms") <= value("p99 ms"));
+        // Each request was a job of its own, and no job failed: what is not an answer ends the run.
+        assert!((value("stored in JOBS/request") - 1.0).abs() < 1e-9);
+        assert!(value("to nats-server/request") >= 1.0);
+    }
+    for part in ["function", "nats-server", "worker"] {
+        assert!(value(&report, "memory", &format!("{part} at start, MiB")) > 0.0);
+        assert!(value(&report, "answers, 128 clients", &format!("CPU of {part}, ms/request")) > 0.0);
+    }
+}
