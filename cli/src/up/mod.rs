@@ -124,6 +124,7 @@ pub(crate) fn prepare(args: &UpArgs, cache: &Cache, console: Console) -> anyhow:
         },
         api_key: args.api_key.clone().map_or_else(|| cache.api_key(), Ok)?,
         default_limits: None,
+        log_filter: None,
         passwords: Passwords::random(),
     };
     let log = cache.folder("run")?.join("up.log");

@@ -108,6 +108,8 @@ pub(crate) struct StackPlan {
     pub(crate) api_key: String,
     /// The limits of keys that have none of their own, if they are to differ from those in spin.toml.
     pub(crate) default_limits: Option<String>,
+    /// What function and workers log, if it is to differ from what they log by themselves.
+    pub(crate) log_filter: Option<&'static str>,
     pub(crate) passwords: Passwords,
 }
 
@@ -224,11 +226,13 @@ impl StackPlan {
     }
 
     fn program(&self, part: StackPart, path: &Path, args: &[&str], env: &[(&str, &str)]) -> Program {
+        let log = self.log_filter.map(|filter| ("EMBERLINE_LOG", filter));
+        let env = env.iter().copied().chain(log);
         Program {
             part,
             path: path.to_owned(),
             args: args.iter().map(|&arg| arg.to_owned()).collect(),
-            env: env.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect(),
+            env: env.map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
             folder: self.root.clone(),
         }
     }
@@ -270,6 +274,7 @@ mod tests {
             models: Models::One(Model { name: "m".into(), path: "/m.gguf".into() }),
             api_key: "abc".into(),
             default_limits: None,
+            log_filter: None,
             passwords: Passwords::random(),
         }
     }
@@ -352,6 +357,7 @@ mod tests {
             models: Models::Simulated(engine),
             nats_monitoring: Some(8333),
             default_limits: Some("requests_per_minute=9".into()),
+            log_filter: Some("warn"),
             ..plan()
         };
         let (worker, function) = (plan.worker(1), plan.function());
@@ -359,6 +365,7 @@ mod tests {
         assert_eq!(env(&worker, "EMBERLINE_MODEL_PATH"), "");
         assert_eq!(env(&function, "SPIN_VARIABLE_MODEL_ALIASES"), "vllm-primary=simulated-echo");
         assert_eq!(env(&function, "SPIN_VARIABLE_DEFAULT_LIMITS"), "requests_per_minute=9");
+        assert_eq!((env(&function, "EMBERLINE_LOG"), env(&worker, "EMBERLINE_LOG")), ("warn", "warn"));
         assert_eq!(plan.nats().args[8..], ["-m", "8333"]);
     }
 }

@@ -74,9 +74,7 @@ impl Transcript {
     pub(crate) fn record(&self, part: StackPart, line: &str) {
         let shown: String = line.chars().take(MAX_LINE_CHARS).collect();
         let mut inner = self.lock();
-        // What a peer complains about is in the log.
-        let is_own = !matches!(part, StackPart::Peer(_));
-        if is_own && is_important(line) && !inner.is_muted {
+        if is_important(line) && !inner.is_muted {
             self.console.print(&format!("[{part}] {shown}"));
         }
         // A full disk must not end the stack.

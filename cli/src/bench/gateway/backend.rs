@@ -97,7 +97,7 @@ fn response(request: &ChatRequest) -> String {
         tokens + 2
     );
     if !request.stream {
-        let text = " word".repeat(tokens);
+        let text: String = words(tokens).collect();
         let body = format!(
             r#"{{"id":"chatcmpl-0","object":"chat.completion","created":1,"model":"fixed","choices":[{{"index":0,"message":{{"role":"assistant","content":"{text}"}},"finish_reason":"length"}}],{usage}}}"#
         );
@@ -115,13 +115,17 @@ fn response(request: &ChatRequest) -> String {
         "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n".to_owned();
     let mut push = |data: &str| answer.push_str(&chunk(&format!("data: {data}\n\n")));
     push(&delta(r#"{"role":"assistant","content":""}"#, "null"));
-    let word = delta(r#"{"content":" word"}"#, "null");
-    (0..tokens).for_each(|_| push(&word));
+    words(tokens).for_each(|word| push(&delta(&format!(r#"{{"content":"{word}"}}"#), "null")));
     push(&delta("{}", r#""length""#));
     push(&format!("{head}],{usage}}}"));
     push("[DONE]");
     answer.push_str("0\r\n\r\n");
     answer
+}
+
+/// Words that differ from their neighbours: LiteLLM takes a stream of equal chunks for a broken one.
+fn words(count: usize) -> impl Iterator<Item = &'static str> {
+    [" one", " two", " three", " four"].into_iter().cycle().take(count)
 }
 
 fn chunk(data: &str) -> String {
@@ -137,7 +141,7 @@ mod tests {
         let whole = response(&ChatRequest { stream: false, max_tokens: 3 });
         let (_, body) = whole.split_once("\r\n\r\n").unwrap();
         let body: serde_json::Value = serde_json::from_str(body).unwrap();
-        assert_eq!(body["choices"][0]["message"]["content"], " word word word");
+        assert_eq!(body["choices"][0]["message"]["content"], " one two three");
         assert_eq!(body["usage"]["completion_tokens"], 3);
         let stream = response(&ChatRequest { stream: true, max_tokens: 3 });
         let events: Vec<&str> = stream.lines().filter_map(|line| line.strip_prefix("data: ")).collect();

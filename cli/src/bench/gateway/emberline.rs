@@ -81,6 +81,8 @@ pub(crate) fn plan(
         }),
         api_key: new_api_key()?,
         default_limits: Some(LIMITS.to_owned()),
+        // Like the others: lines for each job would be written, and read by the load generator's process.
+        log_filter: Some("warn"),
         passwords: Passwords::random(),
     })
 }

@@ -12,7 +12,7 @@ use super::events::{EventCounter, StreamError, completion_tokens};
 use super::http::{Connection, HttpError};
 
 /// How long a request may take.
-const TIMEOUT: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(300);
 /// Most threads of the load generator.
 const MAX_THREADS: usize = 4;
 /// How much of a response that is no answer is shown.

@@ -39,8 +39,11 @@ use system::{NatsCounts, Pace, System};
 
 /// Clients at once that ask for whole answers.
 const ANSWER_CLIENTS: [usize; 3] = [1, 32, 128];
-/// Clients at once that ask for streams.
+/// Clients at once that ask for streams, and for streams of workers that make [`TOKENS_PER_S`].
 const STREAM_CLIENTS: [usize; 3] = [1, 64, 256];
+const PACED_CLIENTS: [usize; 2] = [64, 256];
+/// Tokens a second of each stream where workers have a pace.
+const TOKENS_PER_S: u32 = 50;
 /// Tokens of each stream.
 const STREAM_TOKENS: u64 = 200;
 /// How long each load lasts, and how often a worker is killed.
@@ -59,7 +62,7 @@ pub(super) struct GatewayArgs {
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Peer::Dynamo, Peer::Litellm])]
     peers: Vec<Peer>,
     /// What to measure
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Measurement::Answers, Measurement::Streams, Measurement::Takeover])]
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Measurement::Answers, Measurement::Streams, Measurement::Paced, Measurement::Takeover])]
     only: Vec<Measurement>,
     /// Take a fifth of the time
     #[arg(long)]
@@ -100,8 +103,10 @@ enum Peer {
 enum Measurement {
     /// Whole answers of one token
     Answers,
-    /// Streams of 200 tokens
+    /// Streams of 200 tokens, as fast as they come
     Streams,
+    /// Streams of 200 tokens, 50 tokens a second
+    Paced,
     /// Deaths of workers
     Takeover,
 }
@@ -115,6 +120,9 @@ pub(super) fn run(args: &GatewayArgs, cache: &Cache) -> anyhow::Result<()> {
     let console = Console::default();
     let log = cache.folder("run")?.join("bench-gateway.log");
     let transcript = Transcript::create(&log, console.clone()).with_context(|| log.display().to_string())?;
+    console.print(&format!("the programs' log: {}", log.display()));
+    // Workers are killed, and others complain about it.
+    transcript.mute();
     let folder = tempfile::tempdir().context("a folder for temporary files")?;
     let generator = Generator::new().context("the load generator's threads")?;
     let bench = Bench {
@@ -143,7 +151,6 @@ pub(super) fn run(args: &GatewayArgs, cache: &Cache) -> anyhow::Result<()> {
     } else {
         println!("{}", report.render());
     }
-    console.print(&format!("the log: {}", log.display()));
     Ok(())
 }
 
@@ -212,8 +219,14 @@ impl Bench<'_> {
             let plan = plan(Pace { tokens_per_s: None }, "emberline")?;
             self.load(&mut Emberline::new(&plan, self.transcript, self.console), &mut report.figures).await?;
         }
+        let paced = Pace { tokens_per_s: Some(TOKENS_PER_S) };
+        if self.wants(Measurement::Paced) {
+            let plan = plan(paced, "emberline-paced")?;
+            let mut system = Emberline::new(&plan, self.transcript, self.console);
+            self.paced(&mut system, &mut report.figures).await?;
+        }
         if self.wants(Measurement::Takeover) {
-            let plan = plan(Pace { tokens_per_s: Some(takeover::TOKENS_PER_S) }, "emberline-takeover")?;
+            let plan = plan(paced, "emberline-takeover")?;
             self.takeover(&mut Emberline::new(&plan, self.transcript, self.console), &mut report).await?;
         }
         Ok(report)
@@ -228,9 +241,12 @@ impl Bench<'_> {
                 let mut dynamo = system(Pace { tokens_per_s: None }, "dynamo")?;
                 self.load(&mut dynamo, &mut report.figures).await?;
             }
+            let paced = Pace { tokens_per_s: Some(TOKENS_PER_S) };
+            if self.wants(Measurement::Paced) {
+                self.paced(&mut system(paced, "dynamo-paced")?, &mut report.figures).await?;
+            }
             if self.wants(Measurement::Takeover) {
-                let pace = Pace { tokens_per_s: Some(takeover::TOKENS_PER_S) };
-                self.takeover(&mut system(pace, "dynamo-takeover")?, report).await?;
+                self.takeover(&mut system(paced, "dynamo-takeover")?, report).await?;
             }
             Ok(())
         })
@@ -288,7 +304,7 @@ impl Bench<'_> {
             }
             for clients in STREAM_CLIENTS {
                 if self.wants(Measurement::Streams) {
-                    self.streams(system, clients, figures).await?;
+                    self.streams(system, "streams", clients, figures).await?;
                 }
             }
             for ((part, start), end) in parts.iter().zip(at_start).zip(processes::memory(&parts)?) {
@@ -298,6 +314,20 @@ impl Bench<'_> {
                 };
                 push(format!("{} at start, MiB", part.name), start.now);
                 push(format!("{} largest, MiB", part.name), end.largest);
+            }
+            Ok::<_, anyhow::Error>(())
+        };
+        let outcome = outcome.await;
+        system.stop().await;
+        outcome
+    }
+
+    /// Starts a system whose workers have a pace, measures its streams and stops it.
+    async fn paced(&self, system: &mut impl System, figures: &mut Vec<Figure>) -> anyhow::Result<()> {
+        let outcome = async {
+            system.start().await?;
+            for clients in PACED_CLIENTS {
+                self.streams(system, "paced streams", clients, figures).await?;
             }
             Ok::<_, anyhow::Error>(())
         };
@@ -326,6 +356,7 @@ impl Bench<'_> {
     async fn streams(
         &self,
         system: &impl System,
+        name: &str,
         clients: usize,
         figures: &mut Vec<Figure>,
     ) -> anyhow::Result<()> {
@@ -335,7 +366,7 @@ impl Bench<'_> {
         let (streams, usage) = self.metered(system, measured).await?;
         let (count, total) = (streams.count() as f64, streams.total.as_secs_f64());
         let tokens = count * STREAM_TOKENS as f64;
-        let mut load = LoadFigures::new(format!("streams, {}", client_count(clients)), figures);
+        let mut load = LoadFigures::new(format!("{name}, {}", client_count(clients)), figures);
         load.push("tokens/s", rate(tokens, total));
         load.push("events/s", rate(streams.events as f64, total));
         load.push_quantiles("first byte ", &streams.first_bytes);

@@ -107,17 +107,18 @@ load generator are listed, and are no part of it
 first byte, first text: from sending the request to the first byte of the body, to the first event with text
 memory: resident; at the start, before any load, and the largest under load
 stored, to and from nats-server: JetStream messages by stream, and all messages, for each request
+streams: an engine that needs no time makes several tokens an event; paced streams have 50 tokens a second each
 takeover: one of two workers is killed while all streams are on it; the longest time between two events of each";
 
 /// Brings the figures of all systems together, in the order in which they first appear.
 fn rows(systems: &[SystemReport]) -> Vec<Row> {
     let mut rows: Vec<Row> = Vec::new();
     for system in systems {
-        // A figure that the systems before lack stands behind the one that it follows here.
         let mut place = 0;
         for Figure { load, measure, value } in &system.figures {
             let found = rows.iter().position(|row| row.load == *load && row.measure == *measure);
             let at = found.unwrap_or_else(|| {
+                let place = place_for(&rows, load, place);
                 let (load, measure) = (load.clone(), measure.clone());
                 rows.insert(place, Row { load, measure, values: BTreeMap::new(), ratios: BTreeMap::new() });
                 place
@@ -134,6 +135,19 @@ fn rows(systems: &[SystemReport]) -> Vec<Row> {
         row.ratios = others.map(|(name, value)| (*name, own / value)).collect();
     }
     rows
+}
+
+/// Where a row goes that follows the row before `place`: behind that one, if it has the same load, or at the beginning of
+/// its load's rows, or else behind the rows of the load before.
+fn place_for(rows: &[Row], load: &str, place: usize) -> usize {
+    let load_before = place.checked_sub(1).and_then(|before| rows.get(before)).map(|row| row.load.as_str());
+    if load_before == Some(load) {
+        return place;
+    }
+    let beginning = rows.iter().position(|row| row.load == load);
+    let end =
+        || rows.iter().rposition(|row| Some(row.load.as_str()) == load_before).map_or(place, |last| last + 1);
+    beginning.unwrap_or_else(end)
 }
 
 /// A number with three digits that count.
@@ -179,6 +193,18 @@ mod tests {
         assert_eq!(rows[0].ratios, BTreeMap::from([("Other", 1.5)]));
         assert_eq!(rows[3].ratios, BTreeMap::from([("Other", 0.5)]));
         assert!(rows[1].ratios.is_empty() && rows[2].ratios.is_empty());
+    }
+
+    #[test]
+    fn the_rows_of_a_load_stay_together() {
+        let figure =
+            |load: &str, measure: &str| Figure { load: load.into(), measure: measure.into(), value: 1.0 };
+        let system = |name, figures| SystemReport { name, version: None, errors: Vec::new(), figures };
+        let own = vec![figure("a", "x"), figure("a", "y"), figure("c", "x")];
+        let other = vec![figure("a", "x"), figure("b", "x"), figure("c", "w"), figure("c", "z")];
+        let rows = rows(&[system(EMBERLINE, own), system("Other", other)]);
+        let order: Vec<String> = rows.iter().map(|row| format!("{}{}", row.load, row.measure)).collect();
+        assert_eq!(order, ["ax", "ay", "bx", "cw", "cz", "cx"]);
     }
 
     #[test]

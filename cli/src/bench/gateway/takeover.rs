@@ -10,8 +10,6 @@ use anyhow::ensure;
 use super::load::{Generator, WatchedStream};
 use super::system::System;
 
-/// Tokens a second of each stream.
-pub(crate) const TOKENS_PER_S: u32 = 50;
 /// Tokens of each stream: more than come before it is closed.
 const TOKENS: u64 = 10_000;
 /// Streams at once.
