@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use async_nats::ConnectOptions;
-use async_nats::jetstream::stream::{Config, RetentionPolicy, StorageType};
+use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType};
 use async_nats::jetstream::{self, message::PublishMessage};
 use emberline_protocol::lane::Lane;
 use emberline_protocol::streams::{Layout, Stream, streams};
@@ -131,13 +131,16 @@ async fn streams_of_an_older_shape_are_brought_up_to_date() {
 }
 
 /// As they were made before nobody could wipe them: buckets that take rollups, nothing denied but deleting single
-/// entries, and logs, heartbeats and minutes in memory.
+/// entries, logs, heartbeats and minutes in memory, and usage events that make room for new ones.
 fn of_the_release_before(wanted: &Stream) -> Config {
     let is_bucket = wanted.name.starts_with("KV_");
     let mut config: Config = serde_json::from_value(wanted.to_json()).unwrap();
     config.allow_rollup = is_bucket;
     config.deny_delete = is_bucket;
     config.deny_purge = false;
+    if wanted.name == subject::USAGE_STREAM {
+        config.discard = DiscardPolicy::Old;
+    }
     config.storage = if wanted.volatile { StorageType::Memory } else { StorageType::File };
     config
 }
@@ -155,9 +158,13 @@ async fn what_the_release_before_has_made_is_kept_and_can_no_longer_be_wiped() {
     let record =
         function.publish("$KV.requests.00000000000000000000000000000001", "kept".into()).await.unwrap();
     record.await.unwrap();
+    let worker = jetstream::new(nats.worker_client().await.unwrap());
+    worker.publish("emberline.usage.0123456789abcdef", "{}".into()).await.unwrap().await.unwrap();
 
     let lines = setup(&nats, &["--yes"]).await;
     assert_eq!(lines.iter().filter(|line| line.starts_with("updated ")).count(), 10, "{lines:#?}");
+    let usage = lines.iter().find(|line| line.starts_with("update     stream USAGE: ")).unwrap();
+    assert!(usage.contains("discard old -> new"), "{usage}");
     for wanted in streams(&Layout::default()) {
         let found = stream(&nats, wanted.name).await.unwrap();
         let denies = (found.allow_rollup, found.deny_delete, found.deny_purge);
@@ -165,8 +172,9 @@ async fn what_the_release_before_has_made_is_kept_and_can_no_longer_be_wiped() {
         assert_eq!(denies, expected, "{}", wanted.name);
     }
     let admin = jetstream::new(admin_client(&nats).await.unwrap());
-    let requests = admin.get_stream(subject::REQUESTS_STREAM).await.unwrap();
-    assert_eq!(requests.cached_info().state.messages, 1);
+    for name in [subject::REQUESTS_STREAM, subject::USAGE_STREAM] {
+        assert_eq!(admin.get_stream(name).await.unwrap().cached_info().state.messages, 1, "{name}");
+    }
     let again = setup(&nats, &["--yes"]).await;
     assert_eq!(again.last().unwrap(), "nothing to change", "{again:#?}");
 }

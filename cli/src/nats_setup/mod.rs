@@ -8,6 +8,7 @@ mod plan;
 mod user;
 
 use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use async_nats::Client;
@@ -18,8 +19,12 @@ use emberline_protocol::streams::{Storage, consumers};
 use crate::cache::Cache;
 use crate::nats::access::{AdminArgs, NatsAccess};
 use crate::runtime::runtime;
+use crate::time_format::parse_duration;
 use plan::{RequestedChanges, SetupPlan};
 use user::UserArgs;
+
+/// Shortest time for which usage events may be stored.
+const LEAST_AGE: Duration = Duration::from_secs(24 * 60 * 60);
 
 #[derive(Debug, Args)]
 pub(crate) struct NatsArgs {
@@ -70,6 +75,12 @@ struct ChangeArgs {
     /// Space for the event logs of background jobs [default of a new stream: 512MiB]
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     kept_bytes: Option<i64>,
+    /// Space for usage events; when they fill it, no job ends [default of a new stream: 1GiB]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    usage_bytes: Option<i64>,
+    /// Age at which usage events are removed, such as 90d; export them before [default of a new stream: 400d]
+    #[arg(long, value_name = "TIME", value_parser = parse_age)]
+    usage_age: Option<Duration>,
     /// A model whose consumers to create before it has a worker, for scaling from zero; may be repeated
     #[arg(long = "model", value_name = "NAME")]
     models: Vec<String>,
@@ -96,6 +107,8 @@ impl From<&ChangeArgs> for RequestedChanges {
             queue_bytes: args.queue_bytes,
             events_bytes: args.events_bytes,
             kept_bytes: args.kept_bytes,
+            usage_bytes: args.usage_bytes,
+            usage_age: args.usage_age,
             consumers: args.models.iter().flat_map(|model| consumers(model)).collect(),
             recreate: args.recreate,
         }
@@ -117,6 +130,12 @@ fn parse_bytes(text: &str) -> Result<i64, &'static str> {
     bytes
         .filter(|bytes| *bytes > 0)
         .ok_or("give a number of bytes above 0, or an amount such as 512MiB or 2GB")
+}
+
+/// Reads `90d`. A day is the least, well above the hour for which the stream must know message ids.
+fn parse_age(text: &str) -> Result<Duration, String> {
+    let age = parse_duration(text)?;
+    if age < LEAST_AGE { Err("give a day or more".to_owned()) } else { Ok(age) }
 }
 
 pub(crate) fn run(args: &NatsArgs, cache: &Cache) -> anyhow::Result<()> {
@@ -197,6 +216,7 @@ mod tests {
         for wrong in ["", "0", "MiB", "-1", "99999999999GiB", "1 MeB", "é"] {
             assert!(parse_bytes(wrong).is_err(), "{wrong}");
         }
+        assert!(parse_age("90d").is_ok() && parse_age("23h").is_err() && parse_age("soon").is_err());
         assert!(parse_replicas("3").is_ok() && parse_replicas("2").is_err());
     }
 }

@@ -11,7 +11,7 @@ use anyhow::Context;
 use async_nats::Client;
 use emberline_protocol::counter::LIMITS_STREAM;
 use emberline_protocol::streams::{self, Consumer, Difference, Layout, Storage, Stream, readable};
-use emberline_protocol::subject::{EVENTS_STREAM, JOBS_STREAM, KEPT_STREAM, WORKERS_STREAM};
+use emberline_protocol::subject::{EVENTS_STREAM, JOBS_STREAM, KEPT_STREAM, USAGE_STREAM, WORKERS_STREAM};
 use serde_json::{Value, json};
 
 use crate::nats::jetstream_api::{self, JetStreamError};
@@ -33,6 +33,8 @@ pub(super) struct RequestedChanges {
     pub(super) queue_bytes: Option<i64>,
     pub(super) events_bytes: Option<i64>,
     pub(super) kept_bytes: Option<i64>,
+    pub(super) usage_bytes: Option<i64>,
+    pub(super) usage_age: Option<Duration>,
     /// Consumers of `JOBS` to create or update.
     pub(super) consumers: Vec<Consumer>,
     /// Whether what can't be changed in place may be removed and recreated.
@@ -51,6 +53,8 @@ impl RequestedChanges {
             queue_bytes: self.queue_bytes.unwrap_or(default.queue_bytes),
             events_bytes: self.events_bytes.unwrap_or(default.events_bytes),
             kept_bytes: self.kept_bytes.unwrap_or(default.kept_bytes),
+            usage_bytes: self.usage_bytes.unwrap_or(default.usage_bytes),
+            usage_age: self.usage_age.unwrap_or(default.usage_age),
         }
     }
 
@@ -60,6 +64,7 @@ impl RequestedChanges {
             JOBS_STREAM => self.queue_bytes,
             EVENTS_STREAM => self.events_bytes,
             KEPT_STREAM => self.kept_bytes,
+            USAGE_STREAM => self.usage_bytes,
             _ => None,
         };
         let jobs = self.queue_jobs.filter(|_| stream.name == JOBS_STREAM);
@@ -69,6 +74,7 @@ impl RequestedChanges {
             ("max_msgs", jobs.is_some()),
             ("max_msgs_per_subject", jobs.is_some()),
             ("max_bytes", bytes.is_some()),
+            ("max_age", self.usage_age.is_some() && stream.name == USAGE_STREAM),
         ];
         asked.into_iter().filter_map(|(field, asked)| asked.then_some(field)).collect()
     }
@@ -361,7 +367,7 @@ impl fmt::Display for PlanStep {
             PlanAction::Keep => write!(f, "unchanged  {target}"),
             PlanAction::Create => write!(f, "create     {target}{}", described(target)),
             PlanAction::Update { differences, .. } => {
-                write!(f, "update     {target}: {}", listed(differences))
+                write!(f, "update     {target}: {}{}", listed(differences), removed(differences))
             }
             PlanAction::Recreate { differences, messages } => {
                 let loss = target.stream().map(|stream| loss(stream, *messages)).unwrap_or_default();
@@ -393,6 +399,15 @@ fn described(target: &PlanTarget) -> String {
     let room = format!("{} {replicas}, {}", stream.num_replicas, shown("max_bytes"));
     let age = if stream.max_age.is_zero() { String::new() } else { format!(", {}", shown("max_age")) };
     format!(": {}, {room}{age}", shown("storage"))
+}
+
+/// What an update removes: messages that are older than a new, lower age.
+fn removed(differences: &[Difference]) -> &'static str {
+    let is_shortened = |difference: &&Difference| {
+        let ages = difference.found.as_u64().zip(difference.wanted.as_u64());
+        difference.field == "max_age" && ages.is_some_and(|(found, wanted)| found == 0 || wanted < found)
+    };
+    if differences.iter().any(|difference| is_shortened(&difference)) { "; what is older is removed" } else { "" }
 }
 
 fn listed(differences: &[Difference]) -> String {

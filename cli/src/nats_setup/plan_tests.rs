@@ -37,6 +37,19 @@ fn requested_settings_change_and_an_operators_additions_stay() {
     let changes = "num_replicas 1 -> 3, max_msgs 10000 -> 500, max_msgs_per_subject 1000 -> 50, max_bytes 512 MiB -> 1 GiB";
     assert_eq!(planned, format!("update     stream JOBS: {changes}"));
     assert_eq!(step("USAGE", "x", json!(null), &requested), "update     stream USAGE: num_replicas 1 -> 3");
+    let age = |days: u64| RequestedChanges {
+        usage_age: Some(Duration::from_secs(days * 24 * 60 * 60)),
+        usage_bytes: Some(1 << 32),
+        ..RequestedChanges::default()
+    };
+    assert_eq!(
+        step("USAGE", "x", json!(null), &age(90)),
+        "update     stream USAGE: max_bytes 1 GiB -> 4 GiB, max_age 400 d -> 90 d; what is older is removed"
+    );
+    assert_eq!(
+        step("USAGE", "x", json!(null), &age(500)),
+        "update     stream USAGE: max_bytes 1 GiB -> 4 GiB, max_age 400 d -> 500 d"
+    );
 
     let mut config = stream("DEAD", &RequestedChanges::default()).to_json();
     config["placement"] = json!({"cluster": "east"});

@@ -279,6 +279,15 @@ fn admin(inbox: Grant) -> Permissions {
             ),
             grant("Read what was used.", api("DIRECT.GET", [USAGE_STREAM])),
             grant(
+                "`emberline usage export`: keep the position of an export as a consumer.",
+                [
+                    format!("$JS.API.CONSUMER.CREATE.{USAGE_STREAM}.*"),
+                    format!("$JS.API.CONSUMER.INFO.{USAGE_STREAM}.*"),
+                    format!("$JS.API.CONSUMER.MSG.NEXT.{USAGE_STREAM}.*"),
+                    format!("$JS.ACK.{USAGE_STREAM}.*.>"),
+                ],
+            ),
+            grant(
                 "Look at the streams and buckets, create and change them.",
                 api("STREAM.INFO", all())
                     .into_iter()

@@ -38,6 +38,10 @@ pub struct Layout {
     pub events_bytes: i64,
     /// Largest size of the event logs that outlast their clients, in bytes.
     pub kept_bytes: i64,
+    /// Largest size of the usage events, in bytes. When they fill it, no job's charge is stored and none ends.
+    pub usage_bytes: i64,
+    /// Age at which usage events are removed.
+    pub usage_age: Duration,
 }
 
 impl Default for Layout {
@@ -49,6 +53,8 @@ impl Default for Layout {
             queue_bytes: 512 * MIB,
             events_bytes: 256 * MIB,
             kept_bytes: 512 * MIB,
+            usage_bytes: 1024 * MIB,
+            usage_age: definitions::USAGE_AGE,
         }
     }
 }

@@ -65,6 +65,14 @@ fn what_is_stored_is_removed_by_nobody() {
 }
 
 #[test]
+fn what_was_charged_makes_room_for_nothing() {
+    let usage = named("USAGE");
+    let unfit = usage.incompatible_fields(&with(&usage, "discard", json!("old")));
+    assert_eq!(unfit.iter().map(ToString::to_string).collect::<Vec<_>>(), ["discard old -> new"]);
+    assert!(named("JOBS").discard == Discard::New && named("EVENTS").discard == Discard::Old);
+}
+
+#[test]
 fn an_operators_limits_fit_and_another_kind_of_stream_does_not() {
     let jobs = named("JOBS");
     assert_eq!(jobs.incompatible_fields(&with(&jobs, "max_msgs", json!(1))), []);

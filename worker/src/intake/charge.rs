@@ -7,8 +7,10 @@
 //! job's account make each message count once, whichever worker sends it and how often.
 
 use std::collections::VecDeque;
+use std::error::Error;
 use std::time::Duration;
 
+use async_nats::jetstream::{self, ErrorCode as NatsCode};
 use async_nats::jetstream::context::{PublishAckFuture, PublishError};
 use async_nats::jetstream::message::PublishMessage;
 use emberline_inference::clock;
@@ -25,6 +27,11 @@ use crate::nats::Nats;
 /// Pauses after a message that was not stored: the first one, and the longest. Each is twice the one before.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LAST_PAUSE: Duration = Duration::from_secs(10);
+
+/// What to do about a charge that finds `USAGE` full: of the streams of a charge, only that one refuses messages.
+const USAGE_FULL: &str = "the job's charge can't be stored, because the stream USAGE is full; the job stays queued until \
+    there is room. Export what is there with `emberline usage export --name NAME --output FILE`, then remove what is old \
+    with `emberline nats setup --usage-age 90d`, or allow more with `--usage-bytes 4GiB`";
 
 /// What a job used, and how it ended.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -97,7 +104,11 @@ impl Charge {
     pub(super) async fn confirm(&mut self) {
         let mut pause = FIRST_PAUSE;
         while let Err(error) = self.advance().await {
-            tracing::warn!(job = %self.job, %error, "a charge was not stored; sending it again");
+            if is_stream_full(&error) {
+                tracing::error!(job = %self.job, %error, "{USAGE_FULL}");
+            } else {
+                tracing::warn!(job = %self.job, %error, "a charge was not stored; sending it again");
+            }
             self.answers.clear();
             self.nats.recheck();
             tokio::time::sleep(pause).await;
@@ -138,6 +149,14 @@ impl Charge {
         }
         Ok(())
     }
+}
+
+/// Whether a stream refused a message because it is at one of its limits.
+fn is_stream_full(error: &PublishError) -> bool {
+    let refusal = error.source().and_then(|source| source.downcast_ref::<jetstream::Error>());
+    refusal.is_some_and(|refusal| {
+        refusal.error_code() == NatsCode::STREAM_STORE_FAILED && refusal.to_string().starts_with("maximum")
+    })
 }
 
 /// The messages of a charge; those for the counters of concurrent jobs come first.

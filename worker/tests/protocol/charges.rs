@@ -75,11 +75,11 @@ impl Ledger {
         (self.add(&self.tokens, 0).await, jobs)
     }
 
-    /// Has USAGE refuse every message, or take them.
-    async fn refuse_usage(&self, refuse: bool) {
+    /// Makes USAGE full, or gives it room.
+    async fn fill_usage(&self, fill: bool) {
         let context = jetstream::new(self.admin.clone());
         let mut config = context.get_stream(USAGE_STREAM).await.unwrap().cached_info().config.clone();
-        config.max_message_size = if refuse { 1 } else { -1 };
+        config.max_bytes = if fill { 1 } else { -1 };
         context.update_stream(config).await.unwrap();
     }
 
@@ -225,11 +225,14 @@ async fn a_job_whose_charge_cannot_be_stored_stays_queued_until_a_worker_has_sto
     let relay = Relay::new(&nats).await;
     relay.wait_for_load(&[0]).await;
     let ledger = Ledger::new(&nats, &relay).await;
-    ledger.refuse_usage(true).await;
+    let before = ledger.admitted(job(2, 8), 100).await;
+    relay.send(&before).await.rest().await;
+    wait_for_empty_queue(&nats).await;
+    ledger.fill_usage(true).await;
     let job = ledger.admitted(job(1, 8), 100).await;
     // Its client has the answer.
     relay.send(&job).await.rest().await;
-    assert_eq!(ledger.sums().await, (10, 0));
+    assert_eq!(ledger.sums().await, (20, 0));
     first.signal("TERM");
     assert!(first.exit().await.success());
     let log = first.log();
@@ -240,13 +243,19 @@ async fn a_job_whose_charge_cannot_be_stored_stays_queued_until_a_worker_has_sto
     for word in said {
         assert!(line.contains(word), "{word}: {line}");
     }
-    assert!(ledger.usage().await.is_empty());
+    let remedy = log.lines().find(|line| line.contains("the stream USAGE is full")).unwrap();
+    for word in ["maximum bytes exceeded", "emberline usage export", "--usage-age", "--usage-bytes"] {
+        assert!(remedy.contains(word), "{word}: {remedy}");
+    }
+    let told = ledger.usage().await;
+    assert_eq!(told.iter().map(|event| &event.job).collect::<Vec<_>>(), [&before.id], "none made room");
 
-    ledger.refuse_usage(false).await;
+    ledger.fill_usage(false).await;
     let _second = Worker::start(&nats, &[]);
     wait_for_empty_queue(&nats).await;
-    assert_eq!(ledger.usage().await.len(), 1);
-    assert_eq!(ledger.sums().await, (10, 0));
+    let told: Vec<JobId> = ledger.usage().await.into_iter().map(|event| event.job).collect();
+    assert_eq!(told, [before.id, job.id]);
+    assert_eq!(ledger.sums().await, (20, 0));
 }
 
 /// Writes the log of a worker that died after it had generated some tokens of a job; they are used tokens.

@@ -15,6 +15,9 @@ const JOB_AGE: Duration = Duration::from_secs(25 * 60 * 60);
 /// Longer than the longest deadline and the longest time for which an answer is kept after it, one day each.
 const KEPT_AGE: Duration = Duration::from_secs(49 * 60 * 60);
 
+/// Thirteen months, so that a month can be compared with the same month of the previous year.
+pub(super) const USAGE_AGE: Duration = Duration::from_secs(400 * 24 * 60 * 60);
+
 /// All streams and buckets.
 pub fn streams(layout: &Layout) -> [Stream; 11] {
     [
@@ -218,14 +221,15 @@ fn long_limits(layout: &Layout) -> Stream {
     })
 }
 
-/// Kept for thirteen months, so that a month can be compared with the same month of the previous year.
+/// Refuses usage events when it is full, so that none is lost unseen: their jobs stay queued until there is room.
 fn usage(layout: &Layout) -> Stream {
     Stream {
         name: subject::USAGE_STREAM,
         description: "Emberline: what jobs have used",
         subjects: &[subject::USAGE_SUBJECTS],
-        max_bytes: 1024 * MIB,
-        max_age: 400 * DAY,
+        discard: Discard::New,
+        max_bytes: layout.usage_bytes,
+        max_age: layout.usage_age,
         // A job that is redelivered publishes its usage again within this time.
         duplicate_window: HOUR,
         ..log(layout)

@@ -1,9 +1,12 @@
-//! `emberline usage`: sums up the usage events that workers publish at the end of each job.
+//! `emberline usage`: sums up the usage events that workers publish at the end of each job. [`export`] writes them out
+//! one by one.
+
+mod export;
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 
-use clap::{Args, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
 use emberline_protocol::key::KeyId;
 use emberline_protocol::subject::{USAGE_STREAM, USAGE_SUBJECTS};
 use emberline_protocol::usage::{Outcome, UsageEvent};
@@ -17,7 +20,10 @@ use crate::table::table;
 use crate::time_format::{self, TimePoint, now_ms, parse_time_point};
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct UsageArgs {
+    #[command(subcommand)]
+    command: Option<UsageCommand>,
     /// What to group the sums by
     #[arg(long, value_enum, default_value_t = By::Key)]
     by: By,
@@ -29,6 +35,12 @@ pub(crate) struct UsageArgs {
     csv: bool,
     #[command(flatten)]
     access: AdminArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum UsageCommand {
+    /// Write each job's usage as a line, once or as jobs end.
+    Export(export::ExportArgs),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -68,6 +80,9 @@ type Names = HashMap<KeyId, String>;
 
 pub(crate) fn run(args: &UsageArgs, cache: &Cache) -> anyhow::Result<()> {
     let access = args.access.resolve(cache)?;
+    if let Some(UsageCommand::Export(args)) = &args.command {
+        return export::run(args, &access);
+    }
     let since = args.since.map(|since| since.before(now_ms()));
     let (names, sums, unreadable) = runtime()?.block_on(async {
         let keys = KeyStore::open(&access).await?;
