@@ -8,6 +8,7 @@ use std::time::Duration;
 use emberline_api::models::{InvalidAlias, ModelNames};
 use emberline_protocol::bytes::Bytes;
 use emberline_protocol::error::ApiError;
+use emberline_protocol::jetstream_domain::InvalidDomain;
 use emberline_protocol::key::{InvalidLimit, KeyLimits};
 
 use crate::access::caller::{InvalidKeyHash, KeyHashes};
@@ -18,12 +19,13 @@ use crate::nats::NatsEndpoint;
 use crate::platform::{Host, report};
 
 /// Every variable that the function reads; `spin.toml` declares them with their defaults.
-pub const VARIABLES: [&str; 16] = [
+pub const VARIABLES: [&str; 17] = [
     FIRST_SERVER,
     OTHER_SERVERS[0],
     OTHER_SERVERS[1],
     "nats_user",
     "nats_password",
+    DOMAIN_VARIABLE,
     "api_key_hashes",
     "default_limits",
     "models",
@@ -40,6 +42,9 @@ pub const VARIABLES: [&str; 16] = [
 const FIRST_SERVER: &str = "nats_server";
 /// Two more servers of its cluster, if there are any.
 const OTHER_SERVERS: [&str; 2] = ["nats_server_b", "nats_server_c"];
+
+/// The JetStream domain in which the streams are.
+const DOMAIN_VARIABLE: &str = "nats_jetstream_domain";
 
 /// Whose pages may use the API; every answer depends on it, even one that needs nothing else.
 const CORS_VARIABLE: &str = "cors_allowed_origins";
@@ -100,6 +105,8 @@ pub enum ConfigError {
     Server(&'static str, String),
     #[error("{0} '{1}' has port 0, which only further servers may have. Give it nats-server's port")]
     NoServer(&'static str, String),
+    #[error("{DOMAIN_VARIABLE}: {0}")]
+    Domain(#[from] InvalidDomain),
     #[error("api_key_hashes: {0}")]
     Keys(#[from] InvalidKeyHash),
     #[error("default_limits: {0}")]
@@ -225,6 +232,7 @@ impl Config {
                     .get("nats_password")
                     .cloned()
                     .ok_or(ConfigError::Missing("nats_password"))?,
+                domain: get(DOMAIN_VARIABLE)?.parse()?,
             },
             keys: KeyHashes::parse(get("api_key_hashes")?)?,
             default_limits: KeyLimits::parse(get("default_limits")?)?,
@@ -257,6 +265,7 @@ mod tests {
             ("nats_server_c", "127.0.0.1:0"),
             ("nats_user", "function"),
             ("nats_password", ""),
+            ("nats_jetstream_domain", ""),
             ("api_key_hashes", ""),
             ("default_limits", "requests_per_minute=60"),
             ("models", "a"),
@@ -282,6 +291,7 @@ mod tests {
         });
         let config = Config::parse(&values).unwrap();
         assert_eq!(config.nats.servers, ["127.0.0.1:4222".parse().unwrap()]);
+        assert!(!config.nats.domain.is_named());
         assert_eq!(config.names.resolve("b"), "a");
         assert_eq!((config.max_body_bytes, config.instance_memory), (4 << 20, DEFAULT_INSTANCE_MEMORY));
     }
@@ -316,6 +326,7 @@ mod tests {
             ("nats_server_b", "nats-2:4222"),
             ("nats_server_c", "127.0.0.1:-1"),
             ("nats_server_c", ""),
+            ("nats_jetstream_domain", "$JS.hub.API"),
             ("api_key_hashes", "abc"),
             ("default_limits", "requests=1"),
             ("model_aliases", "x"),

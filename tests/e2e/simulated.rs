@@ -9,6 +9,7 @@ mod examples;
 mod hostile;
 mod idempotency;
 mod keys;
+mod leaf_node;
 mod limits;
 mod long_answers;
 mod openapi;

@@ -12,6 +12,7 @@ use emberline_inference::network::Quantize;
 use emberline_protocol::bytes::Bytes;
 use emberline_protocol::control::ALIVE_TIMEOUT_S;
 use emberline_protocol::dead_letter::Prompts;
+use emberline_protocol::jetstream_domain::JetStreamDomain;
 
 use crate::nats::NatsConfig;
 use crate::registry::file::ModelList;
@@ -33,6 +34,10 @@ pub struct Args {
     /// User name at nats-server
     #[arg(long, env = "EMBERLINE_NATS_USER", default_value = "worker")]
     pub nats_user: String,
+
+    /// JetStream domain in which the streams are, where nats-server is a leaf node outside of it
+    #[arg(long, env = "EMBERLINE_NATS_JETSTREAM_DOMAIN", value_name = "DOMAIN", default_value = "", hide_default_value = true)]
+    pub nats_jetstream_domain: JetStreamDomain,
 
     /// A model and the name under which it is served; may be given several times.
     ///
@@ -204,7 +209,12 @@ impl Args {
             (EngineChoice::Burn, models) => named(models, name, &settings)?,
         };
         Ok(Config {
-            nats: NatsConfig { servers: self.nats, user: self.nats_user, password: some(password) },
+            nats: NatsConfig {
+                servers: self.nats,
+                user: self.nats_user,
+                password: some(password),
+                domain: self.nats_jetstream_domain,
+            },
             models: ModelList::new(fixed, file, settings),
             drain: Duration::from_secs(self.drain_s),
             alive_timeout: Duration::from_millis(self.alive_timeout_ms),
@@ -328,6 +338,7 @@ mod tests {
             ["--simulated-tokens-per-s", "-1"],
             ["--backend", "cuda"],
             ["--nats", ":x"],
+            ["--nats-jetstream-domain", "a.b"],
             ["--cache-memory", "much"],
             ["--cache-dtype", "q8"],
             ["--quantize", "q2"],

@@ -99,6 +99,6 @@ impl HeartbeatPublisher {
     }
 
     fn key(&self) -> String {
-        format!("$KV.{WORKERS_BUCKET}.{}", self.worker)
+        self.nats.subject_in_domain(&format!("$KV.{WORKERS_BUCKET}.{}", self.worker))
     }
 }

@@ -16,6 +16,7 @@ use async_nats::jetstream::{self, ErrorCode as NatsCode};
 use async_nats::{
     Client, ConnectErrorKind, ConnectOptions, Event as ConnectionEvent, ServerAddr, Subscriber,
 };
+use emberline_protocol::jetstream_domain::JetStreamDomain;
 use emberline_protocol::permissions::WORKER_STREAMS;
 pub use emberline_protocol::streams::ACK_WAIT;
 use emberline_protocol::streams::{self, Consumer, Difference, Layout, Stream};
@@ -36,6 +37,8 @@ pub struct NatsConfig {
     pub user: String,
     /// `None` for a server without authentication.
     pub password: Option<String>,
+    /// The JetStream domain in which the streams are.
+    pub domain: JetStreamDomain,
 }
 
 impl std::fmt::Debug for NatsConfig {
@@ -43,6 +46,7 @@ impl std::fmt::Debug for NatsConfig {
         f.debug_struct("NatsConfig")
             .field("servers", &self.servers)
             .field("user", &self.user)
+            .field("domain", &self.domain)
             .finish_non_exhaustive()
     }
 }
@@ -66,7 +70,7 @@ pub enum NatsError {
     )]
     TooOld { address: String, version: String },
     #[error(
-        "nats-server at {address} has JetStream off. Start it with deploy/nats.conf, or add `jetstream {{}}` to its configuration"
+        "nats-server at {address} has JetStream off. Start it with deploy/nats.conf, add `jetstream {{}}` to its configuration, or name the domain of the servers that have it with --nats-jetstream-domain"
     )]
     NoJetStream { address: String },
     #[error("NATS has no stream {stream}. Run `emberline nats setup`, which creates what is missing")]
@@ -87,6 +91,7 @@ pub enum NatsError {
 pub struct Nats {
     client: Client,
     jetstream: jetstream::Context,
+    domain: JetStreamDomain,
     user: Arc<str>,
     /// Whether there is a connection now.
     connected: watch::Receiver<bool>,
@@ -107,16 +112,18 @@ impl Nats {
         if !subject::is_supported_nats(&info.version) {
             return Err(NatsError::TooOld { address, version: info.version });
         }
-        if !info.jetstream {
+        // A leaf node needs none of its own.
+        if !info.jetstream && !config.domain.is_named() {
             return Err(NatsError::NoJetStream { address });
         }
         // Each log limits its own messages in flight. A common limit would have logs wait for others whose
         // acknowledgements nobody reads meanwhile.
         let context = jetstream::context::ContextBuilder::new().max_ack_inflight(1 << 20);
-        let jetstream = context.build(client.clone());
+        let jetstream = context.api_prefix(config.domain.api_prefix()).build(client.clone());
         let nats = Self {
             client,
             jetstream,
+            domain: config.domain.clone(),
             user: config.user.as_str().into(),
             connected,
             ready: Arc::new(watch::Sender::new(0)),
@@ -145,6 +152,12 @@ impl Nats {
     /// The JetStream context.
     pub fn jetstream(&self) -> &jetstream::Context {
         &self.jetstream
+    }
+
+    /// Where to publish what is meant for `subject`: requests to JetStream and writes to buckets go to the domain of
+    /// the streams. What [`Nats::jetstream`] asks goes there by itself; what it publishes does not.
+    pub fn subject_in_domain(&self, subject: &str) -> String {
+        self.domain.subject(subject).into_owned()
     }
 
     /// Whether there is a connection, and its changes.

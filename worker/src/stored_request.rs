@@ -69,8 +69,9 @@ async fn current_state(nats: &Nats, job: &JobId) -> Result<Option<RequestState>,
     headers.insert(EXPECTED_SEQUENCE_HEADER, NO_SEQUENCE);
     headers.insert(EXPECTED_SUBJECT_HEADER, subject.as_str());
     let client = nats.client();
-    let stored = client.request(bucket.get_subject(&subject), "".into());
-    let index = client.request_with_headers(bucket.index_subject(), headers, "".into());
+    let stored = client.request(nats.subject_in_domain(&bucket.get_subject(&subject)), "".into());
+    let index =
+        client.request_with_headers(nats.subject_in_domain(bucket.index_subject()), headers, "".into());
     let (stored, index) =
         tokio::try_join!(stored, index).map_err(|error| StateUnknown::Bus(error.to_string()))?;
     let index = match read_index::parse(&index.payload) {

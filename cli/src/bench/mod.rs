@@ -161,7 +161,7 @@ struct Load {
 }
 
 async fn measure_row(
-    nats: &async_nats::Client,
+    nats: &crate::nats::access::NatsConnection,
     client: &ChatClient,
     load: Load,
     warm_up: usize,

@@ -1,6 +1,5 @@
 //! Dead letters: the jobs that workers gave up, in the stream `DEAD`.
 
-use async_nats::Client;
 use emberline_protocol::PROTOCOL_VERSION;
 use emberline_protocol::dead_letter::{ATTEMPTS_HEADER, PROMPTS_HEADER, QUEUED_ON_HEADER, REASON_HEADER};
 use emberline_protocol::job::Job;
@@ -8,13 +7,14 @@ use emberline_protocol::subject::{DEAD_STREAM, DEAD_SUBJECTS, JobId, model_of_de
 use serde_json::{Value, json};
 
 use crate::nats::access::AccessError;
+use crate::nats::access::NatsConnection;
 use crate::nats::jetstream_api::{self, JetStreamError};
 use crate::nats::stored::{Start, StoredMessage, each_stored};
 use crate::time_format;
 
 /// The stream of dead letters.
 pub(super) struct DeadLetters {
-    client: Client,
+    client: NatsConnection,
 }
 
 /// A job that was given up.
@@ -55,7 +55,7 @@ pub(super) enum DeadLetterError {
 }
 
 impl DeadLetters {
-    pub(super) fn new(client: Client) -> Self {
+    pub(super) fn new(client: NatsConnection) -> Self {
         Self { client }
     }
 

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use async_nats::Client;
 use emberline_protocol::subject::{JOBS_STREAM, model_of_jobs};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::nats::access::NatsConnection;
 use crate::nats::jetstream_api::{self, JetStreamError};
 
 /// The jobs of one model, in all lanes together.
@@ -18,7 +18,7 @@ pub(super) struct Queue {
 }
 
 /// The queues of all models that have or had a worker, sorted by name.
-pub(super) async fn queues(client: &Client) -> Result<Vec<Queue>, JetStreamError> {
+pub(super) async fn queues(client: &NatsConnection) -> Result<Vec<Queue>, JetStreamError> {
     let mut consumers = Vec::new();
     loop {
         let list = format!("CONSUMER.LIST.{JOBS_STREAM}");

@@ -4,8 +4,7 @@ use std::io::{self, Write};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use async_nats::Client;
-use async_nats::jetstream::{self, message::PublishMessage};
+use async_nats::jetstream::message::PublishMessage;
 use emberline_protocol::PROTOCOL_VERSION;
 use emberline_protocol::chunk::Chunk;
 use emberline_protocol::control::{ALIVE_INTERVAL_S, Control};
@@ -16,6 +15,7 @@ use emberline_protocol::subject::{self, EVENTS_STREAM, JobId};
 use rand::TryRng;
 use rand::rngs::SysRng;
 
+use crate::nats::access::NatsConnection;
 use crate::nats::stored::{Start, each_stored};
 use crate::time_format::now_ms;
 
@@ -27,7 +27,7 @@ const LEAST_TIME_MS: u64 = 60_000;
 const GRACE_MS: u64 = 5000;
 
 /// Runs `given_up` as a new job and prints what it says; an error if it does not end well.
-pub(super) async fn replay(client: &Client, given_up: Job) -> anyhow::Result<()> {
+pub(super) async fn replay(client: &NatsConnection, given_up: Job) -> anyhow::Result<()> {
     let job = renewed(given_up, new_id()?, now_ms());
     queue(client, &job).await?;
     eprintln!("queued again as job {}", job.id);
@@ -75,16 +75,15 @@ fn new_id() -> io::Result<JobId> {
     Ok(JobId::from_random(u128::from_be_bytes(bits)))
 }
 
-async fn queue(client: &Client, job: &Job) -> anyhow::Result<()> {
+async fn queue(client: &NatsConnection, job: &Job) -> anyhow::Result<()> {
     let message =
         PublishMessage::build().payload(serde_json::to_vec(job)?.into()).message_id(job.id.as_str());
-    let jetstream = jetstream::new(client.clone());
-    let sent = jetstream.send_publish(subject::jobs(&job.model, job.lane()), message).await?;
+    let sent = client.jetstream().send_publish(subject::jobs(&job.model, job.lane()), message).await?;
     sent.await.context("the job was not queued")?;
     Ok(())
 }
 
-async fn control(client: &Client, job: &JobId, control: Control) -> anyhow::Result<()> {
+async fn control(client: &NatsConnection, job: &JobId, control: Control) -> anyhow::Result<()> {
     Ok(client.publish(subject::control(job), serde_json::to_vec(&control)?.into()).await?)
 }
 
@@ -111,7 +110,7 @@ impl Log {
     }
 
     /// Reads and prints what is new; whether the job has ended well.
-    async fn read(&mut self, client: &Client) -> anyhow::Result<bool> {
+    async fn read(&mut self, client: &NatsConnection) -> anyhow::Result<bool> {
         let mut stored = Vec::new();
         each_stored(client, EVENTS_STREAM, &self.subject, self.next, |message| stored.push(message)).await?;
         if stored.is_empty() {

@@ -1,19 +1,18 @@
 //! The `keys` bucket in NATS.
 
-use async_nats::Client;
-use async_nats::jetstream::{self, message::PublishMessage};
+use async_nats::jetstream::message::PublishMessage;
 use emberline_protocol::key::{self, KeyRecord, KeyState};
 use emberline_protocol::read_index::RecordBucket;
 use emberline_protocol::streams::{self, Layout};
 use emberline_protocol::subject::{self, KEYS_STREAM, KEYS_SUBJECTS};
 
-use crate::nats::access::{AccessError, NatsAccess};
+use crate::nats::access::{AccessError, NatsAccess, NatsConnection};
 use crate::nats::jetstream_api::{self, JetStreamError};
 use crate::nats::stored::{Start, StoredMessage, each_stored};
 
 /// The bucket of all keys.
 pub(crate) struct KeyStore {
-    client: Client,
+    client: NatsConnection,
 }
 
 /// A key's record and its place in the bucket.
@@ -99,8 +98,8 @@ impl KeyStore {
         let payload = serde_json::to_vec(&entry.record).map_err(|error| failed(error.to_string()))?;
         let message =
             PublishMessage::build().payload(payload.into()).expected_last_subject_sequence(entry.revision);
-        let jetstream = jetstream::new(self.client.clone());
-        let stored = jetstream.send_publish(entry.subject.clone(), message).await;
+        let subject = self.client.subject_in_domain(&entry.subject);
+        let stored = self.client.jetstream().send_publish(subject, message).await;
         let stored = stored.map_err(|error| failed(error.to_string()))?;
         stored.await.map(drop).map_err(|error| failed(error.to_string()))
     }

@@ -1,9 +1,12 @@
 //! Connects to the NATS of a stack: as the user `worker` to look at it, as `admin` to administer it.
 
+use std::ops::Deref;
 use std::time::Duration;
 
+use async_nats::jetstream::{self, context::ContextBuilder};
 use async_nats::{Client, ConnectOptions};
 use clap::Args;
+use emberline_protocol::jetstream_domain::JetStreamDomain;
 use emberline_protocol::subject::{self, JobId, MIN_NATS_VERSION};
 
 use crate::cache::Cache;
@@ -21,6 +24,8 @@ pub(crate) struct AccessArgs {
     /// Password of the user `worker`
     #[arg(long, env = "EMBERLINE_NATS_PASSWORD", hide_env_values = true)]
     pub(crate) nats_password: Option<String>,
+    #[command(flatten)]
+    domain: DomainArgs,
 }
 
 /// Options that name the stack to administer, if it is not the one that runs with this cache folder.
@@ -32,6 +37,23 @@ pub(crate) struct AdminArgs {
     /// Password of the user `admin`
     #[arg(long, env = "EMBERLINE_ADMIN_PASSWORD", hide_env_values = true, global = true)]
     admin_password: Option<String>,
+    #[command(flatten)]
+    pub(crate) domain: DomainArgs,
+}
+
+/// Options that say where the streams are, if they are not on the servers to which --nats leads.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct DomainArgs {
+    /// JetStream domain in which the streams are, where nats-server is a leaf node outside of it
+    #[arg(
+        long,
+        env = "EMBERLINE_NATS_JETSTREAM_DOMAIN",
+        value_name = "DOMAIN",
+        default_value = "",
+        hide_default_value = true,
+        global = true
+    )]
+    pub(crate) nats_jetstream_domain: JetStreamDomain,
 }
 
 /// The address of nats-server, and a user with a password.
@@ -40,6 +62,36 @@ pub(crate) struct NatsAccess {
     pub(crate) address: String,
     user: &'static str,
     password: String,
+    domain: JetStreamDomain,
+}
+
+/// A connection to NATS.
+#[derive(Debug, Clone)]
+pub(crate) struct NatsConnection {
+    client: Client,
+    /// The domain in which the streams are.
+    domain: JetStreamDomain,
+}
+
+impl Deref for NatsConnection {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.client
+    }
+}
+
+impl NatsConnection {
+    /// JetStream, in the domain of the streams.
+    pub(crate) fn jetstream(&self) -> jetstream::Context {
+        ContextBuilder::new().api_prefix(self.domain.api_prefix()).build(self.client.clone())
+    }
+
+    /// Where to publish what is meant for `subject`: requests to JetStream and writes to buckets go to the domain of
+    /// the streams.
+    pub(crate) fn subject_in_domain(&self, subject: &str) -> String {
+        self.domain.subject(subject).into_owned()
+    }
 }
 
 /// Why a stack's NATS can't be reached or read.
@@ -55,7 +107,7 @@ pub(crate) enum AccessError {
     Connect { address: String, reason: String },
     #[error("nats-server at {address} is {version}; Emberline needs {}.{} or newer", MIN_NATS_VERSION.0, MIN_NATS_VERSION.1)]
     TooOld { address: String, version: String },
-    #[error("nats-server at {address} has JetStream off; start it with deploy/nats.conf")]
+    #[error("nats-server at {address} has JetStream off; start it with deploy/nats.conf, or name the domain of the servers that have it with --nats-jetstream-domain")]
     NoJetStream { address: String },
     #[error("reading the stream {stream} failed: {reason}")]
     Read { stream: &'static str, reason: String },
@@ -67,7 +119,8 @@ impl AccessArgs {
     /// Access to the stack that the options name, or to the running one.
     pub(crate) fn resolve(&self, cache: &Cache) -> Result<NatsAccess, AccessError> {
         if let (Some(address), Some(password)) = (self.nats.clone(), self.nats_password.clone()) {
-            return Ok(NatsAccess::worker(address, password));
+            let access = NatsAccess::worker(address, password);
+            return Ok(access.in_domain(&self.domain));
         }
         let stack = running_stack::find(cache)?.ok_or(AccessError::NoStack)?;
         Ok(NatsAccess::worker(stack.nats, stack.worker_password))
@@ -79,7 +132,7 @@ impl AdminArgs {
     pub(crate) fn resolve(&self, cache: &Cache) -> Result<NatsAccess, AccessError> {
         if let Some(address) = self.nats.clone() {
             let password = self.admin_password.clone().ok_or(AccessError::NoPassword)?;
-            return Ok(NatsAccess::admin(address, password));
+            return Ok(NatsAccess::admin(address, password).in_domain(&self.domain));
         }
         let stack = running_stack::find(cache)?.ok_or(AccessError::NoStack)?;
         Ok(NatsAccess::admin(stack.nats, stack.admin_password))
@@ -89,16 +142,21 @@ impl AdminArgs {
 impl NatsAccess {
     /// Access with the rights of a worker.
     pub(crate) fn worker(address: String, password: String) -> Self {
-        Self { address, user: "worker", password }
+        Self { address, user: "worker", password, domain: JetStreamDomain::default() }
     }
 
     /// Access with the right to manage keys and streams.
     pub(crate) fn admin(address: String, password: String) -> Self {
-        Self { address, user: "admin", password }
+        Self { address, user: "admin", password, domain: JetStreamDomain::default() }
+    }
+
+    /// The same, with the streams in the domain that the options name.
+    fn in_domain(self, args: &DomainArgs) -> Self {
+        Self { domain: args.nats_jetstream_domain.clone(), ..self }
     }
 
     /// Connects, and checks that the server is new enough and has JetStream enabled.
-    pub(crate) async fn connect(&self) -> Result<Client, AccessError> {
+    pub(crate) async fn connect(&self) -> Result<NatsConnection, AccessError> {
         let address = self.address.clone();
         let servers: Vec<&str> = address.split(',').map(str::trim).collect();
         let client = ConnectOptions::with_user_and_password(self.user.to_owned(), self.password.clone())
@@ -114,9 +172,10 @@ impl NatsAccess {
         if !subject::is_supported_nats(&info.version) {
             return Err(AccessError::TooOld { address, version: info.version });
         }
-        if !info.jetstream {
+        // A leaf node needs none of its own.
+        if !info.jetstream && !self.domain.is_named() {
             return Err(AccessError::NoJetStream { address });
         }
-        Ok(client)
+        Ok(NatsConnection { client, domain: self.domain.clone() })
     }
 }

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
-use async_nats::{Client, Request, RequestErrorKind};
+use async_nats::{Request, RequestErrorKind};
 use emberline_protocol::streams::Stream;
 use serde_json::{Value, json};
+
+use super::access::NatsConnection;
 
 /// How long a request may take: a cluster may have to elect leaders first.
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -49,9 +51,9 @@ impl JetStreamError {
     }
 }
 
-/// Sends a request to `$JS.API.<what>` and returns the response, unless that is an error.
-pub(crate) async fn call(client: &Client, what: &str, body: &Value) -> Result<Value, JetStreamError> {
-    let subject = format!("$JS.API.{what}");
+/// Sends a request to `$JS.API.<what>` of the streams' domain and returns the response, unless that is an error.
+pub(crate) async fn call(client: &NatsConnection, what: &str, body: &Value) -> Result<Value, JetStreamError> {
+    let subject = client.subject_in_domain(&format!("$JS.API.{what}"));
     let failed = |reason: String| JetStreamError::Failed { subject: subject.clone(), reason };
     let payload = if body.is_null() { String::new() } else { body.to_string() };
     let request = Request::new().payload(payload.into()).timeout(Some(TIMEOUT));
@@ -73,7 +75,7 @@ pub(crate) async fn call(client: &Client, what: &str, body: &Value) -> Result<Va
 }
 
 /// Like [`call`], but `None` for what does not exist.
-pub(crate) async fn find(client: &Client, what: &str) -> Result<Option<Value>, JetStreamError> {
+pub(crate) async fn find(client: &NatsConnection, what: &str) -> Result<Option<Value>, JetStreamError> {
     match call(client, what, &Value::Null).await {
         Ok(found) => Ok(Some(found)),
         Err(error) if error.is_not_found() => Ok(None),
@@ -82,7 +84,7 @@ pub(crate) async fn find(client: &Client, what: &str) -> Result<Option<Value>, J
 }
 
 /// Creates a stream, unless one of that name exists, whatever its limits.
-pub(crate) async fn ensure(client: &Client, stream: &Stream) -> Result<(), JetStreamError> {
+pub(crate) async fn ensure(client: &NatsConnection, stream: &Stream) -> Result<(), JetStreamError> {
     match call(client, &format!("STREAM.CREATE.{}", stream.name), &stream.to_json()).await {
         Err(error) if error.is_name_taken() => Ok(()),
         created => created.map(drop),
@@ -91,7 +93,7 @@ pub(crate) async fn ensure(client: &Client, stream: &Stream) -> Result<(), JetSt
 
 /// Deletes one message of a stream.
 pub(crate) async fn delete_message(
-    client: &Client,
+    client: &NatsConnection,
     stream: &str,
     sequence: u64,
 ) -> Result<(), JetStreamError> {

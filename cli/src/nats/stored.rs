@@ -1,23 +1,23 @@
 //! Reads messages that are stored in streams, by JetStream's direct get.
 
-use async_nats::{Client, HeaderMap, Request, StatusCode};
+use async_nats::{HeaderMap, Request, StatusCode};
 use emberline_protocol::chunk::Chunk;
 use emberline_protocol::event::{EventKind, Timings};
 use emberline_protocol::heartbeat::Heartbeat;
 use emberline_protocol::subject::{self, EVENTS_STREAM, JobId, WORKERS_STREAM};
 use futures::StreamExt;
 
-use super::access::{AccessError, TIMEOUT};
+use super::access::{AccessError, NatsConnection, TIMEOUT};
 use crate::time_format;
 
 /// The latest heartbeat of every worker, sorted by worker id.
-pub(crate) async fn heartbeats(client: &Client) -> Result<Vec<Heartbeat>, AccessError> {
+pub(crate) async fn heartbeats(client: &NatsConnection) -> Result<Vec<Heartbeat>, AccessError> {
     let failed = |reason: String| AccessError::Read { stream: WORKERS_STREAM, reason };
     let inbox = client.new_inbox();
     let mut answers = client.subscribe(inbox.clone()).await.map_err(|e| failed(e.to_string()))?;
     let query = serde_json::json!({"multi_last": [subject::WORKERS_SUBJECTS]}).to_string();
     client
-        .publish_with_reply(direct_get(WORKERS_STREAM), inbox, query.into())
+        .publish_with_reply(direct_get(client, WORKERS_STREAM), inbox, query.into())
         .await
         .map_err(|e| failed(e.to_string()))?;
     let mut found = Vec::new();
@@ -77,7 +77,7 @@ const BATCH: u32 = 1000;
 /// Calls `take` with every message of a stream whose subject matches `filter`, in order. A stream that does
 /// not exist has no messages.
 pub(crate) async fn each_stored(
-    client: &Client,
+    client: &NatsConnection,
     stream: &'static str,
     filter: &str,
     start: Start,
@@ -92,7 +92,7 @@ pub(crate) async fn each_stored(
     loop {
         let inbox = client.new_inbox();
         let mut answers = client.subscribe(inbox.clone()).await.map_err(|e| failed(e.to_string()))?;
-        let sent = client.publish_with_reply(direct_get(stream), inbox, query.to_string().into()).await;
+        let sent = client.publish_with_reply(direct_get(client, stream), inbox, query.to_string().into()).await;
         sent.map_err(|e| failed(e.to_string()))?;
         let next = loop {
             let answer = tokio::time::timeout(TIMEOUT, answers.next()).await;
@@ -127,12 +127,12 @@ pub(crate) async fn each_stored(
 }
 
 /// How long the stages of a finished job took, from the last event of its log.
-pub(crate) async fn timings(client: &Client, job: &JobId) -> Result<Timings, AccessError> {
+pub(crate) async fn timings(client: &NatsConnection, job: &JobId) -> Result<Timings, AccessError> {
     let failed = |reason: String| AccessError::Read { stream: EVENTS_STREAM, reason };
     let query = serde_json::json!({"last_by_subj": subject::events(job)}).to_string();
     let request = Request::new().payload(query.into());
     let answer =
-        client.send_request(direct_get(EVENTS_STREAM), request).await.map_err(|e| failed(e.to_string()))?;
+        client.send_request(direct_get(client, EVENTS_STREAM), request).await.map_err(|e| failed(e.to_string()))?;
     let chunk = serde_json::from_slice::<Chunk>(&answer.payload).ok();
     match chunk.and_then(|chunk| chunk.events.into_iter().next_back()) {
         Some(EventKind::Done { timings, .. }) => Ok(timings),
@@ -140,8 +140,8 @@ pub(crate) async fn timings(client: &Client, job: &JobId) -> Result<Timings, Acc
     }
 }
 
-fn direct_get(stream: &str) -> String {
-    format!("$JS.API.DIRECT.GET.{stream}")
+fn direct_get(client: &NatsConnection, stream: &str) -> String {
+    client.subject_in_domain(&format!("$JS.API.DIRECT.GET.{stream}"))
 }
 
 /// Whether a message is the marker that a key-value bucket keeps for a deleted key.

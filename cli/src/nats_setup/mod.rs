@@ -11,13 +11,12 @@ use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use async_nats::Client;
 use clap::{Args, Subcommand, ValueEnum};
 use emberline_protocol::bytes::Bytes;
 use emberline_protocol::streams::{Storage, consumers};
 
 use crate::cache::Cache;
-use crate::nats::access::{AdminArgs, NatsAccess};
+use crate::nats::access::{AdminArgs, NatsAccess, NatsConnection};
 use crate::runtime::runtime;
 use crate::time_format::parse_duration;
 use plan::{RequestedChanges, SetupPlan};
@@ -142,7 +141,7 @@ pub(crate) fn run(args: &NatsArgs, cache: &Cache) -> anyhow::Result<()> {
     let access = &args.access;
     let args = match &args.command {
         NatsCommand::Setup(args) => args,
-        NatsCommand::User(args) => return user::run(args),
+        NatsCommand::User(args) => return user::run(args, &access.domain.nats_jetstream_domain),
     };
     let access = access.resolve(cache)?;
     runtime()?.block_on(async {
@@ -162,7 +161,7 @@ pub(crate) async fn bring_up_to_date(access: &NatsAccess) -> anyhow::Result<()> 
     plan.carry_out(&client, drop).await
 }
 
-async fn setup(client: &Client, args: &SetupArgs) -> anyhow::Result<()> {
+async fn setup(client: &NatsConnection, args: &SetupArgs) -> anyhow::Result<()> {
     let plan = SetupPlan::make(client, &RequestedChanges::from(&args.changes)).await?;
     println!("{plan}");
     ensure!(!plan.is_blocked(), "nothing was changed; the plan says what prevents it");

@@ -8,12 +8,12 @@ use std::fmt;
 use std::time::Duration;
 
 use anyhow::Context;
-use async_nats::Client;
 use emberline_protocol::counter::LIMITS_STREAM;
 use emberline_protocol::streams::{self, Consumer, Difference, Layout, Storage, Stream, readable};
 use emberline_protocol::subject::{EVENTS_STREAM, JOBS_STREAM, KEPT_STREAM, USAGE_STREAM, WORKERS_STREAM};
 use serde_json::{Value, json};
 
+use crate::nats::access::NatsConnection;
 use crate::nats::jetstream_api::{self, JetStreamError};
 
 /// Settings that JetStream can't change in place.
@@ -121,7 +121,7 @@ enum PlanAction {
 
 impl SetupPlan {
     /// Compares what exists with what is wanted.
-    pub(super) async fn make(client: &Client, requested: &RequestedChanges) -> Result<Self, JetStreamError> {
+    pub(super) async fn make(client: &NatsConnection, requested: &RequestedChanges) -> Result<Self, JetStreamError> {
         let jobs = jetstream_api::find(client, &format!("STREAM.INFO.{JOBS_STREAM}")).await?;
         let mut steps = Vec::new();
         for stream in streams::streams(&requested.layout(jobs.as_ref())) {
@@ -149,7 +149,7 @@ impl SetupPlan {
     /// Carries out every step, reports each when it is done, and waits until new replicas are up to date.
     pub(super) async fn carry_out(
         &self,
-        client: &Client,
+        client: &NatsConnection,
         mut report: impl FnMut(String),
     ) -> anyhow::Result<()> {
         for step in &self.steps {
@@ -176,7 +176,7 @@ impl SetupPlan {
 
 /// Waits until all replicas of a stream are up to date: until then, a server that fails may take messages
 /// with it.
-async fn wait_for_replicas(client: &Client, stream: &Stream) -> anyhow::Result<()> {
+async fn wait_for_replicas(client: &NatsConnection, stream: &Stream) -> anyhow::Result<()> {
     let replicated = async {
         loop {
             let found = jetstream_api::find(client, &format!("STREAM.INFO.{}", stream.name)).await?;
@@ -267,7 +267,7 @@ impl PlanStep {
             }
     }
 
-    async fn carry_out(&self, client: &Client) -> Result<(), JetStreamError> {
+    async fn carry_out(&self, client: &NatsConnection) -> Result<(), JetStreamError> {
         match &self.action {
             PlanAction::Keep | PlanAction::Blocked { .. } => Ok(()),
             PlanAction::Create => self.target.put(client, "CREATE", &self.target.to_json()).await,
@@ -325,7 +325,7 @@ impl PlanTarget {
     }
 
     /// Sends a configuration; `action` is `CREATE` or `UPDATE`.
-    async fn put(&self, client: &Client, action: &str, config: &Value) -> Result<(), JetStreamError> {
+    async fn put(&self, client: &NatsConnection, action: &str, config: &Value) -> Result<(), JetStreamError> {
         let put = match self {
             Self::Stream(stream) => {
                 jetstream_api::call(client, &format!("STREAM.{action}.{}", stream.name), config).await

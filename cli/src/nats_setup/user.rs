@@ -9,6 +9,7 @@ use std::io;
 
 use anyhow::Context;
 use clap::{Args, Subcommand, ValueEnum};
+use emberline_protocol::jetstream_domain::JetStreamDomain;
 use emberline_protocol::permissions::{self, User};
 use emberline_protocol::subject::model_token;
 use rand::TryRng;
@@ -81,10 +82,15 @@ impl AddArgs {
     }
 }
 
-pub(super) fn run(args: &UserArgs) -> anyhow::Result<()> {
+pub(super) fn run(args: &UserArgs, domain: &JetStreamDomain) -> anyhow::Result<()> {
     let UserCommand::Add(args) = &args.command;
     let password = new_password().context("the system gives no random numbers")?;
-    let user = User { name: args.name(), password: format!("'{}'", hash(&password)?), role: args.role()? };
+    let user = User {
+        name: args.name(),
+        password: format!("'{}'", hash(&password)?),
+        role: args.role()?,
+        domain: domain.clone(),
+    };
     println!("{user}");
     let name = &user.name;
     eprintln!(

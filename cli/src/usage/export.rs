@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer, pull};
 use async_nats::jetstream::context::ConsumerInfoErrorKind;
-use async_nats::jetstream::{self, AckKind, Message};
+use async_nats::jetstream::{AckKind, Message};
 use clap::{Args, ValueEnum};
 use emberline_protocol::subject::{USAGE_STREAM, USAGE_SUBJECTS};
 use futures::StreamExt;
@@ -125,7 +125,7 @@ impl NamedExport {
     /// Finds the position of this name; a new one is that of the first event stored at `since` (Unix
     /// milliseconds) or later.
     async fn open(access: &NatsAccess, name: &str, since: Option<u64>) -> anyhow::Result<Self> {
-        let context = jetstream::new(access.connect().await?);
+        let context = access.connect().await?.jetstream();
         let consumer_name = format!("export-{name}");
         let found = context.get_consumer_from_stream(&consumer_name, USAGE_STREAM).await;
         if let Ok(found) = found {

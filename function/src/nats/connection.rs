@@ -1,5 +1,6 @@
 //! A NATS connection: the handshake, then messages out and in.
 
+use std::borrow::Cow;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::task::{Context, Poll};
@@ -7,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use emberline_protocol::error::ApiError;
+use emberline_protocol::jetstream_domain::JetStreamDomain;
 use emberline_protocol::size::max_message;
 use emberline_protocol::subject::inbox_prefix;
 use watermelon_proto::headers::HeaderMap;
@@ -84,6 +86,8 @@ pub struct Connection {
     decoder: Decoder,
     /// Largest message that the server and the others read.
     max_payload: usize,
+    /// The domain in which the streams are.
+    domain: JetStreamDomain,
     inbox: String,
     last_id: u64,
 }
@@ -110,12 +114,13 @@ impl Connection {
             unsent: Vec::new(),
             decoder: Decoder::default(),
             max_payload: 0,
+            domain: endpoint.domain.clone(),
             inbox: format!("{}.{:032x}", inbox_prefix(&endpoint.user), host.random_u128()),
             last_id: INBOX.into(),
         };
         match connection.next_op().await? {
             ServerOp::Info { info } => {
-                handshake::check(&info)?;
+                handshake::check(&info, &endpoint.domain)?;
             }
             other => return Err(BusError::Refused(format!("{other:?} instead of INFO"))),
         }
@@ -170,8 +175,14 @@ impl Connection {
         self.queue(&ClientOp::Unsubscribe { id, max_messages: None });
     }
 
-    /// Publishes a message with headers of its own.
-    pub fn publish(&mut self, message: MessageBase) {
+    /// Publishes a message with headers of its own. A request to JetStream or a write to a bucket goes to the domain
+    /// of the streams.
+    pub fn publish(&mut self, mut message: MessageBase) {
+        if let Cow::Owned(subject) = self.domain.subject(&message.subject)
+            && let Ok(subject) = Subject::try_from(subject)
+        {
+            message.subject = subject;
+        }
         self.queue(&ClientOp::Publish { message });
     }
 

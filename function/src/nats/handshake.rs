@@ -1,5 +1,6 @@
 //! The beginning of a connection: whether Emberline can run on the server, and `CONNECT` with our user.
 
+use emberline_protocol::jetstream_domain::JetStreamDomain;
 use emberline_protocol::subject::{MIN_NATS_VERSION, is_supported_nats};
 use watermelon_proto::proto::ClientOp;
 use watermelon_proto::{Connect, NonStandardConnect, ServerInfo};
@@ -16,7 +17,10 @@ pub enum Unsuitable {
         minor = MIN_NATS_VERSION.1
     )]
     TooOld { version: String },
-    #[error("JetStream is off; switch it on in nats-server's configuration (`jetstream {{}}`)")]
+    #[error(
+        "JetStream is off; switch it on in nats-server's configuration (`jetstream {{}}`), or name the domain of the \
+         servers that have it (`nats_jetstream_domain`)"
+    )]
     NoJetStream,
     #[error("the server does not support headers; remove `no_header_support` from its configuration")]
     NoHeaders,
@@ -26,13 +30,14 @@ pub enum Unsuitable {
     LameDuck,
 }
 
-/// Whether Emberline can run on the server that sent `info`.
-pub fn check(info: &ServerInfo) -> Result<(), Unsuitable> {
+/// Whether Emberline can run on the server that sent `info`. A server of another domain than that of the streams, such
+/// as a leaf node, needs no JetStream of its own.
+pub fn check(info: &ServerInfo, domain: &JetStreamDomain) -> Result<(), Unsuitable> {
     if !is_supported_nats(&info.version) {
         return Err(Unsuitable::TooOld { version: info.version.clone() });
     }
     match info {
-        _ if !info.supports_jetstream => Err(Unsuitable::NoJetStream),
+        _ if !info.supports_jetstream && !domain.is_named() => Err(Unsuitable::NoJetStream),
         _ if !info.supports_headers => Err(Unsuitable::NoHeaders),
         _ if info.tls_required => Err(Unsuitable::Tls),
         _ if info.lame_duck_mode => Err(Unsuitable::LameDuck),
@@ -90,11 +95,11 @@ mod tests {
     #[test]
     fn servers_from_2_12_on_will_do() {
         for version in ["2.12.0", "2.15.1", "2.15.1-beta.1", "3.0.0", "2.12"] {
-            assert_eq!(check(&info(version, GOOD)), Ok(()), "{version}");
+            assert_eq!(check(&info(version, GOOD), &JetStreamDomain::default()), Ok(()), "{version}");
         }
         for version in ["2.11.9", "1.99.0", "", "two"] {
             assert_eq!(
-                check(&info(version, GOOD)),
+                check(&info(version, GOOD), &JetStreamDomain::default()),
                 Err(Unsuitable::TooOld { version: version.into() }),
                 "{version}"
             );
@@ -109,8 +114,14 @@ mod tests {
             (r#","headers":true,"jetstream":true,"tls_required":true"#, Unsuitable::Tls),
             (r#","headers":true,"jetstream":true,"ldm":true"#, Unsuitable::LameDuck),
         ] {
-            assert_eq!(check(&info("2.15.1", more)), Err(wanted));
+            assert_eq!(check(&info("2.15.1", more), &JetStreamDomain::default()), Err(wanted));
         }
+    }
+
+    #[test]
+    fn a_leaf_node_needs_no_jetstream_of_its_own() {
+        let leaf = info("2.15.1", r#","headers":true"#);
+        assert_eq!(check(&leaf, &"hub".parse().unwrap()), Ok(()));
     }
 
     #[test]
@@ -119,6 +130,7 @@ mod tests {
             servers: vec!["127.0.0.1:4222".parse().unwrap()],
             user: "function".into(),
             password: "p\"w".into(),
+            domain: JetStreamDomain::default(),
         };
         let json = |endpoint: &NatsEndpoint| -> serde_json::Value {
             let bytes = encode(&connect(endpoint));

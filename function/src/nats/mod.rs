@@ -17,6 +17,8 @@ pub mod servers;
 
 use std::net::SocketAddr;
 
+use emberline_protocol::jetstream_domain::JetStreamDomain;
+
 /// Where NATS is and who we are there. Two equal endpoints can share connections.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct NatsEndpoint {
@@ -27,4 +29,6 @@ pub struct NatsEndpoint {
     pub user: String,
     /// The user's password.
     pub password: String,
+    /// The JetStream domain in which the streams are.
+    pub domain: JetStreamDomain,
 }

@@ -32,6 +32,7 @@ pub(crate) fn variables(nats: SocketAddr) -> BTreeMap<&'static str, String> {
         ("nats_server_c", "127.0.0.1:0".into()),
         ("nats_user", String::new()),
         ("nats_password", String::new()),
+        ("nats_jetstream_domain", String::new()),
         ("api_key_hashes", key_hash),
         ("default_limits", String::new()),
         ("models", String::new()),

@@ -15,6 +15,7 @@ use emberline_function::nats::connection::subject;
 use emberline_function::nats::round_trip::{Answer, Reply, Request};
 use emberline_function::platform::Host;
 use emberline_protocol::counter::{Bucket, INCREMENT_HEADER};
+use emberline_protocol::jetstream_domain::JetStreamDomain;
 use emberline_protocol::streams::{Layout, Stream, streams};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -153,7 +154,7 @@ pub(crate) fn bus(host: &Host, address: SocketAddr) -> Bus {
 }
 
 fn endpoint(address: SocketAddr) -> NatsEndpoint {
-    NatsEndpoint { servers: vec![address], user: String::new(), password: String::new() }
+    NatsEndpoint { servers: vec![address], user: String::new(), password: String::new(), domain: JetStreamDomain::default() }
 }
 
 /// Passes connections on, and disturbs them when it is told to.

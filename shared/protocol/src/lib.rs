@@ -15,6 +15,7 @@ pub mod dead_letter;
 pub mod error;
 pub mod event;
 pub mod heartbeat;
+pub mod jetstream_domain;
 pub mod job;
 pub mod key;
 pub mod lane;

@@ -11,6 +11,7 @@
 use std::fmt;
 
 use crate::counter::{LIMITS_STREAM, LONG_LIMITS_STREAM};
+use crate::jetstream_domain::JetStreamDomain;
 use crate::lane::Lane;
 use crate::streams::{Consumer, Layout, consumers, streams};
 use crate::subject::{
@@ -323,6 +324,15 @@ fn admin(inbox: Grant) -> Permissions {
 }
 
 impl Permissions {
+    /// The same for a user of a server that is not part of `domain`, in which the streams are.
+    #[must_use]
+    pub fn in_domain(mut self, domain: &JetStreamDomain) -> Self {
+        for subject in self.publish.iter_mut().flat_map(|grant| &mut grant.subjects) {
+            *subject = domain.subject(subject).into_owned();
+        }
+        self
+    }
+
     /// Whether `subject` may be published to.
     pub fn may_publish(&self, subject: &str) -> bool {
         is_granted(&self.publish, subject)
@@ -361,12 +371,19 @@ pub struct User {
     pub password: String,
     /// What it is for.
     pub role: Role,
+    /// The domain in which the streams are, for a server that is not part of it.
+    pub domain: JetStreamDomain,
 }
 
 /// The users of deploy/nats.conf.
 pub fn default_users() -> [User; 3] {
     [("function", Role::Function), ("worker", Role::Worker), ("admin", Role::Admin)].map(|(name, role)| {
-        User { name: name.to_owned(), password: format!("$EMBERLINE_{}_PASSWORD", name.to_uppercase()), role }
+        User {
+            name: name.to_owned(),
+            password: format!("$EMBERLINE_{}_PASSWORD", name.to_uppercase()),
+            role,
+            domain: JetStreamDomain::default(),
+        }
     })
 }
 
@@ -375,7 +392,8 @@ const WIDTH: usize = 100;
 
 impl fmt::Display for User {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Permissions { publish, subscribe, answers } = self.role.permissions(&self.name);
+        let Permissions { publish, subscribe, answers } =
+            self.role.permissions(&self.name).in_domain(&self.domain);
         comment(f, 4, &self.role.purpose())?;
         writeln!(f, "    {{\n      user: \"{}\"\n      password: {}", self.name, self.password)?;
         writeln!(f, "      permissions: {{")?;

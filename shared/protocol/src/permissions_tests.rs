@@ -144,7 +144,7 @@ fn only_workers_write_where_a_message_may_take_the_place_of_others() {
 #[test]
 fn a_user_is_written_as_nats_server_reads_it() {
     let user =
-        User { name: "pool".into(), password: "'$2b$04$x'".into(), role: Role::WorkerPool(vec!["m".into()]) };
+        User { name: "pool".into(), password: "'$2b$04$x'".into(), role: Role::WorkerPool(vec!["m".into()]), domain: JetStreamDomain::default() };
     let text = user.to_string();
     assert!(text.starts_with("    # Takes jobs of these models only: m."), "{text}");
     for line in [
@@ -157,4 +157,27 @@ fn a_user_is_written_as_nats_server_reads_it() {
         assert!(text.lines().any(|found| found == line), "{line}\n{text}");
     }
     assert!(text.lines().all(|line| line.len() <= WIDTH));
+}
+
+#[test]
+fn a_user_of_a_leaf_node_asks_the_streams_domain_only() {
+    let hub: JetStreamDomain = "hub".parse().unwrap();
+    for role in [Role::Function, Role::Worker, Role::WorkerPool(vec!["m".into()]), Role::Admin] {
+        let (own, of_hub) = (role.permissions("user"), role.permissions("user").in_domain(&hub));
+        let subjects = |permissions: &Permissions| -> Vec<String> {
+            permissions.publish.iter().flat_map(|grant| grant.subjects.clone()).collect()
+        };
+        for (own, of_hub) in subjects(&own).iter().zip(subjects(&of_hub)) {
+            assert_eq!(of_hub, hub.subject(own));
+            assert!(!["$JS.API.", "$KV."].iter().any(|prefix| of_hub.starts_with(prefix)), "{of_hub}");
+        }
+        assert_eq!(own.subscribe, of_hub.subscribe);
+    }
+    let user = User {
+        name: "function".into(),
+        password: "x".into(),
+        role: Role::Function,
+        domain: hub,
+    };
+    assert!(user.to_string().contains("\"$JS.hub.API.$KV.requests.*\""), "{user}");
 }

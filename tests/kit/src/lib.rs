@@ -18,6 +18,7 @@ pub mod event_watcher;
 pub mod events;
 pub mod golden;
 mod host;
+pub mod leaf_node;
 pub mod load;
 pub mod nats;
 pub mod options;

@@ -83,7 +83,7 @@ async fn read_batch(
     let inbox = client.new_inbox();
     let mut answers = client.subscribe(inbox.clone()).await.map_err(|e| bus(&e))?;
     let query = json!({ "next_by_subj": subject, "seq": sequence, "batch": BATCH }).to_string();
-    let target = format!("$JS.API.DIRECT.GET.{stream}");
+    let target = nats.subject_in_domain(&format!("$JS.API.DIRECT.GET.{stream}"));
     client.publish_with_reply(target, inbox, query.into()).await.map_err(|e| bus(&e))?;
     while let Some(message) = answers.next().await {
         let number = |name: &str| message.headers.as_ref()?.get(name)?.as_str().parse::<u64>().ok();

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::jetstream::{self, AckKind};
 use async_nats::{Client, ConnectOptions};
+use emberline_protocol::jetstream_domain::JetStreamDomain;
 use emberline_protocol::lane::Lane;
 use emberline_protocol::permissions::{Permissions, Role, User, default_users};
 use emberline_protocol::streams::{Consumer, Layout, streams};
@@ -28,7 +29,12 @@ const POOL_PASSWORD: &str = "pool-test";
 /// A worker pool of one model.
 fn pool(name: &str, model: &str) -> User {
     let role = Role::WorkerPool(vec![model.to_owned()]);
-    User { name: name.to_owned(), password: format!("\"{POOL_PASSWORD}\""), role }
+    User {
+        name: name.to_owned(),
+        password: format!("\"{POOL_PASSWORD}\""),
+        role,
+        domain: JetStreamDomain::default(),
+    }
 }
 
 /// deploy/nats.conf with more users.

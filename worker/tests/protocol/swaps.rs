@@ -18,6 +18,7 @@ use emberline_protocol::dead_letter::Prompts;
 use emberline_protocol::event::Usage;
 use emberline_protocol::heartbeat::ModelState::{Draining, Failed, Loading, Serving};
 use emberline_protocol::heartbeat::ServedModel;
+use emberline_protocol::jetstream_domain::JetStreamDomain;
 use emberline_protocol::subject::JobId;
 use emberline_test_kit::nats::NatsServer;
 use emberline_worker::config::Config;
@@ -161,6 +162,7 @@ impl Worker {
                 servers: vec![nats.address().parse().unwrap()],
                 user: "worker".to_owned(),
                 password: Some(emberline_test_kit::nats::WORKER_PASSWORD.to_owned()),
+                domain: JetStreamDomain::default(),
             },
             models: ModelList::new(Vec::new(), Some(file), settings),
             drain: Duration::from_secs(30),

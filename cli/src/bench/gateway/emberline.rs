@@ -6,7 +6,6 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use async_nats::Client;
 use emberline_protocol::heartbeat::ModelState;
 use emberline_protocol::streams::{Layout, streams};
 use serde::Deserialize;
@@ -18,7 +17,7 @@ use crate::cache::Cache;
 use crate::catalogue::Catalogue;
 use crate::console::Console;
 use crate::key_gen::new_api_key;
-use crate::nats::access::NatsAccess;
+use crate::nats::access::{NatsAccess, NatsConnection};
 use crate::nats::{jetstream_api, stored};
 use crate::programs;
 use crate::pull::Puller;
@@ -98,13 +97,13 @@ impl<'a> Emberline<'a> {
     }
 
     /// A connection that may read what streams hold.
-    async fn admin(&self) -> anyhow::Result<Client> {
+    async fn admin(&self) -> anyhow::Result<NatsConnection> {
         let password = self.plan.passwords.admin.clone();
         Ok(NatsAccess::admin(self.plan.nats_address().to_string(), password).connect().await?)
     }
 
     /// The ids of the workers that serve, by their last heartbeats.
-    async fn serving_workers(&self, nats: &Client) -> anyhow::Result<HashSet<String>> {
+    async fn serving_workers(&self, nats: &NatsConnection) -> anyhow::Result<HashSet<String>> {
         let serves = |state: &ModelState| *state == ModelState::Serving;
         let heartbeats = stored::heartbeats(nats).await?.into_iter();
         let serving = heartbeats.filter(|beat| beat.states.iter().any(|model| serves(&model.state)));
