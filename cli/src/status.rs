@@ -7,12 +7,14 @@ use crate::nats::access::AccessArgs;
 use crate::nats::stored;
 use crate::runtime::runtime;
 use crate::table::table;
+use crate::usage::room::warn_if_nearly_full;
 
 pub(crate) fn run(args: &AccessArgs, cache: &Cache) -> anyhow::Result<()> {
     let access = args.resolve(cache)?;
     let heartbeats = runtime()?.block_on(async {
         let client = access.connect().await?;
-        stored::heartbeats(&client).await
+        warn_if_nearly_full(&client).await?;
+        anyhow::Ok(stored::heartbeats(&client).await?)
     })?;
     println!("{}", render(&heartbeats));
     Ok(())

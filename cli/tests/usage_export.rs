@@ -81,7 +81,10 @@ async fn each_event_is_a_line_with_its_sequence_and_message_id() {
     let text = emberline(&nats, &EXPORT).await.unwrap();
     assert_eq!(numbers(&text), [1, 2, 3]);
     let first: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
-    assert_eq!((&first["sequence"], &first["outcome"], &first["model"]), (&1.into(), &"done".into(), &"m".into()));
+    assert_eq!(
+        (&first["sequence"], &first["outcome"], &first["model"]),
+        (&1.into(), &"done".into(), &"m".into())
+    );
 
     let csv = emberline(&nats, &[&EXPORT[..], &["--format", "csv"]].concat()).await.unwrap();
     let rows: Vec<&str> = csv.lines().collect();

@@ -36,7 +36,13 @@ pub struct Args {
     pub nats_user: String,
 
     /// JetStream domain in which the streams are, where nats-server is a leaf node outside of it
-    #[arg(long, env = "EMBERLINE_NATS_JETSTREAM_DOMAIN", value_name = "DOMAIN", default_value = "", hide_default_value = true)]
+    #[arg(
+        long,
+        env = "EMBERLINE_NATS_JETSTREAM_DOMAIN",
+        value_name = "DOMAIN",
+        default_value = "",
+        hide_default_value = true
+    )]
     pub nats_jetstream_domain: JetStreamDomain,
 
     /// A model and the name under which it is served; may be given several times.

@@ -107,7 +107,9 @@ pub(crate) enum AccessError {
     Connect { address: String, reason: String },
     #[error("nats-server at {address} is {version}; Emberline needs {}.{} or newer", MIN_NATS_VERSION.0, MIN_NATS_VERSION.1)]
     TooOld { address: String, version: String },
-    #[error("nats-server at {address} has JetStream off; start it with deploy/nats.conf, or name the domain of the servers that have it with --nats-jetstream-domain")]
+    #[error(
+        "nats-server at {address} has JetStream off; start it with deploy/nats.conf, or name the domain of the servers that have it with --nats-jetstream-domain"
+    )]
     NoJetStream { address: String },
     #[error("reading the stream {stream} failed: {reason}")]
     Read { stream: &'static str, reason: String },

@@ -92,7 +92,8 @@ pub(crate) async fn each_stored(
     loop {
         let inbox = client.new_inbox();
         let mut answers = client.subscribe(inbox.clone()).await.map_err(|e| failed(e.to_string()))?;
-        let sent = client.publish_with_reply(direct_get(client, stream), inbox, query.to_string().into()).await;
+        let sent =
+            client.publish_with_reply(direct_get(client, stream), inbox, query.to_string().into()).await;
         sent.map_err(|e| failed(e.to_string()))?;
         let next = loop {
             let answer = tokio::time::timeout(TIMEOUT, answers.next()).await;
@@ -131,8 +132,10 @@ pub(crate) async fn timings(client: &NatsConnection, job: &JobId) -> Result<Timi
     let failed = |reason: String| AccessError::Read { stream: EVENTS_STREAM, reason };
     let query = serde_json::json!({"last_by_subj": subject::events(job)}).to_string();
     let request = Request::new().payload(query.into());
-    let answer =
-        client.send_request(direct_get(client, EVENTS_STREAM), request).await.map_err(|e| failed(e.to_string()))?;
+    let answer = client
+        .send_request(direct_get(client, EVENTS_STREAM), request)
+        .await
+        .map_err(|e| failed(e.to_string()))?;
     let chunk = serde_json::from_slice::<Chunk>(&answer.payload).ok();
     match chunk.and_then(|chunk| chunk.events.into_iter().next_back()) {
         Some(EventKind::Done { timings, .. }) => Ok(timings),

@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use clap::{Args, Subcommand, ValueEnum};
 use emberline_protocol::bytes::Bytes;
+use emberline_protocol::jetstream_domain::JetStreamDomain;
 use emberline_protocol::streams::{Storage, consumers};
 
 use crate::cache::Cache;
@@ -80,6 +81,12 @@ struct ChangeArgs {
     /// Age at which usage events are removed, such as 90d; export them before [default of a new stream: 400d]
     #[arg(long, value_name = "TIME", value_parser = parse_age)]
     usage_age: Option<Duration>,
+    /// JetStream domain of another cell whose keys count here, too
+    #[arg(long, value_name = "DOMAIN")]
+    keys_from: Option<JetStreamDomain>,
+    /// JetStream domain of another cell whose usage events are copied here; may be repeated
+    #[arg(long, value_name = "DOMAIN")]
+    usage_from: Vec<JetStreamDomain>,
     /// A model whose consumers to create before it has a worker, for scaling from zero; may be repeated
     #[arg(long = "model", value_name = "NAME")]
     models: Vec<String>,
@@ -108,6 +115,8 @@ impl From<&ChangeArgs> for RequestedChanges {
             kept_bytes: args.kept_bytes,
             usage_bytes: args.usage_bytes,
             usage_age: args.usage_age,
+            keys_from: args.keys_from.clone(),
+            usage_from: args.usage_from.clone(),
             consumers: args.models.iter().flat_map(|model| consumers(model)).collect(),
             recreate: args.recreate,
         }

@@ -9,8 +9,11 @@ use std::time::Duration;
 
 use anyhow::Context;
 use emberline_protocol::counter::LIMITS_STREAM;
+use emberline_protocol::jetstream_domain::JetStreamDomain;
 use emberline_protocol::streams::{self, Consumer, Difference, Layout, Storage, Stream, readable};
-use emberline_protocol::subject::{EVENTS_STREAM, JOBS_STREAM, KEPT_STREAM, USAGE_STREAM, WORKERS_STREAM};
+use emberline_protocol::subject::{
+    EVENTS_STREAM, JOBS_STREAM, KEPT_STREAM, KEYS_STREAM, USAGE_STREAM, WORKERS_STREAM,
+};
 use serde_json::{Value, json};
 
 use crate::nats::access::NatsConnection;
@@ -35,6 +38,10 @@ pub(super) struct RequestedChanges {
     pub(super) kept_bytes: Option<i64>,
     pub(super) usage_bytes: Option<i64>,
     pub(super) usage_age: Option<Duration>,
+    /// The domain whose keys count here, too.
+    pub(super) keys_from: Option<JetStreamDomain>,
+    /// The domains whose usage events are copied here.
+    pub(super) usage_from: Vec<JetStreamDomain>,
     /// Consumers of `JOBS` to create or update.
     pub(super) consumers: Vec<Consumer>,
     /// Whether what can't be changed in place may be removed and recreated.
@@ -56,6 +63,30 @@ impl RequestedChanges {
             usage_bytes: self.usage_bytes.unwrap_or(default.usage_bytes),
             usage_age: self.usage_age.unwrap_or(default.usage_age),
         }
+    }
+
+    /// The streams of other domains from which `stream` is to have its messages, too.
+    fn sources(&self, stream: &Stream) -> Vec<Value> {
+        let domains = match stream.name {
+            KEYS_STREAM => self.keys_from.as_slice(),
+            USAGE_STREAM => &self.usage_from,
+            _ => &[],
+        };
+        let source =
+            |domain: &JetStreamDomain| json!({"name": stream.name, "external": {"api": domain.api_prefix()}});
+        domains.iter().map(source).collect()
+    }
+
+    /// The sources that were asked for and that `config`, the configuration of an existing stream, lacks.
+    fn missing_sources(&self, stream: &Stream, config: &Value) -> Option<Difference> {
+        let found = config["sources"].as_array().cloned().unwrap_or_default();
+        let same =
+            |a: &Value, b: &Value| a["name"] == b["name"] && a["external"]["api"] == b["external"]["api"];
+        let mut missing = self.sources(stream);
+        missing.retain(|wanted| !found.iter().any(|found| same(found, wanted)));
+        let is_complete = missing.is_empty();
+        let wanted = found.iter().cloned().chain(missing).collect();
+        (!is_complete).then(|| Difference { field: "sources", found: found.into(), wanted })
     }
 
     /// The settings of `stream` that were asked for.
@@ -102,7 +133,9 @@ enum PlanTarget {
 #[derive(Debug)]
 enum PlanAction {
     Keep,
-    Create,
+    Create {
+        config: Value,
+    },
     /// `config` is the whole new configuration, including settings of the operator that we don't know.
     Update {
         differences: Vec<Difference>,
@@ -121,7 +154,10 @@ enum PlanAction {
 
 impl SetupPlan {
     /// Compares what exists with what is wanted.
-    pub(super) async fn make(client: &NatsConnection, requested: &RequestedChanges) -> Result<Self, JetStreamError> {
+    pub(super) async fn make(
+        client: &NatsConnection,
+        requested: &RequestedChanges,
+    ) -> Result<Self, JetStreamError> {
         let jobs = jetstream_api::find(client, &format!("STREAM.INFO.{JOBS_STREAM}")).await?;
         let mut steps = Vec::new();
         for stream in streams::streams(&requested.layout(jobs.as_ref())) {
@@ -155,7 +191,7 @@ impl SetupPlan {
         for step in &self.steps {
             let done = match step.action {
                 PlanAction::Keep | PlanAction::Blocked { .. } => continue,
-                PlanAction::Create => "created",
+                PlanAction::Create { .. } => "created",
                 PlanAction::Update { .. } => "updated",
                 PlanAction::Recreate { .. } => "recreated",
             };
@@ -215,7 +251,11 @@ impl fmt::Display for SetupPlan {
 impl PlanStep {
     fn of_stream(stream: Stream, found: Option<&Value>, requested: &RequestedChanges) -> Self {
         let Some(found) = found else {
-            return Self { target: PlanTarget::Stream(stream), action: PlanAction::Create };
+            let mut config = stream.to_json();
+            if let Some(sources) = requested.missing_sources(&stream, &config) {
+                config["sources"] = sources.wanted;
+            }
+            return Self { target: PlanTarget::Stream(stream), action: PlanAction::Create { config } };
         };
         let config = &found["config"];
         let mut differences = stream.incompatible_fields(config);
@@ -223,6 +263,7 @@ impl PlanStep {
         differences.extend(asked.into_iter().filter(|asked| {
             stream.incompatible_fields(config).iter().all(|unfit| unfit.field != asked.field)
         }));
+        differences.extend(requested.missing_sources(&stream, config));
         let messages = found["state"]["messages"].as_u64().unwrap_or_default();
         let action = if !differences.iter().any(is_fixed) {
             update(differences, config)
@@ -240,7 +281,7 @@ impl PlanStep {
 
     fn of_consumer(consumer: Consumer, found: Option<&Value>) -> Self {
         let action = match found.map(|found| &found["config"]) {
-            None => PlanAction::Create,
+            None => PlanAction::Create { config: consumer.to_json() },
             Some(config) => {
                 let differences = consumer.differences(config, &Consumer::FIELDS);
                 if differences.iter().any(is_fixed) {
@@ -259,7 +300,7 @@ impl PlanStep {
         let PlanTarget::Stream(stream) = &self.target else { return false };
         stream.num_replicas > 1
             && match &self.action {
-                PlanAction::Create | PlanAction::Recreate { .. } => true,
+                PlanAction::Create { .. } | PlanAction::Recreate { .. } => true,
                 PlanAction::Update { differences, .. } => {
                     differences.iter().any(|difference| difference.field == "num_replicas")
                 }
@@ -270,7 +311,7 @@ impl PlanStep {
     async fn carry_out(&self, client: &NatsConnection) -> Result<(), JetStreamError> {
         match &self.action {
             PlanAction::Keep | PlanAction::Blocked { .. } => Ok(()),
-            PlanAction::Create => self.target.put(client, "CREATE", &self.target.to_json()).await,
+            PlanAction::Create { config } => self.target.put(client, "CREATE", config).await,
             PlanAction::Update { config, .. } => self.target.put(client, "UPDATE", config).await,
             PlanAction::Recreate { .. } => {
                 let mut attempt = 1;
@@ -365,7 +406,9 @@ impl fmt::Display for PlanStep {
         let Self { target, action } = self;
         match action {
             PlanAction::Keep => write!(f, "unchanged  {target}"),
-            PlanAction::Create => write!(f, "create     {target}{}", described(target)),
+            PlanAction::Create { config } => {
+                write!(f, "create     {target}{}{}", described(target), described_sources(config))
+            }
             PlanAction::Update { differences, .. } => {
                 write!(f, "update     {target}: {}{}", listed(differences), removed(differences))
             }
@@ -401,13 +444,20 @@ fn described(target: &PlanTarget) -> String {
     format!(": {}, {room}{age}", shown("storage"))
 }
 
+fn described_sources(config: &Value) -> String {
+    match config.get("sources") {
+        None => String::new(),
+        Some(sources) => format!(", with {}", readable("sources", sources)),
+    }
+}
+
 /// What an update removes: messages that are older than a new, lower age.
 fn removed(differences: &[Difference]) -> &'static str {
-    let is_shortened = |difference: &&Difference| {
+    let is_shortened = |difference: &Difference| {
         let ages = difference.found.as_u64().zip(difference.wanted.as_u64());
         difference.field == "max_age" && ages.is_some_and(|(found, wanted)| found == 0 || wanted < found)
     };
-    if differences.iter().any(|difference| is_shortened(&difference)) { "; what is older is removed" } else { "" }
+    if differences.iter().any(is_shortened) { "; what is older is removed" } else { "" }
 }
 
 fn listed(differences: &[Difference]) -> String {

@@ -126,3 +126,30 @@ fn consumers_are_brought_up_to_date() {
     assert_eq!(planned, format!("update     consumer {name} of JOBS: ack_wait 15 s -> 2500 ms"));
     assert!(step("ack_policy", json!("all")).starts_with("blocked"));
 }
+
+#[test]
+fn sources_are_added_to_those_that_are_there() {
+    let requested = RequestedChanges {
+        keys_from: "home".parse().ok(),
+        usage_from: vec!["eu".parse().unwrap(), "us".parse().unwrap()],
+        ..RequestedChanges::default()
+    };
+    let keys = PlanStep::of_stream(stream("KV_keys", &requested), None, &requested);
+    assert_eq!(
+        keys.to_string(),
+        "create     stream KV_keys: file, 1 replica, 64 MiB, with KV_keys of $JS.home.API"
+    );
+    let PlanAction::Create { config } = keys.action else { panic!() };
+    assert_eq!(config["sources"], json!([{"name": "KV_keys", "external": {"api": "$JS.home.API"}}]));
+    // As nats-server gives it back.
+    let eu = json!([{"name": "USAGE", "external": {"api": "$JS.eu.API", "deliver": ""}}]);
+    assert_eq!(
+        step("USAGE", "sources", eu.clone(), &requested),
+        "update     stream USAGE: sources USAGE of $JS.eu.API -> USAGE of $JS.eu.API,USAGE of $JS.us.API"
+    );
+    let none = RequestedChanges::default();
+    assert_eq!(step("USAGE", "sources", eu, &none), "unchanged  stream USAGE");
+    assert!(
+        step("KV_keys", "x", json!(null), &requested).contains("sources none -> KV_keys of $JS.home.API")
+    );
+}

@@ -19,7 +19,8 @@ use futures::StreamExt;
 use time::OffsetDateTime;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::nats::access::NatsAccess;
+use super::room::warn_if_nearly_full;
+use crate::nats::access::{NatsAccess, NatsConnection};
 use crate::nats::name::parse_name;
 use crate::nats::stored::{Start, each_stored};
 use crate::runtime::runtime;
@@ -70,14 +71,20 @@ enum Format {
 
 pub(super) fn run(args: &ExportArgs, access: &NatsAccess) -> anyhow::Result<()> {
     let mut writer = ExportWriter::open(args.format, args.output.as_deref(), args.name.is_some())
-        .with_context(|| format!("can't write {}", args.output.as_deref().unwrap_or(Path::new("stdout")).display()))?;
+        .with_context(|| {
+            format!("can't write {}", args.output.as_deref().unwrap_or(Path::new("stdout")).display())
+        })?;
     let since = args.since.map(|since| since.before(now_ms()));
     runtime()?.block_on(async {
+        let client = access.connect().await?;
+        warn_if_nearly_full(&client).await?;
         let mut terminate = signal(SignalKind::terminate())?;
         let export = async {
             match &args.name {
-                Some(name) => NamedExport::open(access, name, since).await?.run(&mut writer, args.follow).await,
-                None => export_stored(access, since, &mut writer, args.follow).await,
+                Some(name) => {
+                    NamedExport::open(&client, name, since).await?.run(&mut writer, args.follow).await
+                }
+                None => export_stored(&client, since, &mut writer, args.follow).await,
             }
         };
         // Events whose lines are not written yet are not acknowledged.
@@ -91,16 +98,15 @@ pub(super) fn run(args: &ExportArgs, access: &NatsAccess) -> anyhow::Result<()> 
 
 /// Writes what is stored, and if told to follow, what comes; its position ends with it.
 async fn export_stored(
-    access: &NatsAccess,
+    client: &NatsConnection,
     since: Option<u64>,
     writer: &mut ExportWriter,
     follow: bool,
 ) -> anyhow::Result<()> {
-    let client = access.connect().await?;
     let mut start = since.map_or(Start::FIRST, Start::Time);
     loop {
         let (mut next, mut written) = (start, Ok(()));
-        each_stored(&client, USAGE_STREAM, USAGE_SUBJECTS, start, |stored| {
+        each_stored(client, USAGE_STREAM, USAGE_SUBJECTS, start, |stored| {
             next = Start::Sequence(stored.sequence.saturating_add(1));
             let id = stored.header(MESSAGE_ID_HEADER).unwrap_or_default();
             writer.push(stored.sequence, id, &stored.payload);
@@ -124,14 +130,15 @@ struct NamedExport(PullConsumer);
 impl NamedExport {
     /// Finds the position of this name; a new one is that of the first event stored at `since` (Unix
     /// milliseconds) or later.
-    async fn open(access: &NatsAccess, name: &str, since: Option<u64>) -> anyhow::Result<Self> {
-        let context = access.connect().await?.jetstream();
+    async fn open(client: &NatsConnection, name: &str, since: Option<u64>) -> anyhow::Result<Self> {
+        let context = client.jetstream();
         let consumer_name = format!("export-{name}");
         let found = context.get_consumer_from_stream(&consumer_name, USAGE_STREAM).await;
         if let Ok(found) = found {
             return Ok(Self(found));
         }
-        let start_time = since.map(|since| OffsetDateTime::from_unix_timestamp_nanos(i128::from(since) * 1_000_000));
+        let start_time =
+            since.map(|since| OffsetDateTime::from_unix_timestamp_nanos(i128::from(since) * 1_000_000));
         let deliver_policy = match start_time.transpose()? {
             Some(start_time) => DeliverPolicy::ByStartTime { start_time },
             None => DeliverPolicy::All,
@@ -213,7 +220,9 @@ enum ExportError {
 
 /// Writes the lines, and then acknowledges their events. Returns when the position is stored.
 async fn commit(writer: &mut ExportWriter, taken: &mut Vec<Message>) -> Result<(), ExportError> {
-    writer.commit().map_err(|error| ExportError::Fatal(anyhow::Error::new(error).context("writing failed")))?;
+    writer
+        .commit()
+        .map_err(|error| ExportError::Fatal(anyhow::Error::new(error).context("writing failed")))?;
     let acknowledge = async {
         let last = taken.pop();
         for message in taken.drain(..) {
@@ -225,6 +234,8 @@ async fn commit(writer: &mut ExportWriter, taken: &mut Vec<Message>) -> Result<(
         Ok::<_, async_nats::Error>(())
     };
     acknowledge.await.map_err(|error| {
-        ExportError::Bus(anyhow!(error).context("events that were written can't be acknowledged and will come again"))
+        ExportError::Bus(
+            anyhow!(error).context("events that were written can't be acknowledged and will come again"),
+        )
     })
 }

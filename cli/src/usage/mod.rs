@@ -2,6 +2,7 @@
 //! one by one.
 
 mod export;
+pub(crate) mod room;
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -89,6 +90,7 @@ pub(crate) fn run(args: &UsageArgs, cache: &Cache) -> anyhow::Result<()> {
         let names: Names =
             keys.list().await?.into_iter().map(|entry| (entry.record.id, entry.record.name)).collect();
         let client = access.connect().await?;
+        room::warn_if_nearly_full(&client).await?;
         let start = since.map_or(Start::FIRST, Start::Time);
         let (mut sums, mut unreadable) = (BTreeMap::<String, Sum>::new(), 0_u64);
         each_stored(&client, USAGE_STREAM, USAGE_SUBJECTS, start, |stored| {

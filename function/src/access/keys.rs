@@ -112,7 +112,12 @@ mod tests {
     use super::*;
 
     fn cache_key(key: &str) -> CacheKey {
-        let endpoint = NatsEndpoint { servers: Vec::new(), user: String::new(), password: String::new(), domain: JetStreamDomain::default() };
+        let endpoint = NatsEndpoint {
+            servers: Vec::new(),
+            user: String::new(),
+            password: String::new(),
+            domain: JetStreamDomain::default(),
+        };
         let headers =
             HeaderMap::from_iter([(http::HeaderName::from_static("x-api-key"), key.parse().unwrap())]);
         (endpoint, Credential::find(&headers).unwrap())

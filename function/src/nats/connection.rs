@@ -178,11 +178,11 @@ impl Connection {
     /// Publishes a message with headers of its own. A request to JetStream or a write to a bucket goes to the domain
     /// of the streams.
     pub fn publish(&mut self, mut message: MessageBase) {
-        if let Cow::Owned(subject) = self.domain.subject(&message.subject)
-            && let Ok(subject) = Subject::try_from(subject)
-        {
-            message.subject = subject;
-        }
+        let in_domain = match self.domain.subject(message.subject.as_str()) {
+            Cow::Borrowed(_) => None,
+            Cow::Owned(subject) => Subject::try_from(subject).ok(),
+        };
+        message.subject = in_domain.unwrap_or(message.subject);
         self.queue(&ClientOp::Publish { message });
     }
 

@@ -154,7 +154,12 @@ pub(crate) fn bus(host: &Host, address: SocketAddr) -> Bus {
 }
 
 fn endpoint(address: SocketAddr) -> NatsEndpoint {
-    NatsEndpoint { servers: vec![address], user: String::new(), password: String::new(), domain: JetStreamDomain::default() }
+    NatsEndpoint {
+        servers: vec![address],
+        user: String::new(),
+        password: String::new(),
+        domain: JetStreamDomain::default(),
+    }
 }
 
 /// Passes connections on, and disturbs them when it is told to.

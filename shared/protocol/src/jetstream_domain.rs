@@ -20,7 +20,9 @@ pub struct JetStreamDomain(Option<String>);
 
 /// Text that is no domain's name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("'{0}' is not the name of a JetStream domain. Write letters, digits, `-` and `_` as in nats-server's configuration")]
+#[error(
+    "'{0}' is not the name of a JetStream domain. Write letters, digits, `-` and `_` as in nats-server's configuration"
+)]
 pub struct InvalidDomain(String);
 
 impl FromStr for JetStreamDomain {

@@ -143,8 +143,12 @@ fn only_workers_write_where_a_message_may_take_the_place_of_others() {
 
 #[test]
 fn a_user_is_written_as_nats_server_reads_it() {
-    let user =
-        User { name: "pool".into(), password: "'$2b$04$x'".into(), role: Role::WorkerPool(vec!["m".into()]), domain: JetStreamDomain::default() };
+    let user = User {
+        name: "pool".into(),
+        password: "'$2b$04$x'".into(),
+        role: Role::WorkerPool(vec!["m".into()]),
+        domain: JetStreamDomain::default(),
+    };
     let text = user.to_string();
     assert!(text.starts_with("    # Takes jobs of these models only: m."), "{text}");
     for line in [
@@ -173,11 +177,6 @@ fn a_user_of_a_leaf_node_asks_the_streams_domain_only() {
         }
         assert_eq!(own.subscribe, of_hub.subscribe);
     }
-    let user = User {
-        name: "function".into(),
-        password: "x".into(),
-        role: Role::Function,
-        domain: hub,
-    };
+    let user = User { name: "function".into(), password: "x".into(), role: Role::Function, domain: hub };
     assert!(user.to_string().contains("\"$JS.hub.API.$KV.requests.*\""), "{user}");
 }

@@ -136,6 +136,8 @@ fn values_are_told_as_people_write_them() {
         ("num_replicas", json!(3), "3"),
         ("subjects", json!(["a", "b"]), "a,b"),
         ("allow_direct", json!(true), "true"),
+        ("sources", json!([]), "none"),
+        ("sources", json!([{"name": "USAGE", "external": {"api": "$JS.eu.API"}}]), "USAGE of $JS.eu.API"),
     ] {
         assert_eq!(readable(field, &value), told);
     }

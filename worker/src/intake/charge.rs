@@ -7,12 +7,12 @@
 //! job's account make each message count once, whichever worker sends it and how often.
 
 use std::collections::VecDeque;
-use std::error::Error;
+use std::error::Error as _;
 use std::time::Duration;
 
-use async_nats::jetstream::{self, ErrorCode as NatsCode};
 use async_nats::jetstream::context::{PublishAckFuture, PublishError};
 use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::{self, ErrorCode as NatsCode};
 use emberline_inference::clock;
 use emberline_protocol::PROTOCOL_VERSION;
 use emberline_protocol::counter::INCREMENT_HEADER;

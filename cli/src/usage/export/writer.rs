@@ -113,7 +113,7 @@ fn remove_partial_line(file: &mut File) -> io::Result<()> {
         let start = end.saturating_sub(BLOCK);
         file.seek(SeekFrom::Start(start))?;
         let mut block = Vec::new();
-        file.take(end - start).read_to_end(&mut block)?;
+        Read::by_ref(file).take(end - start).read_to_end(&mut block)?;
         if let Some(at) = block.iter().rposition(|byte| *byte == b'\n') {
             end = start + at as u64 + 1;
             break;
@@ -127,9 +127,14 @@ fn line(sequence: u64, id: &str, payload: &[u8]) -> Map<String, Value> {
     let mut line = match serde_json::from_slice(payload) {
         Ok(Value::Object(event)) => event,
         _ => {
-            eprintln!("warning: the usage event with the sequence {sequence} can't be read; its outcome is `{UNREADABLE}`");
+            eprintln!(
+                "warning: the usage event with the sequence {sequence} can't be read; its outcome is `{UNREADABLE}`"
+            );
             let payload = String::from_utf8_lossy(payload);
-            Map::from_iter([("outcome", UNREADABLE), ("payload", &payload)].map(|(k, v)| (k.to_owned(), v.into())))
+            Map::from_iter(
+                [("outcome", UNREADABLE), ("payload", payload.as_ref())]
+                    .map(|(k, v)| (k.to_owned(), v.into())),
+            )
         }
     };
     line.insert("sequence".to_owned(), sequence.into());
@@ -210,9 +215,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("usage.jsonl");
         let long = "x".repeat(usize::try_from(BLOCK).unwrap() * 2);
-        for (before, after) in
-            [("", ""), ("a\nb\n", "a\nb\n"), ("a\nb", "a\n"), ("a", ""), (&format!("a\n{long}"), "a\n"), (&long, "")]
-        {
+        let two_lines = format!("a\n{long}");
+        for (before, after) in [
+            ("", ""),
+            ("a\nb\n", "a\nb\n"),
+            ("a\nb", "a\n"),
+            ("a", ""),
+            (two_lines.as_str(), "a\n"),
+            (long.as_str(), ""),
+        ] {
             std::fs::write(&path, before).unwrap();
             let mut writer = ExportWriter::open(Format::Jsonl, Some(&path), true).unwrap();
             assert_eq!(std::fs::read_to_string(&path).unwrap(), after);

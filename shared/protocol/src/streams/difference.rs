@@ -72,6 +72,12 @@ pub fn readable(field: &str, value: &Value) -> String {
         ),
         _ => match value {
             Value::String(text) => text.clone(),
+            Value::Array(list) if list.is_empty() => "none".to_owned(),
+            Value::Object(source) if field == "sources" => {
+                let text = |value: Option<&Value>| value.and_then(Value::as_str).unwrap_or("?").to_owned();
+                let api = source.get("external").and_then(|external| external.get("api"));
+                format!("{} of {}", text(source.get("name")), text(api))
+            }
             Value::Array(list) => {
                 list.iter().map(|entry| readable(field, entry)).collect::<Vec<_>>().join(",")
             }
