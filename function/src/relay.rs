@@ -17,13 +17,14 @@ use std::sync::Arc;
 
 use emberline_api::paths::Paths;
 use emberline_protocol::PROTOCOL_VERSION;
-use emberline_protocol::chunk::{Chunk, Unreadable};
+use emberline_protocol::chunk::Chunk;
 use emberline_protocol::control::{Sent, SentQuestion, SentTokens};
 use emberline_protocol::error::{ApiError, ErrorCode};
 pub use emberline_protocol::event::Acceptance;
 use emberline_protocol::event::{EventKind, FinishReason, TokenLogprobs, Usage};
 use emberline_protocol::log::{Applied, ChoiceLog, Conflict, EventLog, Fresh};
 use emberline_protocol::prompt::PromptToken;
+use emberline_protocol::versioned::Unreadable;
 
 pub use fault::Fault;
 pub use held::{LOGPROB_BYTES, TOKEN_BYTES};

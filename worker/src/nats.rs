@@ -6,11 +6,13 @@
 //! A model's consumers are created where they are missing. They outlive the model: jobs may wait in its
 //! queue, and other workers may serve it.
 
+use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::{Config as ConsumerConfig, PullConsumer, pull};
-use async_nats::jetstream::context::GetStreamErrorKind;
+use async_nats::jetstream::context::{GetStreamErrorKind, PublishError, PublishErrorKind};
+use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::{Config as StreamConfig, ConsumerCreateStrictErrorKind};
 use async_nats::jetstream::{self, ErrorCode as NatsCode};
 use async_nats::{
@@ -251,6 +253,19 @@ impl Nats {
     fn create_error(&self, what: String, reason: String) -> NatsError {
         NatsError::Create { what, user: self.user.to_string(), reason }
     }
+}
+
+/// The message that deletes a key of a bucket (NATS ADR-8).
+pub fn deletion() -> PublishMessage {
+    PublishMessage::build().header("KV-Operation", "DEL")
+}
+
+/// Whether a message was not stored because its subject holds another than was expected; a cluster reports it in two
+/// ways.
+pub fn is_changed(error: &PublishError) -> bool {
+    let source = error.source().and_then(|source| source.downcast_ref::<jetstream::Error>());
+    error.kind() == PublishErrorKind::WrongLastSequence
+        || source.is_some_and(|e| e.error_code() == NatsCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT)
 }
 
 async fn connect(

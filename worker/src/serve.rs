@@ -15,6 +15,7 @@ use crate::registry::instance::WorkerContext;
 use crate::registry::load::Loader;
 use crate::registry::model_registry::{ModelRegistry, NothingServable};
 use crate::stored_request;
+use crate::summary::SummaryKeeper;
 
 /// How long disconnecting may take, and how long unloading the models.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
@@ -70,12 +71,14 @@ pub async fn serve(config: &Config, loader: Loader, signals: Signals) -> Result<
         running: RunningJobs::default(),
     }));
     let (draining, is_draining) = watch::channel(false);
-    let mut heartbeats =
-        HeartbeatPublisher::new(nats.clone(), worker, registry.status(), load.subscribe(), is_draining);
+    let (status, load) = (registry.status(), load.subscribe());
+    let mut heartbeats = HeartbeatPublisher::new(nats.clone(), worker.clone(), status, load, is_draining);
+    let mut summaries = SummaryKeeper::new(nats.clone(), worker, heartbeats.written());
 
     let ended = tokio::select! {
         ended = run_until_stopped(&mut registry, &mut wanted_now, &draining, &mut stop) => ended,
         () = heartbeats.run() => Ok(()),
+        () = summaries.run() => Ok(()),
         () = nats.maintain() => Ok(()),
         () = stored_request::serve(nats.clone(), erasures) => Ok(()),
         () = watch_file(watch, hang_up, &wanted) => Ok(()),
@@ -83,7 +86,7 @@ pub async fn serve(config: &Config, loader: Loader, signals: Signals) -> Result<
     if let Err(error @ ServeError::Interrupted(_)) = ended {
         return Err(error);
     }
-    disconnect(&nats, &heartbeats).await;
+    disconnect(&nats, &mut heartbeats, &mut summaries).await;
     // An engine's step may take long; ending the worker may not.
     let _ = tokio::time::timeout(SHUTDOWN_TIMEOUT, registry.unload()).await;
     ended
@@ -122,12 +125,13 @@ async fn watch_file(
     }
 }
 
-/// Removes the heartbeat, and waits until everything sent has gone out.
-async fn disconnect(nats: &Nats, heartbeats: &HeartbeatPublisher) {
+/// Removes the heartbeat, leaves the summaries to others, and waits until everything sent has gone out.
+async fn disconnect(nats: &Nats, heartbeats: &mut HeartbeatPublisher, summaries: &mut SummaryKeeper) {
     let leave = async {
         if let Err(error) = heartbeats.remove().await {
             tracing::warn!(%error, "the heartbeat was not deleted; it expires by itself");
         }
+        summaries.leave().await;
         if let Err(error) = nats.client().flush().await {
             tracing::warn!(%error, "the connection was not flushed; the last messages may be lost");
         }

@@ -1,5 +1,7 @@
 //! Reads messages that are stored in streams, by JetStream's direct get.
 
+use std::collections::BTreeMap;
+
 use async_nats::{HeaderMap, Request, StatusCode};
 use emberline_protocol::chunk::Chunk;
 use emberline_protocol::event::{EventKind, Timings};
@@ -10,34 +12,17 @@ use futures::StreamExt;
 use super::access::{AccessError, NatsConnection, TIMEOUT};
 use crate::time_format;
 
-/// The latest heartbeat of every worker, sorted by worker id.
+/// The latest heartbeat of every worker, sorted by worker id. A worker has one for each of its models.
 pub(crate) async fn heartbeats(client: &NatsConnection) -> Result<Vec<Heartbeat>, AccessError> {
-    let failed = |reason: String| AccessError::Read { stream: WORKERS_STREAM, reason };
-    let inbox = client.new_inbox();
-    let mut answers = client.subscribe(inbox.clone()).await.map_err(|e| failed(e.to_string()))?;
-    let query = serde_json::json!({"multi_last": [subject::WORKERS_SUBJECTS]}).to_string();
-    client
-        .publish_with_reply(direct_get(client, WORKERS_STREAM), inbox, query.into())
-        .await
-        .map_err(|e| failed(e.to_string()))?;
-    let mut found = Vec::new();
-    loop {
-        let answer = tokio::time::timeout(TIMEOUT, answers.next()).await;
-        let message = answer
-            .map_err(|e| failed(e.to_string()))?
-            .ok_or_else(|| failed("the connection was closed".into()))?;
-        match message.status {
-            None => {
-                let current = serde_json::from_slice(&message.payload).ok();
-                found.extend(current.filter(|_| !is_removal(message.headers.as_ref())));
-            }
-            // The end of a batch, or an empty bucket.
-            Some(status) if status.as_u16() == 204 || status == StatusCode::NOT_FOUND => break,
-            Some(status) => return Err(failed(format!("status {status}"))),
+    let mut found = BTreeMap::new();
+    each_stored(client, WORKERS_STREAM, subject::WORKERS_SUBJECTS, Start::FIRST, |message| {
+        // The summaries of models are here, too.
+        if let Ok(heartbeat) = serde_json::from_slice::<Heartbeat>(&message.payload) {
+            found.insert(heartbeat.worker.clone(), heartbeat);
         }
-    }
-    found.sort_by(|a: &Heartbeat, b| a.worker.cmp(&b.worker));
-    Ok(found)
+    })
+    .await?;
+    Ok(found.into_values().collect())
 }
 
 /// A message that a stream holds.

@@ -71,7 +71,7 @@ impl KeyCache {
         }
     }
 
-    /// A key's record, if it has one. The heartbeats, which most endpoints need next, come along.
+    /// A key's record, if it has one. The summaries of heartbeats, which most endpoints need next, come along.
     pub async fn read(
         &self,
         bus: &Bus,
@@ -91,7 +91,7 @@ impl KeyCache {
         let (stored, answers) = current::read(bus, RecordBucket::Keys, &key.subject(), others).await?;
         // Whoever needs the heartbeats asks again if they could not be read.
         if let Some(heartbeats) = answers.into_iter().next()
-            && let Err(error) = served.store(bus, asked_ns, Some(heartbeats))
+            && let Err(error) = served.store(bus, asked_ns, Some(heartbeats)).await
         {
             report("heartbeats", error);
         }

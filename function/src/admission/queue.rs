@@ -1,7 +1,6 @@
 //! Whether a model's queue has room, and when to retry if it has none.
 
 use emberline_protocol::error::{ApiError, ErrorCode};
-use emberline_protocol::heartbeat::ModelStatus;
 use emberline_protocol::lane::Lane;
 use http::HeaderMap;
 
@@ -49,12 +48,6 @@ impl Backlog {
 }
 
 impl Capacity {
-    /// Adds a worker, as its heartbeat describes the model.
-    pub fn add(&mut self, status: &ModelStatus) {
-        self.slots = self.slots.saturating_add(status.capacity.into());
-        self.pace += status.pace.max(0.0);
-    }
-
     /// How long it takes to work off those of `jobs` that wait.
     fn wait_ms(&self, jobs: u64) -> u64 {
         let waiting = u32::try_from(jobs.saturating_sub(self.slots)).unwrap_or(u32::MAX);

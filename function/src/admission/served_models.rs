@@ -1,12 +1,12 @@
-//! Which models are served, and by how many workers, as their heartbeats say.
+//! Which models are served, and by how many workers, as the summaries of their heartbeats say.
 
 use std::collections::BTreeMap;
 
 use emberline_api::models::{ModelNames, Readiness};
-use emberline_protocol::PROTOCOL_VERSION;
 use emberline_protocol::error::{ApiError, ErrorCode};
-use emberline_protocol::heartbeat::{Heartbeat, ModelState, ServedModel};
-use emberline_protocol::malformed::Malformed;
+use emberline_protocol::heartbeat::ServedModel;
+use emberline_protocol::model_summary::ModelSummary;
+use emberline_protocol::versioned::Unreadable;
 
 use super::queue::Capacity;
 use crate::nats::jetstream::bus_unavailable;
@@ -14,7 +14,7 @@ use crate::nats::jetstream::bus_unavailable;
 /// Models of all workers that take jobs, by name.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ServedModels {
-    /// Whether the heartbeats could be read.
+    /// Whether the summaries could be read.
     is_known: bool,
     models: BTreeMap<String, ServedModel>,
     capacities: BTreeMap<String, Capacity>,
@@ -39,44 +39,44 @@ impl Destination {
 }
 
 impl ServedModels {
-    /// Reads heartbeats; one that can't be read is reported to `skipped` and counts for nothing.
-    pub fn read<'a>(heartbeats: impl IntoIterator<Item = &'a [u8]>, mut skipped: impl FnMut(String)) -> Self {
-        let mut models: BTreeMap<String, ServedModel> = BTreeMap::new();
-        let mut capacities: BTreeMap<String, Capacity> = BTreeMap::new();
-        for payload in heartbeats {
-            let heartbeat = match serde_json::from_slice::<Heartbeat>(payload) {
-                Ok(heartbeat) if heartbeat.v == PROTOCOL_VERSION => heartbeat,
-                Ok(heartbeat) => {
-                    let upgrade = emberline_protocol::upgrade(heartbeat.v, "worker", "function");
-                    skipped(format!("worker {} gets no jobs, by its heartbeat {upgrade}", heartbeat.worker));
+    /// Reads summaries, with their subjects; the later of two of a model counts. What they leave out, or can't be
+    /// read itself, is reported to `skipped`.
+    pub fn read<'a>(
+        summaries: impl IntoIterator<Item = (&'a str, &'a [u8])>,
+        mut skipped: impl FnMut(String),
+    ) -> Self {
+        let mut served = Self { is_known: true, ..Self::default() };
+        for (subject, payload) in summaries {
+            let summary = match ModelSummary::read(payload) {
+                Ok(summary) => summary,
+                Err(Unreadable::Version(version)) => {
+                    let upgrade = emberline_protocol::upgrade(version, "worker", "function");
+                    skipped(format!("whoever writes {subject} gets no jobs: {upgrade}"));
                     continue;
                 }
-                Err(error) => {
-                    skipped(format!("a heartbeat can't be read: {}", Malformed::from(error)));
+                Err(Unreadable::Malformed(error)) => {
+                    skipped(format!("{subject} can't be read: {error}"));
                     continue;
                 }
             };
-            if heartbeat.draining {
-                continue;
+            let ModelSummary { model, slots, pace, left_out, unreadable, .. } = summary;
+            for (version, workers) in left_out {
+                let upgrade = emberline_protocol::upgrade(version, "worker", "function");
+                skipped(format!(
+                    "{workers} workers of '{}' get no jobs, by their heartbeats: {upgrade}",
+                    model.name
+                ));
             }
-            for status in heartbeat.states.iter().filter(|status| status.state == ModelState::Serving) {
-                capacities.entry(status.name.clone()).or_default().add(status);
+            if unreadable > 0 {
+                skipped(format!("{unreadable} heartbeats of '{}' can't be read", model.name));
             }
-            for model in heartbeat.models {
-                models
-                    .entry(model.name.clone())
-                    .and_modify(|known| {
-                        // A job may go to any of them: promise only what all can keep.
-                        known.context_length = known.context_length.min(model.context_length);
-                        known.created = known.created.min(model.created);
-                    })
-                    .or_insert(model);
-            }
+            served.capacities.insert(model.name.clone(), Capacity { slots, pace });
+            served.models.insert(model.name.clone(), model);
         }
-        Self { is_known: true, models, capacities }
+        served
     }
 
-    /// Nothing that anybody knows of: there is no stream of heartbeats, since it lies in memory and is made anew by
+    /// Nothing that anybody knows of: there is no stream of heartbeats and their summaries, since it lies in memory and is made anew by
     /// the next worker, or its servers are gone.
     pub fn unknown() -> Self {
         Self::default()
@@ -153,81 +153,36 @@ impl ServedModels {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use emberline_protocol::heartbeat::ModelStatus;
+    use emberline_protocol::PROTOCOL_VERSION;
     use serde_json::json;
 
-    #[test]
-    fn a_models_workers_work_together() {
-        let status = |name: &str, state, capacity, pace| ModelStatus {
-            name: name.into(),
-            state,
-            reason: None,
-            capacity,
-            active: 0,
-            pace,
-            memory: None,
-        };
-        let worker = |draining, states| {
-            serde_json::to_vec(&Heartbeat { v: PROTOCOL_VERSION, draining, states, ..Heartbeat::default() })
-                .unwrap()
-        };
-        let served = read(&[
-            worker(
-                false,
-                vec![status("a", ModelState::Serving, 4, 0.5), status("b", ModelState::Serving, 1, 0.0)],
-            ),
-            // Replaced by another of its name, which is there already.
-            worker(
-                false,
-                vec![status("a", ModelState::Serving, 2, 1.5), status("a", ModelState::Draining, 8, 9.0)],
-            ),
-            worker(true, vec![status("a", ModelState::Serving, 16, 7.0)]),
-        ]);
-        assert_eq!(served.capacity("a"), Capacity { slots: 6, pace: 2.0 });
-        assert_eq!(served.capacity("b"), Capacity { slots: 1, pace: 0.0 });
-        assert_eq!(served.capacity("c"), Capacity::default());
-    }
-
-    fn heartbeat(worker: &str, draining: bool, models: &[(&str, u32)]) -> Vec<u8> {
-        let served = |(name, context_length): &(&str, u32)| ServedModel {
-            name: (*name).into(),
-            context_length: *context_length,
-            created: 7,
-        };
-        serde_json::to_vec(&Heartbeat {
-            v: PROTOCOL_VERSION,
-            worker: worker.into(),
-            models: models.iter().map(served).collect(),
-            engine: "burn".into(),
-            device: "cpu".into(),
-            version: "0".into(),
-            capacity: 4,
-            draining,
-            ..Heartbeat::default()
-        })
+    fn summary(model: &str, context_length: u32) -> Vec<u8> {
+        serde_json::to_vec(&json!({
+            "v": PROTOCOL_VERSION, "keeper": "w", "workers": 2, "slots": 6, "pace": 2.0,
+            "model": {"name": model, "context_length": context_length, "created": 7},
+        }))
         .unwrap()
     }
 
-    fn read(heartbeats: &[Vec<u8>]) -> ServedModels {
-        ServedModels::read(heartbeats.iter().map(Vec::as_slice), |reason| panic!("{reason}"))
+    fn read(summaries: &[Vec<u8>]) -> ServedModels {
+        let summaries = summaries.iter().map(|summary| ("s", &summary[..]));
+        ServedModels::read(summaries, |reason| panic!("{reason}"))
     }
 
     #[test]
-    fn workers_models_are_joined() {
-        let served = read(&[
-            heartbeat("1", false, &[("b", 8192), ("a", 100)]),
-            heartbeat("2", false, &[("b", 4096)]),
-            heartbeat("3", true, &[("c", 1)]),
-        ]);
+    fn each_model_has_a_summary_and_the_latest_counts() {
+        let served = read(&[summary("b", 8192), summary("a", 100), summary("b", 4096)]);
         assert_eq!(served.names(), ["a", "b"]);
         assert_eq!(served.get("b").unwrap().context_length, 4096);
+        assert_eq!(served.capacity("a"), Capacity { slots: 6, pace: 2.0 });
+        assert_eq!(served.capacity("c"), Capacity::default());
         let ready = serde_json::to_value(served.ready().unwrap()).unwrap();
         assert_eq!(ready, json!({"status": "ready", "models": ["a", "b"]}));
     }
 
     #[test]
     fn jobs_for_a_configured_model_may_wait_for_a_worker() {
-        let served = read(&[heartbeat("1", false, &[("a", 100)])]);
+        let served = read(&[summary("a", 100)]);
         let names = ModelNames::parse("a,b", "x=b").unwrap();
         let destination = |requested, may_wait| served.destination(requested, &names, may_wait);
         let to = |model: &str, context_length| Destination { model: model.into(), context_length };
@@ -243,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn without_heartbeats_nobody_knows_that_a_model_is_missing() {
+    fn without_summaries_nobody_knows_that_a_model_is_missing() {
         let names = ModelNames::parse("b", "").unwrap();
         for (served, code) in
             [(read(&[]), ErrorCode::ModelNotFound), (ServedModels::unknown(), ErrorCode::NoWorker)]
@@ -259,17 +214,34 @@ mod tests {
     #[test]
     fn nothing_is_ready_without_a_worker_that_takes_jobs() {
         assert_eq!(read(&[]).ready().unwrap_err().code, ErrorCode::NoWorker);
-        assert!(read(&[heartbeat("3", true, &[("c", 1)])]).ready().is_err());
     }
 
     #[test]
-    fn an_unreadable_heartbeat_hides_no_other() {
-        let version = format!("\"v\":{PROTOCOL_VERSION}");
-        let newer =
-            String::from_utf8(heartbeat("9", false, &[("z", 1)])).unwrap().replace(&version, "\"v\":99");
-        let all = [b"{}".to_vec(), newer.into_bytes(), heartbeat("1", false, &[("a", 1)])];
+    fn what_is_left_out_is_reported_and_hides_nothing() {
+        let mut mixed: serde_json::Value = serde_json::from_slice(&summary("b", 1)).unwrap();
+        mixed["left_out"] = json!({"4": 3});
+        mixed["unreadable"] = json!(2);
+        let (a, mixed) = (summary("a", 1), mixed.to_string());
+        let all = [
+            ("$KV.workers.v99=m", r#"{"v":99,"new":true}"#.as_bytes()),
+            ("$KV.workers.old", br#"{"v":4,"worker":"old"}"#),
+            ("x", b"{}"),
+            ("$KV.workers.v5=a", &a),
+            ("$KV.workers.v5=b", mixed.as_bytes()),
+        ];
         let mut reasons = Vec::new();
-        let served = ServedModels::read(all.iter().map(Vec::as_slice), |reason| reasons.push(reason));
-        assert_eq!((served.names(), reasons.len()), (vec!["a".to_owned()], 2));
+        let served = ServedModels::read(all, |reason| reasons.push(reason));
+        assert_eq!(served.names(), ["a", "b"]);
+        let says = [
+            &["v99=m", "upgrade the function"][..],
+            &["$KV.workers.old", "upgrade the worker"],
+            &["x can't be read"],
+            &["3 workers of 'b'", "version 4", "upgrade the worker"],
+            &["2 heartbeats of 'b'"],
+        ];
+        assert_eq!(reasons.len(), says.len(), "{reasons:?}");
+        for (reason, words) in reasons.iter().zip(says) {
+            assert!(words.iter().all(|word| reason.contains(word)), "{reason}");
+        }
     }
 }

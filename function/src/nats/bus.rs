@@ -163,6 +163,13 @@ impl Bus {
     }
 }
 
+/// A request to a stream for the messages on `subject` from stream sequence `from` on.
+pub fn next_of(stream: &str, subject: &str, from: u64) -> Result<Request, BusError> {
+    let payload = jetstream::next_by_subject(subject, from);
+    let subject = direct_get_subject(stream)?;
+    Ok(Request { subject, headers: HeaderMap::new(), payload, reply: Reply::Batch })
+}
+
 /// A request to a stream for the last message on each subject that `filters` cover.
 pub fn last_of<S: AsRef<str>>(
     stream: &str,

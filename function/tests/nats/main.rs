@@ -8,6 +8,7 @@
 mod admission;
 mod budgets;
 mod generation;
+mod heartbeats;
 mod messages;
 mod offline;
 mod refusals;

@@ -170,6 +170,8 @@ pub(crate) struct Proxy {
     lost: Rc<RefCell<Vec<&'static str>>>,
     /// While this is true, replies wait.
     held: watch::Sender<bool>,
+    /// Bytes of replies that were passed on.
+    replied: Rc<Cell<usize>>,
 }
 
 impl Proxy {
@@ -181,16 +183,19 @@ impl Proxy {
             cut: broadcast::Sender::new(1),
             lost: Rc::default(),
             held: watch::Sender::new(false),
+            replied: Rc::default(),
         };
         let (cut, lost, held) = (proxy.cut.clone(), Rc::clone(&proxy.lost), proxy.held.clone());
+        let replied = Rc::clone(&proxy.replied);
         tokio::task::spawn_local(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let (mut cut, lost, held) = (cut.subscribe(), Rc::clone(&lost), held.subscribe());
+                let replied = Rc::clone(&replied);
                 tokio::task::spawn_local(async move {
                     let Ok(server) = TcpStream::connect(to).await else { return };
                     tokio::select! {
                         _ = cut.recv() => {}
-                        () = pass(client, server, &lost, held) => {}
+                        () = pass(client, server, &lost, held, &replied) => {}
                     }
                 });
             }
@@ -214,6 +219,11 @@ impl Proxy {
         self.lost.borrow().is_empty()
     }
 
+    /// Bytes of replies so far.
+    pub(crate) fn replied(&self) -> usize {
+        self.replied.get()
+    }
+
     /// Keeps replies to published messages back, or lets them go.
     pub(crate) fn hold(&self, held: bool) {
         self.held.send_replace(held);
@@ -226,6 +236,7 @@ async fn pass(
     mut server: TcpStream,
     lost: &RefCell<Vec<&'static str>>,
     mut held: watch::Receiver<bool>,
+    replied: &Cell<usize>,
 ) {
     let (mut requests, mut to_client) = client.split();
     let (mut replies, mut to_server) = server.split();
@@ -251,6 +262,7 @@ async fn pass(
             if asks.get() {
                 let _ = held.wait_for(|held| !held).await;
             }
+            replied.set(replied.get() + read);
             if loses.get() || to_client.write_all(&buffer[..read]).await.is_err() {
                 break;
             }

@@ -12,7 +12,8 @@ use emberline_protocol::counter::INCREMENT_HEADER;
 use emberline_protocol::event::{Acceptance, EventKind, FinishReason, Timings, Usage};
 use emberline_protocol::heartbeat::{Heartbeat, ModelState, ModelStatus, ServedModel};
 use emberline_protocol::job::Job;
-use emberline_protocol::subject::{live, tokens};
+use emberline_protocol::model_summary::ModelSummary;
+use emberline_protocol::subject::{live, model_summary, tokens};
 use emberline_protocol::tokens::TokensReply;
 use watermelon_proto::headers::{HeaderMap, HeaderName, HeaderValue};
 use watermelon_proto::{MessageBase, ServerMessage};
@@ -37,22 +38,8 @@ impl Worker {
         let mut worker = Self { connection: bus.connect().await.unwrap() };
         worker.connection.new_subscription(subject("emberline.jobs.>".into()).unwrap());
         worker.connection.new_subscription(subject(tokens(MODEL)).unwrap());
-        let heartbeat = Heartbeat {
-            v: PROTOCOL_VERSION,
-            worker: "w".into(),
-            models: vec![ServedModel { name: MODEL.into(), context_length, created: 1 }],
-            states: vec![ModelStatus {
-                name: MODEL.into(),
-                state: ModelState::Serving,
-                reason: None,
-                capacity: 4,
-                active: 0,
-                pace: 1.0,
-                memory: None,
-            }],
-            ..Heartbeat::default()
-        };
-        worker.store("$KV.workers.w".into(), serde_json::to_vec(&heartbeat).unwrap()).await;
+        let summary = ModelSummary::of(MODEL, Some("w"), [Ok(heartbeat("w", context_length))]).unwrap();
+        worker.store(model_summary(MODEL), serde_json::to_vec(&summary).unwrap()).await;
         worker
     }
 
@@ -123,6 +110,29 @@ impl Worker {
 
     async fn next(&mut self) -> ServerMessage {
         poll_fn(|cx| self.connection.poll_message(cx)).await.unwrap()
+    }
+}
+
+/// The heartbeat of a worker of [`MODEL`] with four slots.
+pub(crate) fn heartbeat(worker: &str, context_length: u32) -> Heartbeat {
+    Heartbeat {
+        v: PROTOCOL_VERSION,
+        worker: worker.into(),
+        models: vec![ServedModel { name: MODEL.into(), context_length, created: 1 }],
+        engine: "burn".into(),
+        device: "NVIDIA H100 80GB HBM3 (vulkan)".into(),
+        version: "0.1.0".into(),
+        capacity: 4,
+        states: vec![ModelStatus {
+            name: MODEL.into(),
+            state: ModelState::Serving,
+            reason: None,
+            capacity: 4,
+            active: 0,
+            pace: 1.0,
+            memory: Some(16 << 30),
+        }],
+        ..Heartbeat::default()
     }
 }
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::PROTOCOL_VERSION;
 use crate::event::EventKind;
-use crate::malformed::Malformed;
+use crate::versioned::{self, Unreadable};
 
 /// Events of one attempt in a row.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -26,17 +26,6 @@ pub struct Chunk {
     pub events: Vec<EventKind>,
 }
 
-/// A message that is not a chunk of this version.
-#[derive(Debug, thiserror::Error)]
-pub enum Unreadable {
-    /// It has another version.
-    #[error("a chunk has protocol version {0}, this program has {PROTOCOL_VERSION}")]
-    Version(u32),
-    /// It is not a chunk.
-    #[error("not a chunk of events: {0}")]
-    Malformed(Malformed),
-}
-
 impl Chunk {
     /// A chunk whose events are not summed up.
     pub fn new(attempt: u32, index: u32, events: Vec<EventKind>) -> Self {
@@ -46,19 +35,7 @@ impl Chunk {
 
     /// Reads a chunk of this version.
     pub fn read(payload: &[u8]) -> Result<Self, Unreadable> {
-        #[derive(Deserialize)]
-        struct Version {
-            v: u32,
-        }
-        match serde_json::from_slice::<Self>(payload) {
-            Ok(chunk) if chunk.v == PROTOCOL_VERSION => Ok(chunk),
-            Ok(chunk) => Err(Unreadable::Version(chunk.v)),
-            // A chunk of another version may look different.
-            Err(error) => match serde_json::from_slice(payload) {
-                Ok(Version { v }) if v != PROTOCOL_VERSION => Err(Unreadable::Version(v)),
-                _ => Err(Unreadable::Malformed(error.into())),
-            },
-        }
+        versioned::read(payload, |chunk: &Self| chunk.v)
     }
 
     /// A chunk of a single event.

@@ -2,12 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::versioned::{self, Unreadable};
+
 /// Interval between heartbeats, in seconds.
 pub const HEARTBEAT_INTERVAL_S: u64 = 2;
 /// Lifetime of a heartbeat, in seconds; a worker that is silent for longer counts as dead.
 pub const HEARTBEAT_TTL_S: u64 = 8;
 
-/// A worker's entry in the `workers` bucket, under its own id.
+/// A worker's entry in the `workers` bucket, once for each model that it takes jobs for ([`crate::subject::heartbeats`]).
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Heartbeat {
     /// [`crate::PROTOCOL_VERSION`] of the writer.
@@ -35,6 +37,18 @@ pub struct Heartbeat {
     /// Error in the new configuration, because of which the previous one stays in effect.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
+}
+
+impl Heartbeat {
+    /// The models for which it takes new jobs.
+    pub fn takes_jobs_for(&self) -> &[ServedModel] {
+        if self.draining { &[] } else { &self.models }
+    }
+
+    /// Reads a heartbeat of this version.
+    pub fn read(payload: &[u8]) -> Result<Self, Unreadable> {
+        versioned::read(payload, |heartbeat: &Self| heartbeat.v)
+    }
 }
 
 /// Status of one model of a worker.

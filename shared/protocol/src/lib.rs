@@ -1,7 +1,8 @@
 //! What function, worker and command line agree on over NATS.
 //!
 //! The function publishes a [`job::Job`]. A worker answers with [`chunk::Chunk`]s of events, live and in
-//! the job's log, obeys [`control::Control`] messages, and announces the models that it serves in [`heartbeat::Heartbeat`]s.
+//! the job's log, obeys [`control::Control`] messages, and announces the models that it serves in [`heartbeat::Heartbeat`]s,
+//! which one worker of each model sums up in a [`model_summary::ModelSummary`].
 //! [`log::EventLog`] reads a job's log. [`subject`] and [`streams`] name and configure the subjects, streams
 //! and buckets in NATS, and [`error::ApiError`] is the one form of every failure.
 //!
@@ -24,6 +25,7 @@ pub mod log_budget;
 pub mod logprob;
 pub mod malformed;
 pub mod measurement;
+pub mod model_summary;
 pub mod permissions;
 pub mod prompt;
 pub mod read_index;
@@ -35,6 +37,7 @@ pub mod subject;
 pub mod tokens;
 pub mod tools;
 pub mod usage;
+pub mod versioned;
 
 /// Version of the job, event, control and heartbeat messages. Function and workers refuse each other's messages
 /// of any other version: [`upgrade`] says which of them to upgrade.

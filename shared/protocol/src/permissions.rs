@@ -15,8 +15,9 @@ use crate::jetstream_domain::JetStreamDomain;
 use crate::lane::Lane;
 use crate::streams::{Consumer, Layout, consumers, streams};
 use crate::subject::{
-    self, CONTROL_SUBJECTS, DEAD_STREAM, EVENTS_STREAM, JOBS_STREAM, KEPT_STREAM, KEYS_STREAM, KEYS_SUBJECTS,
-    REQUESTS_STREAM, USAGE_STREAM, USAGE_SUBJECTS, WITHDRAWN_STREAM, WITHDRAWN_SUBJECTS, WORKERS_STREAM,
+    self, CONTROL_SUBJECTS, DEAD_STREAM, EVENTS_STREAM, HEARTBEATS_SUBJECTS, JOBS_STREAM, KEPT_STREAM,
+    KEYS_STREAM, KEYS_SUBJECTS, REQUESTS_STREAM, SUMMARIES_SUBJECTS, USAGE_STREAM, USAGE_SUBJECTS,
+    WITHDRAWN_STREAM, WITHDRAWN_SUBJECTS, WORKERS_STREAM,
 };
 
 /// Every stored request, by its exact subject.
@@ -24,8 +25,6 @@ const REQUEST: &str = "$KV.requests.*";
 /// Where the leaders of the records' streams are asked for sequences: [`crate::read_index`].
 const READ_INDEX_OF_KEYS: &str = "$KV.keys.read_index";
 const READ_INDEX_OF_REQUESTS: &str = "$KV.requests.read_index";
-/// Every heartbeat, by its exact subject.
-const HEARTBEAT: &str = "$KV.workers.*";
 
 /// The streams that workers use, and whose configuration they therefore look at. Looking at a stream tells its
 /// subjects, too, so the ids of stored requests and the hashes of keys are not for them.
@@ -113,14 +112,14 @@ impl Role {
     fn purpose(&self) -> String {
         match self {
             Self::Function => "Enqueues jobs, counts them, steers them and withdraws them; asks for tokens; keeps stored \
-                requests. Reads events, heartbeats, counters, and the record of a key or of a request whose subject \
+                requests. Reads events, summaries of heartbeats, counters, and the record of a key or of a request whose subject \
                 it knows. It creates nothing and writes into no event log."
                 .to_owned(),
             Self::Worker => "Takes jobs of any model, charges them, writes and reads events and heartbeats. It creates \
                 the consumers of its models, and no stream."
                 .to_owned(),
             Self::WorkerPool(models) => format!(
-                "Takes jobs of these models only: {}. Events, counters and heartbeats are not told apart by model.",
+                "Takes jobs of these models only: {}. Events and counters are not told apart by model.",
                 models.join(", ")
             ),
             Self::Admin => "`emberline keys`, `usage`, `jobs` and `nats setup`: keeps the keys, reads what was used, sets \
@@ -148,7 +147,7 @@ fn function(inbox: Grant) -> Permissions {
             ),
             grant("Ask workers for tokens.", [subject::TOKENS_SUBJECTS]),
             grant(
-                "Read heartbeats and event logs, in batches.",
+                "Read summaries of heartbeats and event logs, in batches.",
                 api("DIRECT.GET", [WORKERS_STREAM, EVENTS_STREAM, KEPT_STREAM]),
             ),
             grant(
@@ -175,14 +174,15 @@ struct Scope {
     consumers: Vec<(String, String)>,
     /// The names of its models in subjects.
     models: Vec<String>,
-    /// Whether that is every model.
-    is_every_model: bool,
+    /// Where its workers write their heartbeats and sum them up.
+    heartbeats: Vec<String>,
 }
 
 impl Scope {
     fn every_model() -> Self {
         let consumers = vec![("*".to_owned(), subject::JOBS_SUBJECTS.to_owned())];
-        Self { consumers, models: vec!["*".to_owned()], is_every_model: true }
+        let heartbeats = [HEARTBEATS_SUBJECTS, SUMMARIES_SUBJECTS].map(str::to_owned).to_vec();
+        Self { consumers, models: vec!["*".to_owned()], heartbeats }
     }
 
     fn of(models: &[String]) -> Self {
@@ -190,7 +190,11 @@ impl Scope {
         Self {
             consumers: models.iter().flat_map(|model| consumers(model)).map(names).collect(),
             models: models.iter().map(|model| subject::model_token(model)).collect(),
-            is_every_model: false,
+            heartbeats: subject::heartbeats("*", models.iter().map(String::as_str))
+                .into_iter()
+                .chain(subject::heartbeats("*", []))
+                .chain(models.iter().map(|model| subject::model_summary(model)))
+                .collect(),
         }
     }
 
@@ -208,7 +212,7 @@ fn worker(scope: &Scope, inbox: Grant) -> Permissions {
         .iter()
         .map(|(name, filter)| format!("$JS.API.CONSUMER.CREATE.{JOBS_STREAM}.{name}.{filter}"));
     let inspects = scope.by_consumer(|name| format!("$JS.API.CONSUMER.INFO.{JOBS_STREAM}.{name}"));
-    let mut publish = vec![
+    let publish = vec![
         grant("Look whether the streams are as they have to be.", api("STREAM.INFO", WORKER_STREAMS)),
         grant("Create its models' consumers, and look at them.", creates.chain(inspects)),
         grant(
@@ -223,8 +227,13 @@ fn worker(scope: &Scope, inbox: Grant) -> Permissions {
             ["emberline.limits.>", USAGE_SUBJECTS],
         ),
         grant(
-            "Publish events, write event logs and the heartbeat.",
-            [subject::LIVE_SUBJECTS, subject::EVENTS_SUBJECTS, subject::KEPT_SUBJECTS, HEARTBEAT],
+            "Publish events, write event logs.",
+            [subject::LIVE_SUBJECTS, subject::EVENTS_SUBJECTS, subject::KEPT_SUBJECTS],
+        ),
+        grant("Write heartbeats, and sum them up for its models.", scope.heartbeats.iter().cloned()),
+        grant(
+            "Read heartbeats and their summaries, in batches; so does `emberline status`.",
+            api("DIRECT.GET", [WORKERS_STREAM]),
         ),
         grant(
             "Ask a job's relay what it has sent, and find out whether the job's worker is there.",
@@ -246,12 +255,6 @@ fn worker(scope: &Scope, inbox: Grant) -> Permissions {
         ),
         grant("Set jobs aside that can't be served.", by_model("emberline.dead")),
     ];
-    if scope.is_every_model {
-        publish.push(grant(
-            "`emberline status` and `bench`: heartbeats, and the times of a job.",
-            api("DIRECT.GET", [WORKERS_STREAM]),
-        ));
-    }
     Permissions {
         publish,
         subscribe: vec![

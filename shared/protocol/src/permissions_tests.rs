@@ -56,6 +56,8 @@ fn a_pool_takes_and_acknowledges_jobs_of_its_models_only() {
                 format!("$JS.API.CONSUMER.INFO.JOBS.{name}"),
                 format!("$JS.ACK.JOBS.{name}.1.2.3.4.5"),
                 format!("emberline.dead.{model}"),
+                format!("$KV.workers.{model}.0123456789abcdef"),
+                format!("$KV.workers.v{}={model}", crate::PROTOCOL_VERSION),
             ] {
                 assert!(pool.may_publish(&subject), "{subject}");
             }
@@ -64,6 +66,7 @@ fn a_pool_takes_and_acknowledges_jobs_of_its_models_only() {
             assert!(pool.may_subscribe(&subject), "{subject}");
         }
     }
+    assert!(pool.may_publish(subject::heartbeats("w", []).first().unwrap()));
     for subject in [
         "$JS.API.CONSUMER.MSG.NEXT.JOBS.worker-c-0",
         "$JS.API.CONSUMER.CREATE.JOBS.worker-a-0.emberline.jobs.c.0",
@@ -74,6 +77,9 @@ fn a_pool_takes_and_acknowledges_jobs_of_its_models_only() {
         "$JS.ACK.JOBS.worker-c-0.1.2.3.4.5",
         "$JS.API.CONSUMER.INFO.JOBS.worker-c-0",
         "emberline.dead.c",
+        "$KV.workers.c.0123456789abcdef",
+        "$KV.workers.v5=c",
+        "$KV.workers.0123456789abcdef",
     ] {
         assert!(!pool.may_publish(subject), "{subject}");
     }

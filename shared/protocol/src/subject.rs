@@ -1,10 +1,12 @@
 //! Names in NATS: streams, buckets, consumers, and the subjects of each job.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 
+use crate::PROTOCOL_VERSION;
 use crate::key::KeyId;
 use crate::lane::Lane;
 
@@ -51,12 +53,18 @@ pub const REQUESTS_BUCKET: &str = "requests";
 pub const REQUESTS_STREAM: &str = "KV_requests";
 /// Every request's subject in [`REQUESTS_STREAM`].
 pub const REQUESTS_SUBJECTS: &str = "$KV.requests.>";
-/// Key-value bucket of worker heartbeats.
+/// Key-value bucket of the workers' heartbeats and of their summaries by model.
 pub const WORKERS_BUCKET: &str = "workers";
 /// The stream behind [`WORKERS_BUCKET`].
 pub const WORKERS_STREAM: &str = "KV_workers";
-/// Every heartbeat's subject in [`WORKERS_STREAM`].
+/// Every subject in [`WORKERS_STREAM`].
 pub const WORKERS_SUBJECTS: &str = "$KV.workers.>";
+/// Every heartbeat's subject there.
+pub const HEARTBEATS_SUBJECTS: &str = "$KV.workers.*.*";
+/// Every summary's subject there, of any protocol version. Workers of version 4 have their heartbeats here, too.
+pub const SUMMARIES_SUBJECTS: &str = "$KV.workers.*";
+/// What stands for the model in the key of a worker that takes no jobs: no model's [`model_token`].
+pub const NO_MODEL: &str = "=";
 /// The stream behind the key-value bucket of API keys.
 pub const KEYS_STREAM: &str = "KV_keys";
 /// Every key's subject in [`KEYS_STREAM`].
@@ -136,6 +144,23 @@ pub fn jobs_consumer(model: &str, lane: Lane) -> String {
 /// The subject of the dead letters of the model with this [`model_token`].
 pub fn dead(token: &str) -> String {
     format!("emberline.dead.{token}")
+}
+
+/// The subjects of a worker's heartbeat: one for each model that it takes jobs for, or one without a model.
+pub fn heartbeats<'a>(worker: &str, models: impl IntoIterator<Item = &'a str>) -> BTreeSet<String> {
+    let subject = |model: &str| format!("$KV.{WORKERS_BUCKET}.{model}.{worker}");
+    let subjects: BTreeSet<String> = models.into_iter().map(|model| subject(&model_token(model))).collect();
+    if subjects.is_empty() { BTreeSet::from([subject(NO_MODEL)]) } else { subjects }
+}
+
+/// The heartbeats of all workers that take jobs for `model`.
+pub fn model_heartbeats(model: &str) -> String {
+    format!("$KV.{WORKERS_BUCKET}.{}.*", model_token(model))
+}
+
+/// The subject of a model's summary, which workers of this protocol version keep.
+pub fn model_summary(model: &str) -> String {
+    format!("$KV.{WORKERS_BUCKET}.v{PROTOCOL_VERSION}={}", model_token(model))
 }
 
 /// The subject of a job's event log.
@@ -273,6 +298,16 @@ mod tests {
         let lane = Lane::default();
         assert_eq!(jobs("smollm2-135m-instruct", lane), "emberline.jobs.smollm2-135m-instruct.0");
         assert_eq!(jobs("Qwen/Qwen2.5 *>", lane), "emberline.jobs.Qwen=2FQwen2=2E5=20=2A=3E.0");
+    }
+
+    #[test]
+    fn a_worker_is_found_by_each_of_its_models_or_without_one() {
+        let subjects = |models: &[&str]| Vec::from_iter(heartbeats("w", models.iter().copied()));
+        assert_eq!(subjects(&["b.c", "a"]), ["$KV.workers.a.w", "$KV.workers.b=2Ec.w"]);
+        assert_eq!(subjects(&[]), ["$KV.workers.=.w"]);
+        assert_eq!(model_of_token(NO_MODEL), None);
+        assert_eq!(model_heartbeats("b.c"), "$KV.workers.b=2Ec.*");
+        assert_eq!(model_summary("b.c"), format!("$KV.workers.v{PROTOCOL_VERSION}=b=2Ec"));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use async_nats::jetstream::stream::{Config as StreamConfig, StorageType};
 use emberline_protocol::PROTOCOL_VERSION;
 use emberline_protocol::heartbeat::{Heartbeat, ServedModel};
+use emberline_protocol::model_summary::ModelSummary;
 use emberline_protocol::streams::{Layout, Storage};
 use emberline_protocol::subject;
 use emberline_test_kit::nats::{NatsServer, set_up};
@@ -210,7 +211,7 @@ async fn with_configuration(jetstream: &str) -> Result<Stack> {
 #[tokio::test]
 async fn jobs_that_jetstream_has_no_room_for_are_refused() -> Result<()> {
     let stack = with_configuration("jetstream { max_file_store: 1K }").await?;
-    // What set-up would make, without the sizes that would not fit, and its heartbeat.
+    // What set-up would make, without the sizes that would not fit, and what a worker would say.
     let jetstream = async_nats::jetstream::new(stack.nats.worker_client().await?);
     let stream = |name: &str, subject: &str, storage| StreamConfig {
         name: name.to_owned(),
@@ -230,8 +231,8 @@ async fn jobs_that_jetstream_has_no_room_for_are_refused() -> Result<()> {
         capacity: 1,
         ..Heartbeat::default()
     };
-    let heartbeat = serde_json::to_vec(&heartbeat)?;
-    jetstream.publish("$KV.workers.w", heartbeat.into()).await?.await?;
+    let summary = serde_json::to_vec(&ModelSummary::of(MODEL, Some("w"), [Ok(heartbeat)]))?;
+    jetstream.publish(subject::model_summary(MODEL), summary.into()).await?.await?;
     stack.wait_for_models(&[MODEL]).await?;
 
     // The server notices only afterwards that there was no room for one.

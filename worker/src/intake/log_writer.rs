@@ -9,13 +9,11 @@
 //! Background jobs have their logs in a stream of their own, so that other logs do not crowd them out.
 
 use std::collections::{HashSet, VecDeque};
-use std::error::Error as _;
 use std::pin::Pin;
 use std::time::{Duration, SystemTime};
 
-use async_nats::jetstream::context::{PublishAckFuture, PublishError, PublishErrorKind};
+use async_nats::jetstream::context::{PublishAckFuture, PublishError};
 use async_nats::jetstream::message::PublishMessage;
-use async_nats::jetstream::{self, ErrorCode};
 use bytes::Bytes;
 use emberline_protocol::chunk::{Chunk, merge};
 use emberline_protocol::event::{EventKind, FinishReason, Timings, Usage};
@@ -27,7 +25,7 @@ use tokio::time::Instant;
 
 use super::log_reader::{self, LastChunk, ReadError, Stored};
 use super::log_size::{HEADERS, LogSize, NoRoom};
-use crate::nats::Nats;
+use crate::nats::{Nats, is_changed};
 
 /// How long events may wait for the log.
 const CHUNK_TIME: Duration = Duration::from_millis(100);
@@ -142,13 +140,6 @@ enum StoreError {
     Publish(#[from] PublishError),
     #[error(transparent)]
     Read(#[from] ReadError),
-}
-
-/// Whether another chunk was stored first; a cluster reports it in two ways.
-fn is_changed(error: &PublishError) -> bool {
-    let source = error.source().and_then(|source| source.downcast_ref::<jetstream::Error>());
-    error.kind() == PublishErrorKind::WrongLastSequence
-        || source.is_some_and(|e| e.error_code() == ErrorCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT)
 }
 
 /// An attempt did not begin.

@@ -1,6 +1,6 @@
 //! A worker process, and the function's side of the protocol.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -14,6 +14,7 @@ use emberline_protocol::control::{Control, Orphan};
 use emberline_protocol::event::EventKind;
 use emberline_protocol::heartbeat::{Heartbeat, ModelState};
 use emberline_protocol::job::{GenerationRequest, Job, Message, Role, SamplingOptions};
+use emberline_protocol::model_summary::ModelSummary;
 use emberline_protocol::subject::{self, JobId};
 use emberline_test_kit::events::{Event, events_of};
 use emberline_test_kit::nats::NatsServer;
@@ -231,25 +232,64 @@ impl Relay {
         self.client.flush().await.unwrap();
     }
 
-    /// The workers' heartbeats, read as the function reads them: one batched direct get.
-    pub(crate) async fn heartbeats(&self) -> Vec<Heartbeat> {
-        let inbox = self.client.new_inbox();
-        let mut answers = self.client.subscribe(inbox.clone()).await.unwrap();
-        let subject = format!("$JS.API.DIRECT.GET.{}", subject::WORKERS_STREAM);
-        let request = serde_json::json!({"multi_last": [subject::WORKERS_SUBJECTS], "batch": 100});
-        self.client.publish_with_reply(subject, inbox, request.to_string().into()).await.unwrap();
-        let mut heartbeats = Vec::new();
-        // A status ends the batch: 204 after the last, 404 if there is none, 503 without a bucket.
-        while let Some(message) = within("the heartbeats", answers.next()).await {
-            if message.status.is_some() {
-                break;
-            }
-            // A deleted key is an empty message.
-            if !message.payload.is_empty() {
-                heartbeats.push(serde_json::from_slice(&message.payload).unwrap());
-            }
+    /// What the bucket of heartbeats has under keys that `filter` covers, with the keys' subjects: the latest last.
+    async fn entries(&self, filter: &str) -> Vec<(String, Vec<u8>)> {
+        let (mut entries, mut from) = (Vec::new(), Some(1_u64));
+        while let Some(sequence) = from {
+            let inbox = self.client.new_inbox();
+            let mut answers = self.client.subscribe(inbox.clone()).await.unwrap();
+            let subject = format!("$JS.API.DIRECT.GET.{}", subject::WORKERS_STREAM);
+            let request = serde_json::json!({"next_by_subj": filter, "seq": sequence, "batch": 1000});
+            self.client.publish_with_reply(subject, inbox, request.to_string().into()).await.unwrap();
+            from = loop {
+                let message = within("the heartbeats", answers.next()).await.unwrap();
+                let header = |name: &str| message.headers.as_ref()?.get(name).map(ToString::to_string);
+                let number = |name: &str| header(name)?.parse::<u64>().ok();
+                // A status ends the batch: 204 after the last, 404 if there is none, 503 without a bucket.
+                if message.status.is_some() {
+                    let has_more = number("Nats-Num-Pending").is_some_and(|pending| pending > 0);
+                    break number("Nats-Last-Sequence").filter(|_| has_more).map(|last| last + 1);
+                }
+                // A deleted key is an empty message.
+                if !message.payload.is_empty() {
+                    entries.push((header("Nats-Subject").unwrap(), message.payload.to_vec()));
+                }
+            };
         }
-        heartbeats
+        entries
+    }
+
+    /// The workers' heartbeats, one for each worker.
+    pub(crate) async fn heartbeats(&self) -> Vec<Heartbeat> {
+        let entries = self.entries(subject::HEARTBEATS_SUBJECTS).await.into_iter();
+        let heartbeats = entries.map(|(_, payload)| serde_json::from_slice::<Heartbeat>(&payload).unwrap());
+        let latest: BTreeMap<_, _> =
+            heartbeats.map(|heartbeat| (heartbeat.worker.clone(), heartbeat)).collect();
+        latest.into_values().collect()
+    }
+
+    /// What the function knows of a model's workers.
+    pub(crate) async fn summary(&self, model: &str) -> Option<ModelSummary> {
+        let entries = self.entries(&subject::model_summary(model)).await;
+        entries.last().map(|(_, payload)| ModelSummary::read(payload).unwrap())
+    }
+
+    /// Waits until a model's summary is as `wanted`.
+    pub(crate) async fn wait_for_summary(
+        &self,
+        what: &str,
+        model: &str,
+        wanted: impl Fn(Option<&ModelSummary>) -> bool,
+    ) -> Option<ModelSummary> {
+        let started = Instant::now();
+        loop {
+            let summary = self.summary(model).await;
+            if wanted(summary.as_ref()) {
+                return summary;
+            }
+            assert!(started.elapsed() < PATIENCE, "waiting for {what}: {summary:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// Waits until the heartbeats are as `wanted`.

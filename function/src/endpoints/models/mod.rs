@@ -81,17 +81,16 @@ mod tests {
     use super::*;
     use emberline_protocol::PROTOCOL_VERSION;
     use emberline_protocol::error::ErrorCode;
-    use emberline_protocol::heartbeat::Heartbeat;
     use emberline_protocol::key::{KeyId, KeyLimits};
     use serde_json::json;
 
     #[test]
     fn aliases_are_listed_with_the_model_they_lead_to() {
         let names = ModelNames::parse("", "primary=a,other=b").unwrap();
-        let models = vec![ServedModel { name: "a".into(), context_length: 512, created: 7 }];
-        let heartbeat =
-            serde_json::to_vec(&Heartbeat { v: PROTOCOL_VERSION, models, ..Heartbeat::default() }).unwrap();
-        let served = ServedModels::read([heartbeat.as_slice()], |reason| panic!("{reason}"));
+        let summary = json!({"v": PROTOCOL_VERSION, "keeper": "w", "workers": 1, "slots": 4, "pace": 0.0,
+            "model": {"name": "a", "context_length": 512, "created": 7}});
+        let summary = summary.to_string();
+        let served = ServedModels::read([("s", summary.as_bytes())], |reason| panic!("{reason}"));
         let everybody = Caller { key: KeyId::of_key(b""), models: None, limits: KeyLimits::default() };
         let list = super::list(&served, &names, &everybody);
         let guest = Caller { models: Some(vec!["primary".into()]), ..everybody };

@@ -177,7 +177,8 @@ fn workers(layout: &Layout) -> Stream {
         name: subject::WORKERS_STREAM,
         description: "Emberline: heartbeats of workers",
         subjects: &[subject::WORKERS_SUBJECTS],
-        max_bytes: 16 * MIB,
+        // Room for some ten thousand workers with a few models each.
+        max_bytes: 64 * MIB,
         max_age: ttl,
         duplicate_window: ttl,
         ..volatile(layout)
