@@ -56,7 +56,7 @@ pub async fn last(
     subject: &str,
 ) -> Result<Option<Message>, DirectGetError> {
     let query = json!({ "last_by_subj": subject }).to_string();
-    let answer = nats.client().request(target(stream), query.into()).await.map_err(|e| bus(&e))?;
+    let answer = nats.client().request(target(nats, stream), query.into()).await.map_err(|e| bus(&e))?;
     match answer.status {
         None => Ok(Some(answer)),
         Some(StatusCode::NOT_FOUND) => Ok(None),
@@ -79,7 +79,8 @@ async fn read_batch<E: From<DirectGetError>>(
     let client = nats.client();
     let inbox = client.new_inbox();
     let mut answers = client.subscribe(inbox.clone()).await.map_err(|e| bus(&e))?;
-    client.publish_with_reply(target(stream), inbox, query.to_string().into()).await.map_err(|e| bus(&e))?;
+    let query = query.to_string().into();
+    client.publish_with_reply(target(nats, stream), inbox, query).await.map_err(|e| bus(&e))?;
     let mut last_sequence = 0;
     while let Some(message) = answers.next().await {
         match message.status {
@@ -102,6 +103,6 @@ fn number(message: &Message, name: &str) -> Option<u64> {
     message.headers.as_ref()?.get(name)?.as_str().parse().ok()
 }
 
-fn target(stream: &str) -> String {
-    format!("$JS.API.DIRECT.GET.{stream}")
+fn target(nats: &Nats, stream: &str) -> String {
+    nats.subject_in_domain(&format!("$JS.API.DIRECT.GET.{stream}"))
 }

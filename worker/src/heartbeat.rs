@@ -111,7 +111,7 @@ impl HeartbeatPublisher {
         self.subjects.extend(subjects.iter().cloned());
         let jetstream = self.nats.jetstream();
         let store = |subject: &String| {
-            let (subject, payload) = (subject.clone(), payload.clone().into());
+            let (subject, payload) = (self.nats.subject_in_domain(subject), payload.clone().into());
             async move { jetstream.publish(subject, payload).await?.await }
         };
         try_join_all(subjects.iter().map(store)).await?;
@@ -122,7 +122,7 @@ impl HeartbeatPublisher {
     }
 
     async fn delete(&self, entry: &str) -> Result<(), PublishError> {
-        self.nats.jetstream().send_publish(entry.to_owned(), nats::deletion()).await?.await?;
+        self.nats.jetstream().send_publish(self.nats.subject_in_domain(entry), nats::deletion()).await?.await?;
         Ok(())
     }
 }

@@ -256,7 +256,8 @@ impl SummaryKeeper {
             None => nats::deletion(),
         };
         let message = message.expected_last_subject_sequence(expected);
-        match self.nats.jetstream().send_publish(subject::model_summary(model), message).await?.await {
+        let subject = self.nats.subject_in_domain(&subject::model_summary(model));
+        match self.nats.jetstream().send_publish(subject, message).await?.await {
             Ok(stored) => Ok(Some(stored.sequence)),
             Err(error) if nats::is_changed(&error) => Ok(None),
             Err(error) => Err(error),
