@@ -279,7 +279,10 @@ impl JobRun<'_> {
                         let (step, last) = step_of(event, &mut events);
                         log.set_live(!in_doubt);
                         let is_prompt = step.iter().any(is_of_prompt);
-                        match log.append(step).await {
+                        // The last tokens go out with the job's end, which waits until it is charged.
+                        let appended =
+                            if last.is_some() { log.hold(step).await } else { log.append(step).await };
+                        match appended {
                             Ok(()) => {}
                             Err(no_room) if is_prompt && log.attempt() == 1 => return RunEnd::TooLarge(no_room),
                             Err(no_room) => return RunEnd::LogFull(no_room),

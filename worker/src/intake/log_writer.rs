@@ -33,6 +33,8 @@ const CHUNK_TIME: Duration = Duration::from_millis(100);
 const CHUNK_TOKENS: usize = 32;
 /// Size in bytes beyond which a chunk takes no more events.
 const CHUNK_BYTES: usize = 256 * 1024;
+/// Size in bytes up to which the last tokens of an answer are published with its end.
+const HELD_BYTES: usize = 64 * 1024;
 /// How many chunks a log has before a snapshot takes their place.
 const SNAPSHOT_AFTER: u32 = 64;
 /// How long storing the end of a log may take: longer than a restart of nats-server.
@@ -70,6 +72,8 @@ pub struct LogWriter {
     finished: HashSet<u32>,
     /// What the client has beyond the log; it follows the acceptance.
     sent_before: Vec<EventKind>,
+    /// Events that are appended with the next ones.
+    held: Vec<EventKind>,
     /// Everything that counts of the log: what earlier attempts have stored, and this one.
     stored: Vec<EventKind>,
     /// Index after the last event that is stored.
@@ -175,6 +179,7 @@ impl LogWriter {
             size: LogSize::default(),
             finished: HashSet::new(),
             sent_before: Vec::new(),
+            held: Vec::new(),
             stored: Vec::new(),
             stored_end: 0,
             last_sequence: 0,
@@ -280,13 +285,27 @@ impl LogWriter {
     pub async fn append(&mut self, events: Vec<EventKind>) -> Result<(), NoRoom> {
         let chunk = self.next_chunk(events);
         let payload = encode(&chunk);
-        self.size.check(
-            &self.subject,
-            payload.len() + HEADERS,
-            self.nats.client().server_info().max_payload,
-        )?;
+        self.check_room(payload.len())?;
         self.push(chunk, payload.into()).await;
         Ok(())
+    }
+
+    /// Has `events` appended together with the log's end, if there is room for them; at once if they are large.
+    pub async fn hold(&mut self, events: Vec<EventKind>) -> Result<(), NoRoom> {
+        let chunk = self.next_chunk(events);
+        let payload = encode(&chunk);
+        self.check_room(payload.len())?;
+        if payload.len() > HELD_BYTES {
+            self.push(chunk, payload.into()).await;
+        } else {
+            self.held = chunk.events;
+        }
+        Ok(())
+    }
+
+    fn check_room(&self, payload: usize) -> Result<(), NoRoom> {
+        let max_payload = self.nats.client().server_info().max_payload;
+        self.size.check(&self.subject, payload + HEADERS, max_payload)
     }
 
     /// Appends events of the log's end, for which room is kept.
@@ -297,8 +316,10 @@ impl LogWriter {
     }
 
     /// The next events as a chunk, summed up.
-    fn next_chunk(&mut self, mut events: Vec<EventKind>) -> Chunk {
+    fn next_chunk(&mut self, more: Vec<EventKind>) -> Chunk {
         let mut chunk = Chunk::new(self.attempt, self.next, Vec::new());
+        let mut events = std::mem::take(&mut self.held);
+        events.extend(more);
         if let Some(accepted) = events.iter().position(|event| matches!(event, EventKind::Accepted(_))) {
             let follows = accepted + 1;
             events.splice(follows..follows, self.sent_before.drain(..));
