@@ -181,6 +181,7 @@ impl NamedExport {
             if is_gone { ExportError::Fatal(error) } else { ExportError::Bus(error) }
         })?;
         if info.num_pending == 0 && info.num_ack_pending == 0 && !follow {
+            commit(writer, &mut Vec::new()).await?;
             return Ok(true);
         }
         let size = usize::try_from(info.num_pending).unwrap_or(BATCH).clamp(1, BATCH);

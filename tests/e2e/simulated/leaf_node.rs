@@ -19,15 +19,25 @@ fn text(response: &Value) -> &str {
     response["output"][0]["content"][0]["text"].as_str().unwrap_or_default()
 }
 
+/// A leaf node of a server with all streams.
+async fn at_the_hub(kind: LeafKind) -> Result<LeafNode> {
+    let nats = LeafNode::start(kind).await?;
+    command(&nats, &["nats", "setup", "--yes"]).await?;
+    Ok(nats)
+}
+
+/// A cell that has its keys from the server behind it, which has its usage.
+async fn cell() -> Result<LeafNode> {
+    let nats = LeafNode::start(LeafKind::Cell).await?;
+    emberline(nats.hub(), &["nats", "setup", "--yes", "--usage-from", LEAF_DOMAIN]).await?;
+    emberline(&nats, &["nats", "setup", "--yes", "--keys-from", DOMAIN]).await?;
+    Ok(nats)
+}
+
 /// Streams, buckets, acknowledgements, takeovers and counters, all by way of the leaf node.
 async fn everything_works(kind: LeafKind) -> Result<()> {
-    let set_up = async || {
-        let nats = LeafNode::start(kind).await?;
-        command(&nats, &["nats", "setup", "--yes"]).await?;
-        Ok(nats)
-    };
     let options = Options::simulated(&IN_DOMAIN).variable("nats_jetstream_domain", DOMAIN);
-    let mut stack = Stack::start_on(set_up, options.clone()).await?;
+    let mut stack = Stack::start_on(async || at_the_hub(kind).await, options.clone()).await?;
     let key =
         command(&stack.nats, &["keys", "create", "--name", "ada", "--requests-per-minute", "9"]).await?;
     let chat = json!({"model": SIMULATED_MODEL, "messages": [{"role": "user", "content": "two words"}], "max_tokens": 8});
@@ -85,16 +95,12 @@ async fn everything_works_at_a_leaf_node_with_a_domain_of_its_own() -> Result<()
 
 #[tokio::test]
 async fn a_cell_obeys_the_keys_of_another_and_its_usage_is_added_up_there() -> Result<()> {
-    let set_up = async || {
-        let nats = LeafNode::start(LeafKind::Cell).await?;
-        emberline(nats.hub(), &["nats", "setup", "--yes", "--usage-from", LEAF_DOMAIN]).await?;
-        emberline(&nats, &["nats", "setup", "--yes", "--keys-from", DOMAIN]).await?;
-        Ok(nats)
-    };
-    let stack = Stack::start_on(set_up, Options::simulated(&[])).await?;
+    let stack = Stack::start_on(cell, Options::simulated(&[])).await?;
     let key = emberline(stack.nats.hub(), &["keys", "create", "--name", "ada"]).await?;
     let chat = json!({"model": SIMULATED_MODEL, "messages": [{"role": "user", "content": "two words"}], "max_tokens": 8});
-    let status = async || Ok(stack.post("/v1/chat/completions", &key, &[], &chat).await?.status().as_u16());
+    let status = async || -> Result<u16> {
+        Ok(stack.post("/v1/chat/completions", &key, &[], &chat).await?.status().as_u16())
+    };
     wait::until("the key is known in the cell", async || Ok(status().await? == 200)).await?;
     wait::until("the job is charged in the other cell", async || {
         let usage = emberline(stack.nats.hub(), &["usage", "export"]).await?;

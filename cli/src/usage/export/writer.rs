@@ -124,22 +124,22 @@ fn remove_partial_line(file: &mut File) -> io::Result<()> {
 }
 
 fn line(sequence: u64, id: &str, payload: &[u8]) -> Map<String, Value> {
-    let mut line = match serde_json::from_slice(payload) {
-        Ok(Value::Object(event)) => event,
+    let mut line = fields([("sequence", sequence.into()), ("id", id.into())]);
+    match serde_json::from_slice(payload) {
+        Ok(Value::Object(event)) => line.extend(event),
         _ => {
             eprintln!(
                 "warning: the usage event with the sequence {sequence} can't be read; its outcome is `{UNREADABLE}`"
             );
             let payload = String::from_utf8_lossy(payload);
-            Map::from_iter(
-                [("outcome", UNREADABLE), ("payload", payload.as_ref())]
-                    .map(|(k, v)| (k.to_owned(), v.into())),
-            )
+            line.extend(fields([("outcome", UNREADABLE.into()), ("payload", payload.as_ref().into())]));
         }
-    };
-    line.insert("sequence".to_owned(), sequence.into());
-    line.insert("id".to_owned(), id.into());
+    }
     line
+}
+
+fn fields(fields: [(&str, Value); 2]) -> Map<String, Value> {
+    fields.map(|(name, value)| (name.to_owned(), value)).into_iter().collect()
 }
 
 fn json_lines(lines: &[Map<String, Value>]) -> io::Result<Vec<u8>> {
@@ -230,7 +230,10 @@ mod tests {
             writer.push(1, "i", b"{}");
             writer.commit().unwrap();
             let text = std::fs::read_to_string(&path).unwrap();
-            assert_eq!(text, format!("{after}{{\"id\":\"i\",\"sequence\":1}}\n"));
+            let line = text.strip_prefix(after).unwrap();
+            assert!(line.ends_with('\n') && line.lines().count() == 1, "{text}");
+            let line: Value = serde_json::from_str(line).unwrap();
+            assert_eq!(line, serde_json::json!({"sequence": 1, "id": "i"}));
         }
     }
 
