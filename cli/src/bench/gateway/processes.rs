@@ -143,15 +143,30 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn a_group_has_used_what_its_processes_have_used() {
-        let part = Part { name: "test", group: rustix::process::getpgrp() };
-        let before = cpu(std::slice::from_ref(&part)).unwrap()[0];
-        let own = own_cpu().unwrap();
-        while own_cpu().unwrap() < own + Duration::from_millis(30) {
-            std::hint::black_box(fs::read_to_string("/proc/self/stat").unwrap());
+    fn a_part_has_used_what_its_processes_have_used() {
+        use std::os::unix::process::CommandExt;
+        use std::process::Command;
+
+        // The shell starts another process, which is what works.
+        let mut shell = Command::new("sh");
+        let mut shell = shell.args(["-c", "(while :; do :; done) & wait"]).process_group(0).spawn().unwrap();
+        let group = Pid::from_child(&shell);
+        let part = Part { name: "busy", group };
+        let used = |part: &Part| cpu(std::slice::from_ref(part)).unwrap()[0];
+        while used(&part) < Duration::from_millis(50) {
+            std::thread::sleep(Duration::from_millis(10));
         }
-        assert!(cpu(std::slice::from_ref(&part)).unwrap()[0] >= before + Duration::from_millis(30));
-        let memory = memory(&[part]).unwrap()[0];
-        assert!(memory.now > 0 && memory.largest >= memory.now);
+        assert!(cpu_of_process(&shell) < Duration::from_millis(50), "the other process has used it");
+        reset_largest(std::slice::from_ref(&part)).unwrap();
+        let held = memory(std::slice::from_ref(&part)).unwrap()[0];
+        assert!(held.now > 0 && held.largest >= held.now);
+        rustix::process::kill_process_group(group, rustix::process::Signal::KILL).unwrap();
+        shell.wait().unwrap();
+        assert!(own_cpu().is_ok());
+    }
+
+    #[cfg(target_os = "linux")]
+    fn cpu_of_process(child: &std::process::Child) -> Duration {
+        ticks(read_stat(&child.id().to_string()).unwrap().own_ticks)
     }
 }
