@@ -16,6 +16,7 @@ mod report;
 mod system;
 mod takeover;
 
+use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::Duration;
 
@@ -70,6 +71,9 @@ pub(super) struct GatewayArgs {
     /// Seconds of each load [default: 10, or 2 with --quick]
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     seconds: Option<f64>,
+    /// Clients at once, in place of the numbers of answers, streams and paced streams
+    #[arg(long, value_delimiter = ',', value_name = "N")]
+    clients: Vec<NonZeroUsize>,
     /// How often a worker is killed [default: 10, or 2 with --quick]
     #[arg(long, value_name = "N")]
     kills: Option<usize>,
@@ -201,6 +205,12 @@ impl Bench<'_> {
         self.args.only.contains(&measurement)
     }
 
+    /// The numbers of clients that the options name, or a load's own.
+    fn clients(&self, own: &[usize]) -> Vec<usize> {
+        let named: Vec<usize> = self.args.clients.iter().map(|clients| clients.get()).collect();
+        if named.is_empty() { own.to_vec() } else { named }
+    }
+
     fn wants_load(&self) -> bool {
         self.wants(Measurement::Answers) || self.wants(Measurement::Streams)
     }
@@ -297,12 +307,12 @@ impl Bench<'_> {
             let parts = system.parts();
             let at_start = processes::memory(&parts)?;
             processes::reset_largest(&parts)?;
-            for clients in ANSWER_CLIENTS {
+            for clients in self.clients(&ANSWER_CLIENTS) {
                 if self.wants(Measurement::Answers) {
                     self.answers(system, clients, figures).await?;
                 }
             }
-            for clients in STREAM_CLIENTS {
+            for clients in self.clients(&STREAM_CLIENTS) {
                 if self.wants(Measurement::Streams) {
                     self.streams(system, "streams", clients, figures).await?;
                 }
@@ -326,7 +336,7 @@ impl Bench<'_> {
     async fn paced(&self, system: &mut impl System, figures: &mut Vec<Figure>) -> anyhow::Result<()> {
         let outcome = async {
             system.start().await?;
-            for clients in PACED_CLIENTS {
+            for clients in self.clients(&PACED_CLIENTS) {
                 self.streams(system, "paced streams", clients, figures).await?;
             }
             Ok::<_, anyhow::Error>(())
