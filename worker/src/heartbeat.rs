@@ -122,7 +122,11 @@ impl HeartbeatPublisher {
     }
 
     async fn delete(&self, entry: &str) -> Result<(), PublishError> {
-        self.nats.jetstream().send_publish(self.nats.subject_in_domain(entry), nats::deletion()).await?.await?;
+        self.nats
+            .jetstream()
+            .send_publish(self.nats.subject_in_domain(entry), nats::deletion())
+            .await?
+            .await?;
         Ok(())
     }
 }

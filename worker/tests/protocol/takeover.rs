@@ -365,7 +365,8 @@ async fn a_withdrawn_job_is_ended_before_anything_is_computed() {
     let worker = Worker::start(&nats, &[]);
     let rest = events.rest().await;
     let kinds: Vec<_> = rest.iter().map(|event| &event.kind).collect();
-    let [EventKind::Taken { .. }, EventKind::Finish { reason, .. }, EventKind::Done { usage, .. }] = kinds[..]
+    let [EventKind::Taken { .. }, EventKind::Finish { reason, .. }, EventKind::Done { usage, .. }] =
+        kinds[..]
     else {
         panic!("{rest:?}")
     };
