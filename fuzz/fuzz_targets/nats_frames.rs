@@ -5,6 +5,7 @@
 
 use emberline_function::nats::codec::{CodecError, Decoder};
 use emberline_function::nats::{handshake, jetstream};
+use emberline_protocol::jetstream_domain::JetStreamDomain;
 use libfuzzer_sys::fuzz_target;
 use watermelon_proto::proto::ServerOp;
 
@@ -16,7 +17,7 @@ fuzz_target!(|input: (Vec<u8>, &[u8])| {
     let mut batch = jetstream::Batch::default();
     for op in at_once.0 {
         match op {
-            ServerOp::Info { info } => drop(handshake::check(&info)),
+            ServerOp::Info { info } => drop(handshake::check(&info, &JetStreamDomain::default())),
             ServerOp::Message { message } => {
                 let _ = jetstream::read_ack(&message);
                 let _ = batch.push(message);
