@@ -263,9 +263,13 @@ pub fn deletion() -> PublishMessage {
 /// Whether a message was not stored because its subject holds another than was expected; a cluster reports it in two
 /// ways.
 pub fn is_changed(error: &PublishError) -> bool {
-    let source = error.source().and_then(|source| source.downcast_ref::<jetstream::Error>());
     error.kind() == PublishErrorKind::WrongLastSequence
-        || source.is_some_and(|e| e.error_code() == NatsCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT)
+        || refusal(error).is_some_and(|e| e.error_code() == NatsCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT)
+}
+
+/// What JetStream answered to a message that it did not store; `None` if it did not answer.
+pub fn refusal(error: &PublishError) -> Option<&jetstream::Error> {
+    error.source()?.downcast_ref()
 }
 
 async fn connect(

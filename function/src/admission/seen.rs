@@ -5,6 +5,8 @@
 //! the counters are asked; what was seen says in how many round trips, and which of them need not be read again
 //! ([`super`]).
 
+use std::rc::Rc;
+
 use emberline_protocol::counter::{Bucket, Owner};
 
 use super::rate_limit::Sums;
@@ -25,7 +27,7 @@ pub struct SeenCounters(Cache<Owner, Seen>);
 /// What was seen of one owner's counters.
 #[derive(Debug, Clone)]
 struct Seen {
-    sums: Sums,
+    sums: Rc<Sums>,
     /// When all of them were read; those that are raised are seen more often.
     looked_ns: Option<u64>,
 }
@@ -39,19 +41,21 @@ impl Default for SeenCounters {
 impl SeenCounters {
     /// The counters of one owner, if they were seen lately.
     pub fn of(&self, owner: &Owner, now_ns: u64) -> Option<Sums> {
-        self.0.get(owner, now_ns).map(|seen| seen.sums)
+        self.0.get(owner, now_ns).map(|seen| Rc::unwrap_or_clone(seen.sums))
     }
 
     /// The same if all of them were read a moment ago.
     pub fn all_of(&self, owner: &Owner, now_ns: u64) -> Option<Sums> {
         let seen = self.0.get(owner, now_ns)?;
-        seen.looked_ns.filter(|looked| now_ns.saturating_sub(*looked) < LOOK_TTL_NS).map(|_| seen.sums)
+        seen.looked_ns
+            .filter(|looked| now_ns.saturating_sub(*looked) < LOOK_TTL_NS)
+            .map(|_| Rc::unwrap_or_clone(seen.sums))
     }
 
     /// Remembers what `sums` say of one owner. `are_all` says that all of its counters were read just now.
     pub fn see(&self, owner: &Owner, now_ns: u64, sums: &Sums, are_all: bool) {
         let of_owner = sums.iter().filter(|(bucket, _)| bucket.owner == *owner);
-        let sums = of_owner.map(|(bucket, sum)| (bucket.clone(), *sum)).collect();
+        let sums = Rc::new(of_owner.map(|(bucket, sum)| (bucket.clone(), *sum)).collect());
         let looked_ns =
             if are_all { Some(now_ns) } else { self.0.get(owner, now_ns).and_then(|seen| seen.looked_ns) };
         self.0.put(owner.clone(), now_ns, Seen { sums, looked_ns });

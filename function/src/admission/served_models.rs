@@ -76,8 +76,8 @@ impl ServedModels {
         served
     }
 
-    /// Nothing that anybody knows of: there is no stream of heartbeats and their summaries, since it lies in memory and is made anew by
-    /// the next worker, or its servers are gone.
+    /// Nothing that anybody knows of: there is no stream of heartbeats and their summaries, since it lay in memory and
+    /// its server was started again, or its servers are gone.
     pub fn unknown() -> Self {
         Self::default()
     }

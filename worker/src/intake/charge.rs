@@ -7,12 +7,11 @@
 //! job's account make each message count once, whichever worker sends it and how often.
 
 use std::collections::VecDeque;
-use std::error::Error as _;
 use std::time::Duration;
 
+use async_nats::jetstream::ErrorCode as NatsCode;
 use async_nats::jetstream::context::{PublishAckFuture, PublishError};
 use async_nats::jetstream::message::PublishMessage;
-use async_nats::jetstream::{self, ErrorCode as NatsCode};
 use emberline_inference::clock;
 use emberline_protocol::PROTOCOL_VERSION;
 use emberline_protocol::counter::INCREMENT_HEADER;
@@ -22,7 +21,7 @@ use emberline_protocol::key::KeyId;
 use emberline_protocol::subject::{self, JobId};
 use emberline_protocol::usage::{Outcome, UsageEvent};
 
-use crate::nats::Nats;
+use crate::nats::{self, Nats};
 
 /// Pauses after a message that was not stored: the first one, and the longest. Each is twice the one before.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
@@ -153,8 +152,7 @@ impl Charge {
 
 /// Whether a stream refused a message because it is at one of its limits.
 fn is_stream_full(error: &PublishError) -> bool {
-    let refusal = error.source().and_then(|source| source.downcast_ref::<jetstream::Error>());
-    refusal.is_some_and(|refusal| {
+    nats::refusal(error).is_some_and(|refusal| {
         refusal.error_code() == NatsCode::STREAM_STORE_FAILED && refusal.to_string().starts_with("maximum")
     })
 }

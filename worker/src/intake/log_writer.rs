@@ -283,29 +283,29 @@ impl LogWriter {
 
     /// Appends events and publishes them live, if there is room for them; [`LogWriter::store`] stores them.
     pub async fn append(&mut self, events: Vec<EventKind>) -> Result<(), NoRoom> {
-        let chunk = self.next_chunk(events);
-        let payload = encode(&chunk);
-        self.check_room(payload.len())?;
-        self.push(chunk, payload.into()).await;
+        let (chunk, payload) = self.checked_chunk(events)?;
+        self.push(chunk, payload).await;
         Ok(())
     }
 
     /// Has `events` appended together with the log's end, if there is room for them; at once if they are large.
     pub async fn hold(&mut self, events: Vec<EventKind>) -> Result<(), NoRoom> {
-        let chunk = self.next_chunk(events);
-        let payload = encode(&chunk);
-        self.check_room(payload.len())?;
+        let (chunk, payload) = self.checked_chunk(events)?;
         if payload.len() > HELD_BYTES {
-            self.push(chunk, payload.into()).await;
+            self.push(chunk, payload).await;
         } else {
             self.held = chunk.events;
         }
         Ok(())
     }
 
-    fn check_room(&self, payload: usize) -> Result<(), NoRoom> {
+    /// The next events as a chunk, and encoded, if there is room for them.
+    fn checked_chunk(&mut self, events: Vec<EventKind>) -> Result<(Chunk, Bytes), NoRoom> {
+        let chunk = self.next_chunk(events);
+        let payload = Bytes::from(encode(&chunk));
         let max_payload = self.nats.client().server_info().max_payload;
-        self.size.check(&self.subject, payload + HEADERS, max_payload)
+        self.size.check(&self.subject, payload.len() + HEADERS, max_payload)?;
+        Ok((chunk, payload))
     }
 
     /// Appends events of the log's end, for which room is kept.

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 
 use super::load::Target;
 use super::processes::Part;
-use super::system::{NatsCounts, Pace, System};
+use super::system::{Pace, System};
 use crate::up::ports::{self, ListenAddress, PortClaim};
 use crate::up::process::{Exit, Process, Program};
 use crate::up::transcript::{StackPart, Transcript};
@@ -138,6 +138,11 @@ impl<'a> Programs<'a> {
         self.running.iter().filter_map(part).collect()
     }
 
+    /// Waits until `target` answers as it should.
+    async fn wait_for(&self, target: &Target) -> anyhow::Result<()> {
+        self.wait_until(async || target.probe().await.map_err(|error| error.to_string())).await
+    }
+
     /// Waits until `ready` says so.
     async fn wait_until(&self, ready: impl AsyncFn() -> Result<(), String>) -> anyhow::Result<()> {
         let began = Instant::now();
@@ -255,8 +260,7 @@ impl System for Dynamo<'_> {
         let own = [&["-m", "dynamo.frontend"], &listen[..], &["--migration-limit", MIGRATIONS]].concat();
         self.start_program("frontend", &own)?;
         self.start_mocker(MOCKERS[0])?;
-        let answers = async || self.target.probe().await.map_err(|error| error.to_string());
-        self.programs.wait_until(answers).await?;
+        self.programs.wait_for(&self.target).await?;
         self.known_workers = self.listed_workers().await.map_err(anyhow::Error::msg)?;
         Ok(())
     }
@@ -271,10 +275,6 @@ impl System for Dynamo<'_> {
 
     fn parts(&self) -> Vec<Part> {
         self.programs.parts()
-    }
-
-    async fn nats_counts(&self) -> anyhow::Result<Option<NatsCounts>> {
-        Ok(None)
     }
 
     async fn start_worker(&mut self, number: usize) -> anyhow::Result<()> {
@@ -418,8 +418,7 @@ impl System for LiteLlm<'_> {
             ("LITELLM_MODE", "PRODUCTION"),
         ];
         self.programs.start_python("proxy", &args, &env)?;
-        let answers = async || self.target.probe().await.map_err(|error| error.to_string());
-        self.programs.wait_until(answers).await
+        self.programs.wait_for(&self.target).await
     }
 
     async fn stop(&mut self) {
@@ -432,10 +431,6 @@ impl System for LiteLlm<'_> {
 
     fn parts(&self) -> Vec<Part> {
         self.programs.parts()
-    }
-
-    async fn nats_counts(&self) -> anyhow::Result<Option<NatsCounts>> {
-        Ok(None)
     }
 
     async fn start_worker(&mut self, _: usize) -> anyhow::Result<()> {

@@ -46,7 +46,9 @@ pub(crate) trait System {
     /// Its processes.
     fn parts(&self) -> Vec<Part>;
     /// The counts of its nats-server, if it has one.
-    async fn nats_counts(&self) -> anyhow::Result<Option<NatsCounts>>;
+    async fn nats_counts(&self) -> anyhow::Result<Option<NatsCounts>> {
+        Ok(None)
+    }
     /// Starts a worker and waits until it is given requests.
     async fn start_worker(&mut self, number: usize) -> anyhow::Result<()>;
     /// Kills a worker (`kill -9`).
