@@ -3,13 +3,14 @@
 //! Each command has a module: [`up`] starts nats-server, the workers and the function and restarts them;
 //! [`pull`] fetches models and nats-server from the [`catalogue`] into the [`cache`]; [`bench`] and
 //! [`status`] query a stack; [`keys`] and [`usage`] administer API keys; [`nats_setup`] lays out the
-//! streams; [`jobs`] handles dead letters. Commands find the stack that runs on this machine by
+//! streams; [`jobs`] handles dead letters; [`edge`] passes NATS through HTTP. Commands find the stack that runs on this machine by
 //! [`running_stack`] and reach it through [`nats`]. Start reading at [`up`].
 
 mod bench;
 mod cache;
 mod catalogue;
 mod console;
+mod edge;
 mod jobs;
 mod key_gen;
 mod keys;
@@ -56,6 +57,8 @@ enum Command {
     Usage(usage::UsageArgs),
     /// List the queues and the dead letters (jobs that were given up); run one of them again.
     Jobs(jobs::JobsArgs),
+    /// Let functions reach nats-server by HTTP where their host gives them no sockets.
+    Edge(edge::EdgeArgs),
     /// Set up the streams, buckets and consumers in NATS.
     Nats(Box<nats_setup::NatsArgs>),
     /// Run a program that is sent SIGTERM when this process's parent dies.
@@ -82,6 +85,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Keys(args) => keys::run(&args, &Cache::from_env()?),
         Command::Usage(args) => usage::run(&args, &Cache::from_env()?),
         Command::Jobs(args) => jobs::run(&args, &Cache::from_env()?),
+        Command::Edge(args) => edge::run(args),
         Command::Nats(args) => nats_setup::run(&args, &Cache::from_env()?),
         Command::EndWithParent(args) => {
             Err(up::parent_death::run(&args)).context("emberline end-with-parent")
