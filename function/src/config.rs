@@ -1,7 +1,6 @@
 //! The function's settings: Spin variables in, typed values out.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -16,32 +15,42 @@ use crate::cache::Cache;
 use crate::http::cors::{InvalidOrigin, Origins};
 use crate::http::reply::internal_error;
 use crate::nats::NatsEndpoint;
+use crate::nats::address::{InvalidServers, ServerUrl};
+use crate::nats::credentials::{Credentials, Given, InvalidCredentials, Proof};
+use crate::nats::tls::{TlsError, TlsSettings};
 use crate::platform::{Host, report};
 
-/// Every variable that the function reads; `spin.toml` declares them with their defaults.
-pub const VARIABLES: [&str; 17] = [
-    FIRST_SERVER,
-    OTHER_SERVERS[0],
-    OTHER_SERVERS[1],
-    "nats_user",
-    "nats_password",
-    DOMAIN_VARIABLE,
-    "api_key_hashes",
-    "default_limits",
-    "models",
-    "model_aliases",
-    "max_body_bytes",
-    "request_timeout_s",
-    "no_worker_wait_s",
-    "queue_limit",
-    CORS_VARIABLE,
-    "background_retention_s",
-    "instance_memory",
+/// Every variable that the function reads, with the value that it has where the host knows none; `spin.toml` declares
+/// them with the same values.
+pub const VARIABLES: [(&str, &str); 23] = [
+    (SERVERS_VARIABLE, "nats://127.0.0.1:4222"),
+    ("nats_user", "function"),
+    ("nats_password", ""),
+    ("nats_token", ""),
+    ("nats_nkey_seed", ""),
+    ("nats_credentials", ""),
+    ("nats_tls_server_name", ""),
+    ("nats_tls_ca", ""),
+    ("nats_tls_handshake_first", "false"),
+    ("nats_tls_client_certificate", ""),
+    ("nats_tls_client_key", ""),
+    (DOMAIN_VARIABLE, ""),
+    ("api_key_hashes", ""),
+    ("default_limits", "requests_per_minute=60000,tokens_per_minute=60000000"),
+    ("models", ""),
+    ("model_aliases", ""),
+    ("max_body_bytes", "4194304"),
+    ("request_timeout_s", "600"),
+    ("no_worker_wait_s", "0"),
+    ("queue_limit", "1000"),
+    (CORS_VARIABLE, ""),
+    ("background_retention_s", "600"),
+    ("instance_memory", "512MiB"),
 ];
 
-const FIRST_SERVER: &str = "nats_server";
-/// Two more servers of its cluster, if there are any.
-const OTHER_SERVERS: [&str; 2] = ["nats_server_b", "nats_server_c"];
+/// The servers. In spin.toml it is made of the way (`nats_scheme`) and of the addresses (`nats_server` and others),
+/// since each entry of `allowed_outbound_hosts` stands for one address.
+const SERVERS_VARIABLE: &str = "nats_url";
 
 /// The JetStream domain in which the streams are.
 const DOMAIN_VARIABLE: &str = "nats_jetstream_domain";
@@ -98,13 +107,14 @@ pub struct Config {
 pub enum ConfigError {
     #[error("variable '{0}' is not declared; spin.toml lists it under [component.function.variables]")]
     Missing(&'static str),
-    #[error(
-        "{0} '{1}' is not an IP address with a port. Write it like 127.0.0.1:4222 or [::1]:4222; \
-         raw sockets look up no names"
-    )]
-    Server(&'static str, String),
-    #[error("{0} '{1}' has port 0, which only further servers may have. Give it nats-server's port")]
-    NoServer(&'static str, String),
+    #[error("{SERVERS_VARIABLE} (in spin.toml made of nats_scheme and nats_server): {0}")]
+    Servers(#[from] InvalidServers),
+    #[error(transparent)]
+    Credentials(#[from] InvalidCredentials),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error("{0} '{1}' is neither true nor false")]
+    Flag(&'static str, String),
     #[error("{DOMAIN_VARIABLE}: {0}")]
     Domain(#[from] InvalidDomain),
     #[error("api_key_hashes: {0}")]
@@ -179,7 +189,7 @@ impl Config {
     /// Reads the settings from the host. What is wrong with them is for the log only.
     async fn read(host: &Host) -> Result<Self, ApiError> {
         let mut values = BTreeMap::new();
-        for name in VARIABLES {
+        for (name, _) in VARIABLES {
             match host.variable(name).await {
                 Ok(value) => {
                     values.insert(name, value);
@@ -197,18 +207,6 @@ impl Config {
     pub fn parse(values: &BTreeMap<&'static str, String>) -> Result<Self, ConfigError> {
         let get =
             |name: &'static str| values.get(name).map(|value| value.trim()).ok_or(ConfigError::Missing(name));
-        let server = |name| {
-            let text = get(name)?;
-            parse_server(text).ok_or_else(|| ConfigError::Server(name, text.to_owned()))
-        };
-        let first = server(FIRST_SERVER)?;
-        if first.port() == 0 {
-            return Err(ConfigError::NoServer(FIRST_SERVER, get(FIRST_SERVER)?.to_owned()));
-        }
-        let mut servers = vec![first];
-        for name in OTHER_SERVERS {
-            servers.extend(Some(server(name)?).filter(|server| server.port() != 0));
-        }
         let from = |min, name, max| {
             let text = get(name)?;
             match text.parse::<u64>() {
@@ -224,14 +222,30 @@ impl Config {
             let bytes = bytes.and_then(|Bytes(bytes)| usize::try_from(bytes).ok());
             bytes.ok_or_else(|| ConfigError::Memory(name, text.to_owned()))
         };
+        let flag = |name| match get(name)? {
+            "true" => Ok(true),
+            "false" => Ok(false),
+            other => Err(ConfigError::Flag(name, other.to_owned())),
+        };
+        let given = Given {
+            password: get("nats_password")?,
+            token: get("nats_token")?,
+            nkey_seed: get("nats_nkey_seed")?,
+            credentials: get("nats_credentials")?,
+        };
+        let tls = TlsSettings {
+            server_name: get("nats_tls_server_name")?.to_owned(),
+            ca: get("nats_tls_ca")?.to_owned(),
+            handshake_first: flag("nats_tls_handshake_first")?,
+            client_certificate: get("nats_tls_client_certificate")?.to_owned(),
+            client_key: get("nats_tls_client_key")?.to_owned(),
+        };
+        tls.check()?;
         Ok(Self {
             nats: NatsEndpoint {
-                servers,
-                user: get("nats_user")?.to_owned(),
-                password: values
-                    .get("nats_password")
-                    .cloned()
-                    .ok_or(ConfigError::Missing("nats_password"))?,
+                servers: ServerUrl::parse_list(get(SERVERS_VARIABLE)?)?,
+                credentials: Credentials { user: get("nats_user")?.to_owned(), proof: Proof::parse(&given)? },
+                tls,
                 domain: get(DOMAIN_VARIABLE)?.parse()?,
             },
             keys: KeyHashes::parse(get("api_key_hashes")?)?,
@@ -249,9 +263,22 @@ impl Config {
     }
 }
 
-/// `127.0.0.1:4222` or `[::1]:4222`; an IPv6 address with a zone has no place in `allowed_outbound_hosts`.
-fn parse_server(text: &str) -> Option<SocketAddr> {
-    text.parse().ok().filter(|_| !text.contains('%'))
+/// Prefix of the environment variables that set variables where the host has none of its own.
+#[cfg(all(target_family = "wasm", not(feature = "spin")))]
+const ENVIRONMENT_PREFIX: &str = "EMBERLINE_";
+
+/// The value of a variable from the environment, or its default.
+#[cfg(all(target_family = "wasm", not(feature = "spin")))]
+pub fn from_environment(name: &str) -> Result<String, String> {
+    let variable = format!("{ENVIRONMENT_PREFIX}{}", name.to_ascii_uppercase());
+    match std::env::var(&variable) {
+        Ok(value) => Ok(value),
+        Err(std::env::VarError::NotUnicode(_)) => Err(format!("{variable} is not UTF-8")),
+        Err(std::env::VarError::NotPresent) => {
+            let default = VARIABLES.iter().find(|(known, _)| *known == name).map(|(_, value)| *value);
+            default.map(str::to_owned).ok_or_else(|| format!("{variable} is not set"))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -259,73 +286,41 @@ mod tests {
     use super::*;
 
     fn values(changes: &[(&'static str, &str)]) -> BTreeMap<&'static str, String> {
-        let defaults = [
-            ("nats_server", "127.0.0.1:4222"),
-            ("nats_server_b", "127.0.0.1:0"),
-            ("nats_server_c", "127.0.0.1:0"),
-            ("nats_user", "function"),
-            ("nats_password", ""),
-            ("nats_jetstream_domain", ""),
-            ("api_key_hashes", ""),
-            ("default_limits", "requests_per_minute=60"),
-            ("models", "a"),
-            ("model_aliases", "b=a"),
-            ("max_body_bytes", "4194304"),
-            ("request_timeout_s", "600"),
-            ("no_worker_wait_s", "0"),
-            ("queue_limit", "1000"),
-            ("cors_allowed_origins", ""),
-            ("background_retention_s", "600"),
-            ("instance_memory", "512MiB"),
-        ];
-        defaults.iter().chain(changes).map(|(name, value)| (*name, (*value).to_owned())).collect()
+        let (models, aliases) = (("models", "a"), ("model_aliases", "b=a"));
+        let defaults = VARIABLES.into_iter().chain([models, aliases]);
+        defaults.chain(changes.iter().copied()).map(|(name, value)| (name, value.to_owned())).collect()
     }
 
     #[test]
-    fn the_defaults_are_valid_and_complete() {
-        let values = values(&[]);
-        assert_eq!(values.keys().copied().collect::<Vec<_>>(), {
-            let mut names = VARIABLES.to_vec();
-            names.sort_unstable();
-            names
-        });
-        let config = Config::parse(&values).unwrap();
-        assert_eq!(config.nats.servers, ["127.0.0.1:4222".parse().unwrap()]);
+    fn the_defaults_are_valid() {
+        let config = Config::parse(&values(&[])).unwrap();
+        assert_eq!(config.nats.servers, [ServerUrl::plain("127.0.0.1:4222".parse().unwrap())]);
         assert!(!config.nats.domain.is_named());
         assert_eq!(config.names.resolve("b"), "a");
         assert_eq!((config.max_body_bytes, config.instance_memory), (4 << 20, DEFAULT_INSTANCE_MEMORY));
     }
 
     #[test]
-    fn an_ipv6_address_is_in_brackets() {
-        let config = Config::parse(&values(&[("nats_server", " [::1]:4222 ")])).unwrap();
-        assert_eq!(config.nats.servers, ["[::1]:4222".parse().unwrap()]);
-    }
-
-    #[test]
-    fn there_may_be_up_to_three_servers() {
-        let config = Config::parse(&values(&[("nats_server_c", "10.0.0.3:4223")])).unwrap();
+    fn servers_without_a_port_are_left_out() {
+        let servers = "tls://[::1]:4222,tls://127.0.0.1:0,tls://10.0.0.3:4223";
+        let config = Config::parse(&values(&[(SERVERS_VARIABLE, servers)])).unwrap();
         let shown: Vec<String> = config.nats.servers.iter().map(ToString::to_string).collect();
-        assert_eq!(shown, ["127.0.0.1:4222", "10.0.0.3:4223"]);
+        assert_eq!(shown, ["tls://[::1]:4222", "tls://10.0.0.3:4223"]);
     }
 
     #[test]
     fn a_bad_value_is_named() {
         for (name, value) in [
-            ("nats_server", "localhost:4222"),
-            ("nats_server", "127.0.0.1"),
-            ("nats_server", "::1"),
-            ("nats_server", "[::1]"),
-            ("nats_server", "[127.0.0.1]:4222"),
-            ("nats_server", "[fe80::1%2]:4222"),
-            ("nats_server", "nats://127.0.0.1:4222"),
-            ("nats_server", "127.0.0.1:4222,127.0.0.2:4222"),
-            ("nats_server", "127.0.0.1:0"),
-            ("nats_server", "127.0.0.1:65536"),
-            ("nats_server", ""),
-            ("nats_server_b", "nats-2:4222"),
-            ("nats_server_c", "127.0.0.1:-1"),
-            ("nats_server_c", ""),
+            ("nats_url", "127.0.0.1:4222"),
+            ("nats_url", "nats://127.0.0.1:0"),
+            ("nats_url", "nats://a:b@127.0.0.1:4222"),
+            ("nats_url", ""),
+            ("nats_nkey_seed", "x"),
+            ("nats_credentials", "x"),
+            ("nats_tls_ca", "x"),
+            ("nats_tls_handshake_first", "yes"),
+            ("nats_tls_client_certificate", "x"),
+            ("nats_tls_client_key", "x"),
             ("nats_jetstream_domain", "$JS.hub.API"),
             ("api_key_hashes", "abc"),
             ("default_limits", "requests=1"),
@@ -345,17 +340,12 @@ mod tests {
         ] {
             let error = Config::parse(&values(&[(name, value)])).err().unwrap().to_string();
             assert!(error.contains(name), "{name}={value}: {error}");
-            if name.starts_with("nats_server") {
-                let remedy = ["127.0.0.1:4222 or [::1]:4222", "Give it nats-server's port"];
-                let names_both = error.contains(&format!("'{value}'"));
-                assert!(names_both && remedy.iter().any(|remedy| error.contains(remedy)), "{error}");
-            }
         }
     }
 
     #[test]
     fn a_missing_variable_is_named() {
-        for name in VARIABLES {
+        for (name, _) in VARIABLES {
             let mut values = values(&[]);
             values.remove(name);
             let error = Config::parse(&values).err().unwrap().to_string();
@@ -363,16 +353,30 @@ mod tests {
         }
     }
 
+    /// The entries of a table in spin.toml.
+    fn manifest_table(name: &str) -> BTreeMap<&'static str, &'static str> {
+        let manifest = include_str!("../../spin.toml");
+        let section = manifest.split(&format!("[{name}]\n")).nth(1).unwrap().split("\n[").next().unwrap();
+        let lines = section.lines().filter(|line| !line.starts_with('#'));
+        lines.filter_map(|line| line.split_once(" = ")).collect()
+    }
+
     #[test]
     fn spin_toml_declares_exactly_these_variables() {
-        let manifest = include_str!("../../spin.toml");
-        let section = manifest.split("[component.function.variables]").nth(1).unwrap();
-        let section = section.split("\n[").next().unwrap();
-        let mut declared: Vec<_> =
-            section.lines().filter_map(|line| Some(line.split_once('=')?.0.trim())).collect();
-        let mut wanted = VARIABLES.to_vec();
-        declared.sort_unstable();
+        let declared: Vec<_> = manifest_table("component.function.variables").into_keys().collect();
+        let mut wanted = VARIABLES.map(|(name, _)| name).to_vec();
         wanted.sort_unstable();
         assert_eq!(declared, wanted);
+    }
+
+    #[test]
+    fn spin_toml_has_the_same_defaults() {
+        let declared = manifest_table("variables");
+        for (name, value) in VARIABLES {
+            // Made of others there, or naming the model that `make up` serves.
+            if ![SERVERS_VARIABLE, "models", "model_aliases"].contains(&name) {
+                assert!(declared[name].starts_with(&format!("{{ default = \"{value}\"")), "{name}");
+            }
+        }
     }
 }

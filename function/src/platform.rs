@@ -1,11 +1,11 @@
-//! What the function needs of the host that it runs on: settings, clocks, randomness, TCP and tasks.
+//! What the function needs of the host that it runs on: settings, clocks, randomness, connections and tasks.
 //!
 //! [`crate::wasi`] implements [`Platform`] for Spin; the tests implement it with tokio. Everything else is the
 //! same on both. Tasks of one instance can't wake each other on Spin, so nothing here waits for another
 //! request; what requests share is plain data ([`crate::instance`]).
 
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -13,11 +13,13 @@ use std::time::Duration;
 
 use futures::future::{Either, LocalBoxFuture, select};
 
+use crate::nats::address::ServerUrl;
+
 /// The other end of a byte stream is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Closed;
 
-/// A connected TCP socket. To stop polling and to poll again later loses nothing.
+/// Bytes in both directions. To stop polling and to poll again later loses nothing.
 pub trait ByteStream {
     /// Sends `unsent`; ready when all of it was handed over.
     fn poll_flush(&mut self, cx: &mut Context<'_>, unsent: &mut Vec<u8>) -> Poll<Result<(), Closed>>;
@@ -25,7 +27,7 @@ pub trait ByteStream {
     /// Passes the next received bytes to `sink`.
     fn poll_read(&mut self, cx: &mut Context<'_>, sink: &mut dyn FnMut(&[u8])) -> Poll<Result<(), Closed>>;
 
-    /// Makes the socket ready to move to another task. Bytes that had arrived go to `sink`.
+    /// Makes the stream ready to move to another task. Bytes that had arrived go to `sink`.
     fn park(&mut self, sink: &mut dyn FnMut(&[u8])) -> Result<(), Closed>;
 }
 
@@ -45,8 +47,15 @@ pub trait Platform {
     /// The value of a setting ([`crate::config::VARIABLES`]).
     fn variable(&self, name: &'static str) -> LocalBoxFuture<'static, Result<String, String>>;
 
-    /// Connects, without a limit of time.
+    /// Opens a TCP connection, without a limit of time.
     fn connect(&self, address: SocketAddr) -> LocalBoxFuture<'static, Result<Box<dyn ByteStream>, String>>;
+
+    /// The addresses of a name. Not every host looks names up.
+    fn look_up(&self, name: String) -> LocalBoxFuture<'static, Result<Vec<IpAddr>, String>>;
+
+    /// Sends an HTTP request to an edge, whose body and the response's are the two directions of the stream. Ready
+    /// when the response has begun, without a limit of time.
+    fn exchange(&self, edge: ServerUrl) -> LocalBoxFuture<'static, Result<Box<dyn ByteStream>, String>>;
 
     /// Unix milliseconds.
     fn unix_ms(&self) -> u64;

@@ -1,12 +1,14 @@
 //! The addresses that a component may connect to: parses `allowed_outbound_hosts` of the manifest as Spin does
 //! (its `crates/outbound-networking-config/src/allowed_hosts.rs`).
 //!
-//! As on Spin, a raw socket connects only to an IP address. So an entry with a host name is accepted but never
-//! matches; [`AllowedHosts::parse`] logs a warning.
+//! As on Spin, a raw socket connects only to an IP address. So an entry with a host name matches HTTP requests alone;
+//! for one with the scheme `tcp` [`AllowedHosts::parse`] logs a warning.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
+
+use http::Uri;
 
 use crate::variables::{Declaration, Template, VariableError, Variables};
 
@@ -21,7 +23,10 @@ pub struct AllowedHostError {
 impl AllowedHostError {
     /// Whether Spin would start with such an entry.
     pub fn is_unsupported(&self) -> bool {
-        matches!(self.problem, EntryProblem::OtherScheme(_) | EntryProblem::Undeclared(_))
+        matches!(
+            self.problem,
+            EntryProblem::OtherScheme(_) | EntryProblem::Internal | EntryProblem::Undeclared(_)
+        )
     }
 }
 
@@ -38,8 +43,13 @@ enum EntryProblem {
     NoScheme,
     #[error("has a scheme that is neither a word of letters nor *. Write tcp")]
     Scheme,
-    #[error("is for {0}; this host opens only tcp sockets. Remove it, or run the application with `spin up`")]
+    #[error(
+        "is for {0}; this host opens tcp sockets and sends HTTP requests. Remove it, or run the application with \
+         `spin up`"
+    )]
     OtherScheme(String),
+    #[error("is for requests to the application itself, which this host does not send. Use `spin up`")]
+    Internal,
     #[error("has no port. Write it as tcp://ADDRESS:PORT, or tcp://ADDRESS:* for all ports")]
     NoPort,
     #[error("has a port that is neither a number, FROM..TO nor *")]
@@ -56,15 +66,29 @@ pub struct AllowedHosts(Vec<Entry>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Entry {
+    scheme: SchemePattern,
     host: HostPattern,
     port: PortPattern,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum SchemePattern {
+    Any,
+    Tcp,
+    Http,
+    Https,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum HostPattern {
     Any,
-    Network { address: IpAddr, prefix: u8 },
-    Name,
+    Network {
+        address: IpAddr,
+        prefix: u8,
+    },
+    Name(String),
+    /// All names under this one.
+    NamesUnder(String),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,7 +149,23 @@ impl AllowedHosts {
 
     /// Whether a TCP connection to this address is allowed.
     pub fn allows(&self, address: SocketAddr) -> bool {
-        self.0.iter().any(|entry| entry.host.contains(address.ip()) && entry.port.contains(address.port()))
+        let schemes = [SchemePattern::Any, SchemePattern::Tcp];
+        let mut of_tcp = self.0.iter().filter(|entry| schemes.contains(&entry.scheme));
+        of_tcp.any(|entry| entry.host.contains(address.ip()) && entry.port.contains(address.port()))
+    }
+
+    /// Whether an HTTP request to this address is allowed.
+    pub fn allows_request(&self, uri: &Uri) -> bool {
+        let (scheme, default_port) = match uri.scheme_str() {
+            Some("http") => (SchemePattern::Http, 80),
+            Some("https") => (SchemePattern::Https, 443),
+            _ => return false,
+        };
+        let (Some(host), port) = (uri.host(), uri.port_u16().unwrap_or(default_port)) else { return false };
+        let host = host.trim_matches(['[', ']']);
+        let schemes = [SchemePattern::Any, scheme];
+        let mut of_scheme = self.0.iter().filter(|entry| schemes.contains(&entry.scheme));
+        of_scheme.any(|entry| entry.host.contains_host(host) && entry.port.contains(port))
     }
 }
 
@@ -152,11 +192,17 @@ impl Entry {
             return Err(EntryProblem::Scheme);
         }
         let host = HostPattern::parse(host)?;
-        if matches!(scheme, "tcp" | "*") {
-            Ok(Self { host, port })
-        } else {
-            Err(EntryProblem::OtherScheme(scheme.to_owned()))
+        let scheme = match scheme {
+            "*" => SchemePattern::Any,
+            "tcp" => SchemePattern::Tcp,
+            "http" => SchemePattern::Http,
+            "https" => SchemePattern::Https,
+            other => return Err(EntryProblem::OtherScheme(other.to_owned())),
+        };
+        if matches!(scheme, SchemePattern::Http | SchemePattern::Https) && host.is_internal() {
+            return Err(EntryProblem::Internal);
         }
+        Ok(Self { scheme, host, port })
     }
 }
 
@@ -182,17 +228,46 @@ impl HostPattern {
             return Err(EntryProblem::Host);
         }
         match (url::Host::parse(name).map_err(|_| EntryProblem::Host)?, is_wildcard) {
-            (url::Host::Domain(_), _) => Ok(Self::Name),
+            (url::Host::Domain(name), false) => Ok(Self::Name(name)),
+            (url::Host::Domain(name), true) => Ok(Self::NamesUnder(name)),
             (_, true) => Err(EntryProblem::Host),
             (url::Host::Ipv4(address), false) => Ok(Self::Network { address: address.into(), prefix: 32 }),
             (url::Host::Ipv6(address), false) => Ok(Self::Network { address: address.into(), prefix: 128 }),
         }
     }
 
+    /// Whether Spin serves it without the network.
+    fn is_internal(&self) -> bool {
+        match self {
+            Self::Any | Self::Network { .. } => false,
+            Self::Name(name) => name == "self" || name.ends_with(".spin.internal"),
+            Self::NamesUnder(name) => name == "spin.internal",
+        }
+    }
+
+    /// Whether it can match the address of a socket.
+    fn is_address(&self) -> bool {
+        matches!(self, Self::Any | Self::Network { .. })
+    }
+
+    /// Whether a request to this host, which is a name or an address, is meant.
+    fn contains_host(&self, candidate: &str) -> bool {
+        match (self, candidate.parse()) {
+            (_, Ok(address)) => self.contains(address),
+            (Self::Any, Err(_)) => true,
+            (Self::Network { .. }, Err(_)) => false,
+            (Self::Name(name), Err(_)) => name.eq_ignore_ascii_case(candidate),
+            (Self::NamesUnder(name), Err(_)) => {
+                let candidate = candidate.to_ascii_lowercase();
+                candidate.strip_suffix(name).is_some_and(|rest| rest.ends_with('.') && rest.len() > 1)
+            }
+        }
+    }
+
     fn contains(&self, candidate: IpAddr) -> bool {
         match self {
             Self::Any => true,
-            Self::Name => false,
+            Self::Name(_) | Self::NamesUnder(_) => false,
             Self::Network { address, prefix } => match (address, candidate) {
                 (IpAddr::V4(network), IpAddr::V4(candidate)) => {
                     let differing = network.to_bits() ^ candidate.to_bits();

@@ -67,6 +67,23 @@ fn a_name_is_accepted_and_never_matches() {
 }
 
 #[test]
+fn requests_are_allowed_by_scheme_name_and_port() {
+    let allows = |entry: &str, uri: &str| parse(entry).unwrap().allows_request(&uri.parse().unwrap());
+    assert!(allows("https://edge.example.com", "https://edge.example.com/nats"));
+    assert!(allows("https://edge.example.com", "https://EDGE.example.com:443/"));
+    assert!(!allows("https://edge.example.com", "https://edge.example.com:8443/"));
+    assert!(!allows("https://edge.example.com", "http://edge.example.com:443/"));
+    assert!(!allows("https://edge.example.com", "https://example.com/"));
+    assert!(allows("https://*.example.com", "https://edge.example.com/"));
+    assert!(!allows("https://*.example.com", "https://example.com/"));
+    assert!(!allows("https://*.example.com", "https://edge-example.com/"));
+    assert!(allows("*://10.0.0.7:8080", "http://10.0.0.7:8080/nats"));
+    assert!(allows("http://[::1]:8080", "http://[::1]:8080/nats"));
+    assert!(!allows("tcp://10.0.0.7:8080", "http://10.0.0.7:8080/nats"));
+    assert!(!parse("http://10.0.0.7:8080").unwrap().allows("10.0.0.7:8080".parse().unwrap()));
+}
+
+#[test]
 fn nothing_is_allowed_by_default() {
     assert!(!AllowedHosts::default().allows("127.0.0.1:4222".parse().unwrap()));
 }
@@ -77,7 +94,7 @@ fn an_error_says_what_to_write() {
     for (entry, says) in [
         ("127.0.0.1:4222", "no scheme"),
         ("tcp+tls://127.0.0.1:80", "Write tcp"),
-        ("http://127.0.0.1:80", "only tcp sockets"),
+        ("redis://127.0.0.1:80", "tcp sockets and sends HTTP"),
         ("tcp://127.0.0.1", "tcp://ADDRESS:PORT"),
         ("tcp://[::1]", "has no port"),
         ("tcp://127.0.0.1:http", "neither a number"),

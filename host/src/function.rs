@@ -21,12 +21,11 @@ use wasmtime_wasi_http::handler::{
     HandlerState, Instance, Proxy, ProxyHandler, ShouldAccept, WorkerExpiration, WorkerState, WorkerStatus,
 };
 use wasmtime_wasi_http::p3::bindings::ServicePre;
-use wasmtime_wasi_http::{
-    Error as HttpError, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks, WasiHttpView,
-};
+use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use crate::allowed_hosts::AllowedHosts;
 use crate::guest_log::GuestLog;
+use crate::outbound_http::OutboundHttp;
 use crate::variables::check_name;
 
 mod bindings {
@@ -153,7 +152,9 @@ pub fn load(engine: &Engine, path: &Path, settings: ComponentSettings) -> Result
     let service =
         ServicePre::new(instance).map_err(|error| LoadError::NotAService { path: path.to_owned(), error })?;
     let name = settings.name.as_str().into();
-    Ok(ProxyHandler::new(FunctionState { service, name, settings: Arc::new(settings) }))
+    let settings = Arc::new(settings);
+    let outbound_http = OutboundHttp::new(settings.clone());
+    Ok(ProxyHandler::new(FunctionState { service, name, settings, outbound_http }))
 }
 
 fn linker(engine: &Engine) -> wasmtime::Result<Linker<InstanceState>> {
@@ -171,6 +172,7 @@ pub struct FunctionState {
     service: ServicePre<InstanceState>,
     name: Arc<str>,
     settings: Arc<ComponentSettings>,
+    outbound_http: OutboundHttp,
 }
 
 impl HandlerState for FunctionState {
@@ -179,7 +181,7 @@ impl HandlerState for FunctionState {
     type WorkerState = ReusePolicy;
 
     async fn instantiate(&self) -> wasmtime::Result<Instance<InstanceState, IdleTimeout, ReusePolicy>> {
-        let state = InstanceState::new(self.name.clone(), self.settings.clone());
+        let state = InstanceState::new(self.name.clone(), self.settings.clone(), self.outbound_http.clone());
         let mut store = Store::new(self.service.engine(), state);
         let proxy = Proxy::P3(self.service.instantiate_async(&mut store).await?);
         tracing::debug!("{}: a new instance", self.name);
@@ -256,12 +258,12 @@ pub struct InstanceState {
     table: ResourceTable,
     wasi: WasiCtx,
     http: WasiHttpCtx,
-    no_outbound_http: NoOutboundHttp,
+    outbound_http: OutboundHttp,
     settings: Arc<ComponentSettings>,
 }
 
 impl InstanceState {
-    fn new(name: Arc<str>, settings: Arc<ComponentSettings>) -> Self {
+    fn new(name: Arc<str>, settings: Arc<ComponentSettings>, outbound_http: OutboundHttp) -> Self {
         let mut wasi = WasiCtxBuilder::new();
         for (name, value) in &settings.environment {
             wasi.env(name, value);
@@ -273,13 +275,7 @@ impl InstanceState {
             Box::pin(async move { allowed })
         });
         let table = ResourceTable::new();
-        Self {
-            table,
-            wasi: wasi.build(),
-            http: WasiHttpCtx::new(),
-            no_outbound_http: NoOutboundHttp,
-            settings,
-        }
+        Self { table, wasi: wasi.build(), http: WasiHttpCtx::new(), outbound_http, settings }
     }
 }
 
@@ -312,24 +308,7 @@ impl WasiView for InstanceState {
 
 impl WasiHttpView for InstanceState {
     fn http(&mut self) -> WasiHttpCtxView<'_> {
-        WasiHttpCtxView { ctx: &mut self.http, table: &mut self.table, hooks: &mut self.no_outbound_http }
-    }
-}
-
-/// Refuses outbound HTTP requests, which no entry of `allowed_outbound_hosts` allows on this host.
-struct NoOutboundHttp;
-
-type SendResult =
-    Result<(http::Response<WasiBody>, Box<dyn Future<Output = Result<(), HttpError>> + Send>), HttpError>;
-
-impl WasiHttpHooks for NoOutboundHttp {
-    fn send_request(
-        &mut self,
-        _: http::Request<WasiBody>,
-        _: Option<RequestOptions>,
-        _: Box<dyn Future<Output = Result<(), HttpError>> + Send>,
-    ) -> Box<dyn Future<Output = SendResult> + Send> {
-        Box::new(async { Err(HttpError::HttpRequestDenied) })
+        WasiHttpCtxView { ctx: &mut self.http, table: &mut self.table, hooks: &mut self.outbound_http }
     }
 }
 

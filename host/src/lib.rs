@@ -8,7 +8,7 @@
 //! # Layout
 //! - [`manifest`]: reads and checks `spin.toml`, with [`ids`] for its names.
 //! - [`variables`]: templates (`{{ name }}`) and the values behind them.
-//! - [`allowed_hosts`]: which addresses a component may connect to.
+//! - [`allowed_hosts`]: which addresses a component may connect to, and [`outbound_http`]: the requests that it sends.
 //! - [`routes`]: which component handles a path.
 //! - [`function`]: runs one component on wasmtime: its imports, its instances and their reuse.
 //! - [`guest_log`]: logs what a component prints.
@@ -23,6 +23,7 @@ pub mod function;
 pub mod guest_log;
 pub mod ids;
 pub mod manifest;
+pub mod outbound_http;
 pub mod routes;
 pub mod server;
 pub mod variables;

@@ -17,3 +17,4 @@ mod queue;
 mod requests;
 mod scale_from_zero;
 mod versions;
+mod ways;

@@ -106,18 +106,12 @@ impl KeyCache {
 #[cfg(test)]
 mod tests {
     use emberline_protocol::PROTOCOL_VERSION;
-    use emberline_protocol::jetstream_domain::JetStreamDomain;
     use emberline_protocol::key::KeyId;
 
     use super::*;
 
     fn cache_key(key: &str) -> CacheKey {
-        let endpoint = NatsEndpoint {
-            servers: Vec::new(),
-            user: String::new(),
-            password: String::new(),
-            domain: JetStreamDomain::default(),
-        };
+        let endpoint = NatsEndpoint::plain("127.0.0.1:4222".parse().unwrap());
         let headers =
             HeaderMap::from_iter([(http::HeaderName::from_static("x-api-key"), key.parse().unwrap())]);
         (endpoint, Credential::find(&headers).unwrap())

@@ -3,14 +3,18 @@
 use std::cell::RefCell;
 use std::future::Future;
 use std::rc::Rc;
+use std::sync::Arc;
 
+use rustls::ClientConfig;
 use watermelon_proto::headers::HeaderMap;
 
+use super::address::{Scheme, ServerUrl};
 use super::connection::{BusError, Connection, REPLY_TIMEOUT, direct_get_subject};
 use super::jetstream;
 use super::pool::Pool;
 use super::round_trip::{Answer, Reply, Request};
 use super::servers::Servers;
+use super::tls::{TlsError, TlsSettings};
 use crate::nats::NatsEndpoint;
 use crate::platform::Host;
 
@@ -19,6 +23,24 @@ use crate::platform::Host;
 pub struct Connections {
     pool: RefCell<Pool<NatsEndpoint, Connection>>,
     servers: RefCell<Servers<NatsEndpoint>>,
+    /// TLS as it was set up last: it remembers sessions.
+    tls: RefCell<Option<(TlsSettings, Arc<ClientConfig>)>>,
+}
+
+impl Connections {
+    fn tls(&self, settings: &TlsSettings) -> Result<Arc<ClientConfig>, TlsError> {
+        let mut known = self.tls.try_borrow_mut().ok();
+        if let Some(Some((of, config))) = known.as_deref()
+            && of == settings
+        {
+            return Ok(Arc::clone(config));
+        }
+        let config = settings.client_config()?;
+        if let Some(known) = known.as_deref_mut() {
+            *known = Some((settings.clone(), Arc::clone(&config)));
+        }
+        Ok(config)
+    }
 }
 
 /// NATS for one request.
@@ -77,7 +99,7 @@ impl Bus {
         let mut failure = BusError::Closed;
         for place in order {
             let Some(server) = self.endpoint.servers.get(place) else { continue };
-            match Connection::open(&self.host, &self.endpoint, *server).await {
+            match self.connect_to(server).await {
                 Ok(connection) => {
                     if let Ok(mut servers) = self.connections.servers.try_borrow_mut() {
                         servers.worked(&self.endpoint, place);
@@ -89,6 +111,17 @@ impl Bus {
         }
         self.rest();
         Err(failure)
+    }
+
+    async fn connect_to(&self, server: &ServerUrl) -> Result<Connection, BusError> {
+        let tls = match server.scheme {
+            Scheme::Tls => {
+                let config = self.connections.tls(&self.endpoint.tls);
+                Some(config.map_err(|error| BusError::Tls(server.clone(), error))?)
+            }
+            Scheme::Nats | Scheme::Http | Scheme::Https => None,
+        };
+        Connection::open(&self.host, &self.endpoint, server, tls).await
     }
 
     /// Makes all requests fail at once for a moment, since no server answers. Idle connections are dropped.

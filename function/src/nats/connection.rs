@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::future::poll_fn;
-use std::net::SocketAddr;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -11,14 +11,19 @@ use emberline_protocol::error::ApiError;
 use emberline_protocol::jetstream_domain::JetStreamDomain;
 use emberline_protocol::size::max_message;
 use emberline_protocol::subject::inbox_prefix;
+use rustls::ClientConfig;
 use watermelon_proto::headers::HeaderMap;
 use watermelon_proto::proto::{ClientOp, ServerOp};
 use watermelon_proto::{MessageBase, ServerInfo, ServerMessage, StatusCode, Subject, SubscriptionId};
 
+use super::address::ServerUrl;
 use super::codec::{CodecError, Decoder, encode};
+use super::credentials::{InvalidCredentials, Refusal};
 use super::handshake::{self, Unsuitable};
 use super::jetstream::{self, Batch, BatchError, PublishError};
 use super::round_trip::{Answer, Reply, Request, RoundTrip};
+use super::tls::{TlsError, TlsStream};
+use super::transport;
 use crate::nats::NatsEndpoint;
 use crate::platform::{ByteStream, Closed, Host};
 
@@ -33,7 +38,13 @@ pub enum BusError {
     #[error(
         "no connection to NATS at {0}: {1}; check that nats-server runs there and that spin.toml allows it"
     )]
-    Connect(SocketAddr, String),
+    Connect(ServerUrl, String),
+    #[error("no connection to NATS at {0}: {1}")]
+    Tls(ServerUrl, TlsError),
+    #[error("{0}")]
+    Denied(Refusal),
+    #[error(transparent)]
+    Credentials(#[from] InvalidCredentials),
     #[error("no server answered a moment ago; wait half a second before the next attempt")]
     Resting,
     #[error("NATS did not answer in time: {0}")]
@@ -81,7 +92,7 @@ pub fn subject(text: String) -> Result<Subject, BusError> {
 /// An authenticated connection.
 pub struct Connection {
     host: Host,
-    socket: Box<dyn ByteStream>,
+    stream: Box<dyn ByteStream>,
     unsent: Vec<u8>,
     decoder: Decoder,
     /// Largest message that the server and the others read.
@@ -93,42 +104,87 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects to one of the endpoint's servers, and checks that Emberline can use it.
-    pub async fn open(host: &Host, endpoint: &NatsEndpoint, server: SocketAddr) -> Result<Self, BusError> {
+    /// Connects to one of the endpoint's servers, and checks that Emberline can use it. `tls` is for those whose address
+    /// wants it.
+    pub async fn open(
+        host: &Host,
+        endpoint: &NatsEndpoint,
+        server: &ServerUrl,
+        tls: Option<Arc<ClientConfig>>,
+    ) -> Result<Self, BusError> {
         let servers = u32::try_from(endpoint.servers.len()).unwrap_or(u32::MAX);
         let limit = REPLY_TIMEOUT.checked_div(servers).unwrap_or_default();
-        let opened = host.within(limit, Self::open_unlimited(host, endpoint, server)).await;
-        opened.unwrap_or_else(|| Err(BusError::Connect(server, "it sends nothing".to_owned())))
+        let opened = host.within(limit, Self::open_unlimited(host, endpoint, server, tls)).await;
+        let silent = || handshake::no_beginning("it sends nothing", endpoint, server);
+        opened.unwrap_or_else(|| Err(BusError::Connect(server.clone(), silent())))
     }
 
     async fn open_unlimited(
         host: &Host,
         endpoint: &NatsEndpoint,
-        server: SocketAddr,
+        server: &ServerUrl,
+        tls: Option<Arc<ClientConfig>>,
     ) -> Result<Self, BusError> {
-        let socket = host.connect(server).await;
-        let socket = socket.map_err(|reason| BusError::Connect(server, reason))?;
+        let stream = transport::open(host, server).await;
+        let stream = stream.map_err(|reason| BusError::Connect(server.clone(), reason))?;
         let mut connection = Self {
             host: host.clone(),
-            socket,
+            stream,
             unsent: Vec::new(),
             decoder: Decoder::default(),
             max_payload: 0,
             domain: endpoint.domain.clone(),
-            inbox: format!("{}.{:032x}", inbox_prefix(&endpoint.user), host.random_u128()),
+            inbox: format!("{}.{:032x}", inbox_prefix(&endpoint.credentials.user), host.random_u128()),
             last_id: INBOX.into(),
         };
-        match connection.next_op().await? {
-            ServerOp::Info { info } => {
-                handshake::check(&info, &endpoint.domain)?;
-            }
-            other => return Err(BusError::Refused(format!("{other:?} instead of INFO"))),
+        let (tls_before, tls_after) = if endpoint.tls.handshake_first { (tls, None) } else { (None, tls) };
+        if let Some(config) = tls_before {
+            connection = connection.start_tls(endpoint, server, config).await?;
         }
-        connection.queue(&handshake::connect(endpoint));
+        let info = match connection.next_op().await {
+            Ok(ServerOp::Info { info }) => info,
+            Err(BusError::Closed) => {
+                let reason = handshake::no_beginning("it closes the connection", endpoint, server);
+                return Err(BusError::Connect(server.clone(), reason));
+            }
+            Err(error) => return Err(error),
+            Ok(other) => return Err(BusError::Refused(format!("{other:?} instead of INFO"))),
+        };
+        handshake::check(&info, &endpoint.domain, server.scheme)?;
+        if let Some(config) = tls_after {
+            connection = connection.start_tls(endpoint, server, config).await?;
+        }
+        connection.queue(&handshake::connect(&endpoint.credentials, info.nonce.as_deref())?);
         connection.subscribe(INBOX, subject(format!("{}.*", connection.inbox))?);
         connection.queue(&ClientOp::Ping);
-        while connection.next_op().await? != ServerOp::Pong {}
-        Ok(connection)
+        loop {
+            match connection.next_op().await {
+                Ok(ServerOp::Pong) => return Ok(connection),
+                Ok(_) => {}
+                Err(BusError::Refused(reason)) => {
+                    let unix_s = host.unix_ms().div_euclid(1000);
+                    return Err(BusError::Denied(endpoint.credentials.refused(reason, unix_s)));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The same connection with TLS around all that follows.
+    async fn start_tls(
+        self,
+        endpoint: &NatsEndpoint,
+        server: &ServerUrl,
+        config: Arc<ClientConfig>,
+    ) -> Result<Self, BusError> {
+        let failed = |error| BusError::Tls(server.clone(), error);
+        // What came in clear text after INFO could be anybody's.
+        if !self.decoder.is_empty() {
+            return Err(BusError::Refused("clear text after INFO instead of a TLS handshake".to_owned()));
+        }
+        let name = endpoint.tls.name_of(&server.host).map_err(failed)?;
+        let stream = TlsStream::handshake(self.stream, config, name).await.map_err(failed)?;
+        Ok(Self { stream: Box::new(stream), ..self })
     }
 
     /// Largest message to publish, headers included: the server takes it, and whoever it is for reads it.
@@ -234,7 +290,7 @@ impl Connection {
                         return Poll::Ready(Err(BusError::Closed));
                     }
                     let decoder = &mut self.decoder;
-                    match self.socket.poll_read(cx, &mut |bytes| decoder.feed(bytes)) {
+                    match self.stream.poll_read(cx, &mut |bytes| decoder.feed(bytes)) {
                         Poll::Ready(Ok(())) => {}
                         Poll::Ready(Err(_)) => return Poll::Ready(Err(BusError::Closed)),
                         Poll::Pending => return Poll::Pending,
@@ -245,7 +301,7 @@ impl Connection {
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Closed>> {
-        self.socket.poll_flush(cx, &mut self.unsent)
+        self.stream.poll_flush(cx, &mut self.unsent)
     }
 
     /// Sends what is queued.
@@ -322,7 +378,7 @@ impl Connection {
     /// middle of a message, nor where the server waits for an answer or has announced that it will close.
     pub fn park(&mut self) -> bool {
         let decoder = &mut self.decoder;
-        self.socket.park(&mut |bytes| decoder.feed(bytes)).is_ok() && decoder.discard_stale()
+        self.stream.park(&mut |bytes| decoder.feed(bytes)).is_ok() && decoder.discard_stale()
     }
 }
 

@@ -1,11 +1,11 @@
 //! A TCP connection over `wasi:sockets` 0.3.
 
 use std::mem;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::task::{Context, Poll};
 
 use spin_sdk::wasip3::sockets::types::{
-    ErrorCode, IpAddressFamily, IpSocketAddress, Ipv4SocketAddress, Ipv6SocketAddress, TcpSocket,
+    ErrorCode, IpAddress, IpAddressFamily, IpSocketAddress, Ipv4SocketAddress, Ipv6SocketAddress, TcpSocket,
 };
 use spin_sdk::wasip3::wit_bindgen::FutureReader;
 use spin_sdk::wasip3::wit_stream;
@@ -73,5 +73,12 @@ fn to_wasi(address: SocketAddr) -> (IpAddressFamily, IpSocketAddress) {
             };
             (IpAddressFamily::Ipv6, IpSocketAddress::Ipv6(v6))
         }
+    }
+}
+
+pub(super) fn from_wasi(address: IpAddress) -> IpAddr {
+    match address {
+        IpAddress::Ipv4((a, b, c, d)) => IpAddr::from([a, b, c, d]),
+        IpAddress::Ipv6((a, b, c, d, e, f, g, h)) => IpAddr::from([a, b, c, d, e, f, g, h]),
     }
 }

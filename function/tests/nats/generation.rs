@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
+use emberline_function::config::VARIABLES;
 use emberline_function::instance::Instance;
 use emberline_function::platform::{BodySink, Closed, Host};
 use emberline_function::response::Reply;
@@ -26,25 +27,18 @@ pub(crate) const KEY: &str = "sk-test";
 /// The settings of a function whose NATS is at `nats`.
 pub(crate) fn variables(nats: SocketAddr) -> BTreeMap<&'static str, String> {
     let key_hash: String = hash(KEY.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
-    BTreeMap::from([
-        ("nats_server", nats.to_string()),
-        ("nats_server_b", "127.0.0.1:0".into()),
-        ("nats_server_c", "127.0.0.1:0".into()),
+    let defaults = VARIABLES.map(|(name, value)| (name, value.to_owned()));
+    BTreeMap::from_iter(defaults.into_iter().chain([
+        ("nats_url", format!("nats://{nats}")),
         ("nats_user", String::new()),
-        ("nats_password", String::new()),
-        ("nats_jetstream_domain", String::new()),
         ("api_key_hashes", key_hash),
         ("default_limits", String::new()),
-        ("models", String::new()),
-        ("model_aliases", String::new()),
         ("max_body_bytes", "1000000".into()),
         ("request_timeout_s", "60".into()),
-        ("no_worker_wait_s", "0".into()),
         ("queue_limit", "100".into()),
-        ("cors_allowed_origins", String::new()),
         ("background_retention_s", "60".into()),
         ("instance_memory", "64MiB".into()),
-    ])
+    ]))
 }
 
 /// An instance of that function.

@@ -13,6 +13,7 @@ mod messages;
 mod offline;
 mod refusals;
 mod retries;
+mod secured;
 mod server;
 mod stored_requests;
 mod tokens;

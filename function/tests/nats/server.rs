@@ -15,7 +15,6 @@ use emberline_function::nats::connection::subject;
 use emberline_function::nats::round_trip::{Answer, Reply, Request};
 use emberline_function::platform::Host;
 use emberline_protocol::counter::{Bucket, INCREMENT_HEADER};
-use emberline_protocol::jetstream_domain::JetStreamDomain;
 use emberline_protocol::streams::{Layout, Stream, streams};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -39,6 +38,13 @@ impl NatsServer {
 
     /// The same with some `settings`, as its configuration file has them.
     pub(crate) async fn start_with(host: &Host, settings: &str) -> Self {
+        let server = Self::start_without_streams(settings).await;
+        server.create_streams(host).await;
+        server
+    }
+
+    /// The same, for settings with which not everybody can create streams.
+    pub(crate) async fn start_without_streams(settings: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let config = directory.path().join("nats.conf");
         std::fs::write(&config, settings).unwrap();
@@ -60,7 +66,6 @@ impl NatsServer {
         let mut server =
             Self { process, _directory: directory, address: SocketAddr::from(([127, 0, 0, 1], 0)) };
         server.address = server.wait_for_port().await;
-        server.create_streams(host).await;
         server
     }
 
@@ -75,10 +80,10 @@ impl NatsServer {
             let files = std::fs::read_dir(self._directory.path()).unwrap().flatten();
             let ports = files.map(|file| file.path()).find(|path| path.extension() == Some("ports".as_ref()));
             let text = ports.and_then(|path| std::fs::read_to_string(path).ok()).unwrap_or_default();
-            // {"nats":["nats://127.0.0.1:43210"]}
+            // {"nats":["nats://127.0.0.1:43210"]}, or "tls://…"
             let ports: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
-            if let Some(url) = ports["nats"][0].as_str() {
-                return url.strip_prefix("nats://").unwrap().parse().unwrap();
+            if let Some((_, address)) = ports["nats"][0].as_str().and_then(|url| url.split_once("://")) {
+                return address.parse().unwrap();
             }
             assert_eq!(self.process.try_wait().unwrap(), None, "nats-server did not start");
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -150,16 +155,7 @@ async fn publish(bus: &Bus, to: &str, headers: HeaderMap, payload: Bytes) -> Val
 
 /// NATS at `address`, with connections of its own.
 pub(crate) fn bus(host: &Host, address: SocketAddr) -> Bus {
-    Bus::new(Rc::clone(host), endpoint(address), Rc::default())
-}
-
-fn endpoint(address: SocketAddr) -> NatsEndpoint {
-    NatsEndpoint {
-        servers: vec![address],
-        user: String::new(),
-        password: String::new(),
-        domain: JetStreamDomain::default(),
-    }
+    Bus::new(Rc::clone(host), NatsEndpoint::plain(address), Rc::default())
 }
 
 /// Passes connections on, and disturbs them when it is told to.

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
+use emberline_function::nats::address::ServerUrl;
 use emberline_function::platform::{ByteStream, Closed, Host, Platform};
 use futures::future::{FutureExt, LocalBoxFuture};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -44,6 +45,18 @@ impl Platform for TokioPlatform {
             let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
             Ok(Box::new(TokioStream(stream)) as Box<dyn ByteStream>)
         })
+    }
+
+    fn look_up(&self, name: String) -> LocalBoxFuture<'static, Result<Vec<IpAddr>, String>> {
+        Box::pin(async move {
+            let addresses = tokio::net::lookup_host((name, 0)).await.map_err(|error| error.to_string())?;
+            Ok(addresses.map(|address| address.ip()).collect())
+        })
+    }
+
+    /// Edges are tested through the component, since the host's HTTP is what matters there.
+    fn exchange(&self, _: ServerUrl) -> LocalBoxFuture<'static, Result<Box<dyn ByteStream>, String>> {
+        Box::pin(std::future::ready(Err("these tests have no edge".to_owned())))
     }
 
     fn unix_ms(&self) -> u64 {

@@ -254,14 +254,8 @@ async fn a_nats_server_without_jetstream_is_refused() -> Result<()> {
 async fn another_server_of_the_cluster_is_used_when_one_is_down() -> Result<()> {
     let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await?.local_addr()?.to_string();
     let mut stack = Stack::start_with(Options::simulated(&[])).await?;
-    let through = Options {
-        variables: vec![
-            ("nats_server", nobody.clone()),
-            ("nats_server_b", nobody),
-            ("nats_server_c", stack.nats.address()),
-        ],
-        ..Options::simulated(&[])
-    };
+    let through = vec![nobody.clone(), nobody, stack.nats.address()];
+    let through = Options { through, ..Options::simulated(&[]) };
     stack.url = stack.add_function(&through).await?;
     assert_eq!(stack.chat(&ask(4)).await?.status(), 200);
     Ok(())

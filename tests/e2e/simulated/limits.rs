@@ -324,7 +324,7 @@ async fn who_asks_and_whether_there_is_room_takes_two_round_trips() -> Result<()
     let direct = Stack::start_with(Options::simulated(&FAST)).await?;
     let proxy = CountingProxy::start(direct.nats.address()).await?;
     let server = format!("127.0.0.1:{}", proxy.port);
-    let through = Options { variables: vec![("nats_server", server)], ..Options::simulated(&FAST) };
+    let through = Options { through: vec![server], ..Options::simulated(&FAST) };
     let mut stack = direct;
     let url = stack.add_function(&through).await?;
     let limits = ["--requests-per-minute", "5", "--requests-per-day", "5", "--tokens-per-minute", "1"];

@@ -1,14 +1,16 @@
 //! The host that runs the function: the project's own, or `spin` if EMBERLINE_TEST_HOST says so.
 
+use std::path::Path;
 use std::process::Stdio;
 
 use anyhow::{Context as _, Result, bail};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Command;
 
+use crate::bus_way::{BusWay, Edge, SERVER_NAME};
 use crate::nats::{FUNCTION_PASSWORD, Nats};
 use crate::options::{Engine, MODEL, Options, SIMULATED_MODEL};
-use crate::paths::{binary, repository};
+use crate::paths::binary;
 use crate::process::{ProcessGroup, quiet};
 use crate::wait;
 
@@ -23,6 +25,7 @@ const SPIN_ATTEMPTS: usize = 4;
 /// A running host of the function.
 pub(crate) struct Host {
     process: ProcessGroup,
+    _edge: Option<Edge>,
     /// The function's base URL, without a slash at the end.
     pub(crate) url: String,
 }
@@ -56,13 +59,28 @@ impl Host {
     }
 
     async fn spawn(mut command: Command, nats: &impl Nats, options: &Options) -> Result<Self> {
-        for (address, letter) in nats.addresses().iter().zip(["", "_B", "_C"]) {
-            command.env(format!("SPIN_VARIABLE_NATS_SERVER{letter}"), address);
+        let way = options.way.map_or_else(BusWay::of_this_run, Ok)?;
+        let mut servers = if options.through.is_empty() { nats.addresses() } else { options.through.clone() };
+        let edge = match way {
+            BusWay::Nats | BusWay::Tls => None,
+            BusWay::Edge => Some(Edge::start(&servers, &[]).await?),
+            BusWay::SecureEdge => Some(Edge::start_secure(&servers, nats.directory()).await?),
+        };
+        if let Some(edge) = &edge {
+            servers = vec![edge.address.clone()];
         }
-        for (name, value) in defaults(options).iter().chain(&options.variables) {
+        if let Some(ca) = edge.as_ref().and_then(|edge| edge.ca.as_ref()) {
+            trust(&mut command, ca, nats.directory())?;
+        }
+        let servers = servers.into_iter().zip(["nats_server", "nats_server_b", "nats_server_c"]);
+        let servers = servers.map(|(address, name)| (name, address));
+        let ca = if way == BusWay::Tls { nats.ca() } else { String::new() };
+        let tls = [("nats_tls_server_name", SERVER_NAME.to_owned()), ("nats_tls_ca", ca)];
+        let variables = servers.chain(tls).chain([("nats_scheme", way.scheme().to_owned())]);
+        for (name, value) in variables.chain(defaults(options)).chain(options.variables.iter().cloned()) {
             command.env(format!("SPIN_VARIABLE_{}", name.to_uppercase()), value);
         }
-        command.arg("--from").arg(repository().join("spin.toml"));
+        command.arg("--from").arg(way.manifest(nats.directory())?);
         let mut process = ProcessGroup::spawn(quiet(&mut command).stdout(Stdio::piped()))?;
         let mut lines = BufReader::new(process.0.stdout.take().context("no stdout")?).lines();
         let serving = async {
@@ -76,13 +94,29 @@ impl Host {
         let url = wait::within("the host serves", serving).await?;
         // Keeps the pipe open and empty, so that the host never blocks on its own output.
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-        Ok(Self { process, url })
+        Ok(Self { process, _edge: edge, url })
     }
 
     /// Its process id.
     pub(crate) fn id(&self) -> Option<u32> {
         self.process.0.id()
     }
+}
+
+/// Has the host's requests trust an authority: the project's own host by the environment, Spin by its runtime
+/// configuration.
+fn trust(command: &mut Command, ca: &Path, folder: &Path) -> Result<()> {
+    command.env("SSL_CERT_FILE", ca);
+    if command.as_std().get_program() == "spin" {
+        let config = folder.join("runtime-config.toml");
+        let tls = format!(
+            "[[client_tls]]\ncomponent_ids = [\"function\"]\nhosts = [\"localhost\"]\nca_roots_file = {:?}\n",
+            ca.to_string_lossy()
+        );
+        std::fs::write(&config, tls)?;
+        command.arg("--runtime-config-file").arg(config);
+    }
+    Ok(())
 }
 
 /// Variables of the function that every stack sets.

@@ -5,10 +5,12 @@
 //! what goes over a connection, [`cases`] runs several tests against one stack.
 //!
 //! The tests need what `make test` prepares: the workspace's programs, `build/function.wasm`, the model
-//! and nats-server in the cache folder. EMBERLINE_TEST_HOST=spin runs the function under Spin, and
-//! EMBERLINE_TEST_LOGS=1 shows what the processes log.
+//! and nats-server in the cache folder. EMBERLINE_TEST_HOST=spin runs the function under Spin,
+//! EMBERLINE_TEST_BUS=tls or edge has it reach NATS on another way ([`bus_way`]), and EMBERLINE_TEST_LOGS=1 shows what
+//! the processes log.
 
 pub mod background;
+pub mod bus_way;
 pub mod cases;
 pub mod cli;
 pub mod cluster;

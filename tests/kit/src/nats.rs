@@ -17,6 +17,8 @@ use emberline_protocol::subject;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::bus_way::{Authority, BusWay, SERVER_NAME};
+
 /// deploy/nats.conf of this checkout.
 pub const CONFIG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/nats.conf");
 
@@ -35,7 +37,14 @@ pub trait Nats {
     fn addresses(&self) -> Vec<String>;
     /// A folder that is removed with them.
     fn directory(&self) -> &Path;
+    /// The certificate of the authority behind their own, as PEM; empty for servers without TLS.
+    fn ca(&self) -> String {
+        std::fs::read_to_string(self.directory().join(CA_FILE)).unwrap_or_default()
+    }
 }
+
+/// The certificate of a server's authority, in its folder.
+const CA_FILE: &str = "ca.pem";
 
 /// A connection to whichever server answers, with the rights of the function.
 pub async fn function_client(nats: &impl Nats) -> Result<Client> {
@@ -105,7 +114,26 @@ impl NatsServer {
 
     /// Starts one with deploy/nats.conf and without streams.
     pub async fn start_empty() -> Result<Self> {
-        Self::start_with(Path::new(CONFIG)).await
+        match BusWay::of_this_run()? {
+            BusWay::Nats | BusWay::Edge | BusWay::SecureEdge => Self::start_with(Path::new(CONFIG)).await,
+            BusWay::Tls => Self::start_with_tls("allow_non_tls: true").await,
+        }
+    }
+
+    /// Starts one with deploy/nats.conf, TLS, and more lines in its block `tls`.
+    pub async fn start_with_tls(more: &str) -> Result<Self> {
+        let directory = new_directory()?;
+        let files = Authority::new()?.write(directory.path(), SERVER_NAME)?;
+        let quoted = |path: &Path| format!("{:?}", path.to_string_lossy());
+        let block = format!(
+            "tls {{\n  cert_file: {}\n  key_file: {}\n  ca_file: {}\n  {more}\n}}\n",
+            quoted(&files.certificate),
+            quoted(&files.key),
+            quoted(&files.ca)
+        );
+        let config = directory.path().join("nats.conf");
+        std::fs::write(&config, std::fs::read_to_string(CONFIG)? + &block)?;
+        Self::start_in(directory, vec!["-c".into(), config.into()]).await
     }
 
     /// Starts one with another configuration.
@@ -115,7 +143,10 @@ impl NatsServer {
 
     /// Starts one with more arguments than every server has.
     pub(crate) async fn start_as(arguments: Vec<OsString>) -> Result<Self> {
-        let directory = tempfile::tempdir().context("can't make a directory for nats-server")?;
+        Self::start_in(new_directory()?, arguments).await
+    }
+
+    async fn start_in(directory: TempDir, arguments: Vec<OsString>) -> Result<Self> {
         // -1 lets the system choose; the ports file tells what it chose.
         let process = spawn(&arguments, directory.path(), "-1")?;
         let mut server = Self { process, directory, arguments, ports: Ports::default() };
@@ -203,6 +234,10 @@ impl NatsServer {
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.directory.path().join("nats.log")).unwrap_or_default()
     }
+}
+
+fn new_directory() -> Result<TempDir> {
+    tempfile::tempdir().context("can't make a directory for nats-server")
 }
 
 /// A process that ends with its owner.

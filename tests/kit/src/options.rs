@@ -1,5 +1,7 @@
 //! How a stack and its workers are started.
 
+use crate::bus_way::BusWay;
+
 /// The real model's name, as in the catalogue.
 pub const MODEL: &str = "smollm2-135m-instruct";
 /// The simulated engine's model.
@@ -23,6 +25,10 @@ pub enum Engine {
 pub struct Options {
     /// What computes.
     pub engine: Engine,
+    /// The way of the function to NATS, if it is not that of the whole run.
+    pub way: Option<BusWay>,
+    /// Where the function looks for NATS, if not where it is: up to three addresses.
+    pub through: Vec<String>,
     /// Spin variables on top of the defaults.
     pub variables: Vec<(&'static str, String)>,
     /// Extra arguments of the worker.
@@ -31,7 +37,13 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { engine: Engine::Real, variables: Vec::new(), worker_args: Vec::new() }
+        Self {
+            engine: Engine::Real,
+            way: None,
+            through: Vec::new(),
+            variables: Vec::new(),
+            worker_args: Vec::new(),
+        }
     }
 }
 

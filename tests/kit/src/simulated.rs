@@ -21,6 +21,7 @@ pub fn paced(words_per_s: u32, slots: usize, variables: &[(&'static str, &str)])
         engine: Engine::Simulated,
         variables: variables.iter().map(|(name, value)| (*name, (*value).to_owned())).collect(),
         worker_args: args.map(str::to_owned).into(),
+        ..Options::default()
     }
 }
 

@@ -1,0 +1,164 @@
+//! The way on which a stack's function reaches NATS. EMBERLINE_TEST_BUS chooses it for a whole run: `nats` (a socket
+//! in clear text, the default), `tls`, `edge` (HTTP through `emberline edge`, with sockets forbidden) or `secure-edge`
+//! (the same with HTTPS).
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use anyhow::{Context as _, Result, bail};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::process::Command;
+
+use crate::paths::{binary, repository};
+use crate::process::ProcessGroup;
+use crate::wait;
+
+/// The name in the certificates of nats-servers.
+pub const SERVER_NAME: &str = "nats.emberline.test";
+
+/// The name in the certificates of edges.
+const EDGE_NAME: &str = "localhost";
+
+/// A way to NATS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BusWay {
+    /// A socket in clear text.
+    Nats,
+    /// A socket with TLS inside.
+    Tls,
+    /// HTTP to an edge.
+    Edge,
+    /// HTTPS to an edge.
+    SecureEdge,
+}
+
+impl BusWay {
+    /// The way that EMBERLINE_TEST_BUS names.
+    pub fn of_this_run() -> Result<Self> {
+        match std::env::var("EMBERLINE_TEST_BUS").as_deref() {
+            Ok("nats") | Err(_) => Ok(Self::Nats),
+            Ok("tls") => Ok(Self::Tls),
+            Ok("edge") => Ok(Self::Edge),
+            Ok("secure-edge") => Ok(Self::SecureEdge),
+            Ok(other) => bail!("EMBERLINE_TEST_BUS must be nats, tls, edge or secure-edge, not '{other}'"),
+        }
+    }
+
+    /// `nats_scheme` in spin.toml.
+    pub(crate) fn scheme(self) -> &'static str {
+        match self {
+            Self::Nats => "nats",
+            Self::Tls => "tls",
+            Self::Edge => "http",
+            Self::SecureEdge => "https",
+        }
+    }
+
+    /// The manifest: spin.toml, or a copy in `folder` that forbids sockets.
+    pub(crate) fn manifest(self, folder: &Path) -> Result<PathBuf> {
+        let manifest = repository().join("spin.toml");
+        if matches!(self, Self::Nats | Self::Tls) {
+            return Ok(manifest);
+        }
+        let component = repository().join("build/function.wasm").canonicalize()?;
+        let text = fs::read_to_string(manifest)?
+            .replace("\"*://{{", &format!("\"{}://{{{{", self.scheme()))
+            .replace("\"build/function.wasm\"", &format!("{:?}", component.to_string_lossy()));
+        let copy = folder.join("spin.toml");
+        fs::write(&copy, text)?;
+        Ok(copy)
+    }
+}
+
+/// An authority that signs certificates for one test.
+pub struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+impl Authority {
+    /// A new one.
+    pub fn new() -> Result<Self> {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        Ok(Self(CertifiedIssuer::self_signed(params, KeyPair::generate()?)?))
+    }
+
+    /// Its own certificate, as PEM.
+    pub fn pem(&self) -> String {
+        self.0.pem()
+    }
+
+    /// Writes its certificate, and a certificate for `name` with its key, into `folder`; their paths.
+    pub fn write(&self, folder: &Path, name: &str) -> Result<Files> {
+        let key = KeyPair::generate()?;
+        let certificate = CertificateParams::new([name.to_owned()])?.signed_by(&key, &self.0)?;
+        let files = Files {
+            ca: folder.join("ca.pem"),
+            certificate: folder.join("server.pem"),
+            key: folder.join("server.key"),
+        };
+        fs::write(&files.ca, self.pem())?;
+        fs::write(&files.certificate, certificate.pem())?;
+        fs::write(&files.key, key.serialize_pem())?;
+        Ok(files)
+    }
+}
+
+/// Files of certificates, as PEM.
+#[derive(Debug)]
+pub struct Files {
+    /// The authority's certificate.
+    pub ca: PathBuf,
+    /// The server's.
+    pub certificate: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+}
+
+/// A running `emberline edge`; it ends when this is dropped.
+pub struct Edge {
+    process: ProcessGroup,
+    /// Where it listens: host and port.
+    pub address: String,
+    /// The file with the certificate of the authority behind its own, if it speaks TLS.
+    pub ca: Option<PathBuf>,
+}
+
+impl Edge {
+    /// Starts one in front of these servers, with more arguments.
+    pub async fn start(nats: &[String], args: &[&str]) -> Result<Self> {
+        let mut command = Command::new(binary("emberline")?);
+        command.args(["edge", "--listen", "127.0.0.1:0", "--nats", &nats.join(",")]).args(args);
+        command.stdin(Stdio::null()).stderr(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true);
+        let mut process = ProcessGroup::spawn(&mut command)?;
+        let mut lines = BufReader::new(process.0.stdout.take().context("no stdout")?).lines();
+        let listening = async {
+            while let Some(line) = lines.next_line().await? {
+                if let Some((_, rest)) = line.split_once("://") {
+                    return Ok(rest.split(['/', ' ']).next().unwrap_or(rest).to_owned());
+                }
+            }
+            bail!("the edge ended before it listened")
+        };
+        let address = wait::within("the edge listens", listening).await?;
+        // Keeps the pipe open and empty, so that the edge never blocks on its own output.
+        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        Ok(Self { process, address, ca: None })
+    }
+
+    /// The same with TLS, and with its files in `folder`. Its address has a name, which the certificate has, too.
+    pub async fn start_secure(nats: &[String], folder: &Path) -> Result<Self> {
+        let folder = folder.join("edge");
+        fs::create_dir_all(&folder)?;
+        let files = Authority::new()?.write(&folder, EDGE_NAME)?;
+        let [certificate, key] = [&files.certificate, &files.key].map(|path| path.to_string_lossy());
+        let edge = Self::start(nats, &["--tls-certificate", &certificate, "--tls-key", &key]).await?;
+        let port = edge.address.rsplit_once(':').context("no port")?.1;
+        Ok(Self { address: format!("{EDGE_NAME}:{port}"), ca: Some(files.ca), ..edge })
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> Option<u32> {
+        self.process.0.id()
+    }
+}
