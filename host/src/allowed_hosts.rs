@@ -136,7 +136,7 @@ impl AllowedHosts {
                 continue;
             }
             let entry = Entry::parse(&text).map_err(|problem| failed(&text, problem))?;
-            if entry.host == HostPattern::Name {
+            if entry.scheme == SchemePattern::Tcp && !entry.host.is_address() {
                 tracing::warn!(
                     "allowed_outbound_hosts: '{text}' names a host, but sockets connect to IP addresses, so it \
                      never matches. Write the IP address"

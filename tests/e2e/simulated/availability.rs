@@ -63,11 +63,7 @@ async fn without_nats_the_answer_is_503_bus_unavailable() -> Result<()> {
 #[tokio::test]
 async fn a_deadline_that_passes_is_504() -> Result<()> {
     // One token a second, and two seconds to answer.
-    let options = Options {
-        engine: Engine::Simulated,
-        variables: vec![("request_timeout_s", "2".to_owned())],
-        worker_args: vec!["--simulated-tokens-per-s".to_owned(), "1".to_owned()],
-    };
+    let options = Options::simulated(&["--simulated-tokens-per-s", "1"]).variable("request_timeout_s", "2");
     let stack = Stack::start_with(options).await?;
     let mut body = ask("vllm-primary");
     body["max_tokens"] = 100.into();

@@ -120,13 +120,13 @@ impl NatsServer {
         }
     }
 
-    /// Starts one with deploy/nats.conf, TLS, and more lines in its block `tls`.
+    /// Starts one with deploy/nats.conf, TLS, and more lines of configuration.
     pub async fn start_with_tls(more: &str) -> Result<Self> {
         let directory = new_directory()?;
         let files = Authority::new()?.write(directory.path(), SERVER_NAME)?;
         let quoted = |path: &Path| format!("{:?}", path.to_string_lossy());
         let block = format!(
-            "tls {{\n  cert_file: {}\n  key_file: {}\n  ca_file: {}\n  {more}\n}}\n",
+            "tls {{\n  cert_file: {}\n  key_file: {}\n  ca_file: {}\n}}\n{more}\n",
             quoted(&files.certificate),
             quoted(&files.key),
             quoted(&files.ca)
