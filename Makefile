@@ -18,7 +18,7 @@ GPU_FEATURES := --features emberline-worker/$(if $(filter Darwin,$(shell uname -
 TEST_FEATURES := --features emberline-worker/gpu
 
 .PHONY: help up bench bench-engine bench-gateway bench-gpu soak chaos status build build-tests function setup pip test clients \
-	client-packages lint fmt fuzz schemathesis
+	client-packages lint lint-deploy fmt fuzz schemathesis manifests images
 
 help:
 	@echo "make up        build everything, start it, print a curl line; Ctrl-C stops it"
@@ -34,6 +34,8 @@ help:
 	@echo "make status    show the workers of the running stack"
 	@echo "make build     the programs that run; make function: the WASM component"
 	@echo "make fmt lint  format the code; look for mistakes"
+	@echo "make images    container images, with buildah, podman or docker; docs/deploy says what for"
+	@echo "make manifests deploy/kubernetes from deploy/chart; make lint-deploy: look for mistakes in deploy/"
 
 # Not by way of the recipe's shell: Ctrl-C must reach this one process, which stops the rest in order.
 up: build function pip
@@ -96,7 +98,7 @@ client-packages:
 	@deploy/setup.sh clients
 
 # The second run, if Spin is there, has it instead of the project's own host.
-test: setup lint client-packages build-tests function pip
+test: setup lint lint-deploy client-packages build-tests function pip
 	model=$$($(EMBERLINE) pull $(MODEL)) && nats=$$($(EMBERLINE) pull --nats-server) && \
 	export EMBERLINE_TEST_MODEL=$$model EMBERLINE_TEST_NATS=$$nats && deploy/setup.sh tests && \
 	if deploy/setup.sh spin_works; then EMBERLINE_TEST_HOST=spin deploy/setup.sh e2e_tests; fi
@@ -110,6 +112,17 @@ fuzz: setup
 
 lint: setup
 	@deploy/setup.sh lint
+
+lint-deploy:
+	@deploy/setup.sh lint_deploy
+
+# After a change of deploy/chart.
+manifests:
+	@deploy/setup.sh manifests
+
+# REGISTRY=registry.example.com/you goes before their names; IMAGES="host cli" builds those alone.
+images:
+	@REGISTRY=$(REGISTRY) IMAGES="$(IMAGES)" PROGRAMS=$(PROGRAMS) BASE=$(BASE) deploy/setup.sh images
 
 fmt:
 	cargo fmt --all

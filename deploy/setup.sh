@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What `make` needs from the machine. Each step looks first and changes only what is missing:
-#   deploy/setup.sh rust vulkan gpu pip programs wasm clients all_clients tests e2e_tests lint advisories fuzz
+#   deploy/setup.sh rust vulkan gpu pip programs wasm clients all_clients tests e2e_tests lint lint_deploy
+#   deploy/setup.sh manifests images advisories fuzz
 # Packages of the system are installed only by root on Debian; otherwise it says what to install.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -153,13 +154,14 @@ all_clients() {
   done
 }
 
-# environment NAME: installs what tests/clients/environments/NAME pins, unless that is done. A failure leaves its
-# last words in a file beside the folder. (What is called in a condition must chain its steps: -e is off there.)
+# environment NAME [FOLDER]: installs what tests/clients/environments/NAME, or FOLDER, pins, unless that is done. A
+# failure leaves its last words in a file beside the folder. (What is called in a condition must chain its steps: -e is
+# off there.)
 environment() {
-  local from=tests/clients/environments/$1 to=$cache/clients/$1 pins=requirements.txt create=python_environment
+  local from=${2:-tests/clients/environments/$1} to=$cache/clients/$1 pins=requirements.txt create=python_environment
   [ -e "$from/$pins" ] || { pins=package-lock.json create=node_environment; }
   ! cmp -s "$from/$pins" "$to/installed" || return 0
-  say "installing the client packages '$1'"
+  say "installing the packages '$1'"
   mkdir -p "$cache/clients"
   rm -rf "$to" "$to.log"
   if "$create" "$from" "$to" >"$to.log" 2>&1; then
@@ -261,6 +263,74 @@ advisories() {
   else
     say "note: the database of advisories can't be fetched; known faults of dependencies are not looked for"
   fi
+}
+
+# What is under deploy/ beside this file: the chart and its manifests, the Containerfile, compose.yaml, units. No cluster,
+# no registry and no container is asked.
+lint_deploy() {
+  local bin=$cache/clients/deploy-checks/bin
+  environment deploy-checks deploy/checks ||
+    { say "note: the packages of deploy/checks can't be installed; the chart, its manifests, the Containerfile and
+      compose.yaml are not checked" && return 0; }
+  "$bin/python" -B deploy/checks/manifests.py check
+  "$bin/python" -B -m unittest discover -q -s deploy/checks -p '*_test.py'
+  "$bin/yamllint" --strict -c deploy/checks/yamllint.yaml deploy/chart/Chart.yaml deploy/chart/values.yaml \
+    deploy/chart/examples deploy/kubernetes/nats.yaml deploy/compose.yaml deploy/checks
+  "$bin/checkov" --config-file deploy/checks/checkov.yaml
+  "$bin/hadolint" deploy/images/Containerfile
+  "$bin/check-jsonschema" --builtin-schema vendor.compose-spec deploy/compose.yaml
+  units
+}
+
+# systemd's own word on deploy/systemd, with programs that are there and do nothing; and how much each could reach if it
+# were taken over, from 0 to 10.
+units() {
+  has systemd-analyze && systemd-analyze verify --help 2>/dev/null | grep -q -- --offline ||
+    { say "note: there is no systemd-analyze of version 250 or newer; deploy/systemd is not checked" && return 0; }
+  local root unit found
+  root=$(mktemp -d)
+  mkdir -p "$root/etc/systemd/system" "$root/usr/lib/systemd/system" "$root/usr/local/bin" "$root/usr/bin"
+  cp deploy/systemd/*.service "$root/etc/systemd/system/"
+  cp /usr/lib/systemd/system/*.target /usr/lib/systemd/system/*.slice "$root/usr/lib/systemd/system/" 2>/dev/null ||
+    cp /lib/systemd/system/*.target "$root/usr/lib/systemd/system/"
+  for unit in nats-server emberline-host emberline-worker emberline; do
+    cp /bin/true "$root/usr/local/bin/$unit"
+  done
+  cp /bin/kill "$root/usr/bin/"
+  # A setting that it does not know is only a warning.
+  found=$(systemd-analyze verify --man=no --root="$root" "$root"/etc/systemd/system/*.service 2>&1) && [ -z "$found" ] ||
+    { say "$found" && fail "systemd has something against deploy/systemd"; }
+  for unit in "$root"/etc/systemd/system/*.service; do
+    systemd-analyze security --no-pager --offline=true --threshold=20 "$unit" >"$root/report" 2>&1 ||
+      { cat "$root/report" >&2 && fail "deploy/systemd/$(basename "$unit") may do more than it needs"; }
+  done
+  rm -rf "$root"
+}
+
+# deploy/kubernetes, made of deploy/chart.
+manifests() {
+  environment deploy-checks deploy/checks || fail "the packages of deploy/checks can't be installed"
+  "$cache/clients/deploy-checks/bin/python" -B deploy/checks/manifests.py write
+}
+
+# The images of deploy/images by the first builder that works. IMAGES names some of them, REGISTRY/ is put before their
+# names, PROGRAMS is a folder with programs and function.wasm that take the place of the build.
+images() {
+  local builder name version options=(-f deploy/images/Containerfile)
+  version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+  for builder in buildah podman docker none; do
+    ! "$builder" info >/dev/null 2>&1 || break
+  done
+  [ "$builder" != none ] ||
+    fail "no buildah, podman or docker works here; install one of them (Debian, Ubuntu: buildah), or start Docker's daemon"
+  # Podman and buildah write images of OCI's format otherwise, which has no health checks.
+  [ "$builder" = docker ] || options+=(--format docker --layers)
+  [ -z "${PROGRAMS:-}" ] || options+=(--build-context "programs=$PROGRAMS")
+  [ -z "${BASE:-}" ] || options+=(--build-arg "BASE=$BASE" --build-arg "RUST=$BASE")
+  for name in ${IMAGES:-worker worker-gpu host cli}; do
+    say "building ${REGISTRY:+$REGISTRY/}emberline-$name:$version with $builder"
+    "$builder" build "${options[@]}" --target "$name" -t "${REGISTRY:+$REGISTRY/}emberline-$name:$version" .
+  done
 }
 
 # tool NAME: has NAME on PATH: what is there, or the version that deploy/tools/NAME.txt pins, in the cache folder.
