@@ -271,7 +271,7 @@ async fn a_cluster_gets_its_replicas_wherever_the_leaders_are() {
 #[tokio::test]
 async fn the_manifest_scales_by_waiting_and_running_jobs() {
     let nats = NatsServer::start_empty().await.unwrap();
-    let model = "smollm2-135m-instruct";
+    let model = "qwen3-8b";
     setup(&nats, &["--yes", "--model", model]).await;
     let function = jetstream::new(nats.function_client().await.unwrap());
     for (id, lane) in [("a", Lane::ALL[0]), ("b", Lane::ALL[0]), ("c", Lane::ALL[2])] {
@@ -280,7 +280,7 @@ async fn the_manifest_scales_by_waiting_and_running_jobs() {
     }
     let worker = jetstream::new(nats.worker_client().await.unwrap());
     let consumer: async_nats::jetstream::consumer::PullConsumer =
-        worker.get_consumer_from_stream("worker-smollm2-135m-instruct-0", JOBS_STREAM).await.unwrap();
+        worker.get_consumer_from_stream("worker-qwen3-8b-0", JOBS_STREAM).await.unwrap();
     let mut taken = consumer.batch().max_messages(1).messages().await.unwrap();
     let _taken = futures::StreamExt::next(&mut taken).await.unwrap().unwrap();
 
@@ -291,10 +291,9 @@ async fn the_manifest_scales_by_waiting_and_running_jobs() {
         let consumer = consumers.iter().find(|found| found["name"] == consumer).unwrap();
         (consumer["num_pending"].as_u64().unwrap(), consumer["num_ack_pending"].as_u64().unwrap())
     };
-    let manifest = include_str!("../../deploy/keda.yaml");
-    let consumers: Vec<&str> =
-        manifest.lines().filter_map(|line| line.trim().strip_prefix("consumer: ")).collect();
-    let lags: Vec<_> = consumers.iter().map(|consumer| lag(consumer)).collect();
+    let manifest = include_str!("../../deploy/kubernetes/gpu.yaml");
+    let consumers = manifest.lines().filter_map(|line| line.trim().strip_prefix("consumer: "));
+    let lags: Vec<_> = consumers.map(|name| lag(name.trim_matches('"'))).collect();
     assert_eq!(lags, [(1, 1), (0, 0), (1, 0), (0, 0)]);
 }
 

@@ -1,9 +1,9 @@
-//! deploy/keda.yaml names the streams, consumers and variables that the code uses.
+//! deploy/kubernetes/gpu.yaml, which the chart makes, names the streams, consumers and variables that the code uses.
 
 use emberline_protocol::streams::consumers;
 use emberline_protocol::subject::JOBS_STREAM;
 
-const MANIFEST: &str = include_str!("../../../deploy/keda.yaml");
+const MANIFEST: &str = include_str!("../../../deploy/kubernetes/gpu.yaml");
 
 /// All values of a field, in order. Of `{name: NAME, value: VALUE}` it is the value.
 fn values<'a>(field: &str) -> Vec<&'a str> {
@@ -31,7 +31,8 @@ fn the_manifest_scales_by_the_lanes_of_its_model() {
 
 #[test]
 fn a_pod_lives_long_enough_to_drain() {
-    let seconds = |field: &str| values(field)[0].parse::<u64>().unwrap();
+    // The last one is the worker's.
+    let seconds = |field: &str| values(field).last().unwrap().parse::<u64>().unwrap();
     assert!(seconds("terminationGracePeriodSeconds") >= seconds("EMBERLINE_DRAIN_S") + 15);
     assert!(seconds("target") < seconds("EMBERLINE_SLOTS"));
 }
