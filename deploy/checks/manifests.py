@@ -16,7 +16,6 @@ import warnings
 from pathlib import Path
 
 import helm_python as helm
-import jsonschema
 import kubernetes_validate
 import yaml
 

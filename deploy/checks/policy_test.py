@@ -1,4 +1,4 @@
-"""Each rule of policy.py, and each schema, is shown to fail: on the rendered manifests with one thing made wrong."""
+"""Each rule of policy.py is shown to fail, on the rendered manifests with one thing made wrong."""
 
 import copy
 import unittest
@@ -45,7 +45,7 @@ CASES = [
     ("seccomp", GPU, lambda d: drop(pod(d, "worker")["securityContext"], "seccompProfile"), "no seccomp profile"),
     ("token", GPU, lambda d: drop(pod(d, "worker"), "automountServiceAccountToken"), "gets a token"),
     ("host", GPU, lambda d: pod(d, "worker").update(hostNetwork=True), "sets hostNetwork"),
-    ("folder", GPU, lambda d: pod(d, "worker")["volumes"].append({"name": "x", "hostPath": {"path": "/"}}), "a folder of the node"),
+    ("folder", GPU, lambda d: pod(d, "worker")["volumes"].append({"name": "x", "hostPath": {}}), "a folder of the node"),
     ("disk", GPU, lambda d: pod(d, "function")["volumes"][0].update(emptyDir={}), "fill the node's disk"),
     ("writable", GPU, lambda d: drop(container(d, "worker")["securityContext"], "readOnlyRootFilesystem"), "write to its image"),
     ("rights", GPU, lambda d: container(d, "worker")["securityContext"].update(allowPrivilegeEscalation=True), "can gain rights"),
@@ -103,11 +103,6 @@ class Policy(unittest.TestCase):
                 spoil(spoiled)
                 found = policy.check(spoiled)
                 self.assertTrue(any(expected in text for text in found), found)
-
-    def test_a_field_that_kubernetes_does_not_know_is_found(self):
-        deployment = copy.deepcopy(one(GPU, "Deployment", "worker"))
-        deployment["spec"]["template"]["spec"]["terminationGraceSeconds"] = 60
-        self.assertEqual(len(manifests.validate(deployment, "x")), len(manifests.KUBERNETES))
 
     def test_a_models_name_is_written_as_in_subjects(self):
         self.assertEqual(policy.token("meta-llama/Llama-3.1-8B"), "meta-llama=2FLlama-3=2E1-8B")
