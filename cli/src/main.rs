@@ -2,14 +2,16 @@
 //!
 //! Each command has a module: [`up`] starts nats-server, the workers and the function and restarts them;
 //! [`pull`] fetches models and nats-server from the [`catalogue`] into the [`cache`]; [`bench`] and
-//! [`status`] query a stack; [`keys`] and [`usage`] administer API keys; [`nats_setup`] lays out the
-//! streams; [`jobs`] handles dead letters; [`edge`] passes NATS through HTTP. Commands find the stack that runs on this machine by
-//! [`running_stack`] and reach it through [`nats`]. Start reading at [`up`].
+//! [`status`] query a stack, and [`doctor`] says what is wrong with one; [`keys`] and [`usage`] administer API
+//! keys; [`nats_setup`] lays out the streams; [`jobs`] handles dead letters; [`edge`] passes NATS through HTTP.
+//! Commands find the stack that runs on this machine by [`running_stack`] and reach it through [`nats`]. Start
+//! reading at [`up`].
 
 mod bench;
 mod cache;
 mod catalogue;
 mod console;
+mod doctor;
 mod edge;
 mod jobs;
 mod key_gen;
@@ -51,6 +53,8 @@ enum Command {
     Bench(Box<bench::BenchArgs>),
     /// Show the workers of a running stack.
     Status(nats::access::AccessArgs),
+    /// Say what is wrong with a deployment: NATS, workers, GPU, and the function's URL.
+    Doctor(Box<doctor::DoctorArgs>),
     /// Create, list, rotate and revoke API keys.
     Keys(Box<keys::KeysArgs>),
     /// Show how much keys and models have used.
@@ -68,7 +72,7 @@ enum Command {
 
 fn main() -> ExitCode {
     match run(Cli::parse().command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
@@ -76,12 +80,13 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> anyhow::Result<()> {
-    match command {
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    let done = match command {
         Command::Up(args) => up::run(&args, &Cache::from_env()?),
         Command::Pull(args) => pull::run(&args, &Cache::from_env()?),
         Command::Bench(args) => bench::run(&args, &Cache::from_env()?),
         Command::Status(args) => status::run(&args, &Cache::from_env()?),
+        Command::Doctor(args) => return Ok(doctor::run(&args)),
         Command::Keys(args) => keys::run(&args, &Cache::from_env()?),
         Command::Usage(args) => usage::run(&args, &Cache::from_env()?),
         Command::Jobs(args) => jobs::run(&args, &Cache::from_env()?),
@@ -90,5 +95,6 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::EndWithParent(args) => {
             Err(up::parent_death::run(&args)).context("emberline end-with-parent")
         }
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }

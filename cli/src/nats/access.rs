@@ -15,6 +15,10 @@ use crate::running_stack::{self, RunningStackError};
 /// How long connecting and each request may take.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The users of deploy/nats.conf that commands connect as.
+const WORKER: &str = "worker";
+const ADMIN: &str = "admin";
+
 /// Options that name the stack to look at, if it is not the one that runs with this cache folder.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct AccessArgs {
@@ -82,6 +86,11 @@ impl Deref for NatsConnection {
 }
 
 impl NatsConnection {
+    /// A connection that was made with [`NatsAccess::options`], as it is.
+    pub(crate) fn unchecked(client: Client, access: &NatsAccess) -> Self {
+        Self { client, domain: access.domain.clone() }
+    }
+
     /// JetStream, in the domain of the streams.
     pub(crate) fn jetstream(&self) -> jetstream::Context {
         ContextBuilder::new().api_prefix(self.domain.api_prefix()).build(self.client.clone())
@@ -101,6 +110,10 @@ pub(crate) enum AccessError {
     NoStack,
     #[error("--nats needs the password of the user `admin`: set EMBERLINE_ADMIN_PASSWORD")]
     NoPassword,
+    #[error(
+        "the running stack does not tell the password of the user `{0}`; give --nats and EMBERLINE_NATS_PASSWORD"
+    )]
+    NotRecorded(&'static str),
     #[error(transparent)]
     RunningStack(#[from] RunningStackError),
     #[error("nats-server at {address}: {reason}")]
@@ -120,12 +133,26 @@ pub(crate) enum AccessError {
 impl AccessArgs {
     /// Access to the stack that the options name, or to the running one.
     pub(crate) fn resolve(&self, cache: &Cache) -> Result<NatsAccess, AccessError> {
+        self.resolve_as(WORKER, cache)
+    }
+
+    /// Whether the options name servers.
+    pub(crate) fn name_servers(&self) -> bool {
+        self.nats.is_some()
+    }
+
+    /// The same as another user than `worker`.
+    pub(crate) fn resolve_as(&self, user: &'static str, cache: &Cache) -> Result<NatsAccess, AccessError> {
         if let (Some(address), Some(password)) = (self.nats.clone(), self.nats_password.clone()) {
-            let access = NatsAccess::worker(address, password);
+            let access = NatsAccess { user, ..NatsAccess::worker(address, password) };
             return Ok(access.in_domain(&self.domain));
         }
         let stack = running_stack::find(cache)?.ok_or(AccessError::NoStack)?;
-        Ok(NatsAccess::worker(stack.nats, stack.worker_password))
+        match user {
+            WORKER => Ok(NatsAccess::worker(stack.nats, stack.worker_password)),
+            ADMIN => Ok(NatsAccess::admin(stack.nats, stack.admin_password)),
+            other => Err(AccessError::NotRecorded(other)),
+        }
     }
 }
 
@@ -144,12 +171,12 @@ impl AdminArgs {
 impl NatsAccess {
     /// Access with the rights of a worker.
     pub(crate) fn worker(address: String, password: String) -> Self {
-        Self { address, user: "worker", password, domain: JetStreamDomain::default() }
+        Self { address, user: WORKER, password, domain: JetStreamDomain::default() }
     }
 
     /// Access with the right to manage keys and streams.
     pub(crate) fn admin(address: String, password: String) -> Self {
-        Self { address, user: "admin", password, domain: JetStreamDomain::default() }
+        Self { address, user: ADMIN, password, domain: JetStreamDomain::default() }
     }
 
     /// The same, with the streams in the domain that the options name.
@@ -157,17 +184,37 @@ impl NatsAccess {
         Self { domain: args.nats_jetstream_domain.clone(), ..self }
     }
 
-    /// Connects, and checks that the server is new enough and has JetStream enabled.
-    pub(crate) async fn connect(&self) -> Result<NatsConnection, AccessError> {
-        let address = self.address.clone();
-        let servers: Vec<&str> = address.split(',').map(str::trim).collect();
-        let client = ConnectOptions::with_user_and_password(self.user.to_owned(), self.password.clone())
+    /// The addresses of the servers.
+    pub(crate) fn servers(&self) -> Vec<&str> {
+        self.address.split(',').map(str::trim).collect()
+    }
+
+    /// The user's name in NATS.
+    pub(crate) fn user(&self) -> &str {
+        self.user
+    }
+
+    /// The domain in which the streams are.
+    pub(crate) fn domain(&self) -> &JetStreamDomain {
+        &self.domain
+    }
+
+    /// What every connection is made with.
+    pub(crate) fn options(&self) -> ConnectOptions {
+        ConnectOptions::with_user_and_password(self.user.to_owned(), self.password.clone())
             .name("emberline")
             // deploy/nats.conf lets each user subscribe to its own inboxes only.
             .custom_inbox_prefix(subject::inbox_prefix(self.user))
             .connection_timeout(TIMEOUT)
             .request_timeout(Some(TIMEOUT))
-            .connect(servers)
+    }
+
+    /// Connects, and checks that the server is new enough and has JetStream enabled.
+    pub(crate) async fn connect(&self) -> Result<NatsConnection, AccessError> {
+        let address = self.address.clone();
+        let client = self
+            .options()
+            .connect(self.servers())
             .await
             .map_err(|e| AccessError::Connect { address: address.clone(), reason: e.to_string() })?;
         let info = client.server_info();

@@ -18,9 +18,12 @@ use emberline_protocol::streams::{Storage, consumers};
 
 use crate::cache::Cache;
 use crate::nats::access::{AdminArgs, NatsAccess, NatsConnection};
+use crate::nats::jetstream_api::JetStreamError;
 use crate::runtime::runtime;
 use crate::time_format::parse_duration;
+pub(crate) use plan::Deviation;
 use plan::{RequestedChanges, SetupPlan};
+pub(crate) use user::RoleChoice;
 use user::UserArgs;
 
 /// Shortest time for which usage events may be stored.
@@ -168,6 +171,17 @@ pub(crate) async fn bring_up_to_date(access: &NatsAccess) -> anyhow::Result<()> 
         "the streams in NATS don't fit this version, and can't be changed in place:\n{plan}"
     );
     plan.carry_out(&client, drop).await
+}
+
+/// What of the streams that `wanted` names, and of the consumers of `models`, does not fit this release.
+pub(crate) async fn deviations(
+    client: &NatsConnection,
+    wanted: impl Fn(&str) -> bool,
+    models: &[String],
+) -> Result<Vec<Deviation>, JetStreamError> {
+    let consumers = models.iter().flat_map(|model| consumers(model)).collect();
+    let requested = RequestedChanges { consumers, ..RequestedChanges::default() };
+    Ok(SetupPlan::of_streams(client, &requested, wanted).await?.deviations())
 }
 
 async fn setup(client: &NatsConnection, args: &SetupArgs) -> anyhow::Result<()> {

@@ -124,6 +124,17 @@ struct PlanStep {
     action: PlanAction,
 }
 
+/// A stream or consumer that does not fit this release.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Deviation {
+    /// Whether it is a stream.
+    pub(crate) is_stream: bool,
+    /// Which one, and what is wrong with it.
+    pub(crate) finding: String,
+    /// What helps where setting up does not.
+    pub(crate) remedy: Option<String>,
+}
+
 #[derive(Debug)]
 enum PlanTarget {
     Stream(Stream),
@@ -158,9 +169,19 @@ impl SetupPlan {
         client: &NatsConnection,
         requested: &RequestedChanges,
     ) -> Result<Self, JetStreamError> {
+        Self::of_streams(client, requested, |_| true).await
+    }
+
+    /// The same for those streams that `wanted` names, of which JOBS must be one, and the requested consumers.
+    pub(super) async fn of_streams(
+        client: &NatsConnection,
+        requested: &RequestedChanges,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Result<Self, JetStreamError> {
         let jobs = jetstream_api::find(client, &format!("STREAM.INFO.{JOBS_STREAM}")).await?;
         let mut steps = Vec::new();
-        for stream in streams::streams(&requested.layout(jobs.as_ref())) {
+        let layout = requested.layout(jobs.as_ref());
+        for stream in streams::streams(&layout).into_iter().filter(|stream| wanted(stream.name)) {
             let found = jetstream_api::find(client, &format!("STREAM.INFO.{}", stream.name)).await?;
             steps.push(PlanStep::of_stream(stream, found.as_ref(), requested));
         }
@@ -180,6 +201,11 @@ impl SetupPlan {
     /// The number of streams and consumers to change.
     pub(super) fn changes(&self) -> usize {
         self.steps.iter().filter(|step| !matches!(step.action, PlanAction::Keep)).count()
+    }
+
+    /// What does not fit this release.
+    pub(super) fn deviations(&self) -> Vec<Deviation> {
+        self.steps.iter().filter_map(PlanStep::deviation).collect()
     }
 
     /// Carries out every step, reports each when it is done, and waits until new replicas are up to date.
@@ -293,6 +319,21 @@ impl PlanStep {
             }
         };
         Self { target: PlanTarget::Consumer(consumer), action }
+    }
+
+    fn deviation(&self) -> Option<Deviation> {
+        let (finding, remedy) = match &self.action {
+            PlanAction::Keep => return None,
+            PlanAction::Create { .. } => ("is missing".to_owned(), None),
+            PlanAction::Update { differences, .. } | PlanAction::Recreate { differences, .. } => {
+                (format!("differs: {}", listed(differences)), None)
+            }
+            PlanAction::Blocked { differences, remedy } => {
+                (format!("differs: {}", listed(differences)), Some(remedy.clone()))
+            }
+        };
+        let is_stream = self.target.stream().is_some();
+        Some(Deviation { is_stream, finding: format!("{} {finding}", self.target), remedy })
     }
 
     /// Whether the step makes other servers copy a stream.

@@ -47,7 +47,7 @@ struct AddArgs {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum RoleChoice {
+pub(crate) enum RoleChoice {
     Function,
     Worker,
     Admin,
@@ -56,25 +56,33 @@ enum RoleChoice {
 /// Whether the models don't fit the role.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("--models is for workers; leave it out")]
-struct ModelsOfNoWorker;
+pub(crate) struct ModelsOfNoWorker;
 
-impl AddArgs {
-    fn role(&self) -> Result<permissions::Role, ModelsOfNoWorker> {
-        match (self.role, self.models.as_slice()) {
-            (RoleChoice::Function, []) => Ok(permissions::Role::Function),
-            (RoleChoice::Admin, []) => Ok(permissions::Role::Admin),
-            (RoleChoice::Worker, []) => Ok(permissions::Role::Worker),
-            (RoleChoice::Worker, models) => Ok(permissions::Role::WorkerPool(models.to_vec())),
-            (RoleChoice::Function | RoleChoice::Admin, _) => Err(ModelsOfNoWorker),
+impl RoleChoice {
+    /// The role, of a worker for these models, or for all if there are none.
+    pub(crate) fn role(self, models: &[String]) -> Result<permissions::Role, ModelsOfNoWorker> {
+        match (self, models) {
+            (Self::Function, []) => Ok(permissions::Role::Function),
+            (Self::Admin, []) => Ok(permissions::Role::Admin),
+            (Self::Worker, []) => Ok(permissions::Role::Worker),
+            (Self::Worker, models) => Ok(permissions::Role::WorkerPool(models.to_vec())),
+            (Self::Function | Self::Admin, _) => Err(ModelsOfNoWorker),
         }
     }
 
+    /// Its name, which is also that of its user in deploy/nats.conf.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Function => "function",
+            Self::Worker => "worker",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+impl AddArgs {
     fn name(&self) -> String {
-        let role = match self.role {
-            RoleChoice::Function => "function",
-            RoleChoice::Worker => "worker",
-            RoleChoice::Admin => "admin",
-        };
+        let role = self.role.name();
         let tokens = self.models.iter().map(|model| model_token(model));
         self.name
             .clone()
@@ -88,7 +96,7 @@ pub(super) fn run(args: &UserArgs, domain: &JetStreamDomain) -> anyhow::Result<(
     let user = User {
         name: args.name(),
         password: format!("'{}'", hash(&password)?),
-        role: args.role()?,
+        role: args.role.role(&args.models)?,
         domain: domain.clone(),
     };
     println!("{user}");
@@ -126,7 +134,7 @@ mod tests {
         assert_eq!(args(RoleChoice::Function, &[], None).name(), "function");
         assert_eq!(args(RoleChoice::Worker, &["a", "b.c"], None).name(), "worker-a-b=2Ec");
         assert_eq!(args(RoleChoice::Worker, &["a"], Some("pool")).name(), "pool");
-        assert_eq!(args(RoleChoice::Admin, &["a"], None).role(), Err(ModelsOfNoWorker));
+        assert_eq!(RoleChoice::Admin.role(&["a".to_owned()]), Err(ModelsOfNoWorker));
     }
 
     #[test]

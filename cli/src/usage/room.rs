@@ -21,11 +21,32 @@ pub(crate) async fn warn_if_nearly_full(client: &NatsConnection) -> Result<(), J
 
 /// How full a stream is in percent, if that is four fifths or more.
 fn nearly_full(stream: &Value) -> Option<u64> {
-    let bytes = stream["state"]["bytes"].as_u64()?;
-    // Unlimited is -1.
-    let most = stream["config"]["max_bytes"].as_u64().filter(|most| *most > 0)?;
-    let percent = bytes.saturating_mul(100) / most;
-    (percent >= 80).then_some(percent)
+    Room::of(stream).map(|room| room.percent()).filter(|percent| *percent >= NEARLY_FULL)
+}
+
+/// From how many percent on a stream counts as nearly full.
+pub(crate) const NEARLY_FULL: u64 = 80;
+
+/// The space that a stream takes, out of what it may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Room {
+    pub(crate) bytes: u64,
+    pub(crate) most: u64,
+}
+
+impl Room {
+    /// That of a stream as JetStream describes it; `None` if it may take any amount.
+    pub(crate) fn of(stream: &Value) -> Option<Self> {
+        let bytes = stream["state"]["bytes"].as_u64()?;
+        // Unlimited is -1.
+        let most = stream["config"]["max_bytes"].as_u64().filter(|most| *most > 0)?;
+        Some(Self { bytes, most })
+    }
+
+    /// How full it is.
+    pub(crate) fn percent(self) -> u64 {
+        self.bytes.saturating_mul(100).checked_div(self.most).unwrap_or(100)
+    }
 }
 
 #[cfg(test)]
