@@ -5,18 +5,16 @@ use std::time::{Duration, Instant};
 
 use emberline_protocol::subject::JobId;
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
-use tokio::time::timeout;
 use ureq::http::Response;
 use ureq::{Agent, Body};
 use url::Url;
 
+use super::http::{self, beginning, unreachable};
 use super::report::Check;
 use super::tls;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long anything but an answer of a model may take.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// What serves the function.
+const HOST: &str = "the function's host";
 /// How long an answer may take, with a model that is loaded first.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -43,36 +41,15 @@ pub(super) struct Arrivals {
 
 impl Function {
     pub(super) fn new(address: Url, key: Option<String>) -> Self {
-        let config = Agent::config_builder()
-            .http_status_as_error(false)
-            .timeout_connect(Some(CONNECT_TIMEOUT))
-            .timeout_recv_response(Some(ANSWER_TIMEOUT));
         let url = address.as_str().trim_end_matches('/');
         // Clients' base URLs have it.
         let url = url.strip_suffix("/v1").unwrap_or(url).to_owned();
-        Self { agent: config.build().into(), address, url, key }
+        Self { agent: http::agent(), address, url, key }
     }
 
     /// Judges the certificate under which it is reached, if it is by https.
     pub(super) async fn certificate(&self) -> Vec<Check> {
-        let place = self.address.host_str().zip(self.address.port_or_known_default());
-        let Some((host, port)) = place.filter(|_| self.address.scheme() == "https") else {
-            return Vec::new();
-        };
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        // That nothing answers, the function's own check finds.
-        let Ok(Ok(stream)) = timeout(CONNECT_TIMEOUT, TcpStream::connect((host, port))).await else {
-            return Vec::new();
-        };
-        let found = match tls::handshake(stream, host).await {
-            Ok((_, certificate)) => tls::judge_now(&certificate, host),
-            Err(reason) => vec![Check::fault(
-                "tls",
-                format!("the handshake fails: {reason}"),
-                "look whether that port speaks TLS 1.2 or 1.3; if it does not, write http://",
-            )],
-        };
-        found.into_iter().map(|check| check.of_server(&self.url)).collect()
+        tls::of_url(&self.address).await
     }
 
     /// Checks all but streaming; the models that may be asked.
@@ -100,7 +77,7 @@ impl Function {
         const NAME: &str = "function";
         let elsewhere = "give the URL under which clients reach the function, without a path";
         match self.get("/health", false) {
-            Err(error) => unreachable(NAME, &self.url, &error),
+            Err(error) => unreachable(NAME, HOST, &self.url, &error),
             Ok((200, body)) if read(&body)["status"] == "ok" => {
                 Check::ok(NAME, format!("{} answers", self.url))
             }
@@ -124,7 +101,7 @@ impl Function {
     fn ready(&self) -> Check {
         const NAME: &str = "function's bus";
         match self.get("/ready", false) {
-            Err(error) => unreachable(NAME, &self.url, &error),
+            Err(error) => unreachable(NAME, HOST, &self.url, &error),
             Ok((200, _)) => Check::ok(NAME, "it sees workers"),
             Ok((status, body)) => {
                 let error = &read(&body)["error"];
@@ -139,7 +116,7 @@ impl Function {
     fn models(&self) -> (Check, Vec<String>) {
         const NAME: &str = "key";
         let check = match self.get("/v1/models", true) {
-            Err(error) => unreachable(NAME, &self.url, &error),
+            Err(error) => unreachable(NAME, HOST, &self.url, &error),
             Ok((200, body)) => {
                 let body = read(&body);
                 let entries = body["data"].as_array().map_or(&[][..], Vec::as_slice);
@@ -244,40 +221,6 @@ fn read_lines(mut body: impl BufRead, clock: impl Fn() -> Duration) -> Result<Ar
 
 fn read(body: &str) -> Value {
     serde_json::from_str(body).unwrap_or_default()
-}
-
-fn beginning(body: &str) -> String {
-    body.trim().chars().take(80).collect()
-}
-
-const AT_NAME: &str = "write the name as it is in DNS; inside a container or cluster other names are known";
-const AT_CERTIFICATE: &str =
-    "look at the certificate of what answers there; the checks before this one judge it";
-
-fn unreachable(name: &'static str, url: &str, error: &ureq::Error) -> Check {
-    let (finding, remedy) = match error {
-        ureq::Error::Timeout(_) => (
-            format!("{url} does not answer in time"),
-            "look at the function's host and at what lies before it; firewalls drop packets silently",
-        ),
-        ureq::Error::HostNotFound => (format!("there is no address for the name in {url}"), AT_NAME),
-        // What the system's resolver says.
-        ureq::Error::Io(io) if io.to_string().contains("failed to lookup address") => {
-            (format!("there is no address for the name in {url}: {io}"), AT_NAME)
-        }
-        ureq::Error::Rustls(_) | ureq::Error::Tls(_) => {
-            (format!("{url}: TLS fails: {error}"), AT_CERTIFICATE)
-        }
-        // What rustls says of a certificate.
-        ureq::Error::Io(io) if io.kind() == std::io::ErrorKind::InvalidData => {
-            (format!("{url}: TLS fails: {error}"), AT_CERTIFICATE)
-        }
-        _ => (
-            format!("nothing answers at {url}: {error}"),
-            "start the function's host there, or look at the URL's scheme and port, and at firewalls",
-        ),
-    };
-    Check::fault(name, finding, remedy)
 }
 
 #[cfg(test)]

@@ -2,11 +2,13 @@
 //!
 //! [`server`] looks at each nats-server before anybody logs in, [`tls`] at its certificate; [`session`] logs in, and
 //! [`permissions`], [`jetstream`] and [`workers`] look at what is there then. [`device`] is about this machine's GPU,
-//! [`function`] and [`streaming`] about the function's URL. Each judges by itself; this module has them take their
+//! [`function`] and [`streaming`] about the function's URL, [`edge`] about that of an edge. Each judges by itself; this module has them take their
 //! turns, and leaves out what can't be known any more. Nothing is changed anywhere.
 
 mod device;
+mod edge;
 mod function;
+mod http;
 mod jetstream;
 mod permissions;
 mod report;
@@ -49,6 +51,9 @@ pub(crate) struct DoctorArgs {
     /// A key for the function [default: the running stack's]
     #[arg(long, env = "EMBERLINE_API_KEY", hide_env_values = true, value_name = "KEY")]
     api_key: Option<String>,
+    /// URL of an edge, as in the function's nats_url
+    #[arg(long, value_name = "URL")]
+    edge: Option<Url>,
     /// What the NATS user is for
     #[arg(long, value_enum, default_value_t = RoleChoice::Worker)]
     role: RoleChoice,
@@ -70,6 +75,7 @@ struct Target {
     nats: Option<NatsAccess>,
     role: Role,
     models: Vec<String>,
+    edge: Option<Url>,
     function: Option<Function>,
 }
 
@@ -95,8 +101,8 @@ pub(crate) fn run(args: &DoctorArgs) -> ExitCode {
 fn target(args: &DoctorArgs, cache: &Cache) -> anyhow::Result<Target> {
     let nats = match args.access.resolve_as(args.role.name(), cache) {
         Ok(access) => Some(access),
-        // The function's URL alone is enough.
-        Err(AccessError::NoStack) if args.url.is_some() => None,
+        // A URL alone is enough.
+        Err(AccessError::NoStack) if args.url.is_some() || args.edge.is_some() => None,
         Err(error) => return Err(error.into()),
     };
     // The running stack's, unless the options are about another one.
@@ -108,6 +114,7 @@ fn target(args: &DoctorArgs, cache: &Cache) -> anyhow::Result<Target> {
         nats,
         role: args.role.role(of_role)?,
         models: args.models.clone(),
+        edge: args.edge.clone(),
         function: url.map(|url| Function::new(url, key)),
     })
 }
@@ -121,7 +128,11 @@ async fn examine(target: &Target) -> Vec<Check> {
     }
     match (&mut session, &target.nats) {
         (Some(session), Some(access)) => examine_bus(session, access, target, &mut checks).await,
-        _ => checks.extend(ON_NATS.map(|name| Check::skipped(name, "not connected to NATS"))),
+        (None, Some(_)) => checks.extend(ON_NATS.map(|name| Check::skipped(name, "not connected to NATS"))),
+        (_, None) => {}
+    }
+    if let Some(edge) = &target.edge {
+        checks.extend(edge::examine(edge).await);
     }
     checks.push(device::examine());
     match &target.function {

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustls_native_certs::load_native_certs;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -19,6 +20,7 @@ use tokio_rustls::rustls::server::ParsedCertificate;
 use tokio_rustls::rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
 };
+use url::Url;
 use x509_parser::extensions::GeneralName;
 use x509_parser::parse_x509_certificate;
 
@@ -114,6 +116,26 @@ impl ServerCertVerifier for Recorder {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.provider.signature_verification_algorithms.supported_schemes()
     }
+}
+
+/// Judges the certificate of the server of a URL, if that is of https.
+pub(super) async fn of_url(url: &Url) -> Vec<Check> {
+    let place = url.host_str().zip(url.port_or_known_default());
+    let Some((host, port)) = place.filter(|_| url.scheme() == "https") else { return Vec::new() };
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    // That nothing answers, other checks find.
+    let Ok(Ok(stream)) = timeout(HANDSHAKE_TIMEOUT, TcpStream::connect((host, port))).await else {
+        return Vec::new();
+    };
+    let found = match handshake(stream, host).await {
+        Ok((_, certificate)) => judge_now(&certificate, host),
+        Err(reason) => vec![Check::fault(
+            "tls",
+            format!("the handshake fails: {reason}"),
+            "look whether that port speaks TLS 1.2 or 1.3; if it does not, write http://",
+        )],
+    };
+    found.into_iter().map(|check| check.of_server(&format!("https://{host}:{port}"))).collect()
 }
 
 /// Judges a certificate by this machine's clock and the authorities that it trusts.

@@ -36,6 +36,34 @@ async fn a_url_at_which_there_is_no_function_is_found() {
     }
 }
 
+/// What an edge answers, by servers of the test's own.
+#[tokio::test]
+async fn an_edge_before_nothing_is_told_from_none() {
+    let greeting =
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nINFO \r\n3\r\n{}\n\r\n0\r\n\r\n";
+    let edge = Server::answering(greeting).await;
+    let url = format!("http://{}", edge.address);
+    let diagnosis = Doctor::of_nothing().args(&["--edge", &url]).diagnose().await;
+    diagnosis.is_ok("edge");
+    diagnosis.has_faults_only_of(&[]);
+
+    for (answer, words, remedy) in [
+        (
+            "HTTP/1.1 502 Bad Gateway\r\ncontent-length: 14\r\n\r\nno nats-server",
+            "does not reach nats-server: status 502: no nats-server",
+            "--nats",
+        ),
+        ("HTTP/1.1 503 Full\r\ncontent-length: 0\r\n\r\n", "takes no connection", "--max-connections"),
+        ("HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n", "is no edge: status 404", "path"),
+        ("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello", "no nats-server's greeting", "--nats"),
+    ] {
+        let server = Server::answering(answer).await;
+        let url = format!("http://{}", server.address);
+        let diagnosis = Doctor::of_nothing().args(&["--edge", &url]).diagnose().await;
+        diagnosis.has_fault("edge", words, remedy);
+    }
+}
+
 /// A nats-server that begins with TLS stands for any server under https.
 #[tokio::test]
 async fn the_certificate_of_a_url_is_judged_too() {
