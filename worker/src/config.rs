@@ -9,6 +9,7 @@ use clap::{Parser, ValueEnum};
 use emberline_inference::device::Backend;
 use emberline_inference::engine::inference::CacheDtype;
 use emberline_inference::network::Quantize;
+use emberline_nats_access::{AccessError, NATS_HEADING, NatsArgs, Secrets, parse_server};
 use emberline_protocol::bytes::Bytes;
 use emberline_protocol::control::ALIVE_TIMEOUT_S;
 use emberline_protocol::dead_letter::Prompts;
@@ -22,18 +23,27 @@ use crate::registry::options::{
 
 /// Takes jobs for its models from NATS, runs them, and publishes what they generate.
 ///
-/// The NATS password is read from EMBERLINE_NATS_PASSWORD only: a command line can be seen by
-/// everyone on the machine. EMBERLINE_LOG (or RUST_LOG) sets what is logged, such as `debug`.
+/// What proves to nats-server who connects is read from EMBERLINE_NATS_NKEY_SEED,
+/// EMBERLINE_NATS_PASSWORD, EMBERLINE_NATS_TOKEN or a file: a command line can be seen by everyone on
+/// the machine. EMBERLINE_LOG (or RUST_LOG) sets what is logged, such as `debug`.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "emberline-worker", version)]
 pub struct Args {
-    /// Addresses of nats-server, separated by commas
-    #[arg(long, env = "EMBERLINE_NATS", default_value = "127.0.0.1:4222", value_delimiter = ',')]
+    /// Addresses of nats-server, separated by commas: nats://HOST:PORT or tls://HOST:PORT
+    #[arg(
+        long,
+        env = "EMBERLINE_NATS",
+        default_value = "127.0.0.1:4222",
+        value_delimiter = ',',
+        value_parser = parse_server,
+        value_name = "ADDRESS",
+        help_heading = NATS_HEADING
+    )]
     pub nats: Vec<ServerAddr>,
 
-    /// User name at nats-server
-    #[arg(long, env = "EMBERLINE_NATS_USER", default_value = "worker")]
-    pub nats_user: String,
+    /// How to connect to it.
+    #[command(flatten)]
+    pub nats_access: NatsArgs,
 
     /// JetStream domain in which the streams are, where nats-server is a leaf node outside of it
     #[arg(
@@ -41,7 +51,8 @@ pub struct Args {
         env = "EMBERLINE_NATS_JETSTREAM_DOMAIN",
         value_name = "DOMAIN",
         default_value = "",
-        hide_default_value = true
+        hide_default_value = true,
+        help_heading = NATS_HEADING
     )]
     pub nats_jetstream_domain: JetStreamDomain,
 
@@ -182,18 +193,18 @@ pub enum ConfigError {
     NameOfMany(usize),
     #[error("--model {0}: the simulated engine has no model; leave --model out or choose --engine burn")]
     SimulatedModel(String),
-    #[error("EMBERLINE_NATS_PASSWORD is not valid UTF-8; set it to text")]
-    PasswordEncoding,
+    #[error(transparent)]
+    Nats(#[from] AccessError),
 }
 
 /// The simulated engine's model where no name is given.
 pub const SIMULATED_MODEL: &str = "simulated-echo";
 
 impl Args {
-    /// Checks the arguments; `password` is that of EMBERLINE_NATS_PASSWORD.
+    /// Checks the arguments; `secrets` are those of the environment.
     ///
     /// Empty values count as absent: that is what a launcher's unset variable expands to.
-    pub fn into_config(self, password: Option<String>) -> Result<Config, ConfigError> {
+    pub fn into_config(self, secrets: Secrets) -> Result<Config, ConfigError> {
         let settings = Settings {
             backend: self.backend,
             adapter: some(self.adapter),
@@ -216,9 +227,7 @@ impl Args {
         };
         Ok(Config {
             nats: NatsConfig {
-                servers: self.nats,
-                user: self.nats_user,
-                password: some(password),
+                access: self.nats_access.access(self.nats, secrets, "worker")?,
                 domain: self.nats_jetstream_domain,
             },
             models: ModelList::new(fixed, file, settings),
@@ -270,7 +279,7 @@ mod tests {
 
     fn config(args: &[&str]) -> Result<Config, ConfigError> {
         let args = Args::try_parse_from([&["emberline-worker"], args].concat()).unwrap();
-        args.into_config(Some("secret".into()))
+        args.into_config(Secrets::default())
     }
 
     /// Name and source of each model.
@@ -331,10 +340,11 @@ mod tests {
     }
 
     #[test]
-    fn several_servers_may_be_named_and_no_password_is_shown() {
-        let config = config(&["--nats", "127.0.0.1:4222,nats://10.0.0.2:4223", "--model", "m.gguf"]).unwrap();
-        assert_eq!(config.nats.servers.len(), 2);
-        assert!(!format!("{config:?}").contains("secret"));
+    fn several_servers_may_be_named_and_who_connects() {
+        let nats = "127.0.0.1:4222,tls://nats-1:4223";
+        let config = config(&["--nats", nats, "--nats-user", "pool", "--model", "m.gguf"]).unwrap();
+        assert_eq!(config.nats.access.address(), "127.0.0.1:4222,nats-1:4223");
+        assert_eq!(config.nats.access.user(), "pool");
     }
 
     #[test]

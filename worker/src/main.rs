@@ -7,7 +7,8 @@ use std::time::Duration;
 use anyhow::anyhow;
 use clap::{Parser, Subcommand};
 use emberline_inference::bench::{self, BenchArgs};
-use emberline_worker::config::{Args, Config, ConfigError};
+use emberline_nats_access::Secrets;
+use emberline_worker::config::{Args, Config};
 use emberline_worker::logging;
 use emberline_worker::registry::load::load_engine;
 use emberline_worker::serve::{Signals, serve};
@@ -52,7 +53,7 @@ fn run_bench(args: &BenchArgs) -> anyhow::Result<()> {
 }
 
 fn run_worker(args: Args) -> anyhow::Result<()> {
-    let config = args.into_config(password()?)?;
+    let config = args.into_config(Secrets::from_env()?)?;
     let runtime = tokio::runtime::Runtime::new().map_err(|e| anyhow!("can't start the runtime: {e}"))?;
     let outcome = runtime.block_on(serve_until_stopped(&config));
     // The engine may be in the middle of a long step; the process does not wait for it.
@@ -63,14 +64,6 @@ fn run_worker(args: Args) -> anyhow::Result<()> {
 async fn serve_until_stopped(config: &Config) -> anyhow::Result<()> {
     let signals = signals(config.models.is_watched())?;
     Ok(serve(config, Arc::new(load_engine), signals).await?)
-}
-
-fn password() -> Result<Option<String>, ConfigError> {
-    match std::env::var("EMBERLINE_NATS_PASSWORD") {
-        Ok(password) => Ok(Some(password)),
-        Err(std::env::VarError::NotPresent) => Ok(None),
-        Err(std::env::VarError::NotUnicode(_)) => Err(ConfigError::PasswordEncoding),
-    }
 }
 
 /// Counts SIGTERM, SIGINT and, if there is a file to read again, SIGHUP. Otherwise SIGHUP ends the

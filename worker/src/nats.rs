@@ -15,9 +15,8 @@ use async_nats::jetstream::context::{GetStreamErrorKind, PublishError, PublishEr
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::{Config as StreamConfig, ConsumerCreateStrictErrorKind};
 use async_nats::jetstream::{self, ErrorCode as NatsCode};
-use async_nats::{
-    Client, ConnectErrorKind, ConnectOptions, Event as ConnectionEvent, ServerAddr, Subscriber,
-};
+use async_nats::{Client, ConnectOptions, Event as ConnectionEvent, Subscriber};
+use emberline_nats_access::{ConnectFailure, NatsAccess};
 use emberline_protocol::jetstream_domain::JetStreamDomain;
 use emberline_protocol::permissions::WORKER_STREAMS;
 pub use emberline_protocol::streams::ACK_WAIT;
@@ -30,41 +29,22 @@ use tokio::time::Instant;
 
 /// How long the first connection is tried.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// How to reach NATS.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct NatsConfig {
-    /// Addresses; any of them will do.
-    pub servers: Vec<ServerAddr>,
-    /// The user name.
-    pub user: String,
-    /// `None` for a server without authentication.
-    pub password: Option<String>,
+    /// The servers, and who connects to them.
+    pub access: NatsAccess,
     /// The JetStream domain in which the streams are.
     pub domain: JetStreamDomain,
-}
-
-impl std::fmt::Debug for NatsConfig {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("NatsConfig")
-            .field("servers", &self.servers)
-            .field("user", &self.user)
-            .field("domain", &self.domain)
-            .finish_non_exhaustive()
-    }
 }
 
 /// Why NATS can't be used.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // the messages say it
 pub enum NatsError {
-    #[error(
-        "can't reach nats-server at {address}: {reason}. Start it there, or give its address with --nats or EMBERLINE_NATS"
-    )]
-    Unreachable { address: String, reason: String },
-    #[error(
-        "nats-server at {address} refuses user '{user}'. Check --nats-user and EMBERLINE_NATS_PASSWORD against its configuration"
-    )]
-    Refused { address: String, user: String },
+    #[error(transparent)]
+    Connect(#[from] ConnectFailure),
     #[error(
         "nats-server at {address} is version {version}, but {}.{} or newer is needed. Upgrade it",
         subject::MIN_NATS_VERSION.0,
@@ -106,8 +86,8 @@ impl Nats {
     /// Connects, and checks the server and the streams.
     pub async fn open(config: &NatsConfig) -> Result<Self, NatsError> {
         let (connected_sender, mut connected) = watch::channel(false);
-        let address = config.servers.iter().map(display_address).collect::<Vec<_>>().join(",");
-        let client = connect(config, &address, &connected_sender).await?;
+        let (access, address) = (&config.access, config.access.address());
+        let client = connect(access, &address, &connected_sender).await?;
         // This connection is known; the next change is a new one.
         connected.mark_unchanged();
         let info = client.server_info();
@@ -126,7 +106,7 @@ impl Nats {
             client,
             jetstream,
             domain: config.domain.clone(),
-            user: config.user.as_str().into(),
+            user: access.user().into(),
             connected,
             ready: Arc::new(watch::Sender::new(0)),
             recheck: Arc::default(),
@@ -273,48 +253,35 @@ pub fn refusal(error: &PublishError) -> Option<&jetstream::Error> {
 }
 
 async fn connect(
-    config: &NatsConfig,
+    access: &NatsAccess,
     address: &str,
     connected: &watch::Sender<bool>,
-) -> Result<Client, NatsError> {
+) -> Result<Client, ConnectFailure> {
     let deadline = Instant::now() + CONNECT_TIMEOUT;
     loop {
-        let error = match connect_options(config, connected.clone()).connect(config.servers.as_slice()).await
-        {
+        let failure = match access.connect(connect_options(access, connected.clone())).await {
             Ok(client) => {
                 // The callback sets this too, but perhaps later.
                 set_connected(connected, true);
                 return Ok(client);
             }
-            Err(error) => error,
+            Err(failure) => failure,
         };
-        let address = address.to_owned();
-        match error.kind() {
-            ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
-                return Err(NatsError::Refused { address, user: config.user.clone() });
-            }
-            _ if Instant::now() >= deadline => {
-                return Err(NatsError::Unreachable { address, reason: error.to_string() });
-            }
-            _ => tracing::info!(%address, %error, "nats-server does not answer; trying again"),
+        if !failure.may_pass() || Instant::now() >= deadline {
+            return Err(failure);
         }
+        tracing::info!(%address, reason = %failure, "there is no connection; trying again");
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
 }
 
-fn connect_options(config: &NatsConfig, connected: watch::Sender<bool>) -> ConnectOptions {
-    let mut options = ConnectOptions::new()
-        .name("emberline-worker")
-        .custom_inbox_prefix(subject::inbox_prefix(&config.user))
-        .ping_interval(Duration::from_secs(10))
-        .event_callback(move |event| {
+fn connect_options(access: &NatsAccess, connected: watch::Sender<bool>) -> ConnectOptions {
+    access.options().name("emberline-worker").ping_interval(Duration::from_secs(10)).event_callback(
+        move |event| {
             on_event(&event, &connected);
             std::future::ready(())
-        });
-    if let Some(password) = &config.password {
-        options = options.user_and_password(config.user.clone(), password.clone());
-    }
-    options
+        },
+    )
 }
 
 fn on_event(event: &ConnectionEvent, connected: &watch::Sender<bool>) {
@@ -334,11 +301,6 @@ fn on_event(event: &ConnectionEvent, connected: &watch::Sender<bool>) {
 
 fn set_connected(connected: &watch::Sender<bool>, up: bool) {
     connected.send_if_modified(|now| std::mem::replace(now, up) != up);
-}
-
-/// The address without credentials that may be part of it.
-fn display_address(server: &ServerAddr) -> String {
-    format!("{}:{}", server.host(), server.port())
 }
 
 fn consumer_config(consumer: &Consumer) -> pull::Config {

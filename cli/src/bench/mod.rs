@@ -19,7 +19,7 @@ use clap::{Args, Subcommand};
 
 use crate::cache::Cache;
 use crate::console::Console;
-use crate::nats::access::{AccessArgs, NatsAccess};
+use crate::nats::access::{AccessArgs, AccessError, NatsAccess};
 use crate::nats::stored;
 use crate::running_stack::{self, RunningStack};
 use crate::runtime::runtime;
@@ -96,7 +96,7 @@ pub(crate) fn run(args: &BenchArgs, cache: &Cache) -> anyhow::Result<()> {
             console.print("no stack is running; starting one for the benchmark");
             let prepared = up::prepare(&args.up, cache, console)?;
             let measured =
-                up::with_stack(prepared, async |stack| measure(args, &BenchTarget::from(stack)).await);
+                up::with_stack(prepared, async |stack| measure(args, &BenchTarget::of_stack(stack)?).await);
             runtime.block_on(measured)?.context("interrupted")?
         }
     };
@@ -111,17 +111,17 @@ pub(crate) fn run(args: &BenchArgs, cache: &Cache) -> anyhow::Result<()> {
 /// The stack that the options name, or the running one.
 fn running_target(args: &BenchArgs, cache: &Cache) -> anyhow::Result<Option<BenchTarget>> {
     let Some(url) = args.url.clone() else {
-        return Ok(running_stack::find(cache)?.as_ref().map(BenchTarget::from));
+        return Ok(running_stack::find(cache)?.as_ref().map(BenchTarget::of_stack).transpose()?);
     };
     let key = args.up.api_key.clone().map_or_else(|| cache.existing_api_key(), |key| Ok(Some(key)))?;
     let api_key = key.context("--url needs --api-key or EMBERLINE_API_KEY")?;
     Ok(Some(BenchTarget { url, api_key, nats: args.access.resolve(cache)? }))
 }
 
-impl From<&RunningStack> for BenchTarget {
-    fn from(stack: &RunningStack) -> Self {
-        let nats = NatsAccess::worker(stack.nats.clone(), stack.worker_password.clone());
-        Self { url: stack.url.clone(), api_key: stack.api_key.clone(), nats }
+impl BenchTarget {
+    fn of_stack(stack: &RunningStack) -> Result<Self, AccessError> {
+        let nats = NatsAccess::worker(&stack.nats, stack.worker_password.clone())?;
+        Ok(Self { url: stack.url.clone(), api_key: stack.api_key.clone(), nats })
     }
 }
 

@@ -146,7 +146,8 @@ async fn examine(target: &Target) -> Vec<Check> {
 async fn examine_servers(access: &NatsAccess, checks: &mut Vec<Check>) -> Option<Session> {
     let mut session = None;
     for server in access.servers() {
-        let probe = server::probe(server).await;
+        let name = server::name(server);
+        let probe = server::probe(server, access.tls()).await;
         let has_fault = probe.has_fault();
         let mut found = probe.checks;
         if let Some(info) = probe.info {
@@ -163,7 +164,7 @@ async fn examine_servers(access: &NatsAccess, checks: &mut Vec<Check>) -> Option
                 }
             });
         }
-        checks.extend(found.into_iter().map(|check| check.of_server(server)));
+        checks.extend(found.into_iter().map(|check| check.of_server(&name)));
     }
     session
 }

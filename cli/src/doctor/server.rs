@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use async_nats::ServerAddr;
+use emberline_nats_access::TlsFiles;
 use emberline_protocol::jetstream_domain::JetStreamDomain;
 use emberline_protocol::streams::readable;
 use emberline_protocol::subject::{MIN_NATS_VERSION, is_supported_nats};
@@ -45,10 +46,9 @@ pub(super) struct ServerInfo {
     pub(super) tls_verify: bool,
 }
 
-/// How a connection begins.
+/// How a connection begins that is none to a nats-server, or not yet.
 #[derive(Debug, PartialEq, Eq)]
-enum Greeting {
-    Info(Box<ServerInfo>),
+enum NoGreeting {
     /// Nothing came in time.
     Silence,
     /// The connection was closed before anything came.
@@ -75,54 +75,85 @@ impl Probe {
     }
 }
 
-/// Connects to the server at `address`, looks at its greeting and, where it is used, at its certificate.
-pub(super) async fn probe(address: &str) -> Probe {
-    let server: ServerAddr = match address.parse() {
-        Ok(server) => server,
-        Err(error) => {
-            let remedy = "write nats://HOST:PORT or tls://HOST:PORT, several separated by commas";
-            return Probe::failed(Check::fault(
-                "address",
-                format!("'{address}' is no address: {error}"),
-                remedy,
-            ));
-        }
-    };
-    let (mut stream, peer) = match connect(&server).await {
+/// A server as findings name it.
+pub(super) fn name(server: &ServerAddr) -> String {
+    let scheme = if server.tls_required() { "tls://" } else { "" };
+    let (host, port) = (server.host(), server.port());
+    if host.contains(':') { format!("{scheme}[{host}]:{port}") } else { format!("{scheme}{host}:{port}") }
+}
+
+/// Connects to a server, looks at its greeting and, where it is used, at its certificate.
+pub(super) async fn probe(server: &ServerAddr, files: &TlsFiles) -> Probe {
+    let (mut stream, peer) = match connect(server).await {
         Ok(connected) => connected,
         Err(check) => return Probe::failed(check),
     };
     let reached = Check::ok("connection", format!("connected to {peer}"));
+    if files.first {
+        return probe_tls(server, files, stream, reached).await;
+    }
     match greeting(&mut stream).await {
-        Greeting::Info(info) => {
+        Ok(info) => {
             let mut checks = vec![reached];
-            checks.extend(encryption(&server, peer.ip(), &info, stream).await);
-            Probe { checks, info: Some(*info) }
+            checks.extend(encryption(server, files, peer.ip(), &info, stream).await);
+            Probe { checks, info: Some(info) }
         }
         // A server that waits for TLS says nothing, and soon closes a connection on which nothing comes.
-        Greeting::Silence | Greeting::Closed if begins_with_tls(&server).await => {
+        Err(NoGreeting::Silence | NoGreeting::Closed) if begins_with_tls(server).await => {
             Probe::failed(Check::fault(
                 "tls",
                 format!("{peer} says nothing before TLS (`handshake_first`)"),
                 "have TLS begin at once: --nats-tls-first, and the function's variable nats_tls_handshake_first=true",
             ))
         }
-        Greeting::Silence => Probe::failed(Check::fault(
-            "connection",
+        Err(other) => Probe::failed(no_nats_server(peer, other)),
+    }
+}
+
+/// The same where TLS comes before the greeting.
+async fn probe_tls(server: &ServerAddr, files: &TlsFiles, stream: TcpStream, reached: Check) -> Probe {
+    let (mut stream, certificate) = match tls::handshake(stream, server.host()).await {
+        Ok(made) => made,
+        Err(reason) => {
+            return Probe::failed(Check::fault(
+                "tls",
+                format!("the handshake fails: {reason}"),
+                "leave --nats-tls-first out unless the server's `tls` block has `handshake_first`",
+            ));
+        }
+    };
+    let mut checks = vec![reached, Check::ok("tls", certificate.protocol.clone())];
+    checks.extend(tls::judge_now(&certificate, server.host(), files.ca.as_deref()));
+    match greeting(&mut stream).await {
+        Ok(info) => Probe { checks, info: Some(info) },
+        Err(other) => {
+            let peer = stream.get_ref().0.peer_addr();
+            checks.push(match peer {
+                Ok(peer) => no_nats_server(peer, other),
+                Err(error) => no_answer(server, &error.to_string()),
+            });
+            Probe { checks, info: None }
+        }
+    }
+}
+
+/// What a connection that begins in another way than nats-server's is.
+fn no_nats_server(peer: SocketAddr, instead: NoGreeting) -> Check {
+    let (finding, remedy) = match instead {
+        NoGreeting::Silence => (
             format!("{peer} is no nats-server: it says nothing within {} s", GREETING_TIMEOUT.as_secs()),
             "give the address of nats-server's client port, which is 4222 by default; HTTP servers wait to be asked",
-        )),
-        Greeting::Closed => Probe::failed(Check::fault(
-            "connection",
+        ),
+        NoGreeting::Closed => (
             format!("{peer} takes connections and closes them at once"),
             "look whether a load balancer there has a nats-server behind it, and whether that one is full or shutting down",
-        )),
-        Greeting::Other(said) => Probe::failed(Check::fault(
-            "connection",
+        ),
+        NoGreeting::Other(said) => (
             format!("{peer} is no nats-server: it says '{said}'"),
             "give the address of nats-server's client port, which is 4222 by default",
-        )),
-    }
+        ),
+    };
+    Check::fault("connection", finding, remedy)
 }
 
 async fn connect(server: &ServerAddr) -> Result<(TcpStream, SocketAddr), Check> {
@@ -145,15 +176,19 @@ async fn connect(server: &ServerAddr) -> Result<(TcpStream, SocketAddr), Check> 
             Err(_) => failure = format!("{peer}: no answer within {} s", CONNECT_TIMEOUT.as_secs()),
         }
     }
-    Err(Check::fault(
+    Err(no_answer(server, &failure))
+}
+
+fn no_answer(server: &ServerAddr, failure: &str) -> Check {
+    Check::fault(
         "connection",
-        format!("nothing answers at {host}:{port}: {failure}"),
+        format!("nothing answers at {}:{}: {failure}", server.host(), server.port()),
         "start nats-server there, or look at its address and port, at firewalls and at network policies",
-    ))
+    )
 }
 
 /// Reads the greeting and not a byte more, for TLS may follow.
-async fn greeting(stream: &mut (impl AsyncRead + Unpin)) -> Greeting {
+async fn greeting(stream: &mut (impl AsyncRead + Unpin)) -> Result<ServerInfo, NoGreeting> {
     let mut line = Vec::new();
     let read = async {
         while line.len() < MAX_GREETING && !line.ends_with(b"\n") {
@@ -164,12 +199,12 @@ async fn greeting(stream: &mut (impl AsyncRead + Unpin)) -> Greeting {
     let came = timeout(GREETING_TIMEOUT, read).await;
     let text = String::from_utf8_lossy(&line);
     if let Some(info) = text.strip_prefix("INFO ").and_then(|info| serde_json::from_str(info).ok()) {
-        return Greeting::Info(info);
+        return Ok(info);
     }
     match came {
-        _ if !line.is_empty() => Greeting::Other(text.trim().chars().take(80).collect()),
-        Ok(_) => Greeting::Closed,
-        Err(_) => Greeting::Silence,
+        _ if !line.is_empty() => Err(NoGreeting::Other(text.trim().chars().take(80).collect())),
+        Ok(_) => Err(NoGreeting::Closed),
+        Err(_) => Err(NoGreeting::Silence),
     }
 }
 
@@ -177,16 +212,22 @@ async fn greeting(stream: &mut (impl AsyncRead + Unpin)) -> Greeting {
 async fn begins_with_tls(server: &ServerAddr) -> bool {
     let Ok((stream, _)) = connect(server).await else { return false };
     let Ok((mut stream, _)) = tls::handshake(stream, server.host()).await else { return false };
-    matches!(greeting(&mut stream).await, Greeting::Info(_))
+    greeting(&mut stream).await.is_ok()
 }
 
 /// Whether the address and the server agree about TLS, and what is wrong with the certificate.
-async fn encryption(server: &ServerAddr, peer: IpAddr, info: &ServerInfo, stream: TcpStream) -> Vec<Check> {
-    let (wanted, required) = (server.tls_required(), info.tls_required);
+async fn encryption(
+    server: &ServerAddr,
+    files: &TlsFiles,
+    peer: IpAddr,
+    info: &ServerInfo,
+    stream: TcpStream,
+) -> Vec<Check> {
+    let (wanted, required) = (server.tls_required() || files.are_given(), info.tls_required);
     if wanted && !required && !info.tls_available {
         return vec![Check::fault(
             "tls",
-            "the address begins with tls://, and the server speaks no TLS",
+            "the address or the options want TLS, and the server speaks no TLS",
             "give nats-server a certificate (`tls { cert_file: …, key_file: … }`); on a private network, write nats://",
         )];
     }
@@ -206,7 +247,7 @@ async fn encryption(server: &ServerAddr, peer: IpAddr, info: &ServerInfo, stream
             if wanted {
                 checks.push(Check::ok("tls", certificate.protocol.clone()));
             }
-            checks.extend(tls::judge_now(&certificate, server.host()));
+            checks.extend(tls::judge_now(&certificate, server.host(), files.ca.as_deref()));
         }
         Err(reason) => checks.push(Check::fault(
             "tls",
@@ -312,20 +353,17 @@ impl ServerInfo {
 mod tests {
     use super::*;
 
-    async fn greeted(said: &[u8]) -> Greeting {
+    async fn greeted(said: &[u8]) -> Result<ServerInfo, NoGreeting> {
         greeting(&mut &*said).await
     }
 
     #[tokio::test]
     async fn a_greeting_is_told_from_anything_else() {
-        let Greeting::Info(info) = greeted(b"INFO {\"version\":\"2.15.1\",\"headers\":true}\r\n").await
-        else {
-            panic!("no greeting")
-        };
+        let info = greeted(b"INFO {\"version\":\"2.15.1\",\"headers\":true}\r\n").await.unwrap();
         assert_eq!((info.version.as_str(), info.headers, info.jetstream), ("2.15.1", true, false));
-        assert_eq!(greeted(b"SSH-2.0-x\r\n").await, Greeting::Other("SSH-2.0-x".to_owned()));
-        assert_eq!(greeted(b"INFO {\r\n").await, Greeting::Other("INFO {".to_owned()));
-        assert_eq!(greeted(b"").await, Greeting::Closed);
+        assert_eq!(greeted(b"SSH-2.0-x\r\n").await, Err(NoGreeting::Other("SSH-2.0-x".to_owned())));
+        assert_eq!(greeted(b"INFO {\r\n").await, Err(NoGreeting::Other("INFO {".to_owned())));
+        assert_eq!(greeted(b"").await, Err(NoGreeting::Closed));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::error::Error as _;
 
-use async_nats::{ConnectErrorKind, Event, ServerError};
+use async_nats::{ConnectErrorKind, Event, ServerAddr, ServerError};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::report::Check;
@@ -16,7 +16,11 @@ pub(super) struct Session {
 }
 
 /// Logs in at one server.
-pub(super) async fn log_in(access: &NatsAccess, server: &str, info: &ServerInfo) -> Result<Session, Check> {
+pub(super) async fn log_in(
+    access: &NatsAccess,
+    server: &ServerAddr,
+    info: &ServerInfo,
+) -> Result<Session, Check> {
     let (sender, errors) = unbounded_channel();
     let options = access.options().ignore_discovered_servers().event_callback(move |event| {
         let sender = sender.clone();
@@ -27,7 +31,7 @@ pub(super) async fn log_in(access: &NatsAccess, server: &str, info: &ServerInfo)
             }
         }
     });
-    match options.connect(server).await {
+    match options.connect(server.clone()).await {
         Ok(client) => Ok(Session { nats: NatsConnection::unchecked(client, access), errors }),
         Err(error) => {
             let detail = error.source().map(ToString::to_string).unwrap_or_default();

@@ -3,6 +3,7 @@
 //! The handshake accepts any certificate, so that all that is wrong with one is found at once. Nothing is sent over
 //! such a connection.
 
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -15,6 +16,7 @@ use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use tokio_rustls::rustls::client::{verify_server_cert_signed_by_trust_anchor, verify_server_name};
 use tokio_rustls::rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio_rustls::rustls::server::ParsedCertificate;
 use tokio_rustls::rustls::{
@@ -128,7 +130,7 @@ pub(super) async fn of_url(url: &Url) -> Vec<Check> {
         return Vec::new();
     };
     let found = match handshake(stream, host).await {
-        Ok((_, certificate)) => judge_now(&certificate, host),
+        Ok((_, certificate)) => judge_now(&certificate, host, None),
         Err(reason) => vec![Check::fault(
             "tls",
             format!("the handshake fails: {reason}"),
@@ -138,10 +140,17 @@ pub(super) async fn of_url(url: &Url) -> Vec<Check> {
     found.into_iter().map(|check| check.of_server(&format!("https://{host}:{port}"))).collect()
 }
 
-/// Judges a certificate by this machine's clock and the authorities that it trusts.
-pub(super) fn judge_now(presented: &Presented, host: &str) -> Vec<Check> {
+/// Judges a certificate by this machine's clock and the authorities of `ca`, or those that it trusts.
+pub(super) fn judge_now(presented: &Presented, host: &str, ca: Option<&Path>) -> Vec<Check> {
     let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(load_native_certs().certs);
+    let trusted = match ca {
+        // It has been read before, so that what is wrong with the file is known.
+        Some(ca) => {
+            CertificateDer::pem_file_iter(ca).map(|read| read.flatten().collect()).unwrap_or_default()
+        }
+        None => load_native_certs().certs,
+    };
+    roots.add_parsable_certificates(trusted);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     judge(presented, host, &roots, now)
 }

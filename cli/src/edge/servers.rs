@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use async_nats::ServerAddr;
+use emberline_nats_access::{InvalidServer, parse_server};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use tokio::net::TcpStream;
@@ -25,8 +25,8 @@ pub(super) struct ServerAddress {
 /// Why a text is no address of a nats-server.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum InvalidServerAddress {
-    #[error("{0}; write HOST:PORT")]
-    Syntax(#[from] std::io::Error),
+    #[error(transparent)]
+    Syntax(#[from] InvalidServer),
     #[error(
         "the edge passes bytes on as they are and adds no TLS; write HOST:PORT, and TLS is between nats-server and the function"
     )]
@@ -38,8 +38,8 @@ impl FromStr for ServerAddress {
 
     /// Reads `HOST`, `HOST:PORT` or `nats://HOST:PORT`.
     fn from_str(text: &str) -> Result<Self, InvalidServerAddress> {
-        let address: ServerAddr = text.trim().parse()?;
-        if address.scheme() != "nats" {
+        let address = parse_server(text)?;
+        if address.tls_required() {
             return Err(InvalidServerAddress::Scheme);
         }
         Ok(Self { host: address.host().to_owned(), port: address.port() })
@@ -125,8 +125,7 @@ mod tests {
         ] {
             assert_eq!(address(text).unwrap(), expected);
         }
-        for (text, hint) in [("tls://a:4222", "adds no TLS"), (":x", "HOST:PORT"), ("http://a", "HOST:PORT")]
-        {
+        for (text, hint) in [("tls://a:4222", "adds no TLS"), (":x", "HOST:PORT"), ("ws://a", "HOST:PORT")] {
             let error = address(text).unwrap_err().to_string();
             assert!(error.contains(hint), "{text}: {error}");
         }

@@ -4,11 +4,16 @@ use std::ops::Deref;
 use std::time::Duration;
 
 use async_nats::jetstream::{self, context::ContextBuilder};
-use async_nats::{Client, ConnectOptions};
+use async_nats::{Client, ConnectOptions, ServerAddr};
 use clap::Args;
+use emberline_nats_access::{
+    ConnectFailure, InvalidServer, NATS_HEADING, NatsArgs, Proof, ProofError, Secret, Secrets, TlsFiles,
+    parse_server,
+};
 use emberline_protocol::jetstream_domain::JetStreamDomain;
-use emberline_protocol::subject::{self, JobId, MIN_NATS_VERSION};
+use emberline_protocol::subject::{JobId, MIN_NATS_VERSION, is_supported_nats};
 
+use super::global_args::Global;
 use crate::cache::Cache;
 use crate::running_stack::{self, RunningStackError};
 
@@ -22,12 +27,10 @@ const ADMIN: &str = "admin";
 /// Options that name the stack to look at, if it is not the one that runs with this cache folder.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct AccessArgs {
-    /// Address of nats-server [default: the running stack's]
-    #[arg(long, value_name = "ADDRESS", requires = "nats_password")]
-    pub(crate) nats: Option<String>,
-    /// Password of the user `worker`
-    #[arg(long, env = "EMBERLINE_NATS_PASSWORD", hide_env_values = true)]
-    pub(crate) nats_password: Option<String>,
+    #[command(flatten)]
+    servers: ServerArgs,
+    #[command(flatten)]
+    nats: NatsArgs,
     #[command(flatten)]
     domain: DomainArgs,
 }
@@ -35,14 +38,27 @@ pub(crate) struct AccessArgs {
 /// Options that name the stack to administer, if it is not the one that runs with this cache folder.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct AdminArgs {
-    /// Address of nats-server; of a cluster, several separated by commas [default: the running stack's]
-    #[arg(long, value_name = "ADDRESS", global = true)]
-    nats: Option<String>,
-    /// Password of the user `admin`
-    #[arg(long, env = "EMBERLINE_ADMIN_PASSWORD", hide_env_values = true, global = true)]
-    admin_password: Option<String>,
     #[command(flatten)]
-    pub(crate) domain: DomainArgs,
+    servers: Global<ServerArgs>,
+    #[command(flatten)]
+    nats: Global<NatsArgs>,
+    #[command(flatten)]
+    pub(crate) domain: Global<DomainArgs>,
+}
+
+#[derive(Debug, Clone, Args)]
+struct ServerArgs {
+    /// Addresses of nats-server, separated by commas: nats://HOST:PORT or tls://HOST:PORT [default: the running
+    /// stack's]
+    #[arg(
+        long,
+        env = "EMBERLINE_NATS",
+        value_name = "ADDRESS",
+        value_delimiter = ',',
+        value_parser = parse_server,
+        help_heading = NATS_HEADING
+    )]
+    nats: Vec<ServerAddr>,
 }
 
 /// Options that say where the streams are, if they are not on the servers to which --nats leads.
@@ -55,17 +71,15 @@ pub(crate) struct DomainArgs {
         value_name = "DOMAIN",
         default_value = "",
         hide_default_value = true,
-        global = true
+        help_heading = NATS_HEADING
     )]
     pub(crate) nats_jetstream_domain: JetStreamDomain,
 }
 
-/// The address of nats-server, and a user with a password.
+/// Where NATS is, who connects, and in which domain the streams are.
 #[derive(Debug, Clone)]
 pub(crate) struct NatsAccess {
-    pub(crate) address: String,
-    user: &'static str,
-    password: String,
+    access: emberline_nats_access::NatsAccess,
     domain: JetStreamDomain,
 }
 
@@ -108,16 +122,20 @@ impl NatsConnection {
 pub(crate) enum AccessError {
     #[error("no stack is running with this cache folder; start one with `make up`, or name one with --nats")]
     NoStack,
-    #[error("--nats needs the password of the user `admin`: set EMBERLINE_ADMIN_PASSWORD")]
-    NoPassword,
     #[error(
-        "the running stack does not tell the password of the user `{0}`; give --nats and EMBERLINE_NATS_PASSWORD"
+        "the running stack does not tell what proves to be the user `{0}`; give --nats and EMBERLINE_NATS_NKEY_SEED"
     )]
     NotRecorded(&'static str),
     #[error(transparent)]
     RunningStack(#[from] RunningStackError),
-    #[error("nats-server at {address}: {reason}")]
-    Connect { address: String, reason: String },
+    #[error(transparent)]
+    Address(#[from] InvalidServer),
+    #[error(transparent)]
+    Options(#[from] emberline_nats_access::AccessError),
+    #[error(transparent)]
+    Secrets(#[from] ProofError),
+    #[error(transparent)]
+    Connect(#[from] ConnectFailure),
     #[error("nats-server at {address} is {version}; Emberline needs {}.{} or newer", MIN_NATS_VERSION.0, MIN_NATS_VERSION.1)]
     TooOld { address: String, version: String },
     #[error(
@@ -138,60 +156,89 @@ impl AccessArgs {
 
     /// Whether the options name servers.
     pub(crate) fn name_servers(&self) -> bool {
-        self.nats.is_some()
+        !self.servers.nats.is_empty()
     }
 
     /// The same as another user than `worker`.
     pub(crate) fn resolve_as(&self, user: &'static str, cache: &Cache) -> Result<NatsAccess, AccessError> {
-        if let (Some(address), Some(password)) = (self.nats.clone(), self.nats_password.clone()) {
-            let access = NatsAccess { user, ..NatsAccess::worker(address, password) };
-            return Ok(access.in_domain(&self.domain));
-        }
-        let stack = running_stack::find(cache)?.ok_or(AccessError::NoStack)?;
-        match user {
-            WORKER => Ok(NatsAccess::worker(stack.nats, stack.worker_password)),
-            ADMIN => Ok(NatsAccess::admin(stack.nats, stack.admin_password)),
-            other => Err(AccessError::NotRecorded(other)),
-        }
+        let Self { servers, nats, domain } = self.clone();
+        resolve(servers, nats, domain, user, cache)
     }
 }
 
 impl AdminArgs {
     /// Access to the stack that the options name, or to the running one.
     pub(crate) fn resolve(&self, cache: &Cache) -> Result<NatsAccess, AccessError> {
-        if let Some(address) = self.nats.clone() {
-            let password = self.admin_password.clone().ok_or(AccessError::NoPassword)?;
-            return Ok(NatsAccess::admin(address, password).in_domain(&self.domain));
-        }
-        let stack = running_stack::find(cache)?.ok_or(AccessError::NoStack)?;
-        Ok(NatsAccess::admin(stack.nats, stack.admin_password))
+        let Self { servers: Global(servers), nats: Global(nats), domain: Global(domain) } = self.clone();
+        resolve(servers, nats, domain, ADMIN, cache)
     }
 }
 
+fn resolve(
+    servers: ServerArgs,
+    mut nats: NatsArgs,
+    domain: DomainArgs,
+    user: &'static str,
+    cache: &Cache,
+) -> Result<NatsAccess, AccessError> {
+    if servers.nats.is_empty() {
+        let stack = running_stack::find(cache)?.ok_or(AccessError::NoStack)?;
+        return match user {
+            WORKER => NatsAccess::worker(&stack.nats, stack.worker_password),
+            ADMIN => NatsAccess::admin(&stack.nats, stack.admin_password),
+            other => Err(AccessError::NotRecorded(other)),
+        };
+    }
+    let secrets = match admin_secrets()? {
+        Some(secrets) if user == ADMIN => {
+            nats.nats_user = Some(ADMIN.to_owned());
+            secrets
+        }
+        _ => Secrets::from_env()?,
+    };
+    let access = nats.access(servers.nats, secrets, user)?;
+    Ok(NatsAccess { access, domain: domain.nats_jetstream_domain })
+}
+
+/// The secrets of the user `admin`, so that those of a worker may be in the same environment.
+fn admin_secrets() -> Result<Option<Secrets>, ProofError> {
+    let password = Secret::from_env("EMBERLINE_ADMIN_PASSWORD")?;
+    let nkey_seed = Secret::from_env("EMBERLINE_ADMIN_NKEY_SEED")?;
+    let is_given = password.is_some() || nkey_seed.is_some();
+    Ok(is_given.then_some(Secrets { password, nkey_seed, token: None }))
+}
+
 impl NatsAccess {
-    /// Access with the rights of a worker.
-    pub(crate) fn worker(address: String, password: String) -> Self {
-        Self { address, user: WORKER, password, domain: JetStreamDomain::default() }
+    /// Access to a stack's nats-server with the rights of a worker.
+    pub(crate) fn worker(address: &str, password: String) -> Result<Self, AccessError> {
+        Self::of_stack(address, WORKER, password)
     }
 
-    /// Access with the right to manage keys and streams.
-    pub(crate) fn admin(address: String, password: String) -> Self {
-        Self { address, user: ADMIN, password, domain: JetStreamDomain::default() }
+    /// Access to a stack's nats-server with the right to manage keys and streams.
+    pub(crate) fn admin(address: &str, password: String) -> Result<Self, AccessError> {
+        Self::of_stack(address, ADMIN, password)
     }
 
-    /// The same, with the streams in the domain that the options name.
-    fn in_domain(self, args: &DomainArgs) -> Self {
-        Self { domain: args.nats_jetstream_domain.clone(), ..self }
+    fn of_stack(address: &str, user: &str, password: String) -> Result<Self, AccessError> {
+        let proof = Proof::password("the stack's own password", password);
+        let servers = vec![parse_server(address)?];
+        let access = emberline_nats_access::NatsAccess::new(servers, user.to_owned(), proof);
+        Ok(Self { access, domain: JetStreamDomain::default() })
     }
 
-    /// The addresses of the servers.
-    pub(crate) fn servers(&self) -> Vec<&str> {
-        self.address.split(',').map(str::trim).collect()
+    /// The servers.
+    pub(crate) fn servers(&self) -> &[ServerAddr] {
+        self.access.servers()
+    }
+
+    /// What TLS needs besides their names.
+    pub(crate) fn tls(&self) -> &TlsFiles {
+        self.access.tls()
     }
 
     /// The user's name in NATS.
     pub(crate) fn user(&self) -> &str {
-        self.user
+        self.access.user()
     }
 
     /// The domain in which the streams are.
@@ -201,24 +248,16 @@ impl NatsAccess {
 
     /// What every connection is made with.
     pub(crate) fn options(&self) -> ConnectOptions {
-        ConnectOptions::with_user_and_password(self.user.to_owned(), self.password.clone())
-            .name("emberline")
-            // deploy/nats.conf lets each user subscribe to its own inboxes only.
-            .custom_inbox_prefix(subject::inbox_prefix(self.user))
-            .connection_timeout(TIMEOUT)
-            .request_timeout(Some(TIMEOUT))
+        let options = self.access.options().name("emberline");
+        options.connection_timeout(TIMEOUT).request_timeout(Some(TIMEOUT))
     }
 
     /// Connects, and checks that the server is new enough and has JetStream enabled.
     pub(crate) async fn connect(&self) -> Result<NatsConnection, AccessError> {
-        let address = self.address.clone();
-        let client = self
-            .options()
-            .connect(self.servers())
-            .await
-            .map_err(|e| AccessError::Connect { address: address.clone(), reason: e.to_string() })?;
+        let address = self.access.address();
+        let client = self.access.connect(self.options()).await?;
         let info = client.server_info();
-        if !subject::is_supported_nats(&info.version) {
+        if !is_supported_nats(&info.version) {
             return Err(AccessError::TooOld { address, version: info.version });
         }
         // A leaf node needs none of its own.

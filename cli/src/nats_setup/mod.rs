@@ -153,7 +153,7 @@ pub(crate) fn run(args: &NatsArgs, cache: &Cache) -> anyhow::Result<()> {
     let access = &args.access;
     let args = match &args.command {
         NatsCommand::Setup(args) => args,
-        NatsCommand::User(args) => return user::run(args, &access.domain.nats_jetstream_domain),
+        NatsCommand::User(args) => return user::run(args, &access.domain.0.nats_jetstream_domain),
     };
     let access = access.resolve(cache)?;
     runtime()?.block_on(async {

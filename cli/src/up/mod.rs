@@ -252,12 +252,11 @@ fn api_key(text: &str) -> Result<String, &'static str> {
 
 /// Describes the served models and their devices, from the heartbeats.
 async fn describe_workers(running: &RunningStack) -> String {
-    let access = NatsAccess::worker(running.nats.clone(), running.worker_password.clone());
-    let heartbeats = match access.connect().await {
-        Ok(client) => stored::heartbeats(&client).await.unwrap_or_default(),
-        Err(_) => Vec::new(),
+    let heartbeats = async {
+        let access = NatsAccess::worker(&running.nats, running.worker_password.clone())?;
+        stored::heartbeats(&access.connect().await?).await
     };
-    describe(&heartbeats)
+    describe(&heartbeats.await.unwrap_or_default())
 }
 
 /// `smollm2-135m-instruct on CPU (flex, 2 threads), takes at most 640.0 MiB`.

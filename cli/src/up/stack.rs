@@ -84,10 +84,10 @@ impl<'a> Stack<'a> {
     pub(crate) async fn start(&mut self) -> Result<(), StackError> {
         let spinner = self.console.spinner("starting nats-server");
         self.nats = Some(Process::spawn(&self.plan.nats(), self.transcript, &self.exit_sender)?);
-        let access = self.nats_access();
+        let access = self.nats_access()?;
         self.unless_a_part_ends(wait_for_nats(&access)).await??;
         let (address, password) = (self.plan.nats_address().to_string(), self.plan.passwords.admin.clone());
-        let admin = NatsAccess::admin(address, password);
+        let admin = NatsAccess::admin(&address, password)?;
         let set_up = self.unless_a_part_ends(crate::nats_setup::bring_up_to_date(&admin)).await?;
         set_up.map_err(|error| StackError::SetUp(format!("{error:#}")))?;
         for number in 1..=self.plan.workers {
@@ -161,8 +161,8 @@ impl<'a> Stack<'a> {
         futures::future::join_all(self.processes().map(Process::ended)).await;
     }
 
-    pub(crate) fn nats_access(&self) -> NatsAccess {
-        NatsAccess::worker(self.plan.nats_address().to_string(), self.plan.passwords.worker.clone())
+    pub(crate) fn nats_access(&self) -> Result<NatsAccess, AccessError> {
+        NatsAccess::worker(&self.plan.nats_address().to_string(), self.plan.passwords.worker.clone())
     }
 
     async fn stop_one(&self, process: &Process, grace: Duration) {
@@ -190,7 +190,7 @@ async fn wait_for_nats(access: &NatsAccess) -> Result<(), AccessError> {
     let began = Instant::now();
     loop {
         match access.connect().await {
-            Err(AccessError::Connect { .. }) if began.elapsed() < NATS_TIMEOUT => {
+            Err(AccessError::Connect(failure)) if failure.may_pass() && began.elapsed() < NATS_TIMEOUT => {
                 tokio::time::sleep(POLL_INTERVAL).await;
             }
             other => return other.map(|_| ()),

@@ -12,6 +12,7 @@
 pub mod background;
 pub mod bus_way;
 pub mod cases;
+pub mod certificates;
 pub mod cli;
 pub mod cluster;
 pub mod compare;
@@ -20,6 +21,7 @@ pub mod event_watcher;
 pub mod events;
 pub mod golden;
 mod host;
+pub mod jwt;
 pub mod leaf_node;
 pub mod load;
 pub mod nats;

@@ -12,6 +12,7 @@ use emberline_inference::engine::{
     Engine, EngineError, EngineStats, EventSink, PreparedRequest, Preprocessor,
 };
 use emberline_inference::memory::NotEnough;
+use emberline_nats_access::{NatsAccess, Proof};
 use emberline_protocol::bytes::Bytes;
 use emberline_protocol::control::Control;
 use emberline_protocol::dead_letter::Prompts;
@@ -21,6 +22,7 @@ use emberline_protocol::heartbeat::ServedModel;
 use emberline_protocol::jetstream_domain::JetStreamDomain;
 use emberline_protocol::subject::JobId;
 use emberline_test_kit::nats::NatsServer;
+use emberline_test_kit::nats::WORKER_PASSWORD;
 use emberline_worker::config::Config;
 use emberline_worker::nats::NatsConfig;
 use emberline_worker::registry::file::ModelList;
@@ -159,9 +161,11 @@ impl Worker {
         let file: PathBuf = models.path.clone();
         let config = Config {
             nats: NatsConfig {
-                servers: vec![nats.address().parse().unwrap()],
-                user: "worker".to_owned(),
-                password: Some(emberline_test_kit::nats::WORKER_PASSWORD.to_owned()),
+                access: NatsAccess::new(
+                    vec![nats.address().parse().unwrap()],
+                    "worker".to_owned(),
+                    Proof::password("WORKER_PASSWORD", WORKER_PASSWORD.to_owned()),
+                ),
                 domain: JetStreamDomain::default(),
             },
             models: ModelList::new(Vec::new(), Some(file), settings),

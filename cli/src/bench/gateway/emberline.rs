@@ -99,7 +99,7 @@ impl<'a> Emberline<'a> {
     /// A connection that may read what streams hold.
     async fn admin(&self) -> anyhow::Result<NatsConnection> {
         let password = self.plan.passwords.admin.clone();
-        Ok(NatsAccess::admin(self.plan.nats_address().to_string(), password).connect().await?)
+        Ok(NatsAccess::admin(&self.plan.nats_address().to_string(), password)?.connect().await?)
     }
 
     /// The ids of the workers that serve, by their last heartbeats.
@@ -114,7 +114,7 @@ impl<'a> Emberline<'a> {
 impl System for Emberline<'_> {
     async fn start(&mut self) -> anyhow::Result<()> {
         self.stack.start().await?;
-        let nats = self.stack.nats_access().connect().await?;
+        let nats = self.stack.nats_access()?.connect().await?;
         self.known_workers = self.serving_workers(&nats).await?;
         Ok(self.target.probe().await?)
     }
@@ -160,7 +160,7 @@ impl System for Emberline<'_> {
 
     async fn start_worker(&mut self, number: usize) -> anyhow::Result<()> {
         self.stack.start_worker(number)?;
-        let nats = self.stack.nats_access().connect().await?;
+        let nats = self.stack.nats_access()?.connect().await?;
         let began = Instant::now();
         loop {
             let serving = self.serving_workers(&nats).await?;
