@@ -119,6 +119,13 @@ pub struct Args {
     #[arg(long, env = "EMBERLINE_DRAIN_S", default_value_t = 30, value_name = "SECONDS")]
     pub drain_s: u64,
 
+    /// Where to answer probes over HTTP: GET /health and GET /ready [default: nowhere]
+    ///
+    /// /health is 503 when the engine of a model is stuck, /ready until NATS is connected and all models are
+    /// loaded, and while the worker drains.
+    #[arg(long, env = "EMBERLINE_HTTP_LISTEN", value_name = "ADDRESS:PORT")]
+    pub http_listen: Option<String>,
+
     /// What happens to the prompts of a job that is given up
     ///
     /// Only with `keep` can `emberline jobs replay` run it again.
@@ -177,6 +184,8 @@ pub struct Config {
     pub alive_timeout: Duration,
     /// What happens to the prompts of jobs that are given up.
     pub dead_letter_prompts: Prompts,
+    /// Where to answer probes.
+    pub http_listen: Option<String>,
 }
 
 /// Arguments that are not a configuration.
@@ -234,6 +243,7 @@ impl Args {
             drain: Duration::from_secs(self.drain_s),
             alive_timeout: Duration::from_millis(self.alive_timeout_ms),
             dead_letter_prompts: self.dead_letter_prompts.into(),
+            http_listen: some(self.http_listen),
         })
     }
 }

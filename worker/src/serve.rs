@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::config::Config;
+use crate::health::{Health, ListenError, ProbeListener, WorkerState};
 use crate::heartbeat::HeartbeatPublisher;
 use crate::intake::RunningJobs;
 use crate::nats::{Nats, NatsError};
@@ -29,6 +30,9 @@ pub enum ServeError {
     /// The file of models can't be used.
     #[error(transparent)]
     Models(#[from] FileError),
+    /// Probes can't be answered.
+    #[error(transparent)]
+    Probes(#[from] ListenError),
     /// There is nothing left to serve.
     #[error(transparent)]
     NothingServable(#[from] NothingServable),
@@ -46,8 +50,32 @@ pub struct Signals {
     pub hang_up: watch::Receiver<u32>,
 }
 
-/// Serves the models of `config`, loaded by `loader`, until the first signal to stop; then drains.
+/// Serves the models of `config`, loaded by `loader`, until the first signal to stop; then drains. Probes are answered
+/// from before the first connection to the end.
 pub async fn serve(config: &Config, loader: Loader, signals: Signals) -> Result<(), ServeError> {
+    let health = Health::default();
+    let listener = match &config.http_listen {
+        Some(address) => Some(ProbeListener::bind(address).await?),
+        None => None,
+    };
+    let probes = async {
+        match &listener {
+            Some(listener) => listener.serve(&health).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        ended = serve_jobs(config, loader, signals, &health) => ended,
+        () = probes => Ok(()),
+    }
+}
+
+async fn serve_jobs(
+    config: &Config,
+    loader: Loader,
+    signals: Signals,
+    health: &Health,
+) -> Result<(), ServeError> {
     let Signals { mut stop, hang_up } = signals;
     let (wanted, watch) = config.models.open()?;
     let (wanted, mut wanted_now) = watch::channel(wanted);
@@ -72,6 +100,11 @@ pub async fn serve(config: &Config, loader: Loader, signals: Signals) -> Result<
     }));
     let (draining, is_draining) = watch::channel(false);
     let (status, load) = (registry.status(), load.subscribe());
+    health.watch(WorkerState {
+        connected: nats.connected(),
+        models: status.clone(),
+        draining: is_draining.clone(),
+    });
     let mut heartbeats = HeartbeatPublisher::new(nats.clone(), worker.clone(), status, load, is_draining);
     let mut summaries = SummaryKeeper::new(nats.clone(), worker, heartbeats.written());
 

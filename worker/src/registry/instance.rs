@@ -131,7 +131,8 @@ impl Instance {
         tokio::spawn(give_back);
         let intake = tokio::spawn(intake.run(name.clone()));
         let EngineInfo { models: served, device, memory, .. } = info;
-        self.report(Report::Serving(Loaded { served, device, slots, memory }));
+        let progress = handle.progress().clone();
+        self.report(Report::Serving(Loaded { served, device, slots, progress, memory }));
         let ended = self.drain(intake, &handle).await;
         self.report(Report::Drained);
         let stats = handle.stats();

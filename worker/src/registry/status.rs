@@ -1,5 +1,6 @@
 //! The state of the worker's models, as the heartbeat publishes it.
 
+use emberline_inference::engine::thread::EngineProgress;
 use emberline_protocol::heartbeat::{self, ModelState, ServedModel};
 
 use crate::intake::slots::Slots;
@@ -37,6 +38,8 @@ pub struct Loaded {
     pub device: String,
     /// Its slots for jobs.
     pub slots: Slots,
+    /// What its engine's thread does.
+    pub progress: EngineProgress,
     /// Most bytes of memory that it takes.
     pub memory: Option<u64>,
 }

@@ -13,6 +13,7 @@ mod lifecycle;
 mod log;
 mod models;
 mod permissions;
+mod probes;
 mod summaries;
 mod support;
 mod swaps;

@@ -172,6 +172,7 @@ impl Worker {
             drain: Duration::from_secs(30),
             alive_timeout: Duration::from_secs(15),
             dead_letter_prompts: Prompts::Keep,
+            http_listen: None,
         };
         let (stop, stopped) = watch::channel(0);
         let signals = Signals { stop: stopped, hang_up: watch::channel(0).1 };

@@ -6,9 +6,9 @@
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use emberline_protocol::error::{ApiError, ErrorCode};
 use emberline_protocol::event::{EventKind, Usage};
@@ -58,11 +58,20 @@ pub struct EngineHandle {
     preprocessor: Arc<dyn Preprocessor>,
     commands: mpsc::Sender<Command>,
     state: watch::Receiver<ThreadState>,
-    stats: SharedStats,
+    progress: EngineProgress,
 }
 
-/// The engine's statistics after its last step or command.
-type SharedStats = Arc<Mutex<EngineStats>>;
+/// What an engine's thread has done and does now.
+#[derive(Debug, Clone, Default)]
+pub struct EngineProgress(Arc<Mutex<Progress>>);
+
+#[derive(Debug, Default)]
+struct Progress {
+    /// After the last step or command.
+    stats: EngineStats,
+    /// When the step began that it does now.
+    step_began: Option<Instant>,
+}
 
 /// The engine's thread itself.
 #[derive(Debug)]
@@ -83,12 +92,12 @@ pub fn spawn(engine: Box<dyn Engine>) -> std::io::Result<(EngineInfo, EngineHand
     let preprocessor = engine.preprocessor();
     let (commands, receiver) = mpsc::channel();
     let (state, watcher) = watch::channel(ThreadState::Running);
-    let stats = SharedStats::default();
-    let thread_stats = Arc::clone(&stats);
+    let progress = EngineProgress::default();
+    let thread_progress = progress.clone();
     let thread = std::thread::Builder::new()
         .name("engine".to_owned())
-        .spawn(move || run(engine, &receiver, &state, &thread_stats))?;
-    let handle = EngineHandle { preprocessor, commands, state: watcher, stats };
+        .spawn(move || run(engine, &receiver, &state, &thread_progress))?;
+    let handle = EngineHandle { preprocessor, commands, state: watcher, progress };
     Ok((info, handle.clone(), EngineThread { handle, thread }))
 }
 
@@ -100,7 +109,12 @@ impl EngineHandle {
 
     /// How busy the engine is, and what it has done so far.
     pub fn stats(&self) -> EngineStats {
-        *self.stats.lock().unwrap_or_else(PoisonError::into_inner)
+        self.progress.lock().stats
+    }
+
+    /// What its thread does.
+    pub fn progress(&self) -> &EngineProgress {
+        &self.progress
     }
 
     /// Submits a job; must be called within a tokio runtime. Its events end after `Done` or `Error`; if
@@ -153,6 +167,17 @@ impl EngineHandle {
     }
 }
 
+impl EngineProgress {
+    /// How long the thread has been in the step that it does now; `None` if it does none.
+    pub fn step_time(&self) -> Option<Duration> {
+        self.lock().step_began.map(|began| began.elapsed())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Progress> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl EngineThread {
     /// Has the thread end after its current step, and waits for it.
     pub fn stop(self) {
@@ -165,9 +190,10 @@ fn run(
     mut engine: Box<dyn Engine>,
     commands: &mpsc::Receiver<Command>,
     state: &watch::Sender<ThreadState>,
-    stats: &SharedStats,
+    progress: &EngineProgress,
 ) {
-    let driven = catch_unwind(AssertUnwindSafe(|| drive(engine.as_mut(), commands, stats)));
+    let driven = catch_unwind(AssertUnwindSafe(|| drive(engine.as_mut(), commands, progress)));
+    progress.lock().step_began = None;
     let failure = match driven {
         Ok(Ok(())) => {
             state.send_replace(ThreadState::Stopped);
@@ -186,11 +212,11 @@ fn run(
 fn drive(
     engine: &mut dyn Engine,
     commands: &mpsc::Receiver<Command>,
-    stats: &SharedStats,
+    progress: &EngineProgress,
 ) -> Result<(), EngineError> {
     let mut preparing = HashMap::new();
     loop {
-        *stats.lock().unwrap_or_else(PoisonError::into_inner) = engine.stats();
+        *progress.lock() = Progress { stats: engine.stats(), step_began: None };
         if !engine.has_work() {
             match commands.recv() {
                 Ok(Command::Stop) | Err(_) => return Ok(()),
@@ -205,6 +231,7 @@ fn drive(
             }
         }
         if engine.has_work() {
+            progress.lock().step_began = Some(Instant::now());
             engine.step()?;
         }
     }

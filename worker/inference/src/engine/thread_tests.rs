@@ -123,6 +123,23 @@ async fn two_jobs_run_at_once_and_each_hears_only_of_itself() {
 }
 
 #[tokio::test]
+async fn a_step_is_timed_while_it_lasts() {
+    let (_, engine, thread) = spawn(simulated(1.0)).unwrap();
+    let progress = engine.progress().clone();
+    assert_eq!(progress.step_time(), None);
+    let wait_until = async |is_in_step: bool| {
+        while progress.step_time().is_some() != is_in_step {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let events = engine.submit(job(1, 30_000));
+    wait_until(true).await;
+    drop(events);
+    wait_until(false).await;
+    thread.stop();
+}
+
+#[tokio::test]
 async fn a_cancelled_job_tells_what_it_computed_and_is_gone() {
     let (_, engine, thread) = spawn(simulated(1000.0)).unwrap();
     let mut events = engine.submit(job(1, 30_000));
