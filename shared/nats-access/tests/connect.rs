@@ -142,8 +142,8 @@ async fn credentials_prove_who_connects_until_they_expire() -> Result<()> {
 async fn tls_is_spoken_with_servers_whose_certificate_is_right() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let (authority, other) = (Authority::new()?, Authority::new()?);
-    let ca = authority.write(folder.path(), "ca")?;
-    let other_ca = other.write(folder.path(), "other-ca")?;
+    let ca = authority.write(folder.path(), "ca.pem")?;
+    let other_ca = other.write(folder.path(), "other-ca.pem")?;
     let files = authority.certificate(folder.path(), "nats", &["localhost"])?;
     let nats = server(folder.path(), &tls(&files, "timeout: 5")).await?;
     let at = |host: &str| format!("{host}:{}", port(&nats));
@@ -176,7 +176,7 @@ async fn tls_is_spoken_with_servers_whose_certificate_is_right() -> Result<()> {
 #[tokio::test]
 async fn a_server_without_tls_is_not_spoken_to_behind_tls() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let ca = Authority::new()?.write(folder.path(), "ca")?;
+    let ca = Authority::new()?.write(folder.path(), "ca.pem")?;
     let nats = server(folder.path(), "").await?;
     let plain = nats.address();
     connects(&access(&plain, &[], Secrets::default())?).await?;
@@ -191,7 +191,7 @@ async fn a_server_without_tls_is_not_spoken_to_behind_tls() -> Result<()> {
 async fn tls_comes_first_where_nats_server_wants_that() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let authority = Authority::new()?;
-    let ca = authority.write(folder.path(), "ca")?;
+    let ca = authority.write(folder.path(), "ca.pem")?;
     let files = authority.certificate(folder.path(), "nats", &["localhost"])?;
     let nats = server(folder.path(), &tls(&files, "handshake_first: true, timeout: 1")).await?;
     let address = format!("tls://localhost:{}", port(&nats));
@@ -206,7 +206,7 @@ async fn tls_comes_first_where_nats_server_wants_that() -> Result<()> {
 async fn a_client_shows_its_certificate() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let (authority, other) = (Authority::new()?, Authority::new()?);
-    let ca = authority.write(folder.path(), "ca")?;
+    let ca = authority.write(folder.path(), "ca.pem")?;
     let files = authority.certificate(folder.path(), "nats", &["localhost"])?;
     let mine = authority.certificate(folder.path(), "mine", &["worker"])?;
     let foreign = other.certificate(folder.path(), "foreign", &["worker"])?;

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use anyhow::{Context as _, Result, bail};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Command;
 
+use crate::certificates::Authority;
 use crate::paths::{binary, repository};
 use crate::process::ProcessGroup;
 use crate::wait;
@@ -72,49 +72,6 @@ impl BusWay {
     }
 }
 
-/// An authority that signs certificates for one test.
-pub struct Authority(CertifiedIssuer<'static, KeyPair>);
-
-impl Authority {
-    /// A new one.
-    pub fn new() -> Result<Self> {
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        Ok(Self(CertifiedIssuer::self_signed(params, KeyPair::generate()?)?))
-    }
-
-    /// Its own certificate, as PEM.
-    pub fn pem(&self) -> String {
-        self.0.pem()
-    }
-
-    /// Writes its certificate, and a certificate for `name` with its key, into `folder`; their paths.
-    pub fn write(&self, folder: &Path, name: &str) -> Result<Files> {
-        let key = KeyPair::generate()?;
-        let certificate = CertificateParams::new([name.to_owned()])?.signed_by(&key, &self.0)?;
-        let files = Files {
-            ca: folder.join("ca.pem"),
-            certificate: folder.join("server.pem"),
-            key: folder.join("server.key"),
-        };
-        fs::write(&files.ca, self.pem())?;
-        fs::write(&files.certificate, certificate.pem())?;
-        fs::write(&files.key, key.serialize_pem())?;
-        Ok(files)
-    }
-}
-
-/// Files of certificates, as PEM.
-#[derive(Debug)]
-pub struct Files {
-    /// The authority's certificate.
-    pub ca: PathBuf,
-    /// The server's.
-    pub certificate: PathBuf,
-    /// Its key.
-    pub key: PathBuf,
-}
-
 /// A running `emberline edge`; it ends when this is dropped.
 pub struct Edge {
     process: ProcessGroup,
@@ -150,11 +107,16 @@ impl Edge {
     pub async fn start_secure(nats: &[String], folder: &Path) -> Result<Self> {
         let folder = folder.join("edge");
         fs::create_dir_all(&folder)?;
-        let files = Authority::new()?.write(&folder, EDGE_NAME)?;
+        let authority = Authority::new()?;
+        let files = authority.certificate(&folder, "edge", &[EDGE_NAME])?;
         let [certificate, key] = [&files.certificate, &files.key].map(|path| path.to_string_lossy());
         let edge = Self::start(nats, &["--tls-certificate", &certificate, "--tls-key", &key]).await?;
         let port = edge.address.rsplit_once(':').context("no port")?.1;
-        Ok(Self { address: format!("{EDGE_NAME}:{port}"), ca: Some(files.ca), ..edge })
+        Ok(Self {
+            address: format!("{EDGE_NAME}:{port}"),
+            ca: Some(authority.write(&folder, "ca.pem")?),
+            ..edge
+        })
     }
 
     /// Its process id.

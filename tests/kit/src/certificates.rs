@@ -40,7 +40,7 @@ impl Authority {
 
     /// Writes its certificate to a file.
     pub fn write(&self, folder: &Path, name: &str) -> Result<PathBuf> {
-        let path = folder.join(format!("{name}.pem"));
+        let path = folder.join(name);
         fs::write(&path, &self.pem)?;
         Ok(path)
     }

@@ -17,7 +17,8 @@ use emberline_protocol::subject;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::bus_way::{Authority, BusWay, SERVER_NAME};
+use crate::bus_way::{BusWay, SERVER_NAME};
+use crate::certificates::Authority;
 
 /// deploy/nats.conf of this checkout.
 pub const CONFIG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/nats.conf");
@@ -44,7 +45,7 @@ pub trait Nats {
 }
 
 /// The certificate of a server's authority, in its folder.
-const CA_FILE: &str = "ca.pem";
+pub const CA_FILE: &str = "ca.pem";
 
 /// A connection to whichever server answers, with the rights of the function.
 pub async fn function_client(nats: &impl Nats) -> Result<Client> {
@@ -123,13 +124,15 @@ impl NatsServer {
     /// Starts one with deploy/nats.conf, TLS, and more lines of configuration.
     pub async fn start_with_tls(more: &str) -> Result<Self> {
         let directory = new_directory()?;
-        let files = Authority::new()?.write(directory.path(), SERVER_NAME)?;
+        let authority = Authority::new()?;
+        let ca = authority.write(directory.path(), CA_FILE)?;
+        let files = authority.certificate(directory.path(), "server", &[SERVER_NAME, "localhost"])?;
         let quoted = |path: &Path| format!("{:?}", path.to_string_lossy());
         let block = format!(
             "tls {{\n  cert_file: {}\n  key_file: {}\n  ca_file: {}\n}}\n{more}\n",
             quoted(&files.certificate),
             quoted(&files.key),
-            quoted(&files.ca)
+            quoted(&ca)
         );
         let config = directory.path().join("nats.conf");
         std::fs::write(&config, std::fs::read_to_string(CONFIG)? + &block)?;
