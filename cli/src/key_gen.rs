@@ -1,13 +1,36 @@
-//! Generates API keys and passwords.
+//! Generates API keys, passwords and NKEYs.
 
+use std::fmt;
 use std::io;
 
+use nkeys::{KeyPair, KeyPairType};
 use rand::TryRng;
 use rand::rngs::SysRng;
 
 /// Generates an API key: `sk-emb-` and 32 random bytes of the operating system in base 62.
 pub(crate) fn new_api_key() -> io::Result<String> {
     Ok(format!("sk-emb-{}", random_text()?))
+}
+
+/// An NKEY: nats-server knows its public key, and the seed proves who connects.
+#[derive(Clone)]
+pub(crate) struct Nkey {
+    pub(crate) public: String,
+    pub(crate) seed: String,
+}
+
+impl Nkey {
+    /// Generates one for a user of NATS.
+    pub(crate) fn random() -> io::Result<Self> {
+        let key = KeyPair::new_from_raw(KeyPairType::User, random_bytes()?).map_err(io::Error::other)?;
+        Ok(Self { public: key.public_key(), seed: key.seed().map_err(io::Error::other)? })
+    }
+}
+
+impl fmt::Debug for Nkey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Nkey({})", self.public)
+    }
 }
 
 /// Generates a password for a user of NATS. It begins with a letter, so that nats-server reads it as a text.
@@ -17,9 +40,13 @@ pub(crate) fn new_password() -> io::Result<String> {
 
 /// 32 random bytes of the operating system in base 62.
 fn random_text() -> io::Result<String> {
+    random_bytes().map(base62)
+}
+
+fn random_bytes() -> io::Result<[u8; 32]> {
     let mut secret = [0; 32];
     SysRng.try_fill_bytes(&mut secret).map_err(io::Error::other)?;
-    Ok(base62(secret))
+    Ok(secret)
 }
 
 /// Writes a 256-bit number, most significant byte first, as 43 digits: `0` to `9`, `A` to `Z`, `a` to `z`.
@@ -46,6 +73,14 @@ fn base62(mut number: [u8; 32]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_nkey_is_a_users_and_its_seed_is_not_shown() {
+        let (one, other) = (Nkey::random().unwrap(), Nkey::random().unwrap());
+        assert!(one.public != other.public && one.public.starts_with('U') && one.seed.starts_with("SU"));
+        assert_eq!(KeyPair::from_seed(&one.seed).unwrap().public_key(), one.public);
+        assert_eq!(format!("{one:?}"), format!("Nkey({})", one.public));
+    }
 
     #[test]
     fn base_62_is_positional() {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cache::{Cache, CacheError, write_private};
 
-/// How to reach the running stack. The file is readable by its owner only, since it holds passwords.
+/// How to reach the running stack. The file is readable by its owner only, since it holds secrets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RunningStack {
     pub(crate) pid: u32,
@@ -18,8 +18,9 @@ pub(crate) struct RunningStack {
     pub(crate) api_key: String,
     /// The address of nats-server.
     pub(crate) nats: String,
-    pub(crate) worker_password: String,
-    pub(crate) admin_password: String,
+    /// The seeds of the users' NKEYs.
+    pub(crate) worker_seed: String,
+    pub(crate) admin_seed: String,
 }
 
 /// The right to run a stack with this cache folder, held until this value is dropped; dropping it also
@@ -110,8 +111,8 @@ mod tests {
             url: "http://127.0.0.1:1".into(),
             api_key: "k".into(),
             nats: "127.0.0.1:2".into(),
-            worker_password: "p".into(),
-            admin_password: "q".into(),
+            worker_seed: "p".into(),
+            admin_seed: "q".into(),
         }
     }
 

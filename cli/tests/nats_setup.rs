@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a step of a test that fails ends the test")]
 
+use std::path::Path;
 use std::time::Duration;
 
 use async_nats::ConnectOptions;
@@ -13,8 +14,9 @@ use emberline_protocol::streams::{Layout, Stream, streams};
 use emberline_protocol::subject::{self, JOBS_STREAM};
 use emberline_test_kit::cli::{command, emberline, refused};
 use emberline_test_kit::cluster::NatsCluster;
-use emberline_test_kit::nats::{CONFIG, Nats, NatsServer, admin_client};
+use emberline_test_kit::nats::{ADMIN_SEED, CA_FILE, CONFIG, Nats, NatsServer, admin_client, public_key};
 use serde_json::Value;
+use tokio::process::Command;
 
 const SETUP: [&str; 2] = ["nats", "setup"];
 
@@ -179,38 +181,92 @@ async fn what_the_release_before_has_made_is_kept_and_can_no_longer_be_wiped() {
     assert_eq!(again.last().unwrap(), "nothing to change", "{again:#?}");
 }
 
-/// The printed entry is put where it says, and the printed password opens it.
+/// nats-server with deploy/nats.conf and one more entry.
+async fn server_with(entry: &str) -> NatsServer {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("nats.conf");
+    let config = std::fs::read_to_string(CONFIG).unwrap();
+    let (before, after) = config.rsplit_once("\n  ]\n").unwrap();
+    std::fs::write(&path, format!("{before}\n{entry}\n  ]\n{after}")).unwrap();
+    NatsServer::start_with(&path).await.unwrap()
+}
+
+/// The printed entry is put where it says, and the printed seed or password opens it.
 #[tokio::test]
 async fn a_new_user_works_as_it_is_printed() {
     let nats = NatsServer::start_empty().await.unwrap();
     for (args, name) in [
         (&["worker", "--models", "a,b.c"][..], "worker-a-b=2Ec"),
-        (&["worker", "--name", "pool"], "pool"),
+        (&["worker", "--name", "pool", "--password"], "pool"),
         (&["function", "--name", "edge"], "edge"),
+        (&["function", "--name", "old", "--password"], "old"),
         (&["admin", "--name", "ops"], "ops"),
     ] {
+        let by_password = args.contains(&"--password");
         let args = [&["nats", "user", "add"], args].concat();
         let printed = command(&nats, &args).unwrap().output().await.unwrap();
         let (entry, said) =
             (String::from_utf8(printed.stdout).unwrap(), String::from_utf8(printed.stderr).unwrap());
-        let password = said.lines().find(|line| line.len() == 44 && !line.contains(' ')).unwrap();
-        assert!(!entry.contains(password) && said.contains("nats-server --signal reload"), "{said}");
+        let is_secret = |line: &&str| line.len() == if by_password { 44 } else { 58 } && !line.contains(' ');
+        let secret = said.lines().find(is_secret).unwrap();
+        assert!(!entry.contains(secret) && said.contains("nats-server --signal reload"), "{said}");
+        assert!(said.contains(&format!("={name} and ")), "{said}");
 
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("nats.conf");
-        let config = std::fs::read_to_string(CONFIG).unwrap();
-        let (before, after) = config.rsplit_once("\n  ]\n").unwrap();
-        std::fs::write(&path, format!("{before}\n{entry}\n  ]\n{after}")).unwrap();
-        let nats = NatsServer::start_with(&path).await.unwrap();
-        let connect = |password: &str| {
-            ConnectOptions::with_user_and_password(name.to_owned(), password.to_owned())
-                .connect(nats.address())
+        let nats = server_with(&entry).await;
+        let connect = |secret: &str| {
+            let options = if by_password {
+                ConnectOptions::with_user_and_password(name.to_owned(), secret.to_owned())
+            } else {
+                ConnectOptions::with_nkey(secret.to_owned())
+            };
+            options.connect(nats.address())
         };
-        connect(password).await.unwrap();
-        assert!(connect("wrong").await.is_err());
+        connect(secret).await.unwrap();
+        let wrong = if by_password { "wrong".to_owned() } else { nkeys::KeyPair::new_user().seed().unwrap() };
+        assert!(connect(&wrong).await.is_err());
     }
     let (_, complaint) = refused(&nats, &["nats", "user", "add", "admin", "--models", "a"]).await.unwrap();
     assert!(complaint.contains("--models is for workers"), "{complaint}");
+}
+
+/// The lines are an environment in which nats-server starts with deploy/nats.conf, and each seed opens it.
+#[tokio::test]
+async fn the_printed_keys_are_those_of_the_configuration() {
+    let nats = NatsServer::start_empty().await.unwrap();
+    let printed = emberline(&nats, &["nats", "user", "keys"]).await.unwrap();
+    let variables: Vec<(&str, &str)> = printed.lines().filter_map(|line| line.split_once('=')).collect();
+    assert_eq!(variables.len(), 6, "{printed}");
+    for name in ["FUNCTION", "WORKER", "ADMIN"] {
+        let value = |variable: String| variables.iter().find(|(name, _)| *name == variable).unwrap().1;
+        let public = value(format!("EMBERLINE_{name}_NKEY"));
+        let seed = value(format!("EMBERLINE_{name}_NKEY_SEED"));
+        assert_eq!(public_key(seed).unwrap(), public);
+        let config = std::fs::read_to_string(CONFIG).unwrap();
+        assert!(config.contains(&format!("nkey: $EMBERLINE_{name}_NKEY\n")));
+    }
+}
+
+#[tokio::test]
+async fn commands_reach_a_server_by_tls_and_say_what_is_wrong_with_it() {
+    let nats = NatsServer::start_with_tls("").await.unwrap();
+    let address = nats.address();
+    let port = address.rsplit_once(':').unwrap().1;
+    let ca = nats.directory().join(CA_FILE);
+    let run = async |host: &str, ca: &Path| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_emberline"));
+        command.args(["nats", "setup", "--dry-run", "--nats", &format!("tls://{host}:{port}"), "--nats-ca"]);
+        let command = command.arg(ca).env("EMBERLINE_ADMIN_NKEY_SEED", ADMIN_SEED);
+        let output = command.output().await.unwrap();
+        let (plan, said) =
+            (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+        if output.status.success() { Ok(plan) } else { Err(said) }
+    };
+    let plan = run("localhost", &ca).await.unwrap();
+    assert!(plan.contains("stream JOBS"), "{plan}");
+    let other_name = run("127.0.0.1", &ca).await.unwrap_err();
+    assert!(other_name.contains("not for 127.0.0.1. Use a name that is in it"), "{other_name}");
+    let no_ca = run("localhost", Path::new("/dev/null")).await.unwrap_err();
+    assert!(no_ca.contains("there is no certificate in it"), "{no_ca}");
 }
 
 #[tokio::test]

@@ -120,7 +120,7 @@ fn running_target(args: &BenchArgs, cache: &Cache) -> anyhow::Result<Option<Benc
 
 impl BenchTarget {
     fn of_stack(stack: &RunningStack) -> Result<Self, AccessError> {
-        let nats = NatsAccess::worker(&stack.nats, stack.worker_password.clone())?;
+        let nats = NatsAccess::worker(&stack.nats, stack.worker_seed.clone())?;
         Ok(Self { url: stack.url.clone(), api_key: stack.api_key.clone(), nats })
     }
 }

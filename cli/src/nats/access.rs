@@ -184,8 +184,8 @@ fn resolve(
     if servers.nats.is_empty() {
         let stack = running_stack::find(cache)?.ok_or(AccessError::NoStack)?;
         return match user {
-            WORKER => NatsAccess::worker(&stack.nats, stack.worker_password),
-            ADMIN => NatsAccess::admin(&stack.nats, stack.admin_password),
+            WORKER => NatsAccess::worker(&stack.nats, stack.worker_seed),
+            ADMIN => NatsAccess::admin(&stack.nats, stack.admin_seed),
             other => Err(AccessError::NotRecorded(other)),
         };
     }
@@ -210,17 +210,17 @@ fn admin_secrets() -> Result<Option<Secrets>, ProofError> {
 
 impl NatsAccess {
     /// Access to a stack's nats-server with the rights of a worker.
-    pub(crate) fn worker(address: &str, password: String) -> Result<Self, AccessError> {
-        Self::of_stack(address, WORKER, password)
+    pub(crate) fn worker(address: &str, seed: String) -> Result<Self, AccessError> {
+        Self::of_stack(address, WORKER, seed)
     }
 
     /// Access to a stack's nats-server with the right to manage keys and streams.
-    pub(crate) fn admin(address: &str, password: String) -> Result<Self, AccessError> {
-        Self::of_stack(address, ADMIN, password)
+    pub(crate) fn admin(address: &str, seed: String) -> Result<Self, AccessError> {
+        Self::of_stack(address, ADMIN, seed)
     }
 
-    fn of_stack(address: &str, user: &str, password: String) -> Result<Self, AccessError> {
-        let proof = Proof::password("the stack's own password", password);
+    fn of_stack(address: &str, user: &str, seed: String) -> Result<Self, AccessError> {
+        let proof = Proof::nkey("the running stack's own seed", seed);
         let servers = vec![parse_server(address)?];
         let access = emberline_nats_access::NatsAccess::new(servers, user.to_owned(), proof);
         Ok(Self { access, domain: JetStreamDomain::default() })

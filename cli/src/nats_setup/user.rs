@@ -1,23 +1,26 @@
 //! `emberline nats user add`: prints the entry of a new user for the list `users` in nats-server's configuration.
 //!
-//! The entry has the password's bcrypt hash. So the file holds no secret, and `nats-server --signal reload` is
-//! enough, which a variable of the environment would not be. The password is random and as long as the hash's
-//! own key, so no attempt at guessing needs to be slowed down: the cost is the lowest, because nats-server pays
-//! it for each connection, and the function makes many.
+//! The entry has the public key of an NKEY, or a password's bcrypt hash. So the file holds no secret, and
+//! `nats-server --signal reload` is enough, which a variable of the environment would not be. An NKEY is the
+//! default: the seed stays with the client, which signs what nats-server sends.
+//!
+//! A password is random and as long as the hash's own key, so no attempt at guessing needs to be slowed down: the
+//! cost is the lowest, because nats-server pays it for each connection, and the function makes many.
 
 use std::io;
 
 use anyhow::Context;
 use clap::{Args, Subcommand, ValueEnum};
 use emberline_protocol::jetstream_domain::JetStreamDomain;
-use emberline_protocol::permissions::{self, User};
+use emberline_protocol::permissions::{self, Identity, User, default_users};
 use emberline_protocol::subject::model_token;
 use rand::TryRng;
 use rand::rngs::SysRng;
 
-use crate::key_gen::new_password;
+use crate::key_gen::{Nkey, new_password};
 use crate::nats::name::parse_name;
 
+const NO_RANDOM_NUMBERS: &str = "the system gives no random numbers";
 /// bcrypt's lowest cost.
 const BCRYPT_COST: u32 = 4;
 
@@ -29,8 +32,10 @@ pub(super) struct UserArgs {
 
 #[derive(Debug, Subcommand)]
 enum UserCommand {
-    /// Print a new user's entry for nats-server's configuration, and its password.
+    /// Print a new user's entry for nats-server's configuration, and the seed of its NKEY.
     Add(AddArgs),
+    /// Print NKEYs for the users of deploy/nats.conf, as variables of the environment.
+    Keys,
 }
 
 #[derive(Debug, Args)]
@@ -44,6 +49,9 @@ struct AddArgs {
     /// The user's name [default: the role, with the models of a worker]
     #[arg(long, value_parser = parse_name)]
     name: Option<String>,
+    /// Give it a password, which crosses the wire, instead of an NKEY
+    #[arg(long)]
+    password: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -91,22 +99,54 @@ impl AddArgs {
 }
 
 pub(super) fn run(args: &UserArgs, domain: &JetStreamDomain) -> anyhow::Result<()> {
-    let UserCommand::Add(args) = &args.command;
-    let password = new_password().context("the system gives no random numbers")?;
-    let user = User {
-        name: args.name(),
-        password: format!("'{}'", hash(&password)?),
-        role: args.role.role(&args.models)?,
-        domain: domain.clone(),
+    match &args.command {
+        UserCommand::Add(args) => add(args, domain),
+        UserCommand::Keys => print_keys(),
+    }
+}
+
+fn add(args: &AddArgs, domain: &JetStreamDomain) -> anyhow::Result<()> {
+    let role = args.role.role(&args.models)?;
+    let (identity, what, secret) = if args.password {
+        let password = new_password().context(NO_RANDOM_NUMBERS)?;
+        (Identity::Password(format!("'{}'", hash(&password)?)), "password", password)
+    } else {
+        let nkey = Nkey::random().context(NO_RANDOM_NUMBERS)?;
+        (Identity::Nkey(nkey.public), "NKEY's seed", nkey.seed)
     };
+    let user = User { name: args.name(), identity, role, domain: domain.clone() };
     println!("{user}");
     let name = &user.name;
     eprintln!(
         "\nPut this into the list `users` of nats-server's configuration, and have it read again with\n\
-         `nats-server --signal reload`. The password of {name}, which is not shown again:\n\n{password}"
+         `nats-server --signal reload`. The {what} of {name}, which is secret and not shown again:\n\n{secret}\n\n{}",
+        usage(args, name)
     );
-    if args.role == RoleChoice::Worker {
-        eprintln!("\nWorkers take it as EMBERLINE_NATS_USER={name} and EMBERLINE_NATS_PASSWORD.");
+    Ok(())
+}
+
+/// Where the secret goes.
+fn usage(args: &AddArgs, name: &str) -> String {
+    let clients = match args.role {
+        RoleChoice::Function if args.password => {
+            return format!("The function takes it as its variables nats_user={name} and nats_password.");
+        }
+        RoleChoice::Function => {
+            return format!("The function takes it as its variables nats_user={name} and nats_nkey_seed.");
+        }
+        RoleChoice::Worker => "Workers",
+        RoleChoice::Admin => "Commands",
+    };
+    let variable = if args.password { "EMBERLINE_NATS_PASSWORD" } else { "EMBERLINE_NATS_NKEY_SEED" };
+    format!("{clients} take it as EMBERLINE_NATS_USER={name} and {variable}.")
+}
+
+/// Lines that shells, Docker's --env-file and systemd's EnvironmentFile read.
+fn print_keys() -> anyhow::Result<()> {
+    println!("# Public keys for nats-server, and for each a seed, which is secret: of its user alone.");
+    for User { name, .. } in default_users() {
+        let (name, nkey) = (name.to_uppercase(), Nkey::random().context(NO_RANDOM_NUMBERS)?);
+        println!("EMBERLINE_{name}_NKEY={}\nEMBERLINE_{name}_NKEY_SEED={}", nkey.public, nkey.seed);
     }
     Ok(())
 }
@@ -126,6 +166,7 @@ mod tests {
             role,
             models: models.iter().map(ToString::to_string).collect(),
             name: name.map(str::to_owned),
+            password: false,
         }
     }
 

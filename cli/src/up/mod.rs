@@ -35,7 +35,7 @@ use crate::pull::Puller;
 use crate::running_stack::{RunningStack, StackLock};
 use crate::runtime::runtime;
 use host::FunctionHost;
-use plan::{ALIAS, Backend, Model, Models, Passwords, StackPlan};
+use plan::{ALIAS, Backend, Model, Models, StackPlan, StackUsers};
 use ports::{ListenAddress, PortClaim};
 use stack::Stack;
 use transcript::Transcript;
@@ -125,7 +125,7 @@ pub(crate) fn prepare(args: &UpArgs, cache: &Cache, console: Console) -> anyhow:
         api_key: args.api_key.clone().map_or_else(|| cache.api_key(), Ok)?,
         default_limits: None,
         log_filter: None,
-        passwords: Passwords::random(),
+        users: StackUsers::random().context("the system gives no random numbers")?,
     };
     let log = cache.folder("run")?.join("up.log");
     let transcript = Transcript::create(&log, console.clone()).with_context(|| log.display().to_string())?;
@@ -147,8 +147,8 @@ pub(crate) async fn with_stack<T>(
         url: plan.url(),
         api_key: plan.api_key.clone(),
         nats: plan.nats_address().to_string(),
-        worker_password: plan.passwords.worker.clone(),
-        admin_password: plan.passwords.admin.clone(),
+        worker_seed: plan.users.worker.seed.clone(),
+        admin_seed: plan.users.admin.seed.clone(),
     };
     let outcome = tokio::select! {
         () = stop_signals.recv() => Ok(None),
@@ -253,7 +253,7 @@ fn api_key(text: &str) -> Result<String, &'static str> {
 /// Describes the served models and their devices, from the heartbeats.
 async fn describe_workers(running: &RunningStack) -> String {
     let heartbeats = async {
-        let access = NatsAccess::worker(&running.nats, running.worker_password.clone())?;
+        let access = NatsAccess::worker(&running.nats, running.worker_seed.clone())?;
         stored::heartbeats(&access.connect().await?).await
     };
     describe(&heartbeats.await.unwrap_or_default())

@@ -1,6 +1,7 @@
 //! What `emberline up` starts: the program, arguments and environment of each part.
 
 use std::borrow::Cow;
+use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -12,13 +13,24 @@ use super::host::FunctionHost;
 use super::ports::reachable;
 use super::process::Program;
 use super::transcript::StackPart;
-use crate::cache::random_hex;
+use crate::key_gen::Nkey;
 
 /// The alias under which a local stack serves its model.
 pub(crate) const ALIAS: &str = "vllm-primary";
 /// Seconds that a worker has to finish its jobs when the stack stops. The function has stopped before, so
 /// nobody reads the rest of the answers.
 const DRAIN_S: &str = "5";
+/// What else would say how a worker reaches NATS.
+const OTHER_NATS_OPTIONS: [&str; 8] = [
+    "EMBERLINE_NATS_PASSWORD",
+    "EMBERLINE_NATS_TOKEN",
+    "EMBERLINE_NATS_NKEY_FILE",
+    "EMBERLINE_NATS_CREDENTIALS",
+    "EMBERLINE_NATS_CA",
+    "EMBERLINE_NATS_CLIENT_CERTIFICATE",
+    "EMBERLINE_NATS_CLIENT_KEY",
+    "EMBERLINE_NATS_TLS_FIRST",
+];
 /// The name under which a worker serves its simulated engine.
 pub(crate) const SIMULATED_MODEL: &str = "simulated-echo";
 
@@ -110,22 +122,20 @@ pub(crate) struct StackPlan {
     pub(crate) default_limits: Option<String>,
     /// What function and workers log, if it is to differ from what they log by themselves.
     pub(crate) log_filter: Option<&'static str>,
-    pub(crate) passwords: Passwords,
+    pub(crate) users: StackUsers,
 }
 
-/// The passwords of nats-server's users, generated at each start.
+/// The NKEYs of nats-server's users, generated at each start.
 #[derive(Debug, Clone)]
-pub(crate) struct Passwords {
-    pub(crate) function: String,
-    pub(crate) worker: String,
-    pub(crate) admin: String,
+pub(crate) struct StackUsers {
+    pub(crate) function: Nkey,
+    pub(crate) worker: Nkey,
+    pub(crate) admin: Nkey,
 }
 
-impl Passwords {
-    pub(crate) fn random() -> Self {
-        // nats-server parses a variable's text as a value; the letter keeps it from being read as a number.
-        let password = || format!("p{}", random_hex::<20>());
-        Self { function: password(), worker: password(), admin: password() }
+impl StackUsers {
+    pub(crate) fn random() -> io::Result<Self> {
+        Ok(Self { function: Nkey::random()?, worker: Nkey::random()?, admin: Nkey::random()? })
     }
 }
 
@@ -153,9 +163,9 @@ impl StackPlan {
             &self.nats_server,
             &args,
             &[
-                ("EMBERLINE_FUNCTION_PASSWORD", &self.passwords.function),
-                ("EMBERLINE_WORKER_PASSWORD", &self.passwords.worker),
-                ("EMBERLINE_ADMIN_PASSWORD", &self.passwords.admin),
+                ("EMBERLINE_FUNCTION_NKEY", &self.users.function.public),
+                ("EMBERLINE_WORKER_NKEY", &self.users.worker.public),
+                ("EMBERLINE_ADMIN_NKEY", &self.users.admin.public),
             ],
         )
     }
@@ -168,10 +178,12 @@ impl StackPlan {
         let mut env = vec![
             ("EMBERLINE_NATS", nats.as_str()),
             ("EMBERLINE_NATS_USER", "worker"),
-            ("EMBERLINE_NATS_PASSWORD", &self.passwords.worker),
+            ("EMBERLINE_NATS_NKEY_SEED", &self.users.worker.seed),
             ("EMBERLINE_BACKEND", backend),
             ("EMBERLINE_DRAIN_S", DRAIN_S),
         ];
+        // None of these reaches the worker from the environment of `emberline up`.
+        env.extend(OTHER_NATS_OPTIONS.map(|name| (name, "")));
         // All three are set, so that no value from the environment of `emberline up` reaches the worker.
         let (path, name, file) = match &self.models {
             Models::One(Model { name, path }) => (path.to_string_lossy(), name.as_str(), Cow::default()),
@@ -216,7 +228,7 @@ impl StackPlan {
             ("EMBERLINE_CACHE", &*cache_folder),
             ("SPIN_VARIABLE_NATS_SERVER", &nats),
             ("SPIN_VARIABLE_NATS_USER", "function"),
-            ("SPIN_VARIABLE_NATS_PASSWORD", &self.passwords.function),
+            ("SPIN_VARIABLE_NATS_NKEY_SEED", &self.users.function.seed),
             ("SPIN_VARIABLE_API_KEY_HASHES", &key_hash),
             ("SPIN_VARIABLE_MODELS", &models),
             ("SPIN_VARIABLE_MODEL_ALIASES", &aliases),
@@ -275,7 +287,7 @@ mod tests {
             api_key: "abc".into(),
             default_limits: None,
             log_filter: None,
-            passwords: Passwords::random(),
+            users: StackUsers::random().unwrap(),
         }
     }
 
@@ -313,14 +325,16 @@ mod tests {
         let plan = plan();
         for program in [plan.nats(), plan.worker(1), plan.function()] {
             let line = program.args.join(" ");
-            for secret in [&plan.passwords.function, &plan.passwords.worker, &plan.api_key] {
+            for secret in [&plan.users.function.seed, &plan.users.worker.seed, &plan.api_key] {
                 assert!(!line.contains(secret.as_str()), "{line}");
             }
         }
-        let nats = plan.nats();
-        assert_eq!(env(&nats, "EMBERLINE_WORKER_PASSWORD"), env(&plan.worker(1), "EMBERLINE_NATS_PASSWORD"));
-        let function = plan.function();
-        assert_eq!(env(&nats, "EMBERLINE_FUNCTION_PASSWORD"), env(&function, "SPIN_VARIABLE_NATS_PASSWORD"));
+        let (nats, users) = (plan.nats(), &plan.users);
+        assert_eq!(env(&nats, "EMBERLINE_WORKER_NKEY"), users.worker.public);
+        assert_eq!(env(&plan.worker(1), "EMBERLINE_NATS_NKEY_SEED"), users.worker.seed);
+        assert_eq!(env(&nats, "EMBERLINE_FUNCTION_NKEY"), users.function.public);
+        assert_eq!(env(&plan.function(), "SPIN_VARIABLE_NATS_NKEY_SEED"), users.function.seed);
+        assert!(nats.env.iter().all(|(_, value)| !value.starts_with("SU")));
     }
 
     #[test]

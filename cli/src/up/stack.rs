@@ -86,8 +86,8 @@ impl<'a> Stack<'a> {
         self.nats = Some(Process::spawn(&self.plan.nats(), self.transcript, &self.exit_sender)?);
         let access = self.nats_access()?;
         self.unless_a_part_ends(wait_for_nats(&access)).await??;
-        let (address, password) = (self.plan.nats_address().to_string(), self.plan.passwords.admin.clone());
-        let admin = NatsAccess::admin(&address, password)?;
+        let (address, seed) = (self.plan.nats_address().to_string(), self.plan.users.admin.seed.clone());
+        let admin = NatsAccess::admin(&address, seed)?;
         let set_up = self.unless_a_part_ends(crate::nats_setup::bring_up_to_date(&admin)).await?;
         set_up.map_err(|error| StackError::SetUp(format!("{error:#}")))?;
         for number in 1..=self.plan.workers {
@@ -162,7 +162,7 @@ impl<'a> Stack<'a> {
     }
 
     pub(crate) fn nats_access(&self) -> Result<NatsAccess, AccessError> {
-        NatsAccess::worker(&self.plan.nats_address().to_string(), self.plan.passwords.worker.clone())
+        NatsAccess::worker(&self.plan.nats_address().to_string(), self.plan.users.worker.seed.clone())
     }
 
     async fn stop_one(&self, process: &Process, grace: Duration) {

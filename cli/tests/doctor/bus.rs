@@ -95,7 +95,7 @@ async fn each_permission_that_a_role_lacks_is_named() {
     ] {
         let mut config = config();
         // The one of this role.
-        let at = config.find(&format!("user: \"{role}\"")).unwrap();
+        let at = config.find(&format!("nkey: $EMBERLINE_{}_NKEY", role.to_uppercase())).unwrap();
         let kind = if words.contains("subscribe") { "subscribe: [" } else { "publish: [" };
         let at = at + config[at..].find(kind).unwrap();
         let at = at + config[at..].find(line).unwrap();

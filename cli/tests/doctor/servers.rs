@@ -99,9 +99,10 @@ async fn tls_of_a_kind_that_the_options_do_not_fit_is_found() {
 #[tokio::test]
 async fn who_is_not_let_in_is_told_and_who_is_let_in_without_asking() {
     let nats = NatsServer::start().await.unwrap();
-    let doctor = Doctor::at("worker", &nats.address()).env("EMBERLINE_NATS_PASSWORD", "wrong");
+    let stranger = nkeys::KeyPair::new_user().seed().unwrap();
+    let doctor = Doctor::at("worker", &nats.address()).env("EMBERLINE_NATS_NKEY_SEED", stranger);
     let diagnosis = doctor.diagnose().await;
-    diagnosis.has_fault("login", "refuses the user worker", "password");
+    diagnosis.has_fault("login", "refuses the user worker", "key");
     diagnosis.has_faults_only_of(&["login"]);
 
     let folder = tempfile::tempdir().unwrap();

@@ -7,9 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use async_nats::{Client, ConnectOptions};
 use emberline_protocol::streams::Layout;
-use emberline_test_kit::nats::{
-    ADMIN_PASSWORD, CONFIG, FUNCTION_PASSWORD, NatsServer, WORKER_PASSWORD, set_up,
-};
+use emberline_test_kit::nats::{ADMIN_SEED, CONFIG, FUNCTION_SEED, NatsServer, WORKER_SEED, set_up};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -37,19 +35,19 @@ impl Doctor {
         let cache = tempfile::tempdir().unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_emberline"));
         command.args(["doctor", "--json"]).env("EMBERLINE_CACHE", cache.path()).kill_on_drop(true);
-        for variable in ["EMBERLINE_API_KEY", "EMBERLINE_NATS_PASSWORD", "SSL_CERT_FILE"] {
+        for variable in ["EMBERLINE_API_KEY", "EMBERLINE_NATS_NKEY_SEED", "SSL_CERT_FILE"] {
             command.env_remove(variable);
         }
         Self { command, _cache: cache }
     }
 
     pub(crate) fn at(role: &str, nats: &str) -> Self {
-        let password = match role {
-            "function" => FUNCTION_PASSWORD,
-            "admin" => ADMIN_PASSWORD,
-            _ => WORKER_PASSWORD,
+        let seed = match role {
+            "function" => FUNCTION_SEED,
+            "admin" => ADMIN_SEED,
+            _ => WORKER_SEED,
         };
-        Self::of_nothing().args(&["--role", role, "--nats", nats]).env("EMBERLINE_NATS_PASSWORD", password)
+        Self::of_nothing().args(&["--role", role, "--nats", nats]).env("EMBERLINE_NATS_NKEY_SEED", seed)
     }
 
     pub(crate) fn args(mut self, args: &[&str]) -> Self {

@@ -369,13 +369,21 @@ fn covers(granted: &str, subject: &str) -> bool {
 pub struct User {
     /// Its name.
     pub name: String,
-    /// Its password as the configuration has it: a variable such as `$EMBERLINE_WORKER_PASSWORD`, or a bcrypt
-    /// hash in single quotes.
-    pub password: String,
+    /// How nats-server knows it.
+    pub identity: Identity,
     /// What it is for.
     pub role: Role,
     /// The domain in which the streams are, for a server that is not part of it.
     pub domain: JetStreamDomain,
+}
+
+/// How nats-server knows a user, as the configuration has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Identity {
+    /// The public key of its NKEY, or a variable such as `$EMBERLINE_WORKER_NKEY`. It has no name then.
+    Nkey(String),
+    /// Its name, and its password: a variable, or a bcrypt hash in single quotes.
+    Password(String),
 }
 
 /// The users of deploy/nats.conf.
@@ -383,7 +391,7 @@ pub fn default_users() -> [User; 3] {
     [("function", Role::Function), ("worker", Role::Worker), ("admin", Role::Admin)].map(|(name, role)| {
         User {
             name: name.to_owned(),
-            password: format!("$EMBERLINE_{}_PASSWORD", name.to_uppercase()),
+            identity: Identity::Nkey(format!("$EMBERLINE_{}_NKEY", name.to_uppercase())),
             role,
             domain: JetStreamDomain::default(),
         }
@@ -397,8 +405,17 @@ impl fmt::Display for User {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Permissions { publish, subscribe, answers } =
             self.role.permissions(&self.name).in_domain(&self.domain);
-        comment(f, 4, &self.role.purpose())?;
-        writeln!(f, "    {{\n      user: \"{}\"\n      password: {}", self.name, self.password)?;
+        let (name, purpose) = (&self.name, self.role.purpose());
+        match &self.identity {
+            Identity::Nkey(key) => {
+                comment(f, 4, &format!("{name}: {purpose}"))?;
+                writeln!(f, "    {{\n      nkey: {key}")?;
+            }
+            Identity::Password(password) => {
+                comment(f, 4, &purpose)?;
+                writeln!(f, "    {{\n      user: \"{name}\"\n      password: {password}")?;
+            }
+        }
         writeln!(f, "      permissions: {{")?;
         list(f, "publish", &publish)?;
         list(f, "subscribe", &subscribe)?;

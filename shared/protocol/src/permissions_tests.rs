@@ -149,24 +149,27 @@ fn only_workers_write_where_a_message_may_take_the_place_of_others() {
 
 #[test]
 fn a_user_is_written_as_nats_server_reads_it() {
-    let user = User {
-        name: "pool".into(),
-        password: "'$2b$04$x'".into(),
-        role: Role::WorkerPool(vec!["m".into()]),
-        domain: JetStreamDomain::default(),
+    let user = |identity| {
+        let role = Role::WorkerPool(vec!["m".into()]);
+        User { name: "pool".into(), identity, role, domain: JetStreamDomain::default() }.to_string()
     };
-    let text = user.to_string();
-    assert!(text.starts_with("    # Takes jobs of these models only: m."), "{text}");
-    for line in [
-        "      user: \"pool\"",
-        "      password: '$2b$04$x'",
-        "          \"$JS.ACK.JOBS.worker-m-3.>\"",
-        "          \"_INBOX_pool.>\"",
-        "        allow_responses: {max: 1, expires: \"2m\"}",
+    let by_nkey = user(Identity::Nkey("UABC".into()));
+    assert!(by_nkey.starts_with("    # pool: Takes jobs of these models only: m."), "{by_nkey}");
+    let by_password = user(Identity::Password("'$2b$04$x'".into()));
+    assert!(by_password.starts_with("    # Takes jobs of these models only: m."), "{by_password}");
+    for (text, identity) in [
+        (by_nkey, &["      nkey: UABC"][..]),
+        (by_password, &["      user: \"pool\"", "      password: '$2b$04$x'"]),
     ] {
-        assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+        for line in identity.iter().chain(&[
+            "          \"$JS.ACK.JOBS.worker-m-3.>\"",
+            "          \"_INBOX_pool.>\"",
+            "        allow_responses: {max: 1, expires: \"2m\"}",
+        ]) {
+            assert!(text.lines().any(|found| found == *line), "{line}\n{text}");
+        }
+        assert!(text.lines().all(|line| line.len() <= WIDTH));
     }
-    assert!(text.lines().all(|line| line.len() <= WIDTH));
 }
 
 #[test]
@@ -183,6 +186,11 @@ fn a_user_of_a_leaf_node_asks_the_streams_domain_only() {
         }
         assert_eq!(own.subscribe, of_hub.subscribe);
     }
-    let user = User { name: "function".into(), password: "x".into(), role: Role::Function, domain: hub };
+    let user = User {
+        name: "function".into(),
+        identity: Identity::Nkey("U".into()),
+        role: Role::Function,
+        domain: hub,
+    };
     assert!(user.to_string().contains("\"$JS.hub.API.$KV.requests.*\""), "{user}");
 }

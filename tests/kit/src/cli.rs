@@ -5,7 +5,7 @@ use std::process::Stdio;
 use anyhow::{Context as _, Result, ensure};
 use tokio::process::Command;
 
-use crate::nats::{ADMIN_PASSWORD, Nats};
+use crate::nats::{ADMIN_SEED, Nats};
 use crate::paths::binary;
 
 /// `emberline` with these arguments, connected to a stack's nats-servers as administrator.
@@ -14,7 +14,7 @@ pub fn command(nats: &impl Nats, args: &[&str]) -> Result<Command> {
     command
         .args(args)
         .args(["--nats", &nats.addresses().join(",")])
-        .env("EMBERLINE_ADMIN_PASSWORD", ADMIN_PASSWORD)
+        .env("EMBERLINE_ADMIN_NKEY_SEED", ADMIN_SEED)
         .env("EMBERLINE_CACHE", nats.directory().join("cache"))
         .stdin(Stdio::null())
         .kill_on_drop(true);

@@ -8,7 +8,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Command;
 
 use crate::bus_way::{BusWay, Edge, SERVER_NAME};
-use crate::nats::{FUNCTION_PASSWORD, Nats};
+use crate::nats::{FUNCTION_SEED, Nats};
 use crate::options::{Engine, MODEL, Options, SIMULATED_MODEL};
 use crate::paths::binary;
 use crate::process::{ProcessGroup, quiet};
@@ -124,7 +124,7 @@ fn defaults(options: &Options) -> [(&'static str, String); 5] {
     let model = if options.engine == Engine::Simulated { SIMULATED_MODEL } else { MODEL };
     [
         ("nats_user", "function".to_owned()),
-        ("nats_password", FUNCTION_PASSWORD.to_owned()),
+        ("nats_nkey_seed", FUNCTION_SEED.to_owned()),
         ("api_key_hashes", format!("{},{}", sha256_hex(API_KEY), sha256_hex(OTHER_KEY))),
         ("models", model.to_owned()),
         ("model_aliases", format!("vllm-primary={model}")),

@@ -23,12 +23,12 @@ use crate::certificates::Authority;
 /// deploy/nats.conf of this checkout.
 pub const CONFIG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/nats.conf");
 
-/// The password of the user `function`.
-pub const FUNCTION_PASSWORD: &str = "function-test";
-/// The password of the user `worker`.
-pub const WORKER_PASSWORD: &str = "worker-test";
-/// The password of the user `admin`.
-pub const ADMIN_PASSWORD: &str = "admin-test";
+/// The seed of the user `function`.
+pub const FUNCTION_SEED: &str = "SUAK5V2MYB36D5IUCZLIFEVKRRJAHWGD4A2UIOGN3DD6CZINYYSLVMZ5FY";
+/// The seed of the user `worker`.
+pub const WORKER_SEED: &str = "SUAMDSQDNNZJKWZDHWYZWJPGK45TRAFYKVCKRH5ICF5DFJMHGNWMBOQICE";
+/// The seed of the user `admin`.
+pub const ADMIN_SEED: &str = "SUABMSDT57WXRJF5GXITUYVOYI2EAL5VL4JDW7QCOC7FX3GI2Y5MYTHZEM";
 /// Starting takes milliseconds; a machine that is busy compiling may need more.
 const START: Duration = Duration::from_secs(30);
 
@@ -49,21 +49,21 @@ pub const CA_FILE: &str = "ca.pem";
 
 /// A connection to whichever server answers, with the rights of the function.
 pub async fn function_client(nats: &impl Nats) -> Result<Client> {
-    client(nats, "function", FUNCTION_PASSWORD).await
+    client(nats, "function", FUNCTION_SEED).await
 }
 
 /// A connection with the rights of a worker, which may read what the function may not.
 pub async fn worker_client(nats: &impl Nats) -> Result<Client> {
-    client(nats, "worker", WORKER_PASSWORD).await
+    client(nats, "worker", WORKER_SEED).await
 }
 
 /// A connection with the rights of an administrator.
 pub async fn admin_client(nats: &impl Nats) -> Result<Client> {
-    client(nats, "admin", ADMIN_PASSWORD).await
+    client(nats, "admin", ADMIN_SEED).await
 }
 
-async fn client(nats: &impl Nats, user: &str, password: &str) -> Result<Client> {
-    let options = ConnectOptions::with_user_and_password(user.to_owned(), password.to_owned());
+async fn client(nats: &impl Nats, user: &str, seed: &str) -> Result<Client> {
+    let options = ConnectOptions::with_nkey(seed.to_owned());
     let options = options.custom_inbox_prefix(subject::inbox_prefix(user));
     let servers: Result<Vec<ServerAddr>, _> = nats.addresses().iter().map(|a| a.parse()).collect();
     options.connect(servers?).await.with_context(|| format!("can't connect as {user}"))
@@ -271,15 +271,20 @@ fn spawn(arguments: &[OsString], directory: &Path, port: &str) -> Result<Process
         .arg(directory)
         .arg("-l")
         .arg(directory.join("nats.log"))
-        .env("EMBERLINE_FUNCTION_PASSWORD", FUNCTION_PASSWORD)
-        .env("EMBERLINE_WORKER_PASSWORD", WORKER_PASSWORD)
-        .env("EMBERLINE_ADMIN_PASSWORD", ADMIN_PASSWORD)
+        .env("EMBERLINE_FUNCTION_NKEY", public_key(FUNCTION_SEED)?)
+        .env("EMBERLINE_WORKER_NKEY", public_key(WORKER_SEED)?)
+        .env("EMBERLINE_ADMIN_NKEY", public_key(ADMIN_SEED)?)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
         .with_context(|| format!("can't run {}", binary.display()))?;
     Ok(Process(child))
+}
+
+/// The public key of a seed.
+pub fn public_key(seed: &str) -> Result<String> {
+    Ok(nkeys::KeyPair::from_seed(seed)?.public_key())
 }
 
 /// The nats-server to test with.

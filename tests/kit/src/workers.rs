@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 
-use crate::nats::WORKER_PASSWORD;
+use crate::nats::WORKER_SEED;
 use crate::options::{Engine, MODEL, Options};
 use crate::paths::{binary, model_path};
 use crate::process::quiet;
@@ -107,7 +107,7 @@ impl Worker {
         command
             .args(["--nats", &self.nats, "--nats-user", "worker"])
             .args(&self.options.worker_args)
-            .env("EMBERLINE_NATS_PASSWORD", WORKER_PASSWORD);
+            .env("EMBERLINE_NATS_NKEY_SEED", WORKER_SEED);
         self.process = Some(quiet(&mut command).spawn().context("emberline-worker")?);
         Ok(())
     }

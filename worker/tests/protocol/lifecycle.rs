@@ -8,8 +8,9 @@ use emberline_protocol::event::EventKind;
 use emberline_protocol::lane::Lane;
 use emberline_protocol::streams::{Layout, Storage};
 use emberline_protocol::subject;
-use emberline_test_kit::nats::{NatsServer, set_up};
+use emberline_test_kit::nats::{NatsServer, WORKER_SEED, set_up};
 use emberline_worker::nats::ACK_WAIT;
+use nkeys::KeyPair;
 
 use crate::support::{MODEL, Relay, Worker, job, text_of, wait_for_empty_queue, within};
 
@@ -191,16 +192,18 @@ async fn a_worker_that_cannot_start_says_why_in_one_line_and_what_to_do() {
     std::fs::write(&plain, "max_payload: 1MB\n").unwrap();
     let no_jetstream = NatsServer::start_with(&plain).await.unwrap();
     let (address, plain) = (nats.address(), no_jetstream.address());
+    let stranger = KeyPair::new_user();
+    let (key, seed) = (stranger.public_key(), stranger.seed().unwrap());
     let simulated = |nats| ["--engine", "simulated", "--nats", nats];
     let cases: [(&[&str], &str, &[&str]); 5] = [
-        (&simulated(&address), "wrong", &[&address, "user 'worker'", "EMBERLINE_NATS_PASSWORD"]),
+        (&simulated(&address), &seed, &[&address, &key, "emberline nats user add"]),
         (&simulated(&plain), "", &[&plain, "JetStream", "deploy/nats.conf"]),
         (&simulated("127.0.0.1:1"), "", &["127.0.0.1:1", "EMBERLINE_NATS"]),
-        (&["--nats", &address], "worker-test", &["EMBERLINE_MODEL_PATH"]),
+        (&["--nats", &address], WORKER_SEED, &["EMBERLINE_MODEL_PATH"]),
         (&["--engine", "simulated", "--model-name", "gpt"], "", &["--model-name gpt", "simulated"]),
     ];
-    for (args, password, says) in cases {
-        let mut worker = Worker::start_with(args, password);
+    for (args, seed, says) in cases {
+        let mut worker = Worker::start_with(args, seed);
         assert_eq!(worker.exit().await.code(), Some(1), "{args:?}");
         let log = worker.log();
         let last = log.lines().last().unwrap();

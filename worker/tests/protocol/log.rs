@@ -126,7 +126,7 @@ async fn what_a_broken_connection_lost_is_in_the_log_all_the_same() {
     let address = line.address.to_string();
     let _worker = Worker::start_with(
         &["--nats", &address, "--engine", "simulated"],
-        emberline_test_kit::nats::WORKER_PASSWORD,
+        emberline_test_kit::nats::WORKER_SEED,
     );
     let relay = Relay::new(&nats).await;
     relay.wait_for_load(&[0]).await;

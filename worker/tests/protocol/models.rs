@@ -183,7 +183,7 @@ async fn a_worker_that_can_serve_nothing_at_its_start_says_why_and_ends() {
         [vec!["--model", "none/x.gguf"], vec!["--model", "a=none/x.gguf", "--model", "b=none/x.gguf"]]
     {
         let args = [&["--nats", &address, "--backend", "cpu"], models.as_slice()].concat();
-        let mut worker = Worker::start_with(&args, emberline_test_kit::nats::WORKER_PASSWORD);
+        let mut worker = Worker::start_with(&args, emberline_test_kit::nats::WORKER_SEED);
         assert_eq!(worker.exit().await.code(), Some(1));
         let log = worker.log();
         let last = log.lines().last().unwrap();

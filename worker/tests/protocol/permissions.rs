@@ -7,34 +7,28 @@ use std::path::PathBuf;
 use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::jetstream::{self, AckKind};
 use async_nats::{Client, ConnectOptions};
+use data_encoding::BASE64URL_NOPAD;
 use emberline_protocol::jetstream_domain::JetStreamDomain;
 use emberline_protocol::lane::Lane;
-use emberline_protocol::permissions::{Permissions, Role, User, default_users};
+use emberline_protocol::permissions::{Identity, Permissions, Role, User, default_users};
 use emberline_protocol::streams::{Consumer, Layout, streams};
 use emberline_protocol::subject::{self, JOBS_STREAM, JobId};
 use emberline_protocol::tokens::TokensRequest;
-use emberline_test_kit::nats::{
-    ADMIN_PASSWORD, CONFIG, FUNCTION_PASSWORD, NatsServer, WORKER_PASSWORD, set_up,
-};
+use emberline_test_kit::nats::{ADMIN_SEED, CONFIG, FUNCTION_SEED, NatsServer, WORKER_SEED, set_up};
 use futures::StreamExt;
+use nkeys::{KeyPair, KeyPairType};
+use serde_json::Value;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
 use crate::support::{MODEL, Relay, Worker, job, text_of, within};
 
-/// The password of the pools.
-const POOL_PASSWORD: &str = "pool-test";
-
 /// A worker pool of one model.
 fn pool(name: &str, model: &str) -> User {
     let role = Role::WorkerPool(vec![model.to_owned()]);
-    User {
-        name: name.to_owned(),
-        password: format!("\"{POOL_PASSWORD}\""),
-        role,
-        domain: JetStreamDomain::default(),
-    }
+    let identity = Identity::Nkey(key(name).public_key());
+    User { name: name.to_owned(), identity, role, domain: JetStreamDomain::default() }
 }
 
 /// deploy/nats.conf with more users.
@@ -48,13 +42,19 @@ fn config_with(users: &[User]) -> (TempDir, PathBuf) {
     (folder, path)
 }
 
-fn password(user: &str) -> &'static str {
-    match user {
-        "function" => FUNCTION_PASSWORD,
-        "worker" => WORKER_PASSWORD,
-        "admin" => ADMIN_PASSWORD,
-        _ => POOL_PASSWORD,
-    }
+/// The NKEY of a user; a pool's is made of its name.
+fn key(user: &str) -> KeyPair {
+    let seed = match user {
+        "function" => FUNCTION_SEED,
+        "worker" => WORKER_SEED,
+        "admin" => ADMIN_SEED,
+        pool => {
+            let mut bytes = [0; 32];
+            bytes[..pool.len()].copy_from_slice(pool.as_bytes());
+            return KeyPair::new_from_raw(KeyPairType::User, bytes).unwrap();
+        }
+    };
+    KeyPair::from_seed(seed).unwrap()
 }
 
 /// The verbs of JetStream's API that have a stream's name at their end.
@@ -145,7 +145,11 @@ async fn violations(
     let mut stream = BufReader::new(TcpStream::connect(nats.address()).await.unwrap());
     let mut line = String::new();
     stream.read_line(&mut line).await.unwrap();
-    let connect = format!(r#"CONNECT {{"verbose":false,"user":"{user}","pass":"{}"}}"#, password(user));
+    let info: Value = serde_json::from_str(line.strip_prefix("INFO ").unwrap()).unwrap();
+    let (key, nonce) = (key(user), info["nonce"].as_str().unwrap());
+    let signature = BASE64URL_NOPAD.encode(&key.sign(nonce.as_bytes()).unwrap());
+    let public = key.public_key();
+    let connect = format!(r#"CONNECT {{"verbose":false,"nkey":"{public}","sig":"{signature}"}}"#);
     let commands: String = commands.map(|command| format!("{command}\r\n")).collect();
     stream.write_all(format!("{connect}\r\n{commands}PING\r\n").as_bytes()).await.unwrap();
     let mut refused = BTreeSet::new();
@@ -198,7 +202,7 @@ async fn what_each_part_does_is_within_its_rights() {
     let (relay, address) = (Relay::new(&nats).await, nats.address());
     for (user, number) in [("worker", 1), ("pool", 2)] {
         let args = ["--nats-user", user, "--nats", address.as_str(), "--engine", "simulated"];
-        let mut worker = Worker::start_with(&args, password(user));
+        let mut worker = Worker::start_with(&args, &key(user).seed().unwrap());
         relay.wait_for_load(&[0]).await;
         let events = relay.send(&job(number, 3)).await.rest().await;
         assert_eq!(text_of(&events, 1), "The quick ember");
@@ -211,7 +215,7 @@ async fn what_each_part_does_is_within_its_rights() {
 }
 
 async fn client(nats: &NatsServer, user: &str) -> Client {
-    ConnectOptions::with_user_and_password(user.into(), password(user).into())
+    ConnectOptions::with_nkey(key(user).seed().unwrap())
         .custom_inbox_prefix(subject::inbox_prefix(user))
         .connect(nats.address())
         .await

@@ -39,18 +39,18 @@ impl Worker {
     pub(crate) fn start(nats: &NatsServer, args: &[&str]) -> Self {
         let address = nats.address();
         let all = [&["--nats", &address, "--engine", "simulated"], args].concat();
-        Self::start_with(&all, emberline_test_kit::nats::WORKER_PASSWORD)
+        Self::start_with(&all, emberline_test_kit::nats::WORKER_SEED)
     }
 
     /// Starts a worker of the models in a file.
     pub(crate) fn of_models(nats: &NatsServer, models: &Models, args: &[&str]) -> Self {
         let address = nats.address();
         let all = [&["--nats", &address, "--models", models.path.to_str().unwrap()], args].concat();
-        Self::start_with(&all, emberline_test_kit::nats::WORKER_PASSWORD)
+        Self::start_with(&all, emberline_test_kit::nats::WORKER_SEED)
     }
 
     /// Starts a worker with these arguments only.
-    pub(crate) fn start_with(args: &[&str], password: &str) -> Self {
+    pub(crate) fn start_with(args: &[&str], seed: &str) -> Self {
         let logs = tempfile::tempdir().unwrap();
         let stderr = File::create(logs.path().join("stderr")).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_emberline-worker"));
@@ -61,7 +61,7 @@ impl Worker {
         }
         let process = command
             .args(args)
-            .env("EMBERLINE_NATS_PASSWORD", password)
+            .env("EMBERLINE_NATS_NKEY_SEED", seed)
             .env("EMBERLINE_LOG", "debug,async_nats=info")
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -22,7 +22,7 @@ use emberline_protocol::heartbeat::ServedModel;
 use emberline_protocol::jetstream_domain::JetStreamDomain;
 use emberline_protocol::subject::JobId;
 use emberline_test_kit::nats::NatsServer;
-use emberline_test_kit::nats::WORKER_PASSWORD;
+use emberline_test_kit::nats::WORKER_SEED;
 use emberline_worker::config::Config;
 use emberline_worker::nats::NatsConfig;
 use emberline_worker::registry::file::ModelList;
@@ -164,7 +164,7 @@ impl Worker {
                 access: NatsAccess::new(
                     vec![nats.address().parse().unwrap()],
                     "worker".to_owned(),
-                    Proof::password("WORKER_PASSWORD", WORKER_PASSWORD.to_owned()),
+                    Proof::nkey("WORKER_SEED", WORKER_SEED.to_owned()),
                 ),
                 domain: JetStreamDomain::default(),
             },

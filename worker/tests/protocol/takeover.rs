@@ -13,7 +13,7 @@ use emberline_protocol::job::Job;
 use emberline_protocol::streams::Consumer;
 use emberline_protocol::{PROTOCOL_VERSION, dead_letter, subject};
 use emberline_test_kit::events::Event;
-use emberline_test_kit::nats::{NatsServer, WORKER_PASSWORD};
+use emberline_test_kit::nats::{NatsServer, WORKER_SEED};
 use emberline_test_kit::proxy::FaultyProxy;
 use emberline_worker::intake::takeover::MAX_FRUITLESS;
 use futures::StreamExt as _;
@@ -145,7 +145,7 @@ async fn a_replaced_worker_does_not_remove_its_successors_job() {
     let nats = NatsServer::start().await.unwrap();
     let link = FaultyProxy::start(vec![nats.address()]).await.unwrap();
     let args = ["--nats", link.address(), "--engine", "simulated", "--simulated-tokens-per-s", "20"];
-    let first = Worker::start_with(&args, WORKER_PASSWORD);
+    let first = Worker::start_with(&args, WORKER_SEED);
     let relay = Relay::new(&nats).await;
     relay.wait_for_load(&[0]).await;
     let mut events = relay.send(&job(1, 30)).await;

@@ -18,7 +18,7 @@ pub(crate) fn worker_of_tiny(nats: &NatsServer) -> Worker {
     let model = format!("{TINY}={}/inference/tests/families/qwen3", env!("CARGO_MANIFEST_DIR"));
     let address = nats.address();
     let args = ["--nats", &address, "--backend", "cpu", "--slots", "2", "--model", &model];
-    Worker::start_with(&args, emberline_test_kit::nats::WORKER_PASSWORD)
+    Worker::start_with(&args, emberline_test_kit::nats::WORKER_SEED)
 }
 
 /// Asks as the function does.

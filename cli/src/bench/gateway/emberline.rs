@@ -23,7 +23,7 @@ use crate::programs;
 use crate::pull::Puller;
 use crate::up;
 use crate::up::host::{self, FunctionHost};
-use crate::up::plan::{Backend, Models, Passwords, SIMULATED_MODEL, SimulatedEngine, StackPlan};
+use crate::up::plan::{Backend, Models, SIMULATED_MODEL, SimulatedEngine, StackPlan, StackUsers};
 use crate::up::ports::{self, ListenAddress, PortClaim};
 use crate::up::stack::Stack;
 use crate::up::transcript::{StackPart, Transcript};
@@ -82,7 +82,7 @@ pub(crate) fn plan(
         default_limits: Some(LIMITS.to_owned()),
         // Like the others: lines for each job would be written, and read by the load generator's process.
         log_filter: Some("warn"),
-        passwords: Passwords::random(),
+        users: StackUsers::random()?,
     })
 }
 
@@ -98,8 +98,8 @@ impl<'a> Emberline<'a> {
 
     /// A connection that may read what streams hold.
     async fn admin(&self) -> anyhow::Result<NatsConnection> {
-        let password = self.plan.passwords.admin.clone();
-        Ok(NatsAccess::admin(&self.plan.nats_address().to_string(), password)?.connect().await?)
+        let seed = self.plan.users.admin.seed.clone();
+        Ok(NatsAccess::admin(&self.plan.nats_address().to_string(), seed)?.connect().await?)
     }
 
     /// The ids of the workers that serve, by their last heartbeats.
