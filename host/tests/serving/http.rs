@@ -50,6 +50,9 @@ fn a_header_that_is_not_utf_8_is_a_500() {
     }
 }
 
+/// At so many bytes hyper refuses a head that is not complete (its `DEFAULT_MAX_BUFFER_SIZE`).
+const HEAD_LIMIT: usize = 8192 + 100 * 4096;
+
 #[test]
 fn there_are_limits_to_headers() {
     let headers = |count: usize, size: usize| -> String {
@@ -59,7 +62,10 @@ fn there_are_limits_to_headers() {
     all_answer(&headers(99, 1), Some(200));
     all_answer(&headers(100, 1), Some(431));
     all_answer(&headers(10, 30_000), Some(200));
-    all_answer(&headers(10, 50_000), Some(431));
+    // A head that is complete may be longer than the limit: hyper compares only an incomplete one with it, and a
+    // single read may bring the rest. So this one has no end, and as many bytes as the limit: all of them are read
+    // before the refusal, which closes the connection, and unread bytes would reset it.
+    all_answer(&headers(10, 50_000)[..HEAD_LIMIT], Some(431));
 }
 
 #[test]
