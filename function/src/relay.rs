@@ -120,7 +120,8 @@ pub struct Relay {
     sent: SentOutput,
     accepted: bool,
     ended: bool,
-    taken: bool,
+    /// The highest number of an attempt that was seen; 0 before a worker has the job.
+    highest: u32,
     /// Chunks that came after a hole.
     waiting: Vec<Chunk>,
     /// The log had a hole, or did not hold what its newest attempt goes on from.
@@ -130,8 +131,8 @@ pub struct Relay {
     /// What acknowledges the job's delivery to the newest worker, with the number of its attempt.
     ack: (u32, Option<String>),
     /// Chunks of attempts before this one count only if the log has them: a worker that begins it has been told
-    /// what was sent.
-    asked: u32,
+    /// what was sent, or the log was lost and the attempts are numbered anew.
+    from_log: u32,
 }
 
 /// What is sent of the log.
@@ -151,24 +152,23 @@ impl Relay {
             sent: SentOutput { limits, prompt: PromptTokens::default(), choices },
             accepted: false,
             ended: false,
-            taken: false,
+            highest: 0,
             waiting: Vec::new(),
             behind: false,
             must_read: false,
             ack: (0, None),
-            asked: 0,
+            from_log: 0,
         }
     }
 
     /// Takes the next chunk of the subscription.
     pub fn on_chunk(&mut self, chunk: Chunk) -> Result<Vec<Output>, Fault> {
-        self.taken |= chunk.attempt > 0;
-        self.note_ack(&chunk);
+        self.note_attempt(&chunk);
         self.must_read |= self.log.rivals(&chunk);
         if self.ended || self.is_of_no_use(&chunk) {
             return Ok(Vec::new());
         }
-        if chunk.attempt < self.asked {
+        if chunk.attempt < self.from_log {
             self.must_read = true;
             return Ok(Vec::new());
         }
@@ -239,7 +239,7 @@ impl Relay {
     /// Tells the worker that is about to take the job over what was sent beyond the log. Log-probabilities are not
     /// kept once they are sent, so of an answer with them it tells nothing; the worker computes it again.
     pub fn sent(&mut self, question: &SentQuestion) -> Sent {
-        self.asked = self.asked.max(question.attempt);
+        self.from_log = self.from_log.max(question.attempt);
         let has_more = self.sent.limits.logprobs.is_some();
         let choices = self.log.choices().iter().zip(&question.tokens).map(|(choice, position)| {
             let Some((ids, text)) = choice.tokens_from(*position).filter(|_| !has_more) else {
@@ -250,7 +250,8 @@ impl Relay {
         Sent { v: PROTOCOL_VERSION, choices: choices.collect() }
     }
 
-    fn note_ack(&mut self, chunk: &Chunk) {
+    fn note_attempt(&mut self, chunk: &Chunk) {
+        self.highest = self.highest.max(chunk.attempt);
         for event in &chunk.events {
             if let EventKind::Taken { ack, .. } = event
                 && chunk.attempt >= self.ack.0
@@ -267,7 +268,7 @@ impl Relay {
 
     /// Whether a worker has the job, or had it.
     pub fn is_taken(&self) -> bool {
-        self.taken
+        self.highest > 0
     }
 
     /// Whether the job has ended, and the client knows.
@@ -279,8 +280,7 @@ impl Relay {
     /// subscription, or lacks what it goes on from, leaves the gap open: bring it again a little later.
     pub fn rebuild(&mut self, stored: &[Chunk]) -> Result<Vec<Output>, Fault> {
         self.must_read = false;
-        self.taken |= stored.iter().any(|chunk| chunk.attempt > 0);
-        stored.iter().for_each(|chunk| self.note_ack(chunk));
+        stored.iter().for_each(|chunk| self.note_attempt(chunk));
         let mut taken = Ok(());
         let reading = self.log.read(stored, |chunk, event, fresh| {
             if taken.is_ok() {
@@ -292,6 +292,8 @@ impl Relay {
             return Err(conflict.into());
         }
         if reading.is_new_log {
+            // A chunk does not say whose it is: one of a number that was seen may be of a worker of the lost log.
+            self.from_log = self.from_log.max(self.highest.saturating_add(1));
             self.waiting.clear();
         }
         self.behind = reading.is_behind;

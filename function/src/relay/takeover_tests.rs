@@ -55,7 +55,9 @@ struct Attempt {
     late: usize,
     /// A word that is never stored.
     hole: Option<usize>,
-    /// The log is lost before this word, or after the last one; it goes on.
+    /// The log is lost before this word, or after the last one; it goes on. Where nothing is written after that, the
+    /// next attempt has the number 1 again, as if the job had been queued anew: otherwise workers number attempts by
+    /// deliveries, too.
     loss: Option<usize>,
 }
 
@@ -196,7 +198,8 @@ impl Writer {
             let is_last = place == attempts.len();
             let (newest, prompt, progress) = fold(&self.log, self.limits.choices);
             if newest == 0 {
-                // This one takes a number that another one has had, who must be dead.
+                // This one takes a number that another one has had, who must be dead. What it has published live may
+                // still be overtaken, but nothing of it is stored.
                 late.clear();
             }
             let mut words = self.words(attempt, prompt, &progress);
