@@ -431,10 +431,11 @@ impl JobStream {
         }
     }
 
-    /// Looks whether the worker is there.
+    /// Looks whether the worker is there. Until NATS has answered, all probes name one inbox: the answer to the first
+    /// may take longer than the pause before the next.
     fn send_probe(&mut self) -> Result<(), ApiError> {
         let Some(connection) = self.connection.connected() else { return Ok(()) };
-        let inbox = connection.new_inbox();
+        let inbox = self.probe_inbox.take().map_or_else(|| connection.new_inbox(), Ok);
         let payload = serde_json::to_vec(&Control::Probe).unwrap_or_default();
         match inbox {
             Ok(inbox) => {

@@ -23,7 +23,7 @@ pub enum Control {
 }
 
 /// How often a relay that hears nothing looks whether the job's worker is there, in milliseconds.
-pub const PROBE_INTERVAL_MS: u64 = 200;
+pub const PROBE_INTERVAL_MS: u64 = 150;
 /// How long a worker that is not connected has to come back before its job is given to another one, in
 /// milliseconds.
 pub const ORPHAN_GRACE_MS: u64 = 100;
