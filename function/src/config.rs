@@ -22,7 +22,7 @@ use crate::platform::{Host, report};
 
 /// Every variable that the function reads, with the value that it has where the host knows none; `spin.toml` declares
 /// them with the same values.
-pub const VARIABLES: [(&str, &str); 23] = [
+pub const VARIABLES: [(&str, &str); 24] = [
     (SERVERS_VARIABLE, "nats://127.0.0.1:4222"),
     ("nats_user", "function"),
     ("nats_password", ""),
@@ -41,6 +41,7 @@ pub const VARIABLES: [(&str, &str); 23] = [
     ("model_aliases", ""),
     ("max_body_bytes", "4194304"),
     ("request_timeout_s", "600"),
+    (TIME_LIMIT_VARIABLE, "0"),
     ("no_worker_wait_s", "0"),
     ("queue_limit", "1000"),
     (CORS_VARIABLE, ""),
@@ -57,6 +58,11 @@ const DOMAIN_VARIABLE: &str = "nats_jetstream_domain";
 
 /// Whose pages may use the API; every answer depends on it, even one that needs nothing else.
 const CORS_VARIABLE: &str = "cors_allowed_origins";
+
+/// The time after which the host cuts requests.
+const TIME_LIMIT_VARIABLE: &str = "request_time_limit_s";
+/// Shortest time after which a host may cut requests, in seconds: their answers end a little before it.
+const MIN_TIME_LIMIT_S: u64 = 5;
 
 /// How long settings are believed without reading the variables again, in nanoseconds.
 const SETTINGS_TTL_NS: u64 = 1_000_000_000;
@@ -89,6 +95,8 @@ pub struct Config {
     pub max_body_bytes: u64,
     /// How many seconds a request may take at most.
     pub request_timeout_s: u64,
+    /// How long after its arrival the host cuts a request; `None` if it cuts none.
+    pub request_time_limit: Option<Duration>,
     /// How many seconds a request for a configured model waits for a worker; 0 for not at all.
     pub no_worker_wait_s: u64,
     /// Largest number of jobs of a model that may wait or run.
@@ -130,6 +138,11 @@ pub enum ConfigError {
     Memory(&'static str, String),
     #[error("{0} '{1}' is not a whole number from {2} to {3}")]
     Number(&'static str, String, u64, u64),
+    #[error(
+        "{TIME_LIMIT_VARIABLE} '{0}' is neither 0, for a host that cuts no requests, nor a whole number from \
+         {MIN_TIME_LIMIT_S} to {MAX_TIMEOUT_S}"
+    )]
+    TimeLimit(String),
 }
 
 /// The settings as they were a moment ago: to read them takes a call of the host for each variable.
@@ -253,6 +266,7 @@ impl Config {
             names: ModelNames::parse(get("models")?, get("model_aliases")?)?,
             max_body_bytes: number("max_body_bytes", u64::from(u32::MAX))?,
             request_timeout_s: number("request_timeout_s", MAX_TIMEOUT_S)?,
+            request_time_limit: parse_time_limit(get(TIME_LIMIT_VARIABLE)?)?,
             no_worker_wait_s: from(0, "no_worker_wait_s", MAX_TIMEOUT_S)?,
             queue_limit: number("queue_limit", MAX_QUEUE)?,
             origins: Origins::parse(get(CORS_VARIABLE)?)?,
@@ -278,6 +292,17 @@ pub fn from_environment(name: &str) -> Result<String, String> {
             let default = VARIABLES.iter().find(|(known, _)| *known == name).map(|(_, value)| *value);
             default.map(str::to_owned).ok_or_else(|| format!("{variable} is not set"))
         }
+    }
+}
+
+/// Seconds after which the host cuts a request; 0 for never.
+fn parse_time_limit(text: &str) -> Result<Option<Duration>, ConfigError> {
+    match text.parse::<u64>() {
+        Ok(0) => Ok(None),
+        Ok(seconds) if (MIN_TIME_LIMIT_S..=MAX_TIMEOUT_S).contains(&seconds) => {
+            Ok(Some(Duration::from_secs(seconds)))
+        }
+        _ => Err(ConfigError::TimeLimit(text.to_owned())),
     }
 }
 
@@ -309,6 +334,14 @@ mod tests {
     }
 
     #[test]
+    fn a_host_cuts_requests_only_if_the_settings_say_so() {
+        for (text, seconds) in [("0", None), ("5", Some(5)), ("86400", Some(86400))] {
+            let config = Config::parse(&values(&[("request_time_limit_s", text)])).unwrap();
+            assert_eq!(config.request_time_limit, seconds.map(Duration::from_secs), "{text}");
+        }
+    }
+
+    #[test]
     fn a_bad_value_is_named() {
         for (name, value) in [
             ("nats_url", "127.0.0.1:4222"),
@@ -329,6 +362,9 @@ mod tests {
             ("max_body_bytes", "4 MiB"),
             ("request_timeout_s", "1e9"),
             ("request_timeout_s", "86401"),
+            ("request_time_limit_s", "4"),
+            ("request_time_limit_s", "86401"),
+            ("request_time_limit_s", "30s"),
             ("no_worker_wait_s", "-1"),
             ("no_worker_wait_s", "86401"),
             ("queue_limit", "0"),

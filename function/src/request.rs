@@ -1,6 +1,7 @@
 //! A request whose sender is known: what the handlers of the endpoints work with.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use emberline_protocol::error::ApiError;
 use emberline_protocol::heartbeat::ServedModel;
@@ -15,7 +16,11 @@ use crate::config::Config;
 use crate::http::reply;
 use crate::instance::Instance;
 use crate::nats::bus::Bus;
-use crate::platform::{Host, report};
+use crate::platform::{Host, add_ns, report};
+
+/// How long before the host cuts a request its answer ends. The host began to count before the function saw the
+/// request, and what is written last has to reach the client.
+pub const CUT_MARGIN: Duration = Duration::from_secs(2);
 
 /// See the module.
 pub struct ClientRequest {
@@ -41,6 +46,18 @@ impl ClientRequest {
     /// The host that it is served on.
     pub fn host(&self) -> &Host {
         &self.instance.host
+    }
+
+    /// When its answer has to end, on the monotonic clock, because the host cuts it a little later; `None` if the host
+    /// cuts no requests.
+    pub fn cut_ns(&self) -> Option<u64> {
+        let limit = self.config.request_time_limit?;
+        Some(add_ns(self.arrived_ns, limit.saturating_sub(CUT_MARGIN)))
+    }
+
+    /// No more than `wait`, and no longer than the host lets its answer take.
+    pub fn at_most(&self, wait: Duration) -> Duration {
+        self.cut_ns().map_or(wait, |cut_ns| wait.min(self.host().left_until(cut_ns)))
     }
 
     /// What is served now.

@@ -135,7 +135,7 @@ async fn authenticated(
 }
 
 async fn read_body(request: &ClientRequest, body: &mut IncomingBody) -> Result<LimitedBody, ApiError> {
-    let limit = request.config.request_timeout().min(BODY_TIME);
+    let limit = request.at_most(request.config.request_timeout().min(BODY_TIME));
     let read = read_json(body, &request.headers, request.config.max_body_bytes, &request.instance.memory);
     request.host().within(limit, read).await.unwrap_or_else(|| {
         let seconds = limit.as_secs();

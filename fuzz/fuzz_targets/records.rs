@@ -3,8 +3,8 @@
 #![no_main]
 
 use emberline_function::admission::served_models::ServedModels;
-use emberline_function::endpoints::responses::{Query, ResponseState, job_of, response_id};
-use emberline_function::generation::stored_request;
+use emberline_function::endpoints::responses::{Query, ResponseState};
+use emberline_function::generation::stored_request::{self, job_of, response_id};
 use emberline_protocol::heartbeat::Heartbeat;
 use emberline_protocol::model_summary::ModelSummary;
 use libfuzzer_sys::fuzz_target;

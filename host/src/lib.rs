@@ -19,6 +19,7 @@
 //! other sign.
 
 pub mod allowed_hosts;
+mod cut_body;
 pub mod function;
 pub mod guest_log;
 pub mod ids;

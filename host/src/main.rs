@@ -35,6 +35,9 @@ struct Arguments {
     /// How long running responses may continue after SIGINT or SIGTERM; Spin cuts them off at once
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     grace_s: u64,
+    /// Cuts each request after this time, counted from its arrival: stands in for hosts that do so. Spin does not
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    request_time_limit: Option<u64>,
 }
 
 fn parse_variable(text: &str) -> Result<(String, String), String> {
@@ -112,7 +115,8 @@ fn load(arguments: Arguments) -> anyhow::Result<std::sync::Arc<Server>> {
         functions.insert(name, function::load(&engine, &component.source, settings)?);
     }
     let info = AppInfo { name: manifest.name, version: manifest.version };
-    Ok(Server::new(info, manifest.router, functions))
+    let time_limit = arguments.request_time_limit.map(Duration::from_secs);
+    Ok(Server::new(info, manifest.router, functions, time_limit))
 }
 
 /// The folder in which compiled components are cached.

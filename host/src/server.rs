@@ -23,8 +23,10 @@ use serde::Serialize;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use wasmtime_wasi_http::{Error as HttpError, WasiBody};
 
+use crate::cut_body::CutBody;
 use crate::function::Function;
 use crate::routes::{RouteMatch, Router};
 
@@ -59,12 +61,19 @@ pub struct Server {
     info: AppInfo,
     router: Router,
     functions: BTreeMap<String, Function>,
+    time_limit: Option<Duration>,
 }
 
 impl Server {
-    /// Makes a server; the keys of `functions` are the names of components in the routes.
-    pub fn new(info: AppInfo, router: Router, functions: BTreeMap<String, Function>) -> Arc<Self> {
-        Arc::new(Self { info, router, functions })
+    /// Makes a server; the keys of `functions` are the names of components in the routes. Each request is cut when
+    /// `time_limit` is over, if that is given.
+    pub fn new(
+        info: AppInfo,
+        router: Router,
+        functions: BTreeMap<String, Function>,
+        time_limit: Option<Duration>,
+    ) -> Arc<Self> {
+        Arc::new(Self { info, router, functions, time_limit })
     }
 
     /// Serves until `phase` leaves [`Phase::Serving`] and all connections are closed.
@@ -129,6 +138,7 @@ impl Server {
         mut request: Request<Incoming>,
         client: SocketAddr,
     ) -> Result<Response<WasiBody>, NoHost> {
+        let arrived = Instant::now();
         strip(request.headers_mut());
         let path = request.uri().path();
         tracing::debug!("{client}: {} {path}", request.method());
@@ -150,10 +160,18 @@ impl Server {
             return Ok(empty(StatusCode::INTERNAL_SERVER_ERROR));
         };
         let request = request.map(|body| body.map_err(HttpError::Hyper).boxed_unsync());
-        Ok(function.handle((), request).await.unwrap_or_else(|error| {
-            tracing::error!("{}: no response: {error:#}", route.component);
-            empty(StatusCode::INTERNAL_SERVER_ERROR)
-        }))
+        let response = async {
+            function.handle((), request).await.unwrap_or_else(|error| {
+                tracing::error!("{}: no response: {error:#}", route.component);
+                empty(StatusCode::INTERNAL_SERVER_ERROR)
+            })
+        };
+        let Some(limit) = self.time_limit else { return Ok(response.await) };
+        let cut = arrived + limit;
+        Ok(match tokio::time::timeout_at(cut, response).await {
+            Ok(response) => response.map(|body| CutBody::new(body, cut).boxed_unsync()),
+            Err(_) => empty(StatusCode::GATEWAY_TIMEOUT),
+        })
     }
 
     fn info(&self) -> Response<WasiBody> {

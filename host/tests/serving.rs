@@ -268,6 +268,24 @@ fn the_grace_time_and_a_second_signal_cut_responses_off() {
 }
 
 #[test]
+fn a_request_is_cut_when_its_time_is_over() {
+    let gate = Gate::new();
+    let host = Host::start(&manifest(LOOPBACK), &["--request-time-limit", "3"]);
+    let mut stream = host.connect();
+    stream.send("/ticks");
+    assert_eq!(stream.head().0, 200);
+    assert!(stream.is_cut_off());
+    host.wait_for_log("ticks: nobody reads");
+
+    let mut client = host.connect();
+    client.send(&format!("/wait?{}", gate.address));
+    let waiting = gate.arrival();
+    assert_eq!(client.response(), (504, String::new()));
+    drop(waiting);
+    assert_eq!(host.get("/served").0, 200);
+}
+
+#[test]
 fn errors_at_the_start_name_the_remedy() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = taken.local_addr().unwrap().to_string();

@@ -16,5 +16,6 @@ mod openapi;
 mod queue;
 mod requests;
 mod scale_from_zero;
+mod time_limit;
 mod versions;
 mod ways;

@@ -20,6 +20,7 @@ use watermelon_proto::{MessageBase, ServerMessage, StatusCode, Subject, Subscrip
 
 use super::job;
 use super::reconnecting::{ConnectionEvent, Reconnecting};
+use super::schedule::StreamEnd;
 use super::stored_request::StoredJob;
 use crate::memory::{Held, Reservation};
 use crate::nats::bus::Bus;
@@ -89,7 +90,9 @@ pub struct JobStream {
     sent: Subject,
     /// For the worker that takes the job when nobody waits for it any more.
     withdrawal: Option<MessageBase>,
-    deadline: Timer,
+    end: Timer,
+    /// What the client is told then.
+    end_error: ApiError,
     alive: Timer,
     /// An event has come since `alive` last fired.
     heard: bool,
@@ -126,13 +129,12 @@ pub(super) struct NotPublished {
 }
 
 impl JobStream {
-    /// Publishes `job` and waits until it is stored. The stream fails once the monotonic clock comes to
-    /// `deadline_ns`.
+    /// Publishes `job` and waits until it is stored. The stream fails at `end`.
     pub(super) async fn publish(
         bus: &Bus,
         job: &Job,
         limits: OutputLimits,
-        deadline_ns: u64,
+        end: &StreamEnd,
         memory: &Rc<Reservation>,
     ) -> Result<Published, NotPublished> {
         let context = format!("job {}", job.id);
@@ -154,7 +156,7 @@ impl JobStream {
             };
             let connection = connection.map_err(fail).map_err(not_published)?;
             let message = job::message(job, connection.max_payload()).map_err(not_published)?;
-            let stream = Self::listen(connection, bus, &listened, limits, deadline_ns, memory.part());
+            let stream = Self::listen(connection, bus, &listened, limits, end, memory.part());
             let mut stream = stream.map_err(fail).map_err(not_published)?;
             match stream.store(bus, message, until_ns).await {
                 Ok(ack) => {
@@ -188,7 +190,7 @@ impl JobStream {
         bus: &Bus,
         job: &StoredJob,
         limits: OutputLimits,
-        deadline_ns: u64,
+        end: &StreamEnd,
         again: Option<&Job>,
         memory: &Rc<Reservation>,
     ) -> Result<Self, ApiError> {
@@ -201,7 +203,7 @@ impl JobStream {
         let connection = bus.connect_unless_resting().await.map_err(fail)?;
         let message = again.map(|job| job::message(job, connection.max_payload())).transpose()?;
         let held = memory.part();
-        let mut stream = Self::listen(connection, bus, job, limits, deadline_ns, held).map_err(fail)?;
+        let mut stream = Self::listen(connection, bus, job, limits, end, held).map_err(fail)?;
         stream.unpublished = message;
         stream.read_log(1)?;
         Ok(stream)
@@ -213,7 +215,7 @@ impl JobStream {
         bus: &Bus,
         job: &StoredJob,
         limits: OutputLimits,
-        deadline_ns: u64,
+        end: &StreamEnd,
         held: Held,
     ) -> Result<Self, BusError> {
         let (stream, events) = job.log();
@@ -239,7 +241,8 @@ impl JobStream {
             control,
             sent,
             withdrawal,
-            deadline: bus.host().timer(bus.host().left_until(deadline_ns)),
+            end: bus.host().timer(bus.host().left_until(end.at_ns)),
+            end_error: end.error.clone(),
             alive: bus.host().timer(ALIVE_INTERVAL),
             heard: false,
             job: job.id.clone(),
@@ -313,9 +316,8 @@ impl JobStream {
             if let Some(output) = self.outputs.pop_front() {
                 return Poll::Ready(output);
             }
-            if self.deadline.poll(cx).is_ready() {
-                let message = "The answer was not complete in time. Ask for less or try again later.";
-                return Poll::Ready(Err(ApiError::new(ErrorCode::Timeout, message)));
+            if self.end.poll(cx).is_ready() {
+                return Poll::Ready(Err(self.end_error.clone()));
             }
             if self.poll_timers(cx)? {
                 continue;

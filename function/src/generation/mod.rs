@@ -10,6 +10,7 @@ pub mod job;
 pub mod job_stream;
 pub mod job_streams;
 mod reconnecting;
+mod schedule;
 pub mod stored_request;
 
 use std::rc::Rc;
@@ -30,17 +31,17 @@ use self::answer_memory::answer_bytes;
 use self::job::JobContext;
 use self::job_stream::JobStream;
 use self::job_streams::JobStreams;
+use self::schedule::{Rest, Schedule, StreamEnd};
 use self::stored_request::store::{self, Created};
 use self::stored_request::{NotQueued, Stored, StoredJob, StoredRequest, body_sha256, idempotent_id};
 use crate::admission::Admission;
 use crate::admission::served_models::Destination;
 use crate::admission::stored_quota::{NotCounted, StoredBytes};
 use crate::http::reply;
-use crate::http::request_timeout::RequestTimeout;
 use crate::http::response_headers::ResponseHeaders;
 use crate::memory::Reservation;
 use crate::nats::bus::Bus;
-use crate::platform::{Host, add_ns, report};
+use crate::platform::report;
 use crate::relay::{Acceptance, OutputLimits};
 use crate::request::ClientRequest;
 
@@ -97,33 +98,6 @@ pub struct Generation {
     /// When the head of a whole answer is sent though the rest is not complete, on the monotonic clock; `None` if
     /// it waits for the end.
     pub head_ns: Option<u64>,
-}
-
-/// When a request is to be answered, on the monotonic clock.
-#[derive(Clone, Copy)]
-struct Schedule {
-    deadline_ns: u64,
-    head_time: Option<Duration>,
-}
-
-impl Schedule {
-    fn of(request: &ClientRequest) -> Result<Self, ApiError> {
-        let timeout = RequestTimeout::of(&request.headers, request.config.request_timeout())?;
-        let deadline_ns = add_ns(request.arrived_ns, timeout.timeout);
-        Ok(Self { deadline_ns, head_time: timeout.head_time() })
-    }
-
-    /// For an answer that is begun now.
-    fn head_ns(&self, host: &Host) -> Option<u64> {
-        self.head_time.map(|wait| host.after(wait))
-    }
-
-    /// What is left of the time; an error if nothing is.
-    fn left(&self, host: &Host) -> Result<Duration, ApiError> {
-        let left = host.left_until(self.deadline_ns);
-        let message = "The time for this request was over before it could be queued. Give it more time.";
-        (!left.is_zero()).then_some(left).ok_or_else(|| ApiError::new(ErrorCode::Timeout, message))
-    }
 }
 
 /// Queues the jobs of a request and waits until workers have taken them.
@@ -204,13 +178,15 @@ pub async fn queue(
         }
     }
     let destination = request.destination(&spec.model).await?;
-    let timeout = schedule.left(request.host())?;
+    let is_background = spec.response.as_ref().is_some_and(|response| response.background);
+    let rest = Rest::of(is_background, id.is_some());
+    let timeout = schedule.job_time(request.host(), rest != Rest::None)?;
     let Expected { limits, reserved, bytes } = expected(&spec, &destination)?;
     let memory = reserve(request, bytes)?;
     let admitter = request.admitter();
     let admitted = admitter.admit(headers, &destination.model, &reserved).await;
     let admission = admitted.map_err(|error| destination.explain(error))?;
-    let jobs = new_jobs(request, &spec, &destination, id, timeout, admission.accounts());
+    let jobs = new_jobs(request, &spec, &destination, id, rest, timeout, admission.accounts());
     let Some(first) = jobs.first().cloned() else {
         admitter.give_back(admission, headers).await;
         return Err(reply::internal_error());
@@ -231,7 +207,8 @@ pub async fn queue(
         },
     };
     let is_idempotent = id.is_some();
-    match publish(bus, &jobs, limits, schedule.deadline_ns, &spec.paths, memory, is_idempotent).await {
+    let end = StreamEnd::of(request, schedule.deadline_ns, &first.id, rest);
+    match publish(bus, &jobs, limits, &end, &spec.paths, memory, is_idempotent).await {
         Ok((streams, of_earlier_tries)) => {
             // They are charged to the accounts with which they were queued.
             admitter.withdraw(&of_earlier_tries).await;
@@ -395,12 +372,12 @@ fn new_jobs(
     spec: &GenerationSpec<'_>,
     destination: &Destination,
     id: Option<u128>,
+    rest: Rest,
     timeout: Duration,
     accounts: &[Account],
 ) -> Vec<Job> {
     let host = request.host();
-    let is_background = spec.response.as_ref().is_some_and(|response| response.background);
-    let background = (is_background || id.is_some()).then_some(request.config.background_retention_s);
+    let background = (rest != Rest::None).then_some(request.config.background_retention_s);
     let now_ms = host.unix_ms();
     let jobs = spec.requests.iter().zip(accounts).zip(0_u128..).map(|((wanted, account), number)| {
         let context = JobContext {
@@ -429,12 +406,12 @@ async fn publish(
     bus: &Bus,
     jobs: &[Job],
     limits: OutputLimits,
-    deadline_ns: u64,
+    end: &StreamEnd,
     paths: &Paths,
     memory: Rc<Reservation>,
     is_idempotent: bool,
 ) -> Result<(JobStreams, Vec<Account>), Unpublished> {
-    let published = jobs.iter().map(|job| JobStream::publish(bus, job, limits, deadline_ns, &memory));
+    let published = jobs.iter().map(|job| JobStream::publish(bus, job, limits, end, &memory));
     let (mut streams, mut of_earlier_tries) = (Vec::with_capacity(jobs.len()), Vec::new());
     let (mut failure, mut may_be_queued) = (None, false);
     for (published, job) in join_all(published).await.into_iter().zip(jobs) {
@@ -536,10 +513,13 @@ async fn join_jobs(
     let host = request.host();
     let left = Duration::from_millis(stored.job.deadline.saturating_sub(host.unix_ms()));
     let deadline_ns = host.after(left.saturating_add(GRACE)).min(deadline_ns);
+    let rest = Rest::of(stored.spec.is_some(), true);
+    let end = StreamEnd::of(request, deadline_ns, &stored.job.id, rest);
     let limits = stored.output_limits();
-    let joined = stored.jobs().enumerate().map(|(number, job)| {
-        JobStream::join(&request.bus, job, limits, deadline_ns, again.get(number), &memory)
-    });
+    let joined = stored
+        .jobs()
+        .enumerate()
+        .map(|(number, job)| JobStream::join(&request.bus, job, limits, &end, again.get(number), &memory));
     let streams = try_join_all(joined).await?;
     Ok((JobStreams::new(streams, limits.choices, paths, memory), stored.joined_limits()))
 }

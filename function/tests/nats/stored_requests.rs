@@ -4,8 +4,7 @@
 use std::rc::Rc;
 
 use bytes::Bytes;
-use emberline_function::endpoints::responses::job_of;
-use emberline_function::generation::stored_request::{Stored, store};
+use emberline_function::generation::stored_request::{Stored, job_of, store};
 use emberline_function::instance::Instance;
 use emberline_function::nats::bus::Bus;
 use emberline_function::nats::connection::subject;

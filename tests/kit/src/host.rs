@@ -52,6 +52,9 @@ impl Host {
             Ok("local") | Err(_) => {
                 let mut command = Command::new(binary("emberline-host")?);
                 command.args(["--listen", "127.0.0.1:0"]);
+                if let Some(seconds) = options.request_time_limit_s {
+                    command.arg("--request-time-limit").arg(seconds.to_string());
+                }
                 Self::spawn(command, nats, options).await
             }
             Ok(other) => bail!("EMBERLINE_TEST_HOST must be local or spin, not '{other}'"),
@@ -120,7 +123,7 @@ fn trust(command: &mut Command, ca: &Path, folder: &Path) -> Result<()> {
 }
 
 /// Variables of the function that every stack sets.
-fn defaults(options: &Options) -> [(&'static str, String); 5] {
+fn defaults(options: &Options) -> [(&'static str, String); 6] {
     let model = if options.engine == Engine::Simulated { SIMULATED_MODEL } else { MODEL };
     [
         ("nats_user", "function".to_owned()),
@@ -128,6 +131,7 @@ fn defaults(options: &Options) -> [(&'static str, String); 5] {
         ("api_key_hashes", format!("{},{}", sha256_hex(API_KEY), sha256_hex(OTHER_KEY))),
         ("models", model.to_owned()),
         ("model_aliases", format!("vllm-primary={model}")),
+        ("request_time_limit_s", options.request_time_limit_s.unwrap_or(0).to_string()),
     ]
 }
 

@@ -33,6 +33,8 @@ pub struct Options {
     pub variables: Vec<(&'static str, String)>,
     /// Extra arguments of the worker.
     pub worker_args: Vec<String>,
+    /// After how many seconds the function's host cuts a request. Spin cuts none: there, only the function knows of it.
+    pub request_time_limit_s: Option<u32>,
 }
 
 impl Default for Options {
@@ -43,6 +45,7 @@ impl Default for Options {
             through: Vec::new(),
             variables: Vec::new(),
             worker_args: Vec::new(),
+            request_time_limit_s: None,
         }
     }
 }

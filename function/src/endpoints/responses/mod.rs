@@ -19,10 +19,10 @@ use serde_json::Value;
 
 pub use self::event::Event;
 pub use self::query::Query;
-pub use self::state::{ResponseState, job_of, not_found, response_id};
+pub use self::state::{ResponseState, not_found};
 pub use self::stream::ResponseStream;
 use super::endpoint::{Endpoint, Handler, Parameter, RequestBody, WITH_REPEATS, WITH_STORED_RESPONSE};
-use crate::generation::stored_request::{Found, Stored, StoredRequest, store};
+use crate::generation::stored_request::{Found, Stored, StoredRequest, job_of, response_id, store};
 use crate::generation::{self, Generation, GenerationSpec};
 use crate::http::reply;
 use crate::http::response_headers::ResponseHeaders;

@@ -17,7 +17,7 @@ use emberline_protocol::tools::{AnswerPart, ToolCallReader, call_id};
 use serde_json::{Map, Value, json};
 
 use super::event::Event;
-use crate::generation::stored_request::StoredRequest;
+use crate::generation::stored_request::{StoredRequest, response_id};
 use crate::relay::{Ending, Output};
 use crate::response::whole_response::ResponseBuilder;
 
@@ -334,18 +334,6 @@ impl ResponseBuilder for ResponseState {
         Self::push(self, output);
         self.is_over().then(|| serde_json::to_vec(&self.response()).unwrap_or_default().into())
     }
-}
-
-const ID_PREFIX: &str = "resp_";
-
-/// The id of a job's response.
-pub fn response_id(job: &JobId) -> String {
-    format!("{ID_PREFIX}{job}")
-}
-
-/// The job of a response.
-pub fn job_of(response_id: &str) -> Option<JobId> {
-    JobId::try_from(response_id.strip_prefix(ID_PREFIX)?.to_owned()).ok()
 }
 
 /// The error for a response that is not there, or not for this key.

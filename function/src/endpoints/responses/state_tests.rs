@@ -3,6 +3,7 @@ use emberline_protocol::tools::{TextBesideCalls, ToolFormat};
 use proptest::prelude::*;
 
 use super::*;
+use crate::generation::stored_request::job_of;
 use crate::relay::{Acceptance, Ending};
 
 const USAGE: Usage = Usage { prompt_tokens: 5, cached_tokens: 2, completion_tokens: 7 };

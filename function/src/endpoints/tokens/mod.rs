@@ -129,12 +129,13 @@ async fn convert(
     name: &str,
     request: &TokensRequest,
 ) -> Result<TokensReply, ApiError> {
-    let question = question(name, request, client.host().unix_ms())?;
+    let wait = client.at_most(ANSWER_TIME);
+    let question = question(name, request, client.host().unix_ms(), wait)?;
     let asked = client.bus.with_connection(async |connection| {
         if question.payload.len().saturating_add(HEADERS) > connection.max_payload() {
             return Err(BusError::TooLarge);
         }
-        connection.ask(question.clone(), ANSWER_TIME).await
+        connection.ask(question.clone(), wait).await
     });
     let message = asked.await.map_err(|error| {
         report("tokens", &error);
@@ -148,7 +149,7 @@ async fn convert(
                 ApiError::field(ErrorCode::NoWorker, "model", message)
             }
             BusError::Silence => {
-                let seconds = ANSWER_TIME.as_secs();
+                let seconds = wait.as_secs();
                 let message =
                     format!("No worker answered in {seconds} seconds. Send less text, or try again.");
                 ApiError::new(ErrorCode::Timeout, message)
@@ -162,11 +163,16 @@ async fn convert(
     })
 }
 
-/// The message that asks any worker of the model `name`, at `now_ms`.
-fn question(name: &str, request: &TokensRequest, now_ms: u64) -> Result<MessageBase, ApiError> {
+/// The message that asks any worker of the model `name` at `now_ms`, for an answer within `wait`.
+fn question(
+    name: &str,
+    request: &TokensRequest,
+    now_ms: u64,
+    wait: Duration,
+) -> Result<MessageBase, ApiError> {
     let payload = serde_json::to_vec(request).map_err(|_| reply::internal_error())?.into();
     let subject = connection::subject(subject::tokens(name)).map_err(|_| reply::internal_error())?;
-    let deadline = now_ms.saturating_add(u64::try_from(ANSWER_TIME.as_millis()).unwrap_or(u64::MAX));
+    let deadline = now_ms.saturating_add(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
     let deadline = HeaderValue::try_from(deadline.to_string()).map_err(|_| reply::internal_error())?;
     let mut headers = HeaderMap::new();
     headers.insert(HeaderName::from_static(DEADLINE_HEADER), deadline);

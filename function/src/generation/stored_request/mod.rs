@@ -11,6 +11,7 @@ pub mod store;
 use data_encoding::HEXLOWER;
 use emberline_protocol::error::{ApiError, ErrorCode};
 use emberline_protocol::key::KeyId;
+use emberline_protocol::subject::JobId;
 use http::{HeaderMap, HeaderName};
 use sha2::{Digest, Sha256};
 
@@ -37,6 +38,18 @@ pub fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
             Err(ApiError::field(ErrorCode::InvalidValue, IDEMPOTENCY_KEY.as_str(), message))
         }
     }
+}
+
+const ID_PREFIX: &str = "resp_";
+
+/// The id of a job's response.
+pub fn response_id(job: &JobId) -> String {
+    format!("{ID_PREFIX}{job}")
+}
+
+/// The job of a response.
+pub fn job_of(response_id: &str) -> Option<JobId> {
+    JobId::try_from(response_id.strip_prefix(ID_PREFIX)?.to_owned()).ok()
 }
 
 /// The SHA-256 of a request's body, in hexadecimal.
