@@ -19,14 +19,14 @@ impl<T: FromArgMatches> FromArgMatches for Global<T> {
 
 impl<T: Args> Args for Global<T> {
     fn augment_args(command: Command) -> Command {
-        with_global_args(command, T::augment_args(Command::default()))
+        with_global_args(command, &T::augment_args(Command::default()))
     }
 
     fn augment_args_for_update(command: Command) -> Command {
-        with_global_args(command, T::augment_args_for_update(Command::default()))
+        with_global_args(command, &T::augment_args_for_update(Command::default()))
     }
 }
 
-fn with_global_args(command: Command, own: Command) -> Command {
+fn with_global_args(command: Command, own: &Command) -> Command {
     command.args(own.get_arguments().map(|arg| arg.clone().global(true)))
 }
