@@ -43,11 +43,21 @@ pub enum TlsError {
     #[error("'{0}' is no name that a certificate can have. Set nats_tls_server_name to the server's")]
     ServerName(String),
     #[error("TLS can't be set up: {0}")]
-    SetUp(rustls::Error),
+    SetUp(Box<rustls::Error>),
     #[error("TLS handshake: {0}{remedy}", remedy = remedy(.0))]
-    Handshake(rustls::Error),
+    Handshake(Box<rustls::Error>),
     #[error("the server closed the connection during the TLS handshake")]
     Closed,
+}
+
+impl TlsError {
+    fn set_up(error: rustls::Error) -> Self {
+        Self::SetUp(Box::new(error))
+    }
+
+    fn handshake(error: rustls::Error) -> Self {
+        Self::Handshake(Box::new(error))
+    }
 }
 
 impl TlsSettings {
@@ -55,7 +65,7 @@ impl TlsSettings {
     pub fn client_config(&self) -> Result<Arc<ClientConfig>, TlsError> {
         let builder = ClientConfig::builder_with_provider(Arc::new(provider()))
             .with_safe_default_protocol_versions()
-            .map_err(TlsError::SetUp)?
+            .map_err(TlsError::set_up)?
             .with_root_certificates(self.roots()?);
         let mut config = match self.identity()? {
             Some((chain, key)) => builder
@@ -169,7 +179,7 @@ impl TlsStream {
         config: Arc<ClientConfig>,
         name: ServerName<'static>,
     ) -> Result<Self, TlsError> {
-        let mut session = ClientConnection::new(config, name).map_err(TlsError::SetUp)?;
+        let mut session = ClientConnection::new(config, name).map_err(TlsError::set_up)?;
         // What is written is already held by whoever writes it.
         session.set_buffer_limit(None);
         let mut tls = Self { stream, session, outgoing: Vec::new() };
@@ -185,7 +195,7 @@ impl TlsStream {
             }
             // Nothing of the application's comes before the handshake's end.
             let received = ready!(self.poll_receive(cx, &mut |_| {}));
-            received.map_err(|error| error.map_or(TlsError::Closed, TlsError::Handshake))?;
+            received.map_err(|error| error.map_or(TlsError::Closed, TlsError::handshake))?;
         }
     }
 
@@ -265,7 +275,7 @@ impl ByteStream for TlsStream {
                 Ok(()) => {}
                 Err(reason) => {
                     if let Some(error) = reason {
-                        report("TLS", TlsError::Handshake(error));
+                        report("TLS", TlsError::handshake(error));
                     }
                     return Poll::Ready(Err(Closed));
                 }

@@ -198,7 +198,9 @@ async fn a_full_disk_is_refused() -> Result<()> {
 async fn with_configuration(jetstream: &str) -> Result<Stack> {
     let folder = tempfile::tempdir()?;
     let config: PathBuf = folder.path().join("nats.conf");
-    std::fs::write(&config, format!("max_payload: 8MB\n{jetstream}\n"))?;
+    let usual = std::fs::read_to_string(emberline_test_kit::nats::CONFIG)?;
+    let (_, users) = usual.split_once("authorization {").context("no users in deploy/nats.conf")?;
+    std::fs::write(&config, format!("max_payload: 8MB\n{jetstream}\nauthorization {{{users}"))?;
     let options = Options {
         engine: Engine::None,
         // Counters would be the first thing that can't be stored.
