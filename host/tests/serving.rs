@@ -301,7 +301,7 @@ fn errors_at_the_start_name_the_remedy() {
         (&good, &["--variable", "typo=1"], &["'typo'", "not declared"]),
         (&no_file, &[], &["missing.wasm", "Build the component"]),
         (&no_component, &[], &["spin.toml is not a WebAssembly component"]),
-        (&name, &[], &["component.fixture", "nats://127.0.0.1:4222", "only tcp sockets"]),
+        (&name, &[], &["component.fixture", "nats://127.0.0.1:4222", "opens tcp sockets"]),
         (&store, &[], &["component.fixture.key_value_stores", "spin up"]),
     ] {
         let (status, log) = refused(manifest, arguments, &[]);
