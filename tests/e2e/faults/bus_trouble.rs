@@ -194,17 +194,15 @@ async fn a_full_disk_is_refused() -> Result<()> {
     is_served_again(&stack).await
 }
 
-/// A stack with another configuration of nats-server and no worker.
+/// A stack with another configuration of nats-server, which asks nobody who they are, and no worker.
 async fn with_configuration(jetstream: &str) -> Result<Stack> {
     let folder = tempfile::tempdir()?;
     let config: PathBuf = folder.path().join("nats.conf");
-    let usual = std::fs::read_to_string(emberline_test_kit::nats::CONFIG)?;
-    let (_, users) = usual.split_once("authorization {").context("no users in deploy/nats.conf")?;
-    std::fs::write(&config, format!("max_payload: 8MB\n{jetstream}\nauthorization {{{users}"))?;
+    std::fs::write(&config, format!("max_payload: 8MB\n{jetstream}\n"))?;
     let options = Options {
         engine: Engine::None,
         // Counters would be the first thing that can't be stored.
-        variables: vec![("default_limits", String::new())],
+        variables: vec![("default_limits", String::new()), ("nats_nkey_seed", String::new())],
         ..Options::default()
     };
     Stack::start_on(async || NatsServer::start_with(Path::new(&config)).await, options).await
@@ -214,7 +212,7 @@ async fn with_configuration(jetstream: &str) -> Result<Stack> {
 async fn jobs_that_jetstream_has_no_room_for_are_refused() -> Result<()> {
     let stack = with_configuration("jetstream { max_file_store: 1K }").await?;
     // What set-up would make, without the sizes that would not fit, and what a worker would say.
-    let jetstream = async_nats::jetstream::new(stack.nats.worker_client().await?);
+    let jetstream = async_nats::jetstream::new(async_nats::connect(stack.nats.address()).await?);
     let stream = |name: &str, subject: &str, storage| StreamConfig {
         name: name.to_owned(),
         subjects: vec![subject.to_owned()],
