@@ -3,6 +3,7 @@
 
 #![no_main]
 
+use emberline_function::nats::address::Scheme;
 use emberline_function::nats::codec::{CodecError, Decoder};
 use emberline_function::nats::{handshake, jetstream};
 use emberline_protocol::jetstream_domain::JetStreamDomain;
@@ -17,7 +18,9 @@ fuzz_target!(|input: (Vec<u8>, &[u8])| {
     let mut batch = jetstream::Batch::default();
     for op in at_once.0 {
         match op {
-            ServerOp::Info { info } => drop(handshake::check(&info, &JetStreamDomain::default())),
+            ServerOp::Info { info } => {
+                drop(handshake::check(&info, &JetStreamDomain::default(), Scheme::Nats))
+            }
             ServerOp::Message { message } => {
                 let _ = jetstream::read_ack(&message);
                 let _ = batch.push(message);
