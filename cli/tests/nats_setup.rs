@@ -14,7 +14,7 @@ use emberline_protocol::streams::{Layout, Stream, streams};
 use emberline_protocol::subject::{self, JOBS_STREAM};
 use emberline_test_kit::cli::{command, emberline, refused};
 use emberline_test_kit::cluster::NatsCluster;
-use emberline_test_kit::nats::{ADMIN_SEED, CA_FILE, CONFIG, Nats, NatsServer, admin_client, public_key};
+use emberline_test_kit::nats::{ADMIN_SEED, CONFIG, Nats, NatsServer, admin_client, public_key};
 use serde_json::Value;
 use tokio::process::Command;
 
@@ -248,10 +248,10 @@ async fn the_printed_keys_are_those_of_the_configuration() {
 
 #[tokio::test]
 async fn commands_reach_a_server_by_tls_and_say_what_is_wrong_with_it() {
-    let nats = NatsServer::start_with_tls("").await.unwrap();
+    let nats = NatsServer::start_with_tls().await.unwrap();
     let address = nats.address();
     let port = address.rsplit_once(':').unwrap().1;
-    let ca = nats.directory().join(CA_FILE);
+    let ca = nats.ca().unwrap();
     let run = async |host: &str, ca: &Path| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_emberline"));
         command.args(["nats", "setup", "--dry-run", "--nats", &format!("tls://{host}:{port}"), "--nats-ca"]);

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 const PACE: [&str; 4] = ["--simulated-tokens-per-s", "50", "--slots", "64"];
 
 async fn nats_with_tls() -> Result<NatsServer> {
-    let nats = NatsServer::start_with_tls("allow_non_tls: true").await?;
+    let nats = NatsServer::start_with_tls().await?;
     set_up(&nats, &Layout::default()).await?;
     Ok(nats)
 }

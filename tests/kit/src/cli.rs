@@ -13,11 +13,14 @@ pub fn command(nats: &impl Nats, args: &[&str]) -> Result<Command> {
     let mut command = Command::new(binary("emberline")?);
     command
         .args(args)
-        .args(["--nats", &nats.addresses().join(",")])
+        .args(["--nats", &nats.urls().join(",")])
         .env("EMBERLINE_ADMIN_NKEY_SEED", ADMIN_SEED)
         .env("EMBERLINE_CACHE", nats.directory().join("cache"))
         .stdin(Stdio::null())
         .kill_on_drop(true);
+    if let Some(ca) = nats.ca() {
+        command.env("EMBERLINE_NATS_CA", ca);
+    }
     Ok(command)
 }
 

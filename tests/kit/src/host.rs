@@ -1,5 +1,6 @@
 //! The host that runs the function: the project's own, or `spin` if EMBERLINE_TEST_HOST says so.
 
+use std::fs;
 use std::path::Path;
 use std::process::Stdio;
 
@@ -77,8 +78,8 @@ impl Host {
         }
         let servers = servers.into_iter().zip(["nats_server", "nats_server_b", "nats_server_c"]);
         let servers = servers.map(|(address, name)| (name, address));
-        let ca = if way == BusWay::Tls { nats.ca() } else { String::new() };
-        let tls = [("nats_tls_server_name", SERVER_NAME.to_owned()), ("nats_tls_ca", ca)];
+        let ca = nats.ca().filter(|_| way == BusWay::Tls).map(fs::read_to_string).transpose()?;
+        let tls = [("nats_tls_server_name", SERVER_NAME.to_owned()), ("nats_tls_ca", ca.unwrap_or_default())];
         let variables = servers.chain(tls).chain([("nats_scheme", way.scheme().to_owned())]);
         for (name, value) in variables.chain(defaults(options)).chain(options.variables.iter().cloned()) {
             command.env(format!("SPIN_VARIABLE_{}", name.to_uppercase()), value);
@@ -116,7 +117,7 @@ fn trust(command: &mut Command, ca: &Path, folder: &Path) -> Result<()> {
             "[[client_tls]]\ncomponent_ids = [\"function\"]\nhosts = [\"localhost\"]\nca_roots_file = {:?}\n",
             ca.to_string_lossy()
         );
-        std::fs::write(&config, tls)?;
+        fs::write(&config, tls)?;
         command.arg("--runtime-config-file").arg(config);
     }
     Ok(())

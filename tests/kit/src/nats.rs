@@ -38,14 +38,22 @@ pub trait Nats {
     fn addresses(&self) -> Vec<String>;
     /// A folder that is removed with them.
     fn directory(&self) -> &Path;
-    /// The certificate of the authority behind their own, as PEM; empty for servers without TLS.
-    fn ca(&self) -> String {
-        std::fs::read_to_string(self.directory().join(CA_FILE)).unwrap_or_default()
+    /// The file with the certificate of the authority behind their own, if they want TLS.
+    fn ca(&self) -> Option<PathBuf> {
+        Some(self.directory().join(CA_FILE)).filter(|file| file.is_file())
+    }
+    /// Their addresses with the scheme that they want, and with TLS by the name in their certificates.
+    fn urls(&self) -> Vec<String> {
+        let url = |address: &String| match self.ca() {
+            Some(_) => format!("tls://{}", address.replace("127.0.0.1", "localhost")),
+            None => format!("nats://{address}"),
+        };
+        self.addresses().iter().map(url).collect()
     }
 }
 
 /// The certificate of a server's authority, in its folder.
-pub const CA_FILE: &str = "ca.pem";
+const CA_FILE: &str = "ca.pem";
 
 /// A connection to whichever server answers, with the rights of the function.
 pub async fn function_client(nats: &impl Nats) -> Result<Client> {
@@ -64,8 +72,11 @@ pub async fn admin_client(nats: &impl Nats) -> Result<Client> {
 
 async fn client(nats: &impl Nats, user: &str, seed: &str) -> Result<Client> {
     let options = ConnectOptions::with_nkey(seed.to_owned());
-    let options = options.custom_inbox_prefix(subject::inbox_prefix(user));
-    let servers: Result<Vec<ServerAddr>, _> = nats.addresses().iter().map(|a| a.parse()).collect();
+    let mut options = options.custom_inbox_prefix(subject::inbox_prefix(user));
+    if let Some(ca) = nats.ca() {
+        options = options.add_root_certificates(ca);
+    }
+    let servers: Result<Vec<ServerAddr>, _> = nats.urls().iter().map(|url| url.parse()).collect();
     options.connect(servers?).await.with_context(|| format!("can't connect as {user}"))
 }
 
@@ -117,19 +128,19 @@ impl NatsServer {
     pub async fn start_empty() -> Result<Self> {
         match BusWay::of_this_run()? {
             BusWay::Nats | BusWay::Edge | BusWay::SecureEdge => Self::start_with(Path::new(CONFIG)).await,
-            BusWay::Tls => Self::start_with_tls("allow_non_tls: true").await,
+            BusWay::Tls => Self::start_with_tls().await,
         }
     }
 
-    /// Starts one with deploy/nats.conf, TLS, and more lines of configuration.
-    pub async fn start_with_tls(more: &str) -> Result<Self> {
+    /// Starts one with deploy/nats.conf that refuses who comes without TLS.
+    pub async fn start_with_tls() -> Result<Self> {
         let directory = new_directory()?;
         let authority = Authority::new()?;
         let ca = authority.write(directory.path(), CA_FILE)?;
         let files = authority.certificate(directory.path(), "server", &[SERVER_NAME, "localhost"])?;
         let quoted = |path: &Path| format!("{:?}", path.to_string_lossy());
         let block = format!(
-            "tls {{\n  cert_file: {}\n  key_file: {}\n  ca_file: {}\n}}\n{more}\n",
+            "tls {{\n  cert_file: {}\n  key_file: {}\n  ca_file: {}\n}}\n",
             quoted(&files.certificate),
             quoted(&files.key),
             quoted(&ca)

@@ -57,9 +57,9 @@ impl<N: Nats> Stack<N> {
         let turns = if matches!(options.engine, Engine::Real | Engine::Given) { AT_ONCE } else { 1 };
         let turn = TURNS.acquire_many(turns).await?;
         let nats = nats().await?;
-        let mut workers = Workers::default();
+        let mut workers = Workers::trusting(nats.ca());
         if options.engine != Engine::None {
-            workers.add(&options, &nats.addresses().join(","))?;
+            workers.add(&options, &nats.urls().join(","))?;
         }
         let host = Host::start(&nats, &options).await?;
         let (url, http) = (host.url.clone(), reqwest::Client::new());
@@ -70,7 +70,7 @@ impl<N: Nats> Stack<N> {
 
     /// Starts one more worker; its number.
     pub fn add_worker(&mut self, options: &Options) -> Result<usize> {
-        self.workers.add(options, &self.nats.addresses().join(","))
+        self.workers.add(options, &self.nats.urls().join(","))
     }
 
     /// Starts one more host of the function; its base URL.
@@ -221,6 +221,6 @@ impl<N: Nats> Stack<N> {
 
     /// Starts the first worker again, perhaps with other options.
     pub fn start_worker(&mut self, options: &Options) -> Result<()> {
-        self.workers.replace(0, options, &self.nats.addresses().join(","))
+        self.workers.replace(0, options, &self.nats.urls().join(","))
     }
 }

@@ -1,5 +1,6 @@
 //! The workers of a stack, by number: started, killed, told to stop, started again.
 
+use std::path::PathBuf;
 use std::process::ExitStatus;
 
 use anyhow::{Context as _, Result};
@@ -14,33 +15,47 @@ use crate::wait;
 
 /// All of them; they end when this is dropped.
 #[derive(Debug, Default)]
-pub struct Workers(Vec<Worker>);
+pub struct Workers {
+    list: Vec<Worker>,
+    ca: Option<PathBuf>,
+}
 
 #[derive(Debug)]
 struct Worker {
     options: Options,
     nats: String,
+    ca: Option<PathBuf>,
     process: Option<Child>,
 }
 
 impl Workers {
+    /// None yet; they will trust the authority whose certificate is in this file, too.
+    pub fn trusting(ca: Option<PathBuf>) -> Self {
+        Self { list: Vec::new(), ca }
+    }
+
     /// Starts one that connects to `nats` (addresses, separated by commas) and returns its number.
     pub fn add(&mut self, options: &Options, nats: &str) -> Result<usize> {
-        let mut worker = Worker { options: options.clone(), nats: nats.to_owned(), process: None };
-        worker.start()?;
-        self.0.push(worker);
-        Ok(self.0.len() - 1)
+        let worker = self.start_new(options, nats)?;
+        self.list.push(worker);
+        Ok(self.list.len() - 1)
     }
 
     /// Starts one in the place of another, or of none.
     pub fn replace(&mut self, number: usize, options: &Options, nats: &str) -> Result<()> {
-        let mut worker = Worker { options: options.clone(), nats: nats.to_owned(), process: None };
-        worker.start()?;
-        match self.0.get_mut(number) {
+        let worker = self.start_new(options, nats)?;
+        match self.list.get_mut(number) {
             Some(place) => *place = worker,
-            None => self.0.push(worker),
+            None => self.list.push(worker),
         }
         Ok(())
+    }
+
+    fn start_new(&self, options: &Options, nats: &str) -> Result<Worker> {
+        let (options, nats, ca) = (options.clone(), nats.to_owned(), self.ca.clone());
+        let mut worker = Worker { options, nats, ca, process: None };
+        worker.start()?;
+        Ok(worker)
     }
 
     /// Starts one again that has ended.
@@ -69,16 +84,16 @@ impl Workers {
 
     /// The process id of one that runs.
     pub fn id(&self, number: usize) -> Option<u32> {
-        self.0.get(number)?.process.as_ref()?.id()
+        self.list.get(number)?.process.as_ref()?.id()
     }
 
     /// The numbers of those that run.
     pub fn running(&self) -> Vec<usize> {
-        (0..self.0.len()).filter(|number| self.id(*number).is_some()).collect()
+        (0..self.list.len()).filter(|number| self.id(*number).is_some()).collect()
     }
 
     fn get(&mut self, number: usize) -> Result<&mut Worker> {
-        self.0.get_mut(number).with_context(|| format!("there is no worker {number}"))
+        self.list.get_mut(number).with_context(|| format!("there is no worker {number}"))
     }
 }
 
@@ -108,6 +123,9 @@ impl Worker {
             .args(["--nats", &self.nats, "--nats-user", "worker"])
             .args(&self.options.worker_args)
             .env("EMBERLINE_NATS_NKEY_SEED", WORKER_SEED);
+        if let Some(ca) = &self.ca {
+            command.env("EMBERLINE_NATS_CA", ca);
+        }
         self.process = Some(quiet(&mut command).spawn().context("emberline-worker")?);
         Ok(())
     }
