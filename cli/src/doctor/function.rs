@@ -106,8 +106,9 @@ impl Function {
             Ok((status, body)) => {
                 let error = &read(&body)["error"];
                 let message = error["message"].as_str().unwrap_or("no reason given");
-                let remedy = "the function's log says why: look at its nats_server, nats_user and nats_password, at what its \
-                              host lets it connect to (allowed_outbound_hosts), and at the workers";
+                let remedy = "the function's log says why: look at its nats_scheme and nats_server, at what proves who it is \
+                              (nats_nkey_seed, nats_credentials, nats_token or nats_password), at what its host lets it \
+                              connect to (allowed_outbound_hosts), and at the workers";
                 Check::fault(NAME, format!("not ready ({status}): {message}"), remedy)
             }
         }
