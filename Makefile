@@ -18,7 +18,7 @@ GPU_FEATURES := --features emberline-worker/$(if $(filter Darwin,$(shell uname -
 TEST_FEATURES := --features emberline-worker/gpu
 
 .PHONY: help up bench bench-engine bench-gateway bench-gpu soak chaos status build build-tests function setup pip test clients \
-	client-packages lint lint-deploy fmt fuzz schemathesis manifests images
+	client-packages lint lint-deploy fmt fuzz schemathesis manifests images wasi
 
 help:
 	@echo "make up        build everything, start it, print a curl line; Ctrl-C stops it"
@@ -81,6 +81,10 @@ build-tests: setup
 function: setup
 	@deploy/setup.sh wasm
 
+# The function for hosts without Spin's variables.
+wasi: setup
+	@deploy/setup.sh wasi
+
 setup:
 	@deploy/setup.sh rust vulkan
 
@@ -98,7 +102,7 @@ client-packages:
 	@deploy/setup.sh clients
 
 # The second run, if Spin is there, has it instead of the project's own host.
-test: setup lint lint-deploy client-packages build-tests function pip
+test: setup lint lint-deploy client-packages build-tests function wasi pip
 	model=$$($(EMBERLINE) pull $(MODEL)) && nats=$$($(EMBERLINE) pull --nats-server) && \
 	export EMBERLINE_TEST_MODEL=$$model EMBERLINE_TEST_NATS=$$nats && deploy/setup.sh tests && \
 	if deploy/setup.sh spin_works; then EMBERLINE_TEST_HOST=spin deploy/setup.sh e2e_tests; fi

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What `make` needs from the machine. Each step looks first and changes only what is missing:
-#   deploy/setup.sh rust vulkan gpu pip programs wasm clients all_clients tests e2e_tests lint lint_deploy
+#   deploy/setup.sh rust vulkan gpu pip programs wasm wasi clients all_clients tests e2e_tests lint lint_deploy
 #   deploy/setup.sh manifests images advisories fuzz
 # Packages of the system are installed only by root on Debian; otherwise it says what to install.
 set -euo pipefail
@@ -111,10 +111,17 @@ programs() {
   cargo build "${options[@]}"
 }
 
-# build/function.wasm, by the usual compiler or by Debian's, which has the library's source.
-wasm() {
-  local target=wasm32-wasip2 built
-  local build=(build --release --target "$target" -p emberline-function)
+# build/function.wasm: the component for Spin.
+wasm() { component function.wasm; }
+
+# build/function-wasi.wasm: the same for hosts without Spin's variables; its settings come from the environment.
+wasi() { component function-wasi.wasm --no-default-features; }
+
+# component FILE ARGUMENT...: build/FILE, by the usual compiler or by Debian's, which has the library's source.
+component() {
+  local target=wasm32-wasip2 file=build/$1 built
+  shift
+  local build=(build --release --target "$target" -p emberline-function "$@")
   if ! has_wasm_target && has rustup; then
     rustup target add "$target" >&2 || say "rustup can't add the target $target"
   fi
@@ -131,7 +138,7 @@ wasm() {
        'apt-get install rustc-web cargo-web rust-web-src libstd-rust-web-dev wasi-libc lld'"
   fi
   mkdir -p build
-  cmp -s "$built" build/function.wasm || { cp "$built" build/function.wasm.new && mv build/function.wasm.new build/function.wasm; }
+  cmp -s "$built" "$file" || { cp "$built" "$file.new" && mv "$file.new" "$file"; }
 }
 
 has_wasm_target() { [ -d "$(rustc --print sysroot)/lib/rustlib/wasm32-wasip2" ]; }
