@@ -18,7 +18,7 @@ GPU_FEATURES := --features emberline-worker/$(if $(filter Darwin,$(shell uname -
 TEST_FEATURES := --features emberline-worker/gpu
 
 .PHONY: help up bench bench-engine bench-gateway bench-gpu soak chaos status build build-tests function setup pip test clients \
-	client-packages lint lint-deploy fmt fuzz schemathesis manifests images wasi
+	client-packages lint lint-deploy fmt fuzz schemathesis manifests images dist test-dist wasi
 
 help:
 	@echo "make up        build everything, start it, print a curl line; Ctrl-C stops it"
@@ -35,6 +35,7 @@ help:
 	@echo "make build     the programs that run; make function: the WASM component"
 	@echo "make fmt lint  format the code; look for mistakes"
 	@echo "make images    container images, with buildah, podman or docker; docs/deploy says what for"
+	@echo "make dist      what a release has, for this platform: archive, wheel, function; make test-dist installs the wheel"
 	@echo "make manifests deploy/kubernetes from deploy/chart; make lint-deploy: look for mistakes in deploy/"
 
 # Not by way of the recipe's shell: Ctrl-C must reach this one process, which stops the rest in order.
@@ -127,6 +128,14 @@ manifests:
 # REGISTRY=registry.example.com/you goes before their names; IMAGES="host cli" builds those alone.
 images:
 	@REGISTRY=$(REGISTRY) IMAGES="$(IMAGES)" PROGRAMS=$(PROGRAMS) BASE=$(BASE) deploy/setup.sh images
+
+# PROFILE=dev makes the packages of programs that are not optimised.
+dist: setup pip
+	@PROFILE=$(PROFILE) deploy/dist.sh
+
+# The wheel of `make dist` where no compiler is on PATH: from pip to the first answer.
+test-dist:
+	@python3 deploy/checks/installation.py dist/emberline-*.whl
 
 fmt:
 	cargo fmt --all

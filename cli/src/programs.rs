@@ -37,22 +37,56 @@ pub(crate) fn describe_exit(status: ExitStatus) -> String {
     }
 }
 
-/// The path of another program of this workspace, which lies beside this one.
+/// The path of another program of this project, which lies beside this one.
 pub(crate) fn sibling(name: &str) -> io::Result<PathBuf> {
-    let own = std::env::current_exe()?;
-    let path = own.parent().unwrap_or(Path::new("")).join(name);
+    let path = own_folder()?.join(name);
     if path.is_file() {
         return Ok(path);
     }
     Err(io::Error::new(
         io::ErrorKind::NotFound,
-        format!("{} is missing; run `cargo build --workspace`", path.display()),
+        format!(
+            "{} is missing; run `cargo build --workspace` in a checkout, or install the package again",
+            path.display()
+        ),
     ))
+}
+
+/// The path of a program of others that lies beside this one, as in a Python environment.
+pub(crate) fn beside(name: &str) -> Option<PathBuf> {
+    own_folder().ok().map(|folder| folder.join(name)).filter(|path| path.is_file())
+}
+
+/// The folder with spin.toml, build/function.wasm and deploy/nats.conf that a package installed with this program:
+/// `share/emberline` beside `bin`. `None` in a checkout.
+pub(crate) fn installed_root() -> Option<PathBuf> {
+    root_of(&own_folder().ok()?)
+}
+
+fn root_of(programs: &Path) -> Option<PathBuf> {
+    let root = programs.parent()?.join("share/emberline");
+    root.join("spin.toml").is_file().then_some(root)
+}
+
+/// The folder that this program really lies in, whatever link it was started by.
+fn own_folder() -> io::Result<PathBuf> {
+    let own = std::env::current_exe()?.canonicalize()?;
+    Ok(own.parent().unwrap_or(Path::new("")).to_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_package_has_its_files_beside_the_folder_of_its_programs() {
+        let prefix = tempfile::tempdir().unwrap();
+        let (programs, root) = (prefix.path().join("bin"), prefix.path().join("share/emberline"));
+        std::fs::create_dir_all(&root).unwrap();
+        assert_eq!(root_of(&programs), None);
+        std::fs::write(root.join("spin.toml"), "").unwrap();
+        assert_eq!(root_of(&programs), Some(root));
+    }
 
     #[test]
     fn versions_are_found_in_the_output_of_programs() {

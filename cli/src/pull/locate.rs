@@ -39,13 +39,14 @@ pub(crate) struct Pip {
 }
 
 impl Pip {
-    /// The user's own pip, or else the one of the Python environment that `deploy/setup.sh pip`
-    /// makes in `venv`.
-    pub(crate) fn new(venv: &Path) -> Self {
+    /// That of the Python environment in which this program is installed, if `python` is its interpreter; else the
+    /// user's own, or the one of the environment that `deploy/setup.sh pip` makes in `venv`.
+    pub(crate) fn new(python: Option<PathBuf>, venv: &Path) -> Self {
+        let module = |python: PathBuf| vec![python.into_os_string(), "-m".into(), "pip".into()];
         let own = [&["python3", "-m", "pip"][..], &["pip3"], &["pip"]];
         let own = own.iter().map(|words| words.iter().map(OsString::from).collect());
-        let last = vec![venv.join("bin/python").into(), "-m".into(), "pip".into()];
-        Self { commands: own.chain([last]).collect() }
+        let last = module(venv.join("bin/python"));
+        Self { commands: python.map(module).into_iter().chain(own).chain([last]).collect() }
     }
 
     #[cfg(test)]
@@ -158,7 +159,9 @@ x (1.0)
         assert!(matches!(pip.run(&[]), Err(LocateError::NoPip)));
         pip.commands.push(words(&["echo", "pip"]));
         assert_eq!(pip.run(&["x"]).unwrap(), "pip x\n");
-        assert!(Pip::new(Path::new("/venv")).commands.last().unwrap()[0] == "/venv/bin/python");
+        let pip = Pip::new(Some("/env/bin/python3".into()), Path::new("/venv"));
+        assert!(pip.commands.first().unwrap()[0] == "/env/bin/python3");
+        assert!(pip.commands.last().unwrap()[0] == "/venv/bin/python");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::catalogue::{
     Artifact, ArtifactKind, Catalogue, CatalogueError, FileDigest, HubSource, PipSource, Source, platform,
 };
 use crate::console::Console;
-use crate::programs::{on_path, version_of};
+use crate::programs::{beside, on_path, version_of};
 use download::{DownloadError, Downloader};
 use locate::{LocateError, Location, Pip};
 use wheel::{WheelError, extract};
@@ -89,7 +89,7 @@ enum SourceError {
 
 impl<'a> Puller<'a> {
     pub(crate) fn new(cache: &'a Cache, catalogue: &'a Catalogue, console: &'a Console) -> Self {
-        let pip = Pip::new(&cache.path("python"));
+        let pip = Pip::new(beside("python3"), &cache.path("python"));
         Self { cache, catalogue, console, downloader: Downloader::new(), pip }
     }
 
@@ -99,17 +99,18 @@ impl<'a> Puller<'a> {
         self.obtain(artifact, &self.cache.folder("models")?)
     }
 
-    /// The path of a nats-server that is new enough: the one on PATH, or a copy in the cache.
+    /// The path of a nats-server that is new enough: the one on PATH, the one that was installed with this program, or
+    /// a copy in the cache.
     pub(crate) fn nats_server(&self) -> Result<PathBuf, PullError> {
-        if let Some(program) = on_path("nats-server")
-            && let Some(version) = version_of(&program)
-        {
+        for program in [on_path("nats-server"), beside("nats-server")].into_iter().flatten() {
+            let Some(version) = version_of(&program) else { continue };
             if version >= MIN_NATS_VERSION {
                 return Ok(program);
             }
             let ((major, minor), (wanted_major, wanted_minor)) = (version, MIN_NATS_VERSION);
             self.console.print(&format!(
-                "nats-server {major}.{minor} on PATH is older than {wanted_major}.{wanted_minor}; using another copy"
+                "{} is version {major}.{minor}, older than {wanted_major}.{wanted_minor}; using another copy",
+                program.display()
             ));
         }
         let artifact = self.catalogue.find(ArtifactKind::Program, "nats-server")?;

@@ -201,11 +201,15 @@ pub(crate) fn find_root() -> io::Result<Option<PathBuf>> {
     Ok(here.ancestors().find(|folder| folder.join("spin.toml").is_file()).map(Path::to_owned))
 }
 
-/// The same, if the function is built there.
+/// The folder with spin.toml, the built function and deploy/nats.conf: what was installed with this program, or else
+/// the project's folder.
 pub(crate) fn find_built_root() -> anyhow::Result<PathBuf> {
+    if let Some(installed) = programs::installed_root() {
+        return Ok(installed);
+    }
     let root = find_root()
         .context("the current folder is unknown")?
-        .context("no spin.toml here or in a folder above; run emberline in a checkout of the project")?;
+        .context("no spin.toml here or in a folder above; run emberline in a checkout of the project, or install it with pip")?;
     let wasm = root.join("build/function.wasm");
     ensure!(wasm.is_file(), "{} is missing; build it with `make function`", wasm.display());
     Ok(root)
