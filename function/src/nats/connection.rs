@@ -36,7 +36,8 @@ const INBOX: SubscriptionId = SubscriptionId::MIN;
 #[allow(missing_docs)] // the messages are the documentation
 pub enum BusError {
     #[error(
-        "no connection to NATS at {0}: {1}; check that nats-server runs there and that spin.toml allows it"
+        "no connection to NATS at {0}: {1}; check that nats-server runs there and that the host allows it (with Spin: \
+         allowed_outbound_hosts)"
     )]
     Connect(ServerUrl, String),
     #[error("no connection to NATS at {0}: {1}")]
