@@ -129,9 +129,9 @@ manifests:
 images:
 	@REGISTRY=$(REGISTRY) IMAGES="$(IMAGES)" PROGRAMS=$(PROGRAMS) BASE=$(BASE) deploy/setup.sh images
 
-# PROFILE=dev makes the packages of programs that are not optimised.
+# DIST_PROFILE=dev makes the packages of programs that are not optimised.
 dist: setup pip
-	@PROFILE=$(PROFILE) deploy/dist.sh
+	@DIST_PROFILE=$(DIST_PROFILE) deploy/dist.sh
 
 # The wheel of `make dist` where no compiler is on PATH: from pip to the first answer.
 test-dist:

@@ -2,11 +2,11 @@
 # What a release has for this machine's platform, in dist/: the programs with the function, packed and as a wheel, the
 # function for each kind of host, lists of all that is compiled in (CycloneDX), and the checksums of these files.
 #   deploy/dist.sh            from programs that are optimised as far as they can be (cargo's profile release)
-#   PROFILE=dev deploy/dist.sh   from those of `make build`, to try the packages
+#   DIST_PROFILE=dev deploy/dist.sh   from those of `make build`, to try the packages
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-profile=${PROFILE:-release}
+profile=${DIST_PROFILE:-release}
 target_dir=${CARGO_TARGET_DIR:-target}
 cache=${EMBERLINE_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/emberline}
 programs=(emberline emberline-host emberline-worker)
@@ -14,9 +14,9 @@ target=$(rustc -vV | sed -n 's/^host: //p')
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 name=emberline-$version-$target
 
-# SPIR-V where Vulkan drives GPUs; without one, the worker computes on the CPU.
-case $target in
-  *-apple-*) gpu=emberline-worker/gpu ;;
+# SPIR-V where Vulkan drives GPUs; without one, the worker computes on the CPU. Tests have WGSL alone.
+case $profile,$target in
+  dev,* | *-apple-*) gpu=emberline-worker/gpu ;;
   *) gpu=emberline-worker/vulkan ;;
 esac
 
@@ -73,13 +73,13 @@ bills() {
 
 # pip puts `scripts` on PATH and `data` into the environment's top folder.
 wheel() {
-  deploy/setup.sh maturin
+  deploy/setup.sh dist_tools
   rm -rf build/wheel
   mkdir -p build/wheel/scripts build/wheel/data
   cp -r "build/$name/share" build/wheel/data/
   cp "build/$name/bin/emberline-host" "build/$name/bin/emberline-worker" build/wheel/scripts/
   PATH=$cache/tools/maturin/bin:$PATH maturin build --quiet --profile "$profile" --manifest-path cli/Cargo.toml --out dist \
-    --sbom-include dist/emberline-{host,worker,function}-"$version".cdx.json
+    --sbom-include "$PWD"/dist/emberline-{host,worker,function}-"$version".cdx.json
 }
 
 checksums() {

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What `make` needs from the machine. Each step looks first and changes only what is missing:
 #   deploy/setup.sh rust vulkan gpu pip programs wasm wasi clients all_clients tests e2e_tests lint lint_deploy
-#   deploy/setup.sh manifests images advisories fuzz maturin
+#   deploy/setup.sh manifests images advisories fuzz dist_tools
 # Packages of the system are installed only by root on Debian; otherwise it says what to install.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -342,7 +342,7 @@ images() {
 }
 
 # What packs the wheel of deploy/dist.sh.
-maturin() { tool maturin || fail "maturin can't be installed; deploy/tools/maturin.txt says which"; }
+dist_tools() { tool maturin || fail "maturin can't be installed; deploy/tools/maturin.txt says which"; }
 
 # tool NAME: has NAME on PATH: what is there, or the version that deploy/tools/NAME.txt pins, in the cache folder.
 # Its wheel takes seconds to install; to compile it takes minutes.
