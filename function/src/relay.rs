@@ -266,6 +266,11 @@ impl Relay {
         self.ack.1.as_deref()
     }
 
+    /// The highest number of an attempt that was seen; 0 before a worker has the job.
+    pub fn attempt(&self) -> u32 {
+        self.highest
+    }
+
     /// Whether a worker has the job, or had it.
     pub fn is_taken(&self) -> bool {
         self.highest > 0

@@ -30,6 +30,11 @@ use tokio::time::Instant;
 /// How long the first connection is tried.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long nats-server may be silent before it is asked whether it is there. The connection counts as lost with two
+/// questions unanswered when the next is due, after three times as long: soon enough that a cut is not taken for the
+/// silence of relays ([`emberline_protocol::control::ALIVE_TIMEOUT_S`]).
+const PING_INTERVAL: Duration = Duration::from_secs(3);
+
 /// How to reach NATS.
 #[derive(Debug, Clone)]
 pub struct NatsConfig {
@@ -276,12 +281,10 @@ async fn connect(
 }
 
 fn connect_options(access: &NatsAccess, connected: watch::Sender<bool>) -> ConnectOptions {
-    access.options().name("emberline-worker").ping_interval(Duration::from_secs(10)).event_callback(
-        move |event| {
-            on_event(&event, &connected);
-            std::future::ready(())
-        },
-    )
+    access.options().name("emberline-worker").ping_interval(PING_INTERVAL).event_callback(move |event| {
+        on_event(&event, &connected);
+        std::future::ready(())
+    })
 }
 
 fn on_event(event: &ConnectionEvent, connected: &watch::Sender<bool>) {

@@ -335,9 +335,7 @@ impl JobStream {
     fn poll_timers(&mut self, cx: &mut Context<'_>) -> Result<bool, ApiError> {
         if self.alive.poll(cx).is_ready() {
             self.alive = self.host.timer(ALIVE_INTERVAL);
-            if !self.is_background {
-                self.send_control(Control::Alive);
-            }
+            self.send_alive();
             // If the last events were lost, nothing else would show it.
             if !std::mem::take(&mut self.heard) && self.log_read.is_none() {
                 self.read_log(1)?;
@@ -371,9 +369,7 @@ impl JobStream {
         self.subscription = connection.new_subscription(self.live.clone());
         self.questions = connection.new_subscription(self.sent.clone());
         (self.log_read, self.acknowledgement, self.probe_inbox) = (None, None, None);
-        if !self.is_background {
-            self.send_control(Control::Alive);
-        }
+        self.send_alive();
         self.recheck()
     }
 
@@ -384,7 +380,12 @@ impl JobStream {
     }
 
     fn on_message(&mut self, message: ServerMessage) -> Result<(), ApiError> {
+        let attempt = self.relay.attempt();
         let done = self.take_message(message);
+        if self.relay.attempt() > attempt {
+            // A worker that has heard nothing yet bears less silence: a cut that begins now would end the job.
+            self.send_alive();
+        }
         // What was only passed on is not held any more.
         let read = self.log_read.as_ref().map_or(0, |read| read.bytes.saturating_mul(READ_COPIES));
         let buffered = self.connection.connected().map_or(0, |connection| connection.buffered());
@@ -571,6 +572,13 @@ impl JobStream {
         gap.retry = Some(self.host.timer(gap.pause));
         gap.pause = gap.pause.saturating_mul(2).min(LAST_PAUSE);
         Ok(())
+    }
+
+    /// Tells the worker that somebody waits, if it needs to know.
+    fn send_alive(&mut self) {
+        if !self.is_background {
+            self.send_control(Control::Alive);
+        }
     }
 
     /// Publishes a control message for the worker.

@@ -12,6 +12,8 @@ use emberline_function::instance::Instance;
 use emberline_function::platform::{BodySink, Closed, Host};
 use emberline_function::response::Reply;
 use emberline_function::service::{self, IncomingBody};
+use emberline_protocol::control::Control;
+use emberline_protocol::event::EventKind;
 use emberline_protocol::key::hash;
 use http::{Request, StatusCode, request};
 use http_body_util::{BodyExt, Full};
@@ -192,6 +194,26 @@ fn a_takeover_and_a_lost_connection_change_nothing() {
         assert_eq!(written.await.unwrap(), Ok(()));
         assert_eq!(client.content(), "One two three four");
         assert!(client.text.borrow().ends_with("data: [DONE]\n\n"));
+    });
+}
+
+#[test]
+fn a_worker_that_begins_a_job_hears_at_once_that_somebody_waits() {
+    run(async {
+        let (host, server) = start().await;
+        let mut worker = Worker::start(&server.bus(&host)).await;
+        let instance = instance(server.address);
+        let work = async {
+            let job = worker.take().await;
+            worker.listen(&job);
+            let taken = EventKind::Taken { worker: "w".into(), ack: Some("a".into()) };
+            worker.write(&job, 1, 0, vec![taken]).await;
+            assert_eq!(worker.hear().await, Control::Alive, "the first word is a probe");
+            worker.write(&job, 1, 1, vec![accepted(), token(0, "a"), finish(), done()]).await;
+        };
+        let (reply, ()) = tokio::join!(chat(&instance, false), work);
+        let Reply::Whole(reply) = reply else { panic!("the reply is streamed") };
+        assert_eq!(reply.status(), StatusCode::OK);
     });
 }
 

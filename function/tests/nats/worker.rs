@@ -1,5 +1,6 @@
 //! A worker that follows a script.
 
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::rc::Rc;
 
@@ -8,12 +9,13 @@ use emberline_function::nats::bus::Bus;
 use emberline_function::nats::connection::{Connection, subject};
 use emberline_protocol::PROTOCOL_VERSION;
 use emberline_protocol::chunk::Chunk;
+use emberline_protocol::control::Control;
 use emberline_protocol::counter::INCREMENT_HEADER;
 use emberline_protocol::event::{Acceptance, EventKind, FinishReason, Timings, Usage};
 use emberline_protocol::heartbeat::{Heartbeat, ModelState, ModelStatus, ServedModel};
 use emberline_protocol::job::Job;
 use emberline_protocol::model_summary::ModelSummary;
-use emberline_protocol::subject::{live, model_summary, tokens};
+use emberline_protocol::subject::{control, live, model_summary, tokens};
 use emberline_protocol::tokens::TokensReply;
 use watermelon_proto::headers::{HeaderMap, HeaderName, HeaderValue};
 use watermelon_proto::{MessageBase, ServerMessage};
@@ -25,6 +27,8 @@ pub(crate) const MODEL: &str = "m";
 
 pub(crate) struct Worker {
     connection: Connection,
+    /// What came for the jobs that it listens to.
+    heard: VecDeque<Control>,
 }
 
 impl Worker {
@@ -35,7 +39,7 @@ impl Worker {
 
     /// The same with a context of so many tokens.
     pub(crate) async fn with_context(bus: &Bus, context_length: u32) -> Self {
-        let mut worker = Self { connection: bus.connect().await.unwrap() };
+        let mut worker = Self { connection: bus.connect().await.unwrap(), heard: VecDeque::new() };
         worker.connection.new_subscription(subject("emberline.jobs.>".into()).unwrap());
         worker.connection.new_subscription(subject(tokens(MODEL)).unwrap());
         let summary = ModelSummary::of(MODEL, Some("w"), [Ok(heartbeat("w", context_length))]).unwrap();
@@ -108,8 +112,25 @@ impl Worker {
         while self.next().await.base.subject != inbox {}
     }
 
+    /// Takes control messages of a job from now on.
+    pub(crate) fn listen(&mut self, job: &Job) {
+        self.connection.new_subscription(subject(control(&job.id)).unwrap());
+    }
+
+    /// The next control message.
+    pub(crate) async fn hear(&mut self) -> Control {
+        loop {
+            if let Some(control) = self.heard.pop_front() {
+                return control;
+            }
+            self.next().await;
+        }
+    }
+
     async fn next(&mut self) -> ServerMessage {
-        poll_fn(|cx| self.connection.poll_message(cx)).await.unwrap()
+        let message = poll_fn(|cx| self.connection.poll_message(cx)).await.unwrap();
+        self.heard.extend(serde_json::from_slice::<Control>(&message.base.payload));
+        message
     }
 }
 

@@ -7,8 +7,9 @@ use crate::subject::JobId;
 
 /// Interval at which a relay sends [`Control::Alive`], in seconds.
 pub const ALIVE_INTERVAL_S: u64 = 5;
-/// Time without [`Control::Alive`] after which a worker cancels the job, in seconds.
-pub const ALIVE_TIMEOUT_S: u64 = 15;
+/// Time without [`Control::Alive`] after which a worker cancels the job, in seconds: more than the interval, a cut of ten
+/// seconds between relay and NATS, and the time to connect again.
+pub const ALIVE_TIMEOUT_S: u64 = 20;
 
 /// A message on a job's control subject.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

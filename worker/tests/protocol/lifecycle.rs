@@ -9,6 +9,7 @@ use emberline_protocol::lane::Lane;
 use emberline_protocol::streams::{Layout, Storage};
 use emberline_protocol::subject;
 use emberline_test_kit::nats::{NatsServer, WORKER_SEED, set_up};
+use emberline_test_kit::proxy::FaultyProxy;
 use emberline_worker::nats::ACK_WAIT;
 use nkeys::KeyPair;
 
@@ -125,6 +126,34 @@ async fn after_nats_restarts_jobs_and_heartbeats_go_on() {
     relay.control(&long.id, Control::Cancel).await;
     assert!(matches!(events.rest().await.pop().unwrap().kind, EventKind::Done { .. }));
     relay.wait_for_load(&[0]).await;
+    wait_for_empty_queue(&nats).await;
+}
+
+/// A worker that hears nothing from NATS can't hear its relays.
+#[tokio::test]
+async fn a_cut_is_not_taken_for_the_silence_of_a_relay() {
+    let nats = NatsServer::start().await.unwrap();
+    let link = FaultyProxy::start(vec![nats.address()]).await.unwrap();
+    // Longer than a worker takes to see that its connection is lost.
+    let args = ["--nats", link.address(), "--engine", "simulated", "--alive-timeout-ms", "12000"];
+    let worker = Worker::start_with(&args, WORKER_SEED);
+    let relay = Relay::new(&nats).await;
+    relay.wait_for_load(&[0]).await;
+    let mut events = relay.send(&job(1, 1000)).await;
+    events.tokens_at(20).await;
+
+    link.silence();
+    within("the loss of the connection", async {
+        while !worker.log().contains("lost the connection to NATS") {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    assert!(!worker.log().contains("abandoned"), "{}", worker.log());
+    link.restore();
+    let last = events.rest().await.pop().unwrap();
+    let EventKind::Done { usage, .. } = last.kind else { panic!("{last:?}") };
+    assert_eq!((last.attempt, usage.completion_tokens), (1, 1000));
     wait_for_empty_queue(&nats).await;
 }
 
