@@ -3,11 +3,12 @@
 //! Workers simulate a model that needs no time, so what is measured is the way to them and back. [`load`] is the
 //! clients, which share the machine with the servers and therefore cost little ([`http`], [`events`]). Each
 //! [`system`] is started for itself: [`emberline`] and its [`peer`]s. [`processes`] reads what they used,
-//! [`takeover`] kills workers, and [`report`] shows all systems in one table.
+//! [`takeover`] kills workers, and [`report`] shows the [`figures`] of all systems in one table.
 
 mod backend;
 mod emberline;
 mod events;
+mod figures;
 mod http;
 mod load;
 mod peer;
@@ -24,7 +25,7 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 
 use self::emberline::Emberline;
-use super::report::{millis, quantile, rate};
+use super::report::{millis, rate};
 use crate::cache::Cache;
 use crate::console::Console;
 use crate::runtime::runtime;
@@ -32,11 +33,12 @@ use crate::up::StopSignals;
 use crate::up::host::FunctionHost;
 use crate::up::transcript::Transcript;
 pub(super) use backend::{BackendArgs, run as run_backend};
+use figures::{LoadFigures, Usage, client_count};
 use load::Generator;
 use peer::{Dynamo, LiteLlm, Package};
 use processes::Part;
 use report::{EMBERLINE, Figure, GatewayReport, Machine, SystemReport};
-use system::{NatsCounts, Pace, System};
+use system::{Pace, System};
 
 /// Clients at once that ask for whole answers.
 const ANSWER_CLIENTS: [usize; 3] = [1, 32, 128];
@@ -168,14 +170,6 @@ struct Bench<'a> {
     generator: &'a Generator,
     time: Duration,
     kills: usize,
-}
-
-/// What a load used, between two readings.
-struct Usage {
-    /// By the parts' names.
-    cpu: Vec<(&'static str, Duration)>,
-    generator: Duration,
-    nats: Option<NatsCounts>,
 }
 
 impl Bench<'_> {
@@ -427,50 +421,4 @@ impl Bench<'_> {
         report.errors.extend(takeover.reason.map(|reason| format!("a stream was lost: {reason}")));
         Ok(())
     }
-}
-
-/// Collects the figures of one load.
-struct LoadFigures<'a> {
-    load: String,
-    figures: &'a mut Vec<Figure>,
-}
-
-impl<'a> LoadFigures<'a> {
-    fn new(load: String, figures: &'a mut Vec<Figure>) -> Self {
-        Self { load, figures }
-    }
-
-    fn push(&mut self, measure: impl Into<String>, value: f64) {
-        self.figures.push(Figure { load: self.load.clone(), measure: measure.into(), value });
-    }
-
-    fn push_quantiles(&mut self, what: &str, times: &[Duration]) {
-        let times: Vec<f64> = times.iter().map(|time| millis(*time)).collect();
-        for (name, q) in [("p50", 0.5), ("p99", 0.99)] {
-            if let Some(value) = quantile(&times, q) {
-                self.push(format!("{what}{name} ms"), value);
-            }
-        }
-    }
-
-    /// CPU time in `unit` (`per_s` of them are a second) for each of `count`, and messages for each request.
-    fn push_usage(&mut self, usage: &Usage, unit: &str, count: f64, per_s: f64, requests: f64) {
-        let each = |time: Duration| time.as_secs_f64() * per_s / count;
-        let of_system = usage.cpu.iter().filter(|(name, _)| *name != peer::BACKEND);
-        self.push(format!("CPU in all, {unit}"), each(of_system.map(|(_, time)| *time).sum()));
-        for (name, time) in &usage.cpu {
-            self.push(format!("CPU of {name}, {unit}"), each(*time));
-        }
-        self.push(format!("CPU of load generator, {unit}"), each(usage.generator));
-        let Some(nats) = &usage.nats else { return };
-        for (stream, stored) in nats.stored.iter().filter(|(_, stored)| **stored > 0) {
-            self.push(format!("stored in {stream}/request"), *stored as f64 / requests);
-        }
-        self.push("to nats-server/request", nats.messages_in as f64 / requests);
-        self.push("from nats-server/request", nats.messages_out as f64 / requests);
-    }
-}
-
-fn client_count(clients: usize) -> String {
-    if clients == 1 { "1 client".to_owned() } else { format!("{clients} clients") }
 }
