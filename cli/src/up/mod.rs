@@ -6,6 +6,7 @@
 //! [`crate::running_stack`] records how other commands reach the stack, and [`parent_death`] makes sure that no
 //! part outlives it.
 
+pub(crate) mod bus_way;
 pub(crate) mod host;
 pub(crate) mod parent_death;
 pub(crate) mod plan;
@@ -34,8 +35,9 @@ use crate::programs;
 use crate::pull::Puller;
 use crate::running_stack::{RunningStack, StackLock};
 use crate::runtime::runtime;
+use bus_way::BusWay;
 use host::FunctionHost;
-use plan::{ALIAS, Backend, Model, Models, StackPlan, StackUsers};
+use plan::{ALIAS, Backend, Model, Models, NATS_CONFIG, StackPlan, StackUsers};
 use ports::{ListenAddress, PortClaim};
 use stack::Stack;
 use transcript::Transcript;
@@ -104,11 +106,13 @@ pub(crate) fn prepare(args: &UpArgs, cache: &Cache, console: Console) -> anyhow:
     let catalogue = Catalogue::load(args.catalogue.as_deref())?;
     let puller = Puller::new(cache, &catalogue, &console);
     let plan = StackPlan {
-        root,
         nats_server: puller.nats_server()?,
+        nats_config: root.join(NATS_CONFIG),
+        root,
         nats_store: cache.folder("nats")?,
         nats_listen,
         nats_monitoring: None,
+        bus_way: BusWay::Plain,
         listen,
         host,
         host_program,

@@ -9,6 +9,7 @@ use clap::ValueEnum;
 use data_encoding::HEXLOWER;
 use sha2::{Digest, Sha256};
 
+use super::bus_way::{BusWay, EdgePlan};
 use super::host::FunctionHost;
 use super::ports::reachable;
 use super::process::Program;
@@ -17,6 +18,8 @@ use crate::key_gen::Nkey;
 
 /// The alias under which a local stack serves its model.
 pub(crate) const ALIAS: &str = "vllm-primary";
+/// nats-server's configuration in the project's folder.
+pub(crate) const NATS_CONFIG: &str = "deploy/nats.conf";
 /// Seconds that a worker has to finish its jobs when the stack stops. The function has stopped before, so
 /// nobody reads the rest of the answers.
 const DRAIN_S: &str = "5";
@@ -99,11 +102,14 @@ pub(crate) struct StackPlan {
     /// The folder with spin.toml and deploy/.
     pub(crate) root: PathBuf,
     pub(crate) nats_server: PathBuf,
+    /// nats-server's configuration: [`NATS_CONFIG`], or what begins with it.
+    pub(crate) nats_config: PathBuf,
     /// The folder of JetStream's files.
     pub(crate) nats_store: PathBuf,
     pub(crate) nats_listen: SocketAddr,
     /// The port at which nats-server reports on itself, if it is to.
     pub(crate) nats_monitoring: Option<u16>,
+    pub(crate) bus_way: BusWay,
     pub(crate) listen: SocketAddr,
     pub(crate) host: FunctionHost,
     pub(crate) host_program: PathBuf,
@@ -150,8 +156,7 @@ impl StackPlan {
     }
 
     pub(crate) fn nats(&self) -> Program {
-        let config = self.root.join("deploy/nats.conf");
-        let (config, store) = (config.to_string_lossy(), self.nats_store.to_string_lossy());
+        let (config, store) = (self.nats_config.to_string_lossy(), self.nats_store.to_string_lossy());
         let (address, port) = (self.nats_listen.ip().to_string(), self.nats_listen.port().to_string());
         let mut args = vec!["-c", &config, "-a", &address, "-p", &port, "-sd", &store];
         let monitoring = self.nats_monitoring.map(|port| port.to_string());
@@ -168,6 +173,20 @@ impl StackPlan {
                 ("EMBERLINE_ADMIN_NKEY", &self.users.admin.public),
             ],
         )
+    }
+
+    /// The edge, if the function goes through one.
+    pub(crate) fn edge(&self) -> Option<Program> {
+        let BusWay::Edge(EdgePlan { program, listen, certificate }) = &self.bus_way else { return None };
+        let (listen, nats) = (listen.to_string(), self.nats_address().to_string());
+        let files = certificate.as_ref().map(|files| {
+            [files.certificate.to_string_lossy().into_owned(), files.key.to_string_lossy().into_owned()]
+        });
+        let mut args = vec!["edge", "--listen", &listen, "--nats", &nats];
+        if let Some([certificate, key]) = &files {
+            args.extend(["--tls-certificate", certificate, "--tls-key", key]);
+        }
+        Some(self.program(StackPart::Edge, program, &args, &[]))
     }
 
     /// Worker `number`, from 1.
@@ -220,19 +239,20 @@ impl StackPlan {
             }
             FunctionHost::Local => common.to_vec(),
         };
-        let (cache_folder, nats) = (self.cache.to_string_lossy(), self.nats_address().to_string());
+        let (cache_folder, way) =
+            (self.cache.to_string_lossy(), self.bus_way.environment(self.nats_address()));
         let key_hash = HEXLOWER.encode(&Sha256::digest(self.api_key.as_bytes()));
         let (models, aliases) = (self.models.names(), self.models.alias());
         let mut env = vec![
             // An inherited value may be relative to another folder than the program's.
             ("EMBERLINE_CACHE", &*cache_folder),
-            ("SPIN_VARIABLE_NATS_SERVER", &nats),
             ("SPIN_VARIABLE_NATS_USER", "function"),
             ("SPIN_VARIABLE_NATS_NKEY_SEED", &self.users.function.seed),
             ("SPIN_VARIABLE_API_KEY_HASHES", &key_hash),
             ("SPIN_VARIABLE_MODELS", &models),
             ("SPIN_VARIABLE_MODEL_ALIASES", &aliases),
         ];
+        env.extend(way.iter().map(|(name, value)| (*name, value.as_str())));
         env.extend(self.default_limits.as_deref().map(|limits| ("SPIN_VARIABLE_DEFAULT_LIMITS", limits)));
         self.program(StackPart::Function, &self.host_program, &args, &env)
     }
@@ -266,14 +286,17 @@ fn device_select_matters(is_set: impl Fn(&str) -> bool) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::up::bus_way::CertificateFiles;
 
     fn plan() -> StackPlan {
         StackPlan {
             root: "/root".into(),
             nats_server: "/bin/nats".into(),
+            nats_config: "/nats.conf".into(),
             nats_store: "/store".into(),
             nats_listen: "0.0.0.0:4333".parse().unwrap(),
             nats_monitoring: None,
+            bus_way: BusWay::Plain,
             listen: "0.0.0.0:3333".parse().unwrap(),
             host: FunctionHost::Spin,
             host_program: "/bin/spin".into(),
@@ -307,6 +330,33 @@ mod tests {
         assert_eq!(env(&function, "SPIN_VARIABLE_API_KEY_HASHES"), hash);
         let local = StackPlan { host: FunctionHost::Local, ..plan() };
         assert_eq!(local.function().args, common);
+    }
+
+    #[test]
+    fn the_function_goes_to_nats_server_or_to_its_edge() {
+        let plan = |bus_way| StackPlan { bus_way, ..plan() };
+        let way = |plan: &StackPlan| {
+            let function = plan.function();
+            ["SPIN_VARIABLE_NATS_SCHEME", "SPIN_VARIABLE_NATS_SERVER"]
+                .map(|name| env(&function, name).to_owned())
+        };
+        let tls = plan(BusWay::Tls { ca: "PEM".into() });
+        assert_eq!(way(&tls), ["tls", "127.0.0.1:4333"]);
+        assert_eq!(env(&tls.function(), "SPIN_VARIABLE_NATS_TLS_CA"), "PEM");
+        assert!(tls.edge().is_none());
+        let edge = |certificate| {
+            let listen = "127.0.0.1:8443".parse().unwrap();
+            plan(BusWay::Edge(EdgePlan { program: "/emberline".into(), listen, certificate }))
+        };
+        let open = edge(None);
+        assert_eq!(way(&open), ["http", "127.0.0.1:8443"]);
+        let args = ["edge", "--listen", "127.0.0.1:8443", "--nats", "127.0.0.1:4333"];
+        assert_eq!(open.edge().unwrap().args, args);
+        let secure = edge(Some(CertificateFiles { certificate: "/c.pem".into(), key: "/c.key".into() }));
+        assert_eq!(way(&secure), ["https", "127.0.0.1:8443"]);
+        assert_eq!(env(&secure.function(), "SSL_CERT_FILE"), "/c.pem");
+        let of_tls = ["--tls-certificate", "/c.pem", "--tls-key", "/c.key"];
+        assert_eq!(secure.edge().unwrap().args[args.len()..], of_tls);
     }
 
     #[test]

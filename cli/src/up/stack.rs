@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
+use futures::future::{join, join_all};
 use tokio::sync::mpsc;
 
 use super::plan::StackPlan;
@@ -26,15 +27,17 @@ const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How long each part may take from SIGTERM to its end before it is killed.
 const FUNCTION_GRACE: Duration = Duration::from_secs(5);
+const EDGE_GRACE: Duration = Duration::from_secs(5);
 const WORKER_GRACE: Duration = Duration::from_secs(15);
 const NATS_GRACE: Duration = Duration::from_secs(10);
 
-/// The processes of nats-server, the workers and the function.
+/// The processes of nats-server, the edge if there is one, the workers and the function.
 pub(crate) struct Stack<'a> {
     plan: &'a StackPlan,
     transcript: &'a Transcript,
     console: &'a Console,
     nats: Option<Process>,
+    edge: Option<Process>,
     workers: Vec<Process>,
     function: Option<Process>,
     exits: mpsc::UnboundedReceiver<Exit>,
@@ -71,6 +74,7 @@ impl<'a> Stack<'a> {
             transcript,
             console,
             nats: None,
+            edge: None,
             workers: Vec::new(),
             function: None,
             exits,
@@ -90,6 +94,9 @@ impl<'a> Stack<'a> {
         let admin = NatsAccess::admin(&address, seed)?;
         let set_up = self.unless_a_part_ends(crate::nats_setup::bring_up_to_date(&admin)).await?;
         set_up.map_err(|error| StackError::SetUp(format!("{error:#}")))?;
+        if let Some(edge) = self.plan.edge() {
+            self.edge = Some(Process::spawn(&edge, self.transcript, &self.exit_sender)?);
+        }
         for number in 1..=self.plan.workers {
             self.start_worker(number)?;
         }
@@ -140,16 +147,17 @@ impl<'a> Stack<'a> {
 
     /// The processes that have been started and not been killed.
     pub(crate) fn processes(&self) -> impl Iterator<Item = &Process> {
-        self.function.iter().chain(&self.workers).chain(&self.nats)
+        self.function.iter().chain(&self.workers).chain(&self.edge).chain(&self.nats)
     }
 
-    /// Stops the function, then the workers, then nats-server, so that each ends before what it needs.
+    /// Stops the function, then edge and workers, then nats-server, so that each ends before what it needs.
     pub(crate) async fn stop(&self) {
         if let Some(function) = &self.function {
             self.stop_one(function, FUNCTION_GRACE).await;
         }
-        futures::future::join_all(self.workers.iter().map(|worker| self.stop_one(worker, WORKER_GRACE)))
-            .await;
+        let edge = self.edge.iter().map(|edge| self.stop_one(edge, EDGE_GRACE));
+        let workers = self.workers.iter().map(|worker| self.stop_one(worker, WORKER_GRACE));
+        join(join_all(edge), join_all(workers)).await;
         if let Some(nats) = &self.nats {
             self.stop_one(nats, NATS_GRACE).await;
         }
@@ -158,7 +166,7 @@ impl<'a> Stack<'a> {
     /// Kills all parts at once.
     pub(crate) async fn kill(&self) {
         self.processes().for_each(Process::kill);
-        futures::future::join_all(self.processes().map(Process::ended)).await;
+        join_all(self.processes().map(Process::ended)).await;
     }
 
     pub(crate) fn nats_access(&self) -> Result<NatsAccess, AccessError> {

@@ -22,6 +22,8 @@ pub(crate) enum StackPart {
     /// Counted from 1.
     Worker(usize),
     Function,
+    /// Between the function and nats-server, where the function has no sockets.
+    Edge,
     /// A program that Emberline is compared with, which is no part of its stack.
     Peer(&'static str),
 }
@@ -32,6 +34,7 @@ impl fmt::Display for StackPart {
             Self::Nats => f.write_str("nats-server"),
             Self::Worker(n) => write!(f, "worker {n}"),
             Self::Function => f.write_str("function"),
+            Self::Edge => f.write_str("edge"),
             Self::Peer(name) => f.write_str(name),
         }
     }

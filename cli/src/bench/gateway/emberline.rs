@@ -9,10 +9,12 @@ use anyhow::{Context, ensure};
 use emberline_protocol::heartbeat::ModelState;
 use emberline_protocol::streams::{Layout, streams};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use super::load::Target;
 use super::processes::Part;
 use super::system::{NatsCounts, Pace, System};
+use super::way::{PlannedWay, Way};
 use crate::cache::Cache;
 use crate::catalogue::Catalogue;
 use crate::console::Console;
@@ -22,12 +24,16 @@ use crate::nats::{jetstream_api, stored};
 use crate::programs;
 use crate::pull::Puller;
 use crate::up;
+use crate::up::bus_way::BusWay;
 use crate::up::host::{self, FunctionHost};
 use crate::up::plan::{Backend, Models, SIMULATED_MODEL, SimulatedEngine, StackPlan, StackUsers};
 use crate::up::ports::{self, ListenAddress, PortClaim};
 use crate::up::stack::Stack;
 use crate::up::transcript::{StackPart, Transcript};
 
+/// The parts on the way to nats-server: the function's host, and the edge if there is one.
+pub(crate) const FUNCTION: &str = "function";
+pub(crate) const EDGE: &str = "edge";
 /// Jobs at once of a worker: more than there are clients.
 const SLOTS: u16 = 512;
 /// Limits that are counted as in `emberline up`, and that no load reaches.
@@ -41,12 +47,15 @@ pub(crate) struct Emberline<'a> {
     plan: &'a StackPlan,
     stack: Stack<'a>,
     target: Target,
+    /// A connection that may read what streams hold, as long as the stack runs.
+    admin: Option<NatsConnection>,
     /// Workers whose heartbeats have been seen; those of dead ones are stored for a while.
     known_workers: HashSet<String>,
 }
 
 /// Plans a stack with its files in `folder`.
 pub(crate) fn plan(
+    way: Way,
     pace: Pace,
     host: Option<FunctionHost>,
     folder: &Path,
@@ -55,16 +64,24 @@ pub(crate) fn plan(
 ) -> anyhow::Result<StackPlan> {
     let free: ListenAddress = "127.0.0.1:0".parse()?;
     let claim = |part| PortClaim { listen: free, part, variable: "the address of the loopback interface" };
-    let [listen, nats_listen, monitoring] =
-        ports::check([claim("function"), claim("nats-server"), claim("nats-server's monitoring")])?;
+    let [listen, nats_listen, monitoring, edge] = ports::check([
+        claim("function"),
+        claim("nats-server"),
+        claim("nats-server's monitoring"),
+        claim("edge"),
+    ])?;
+    let root = up::find_built_root()?;
     let (host, host_program) = host::find(host, console)?;
+    let PlannedWay { nats_config, bus_way } = way.plan(host, &root, folder, edge)?;
     let catalogue = Catalogue::load(None)?;
     Ok(StackPlan {
-        root: up::find_built_root()?,
+        root,
         nats_server: Puller::new(cache, &catalogue, console).nats_server()?,
+        nats_config,
         nats_store: folder.join("nats"),
         nats_listen,
         nats_monitoring: Some(monitoring.port()),
+        bus_way,
         listen,
         host,
         host_program,
@@ -93,13 +110,34 @@ impl<'a> Emberline<'a> {
             api_key: Some(plan.api_key.clone()),
             model: SIMULATED_MODEL.to_owned(),
         };
-        Self { plan, stack: Stack::new(plan, transcript, console), target, known_workers: HashSet::new() }
+        let stack = Stack::new(plan, transcript, console);
+        Self { plan, stack, target, admin: None, known_workers: HashSet::new() }
     }
 
-    /// A connection that may read what streams hold.
-    async fn admin(&self) -> anyhow::Result<NatsConnection> {
-        let seed = self.plan.users.admin.seed.clone();
-        Ok(NatsAccess::admin(&self.plan.nats_address().to_string(), seed)?.connect().await?)
+    /// The function's open connections to nats-server, of which an instance has some as long as it lives.
+    pub(crate) async fn function_connections(&self) -> anyhow::Result<Vec<NatsClient>> {
+        let Clients { mut connections } = self.monitoring("/connz?auth=true").await?;
+        connections.retain(|client| client.authorized_user == self.plan.users.function.public);
+        Ok(connections)
+    }
+
+    /// What nats-server reports of itself.
+    async fn monitoring<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
+        let port = self.plan.nats_monitoring.context("nats-server does not report on itself")?;
+        let address = SocketAddr::new(self.plan.nats_listen.ip(), port);
+        let (status, body) = Target::get(address, path).await?;
+        ensure!(status == 200, "nats-server's monitoring at {address} answers {status}");
+        serde_json::from_slice(&body).with_context(|| format!("nats-server's {path}"))
+    }
+
+    /// Makes sure that the function's connections are what the plan says.
+    async fn check_way(&self) -> anyhow::Result<()> {
+        let encrypts = matches!(self.plan.bus_way, BusWay::Tls { .. });
+        let connections = self.function_connections().await?;
+        ensure!(!connections.is_empty(), "the function has answered, and has no connection to nats-server");
+        let as_planned = |client: &NatsClient| client.tls_version.is_some() == encrypts;
+        ensure!(connections.iter().all(as_planned), "not what was to be measured: {connections:?}");
+        Ok(())
     }
 
     /// The ids of the workers that serve, by their last heartbeats.
@@ -116,10 +154,15 @@ impl System for Emberline<'_> {
         self.stack.start().await?;
         let nats = self.stack.nats_access()?.connect().await?;
         self.known_workers = self.serving_workers(&nats).await?;
-        Ok(self.target.probe().await?)
+        let seed = self.plan.users.admin.seed.clone();
+        let admin = NatsAccess::admin(&self.plan.nats_address().to_string(), seed)?;
+        self.admin = Some(admin.connect().await?);
+        self.target.probe().await?;
+        self.check_way().await
     }
 
     async fn stop(&mut self) {
+        self.admin = None;
         self.stack.stop().await;
     }
 
@@ -130,7 +173,8 @@ impl System for Emberline<'_> {
     fn parts(&self) -> Vec<Part> {
         let name = |part| match part {
             StackPart::Nats => "nats-server",
-            StackPart::Function => "function",
+            StackPart::Function => FUNCTION,
+            StackPart::Edge => EDGE,
             StackPart::Worker(_) | StackPart::Peer(_) => "worker",
         };
         let part =
@@ -139,22 +183,18 @@ impl System for Emberline<'_> {
     }
 
     async fn nats_counts(&self) -> anyhow::Result<Option<NatsCounts>> {
-        let nats = self.admin().await?;
+        let nats = self.admin.as_ref().context("the stack has not been started")?;
         let mut counts = NatsCounts::default();
         let names: BTreeSet<_> = streams(&Layout::default()).into_iter().map(|stream| stream.name).collect();
         for name in names {
-            let found = jetstream_api::find(&nats, &format!("STREAM.INFO.{name}")).await?;
+            let found = jetstream_api::find(nats, &format!("STREAM.INFO.{name}")).await?;
             let last = found.and_then(|info| info["state"]["last_seq"].as_u64());
             counts.stored.insert(name.to_string(), last.unwrap_or(0));
         }
-        let address = self.plan.nats_monitoring.map(|port| SocketAddr::new(self.plan.nats_listen.ip(), port));
-        if let Some(address) = address {
-            let (status, body) = Target::get(address, "/varz").await?;
-            ensure!(status == 200, "nats-server's monitoring at {address} answers {status}");
-            let server: ServerCounts = serde_json::from_slice(&body).context("nats-server's /varz")?;
-            counts.messages_in = server.in_msgs;
-            counts.messages_out = server.out_msgs;
-        }
+        let server: ServerCounts = self.monitoring("/varz").await?;
+        counts.messages_in = server.in_msgs;
+        counts.messages_out = server.out_msgs;
+        counts.connections = server.total_connections;
         Ok(Some(counts))
     }
 
@@ -183,4 +223,22 @@ impl System for Emberline<'_> {
 struct ServerCounts {
     in_msgs: u64,
     out_msgs: u64,
+    /// Since the start, those that have ended included.
+    total_connections: u64,
+}
+
+/// The part of its /connz that is read.
+#[derive(Debug, Deserialize)]
+struct Clients {
+    connections: Vec<NatsClient>,
+}
+
+/// A client of nats-server.
+#[derive(Debug, Deserialize)]
+pub(crate) struct NatsClient {
+    /// The public key of its user; empty while it has not proved who it is.
+    #[serde(default)]
+    authorized_user: String,
+    /// The version of TLS that it speaks.
+    tls_version: Option<String>,
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::emberline::{EDGE, FUNCTION};
 use super::peer;
 use super::report::Figure;
 use super::system::NatsCounts;
@@ -54,10 +55,48 @@ impl<'a> LoadFigures<'a> {
         }
         self.push("to nats-server/request", nats.messages_in as f64 / requests);
         self.push("from nats-server/request", nats.messages_out as f64 / requests);
+        self.push_connections(nats, requests);
+    }
+
+    /// CPU time of what connects to nats-server, and how often it did, for each of `requests`.
+    pub(crate) fn push_way_usage(&mut self, usage: &Usage, requests: f64) {
+        for (name, time) in usage.cpu.iter().filter(|(name, _)| [FUNCTION, EDGE].contains(name)) {
+            self.push(format!("CPU of {name}, ms/request"), millis(*time) / requests);
+        }
+        if let Some(nats) = &usage.nats {
+            self.push_connections(nats, requests);
+        }
+    }
+
+    /// How often a connection is made, and a handshake paid.
+    fn push_connections(&mut self, nats: &NatsCounts, requests: f64) {
+        self.push("connections to nats-server/1,000 requests", nats.connections as f64 * 1e3 / requests);
     }
 }
 
 /// How many clients there are, in words.
 pub(crate) fn client_count(clients: usize) -> String {
     if clients == 1 { "1 client".to_owned() } else { format!("{clients} clients") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cold_request_has_the_cpu_time_of_its_way_and_its_connections() {
+        let ms = Duration::from_millis;
+        let nats = NatsCounts { connections: 8, ..NatsCounts::default() };
+        let cpu = vec![(FUNCTION, ms(40)), ("worker", ms(9)), (EDGE, ms(2))];
+        let usage = Usage { cpu, generator: ms(1), nats: Some(nats) };
+        let mut figures = Vec::new();
+        LoadFigures::new("cold".into(), &mut figures).push_way_usage(&usage, 4.0);
+        let shown: Vec<_> = figures.iter().map(|figure| (figure.measure.as_str(), figure.value)).collect();
+        let expected = [
+            ("CPU of function, ms/request", 10.0),
+            ("CPU of edge, ms/request", 0.5),
+            ("connections to nats-server/1,000 requests", 2000.0),
+        ];
+        assert_eq!(shown, expected);
+    }
 }

@@ -2,10 +2,12 @@
 //!
 //! Workers simulate a model that needs no time, so what is measured is the way to them and back. [`load`] is the
 //! clients, which share the machine with the servers and therefore cost little ([`http`], [`events`]). Each
-//! [`system`] is started for itself: [`emberline`] and its [`peer`]s. [`processes`] reads what they used,
-//! [`takeover`] kills workers, and [`report`] shows the [`figures`] of all systems in one table.
+//! [`system`] is started for itself: [`emberline`], on each [`way`] to its NATS, and its [`peer`]s. [`processes`] reads
+//! what they used, [`cold`] lets instances end, [`takeover`] kills workers, and [`report`] shows the [`figures`] of all
+//! systems in one table.
 
 mod backend;
+mod cold;
 mod emberline;
 mod events;
 mod figures;
@@ -16,6 +18,7 @@ mod processes;
 mod report;
 mod system;
 mod takeover;
+mod way;
 
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -31,14 +34,16 @@ use crate::console::Console;
 use crate::runtime::runtime;
 use crate::up::StopSignals;
 use crate::up::host::FunctionHost;
+use crate::up::plan::StackPlan;
 use crate::up::transcript::Transcript;
 pub(super) use backend::{BackendArgs, run as run_backend};
 use figures::{LoadFigures, Usage, client_count};
 use load::Generator;
-use peer::{Dynamo, LiteLlm, Package};
+use peer::{Dynamo, LiteLlm, PeerError};
 use processes::Part;
-use report::{EMBERLINE, Figure, GatewayReport, Machine, SystemReport};
+use report::{Figure, GatewayReport, Machine, SystemReport};
 use system::{Pace, System};
+use way::Way;
 
 /// Clients at once that ask for whole answers.
 const ANSWER_CLIENTS: [usize; 3] = [1, 32, 128];
@@ -49,23 +54,26 @@ const PACED_CLIENTS: [usize; 2] = [64, 256];
 const TOKENS_PER_S: u32 = 50;
 /// Tokens of each stream.
 const STREAM_TOKENS: u64 = 200;
-/// How long each load lasts, and how often a worker is killed.
+/// How long each load lasts, how many instances are fresh, and how often a worker is killed.
 const SECONDS: f64 = 10.0;
+const INSTANCES: usize = 20;
 const KILLS: usize = 10;
 /// How much less `--quick` takes.
 const QUICK: f64 = 5.0;
 /// The part of a load's time for which it runs before it is measured.
 const WARM_UP: f64 = 0.2;
+/// Emberline's version.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// How long after a load its CPU time is read: the end of a job comes after its answer.
 const SETTLE: Duration = Duration::from_millis(300);
 
 #[derive(Debug, Clone, Args)]
 pub(super) struct GatewayArgs {
-    /// Other gateways to measure
+    /// Other gateways to measure, and other ways from Emberline's function to NATS
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Peer::Dynamo, Peer::Litellm])]
     peers: Vec<Peer>,
     /// What to measure
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Measurement::Answers, Measurement::Streams, Measurement::Paced, Measurement::Takeover])]
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Measurement::Answers, Measurement::Streams, Measurement::Paced, Measurement::Cold, Measurement::Takeover])]
     only: Vec<Measurement>,
     /// Take a fifth of the time
     #[arg(long)]
@@ -76,6 +84,9 @@ pub(super) struct GatewayArgs {
     /// Clients at once, in place of the numbers of answers, streams and paced streams
     #[arg(long, value_delimiter = ',', value_name = "N")]
     clients: Vec<NonZeroUsize>,
+    /// How many fresh instances of the function are asked [default: 20, or 4 with --quick]
+    #[arg(long, value_name = "N")]
+    instances: Option<NonZeroUsize>,
     /// How often a worker is killed [default: 10, or 2 with --quick]
     #[arg(long, value_name = "N")]
     kills: Option<usize>,
@@ -93,16 +104,26 @@ pub(super) struct GatewayArgs {
     json: bool,
 }
 
-/// A gateway that is measured beside Emberline.
+/// What is measured beside Emberline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Peer {
+    /// Emberline, whose function reaches NATS with TLS
+    Tls,
+    /// Emberline, whose function reaches NATS by HTTP through an edge
+    Edge,
+    /// The same by HTTPS
+    SecureEdge,
     /// NVIDIA Dynamo's frontend, with its mocker for workers
     Dynamo,
     /// LiteLLM's proxy, before a server that answers at once
     Litellm,
-    /// No other gateway
+    /// Nothing
     None,
 }
+
+/// The peers that are Emberline, with their ways to NATS.
+const WAYS: [(Peer, Way); 3] =
+    [(Peer::Tls, Way::Tls), (Peer::Edge, Way::Edge), (Peer::SecureEdge, Way::SecureEdge)];
 
 /// What is measured of each system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -113,6 +134,8 @@ enum Measurement {
     Streams,
     /// Streams of 200 tokens, 50 tokens a second
     Paced,
+    /// First requests of fresh instances of Emberline's function
+    Cold,
     /// Deaths of workers
     Takeover,
 }
@@ -131,6 +154,7 @@ pub(super) fn run(args: &GatewayArgs, cache: &Cache) -> anyhow::Result<()> {
     transcript.mute();
     let folder = tempfile::tempdir().context("a folder for temporary files")?;
     let generator = Generator::new().context("the load generator's threads")?;
+    let count = |all: usize| if args.quick { (all as f64 / QUICK) as usize } else { all };
     let bench = Bench {
         args,
         cache,
@@ -143,7 +167,8 @@ pub(super) fn run(args: &GatewayArgs, cache: &Cache) -> anyhow::Result<()> {
         } else {
             SECONDS
         })),
-        kills: args.kills.unwrap_or(if args.quick { (KILLS as f64 / QUICK) as usize } else { KILLS }),
+        instances: args.instances.map_or_else(|| count(INSTANCES), NonZeroUsize::get),
+        kills: args.kills.unwrap_or_else(|| count(KILLS)),
     };
     let systems = runtime()?.block_on(bench.measure_until_stopped())?;
     let machine = Machine {
@@ -169,6 +194,7 @@ struct Bench<'a> {
     folder: &'a Path,
     generator: &'a Generator,
     time: Duration,
+    instances: usize,
     kills: usize,
 }
 
@@ -185,7 +211,14 @@ impl Bench<'_> {
 
     /// Emberline and then the others. An error of Emberline is one of the run, one of a peer is part of the report.
     async fn measure_all(&self) -> anyhow::Result<Vec<SystemReport>> {
-        let mut systems = vec![self.measure_emberline().await?];
+        let mut own = SystemReport::of(Way::Plain.system());
+        own.version = Some(VERSION.to_owned());
+        self.measure_emberline(Way::Plain, &mut own).await?;
+        let mut systems = vec![own];
+        for (_, way) in WAYS.into_iter().filter(|(peer, _)| self.args.peers.contains(peer)) {
+            let measure = async |report: &mut SystemReport| self.measure_emberline(way, report).await;
+            systems.push(self.peer(way.system(), Ok(VERSION.to_owned()), measure).await);
+        }
         if self.args.peers.contains(&Peer::Dynamo) {
             systems.push(self.measure_dynamo().await);
         }
@@ -209,36 +242,34 @@ impl Bench<'_> {
         self.wants(Measurement::Answers) || self.wants(Measurement::Streams)
     }
 
-    async fn measure_emberline(&self) -> anyhow::Result<SystemReport> {
-        let mut report = SystemReport {
-            name: EMBERLINE,
-            version: Some(env!("CARGO_PKG_VERSION").to_owned()),
-            errors: Vec::new(),
-            figures: Vec::new(),
-        };
+    fn emberline<'a>(&'a self, plan: &'a StackPlan) -> Emberline<'a> {
+        Emberline::new(plan, self.transcript, self.console)
+    }
+
+    async fn measure_emberline(&self, way: Way, report: &mut SystemReport) -> anyhow::Result<()> {
         let plan = |pace: Pace, name: &str| {
-            emberline::plan(pace, self.args.host, &self.folder.join(name), self.cache, self.console)
+            let folder = self.folder.join(format!("{way:?}-{name}"));
+            emberline::plan(way, pace, self.args.host, &folder, self.cache, self.console)
         };
+        let (unpaced, paced) = (Pace { tokens_per_s: None }, Pace { tokens_per_s: Some(TOKENS_PER_S) });
         if self.wants_load() {
-            let plan = plan(Pace { tokens_per_s: None }, "emberline")?;
-            self.load(&mut Emberline::new(&plan, self.transcript, self.console), &mut report.figures).await?;
+            self.load(&mut self.emberline(&plan(unpaced, "load")?), &mut report.figures).await?;
         }
-        let paced = Pace { tokens_per_s: Some(TOKENS_PER_S) };
         if self.wants(Measurement::Paced) {
-            let plan = plan(paced, "emberline-paced")?;
-            let mut system = Emberline::new(&plan, self.transcript, self.console);
-            self.paced(&mut system, &mut report.figures).await?;
+            self.paced(&mut self.emberline(&plan(paced, "paced")?), &mut report.figures).await?;
+        }
+        if self.wants(Measurement::Cold) {
+            self.cold(&mut self.emberline(&plan(unpaced, "cold")?), &mut report.figures).await?;
         }
         if self.wants(Measurement::Takeover) {
-            let plan = plan(paced, "emberline-takeover")?;
-            self.takeover(&mut Emberline::new(&plan, self.transcript, self.console), &mut report).await?;
+            self.takeover(&mut self.emberline(&plan(paced, "takeover")?), report).await?;
         }
-        Ok(report)
+        Ok(())
     }
 
     async fn measure_dynamo(&self) -> SystemReport {
         let python = &self.args.dynamo_python;
-        self.peer("Dynamo", peer::DYNAMO, python, async |report| {
+        self.peer("Dynamo", peer::DYNAMO.version(python), async |report| {
             let system =
                 |pace: Pace, name: &str| Dynamo::new(python, pace, &self.folder.join(name), self.transcript);
             if self.wants_load() {
@@ -259,7 +290,7 @@ impl Bench<'_> {
 
     async fn measure_litellm(&self) -> SystemReport {
         let python = &self.args.litellm_python;
-        self.peer("LiteLLM", peer::LITELLM, python, async |report| {
+        self.peer("LiteLLM", peer::LITELLM.version(python), async |report| {
             if self.wants_load() {
                 let folder = self.folder.join("litellm");
                 std::fs::create_dir_all(&folder)?;
@@ -275,12 +306,11 @@ impl Bench<'_> {
     async fn peer(
         &self,
         name: &'static str,
-        package: Package,
-        python: &str,
+        version: Result<String, PeerError>,
         measure: impl AsyncFnOnce(&mut SystemReport) -> anyhow::Result<()>,
     ) -> SystemReport {
-        let mut report = SystemReport { name, version: None, errors: Vec::new(), figures: Vec::new() };
-        let outcome = match package.version(python) {
+        let mut report = SystemReport::of(name);
+        let outcome = match version {
             Ok(version) => {
                 report.version = Some(version);
                 measure(&mut report).await
@@ -340,6 +370,21 @@ impl Bench<'_> {
         outcome
     }
 
+    /// Starts Emberline, asks fresh instances of its function and stops it.
+    async fn cold(&self, system: &mut Emberline<'_>, figures: &mut Vec<Figure>) -> anyhow::Result<()> {
+        let outcome = async {
+            system.start().await?;
+            self.metered(system, cold::measure(system, self.generator, self.instances)).await
+        };
+        let outcome = outcome.await;
+        system.stop().await;
+        let (first_bytes, usage) = outcome?;
+        let mut load = LoadFigures::new("cold, 1 client".to_owned(), figures);
+        load.push_quantiles("first byte ", &first_bytes);
+        load.push_way_usage(&usage, first_bytes.len() as f64);
+        Ok(())
+    }
+
     async fn answers(
         &self,
         system: &impl System,
@@ -380,17 +425,17 @@ impl Bench<'_> {
     }
 
     /// Runs a load and reads what the system's processes used for it.
-    async fn metered<T>(
+    async fn metered<T, E: Into<anyhow::Error>>(
         &self,
         system: &impl System,
-        load: impl Future<Output = Result<T, load::LoadError>>,
+        load: impl Future<Output = Result<T, E>>,
     ) -> anyhow::Result<(T, Usage)> {
         // What the warm-up has left to do is no part of the load.
         tokio::time::sleep(SETTLE).await;
         let parts = system.parts();
         let nats = system.nats_counts().await?;
         let (cpu, own) = (processes::cpu(&parts)?, processes::own_cpu()?);
-        let done = load.await?;
+        let done = load.await.map_err(E::into)?;
         let generator = processes::own_cpu()?.saturating_sub(own);
         tokio::time::sleep(SETTLE).await;
         let spent =

@@ -133,7 +133,7 @@ impl<'a> Programs<'a> {
     fn parts(&self) -> Vec<Part> {
         let part = |process: &Process| match process.part() {
             StackPart::Peer(name) => Some(Part { name, group: process.group() }),
-            StackPart::Nats | StackPart::Worker(_) | StackPart::Function => None,
+            StackPart::Nats | StackPart::Edge | StackPart::Worker(_) | StackPart::Function => None,
         };
         self.running.iter().filter_map(part).collect()
     }

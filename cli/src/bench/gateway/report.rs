@@ -39,6 +39,13 @@ pub(crate) struct SystemReport {
     pub(crate) figures: Vec<Figure>,
 }
 
+impl SystemReport {
+    /// The report of a system of which nothing is known yet.
+    pub(crate) fn of(name: &'static str) -> Self {
+        Self { name, version: None, errors: Vec::new(), figures: Vec::new() }
+    }
+}
+
 /// One figure of one system.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Figure {
@@ -107,6 +114,7 @@ load generator are listed, and are no part of it
 first byte, first text: from sending the request to the first byte of the body, to the first event with text
 memory: resident; at the start, before any load, and the largest under load
 stored, to and from nats-server: JetStream messages by stream, and all messages, for each request
+cold: streams of one token, each from a fresh instance of the function, which connects to nats-server for it
 streams: an engine that needs no time makes several tokens an event; paced streams have 50 tokens a second each
 takeover: one of two workers is killed while all streams are on it; the longest time between two events of each";
 

@@ -19,6 +19,8 @@ pub(crate) struct NatsCounts {
     pub(crate) stored: BTreeMap<String, u64>,
     pub(crate) messages_in: u64,
     pub(crate) messages_out: u64,
+    /// Connections that clients have made.
+    pub(crate) connections: u64,
 }
 
 impl NatsCounts {
@@ -31,6 +33,7 @@ impl NatsCounts {
             stored: stored.collect(),
             messages_in: self.messages_in.saturating_sub(start.messages_in),
             messages_out: self.messages_out.saturating_sub(start.messages_out),
+            connections: self.connections.saturating_sub(start.connections),
         }
     }
 }
