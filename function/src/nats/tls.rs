@@ -173,7 +173,9 @@ pub struct TlsStream {
 }
 
 impl TlsStream {
-    /// Does the handshake with the server of this `name`.
+    /// Does the handshake with the server of this `name`. Its end goes out with what is written next, or before the
+    /// next wait: by itself, it would hold up what follows until the server has acknowledged it (Nagle's algorithm, which
+    /// WebAssembly can't turn off).
     pub async fn handshake(
         stream: Box<dyn ByteStream>,
         config: Arc<ClientConfig>,
@@ -189,10 +191,11 @@ impl TlsStream {
 
     fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TlsError>> {
         loop {
-            let sent = self.poll_send(cx);
             if !self.session.is_handshaking() {
-                return sent.map_err(|_| TlsError::Closed);
+                return Poll::Ready(Ok(()));
             }
+            // If it can't be sent, nothing will be received.
+            let _ = self.poll_send(cx);
             // Nothing of the application's comes before the handshake's end.
             let received = ready!(self.poll_receive(cx, &mut |_| {}));
             received.map_err(|error| error.map_or(TlsError::Closed, TlsError::handshake))?;
@@ -264,6 +267,10 @@ impl ByteStream for TlsStream {
 
     fn poll_read(&mut self, cx: &mut Context<'_>, sink: &mut dyn FnMut(&[u8])) -> Poll<Result<(), Closed>> {
         loop {
+            if self.session.wants_write() || !self.outgoing.is_empty() {
+                // The server may wait for it. If it can't be sent, nothing will be received.
+                let _ = self.poll_send(cx);
+            }
             let mut any = false;
             let received = ready!(self.poll_receive(cx, &mut |bytes| {
                 any = true;
@@ -271,7 +278,7 @@ impl ByteStream for TlsStream {
             }));
             match received {
                 Ok(()) if any => return Poll::Ready(Ok(())),
-                // A ticket, or a part of a record. What the session answers to it goes out with the next flush.
+                // A ticket, or a part of a record.
                 Ok(()) => {}
                 Err(reason) => {
                     if let Some(error) = reason {
@@ -429,6 +436,17 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn the_end_of_the_handshake_goes_out_with_what_is_sent_next_or_before_a_wait() {
+        let pair = Pair::new(&version::TLS13);
+        let [mut speaks, mut listens] = [pair.connect(&[1000]), pair.connect(&[1000])];
+        assert!(speaks.session.wants_write() && listens.session.wants_write());
+        send(&mut speaks, b"CONNECT\r\n");
+        assert_eq!(receive(&mut speaks), b"CONNECT\r\n");
+        receive(&mut listens);
+        assert!(!listens.session.wants_write() && listens.outgoing.is_empty());
     }
 
     #[test]
