@@ -38,7 +38,11 @@ impl OutboundHttp {
             return Ok(client.clone());
         }
         let builder = HttpsConnectorBuilder::new().with_native_roots()?;
-        let connector = builder.https_or_http().enable_http1().enable_http2().build();
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        // A request's body may be small messages that wait for nothing.
+        tcp.set_nodelay(true);
+        let connector = builder.https_or_http().enable_http1().enable_http2().wrap_connector(tcp);
         let client = Client::builder(TokioExecutor::new()).build(connector);
         Ok(self.client.get_or_init(|| client).clone())
     }
