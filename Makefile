@@ -67,7 +67,8 @@ soak: build-tests function pip
 chaos: build function pip
 	model=$$($(EMBERLINE) pull $(MODEL)) && nats=$$($(EMBERLINE) pull --nats-server) && \
 	export EMBERLINE_TEST_MODEL=$$model EMBERLINE_TEST_NATS=$$nats CHAOS_SECONDS=$(CHAOS_SECONDS) && \
-	cargo test -p emberline-tests --test e2e faults -- --nocapture --test-threads 1 --skip soak
+	ignored=$$(! deploy/setup.sh two_hosts || echo --include-ignored) && \
+	cargo test -p emberline-tests --test e2e faults -- --nocapture --test-threads 1 --skip soak $$ignored
 
 status:
 	@$(EMBERLINE) status

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What `make` needs from the machine. Each step looks first and changes only what is missing:
-#   deploy/setup.sh rust vulkan gpu pip programs wasm wasi clients all_clients tests e2e_tests lint lint_deploy
-#   deploy/setup.sh manifests images advisories fuzz dist_tools
+#   deploy/setup.sh rust vulkan gpu pip programs wasm wasi clients all_clients two_hosts tests e2e_tests lint
+#   deploy/setup.sh lint_deploy manifests images advisories fuzz dist_tools
 # Packages of the system are installed only by root on Debian; otherwise it says what to install.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -206,6 +206,15 @@ spin_works() {
     at_least 4.1 "$found" || { say "note: no Spin 4.1 or newer is on PATH; not tested under it"; return 1; }
 }
 
+# Whether this machine can be two hosts with a bad network between them, by network namespaces: without, the tests of
+# faults::network are ignored.
+two_hosts() {
+  local name=em-setup-$$
+  [ "$(uname -s)" = Linux ] && [ "$(id -u)" = 0 ] && { has ip && has tc || install "the tests of a bad network" iproute2; } &&
+    ip netns add "$name" 2>/dev/null && ip netns delete "$name" ||
+    { say "note: root on Linux, network namespaces and iproute2 are not all there; faults::network is not tested" && return 1; }
+}
+
 # All tests, unit and end-to-end.
 tests() { run_tests --workspace --features "$all_backends"; }
 
@@ -216,11 +225,13 @@ e2e_tests() { run_tests -p emberline-tests; }
 run_tests() {
   tool cargo-nextest || true
   if cargo nextest --version >/dev/null 2>&1; then
+    ! two_hosts || set -- "$@" --run-ignored all
     # More than there are cores, for most end-to-end tests wait.
     cargo nextest run --test-threads "$((2 * $(getconf _NPROCESSORS_ONLN)))" "$@"
   else
     say "note: there is no cargo-nextest (cargo install --locked cargo-nextest), so the tests of one crate run after
       those of another, which takes about twice as long"
+    ! two_hosts || set -- "$@" -- --include-ignored
     cargo test "$@"
   fi
 }

@@ -5,6 +5,7 @@ mod chaos;
 mod chaos_model;
 mod cluster;
 mod engines;
+mod network;
 mod partition;
 mod rolling;
 mod soak;

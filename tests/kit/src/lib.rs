@@ -2,7 +2,7 @@
 //!
 //! A [`stack::Stack`] is the whole of Emberline on ports that the system chose: nats-server, workers and
 //! the function's host. [`load`] keeps clients asking and checks every answer, [`proxy`] breaks or counts
-//! what goes over a connection, [`cases`] runs several tests against one stack.
+//! what goes over a connection, [`network`] puts processes on two hosts, [`cases`] runs several tests against one stack.
 //!
 //! The tests need what `make test` prepares: the workspace's programs, `build/function.wasm`, the model
 //! and nats-server in the cache folder. EMBERLINE_TEST_HOST=spin runs the function under Spin,
@@ -25,6 +25,7 @@ pub mod jwt;
 pub mod leaf_node;
 pub mod load;
 pub mod nats;
+pub mod network;
 pub mod options;
 pub mod paths;
 pub mod process;

@@ -6,7 +6,7 @@
 use std::env;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -19,6 +19,7 @@ use tempfile::TempDir;
 
 use crate::bus_way::{BusWay, SERVER_NAME};
 use crate::certificates::Authority;
+use crate::network::TestHost;
 
 /// deploy/nats.conf of this checkout.
 pub const CONFIG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/nats.conf");
@@ -94,6 +95,7 @@ pub async fn set_up(nats: &impl Nats, layout: &Layout) -> Result<()> {
 #[derive(Debug)]
 pub struct NatsServer {
     process: Process,
+    host: TestHost,
     directory: TempDir,
     arguments: Vec<OsString>,
     ports: Ports,
@@ -124,6 +126,13 @@ impl NatsServer {
         Ok(server)
     }
 
+    /// The same on another host, without TLS.
+    pub async fn start_on(host: &TestHost) -> Result<Self> {
+        let server = Self::start_in(new_directory()?, with_config(Path::new(CONFIG)), host).await?;
+        set_up(&server, &Layout::default()).await?;
+        Ok(server)
+    }
+
     /// Starts one with deploy/nats.conf and without streams.
     pub async fn start_empty() -> Result<Self> {
         match BusWay::of_this_run()? {
@@ -147,30 +156,30 @@ impl NatsServer {
         );
         let config = directory.path().join("nats.conf");
         std::fs::write(&config, std::fs::read_to_string(CONFIG)? + &block)?;
-        Self::start_in(directory, vec!["-c".into(), config.into()]).await
+        Self::start_in(directory, with_config(&config), &TestHost::default()).await
     }
 
     /// Starts one with another configuration.
     pub async fn start_with(config: &Path) -> Result<Self> {
-        Self::start_as(vec!["-c".into(), config.into()]).await
+        Self::start_as(with_config(config)).await
     }
 
     /// Starts one with more arguments than every server has.
     pub(crate) async fn start_as(arguments: Vec<OsString>) -> Result<Self> {
-        Self::start_in(new_directory()?, arguments).await
+        Self::start_in(new_directory()?, arguments, &TestHost::default()).await
     }
 
-    async fn start_in(directory: TempDir, arguments: Vec<OsString>) -> Result<Self> {
+    async fn start_in(directory: TempDir, arguments: Vec<OsString>, host: &TestHost) -> Result<Self> {
         // -1 lets the system choose; the ports file tells what it chose.
-        let process = spawn(&arguments, directory.path(), "-1")?;
-        let mut server = Self { process, directory, arguments, ports: Ports::default() };
+        let process = spawn(host, &arguments, directory.path(), "-1")?;
+        let mut server = Self { process, host: host.clone(), directory, arguments, ports: Ports::default() };
         server.ports = server.wait_until_ready().await?;
         Ok(server)
     }
 
     /// Where it listens: host and port.
     pub fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.ports.clients)
+        format!("{}:{}", self.host.address, self.ports.clients)
     }
 
     /// A folder that is removed with it.
@@ -200,7 +209,7 @@ impl NatsServer {
 
     /// What its monitoring endpoint `path`, such as `varz`, reports.
     pub async fn monitoring(&self, path: &str) -> Result<Value> {
-        let url = format!("http://127.0.0.1:{}/{path}", self.ports.monitoring);
+        let url = format!("http://{}:{}/{path}", self.host.address, self.ports.monitoring);
         Ok(reqwest::get(url).await?.error_for_status()?.json().await?)
     }
 
@@ -212,7 +221,7 @@ impl NatsServer {
     /// Starts it again after [`NatsServer::stop`], at the same address and with the same files.
     pub async fn start_again(&mut self) -> Result<()> {
         let port = self.ports.clients.to_string();
-        self.process = spawn(&self.arguments, self.directory.path(), &port)?;
+        self.process = spawn(&self.host, &self.arguments, self.directory.path(), &port)?;
         self.ports = self.wait_until_ready().await?;
         Ok(())
     }
@@ -250,6 +259,10 @@ impl NatsServer {
     }
 }
 
+fn with_config(config: &Path) -> Vec<OsString> {
+    vec!["-c".into(), config.into()]
+}
+
 fn new_directory() -> Result<TempDir> {
     tempfile::tempdir().context("can't make a directory for nats-server")
 }
@@ -272,11 +285,12 @@ impl Drop for Process {
     }
 }
 
-fn spawn(arguments: &[OsString], directory: &Path, port: &str) -> Result<Process> {
+fn spawn(host: &TestHost, arguments: &[OsString], directory: &Path, port: &str) -> Result<Process> {
     let binary = binary()?;
-    let child = Command::new(&binary)
+    let child = host
+        .command(&binary)
         .args(arguments)
-        .args(["-a", "127.0.0.1", "-p", port, "-m", "-1", "-sd"])
+        .args(["-a", &host.address.to_string(), "-p", port, "-m", "-1", "-sd"])
         .arg(directory.join("jetstream"))
         .arg("--ports_file_dir")
         .arg(directory)

@@ -1,6 +1,7 @@
 //! How a stack and its workers are started.
 
 use crate::bus_way::BusWay;
+use crate::network::TestHost;
 
 /// The real model's name, as in the catalogue.
 pub const MODEL: &str = "smollm2-135m-instruct";
@@ -33,6 +34,10 @@ pub struct Options {
     pub variables: Vec<(&'static str, String)>,
     /// Extra arguments of the worker.
     pub worker_args: Vec<String>,
+    /// Where workers run.
+    pub worker_host: TestHost,
+    /// Where workers look for NATS, if not where it is: addresses, separated by commas.
+    pub worker_through: Option<String>,
     /// After how many seconds the function's host cuts a request. Spin cuts none: there, only the function knows of it.
     pub request_time_limit_s: Option<u32>,
 }
@@ -45,6 +50,8 @@ impl Default for Options {
             through: Vec::new(),
             variables: Vec::new(),
             worker_args: Vec::new(),
+            worker_host: TestHost::default(),
+            worker_through: None,
             request_time_limit_s: None,
         }
     }

@@ -59,7 +59,7 @@ impl<N: Nats> Stack<N> {
         let nats = nats().await?;
         let mut workers = Workers::trusting(nats.ca());
         if options.engine != Engine::None {
-            workers.add(&options, &nats.urls().join(","))?;
+            workers.add(&options, &bus_of_workers(&nats, &options))?;
         }
         let host = Host::start(&nats, &options).await?;
         let (url, http) = (host.url.clone(), reqwest::Client::new());
@@ -70,7 +70,7 @@ impl<N: Nats> Stack<N> {
 
     /// Starts one more worker; its number.
     pub fn add_worker(&mut self, options: &Options) -> Result<usize> {
-        self.workers.add(options, &self.nats.urls().join(","))
+        self.workers.add(options, &bus_of_workers(&self.nats, options))
     }
 
     /// Starts one more host of the function; its base URL.
@@ -221,6 +221,11 @@ impl<N: Nats> Stack<N> {
 
     /// Starts the first worker again, perhaps with other options.
     pub fn start_worker(&mut self, options: &Options) -> Result<()> {
-        self.workers.replace(0, options, &self.nats.urls().join(","))
+        self.workers.replace(0, options, &bus_of_workers(&self.nats, options))
     }
+}
+
+/// Where workers look for NATS: addresses, separated by commas.
+fn bus_of_workers(nats: &impl Nats, options: &Options) -> String {
+    options.worker_through.clone().unwrap_or_else(|| nats.urls().join(","))
 }

@@ -102,20 +102,21 @@ impl Worker {
         if self.options.engine == Engine::None {
             return Ok(());
         }
-        let program = binary("emberline-worker")?;
-        let mut command = if self.options.engine == Engine::Simulated {
-            let mut command = Command::new(program);
+        let (program, host) = (binary("emberline-worker")?, &self.options.worker_host);
+        let command = if self.options.engine == Engine::Simulated {
+            let mut command = host.command(program);
             command.args(["--engine", "simulated"]);
             command
         } else {
             // A model computes on every core; what runs beside it goes first.
-            let mut command = Command::new("nice");
+            let mut command = host.command("nice");
             command.arg(program);
             if !self.options.worker_args.iter().any(|arg| arg == "--backend") {
                 command.args(["--backend", "cpu"]);
             }
             command
         };
+        let mut command = Command::from(command);
         if self.options.engine == Engine::Real {
             command.args(["--model-name", MODEL, "--model"]).arg(model_path()?);
         }

@@ -1,7 +1,7 @@
 //! The answers to all requests, summarised.
 
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
@@ -77,6 +77,12 @@ impl Report {
     /// The longest time between two pieces of one stream.
     pub fn longest_gap(&self) -> Duration {
         self.gaps.iter().map(|(_, gap)| gap.length()).max().unwrap_or_default()
+    }
+
+    /// How long after `then` the last stream that had a pause at that time went on.
+    pub fn resumed_after(&self, then: Instant) -> Duration {
+        let pauses = self.gaps.iter().map(|(_, gap)| gap).filter(|gap| (gap.from..gap.to).contains(&then));
+        pauses.map(|gap| gap.to.duration_since(then)).max().unwrap_or_default()
     }
 
     /// Prints everything, and fails if there is a fault.
