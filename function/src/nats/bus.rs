@@ -4,12 +4,14 @@ use std::cell::RefCell;
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::ClientConfig;
 use watermelon_proto::headers::HeaderMap;
 
 use super::address::{Scheme, ServerUrl};
 use super::connection::{BusError, Connection, REPLY_TIMEOUT, direct_get_subject};
+use super::handshakes::Handshakes;
 use super::jetstream;
 use super::pool::Pool;
 use super::round_trip::{Answer, Reply, Request};
@@ -18,11 +20,18 @@ use super::tls::{TlsError, TlsSettings};
 use crate::nats::NatsEndpoint;
 use crate::platform::Host;
 
-/// What the requests of an instance share: idle connections, and which server to try first.
+/// After how long a request looks whether its turn to connect has come; twice as long each time after that. No request
+/// can wake another.
+const FIRST_LOOK: Duration = Duration::from_millis(2);
+/// The longest pause between two looks.
+const LAST_LOOK: Duration = Duration::from_millis(20);
+
+/// What the requests of an instance share: idle connections, which server to try first, and who may connect.
 #[derive(Default)]
 pub struct Connections {
     pool: RefCell<Pool<NatsEndpoint, Connection>>,
     servers: RefCell<Servers<NatsEndpoint>>,
+    handshakes: RefCell<Handshakes>,
     /// TLS as it was set up last: it remembers sessions.
     tls: RefCell<Option<(TlsSettings, Arc<ClientConfig>)>>,
 }
@@ -40,6 +49,20 @@ impl Connections {
             *known = Some((settings.clone(), Arc::clone(&config)));
         }
         Ok(config)
+    }
+}
+
+/// A handshake that has begun. Dropping it makes room for the next one.
+struct Turn {
+    connections: Rc<Connections>,
+    number: u64,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if let Ok(mut handshakes) = self.connections.handshakes.try_borrow_mut() {
+            handshakes.end(self.number);
+        }
     }
 }
 
@@ -82,12 +105,50 @@ impl Bus {
     }
 
     /// A new connection, to the server that worked last or to another one; an error at once if no server
-    /// could be reached a moment ago.
+    /// could be reached a moment ago. With TLS it may have to wait for its turn, and then it may be one that another
+    /// request has given back meanwhile.
     pub async fn connect_unless_resting(&self) -> Result<Connection, BusError> {
+        self.refuse_while_resting()?;
+        if !self.endpoint.servers.iter().any(|server| server.scheme == Scheme::Tls) {
+            return self.connect().await;
+        }
+        if let Some(_turn) = self.turn() {
+            return self.connect().await;
+        }
+        let connected = self.host.within(REPLY_TIMEOUT, self.connect_in_turn()).await;
+        connected.unwrap_or(Err(BusError::Timeout("a connection")))
+    }
+
+    async fn connect_in_turn(&self) -> Result<Connection, BusError> {
+        let since_ns = self.host.monotonic_ns();
+        let mut look = FIRST_LOOK;
+        loop {
+            self.host.sleep(look).await;
+            look = look.saturating_mul(2).min(LAST_LOOK);
+            self.refuse_while_resting()?;
+            let now_ns = self.host.monotonic_ns();
+            let pool = self.connections.pool.try_borrow_mut().ok();
+            if let Some(connection) =
+                pool.and_then(|mut pool| pool.take_newer(&self.endpoint, now_ns, since_ns))
+            {
+                return Ok(connection);
+            }
+            if let Some(_turn) = self.turn() {
+                return self.connect().await;
+            }
+        }
+    }
+
+    fn refuse_while_resting(&self) -> Result<(), BusError> {
         let now_ns = self.host.monotonic_ns();
         let servers = self.connections.servers.try_borrow();
         let rests = servers.is_ok_and(|servers| servers.rests(&self.endpoint, now_ns));
-        if rests { Err(BusError::Resting) } else { self.connect().await }
+        if rests { Err(BusError::Resting) } else { Ok(()) }
+    }
+
+    fn turn(&self) -> Option<Turn> {
+        let number = self.connections.handshakes.try_borrow_mut().ok()?.begin(self.host.monotonic_ns())?;
+        Some(Turn { connections: Rc::clone(&self.connections), number })
     }
 
     /// The same for callers that can wait.

@@ -13,6 +13,7 @@ pub mod connection;
 pub mod credentials;
 pub mod current;
 pub mod handshake;
+pub mod handshakes;
 pub mod jetstream;
 pub mod pool;
 pub mod round_trip;

@@ -28,6 +28,12 @@ impl<E: PartialEq + Clone, C> Pool<E, C> {
         self.idle.pop_back().map(|(_, connection)| connection)
     }
 
+    /// The same, if it was put here at `since_ns` or later.
+    pub fn take_newer(&mut self, endpoint: &E, now_ns: u64, since_ns: u64) -> Option<C> {
+        self.retire(endpoint, now_ns);
+        self.idle.pop_back_if(|(put_ns, _)| *put_ns >= since_ns).map(|(_, connection)| connection)
+    }
+
     /// Drops them all.
     pub fn clear(&mut self) {
         self.idle.clear();
@@ -71,6 +77,16 @@ mod tests {
         assert_eq!(pool.take(&"a", 7), Some(3));
         assert_eq!(pool.take(&"a", MAX_IDLE_NS + 1), Some(2));
         assert_eq!(pool.take(&"a", MAX_IDLE_NS + 1), None);
+    }
+
+    #[test]
+    fn whoever_waits_takes_only_what_was_given_back_meanwhile() {
+        let mut pool = Pool::new();
+        pool.put(&"a", 5, 1);
+        assert_eq!(pool.take_newer(&"a", 6, 6), None);
+        pool.put(&"a", 6, 2);
+        assert_eq!(pool.take_newer(&"a", 7, 6), Some(2));
+        assert_eq!(pool.take(&"a", 7), Some(1));
     }
 
     #[test]

@@ -116,6 +116,21 @@ fn messages_of_any_size_pass_through_tls() {
     });
 }
 
+/// 100 handshakes at once would take an instance's thread for half a second, and longer beside others.
+#[test]
+fn requests_of_a_burst_wait_for_connections_instead_of_all_shaking_hands() {
+    run(async {
+        let (authority, host) = (Authority::new(), host());
+        let server = NatsServer::start_without_streams(&authority.server_block(NAME, 4096, "")).await;
+        let endpoint = NatsEndpoint { tls: authority.settings(), ..endpoint(&server, Scheme::Tls) };
+        let bus = Bus::new(Rc::clone(&host), endpoint, Rc::default());
+        let requests = (0..100).map(|_| bus.round_trip(&[]));
+        futures::future::try_join_all(requests).await.unwrap();
+        let connections = std::iter::from_fn(|| bus.idle()).count();
+        assert!((1..50).contains(&connections), "{connections} connections for 100 requests");
+    });
+}
+
 #[test]
 fn tls_may_begin_before_the_server_speaks() {
     run(async {
