@@ -611,7 +611,7 @@ impl JobStream {
         let sent = async {
             let mut connection = self.connection.into_connection().await?;
             messages.for_each(|message| connection.publish(message));
-            connection.flush().await
+            connection.confirm().await
         };
         if !matches!(self.host.within(CANCEL_TIMEOUT, sent).await, Some(Ok(()))) {
             report(

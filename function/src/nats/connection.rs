@@ -353,6 +353,14 @@ impl Connection {
         host.within(REPLY_TIMEOUT, answers).await.unwrap_or(Err(BusError::Timeout("an answer")))
     }
 
+    /// Sends what is queued and waits until the server has read it. Without that, a connection that is dropped may take
+    /// it along: it can still lie in the host.
+    pub async fn confirm(&mut self) -> Result<(), BusError> {
+        self.queue(&ClientOp::Ping);
+        while !matches!(self.next_op().await?, ServerOp::Pong) {}
+        Ok(())
+    }
+
     /// Sends all requests and waits for no answer.
     pub async fn send(&mut self, requests: &[Request]) -> Result<(), BusError> {
         for Request { subject, headers, payload, .. } in requests.iter().cloned() {

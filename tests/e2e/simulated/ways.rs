@@ -2,6 +2,8 @@
 //!
 //! `EMBERLINE_TEST_BUS=tls`, `edge` or `secure-edge` runs the other modules on one of them.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, ensure};
 use emberline_protocol::streams::Layout;
 use emberline_test_kit::background::{self, PATH, wait_until_over};
@@ -61,6 +63,17 @@ async fn carries_everything(stack: &Stack) -> Result<()> {
     ensure!(text_of(followed).await? == words(30), "followed");
     let done = wait_until_over(stack, &id).await?;
     ensure!(done["output"][0]["content"][0]["text"] == words(30), "{done}");
+    a_client_that_goes_ends_its_job(stack).await
+}
+
+/// The function says so with the last message of a connection. A worker that is not told notices after 20 s.
+async fn a_client_that_goes_ends_its_job(stack: &Stack) -> Result<()> {
+    let mut left = Reading::new(Endpoint::Chat.ask(stack, 6000, true, &[]).await?);
+    ensure!(left.advance().await?, "no token came");
+    stack.heartbeat(|beat| beat.active == 1).await?;
+    drop(left);
+    let free = stack.heartbeat(|beat| beat.active == 0);
+    tokio::time::timeout(Duration::from_secs(10), free).await.context("nobody told the worker")??;
     Ok(())
 }
 

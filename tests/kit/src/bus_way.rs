@@ -103,10 +103,10 @@ impl Edge {
         Ok(Self { process, address, ca: None })
     }
 
-    /// The same with TLS, and with its files in `folder`. Its address has a name, which the certificate has, too.
+    /// The same with TLS, and with its files below `folder`. Its address has a name, which the certificate has, too.
     pub async fn start_secure(nats: &[String], folder: &Path) -> Result<Self> {
-        let folder = folder.join("edge");
-        fs::create_dir_all(&folder)?;
+        // Each has its own authority, which its function may read late.
+        let folder = tempfile::tempdir_in(folder)?.keep();
         let authority = Authority::new()?;
         let files = authority.certificate(&folder, "edge", &[EDGE_NAME])?;
         let [certificate, key] = [&files.certificate, &files.key].map(|path| path.to_string_lossy());

@@ -74,7 +74,7 @@ impl Host {
             servers = vec![edge.address.clone()];
         }
         if let Some(ca) = edge.as_ref().and_then(|edge| edge.ca.as_ref()) {
-            trust(&mut command, ca, nats.directory())?;
+            trust(&mut command, ca)?;
         }
         let servers = servers.into_iter().zip(["nats_server", "nats_server_b", "nats_server_c"]);
         let servers = servers.map(|(address, name)| (name, address));
@@ -109,10 +109,10 @@ impl Host {
 
 /// Has the host's requests trust an authority: the project's own host by the environment, Spin by its runtime
 /// configuration.
-fn trust(command: &mut Command, ca: &Path, folder: &Path) -> Result<()> {
+fn trust(command: &mut Command, ca: &Path) -> Result<()> {
     command.env("SSL_CERT_FILE", ca);
     if command.as_std().get_program() == "spin" {
-        let config = folder.join("runtime-config.toml");
+        let config = ca.with_file_name("runtime-config.toml");
         let tls = format!(
             "[[client_tls]]\ncomponent_ids = [\"function\"]\nhosts = [\"localhost\"]\nca_roots_file = {:?}\n",
             ca.to_string_lossy()
