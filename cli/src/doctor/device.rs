@@ -17,7 +17,7 @@ const DRIVER_FOLDERS: [&str; 4] = [
 ];
 const DRIVER_VARIABLES: [&str; 2] = ["VK_DRIVER_FILES", "VK_ICD_FILENAMES"];
 /// Drivers that compute on the CPU.
-const SOFTWARE: [&str; 2] = ["lvp_icd", "swrast"];
+const SOFTWARE: [&str; 4] = ["lvp_icd", "lavapipe", "swrast", "swiftshader"];
 
 /// What nvidia-smi says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -190,7 +190,7 @@ mod tests {
 
     #[test]
     fn what_a_gpu_lacks_is_found() {
-        let software = vec!["lvp_icd.x86_64".to_owned()];
+        let software = vec!["lvp_icd.x86_64".to_owned(), "vk_swiftshader_icd".to_owned()];
         let failed = NvidiaSmi::Failed("Driver/library version mismatch".into());
         for (machine, words) in [
             (Machine { nvidia: failed, ..machine() }, "version mismatch"),

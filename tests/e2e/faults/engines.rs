@@ -87,16 +87,13 @@ async fn an_answer_goes_on_with_another_precision_of_the_cache() -> Result<()> {
 #[tokio::test]
 async fn an_answer_goes_on_from_wgpu_to_the_cpu() -> Result<()> {
     let model = repository().join("worker/inference/tests/families/llama2-gguf/model.gguf");
-    let options = |backend: &str| Options {
-        engine: Engine::Given,
-        worker_args: vec![
-            "--backend".to_owned(),
-            backend.to_owned(),
-            "--model".to_owned(),
-            format!("tiny={}", model.display()),
-        ],
-        ..Options::default()
+    let options = |device: &[&str]| {
+        let model = format!("tiny={}", model.display());
+        let worker_args = device.iter().chain(&["--model", &model]).map(ToString::to_string).collect();
+        Options { engine: Engine::Given, worker_args, ..Options::default() }
     };
+    let (software, cpu) =
+        (options(&["--backend", "wgpu", "--adapter", "llvmpipe"]), options(&["--backend", "cpu"]));
     let question = json!({"model": "tiny", "prompt": "Hi"});
-    change_engine(&options("wgpu"), &options("cpu"), "/v1/completions", &question, 100).await
+    change_engine(&software, &cpu, "/v1/completions", &question, 100).await
 }

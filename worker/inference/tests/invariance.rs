@@ -178,6 +178,14 @@ fn the_rows_of_a_prompt_have_the_bits_of_last_ones(device: &ComputeDevice, store
     assert!(network.forward_keeping(&[other.span(0, 9)], &[9]).is_err());
 }
 
+/// The GPU, or else the software adapter, which has to be named.
+#[cfg(feature = "gpu")]
+fn gpu() -> ComputeDevice {
+    let software = |_| ComputeDevice::open(Backend::Wgpu, Some("llvmpipe"));
+    let opened = ComputeDevice::open(Backend::Wgpu, None).or_else(software);
+    opened.unwrap_or_else(|error| panic!("{error}"))
+}
+
 /// Runs each on the CPU, and on a software adapter where there is no GPU; `make test` installs one.
 macro_rules! on_all_devices {
     ($($name:ident),+) => {
@@ -193,8 +201,7 @@ macro_rules! on_all_devices {
         mod wgpu {
             $(#[test]
             fn $name() {
-                let device = super::ComputeDevice::open(super::Backend::Wgpu, None);
-                super::$name(&device.unwrap_or_else(|error| panic!("{error}")), super::KvType::F32);
+                super::$name(&super::gpu(), super::KvType::F32);
             })+
         }
     };

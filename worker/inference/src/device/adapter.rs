@@ -6,18 +6,18 @@ use std::sync::{Mutex, PoisonError};
 use burn::tensor::wgpu::{WgpuBackend, wgpu};
 use burn::tensor::{Device, DeviceKind};
 
+use super::unused::UnusedGpu;
 use super::{Backend, ComputeDevice, DeviceClass, DeviceError};
 
 /// Opens the adapter that fits best, or the CPU where there is no GPU and none is insisted on.
 pub(super) fn open(backend: Backend, wanted: Option<&str>) -> Result<ComputeDevice, DeviceError> {
     let adapters = adapters();
-    match choose(backend, wanted, &adapters)? {
-        Some(chosen) => chosen.open(),
-        None => {
-            let found = list(&adapters);
-            tracing::warn!(%found, "wgpu finds no GPU; running on the CPU");
-            Ok(ComputeDevice::cpu())
-        }
+    let unused = || UnusedGpu::find("wgpu finds no Vulkan driver for it");
+    match choose(backend, wanted, &adapters) {
+        Ok(Some(chosen)) => chosen.open(),
+        Ok(None) => Ok(ComputeDevice::cpu_instead_of(unused())),
+        Err(DeviceError::NoGpu { found, .. }) => Err(DeviceError::NoGpu { found, unused: unused() }),
+        Err(error) => Err(error),
     }
 }
 
@@ -79,7 +79,7 @@ impl fmt::Display for Adapter {
     }
 }
 
-/// Decides on an adapter; `None` for the CPU backend.
+/// Decides on an adapter; `None` for the CPU backend. A software adapter is none unless it is named.
 fn choose<'a>(
     backend: Backend,
     wanted: Option<&str>,
@@ -92,22 +92,24 @@ fn choose<'a>(
         let found = by_number.or_else(by_name);
         return match found {
             Some(adapter) => Ok(Some(adapter)),
-            None if adapters.is_empty() => Err(DeviceError::NoAdapter),
+            None if adapters.is_empty() => Err(no_gpu(adapters)),
             None => Err(DeviceError::UnknownAdapter { wanted: wanted.to_owned(), found: list(adapters) }),
         };
     }
     let rank = |adapter: &&Adapter| match adapter.kind {
         DeviceKind::DiscreteGpu(_) => 0,
         DeviceKind::IntegratedGpu(_) => 1,
-        DeviceKind::Cpu => 3,
         _ => 2,
     };
-    let best = adapters.iter().min_by_key(rank);
+    let best = adapters.iter().filter(|adapter| !adapter.is_software()).min_by_key(rank);
     match (backend, best) {
-        (Backend::Wgpu, None) => Err(DeviceError::NoAdapter),
-        (Backend::Auto, Some(adapter)) if adapter.is_software() => Ok(None),
+        (Backend::Wgpu, None) => Err(no_gpu(adapters)),
         (_, best) => Ok(best),
     }
+}
+
+fn no_gpu(adapters: &[Adapter]) -> DeviceError {
+    DeviceError::NoGpu { found: list(adapters), unused: None }
 }
 
 fn list(adapters: &[Adapter]) -> String {
@@ -182,7 +184,11 @@ mod tests {
     fn a_software_adapter_must_be_asked_for() {
         let software = &machine()[..1];
         assert_eq!(chosen(Backend::Auto, None, software), None);
-        assert_eq!(chosen(Backend::Wgpu, None, software).as_deref(), Some("llvmpipe (LLVM 15)"));
+        let error = choose(Backend::Wgpu, None, software).unwrap_err().to_string();
+        for part in ["no GPU", "0: llvmpipe (LLVM 15) (wgpu/vulkan, software)", "--adapter"] {
+            assert!(error.contains(part), "{error}");
+        }
+        assert_eq!(chosen(Backend::Wgpu, Some("0"), software).as_deref(), Some("llvmpipe (LLVM 15)"));
         assert_eq!(chosen(Backend::Auto, Some("llvm"), software).as_deref(), Some("llvmpipe (LLVM 15)"));
         assert_eq!(chosen(Backend::Auto, None, &[]), None);
     }
@@ -199,6 +205,9 @@ mod tests {
         for part in ["'Radeon'", "0: llvmpipe", "2: NVIDIA H100 (wgpu/vulkan)"] {
             assert!(error.contains(part), "{error}");
         }
-        assert_eq!(choose(Backend::Wgpu, None, &[]), Err(DeviceError::NoAdapter));
+        for wanted in [None, Some("Radeon")] {
+            let error = choose(Backend::Wgpu, wanted, &[]).unwrap_err().to_string();
+            assert!(error.contains("no GPU (no adapters)"), "{error}");
+        }
     }
 }

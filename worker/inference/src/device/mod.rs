@@ -1,19 +1,25 @@
 //! Chooses the device that computes, at run time.
 //!
-//! wgpu where there is a real GPU, burn's CPU backend (flex) where there is none. A software
-//! adapter such as llvmpipe counts as none, since the CPU backend is many times faster; it is
-//! used only when asked for. Without the feature `gpu` there is only the CPU.
+//! CUDA where it is compiled in and there is an NVIDIA GPU, wgpu where there is another GPU, burn's
+//! CPU backend (flex) where there is none. A software adapter such as llvmpipe counts as none, since
+//! the CPU backend is many times faster; it is used only when asked for by name. Without the feature
+//! `gpu` there is only the CPU. A GPU that stays unused is told of.
 
 #[cfg(feature = "gpu")]
 mod adapter;
+#[cfg(feature = "cuda")]
+mod cuda;
+mod unused;
 
 use burn::tensor::Device;
 use clap::ValueEnum;
 
+pub use unused::UnusedGpu;
+
 /// Where to compute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum Backend {
-    /// The GPU if there is one, the CPU otherwise.
+    /// The GPU if there is one (by CUDA where that is compiled in), the CPU otherwise.
     #[default]
     Auto,
     /// wgpu: Vulkan, Metal or DX12.
@@ -32,12 +38,19 @@ pub enum DeviceError {
          backend"
     )]
     NotBuilt,
-    /// wgpu was asked for, and finds nothing at all.
+    /// wgpu was asked for, and finds no GPU.
     #[error(
-        "wgpu finds no adapter; install a graphics driver and its Vulkan loader (Debian: libvulkan1, and \
-         mesa-vulkan-drivers for a software adapter), or use the cpu backend"
+        "wgpu finds no GPU ({found}){}; {}, or use the cpu backend. A software adapter is used only where --adapter \
+         names it",
+        unused.as_ref().map_or_else(String::new, |gpu| format!(", though this machine has {}", gpu.nodes)),
+        unused::REMEDY
     )]
-    NoAdapter,
+    NoGpu {
+        /// The adapters that there are.
+        found: String,
+        /// The GPU that wgpu does not find.
+        unused: Option<UnusedGpu>,
+    },
     /// The adapter that was asked for is not there.
     #[error(
         "there is no wgpu adapter '{wanted}'; name one of these by its number or part of its name: {found}"
@@ -95,11 +108,28 @@ impl ComputeDevice {
         }
     }
 
+    /// The CPU, with a warning about a GPU that stays `unused`.
+    fn cpu_instead_of(unused: Option<UnusedGpu>) -> Self {
+        let cpu = Self::cpu();
+        match unused {
+            None => cpu,
+            Some(gpu) => {
+                tracing::warn!("{gpu}; computing on the CPU. {}", gpu.remedy());
+                Self { description: format!("{}; {gpu}", cpu.description), ..cpu }
+            }
+        }
+    }
+
     /// Opens what the operator wants; `adapter` is a wgpu adapter's number or part of its name.
     #[cfg(feature = "gpu")]
     pub fn open(backend: Backend, adapter: Option<&str>) -> Result<Self, DeviceError> {
         match backend {
             Backend::Cpu => Ok(Self::cpu()),
+            #[cfg(feature = "cuda")]
+            Backend::Auto if adapter.is_none() => match cuda::open() {
+                Some(cuda) => Ok(cuda),
+                None => adapter::open(backend, adapter),
+            },
             Backend::Auto | Backend::Wgpu => adapter::open(backend, adapter),
         }
     }
@@ -108,7 +138,10 @@ impl ComputeDevice {
     #[cfg(not(feature = "gpu"))]
     pub fn open(backend: Backend, adapter: Option<&str>) -> Result<Self, DeviceError> {
         match (backend, adapter) {
-            (Backend::Cpu, _) | (Backend::Auto, None) => Ok(Self::cpu()),
+            (Backend::Cpu, _) => Ok(Self::cpu()),
+            (Backend::Auto, None) => {
+                Ok(Self::cpu_instead_of(UnusedGpu::find("this worker was built without GPUs")))
+            }
             (Backend::Wgpu, _) | (Backend::Auto, Some(_)) => Err(DeviceError::NotBuilt),
         }
     }
@@ -122,6 +155,22 @@ mod tests {
     fn the_cpu_is_described_with_its_threads() {
         let cpu = ComputeDevice::open(Backend::Cpu, None).unwrap();
         assert!(cpu.description.starts_with("CPU (flex, "), "{}", cpu.description);
+    }
+
+    #[test]
+    fn a_gpu_that_stays_unused_is_told_of_with_the_remedy() {
+        let gpu =
+            UnusedGpu { nodes: "/dev/nvidia0".to_owned(), reason: "wgpu finds no Vulkan driver for it" };
+        let cpu = ComputeDevice::cpu_instead_of(Some(gpu.clone()));
+        assert_eq!(cpu.class, DeviceClass::Host);
+        for part in ["CPU (flex, ", "the GPU (/dev/nvidia0) is not used", "no Vulkan driver"] {
+            assert!(cpu.description.contains(part), "{}", cpu.description);
+        }
+        assert_eq!(ComputeDevice::cpu_instead_of(None).description, ComputeDevice::cpu().description);
+        let error = DeviceError::NoGpu { found: "no adapters".to_owned(), unused: Some(gpu) }.to_string();
+        for part in ["though this machine has /dev/nvidia0", "NVIDIA_DRIVER_CAPABILITIES", "libvulkan1"] {
+            assert!(error.contains(part), "{error}");
+        }
     }
 
     #[cfg(not(feature = "gpu"))]
