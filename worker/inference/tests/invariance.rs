@@ -8,7 +8,7 @@ use emberline_inference::checkpoint::gguf::GgufFile;
 #[cfg(feature = "gpu")]
 use emberline_inference::device::Backend;
 use emberline_inference::device::ComputeDevice;
-use emberline_inference::network::{Network, StepSpan};
+use emberline_inference::network::{Network, NetworkStep, StepSpan};
 use emberline_kernels::KvType;
 use emberline_test_kit::golden;
 use emberline_test_kit::paths::model_path;
@@ -161,7 +161,10 @@ fn the_rows_of_a_prompt_have_the_bits_of_last_ones(device: &ComputeDevice, store
         let quiet = StepSpan { logit_rows: 0, ..sequence.span(start, end) };
         // Another prompt's rows come before.
         let kept: Vec<usize> = (9..9 + end - start).collect();
-        let (last, hidden) = network.forward_keeping(&[other.span(0, 9), quiet], &kept).unwrap();
+        let (last, hidden) = {
+            let spans = [other.span(0, 9), quiet];
+            network.step(NetworkStep { spans: &spans, kept: &kept, samples: &[] }).unwrap()
+        };
         assert_eq!((last.unwrap().rows(), hidden.as_ref().unwrap().rows()), (1, end - start));
         let hidden = hidden.unwrap();
         for first in (0..hidden.rows()).step_by(4) {
@@ -175,7 +178,7 @@ fn the_rows_of_a_prompt_have_the_bits_of_last_ones(device: &ComputeDevice, store
             }
         }
     }
-    assert!(network.forward_keeping(&[other.span(0, 9)], &[9]).is_err());
+    assert!(network.step(NetworkStep { spans: &[other.span(0, 9)], kept: &[9], samples: &[] }).is_err());
 }
 
 /// The GPU, or else the software adapter, which has to be named.

@@ -15,20 +15,20 @@
 mod cpu;
 #[cfg(feature = "gpu")]
 mod cube;
-mod dispatches;
 pub mod ggml;
 pub mod ops;
 pub mod reference;
 mod timing;
+pub mod traffic;
 pub mod types;
 
 pub use cpu::{clamped, run_step};
-pub use dispatches::dispatches;
 pub use ops::{
     attention, copy_bandwidth, copy_blocks, embedding, linear, linear_add, norm_gated, norm_linear, rms_norm,
-    rotate_and_store, sample,
+    rotate_and_store, sample, sample_rows,
 };
+pub use traffic::{Traffic, traffic};
 pub use types::{
-    Activation, BLOCK_SIZE, HeadShape, KvBlocks, KvType, Matrix, MatrixError, MatrixSpec, RowSpan,
-    SamplingParams, StepRows,
+    Activation, BLOCK_SIZE, HeadShape, KvBlocks, KvType, Matrix, MatrixError, MatrixRows, MatrixSpec,
+    RowSample, RowSpan, SamplingParams, Step, StepInput, StepRows, StepSamples,
 };

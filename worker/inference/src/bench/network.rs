@@ -2,10 +2,10 @@
 
 use std::time::Instant;
 
-use emberline_kernels::{BLOCK_SIZE, KvType, SamplingParams};
+use emberline_kernels::{BLOCK_SIZE, KvType, RowSample, SamplingParams};
 use emberline_protocol::measurement::{CacheThroughput, OpTime, Throughput};
 
-use crate::network::{ComputeError, Network, StepSpan};
+use crate::network::{ComputeError, Network, NetworkStep, StepSpan};
 
 /// Rows of a prefill step, as llama-bench has it.
 const CHUNK: usize = 512;
@@ -213,7 +213,8 @@ impl<'a> Bench<'a> {
     fn steps(&mut self, at: &mut usize, steps: usize) -> Result<(), ComputeError> {
         let mut tokens: Vec<u32> =
             (0..self.tables.len()).map(|i| any_token(*at + i, self.network.vocabulary())).collect();
-        let greedy = vec![GREEDY; self.tables.len()];
+        let greedy = |row| RowSample { row, params: GREEDY };
+        let samples: Vec<RowSample> = (0..self.tables.len()).map(greedy).collect();
         for _ in 0..steps {
             let spans = tokens.iter().zip(&self.tables).map(|(token, blocks)| StepSpan {
                 tokens: std::slice::from_ref(token),
@@ -222,8 +223,9 @@ impl<'a> Bench<'a> {
                 logit_rows: 1,
             });
             let spans: Vec<_> = spans.collect();
-            let Some(logits) = self.network.forward(&spans)? else { continue };
-            tokens = logits.sample(&greedy)?;
+            let step = NetworkStep { spans: &spans, kept: &[], samples: &samples };
+            let (Some(logits), _) = self.network.step(step)? else { continue };
+            tokens = logits.sampled()?;
             *at += 1;
         }
         Ok(())
@@ -252,9 +254,9 @@ impl<'a> Bench<'a> {
 
     /// Kernels launched in a step; `None` where the host computes.
     fn dispatches(&mut self, load: &Load) -> Result<Option<f64>, ComputeError> {
-        let before = emberline_kernels::dispatches();
+        let before = emberline_kernels::traffic();
         self.steps(&mut (load.depth + 1), load.steps)?;
-        let launched = emberline_kernels::dispatches().saturating_sub(before);
+        let launched = emberline_kernels::traffic().since(before).launches;
         Ok((launched > 0).then(|| launched as f64 / load.steps as f64))
     }
 }

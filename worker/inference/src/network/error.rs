@@ -91,24 +91,6 @@ pub enum NetworkError {
         /// What is wrong.
         source: emberline_kernels::MatrixError,
     },
-    /// A tensor that doesn't fit into one of the device's buffers.
-    #[error(
-        "{}: the tensor {tensor} needs a buffer of {bytes} bytes, and {device} allows {limit}; use the cpu \
-         backend or a smaller model",
-        path.display()
-    )]
-    TooLarge {
-        /// The model file.
-        path: PathBuf,
-        /// The tensor.
-        tensor: String,
-        /// Its size on the device.
-        bytes: u64,
-        /// The device.
-        device: String,
-        /// Its limit.
-        limit: u64,
-    },
 }
 
 impl From<GgufError> for NetworkError {

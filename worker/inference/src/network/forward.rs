@@ -3,14 +3,16 @@
 use std::fmt;
 use std::ops::Range;
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor};
+use emberline_kernels::traffic::{self, Traffic};
 use emberline_kernels::{
-    BLOCK_SIZE, KvBlocks, KvType, Matrix, RowSpan, StepRows, clamped, copy_blocks, embedding, norm_linear,
+    BLOCK_SIZE, KvBlocks, KvType, Matrix, RowSample, RowSpan, Step, StepInput, clamped, copy_blocks,
+    embedding, norm_linear,
 };
 use emberline_protocol::bytes::Bytes;
 
 use super::layer::Layer;
-use super::logits::{Hidden, Logits, select};
+use super::logits::{Hidden, Logits, are_all, select, select_uploaded};
 use super::{ComputeError, ModelConfig};
 
 /// Upper bounds for what a process takes besides weights, cache and activations, and for each token of the
@@ -95,6 +97,17 @@ pub struct StepSpan<'a> {
     pub logit_rows: usize,
 }
 
+/// What a step computes.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NetworkStep<'a> {
+    /// Tokens of different sequences each; their keys and values are kept in the blocks that they name.
+    pub spans: &'a [StepSpan<'a>],
+    /// Rows of the step whose hidden states are kept for [`Network::logits`].
+    pub kept: &'a [usize],
+    /// Tokens that [`Logits::sampled`] samples, from rows of the logits that the spans want.
+    pub samples: &'a [RowSample],
+}
+
 impl Network {
     pub(super) fn new(config: ModelConfig, weights: Weights, device: Device, on_host: bool) -> Self {
         Self {
@@ -165,10 +178,13 @@ impl Network {
         let rotaries = self.config.rotaries.iter();
         self.tables = rotaries.map(|rotary| rotary.table(context, positions, &self.device)).collect();
         let ModelConfig { kv_heads, head_dim, .. } = self.config;
+        let device = &self.device;
+        // As large as asked for: pages for what comes and goes would be as large as the largest of these.
+        let pool = |()| KvBlocks::zeros(blocks, kv_heads, head_dim, stored, device);
         let layers = self.config.layers.iter();
-        let pool = |_| KvBlocks::zeros(blocks, kv_heads, head_dim, stored, &self.device);
-        self.cache = layers.map(pool).collect();
+        self.cache = layers.map(|_| device.memory_persistent_allocations((), pool)).collect();
         (self.blocks, self.stored, self.clamped) = (blocks, stored, false);
+        traffic::count(&self.device, Traffic::ROUND_TRIP);
         self.device.sync().map_err(|error| ComputeError(error.to_string()))
     }
 
@@ -185,26 +201,28 @@ impl Network {
     ///
     /// Returns the rows of logits that the spans want, in order; `None` if they want none.
     pub fn forward(&mut self, spans: &[StepSpan<'_>]) -> Result<Option<Logits>, ComputeError> {
-        Ok(self.forward_keeping(spans, &[])?.0)
+        Ok(self.step(NetworkStep { spans, ..NetworkStep::default() })?.0)
     }
 
-    /// As [`Network::forward`]; also returns the hidden states of the step's rows in `kept`, if any, for
-    /// [`Network::logits`].
-    pub fn forward_keeping(
-        &mut self,
-        spans: &[StepSpan<'_>],
-        kept: &[usize],
-    ) -> Result<(Option<Logits>, Option<Hidden>), ComputeError> {
+    /// Computes a step. All that the device has to know of it goes there in one upload.
+    ///
+    /// Returns the rows of logits that the spans want, in order, and the hidden states that are kept; `None` for none.
+    pub fn step(&mut self, step: NetworkStep<'_>) -> Result<(Option<Logits>, Option<Hidden>), ComputeError> {
+        let NetworkStep { spans, kept, samples } = step;
         self.check(spans).map_err(ComputeError)?;
         let rows: usize = spans.iter().map(|span| span.tokens.len()).sum();
         if let Some(row) = kept.iter().find(|row| **row >= rows) {
             return Err(ComputeError(format!("row {row} of {rows} is to be kept")));
         }
+        let wanted: usize = spans.iter().map(|span| span.logit_rows).sum();
+        if let Some(sample) = samples.iter().find(|sample| sample.row >= wanted) {
+            return Err(ComputeError(format!("a token of row {} of {wanted} is to be sampled", sample.row)));
+        }
         if spans.is_empty() {
             return Ok((None, None));
         }
         let before = clamped();
-        let computed = self.on_pool(|network| network.compute(spans, kept));
+        let computed = self.on_pool(|network| network.compute(step));
         // The counter is global: another network that computes at the same time counts here, too.
         self.clamped |= self.stored == KvType::F16 && clamped() != before;
         Ok(computed)
@@ -222,7 +240,7 @@ impl Network {
             return Err(ComputeError(format!("rows {rows:?} of {} are wanted", hidden.rows())));
         }
         let x = select(hidden.tensor.clone(), &rows.collect::<Vec<_>>());
-        Ok(self.on_pool(|network| network.head(x)))
+        Ok(self.on_pool(|network| Logits::new(network.head(x))))
     }
 
     /// Computes on a thread of rayon's pool; from outside, each operation would have to wake it.
@@ -231,9 +249,9 @@ impl Network {
     }
 
     /// The final norm and the product with the head.
-    fn head(&self, x: Tensor<2>) -> Logits {
+    fn head(&self, x: Tensor<2>) -> Tensor<2> {
         let Weights { norm, head, .. } = &self.weights;
-        Logits::new(norm_linear(x, norm, self.config.norm_epsilon, head))
+        norm_linear(x, norm, self.config.norm_epsilon, head)
     }
 
     /// Refuses spans that would read or write outside the pool and the tables.
@@ -269,38 +287,46 @@ impl Network {
         Ok(())
     }
 
-    fn compute(&mut self, spans: &[StepSpan<'_>], kept: &[usize]) -> (Option<Logits>, Option<Hidden>) {
+    fn compute(&mut self, step: NetworkStep<'_>) -> (Option<Logits>, Option<Hidden>) {
+        let NetworkStep { spans, kept, samples } = step;
         let rows: Vec<RowSpan<'_>> = spans
             .iter()
             .map(|span| RowSpan { start: span.start, rows: span.tokens.len(), blocks: span.blocks })
             .collect();
-        let rows = StepRows::new(&rows, &self.device);
-        let mut x = self.embed(spans);
+        let tokens: Vec<u32> = spans.iter().flat_map(|span| span.tokens).copied().collect();
+        let last_rows = spans.iter().scan(0, |end, span| {
+            *end += span.tokens.len();
+            Some(*end - span.logit_rows..*end)
+        });
+        let wanted: Vec<usize> = last_rows.flatten().collect();
+        // Where all rows are wanted, none need be selected.
+        let selected = if are_all(&wanted, tokens.len()) { &[][..] } else { &wanted };
+        let input = StepInput { spans: &rows, tokens: &tokens, selected, kept, samples };
+        let Step { rows, tokens, selected: selection, kept: keep, samples } =
+            Step::upload(input, &self.device);
+        let mut x = self.embed(tokens);
         let cache = std::mem::take(&mut self.cache);
         for (layer, blocks) in self.weights.layers.iter().zip(cache) {
             let (next, blocks) = layer.forward(x, &self.tables[layer.rotary], &rows, blocks);
             x = next;
             self.cache.push(blocks);
         }
-        let last_rows = spans.iter().scan(0, |end, span| {
-            *end += span.tokens.len();
-            Some(*end - span.logit_rows..*end)
-        });
-        let wanted: Vec<usize> = last_rows.flatten().collect();
-        let hidden = (!kept.is_empty()).then(|| Hidden { tensor: select(x.clone(), kept) });
-        let logits = (!wanted.is_empty()).then(|| self.head(select(x, &wanted)));
-        (logits, hidden)
+        let hidden = (!kept.is_empty()).then(|| Hidden { tensor: select_uploaded(x.clone(), keep) });
+        if wanted.is_empty() {
+            return (None, hidden);
+        }
+        let x = if selected.is_empty() { x } else { select_uploaded(x, selection) };
+        (Some(Logits::with_samples(self.head(x), samples)), hidden)
     }
 
-    fn embed(&self, spans: &[StepSpan<'_>]) -> Tensor<2> {
-        let tokens = spans.iter().flat_map(|span| span.tokens);
-        let ids: Vec<i32> = tokens.map(|id| i32::try_from(*id).unwrap_or(0)).collect();
-        let count = ids.len();
-        let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [count]), &self.device);
-        let x = embedding(ids, &self.weights.embedding);
+    fn embed(&self, tokens: Tensor<1, Int>) -> Tensor<2> {
+        let x = embedding(tokens, &self.weights.embedding);
         match self.config.embedding_scale {
             1.0 => x,
-            scale => x.mul_scalar(scale),
+            scale => {
+                traffic::count(&self.device, Traffic::LAUNCH);
+                x.mul_scalar(scale)
+            }
         }
     }
 }

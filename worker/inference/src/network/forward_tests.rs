@@ -210,11 +210,20 @@ fn impossible_dimensions_are_refused() {
 }
 
 #[test]
-fn a_tensor_beyond_the_device_limit_is_refused() {
+fn tensors_beyond_the_device_limit_are_split_and_compute_the_same() {
     let (_folder, file) = testing::builder(&testing::tensors()).open();
-    let device = ComputeDevice { max_buffer_bytes: Some(1024), ..ComputeDevice::cpu() };
-    let error = Network::from_gguf(&file, &device).unwrap_err();
-    assert!(matches!(&error, NetworkError::TooLarge { limit: 1024, .. }), "{error}");
+    let limited = |bytes| {
+        let device = ComputeDevice { max_buffer_bytes: Some(bytes), ..ComputeDevice::cpu() };
+        Network::from_gguf(&file, &device)
+    };
+    let mut split = limited(300).unwrap();
+    split.allocate_cache(BLOCKS, KvType::F32).unwrap();
+    let tokens = tokens(9);
+    assert_eq!(logits(&mut split, &[span(&tokens, 0)]), logits(&mut tiny(), &[span(&tokens, 0)]));
+    // A row is not split.
+    let error = limited(50).unwrap_err();
+    let NetworkError::Matrix { tensor, source, .. } = &error else { panic!("{error}") };
+    assert_eq!((tensor.as_str(), source.to_string().contains("at most 50")), ("token_embd.weight", true));
 }
 
 /// Infinite numbers in the cache would make all logits of the sequence numbers that are none.

@@ -1,6 +1,7 @@
 //! One transformer layer over the operations of the kernels: attention, then feed-forward.
 
 use burn::tensor::Tensor;
+use emberline_kernels::traffic::{self, Traffic};
 use emberline_kernels::{
     Activation, HeadShape, KvBlocks, Matrix, StepRows, attention, linear, linear_add, norm_gated,
     norm_linear, rms_norm, rotate_and_store,
@@ -70,7 +71,10 @@ impl Layer {
         let mixed = attention(queries, &cache, rows, self.shape);
         let x = project(mixed, &self.output, self.post_attention_norm.as_ref(), x, self.epsilon);
         let x = match &self.output_bias {
-            Some(bias) => x + bias.clone().unsqueeze(),
+            Some(bias) => {
+                traffic::count(&x.device(), Traffic::LAUNCH);
+                x + bias.clone().unsqueeze()
+            }
             None => x,
         };
         (self.feed_forward.forward(x, self.epsilon), cache)
@@ -80,7 +84,11 @@ impl Layer {
         let part = |matrix| norm_linear(x.clone(), &self.attention_norm, self.epsilon, matrix);
         match self.qkv.as_slice() {
             [whole] => part(whole),
-            parts => Tensor::cat(parts.iter().map(part).collect(), 1),
+            parts => {
+                // A copy of each part.
+                parts.iter().for_each(|_| traffic::count(&x.device(), Traffic::LAUNCH));
+                Tensor::cat(parts.iter().map(part).collect(), 1)
+            }
         }
     }
 }
@@ -94,7 +102,10 @@ fn project(
     epsilon: f32,
 ) -> Tensor<2> {
     match norm {
-        Some(gamma) => residual + rms_norm(linear(x, weight), gamma, epsilon),
+        Some(gamma) => {
+            traffic::count(&residual.device(), Traffic::LAUNCH);
+            residual + rms_norm(linear(x, weight), gamma, epsilon)
+        }
         None => linear_add(x, weight, residual),
     }
 }

@@ -8,8 +8,8 @@ use std::collections::HashSet;
 use std::io::IsTerminal;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use emberline_kernels::Matrix;
 use emberline_kernels::ggml::{all_finite, extend_f32};
+use emberline_kernels::{Matrix, MatrixRows};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::config::Layout;
@@ -128,7 +128,8 @@ impl<'a> Loader<'a> {
         let key = self.rows(TensorRole::Key, index, [keys, hidden])?;
         let value = self.rows(TensorRole::Value, index, [keys, hidden])?;
         let stacked = WeightRows::stack([self.in_halves(query), self.in_halves(key), value]);
-        stacked.into_iter().map(|rows| self.upload(TensorRole::Query, index, &rows)).collect()
+        let upload = |rows: WeightRows| self.upload(TensorRole::Query, index, &rows, MatrixRows::Plain);
+        stacked.into_iter().map(upload).collect()
     }
 
     /// `[query | key | value]`.
@@ -162,16 +163,17 @@ impl<'a> Loader<'a> {
     fn gate_up(&mut self, index: usize) -> Result<Matrix, NetworkError> {
         let (hidden, width) = (self.config.hidden, self.config.feed_forward);
         if self.layout.fused {
-            return self.matrix(TensorRole::GateUp, index, [2 * width, hidden]);
+            let rows = self.rows(TensorRole::GateUp, index, [2 * width, hidden])?;
+            return self.upload(TensorRole::GateUp, index, &rows, MatrixRows::Gated);
         }
         let gate = self.rows(TensorRole::Gate, index, [width, hidden])?;
         let up = self.rows(TensorRole::Up, index, [width, hidden])?;
-        self.upload(TensorRole::Gate, index, &WeightRows::join([gate, up]))
+        self.upload(TensorRole::Gate, index, &WeightRows::join([gate, up]), MatrixRows::Gated)
     }
 
     fn matrix(&mut self, part: TensorRole, layer: usize, shape: [usize; 2]) -> Result<Matrix, NetworkError> {
         let rows = self.rows(part, layer, shape)?;
-        self.upload(part, layer, &rows)
+        self.upload(part, layer, &rows, MatrixRows::Plain)
     }
 
     /// Rows of heads, with rotated pairs rearranged into two halves if they are interleaved.
@@ -186,7 +188,8 @@ impl<'a> Loader<'a> {
     fn vector(&mut self, numbers: Vec<f32>) -> Tensor<1> {
         self.bytes += size_of_val(numbers.as_slice()) as u64;
         let width = numbers.len();
-        Tensor::from_data(TensorData::new(numbers, [width]), self.device())
+        let upload = |data| Tensor::from_data(data, &self.target.device);
+        self.device().memory_persistent_allocations(TensorData::new(numbers, [width]), upload)
     }
 
     fn norm(&mut self, part: TensorRole, layer: usize, width: usize) -> Result<Vec<f32>, NetworkError> {
@@ -238,23 +241,23 @@ impl<'a> Loader<'a> {
         Ok(WeightRows { dtype, inputs, data })
     }
 
-    /// Uploads `rows`, which begin with those of `part`, to the device.
-    fn upload(&mut self, part: TensorRole, layer: usize, rows: &WeightRows) -> Result<Matrix, NetworkError> {
-        let tensor = || self.layout.names.of(part, layer);
-        let bytes = rows.data.len() as u64;
-        if let Some(limit) = self.target.max_buffer_bytes
-            && bytes > limit
-        {
-            return Err(NetworkError::TooLarge {
-                path: self.source.path().to_owned(),
-                tensor: tensor(),
-                bytes,
-                device: self.target.description.clone(),
-                limit,
-            });
-        }
-        let matrix = Matrix::new(rows.spec(), &rows.data, self.device()).map_err(|source| {
-            NetworkError::Matrix { path: self.source.path().to_owned(), tensor: tensor(), source }
+    /// Uploads `rows`, which begin with those of `part`, to the device; in parts, where they are more than one of its
+    /// buffers holds.
+    fn upload(
+        &mut self,
+        part: TensorRole,
+        layer: usize,
+        rows: &WeightRows,
+        kind: MatrixRows,
+    ) -> Result<Matrix, NetworkError> {
+        let largest = self.target.max_buffer_bytes.unwrap_or(u64::MAX);
+        let upload =
+            |rows: &WeightRows| Matrix::in_parts(rows.spec(), &rows.data, &self.target.device, kind, largest);
+        let matrix = self.device().memory_persistent_allocations(rows, upload);
+        let matrix = matrix.map_err(|source| NetworkError::Matrix {
+            path: self.source.path().to_owned(),
+            tensor: self.layout.names.of(part, layer),
+            source,
         })?;
         self.bytes += matrix.bytes() as u64;
         Ok(matrix)

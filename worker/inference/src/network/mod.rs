@@ -25,7 +25,7 @@ pub(crate) mod testing;
 pub use architecture::Architecture;
 pub use config::{LayerConfig, ModelConfig};
 pub use error::{ComputeError, NetworkError};
-pub use forward::{MemoryUse, Network, StepSpan};
+pub use forward::{MemoryUse, Network, NetworkStep, StepSpan};
 pub use logits::{Hidden, Logits};
 pub use quantize::Quantize;
 pub use random::{RandomShape, UnknownShape};

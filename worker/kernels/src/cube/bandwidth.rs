@@ -141,12 +141,12 @@ mod tests {
             runs.set(runs.get() + 1);
             Duration::from_secs(COPIES as u64 * (5 - runs.get() % 4))
         };
-        let launched = crate::dispatches();
+        let launched = crate::traffic().launches;
         // A copy of the fastest run takes 2 s; what does not fill a cube is not copied.
         let figure = measure(&cube, &device, 5 * CUBE_BYTES + 1, time).unwrap();
         assert_eq!(figure, (5 * CUBE_BYTES) as f64);
         assert_eq!(runs.get(), RUNS as u64);
-        assert_eq!(crate::dispatches() - launched, ((RUNS + 1) * COPIES) as u64);
+        assert_eq!(crate::traffic().launches - launched, ((RUNS + 1) * COPIES) as u64);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use burn::cubecl;
 use burn::cubecl::prelude::*;
 
 use super::launch;
+use crate::traffic::{self, Traffic};
 
 /// Threads of a cube.
 const THREADS: usize = 256;
@@ -28,6 +29,7 @@ fn copy(keys: &CubeTensor, values: &CubeTensor, pairs: &[(u32, u32)]) {
     let bytes: Vec<u8> =
         pairs.iter().flat_map(|(from, to)| [*from, *to]).flat_map(u32::to_le_bytes).collect();
     let table = keys.client.create_from_slice(&bytes);
+    traffic::add(Traffic::UPLOAD);
     launch::count();
     // SAFETY: the kernel stays within the `blocks` blocks of `size` elements of both pools.
     #[allow(unsafe_code)]

@@ -6,7 +6,12 @@ use burn::cubecl::prelude::BufferArg;
 use burn::cubecl::server::Handle;
 use burn::cubecl::std::tensor::into_contiguous;
 
-pub(crate) use crate::dispatches::count;
+use crate::traffic::{self, Traffic};
+
+/// Counts one launch.
+pub(crate) fn count() {
+    traffic::add(Traffic::LAUNCH);
+}
 
 /// An uninitialised tensor on the device of `like`.
 pub(crate) fn empty(like: &CubeTensor, shape: &[usize], dtype: DType) -> CubeTensor {
@@ -26,6 +31,7 @@ pub(crate) fn contiguous(tensor: CubeTensor) -> CubeTensor {
     if tensor.is_contiguous() {
         return tensor;
     }
+    count();
     let CubeTensor { client, device, dtype, .. } = tensor.clone();
     let shape = tensor.meta.shape().clone();
     let output = into_contiguous(&client, tensor.binding(), burn::backend::cubecl::dtype_to_elem_type(dtype));

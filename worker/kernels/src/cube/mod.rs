@@ -19,28 +19,41 @@ mod sample;
 
 use burn::backend::ops::IntTensorOps;
 use burn::backend::wgpu::{CubeBackend, CubeTensor};
-use burn::backend::{CubeDevice, DType};
+use burn::backend::{DType, Shape};
 use burn::tensor::{Device, Int, IntDType, Tensor, TensorData};
 
 use self::matmul::Matmul;
-use crate::types::{Activation, HeadShape, KernelOps, MatrixError, MatrixSpec, SamplingOps, SamplingParams};
+use crate::types::{Activation, HeadShape, KernelOps, MatrixSpec, SamplingOps};
 
 pub(crate) use self::bandwidth::copy_bandwidth;
+pub(crate) use self::pack::packed_size;
 
 /// Packs `blocks`, rows in ggml's layout, for the kernels: a tensor of 32-bit words.
-///
-/// # Errors
-/// Fails if the matrix exceeds the device's largest buffer.
-pub(crate) fn pack(
-    spec: MatrixSpec,
-    blocks: &[u8],
-    cube: &CubeDevice,
-    device: &Device,
-) -> Result<Tensor<1, Int>, MatrixError> {
-    pack::check_size(spec, cube.client().properties().memory.max_page_size)?;
+pub(crate) fn pack(spec: MatrixSpec, blocks: &[u8], device: &Device) -> Tensor<1, Int> {
     let words: Vec<i32> = pack::pack(spec, blocks).into_iter().map(u32::cast_signed).collect();
     let count = words.len();
-    Ok(Tensor::from_data(TensorData::new(words, [count]), (device, DType::I32)))
+    Tensor::from_data(TensorData::new(words, [count]), (device, DType::I32))
+}
+
+/// A buffer of 32-bit words, of which parts are tensors.
+#[derive(Debug)]
+pub(crate) struct WordBuffer(CubeTensor);
+
+impl WordBuffer {
+    #[allow(clippy::expect_used)] // callers pass a device of this backend
+    pub(crate) fn new(words: Vec<i32>, device: &Device) -> Self {
+        let count = words.len();
+        let tensor = Tensor::<1, Int>::from_data(TensorData::new(words, [count]), (device, DType::I32));
+        Self(tensor.try_into_primitive::<CubeBackend>().expect("a tensor of this backend"))
+    }
+
+    /// The words from `start` on, which is aligned as the device wants it.
+    pub(crate) fn view<const D: usize>(&self, start: usize, shape: [usize; D]) -> Tensor<D, Int> {
+        let CubeTensor { client, device, handle, dtype, .. } = self.0.clone();
+        let handle = handle.offset_start((start * size_of::<i32>()) as u64);
+        let part = CubeTensor::new_contiguous(client, device, Shape::from(shape.to_vec()), handle, dtype);
+        Tensor::from_primitive::<CubeBackend>(part)
+    }
 }
 
 /// A tensor of integers with 32 bits each, as the kernels read them.
@@ -126,7 +139,7 @@ impl KernelOps for CubeBackend {
 }
 
 impl SamplingOps for CubeBackend {
-    fn sample(logits: CubeTensor, params: Vec<SamplingParams>) -> CubeTensor {
-        sample::sample(logits, &params)
+    fn sample(logits: CubeTensor, samples: CubeTensor) -> CubeTensor {
+        sample::sample(logits, words(samples))
     }
 }

@@ -12,40 +12,36 @@ use burn::cubecl::prelude::*;
 
 use super::launch;
 use super::rms_norm::cube_sum;
-use crate::types::SamplingParams;
+use crate::types::SAMPLE_WORDS;
 
 /// Threads of a cube, and bins of the histogram.
 const THREADS: usize = 256;
-/// Number of fields of [`SamplingParams`].
-const FIELDS: usize = 5;
 /// Probability 1, in units of 2^-31.
 const ONE: f32 = 2_147_483_648.0;
 /// Logits up to this one have probability 0.
 const LOWEST: f32 = -3.0e38;
 
-/// See [`crate::sample`].
-pub(crate) fn sample(logits: CubeTensor, params: &[SamplingParams]) -> CubeTensor {
-    let logits = launch::contiguous(logits);
+/// See [`crate::sample_rows`].
+pub(crate) fn sample(logits: CubeTensor, samples: CubeTensor) -> CubeTensor {
+    let (logits, samples) = (launch::contiguous(logits), launch::contiguous(samples));
     let shape = logits.meta.shape().to_vec();
-    let rows = shape[0].min(params.len());
-    let out = launch::empty(&logits, &[rows], DType::I32);
-    if rows == 0 || shape[1] == 0 {
+    let count = samples.meta.shape()[0];
+    let out = launch::empty(&logits, &[count], DType::I32);
+    if count == 0 || shape[0] == 0 || shape[1] == 0 {
         return out;
     }
-    let fields = |row: &SamplingParams| [row.temperature, row.top_k as f32, row.top_p, row.min_p, row.random];
-    let bytes: Vec<u8> = params.iter().flat_map(fields).flat_map(f32::to_le_bytes).collect();
-    let fields = logits.client.create_from_slice(&bytes);
     launch::count();
-    // SAFETY: there is one cube for each row, and it stays within the `vocabulary` logits of its row.
+    // SAFETY: there is one cube for each sample, and it stays within the `vocabulary` logits of one of the `rows`.
     #[allow(unsafe_code)]
     unsafe {
         sample_kernel::launch_unchecked(
             &logits.client,
-            CubeCount::Static(rows as u32, 1, 1),
+            CubeCount::Static(count as u32, 1, 1),
             CubeDim::new_1d(THREADS as u32),
             launch::buffer(&logits),
-            launch::slice(fields, FIELDS * params.len()),
+            launch::buffer(&samples),
             launch::buffer(&out),
+            shape[0],
             shape[1],
         );
     }
@@ -74,13 +70,14 @@ struct Row {
 }
 
 #[cube(launch_unchecked)]
-fn sample_kernel(logits: &[f32], params: &[f32], out: &mut [u32], vocabulary: usize) {
+fn sample_kernel(logits: &[f32], samples: &[u32], out: &mut [u32], rows: usize, vocabulary: usize) {
     let unit = UNIT_POS as usize;
     let number = CUBE_POS_X as usize;
-    let base = number * vocabulary;
-    let temperature = params[number * FIELDS];
-    let top_k = u32::cast_from(params[number * FIELDS + 1]);
-    let top_p = params[number * FIELDS + 2];
+    let first = number * SAMPLE_WORDS;
+    let base = min(samples[first] as usize, rows - 1) * vocabulary;
+    let temperature = f32::reinterpret(samples[first + 1]);
+    let top_k = samples[first + 2];
+    let top_p = f32::reinterpret(samples[first + 3]);
 
     // The largest logit, and the lowest id with it.
     let mut largest = Shared::<[f32]>::new_slice(THREADS);
@@ -122,7 +119,7 @@ fn sample_kernel(logits: &[f32], params: &[f32], out: &mut [u32], vocabulary: us
         largest: largest[0],
         temperature,
         unit: 1.0,
-        min_p: params[number * FIELDS + 3],
+        min_p: f32::reinterpret(samples[first + 4]),
     };
     sync_cube();
     let mut sum = 0.0f32;
@@ -150,7 +147,7 @@ fn sample_kernel(logits: &[f32], params: &[f32], out: &mut [u32], vocabulary: us
     }
 
     // The first id whose cumulative probability exceeds the random share of the total.
-    let random = params[number * FIELDS + 4];
+    let random = f32::reinterpret(samples[first + 5]);
     let mut mass = 0u32;
     let each = vocabulary.div_ceil(THREADS);
     let from = unit * each;

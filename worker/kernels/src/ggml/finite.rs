@@ -1,13 +1,22 @@
 //! Finds infinities and NaN in stored weights.
 
 use half::{bf16, f16};
+use rayon::iter::ParallelIterator;
+use rayon::slice::ParallelSlice;
 
 use super::GgmlType;
+
+/// Blocks that a thread looks at before it takes the next.
+const BLOCKS_OF_A_TASK: usize = 1 << 14;
 
 /// Whether all weights of `bytes`, which are whole blocks of `dtype`, are finite.
 ///
 /// Of quantised blocks only the scales are checked; the rest are integers.
 pub fn all_finite(dtype: GgmlType, bytes: &[u8]) -> bool {
+    bytes.par_chunks(dtype.block_bytes() * BLOCKS_OF_A_TASK).all(|bytes| are_finite(dtype, bytes))
+}
+
+fn are_finite(dtype: GgmlType, bytes: &[u8]) -> bool {
     let halves = |places: &[usize]| {
         bytes.chunks_exact(dtype.block_bytes()).all(|block| {
             let half = |at: &usize| f16::from_le_bytes([block[*at], block[at + 1]]);

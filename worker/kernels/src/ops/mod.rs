@@ -7,19 +7,40 @@ mod bandwidth;
 mod matrix;
 
 use burn::backend::{Dispatch, DispatchDevice};
-use burn::tensor::{Device, Int, Tensor};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::reference;
 #[cfg(feature = "gpu")]
 use crate::types::SamplingOps;
 use crate::types::{
-    Activation, HeadShape, KernelOps, KvBlocks, Matrix, MatrixData, SamplingParams, StepRows,
+    Activation, HeadShape, KernelOps, KvBlocks, Matrix, MatrixData, MatrixPart, RowSample, SamplingParams,
+    StepRows, StepSamples,
 };
 
 pub use bandwidth::copy_bandwidth;
 
 /// The rows of `table` with the ids `[rows]`: `[rows, inputs]`.
 pub fn embedding(ids: Tensor<1, Int>, table: &Matrix) -> Tensor<2> {
+    let Some((whole, parts)) = table.parts.split_first() else {
+        return Tensor::zeros([ids.dims()[0], 0], &ids.device());
+    };
+    if parts.is_empty() {
+        return embedding_of_part(ids, whole);
+    }
+    let mut found = embedding_of_part(ids.clone(), whole);
+    let mut first = whole.spec.outputs;
+    for part in parts {
+        // Ids of other parts are computed like the nearest of this one, and left out.
+        let own = ids.clone().sub_scalar(first as i64).clamp(0, part.spec.outputs as i64 - 1);
+        let rows = embedding_of_part(own, part);
+        let is_behind = ids.clone().greater_equal_scalar(first as i64).unsqueeze_dim::<2>(1);
+        found = found.mask_where(is_behind.expand(rows.dims()), rows);
+        first += part.spec.outputs;
+    }
+    found
+}
+
+fn embedding_of_part(ids: Tensor<1, Int>, table: &MatrixPart) -> Tensor<2> {
     match &table.data {
         MatrixData::Dense(dense) => reference::embedding(ids, dense),
         MatrixData::Packed(data) => Tensor::from_dispatch(Dispatch::embedding(
@@ -32,25 +53,38 @@ pub fn embedding(ids: Tensor<1, Int>, table: &Matrix) -> Tensor<2> {
 
 /// `x` `[rows, inputs]` times `weight`: `[rows, outputs]`.
 pub fn linear(x: Tensor<2>, weight: &Matrix) -> Tensor<2> {
-    match &weight.data {
+    each_part(x, weight, |x, part| match &part.data {
         MatrixData::Dense(dense) => reference::linear(x, dense),
         MatrixData::Packed(data) => Tensor::from_dispatch(Dispatch::linear(
             x.into_dispatch(),
             data.clone().into_dispatch(),
-            weight.spec,
+            part.spec,
         )),
+    })
+}
+
+/// The products of `x` with each part of `weight`, side by side.
+fn each_part(
+    x: Tensor<2>,
+    weight: &Matrix,
+    product: impl Fn(Tensor<2>, &MatrixPart) -> Tensor<2>,
+) -> Tensor<2> {
+    match weight.parts.as_slice() {
+        [whole] => product(x, whole),
+        parts => Tensor::cat(parts.iter().map(|part| product(x.clone(), part)).collect(), 1),
     }
 }
 
 /// [`linear`] plus `residual` `[rows, outputs]`.
 pub fn linear_add(x: Tensor<2>, weight: &Matrix, residual: Tensor<2>) -> Tensor<2> {
-    match &weight.data {
+    let [whole] = weight.parts.as_slice() else { return linear(x, weight) + residual };
+    match &whole.data {
         MatrixData::Dense(dense) => reference::linear_add(x, dense, residual),
         MatrixData::Packed(data) => Tensor::from_dispatch(Dispatch::linear_add(
             x.into_dispatch(),
             data.clone().into_dispatch(),
             residual.into_dispatch(),
-            weight.spec,
+            whole.spec,
         )),
     }
 }
@@ -67,21 +101,21 @@ pub fn rms_norm(x: Tensor<2>, gamma: &Tensor<1>, epsilon: f32) -> Tensor<2> {
 
 /// [`linear`] of [`rms_norm`].
 pub fn norm_linear(x: Tensor<2>, gamma: &Tensor<1>, epsilon: f32, weight: &Matrix) -> Tensor<2> {
-    match &weight.data {
+    each_part(x, weight, |x, part| match &part.data {
         MatrixData::Dense(dense) => reference::norm_linear(x, gamma, epsilon, dense),
         MatrixData::Packed(data) => Tensor::from_dispatch(Dispatch::norm_linear(
             x.into_dispatch(),
             gamma.clone().into_dispatch(),
             data.clone().into_dispatch(),
-            weight.spec,
+            part.spec,
             epsilon,
         )),
-    }
+    })
 }
 
 /// The gated half of a feed-forward layer: `activation(n·gateᵀ) * (n·upᵀ)`, where `n` is the
-/// [`rms_norm`] of `x`. `gate_up` holds the rows of gate, then those of up. The result is
-/// `[rows, outputs / 2]`.
+/// [`rms_norm`] of `x`. `gate_up` holds the rows of gate, then those of up
+/// ([`MatrixRows::Gated`](crate::MatrixRows::Gated)). The result is `[rows, outputs / 2]`.
 ///
 /// Shazeer, "GLU variants improve Transformer" (2020).
 pub fn norm_gated(
@@ -91,17 +125,17 @@ pub fn norm_gated(
     gate_up: &Matrix,
     activation: Activation,
 ) -> Tensor<2> {
-    match &gate_up.data {
+    each_part(x, gate_up, |x, part| match &part.data {
         MatrixData::Dense(dense) => reference::norm_gated(x, gamma, epsilon, dense, activation),
         MatrixData::Packed(data) => Tensor::from_dispatch(Dispatch::norm_gated(
             x.into_dispatch(),
             gamma.clone().into_dispatch(),
             data.clone().into_dispatch(),
-            gate_up.spec,
+            part.spec,
             epsilon,
             activation,
         )),
-    }
+    })
 }
 
 /// Applies bias, head norm and rotary embedding to the queries, keys and values of a step, stores
@@ -174,11 +208,23 @@ pub fn copy_blocks(cache: KvBlocks, pairs: &[(u32, u32)]) -> KvBlocks {
 /// `params` has one entry for each row. Filters apply in the order min_p, top_k, top_p, as in the
 /// worker's own sampler.
 pub fn sample(logits: Tensor<2>, params: &[SamplingParams]) -> Tensor<1, Int> {
+    let samples = params.iter().enumerate().map(|(row, params)| RowSample { row, params: *params });
+    let samples: Vec<RowSample> = samples.take(logits.dims()[0]).collect();
+    let samples = StepSamples::new(&samples, &logits.device());
+    sample_rows(logits, &samples)
+}
+
+/// A token for each of `samples`, as [`sample`].
+pub fn sample_rows(logits: Tensor<2>, samples: &StepSamples) -> Tensor<1, Int> {
     #[cfg(feature = "gpu")]
     if let DispatchDevice::Cube(_) = logits.device().as_dispatch() {
-        return Tensor::from_dispatch(Dispatch::sample(logits.into_dispatch(), params.to_vec()));
+        let table = samples.table.clone().into_dispatch();
+        return Tensor::from_dispatch(Dispatch::sample(logits.into_dispatch(), table));
     }
-    reference::sample(logits, params)
+    let rows: Vec<i32> = samples.samples.iter().map(|sample| sample.row as i32).collect();
+    let params: Vec<SamplingParams> = samples.samples.iter().map(|sample| sample.params).collect();
+    let rows = Tensor::<1, Int>::from_data(TensorData::new(rows, [params.len()]), &logits.device());
+    reference::sample(logits.select(0, rows), &params)
 }
 
 /// Whether the device's backend has kernels; others compute the reference.

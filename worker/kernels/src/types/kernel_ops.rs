@@ -12,8 +12,6 @@ use burn::backend::{Backend, backend_extension};
 
 use super::heads::{Activation, HeadShape};
 use super::matrix::MatrixSpec;
-#[cfg(feature = "gpu")]
-use super::sampling::SamplingParams;
 
 /// The operations of a layer, on the CPU and on GPUs.
 #[cfg_attr(feature = "gpu", backend_extension(Flex, Cube))]
@@ -80,9 +78,10 @@ pub(crate) trait KernelOps: Backend {
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 }
 
-/// Sampling, on GPUs only: elsewhere [`crate::ops::sample`] takes the reference.
+/// Sampling, on GPUs only: elsewhere [`crate::ops::sample_rows`] takes the reference.
 #[cfg(feature = "gpu")]
 #[backend_extension(Cube)]
 pub(crate) trait SamplingOps: Backend {
-    fn sample(logits: FloatTensor<Self>, params: Vec<SamplingParams>) -> IntTensor<Self>;
+    /// `samples` is the table of [`crate::StepSamples`].
+    fn sample(logits: FloatTensor<Self>, samples: IntTensor<Self>) -> IntTensor<Self>;
 }

@@ -5,13 +5,33 @@ use burn::tensor::{Int, Tensor};
 use crate::ggml::GgmlType;
 
 /// A weight matrix `[outputs, inputs]` in one of ggml's formats, on a device.
+///
+/// Where it is larger than a buffer of the device can be, it is stored in several parts.
 #[derive(Debug, Clone)]
 pub struct Matrix {
+    /// At least one.
+    pub(crate) parts: Vec<MatrixPart>,
+    pub(crate) spec: MatrixSpec,
+}
+
+/// Rows of a [`Matrix`] that lie in one buffer.
+#[derive(Debug, Clone)]
+pub(crate) struct MatrixPart {
     pub(crate) data: MatrixData,
     pub(crate) spec: MatrixSpec,
 }
 
-/// How a device stores a [`Matrix`].
+/// What the rows of a [`Matrix`] are, which says how they may be split.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MatrixRows {
+    /// All alike.
+    Plain,
+    /// Those of a gate, then as many that the gate is multiplied with: see [`crate::norm_gated`]. Rows that belong
+    /// together stay in one part.
+    Gated,
+}
+
+/// How a device stores a [`MatrixPart`].
 #[derive(Debug, Clone)]
 pub(crate) enum MatrixData {
     /// Packed for the kernels of the device's backend.
@@ -53,12 +73,12 @@ pub enum MatrixError {
         /// Bytes that shape and format require.
         expected: usize,
     },
-    /// The matrix exceeds the largest buffer of the device.
+    /// A single row exceeds the largest buffer of the device.
     #[error(
-        "the matrix takes {bytes} bytes, but a buffer of this device holds at most {limit}; use the cpu backend or a smaller format"
+        "a row of the matrix takes {bytes} bytes, but a buffer of this device holds at most {limit}; use the cpu backend or a smaller format"
     )]
     TooLarge {
-        /// Size of the matrix in bytes.
+        /// Size of a row, or of two that belong together, in bytes.
         bytes: u64,
         /// Size of the device's largest buffer in bytes.
         limit: u64,
@@ -80,6 +100,12 @@ impl Matrix {
 
     /// Size on the device in bytes.
     pub fn bytes(&self) -> usize {
+        self.parts.iter().map(MatrixPart::bytes).sum()
+    }
+}
+
+impl MatrixPart {
+    fn bytes(&self) -> usize {
         match &self.data {
             MatrixData::Packed(data) => data.dims()[0] * data.dtype().size(),
             MatrixData::Dense(data) => data.dims().iter().product::<usize>() * size_of::<f32>(),

@@ -7,6 +7,7 @@ mod kv_cache;
 mod matrix;
 mod rows;
 mod sampling;
+mod upload;
 
 pub use heads::{Activation, HeadShape};
 pub(crate) use kernel_ops::KernelOps;
@@ -14,9 +15,9 @@ pub(crate) use kernel_ops::KernelOps;
 pub(crate) use kernel_ops::SamplingOps;
 pub(crate) use kv_cache::F16_MAX;
 pub use kv_cache::{BLOCK_SIZE, KvBlocks, KvType};
-pub(crate) use matrix::MatrixData;
-pub use matrix::{Matrix, MatrixError, MatrixSpec};
+pub use matrix::{Matrix, MatrixError, MatrixRows, MatrixSpec};
+pub(crate) use matrix::{MatrixData, MatrixPart};
+pub use rows::{RowSample, RowSpan, Step, StepInput, StepRows, StepSamples};
 #[cfg(feature = "gpu")]
-pub(crate) use rows::TILE_ROWS;
-pub use rows::{RowSpan, StepRows};
+pub(crate) use rows::{SAMPLE_WORDS, TILE_ROWS};
 pub use sampling::SamplingParams;

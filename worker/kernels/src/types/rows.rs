@@ -1,8 +1,10 @@
 //! The rows of a scheduler step: which sequence, position and cache slot each has.
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor};
 
 use super::kv_cache::BLOCK_SIZE;
+use super::sampling::SamplingParams;
+use super::upload::Upload;
 
 /// Largest number of rows of one sequence that a GPU kernel computes together.
 pub(crate) const TILE_ROWS: usize = 8;
@@ -32,12 +34,64 @@ pub struct StepRows {
     pub(crate) tiles: Tensor<2, Int>,
 }
 
-impl StepRows {
-    /// Uploads the layout of a step. The rows of a span are consecutive, and spans keep their order.
+/// What a step computes.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct StepInput<'a> {
+    /// The rows of each sequence; the rows of a span are consecutive, and spans keep their order.
+    pub spans: &'a [RowSpan<'a>],
+    /// The token of each row; may be empty.
+    pub tokens: &'a [u32],
+    /// Numbers of rows that are selected from a result; may be empty.
+    pub selected: &'a [usize],
+    /// The same, of another result.
+    pub kept: &'a [usize],
+    /// The tokens to sample; may be empty.
+    pub samples: &'a [RowSample],
+}
+
+/// A token that is sampled from a row of logits.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RowSample {
+    /// The row's number among the logits.
+    pub row: usize,
+    /// How it is sampled.
+    pub params: SamplingParams,
+}
+
+/// A [`StepInput`] on a device, to which it went in one upload.
+#[derive(Debug)]
+pub struct Step {
+    /// Positions, block tables and cache slots.
+    pub rows: StepRows,
+    /// `[rows]`
+    pub tokens: Tensor<1, Int>,
+    /// As in the input.
+    pub selected: Tensor<1, Int>,
+    /// As in the input.
+    pub kept: Tensor<1, Int>,
+    /// For [`crate::sample_rows`].
+    pub samples: StepSamples,
+}
+
+/// Tokens to sample, on the host and on the device.
+#[derive(Debug, Clone)]
+pub struct StepSamples {
+    pub(crate) samples: Vec<RowSample>,
+    /// `[samples, SAMPLE_WORDS]`: the row, then the bits of the parameters in their order.
+    #[cfg_attr(not(feature = "gpu"), allow(dead_code))] // for GPUs
+    pub(crate) table: Tensor<2, Int>,
+}
+
+/// Words of a sample in its table.
+pub(crate) const SAMPLE_WORDS: usize = 6;
+
+impl Step {
+    /// Uploads the input of a step.
     ///
     /// A position beyond the end of its block table is assigned to block 0. That is a mistake of the
     /// caller, but it never writes outside the pool.
-    pub fn new(spans: &[RowSpan<'_>], device: &Device) -> Self {
+    pub fn upload(input: StepInput<'_>, device: &Device) -> Self {
+        let StepInput { spans, tokens, selected, kept, samples } = input;
         let (mut rows, mut tiles) = (Vec::new(), Vec::new());
         for (number, span) in spans.iter().enumerate() {
             for first in (0..span.rows).step_by(TILE_ROWS) {
@@ -51,16 +105,64 @@ impl StepRows {
             }
         }
         let width = spans.iter().map(|span| span.blocks.len()).max().unwrap_or(0).max(1);
-        let mut tables = Vec::with_capacity(spans.len() * width);
-        for span in spans {
+        let table = |span: &RowSpan<'_>| {
             let padded = span.blocks.iter().map(|block| *block as i32).chain(std::iter::repeat(0));
-            tables.extend(padded.take(width));
-        }
+            padded.take(width).collect::<Vec<_>>()
+        };
         let (count, tile_count) = (rows.len() / 3, tiles.len() / 2);
+        let mut upload = Upload::default();
+        let (rows, tiles) = (upload.push(rows), upload.push(tiles));
+        let tables = upload.push(spans.iter().flat_map(table));
+        let ids = upload.push(tokens.iter().map(|id| *id as i32));
+        let numbers = |numbers: &[usize]| numbers.iter().map(|row| *row as i32).collect::<Vec<_>>();
+        let (selection, keep) = (upload.push(numbers(selected)), upload.push(numbers(kept)));
+        let table = upload.push(samples.iter().flat_map(RowSample::words));
+        let uploaded = upload.send(device);
         Self {
-            rows: Tensor::from_data(TensorData::new(rows, [count, 3]), device),
-            tiles: Tensor::from_data(TensorData::new(tiles, [tile_count, 2]), device),
-            tables: Tensor::from_data(TensorData::new(tables, [spans.len(), width]), device),
+            rows: StepRows {
+                rows: uploaded.tensor(rows, [count, 3]),
+                tiles: uploaded.tensor(tiles, [tile_count, 2]),
+                tables: uploaded.tensor(tables, [spans.len(), width]),
+            },
+            tokens: uploaded.tensor(ids, [tokens.len()]),
+            selected: uploaded.tensor(selection, [selected.len()]),
+            kept: uploaded.tensor(keep, [kept.len()]),
+            samples: StepSamples {
+                samples: samples.to_vec(),
+                table: uploaded.tensor(table, [samples.len(), SAMPLE_WORDS]),
+            },
         }
+    }
+}
+
+impl StepRows {
+    /// Uploads the layout of a step: see [`Step::upload`].
+    pub fn new(spans: &[RowSpan<'_>], device: &Device) -> Self {
+        Step::upload(StepInput { spans, ..StepInput::default() }, device).rows
+    }
+}
+
+impl StepSamples {
+    /// Uploads samples alone.
+    pub fn new(samples: &[RowSample], device: &Device) -> Self {
+        Step::upload(StepInput { samples, ..StepInput::default() }, device).samples
+    }
+
+    /// Number of tokens.
+    pub fn len(&self) -> usize {
+        self.samples.len()
+    }
+
+    /// Whether there is nothing to sample.
+    pub fn is_empty(&self) -> bool {
+        self.samples.is_empty()
+    }
+}
+
+impl RowSample {
+    fn words(&self) -> [i32; SAMPLE_WORDS] {
+        let SamplingParams { temperature, top_k, top_p, min_p, random } = self.params;
+        let bits = |number: f32| number.to_bits().cast_signed();
+        [self.row as i32, bits(temperature), top_k.cast_signed(), bits(top_p), bits(min_p), bits(random)]
     }
 }

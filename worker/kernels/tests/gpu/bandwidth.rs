@@ -1,6 +1,6 @@
 //! The bandwidth measurement. Its unit tests check the copy and the figure.
 
-use emberline_kernels::{copy_bandwidth, dispatches};
+use emberline_kernels::{copy_bandwidth, traffic};
 
 use crate::support::gpu;
 
@@ -9,10 +9,10 @@ const COPIES: u64 = (1 + 8) * 8;
 
 #[test]
 fn every_copy_of_the_measurement_is_counted() {
-    let before = dispatches();
+    let before = traffic().launches;
     let figure = copy_bandwidth(&gpu(), 32 << 20).unwrap();
     println!("{:.1} GB/s", figure / 1e9);
     assert!(figure.is_normal(), "{figure} bytes/s");
     // Other tests may launch kernels meanwhile.
-    assert!(dispatches() - before >= COPIES);
+    assert!(traffic().launches - before >= COPIES);
 }

@@ -2,7 +2,7 @@
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use emberline_kernels::ggml::GgmlType;
-use emberline_kernels::{Activation, MatrixError, MatrixSpec, reference};
+use emberline_kernels::{Activation, MatrixError, MatrixRows, MatrixSpec, reference};
 use emberline_kernels::{Matrix, embedding, linear, linear_add, norm_gated, norm_linear, rms_norm};
 
 use crate::support::{Random, assert_close, assert_same_bits, both, gpu, host, matrix};
@@ -123,7 +123,40 @@ fn a_packed_matrix_takes_the_memory_of_its_format() {
 }
 
 #[test]
-fn a_matrix_larger_than_a_buffer_is_refused() {
+fn a_matrix_in_parts_computes_the_same_bits() {
+    let mut random = Random::new(6);
+    for dtype in [GgmlType::F16, GgmlType::Q4_1, GgmlType::Q6_K] {
+        let spec = MatrixSpec { dtype, outputs: 46, inputs: width(&mut random, dtype) };
+        let blocks = random.blocks(spec);
+        let parts = |rows, largest| Matrix::in_parts(spec, &blocks, &gpu(), rows, largest);
+        let whole = parts(MatrixRows::Plain, u64::MAX).unwrap();
+        // About ten rows.
+        let largest = whole.bytes() as u64 / 5 + 260;
+        let (plain, gated) =
+            (parts(MatrixRows::Plain, largest).unwrap(), parts(MatrixRows::Gated, largest).unwrap());
+        let (x, _) = both(random.numbers(3 * spec.inputs), [3, spec.inputs]);
+        let (residual, _) = both(random.numbers(3 * 46), [3, 46]);
+        let (gamma, _) = both(random.numbers(spec.inputs), [spec.inputs]);
+        let results = |plain: &Matrix, gated: &Matrix| {
+            let ids = Tensor::<1, Int>::from_data(TensorData::new(vec![45, 0, 9, 20, 11], [5]), &gpu());
+            [
+                host(linear(x.clone(), plain)),
+                host(linear_add(x.clone(), plain, residual.clone())),
+                host(norm_linear(x.clone(), &gamma, EPSILON, plain)),
+                host(norm_gated(x.clone(), &gamma, EPSILON, gated, Activation::Silu)),
+                host(embedding(ids, plain)),
+            ]
+        };
+        for (got, wanted) in results(&plain, &gated).iter().zip(&results(&whole, &whole)) {
+            assert_same_bits(&format!("{dtype}"), got, wanted);
+        }
+        let error = parts(MatrixRows::Plain, 16).unwrap_err();
+        assert!(matches!(error, MatrixError::TooLarge { .. }), "{error}");
+    }
+}
+
+#[test]
+fn a_matrix_larger_than_a_buffer_is_split() {
     let limit = match gpu().as_dispatch() {
         burn::backend::DispatchDevice::Cube(cube) => cube.client().properties().memory.max_page_size,
         _ => unreachable!("gpu() returns a GPU"),
@@ -133,7 +166,9 @@ fn a_matrix_larger_than_a_buffer_is_refused() {
         return;
     }
     let spec = MatrixSpec { dtype: GgmlType::F16, outputs: limit as usize / 512 + 1, inputs: 256 };
-    let blocks = vec![0; spec.outputs * spec.row_bytes()];
-    let error = Matrix::new(spec, &blocks, &gpu()).unwrap_err();
-    assert!(matches!(error, MatrixError::TooLarge { .. }), "{error}");
+    let blocks = half::f16::from_f32(0.5).to_le_bytes().repeat(spec.outputs * spec.inputs);
+    let weight = Matrix::new(spec, &blocks, &gpu()).unwrap();
+    assert!(weight.bytes() as u64 > limit);
+    let (x, _) = both(vec![1.0; 256], [1, 256]);
+    assert!(host(linear(x, &weight)).iter().all(|number| *number == 128.0));
 }

@@ -9,6 +9,7 @@
 
 use std::time::{Duration, Instant};
 
+use emberline_kernels::RowSample;
 use rayon::prelude::*;
 
 use crate::constraint::Progress;
@@ -55,36 +56,42 @@ pub(super) struct BatchSampler {
 }
 
 impl BatchSampler {
-    /// Samples a token for each of `wanted`, in order.
+    /// What the device samples of `wanted`, with a network of so many logits in a row. It is told so with the step.
+    pub(super) fn on_device(self, wanted: &[SampleRequest<'_>], logits: usize) -> Vec<RowSample> {
+        wanted.iter().filter_map(|wanted| self.device_sample(wanted, logits)).collect()
+    }
+
+    fn device_sample(self, wanted: &SampleRequest<'_>, logits: usize) -> Option<RowSample> {
+        // Otherwise the device could sample an id that is not a token.
+        let device_can = self.on_device && logits == self.vocabulary;
+        match (wanted.logprobs, wanted.progress) {
+            (None, None) if device_can => {
+                wanted.sampler.for_device().map(|params| RowSample { row: wanted.row, params })
+            }
+            _ => None,
+        }
+    }
+
+    /// Samples a token for each of `wanted`, in order; `logits` are of a step that was told what
+    /// [`BatchSampler::on_device`] says.
     pub(super) fn sample(
         self,
         logits: Logits,
         wanted: &[SampleRequest<'_>],
     ) -> Result<(Vec<SampledToken>, MaskTimes), ComputeError> {
-        // Otherwise the device could sample an id that is not a token.
-        let device_can = self.on_device && logits.vocabulary() == self.vocabulary;
-        let on_device = |wanted: &SampleRequest<'_>| match (wanted.logprobs, wanted.progress) {
-            (None, None) if device_can => wanted.sampler.for_device(),
-            _ => None,
-        };
-        let device_rows: Vec<_> = wanted.iter().map(on_device).collect();
-        let rows = wanted.iter().zip(&device_rows).filter(|(_, row)| row.is_some());
-        let rows: Vec<usize> = rows.map(|(wanted, _)| wanted.row).collect();
-        let sample_rows: Vec<_> = device_rows.iter().flatten().copied().collect();
-        let mut from_device = match rows.is_empty() {
-            true => Vec::new(),
-            false => logits.select(&rows).sample(&sample_rows)?,
-        }
-        .into_iter();
+        let width = logits.vocabulary();
+        let is_on_device = |wanted: &SampleRequest<'_>| self.device_sample(wanted, width).is_some();
+        let on_device: Vec<bool> = wanted.iter().map(is_on_device).collect();
+        let mut from_device = logits.sampled()?.into_iter();
 
-        let left = wanted.iter().zip(&device_rows).filter(|(_, row)| row.is_none());
+        let left = wanted.iter().zip(&on_device).filter(|(_, on_device)| !**on_device);
         let left: Vec<SampleRequest<'_>> = left.map(|(wanted, _)| *wanted).collect();
         let (from_host, times) = self.sample_on_host(logits, &left)?;
         let mut from_host = from_host.into_iter();
 
-        let merged = device_rows.iter().map_while(|row| match row {
-            Some(_) => from_device.next().map(|token| SampledToken { token: Some(token), scores: None }),
-            None => from_host.next(),
+        let merged = on_device.iter().map_while(|on_device| match on_device {
+            true => from_device.next().map(|token| SampledToken { token: Some(token), scores: None }),
+            false => from_host.next(),
         });
         Ok((merged.collect(), times))
     }

@@ -32,7 +32,7 @@ use super::refusal::too_late;
 use super::{Engine, EngineError, EngineStats, EventSink, PreparedRequest, Preprocessor, ResumedTokens};
 use crate::clock;
 use crate::constraint::Stuck;
-use crate::network::{ComputeError, Logits, MemoryUse, Network, StepSpan};
+use crate::network::{ComputeError, Logits, MemoryUse, Network, NetworkStep, StepSpan};
 use crate::scheduler::{CacheSalt, Scheduler, SchedulerStep, SequenceId, SequencePrompt};
 use batch_sampler::{BatchSampler, SampleRequest};
 pub use cache::{CacheDtype, CacheSize};
@@ -69,6 +69,15 @@ enum Discontinued {
     Grammar(#[from] Stuck),
     #[error("The answer was begun with another version of the model, whose tokens are others.")]
     Text,
+}
+
+/// The choices of a step that need a token, and those that end without any.
+#[derive(Debug, Default)]
+struct WantedTokens<'a> {
+    ids: Vec<SequenceId>,
+    /// One for each of `ids`.
+    samples: Vec<SampleRequest<'a>>,
+    without: Vec<SequenceId>,
 }
 
 /// What does not change once the model is loaded.
@@ -203,7 +212,10 @@ impl Engine for InferenceEngine {
         let mut records = self.note_plan(&step);
         self.network.copy_blocks(&step.copies);
         let spans: Vec<StepSpan<'_>> = step.spans.iter().map(|span| self.scheduler.span(span)).collect();
-        let (logits, hidden) = self.network.forward_keeping(&spans, &prompt_logprobs::rows(&step))?;
+        let samples = self.sampler.on_device(&self.wanted(&step).samples, self.network.vocabulary());
+        let kept = prompt_logprobs::rows(&step);
+        let step_of_network = NetworkStep { spans: &spans, kept: &kept, samples: &samples };
+        let (logits, hidden) = self.network.step(step_of_network)?;
         self.warn_of_clamping();
         self.scheduler.complete(&step);
         if let Some(hidden) = hidden {
@@ -377,14 +389,9 @@ impl InferenceEngine {
         }
     }
 
-    /// Samples a token for every choice that needs one after this step.
-    fn sample(
-        &mut self,
-        step: &SchedulerStep,
-        logits: Logits,
-        records: &mut Vec<OutputRecord>,
-    ) -> Result<(), ComputeError> {
-        let (mut ids, mut wanted, mut without) = (Vec::new(), Vec::new(), Vec::new());
+    /// The tokens that are wanted after a step.
+    fn wanted(&self, step: &SchedulerStep) -> WantedTokens<'_> {
+        let mut all = WantedTokens::default();
         let mut rows = 0;
         for span in &step.spans {
             rows += span.logit_rows();
@@ -394,15 +401,26 @@ impl InferenceEngine {
                 let Some(choice) = request.choices.get(number as usize) else { continue };
                 let id = SequenceId { choice: number, ..span.id };
                 if request.ends_with_prompt() {
-                    without.push(id);
+                    all.without.push(id);
                     continue;
                 }
-                ids.push(id);
+                all.ids.push(id);
                 let (progress, logprobs) = (choice.progress.as_ref(), request.alternatives());
-                wanted.push(SampleRequest { row, sampler: &choice.sampler, progress, logprobs });
+                all.samples.push(SampleRequest { row, sampler: &choice.sampler, progress, logprobs });
             }
         }
-        let (sampled, times) = self.sampler.sample(logits, &wanted)?;
+        all
+    }
+
+    /// Samples a token for every choice that needs one after this step.
+    fn sample(
+        &mut self,
+        step: &SchedulerStep,
+        logits: Logits,
+        records: &mut Vec<OutputRecord>,
+    ) -> Result<(), ComputeError> {
+        let WantedTokens { ids, samples, without } = self.wanted(step);
+        let (sampled, times) = self.sampler.sample(logits, &samples)?;
         self.counts.masks += times.masks;
         self.counts.mask_time += times.computed;
         self.counts.mask_wait += times.waited;
