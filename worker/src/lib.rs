@@ -16,6 +16,7 @@ pub mod logging;
 pub mod nats;
 pub mod registry;
 pub mod serve;
+pub mod shader_cache;
 pub mod stored_request;
 pub mod summary;
 pub mod tokens;

@@ -12,6 +12,7 @@ use emberline_worker::config::{Args, Config};
 use emberline_worker::logging;
 use emberline_worker::registry::load::load_engine;
 use emberline_worker::serve::{Signals, serve};
+use emberline_worker::shader_cache;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
@@ -30,9 +31,15 @@ enum Command {
     Bench(BenchArgs),
 }
 
+#[allow(unsafe_code)]
 fn main() -> ExitCode {
+    // SAFETY: this is the only thread so far.
+    let kept = unsafe { shader_cache::keep() };
     let Cli { serve, command } = Cli::parse();
     logging::start();
+    if let Err(error) = kept {
+        tracing::debug!(%error, "compiled kernels are not kept; EMBERLINE_CACHE names a folder for them");
+    }
     let outcome = match command {
         Some(Command::Bench(args)) => run_bench(&args),
         None => run_worker(serve),

@@ -194,7 +194,10 @@ impl StackPlan {
         let backend = self.backend.to_possible_value();
         let backend = backend.as_ref().map_or("auto", |value| value.get_name());
         let nats = self.nats_address().to_string();
+        let cache = self.cache.to_string_lossy();
         let mut env = vec![
+            // An inherited value may be relative to another folder than the program's.
+            ("EMBERLINE_CACHE", &*cache),
             ("EMBERLINE_NATS", nats.as_str()),
             ("EMBERLINE_NATS_USER", "worker"),
             ("EMBERLINE_NATS_NKEY_SEED", &self.users.worker.seed),

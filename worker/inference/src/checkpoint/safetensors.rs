@@ -4,11 +4,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::io::{ErrorKind, Read, Seek, SeekFrom};
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
 use emberline_kernels::ggml::GgmlType;
+use rayon::iter::{IndexedParallelIterator, ParallelIterator};
+use rayon::slice::ParallelSliceMut;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde::Deserialize;
@@ -22,6 +24,8 @@ pub(crate) const SINGLE: &str = "model.safetensors";
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 /// Larger headers are refused, as the format wants it.
 const MAX_HEADER: u64 = 100_000_000;
+/// Bytes of a tensor that a thread reads in one go.
+const THREAD_BYTES: usize = 8 << 20;
 
 /// The weights in a folder.
 #[derive(Debug)]
@@ -35,7 +39,7 @@ pub struct SafetensorsFolder {
 #[derive(Debug)]
 struct Shard {
     path: PathBuf,
-    file: Mutex<File>,
+    file: File,
     header: Metadata,
     /// Where tensors' data begin.
     data: u64,
@@ -125,16 +129,20 @@ impl Shard {
         if end != length {
             return Err(damaged(format!("it should be {end} bytes long and is {length}")));
         }
-        Ok(Self { path, file: Mutex::new(file), header, data })
+        Ok(Self { path, file, header, data })
     }
 
     fn read(&self, info: &TensorInfo) -> Result<Vec<u8>, CheckpointError> {
         let (start, end) = info.data_offsets;
         let mut bytes = vec![0; end.saturating_sub(start)];
-        // A poisoned lock leaves nothing but the file's position in doubt, and that is set here.
-        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        file.seek(SeekFrom::Start(self.data + start as u64))
-            .and_then(|_| file.read_exact(&mut bytes))
+        let read = |(number, chunk): (usize, &mut [u8])| {
+            let place = (start + number * THREAD_BYTES) as u64;
+            self.file.read_exact_at(chunk, self.data.saturating_add(place))
+        };
+        bytes
+            .par_chunks_mut(THREAD_BYTES)
+            .enumerate()
+            .try_for_each(read)
             .map_err(|source| CheckpointError::Io { path: self.path.clone(), source })?;
         Ok(bytes)
     }

@@ -7,8 +7,8 @@ use emberline_kernels::ggml::GgmlType;
 use super::CheckpointError;
 use super::gguf::GgufFile;
 
-/// A file, or several, with named tensors.
-pub trait TensorSource {
+/// A file, or several, with named tensors. Several threads may read at once.
+pub trait TensorSource: Sync {
     /// The path for error messages.
     fn path(&self) -> &Path;
 

@@ -49,23 +49,25 @@ impl Network {
         target: &ComputeDevice,
         quantize: Option<Quantize>,
     ) -> Result<Self, NetworkError> {
-        Self::build(&Architecture::read(checkpoint)?, checkpoint, target, quantize)
+        Self::build(&Architecture::read(checkpoint)?, checkpoint, target, quantize, &|_| {})
     }
 
-    /// As [`Network::open`], for an `architecture` that was read from `checkpoint` before.
+    /// As [`Network::open`], for an `architecture` that was read from `checkpoint` before; `report` is told the part
+    /// that is loaded, from 0 to 1.
     pub fn build(
         architecture: &Architecture,
         checkpoint: &Checkpoint,
         target: &ComputeDevice,
         quantize: Option<Quantize>,
+        report: &dyn Fn(f32),
     ) -> Result<Self, NetworkError> {
         let Architecture { config, layout } = architecture;
-        Self::load(config.clone(), layout, checkpoint.tensors(), target, quantize)
+        Self::load(config.clone(), layout, checkpoint.tensors(), target, quantize, report)
     }
 
     /// Builds the network in a GGUF `file` on `target`.
     pub fn from_gguf(file: &GgufFile, target: &ComputeDevice) -> Result<Self, NetworkError> {
         let (config, layout) = Layout::from_gguf(file)?;
-        Self::load(config, &layout, file, target, None)
+        Self::load(config, &layout, file, target, None, &|_| {})
     }
 }

@@ -1,37 +1,40 @@
 //! Loads a network's weights onto a device.
 //!
 //! Every shape is checked before anything is built from it, so that a damaged file gives an error
-//! with the tensor's name and not a failure inside the device. Only the parts of one matrix are in
-//! the host's memory at a time.
+//! with the tensor's name and not a failure inside the device. A layer is read on all threads while the
+//! one before it goes to the device, in order and from the calling thread. So no more than two layers are
+//! in the host's memory at a time.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io::IsTerminal;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use emberline_kernels::ggml::{all_finite, extend_f32};
 use emberline_kernels::{Matrix, MatrixRows};
 use indicatif::{ProgressBar, ProgressStyle};
+use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
 use super::config::Layout;
 use super::forward::Weights;
 use super::layer::{DenseFeedForward, FeedForward, Layer};
 use super::quantize::Quantize;
 use super::rows::WeightRows;
-use super::tensor_names::TensorRole;
+use super::tensor_names::{TensorNames, TensorRole};
 use super::{ModelConfig, Network, NetworkError};
 use crate::checkpoint::TensorSource;
 use crate::device::{ComputeDevice, DeviceClass};
 
 impl Network {
-    /// Builds the network that `config` describes from `source` on `target`.
+    /// Builds the network that `config` describes from `source` on `target`; `report` is told the part that is loaded.
     pub(crate) fn load(
         config: ModelConfig,
         layout: &Layout,
         source: &dyn TensorSource,
         target: &ComputeDevice,
         quantize: Option<Quantize>,
+        report: &dyn Fn(f32),
     ) -> Result<Self, NetworkError> {
-        let mut loader = Loader::new(&config, layout, source, target, quantize);
+        let mut loader = Loader::new(&config, layout, source, target, quantize, report);
         let weights = loader.network()?;
         loader.finish()?;
         Ok(Self::new(config, weights, target.device.clone(), target.class == DeviceClass::Host))
@@ -45,9 +48,17 @@ struct Loader<'a> {
     target: &'a ComputeDevice,
     quantize: Option<Quantize>,
     used: HashSet<String>,
+    /// Tensors of the layer that is next.
+    ahead: ReadAhead,
     bytes: u64,
+    /// How many tensors there are.
+    count: usize,
     progress: ProgressBar,
+    report: &'a dyn Fn(f32),
 }
+
+/// Tensors' data that were read before they are asked for, by name.
+type ReadAhead = HashMap<String, Result<Vec<u8>, NetworkError>>;
 
 impl<'a> Loader<'a> {
     fn new(
@@ -56,15 +67,17 @@ impl<'a> Loader<'a> {
         source: &'a dyn TensorSource,
         target: &'a ComputeDevice,
         quantize: Option<Quantize>,
+        report: &'a dyn Fn(f32),
     ) -> Self {
+        let count = source.names().len();
         let progress = if std::io::stderr().is_terminal() {
             let style = ProgressStyle::with_template("loading weights {bar:30} {pos}/{len} tensors");
-            ProgressBar::new(source.names().len() as u64)
-                .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+            ProgressBar::new(count as u64).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
         } else {
             ProgressBar::hidden()
         };
-        Self { config, layout, source, target, quantize, used: HashSet::new(), bytes: 0, progress }
+        let (used, ahead) = (HashSet::new(), ReadAhead::new());
+        Self { config, layout, source, target, quantize, used, ahead, bytes: 0, count, progress, report }
     }
 
     fn network(&mut self) -> Result<Weights, NetworkError> {
@@ -74,10 +87,27 @@ impl<'a> Loader<'a> {
             true => embedding.clone(),
             false => self.matrix(TensorRole::Head, 0, shape)?,
         };
-        let layers = (0..self.config.layers.len()).map(|index| self.layer(index));
-        let layers = layers.collect::<Result<_, _>>()?;
+        let layers = self.layers()?;
         let norm = self.norm(TensorRole::Norm, 0, self.config.hidden)?;
         Ok(Weights { embedding, layers, norm: self.vector(norm), head, bytes: self.bytes })
+    }
+
+    fn layers(&mut self) -> Result<Vec<Layer>, NetworkError> {
+        let (source, names, count) = (self.source, &self.layout.names, self.config.layers.len());
+        self.ahead = read_layer(source, names, 0);
+        let mut layers = Vec::with_capacity(count);
+        for index in 0..count {
+            let mut next = ReadAhead::new();
+            let layer = rayon::in_place_scope(|scope| {
+                if index + 1 < count {
+                    scope.spawn(|_| next = read_layer(source, names, index + 1));
+                }
+                self.layer(index)
+            });
+            layers.push(layer?);
+            self.ahead = next;
+        }
+        Ok(layers)
     }
 
     fn layer(&mut self, index: usize) -> Result<Layer, NetworkError> {
@@ -229,15 +259,13 @@ impl<'a> Loader<'a> {
                 expected: expected.to_vec(),
             });
         }
-        let data = self.source.read(name)?;
-        if !all_finite(dtype, &data) {
-            return Err(NetworkError::NotFinite {
-                path: self.source.path().to_owned(),
-                tensor: name.to_owned(),
-            });
-        }
+        let data = match self.ahead.remove(name) {
+            Some(data) => data?,
+            None => read_finite(self.source, name)?,
+        };
         self.used.insert(name.to_owned());
         self.progress.inc(1);
+        (self.report)(self.used.len() as f32 / self.count.max(1) as f32);
         Ok(WeightRows { dtype, inputs, data })
     }
 
@@ -275,4 +303,25 @@ impl<'a> Loader<'a> {
             }),
         }
     }
+}
+
+/// Reads all tensors of a layer, several at a time.
+fn read_layer(source: &dyn TensorSource, names: &TensorNames, layer: usize) -> ReadAhead {
+    let all: HashSet<String> = TensorRole::OF_LAYERS.iter().map(|part| names.of(*part, layer)).collect();
+    let there = all.into_iter().filter(|name| source.describe(name).is_ok()).collect::<Vec<_>>();
+    let read = |name: String| {
+        let data = read_finite(source, &name);
+        (name, data)
+    };
+    there.into_par_iter().map(read).collect()
+}
+
+/// A tensor's data, after checking that all numbers are finite.
+fn read_finite(source: &dyn TensorSource, name: &str) -> Result<Vec<u8>, NetworkError> {
+    let (_, dtype) = source.describe(name)?;
+    let data = source.read(name)?;
+    if all_finite(dtype, &data) {
+        return Ok(data);
+    }
+    Err(NetworkError::NotFinite { path: source.path().to_owned(), tensor: name.to_owned() })
 }

@@ -120,7 +120,7 @@ impl Network {
     pub fn random(shape: RandomShape, target: &ComputeDevice) -> Result<Self, NetworkError> {
         let layout =
             Layout { names: NAMES, interleaved: false, fused: false, norm_offset: 0.0, unneeded: Vec::new() };
-        Self::load(shape.config(), &layout, &RandomWeights::new(shape), target, None)
+        Self::load(shape.config(), &layout, &RandomWeights::new(shape), target, None, &|_| {})
     }
 }
 

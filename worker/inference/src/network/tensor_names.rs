@@ -29,6 +29,31 @@ pub(crate) enum TensorRole {
     PostMlpNorm,
 }
 
+impl TensorRole {
+    /// Those that each layer may have.
+    pub(crate) const OF_LAYERS: [Self; 19] = [
+        Self::AttentionNorm,
+        Self::Query,
+        Self::Key,
+        Self::Value,
+        Self::Qkv,
+        Self::QueryBias,
+        Self::KeyBias,
+        Self::ValueBias,
+        Self::QueryNorm,
+        Self::KeyNorm,
+        Self::Output,
+        Self::OutputBias,
+        Self::PostAttentionNorm,
+        Self::MlpNorm,
+        Self::Gate,
+        Self::Up,
+        Self::GateUp,
+        Self::Down,
+        Self::PostMlpNorm,
+    ];
+}
+
 /// A naming scheme for tensors.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum TensorNames {

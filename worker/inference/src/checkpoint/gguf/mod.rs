@@ -12,23 +12,28 @@ pub(crate) mod testing;
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufReader, ErrorKind, Read, Seek, SeekFrom};
+use std::io::{BufReader, ErrorKind};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 pub use emberline_kernels::ggml::GgmlType;
 
 pub use error::GgufError;
 pub use metadata::{Array, Metadata, Value};
+use rayon::iter::{IndexedParallelIterator, ParallelIterator};
+use rayon::slice::ParallelSliceMut;
 
 /// About as much as is read at a time while a tensor is expanded.
 const CHUNK_BYTES: usize = 1 << 20;
+/// Bytes of a tensor that a thread reads in one go.
+const THREAD_BYTES: usize = 8 << 20;
 
 /// An open model file.
 #[derive(Debug)]
 pub struct GgufFile {
     path: Arc<Path>,
-    file: Mutex<File>,
+    file: File,
     length: u64,
     metadata: Metadata,
     tensors: Vec<TensorInfo>,
@@ -73,14 +78,7 @@ impl GgufFile {
                 return Err(GgufError::Malformed { path: path.to_path_buf(), what });
             }
         }
-        Ok(Self {
-            path,
-            file: Mutex::new(file),
-            length,
-            metadata: header.metadata,
-            tensors: header.tensors,
-            index,
-        })
+        Ok(Self { path, file, length, metadata: header.metadata, tensors: header.tensors, index })
     }
 
     /// Where the file is.
@@ -125,26 +123,24 @@ impl GgufFile {
     pub fn read_raw(&self, name: &str) -> Result<Vec<u8>, GgufError> {
         let tensor = self.tensor_info(name)?;
         let mut data = vec![0; tensor.size];
-        self.read_at(tensor, 0, &mut data)?;
+        let chunks = data.par_chunks_mut(THREAD_BYTES).enumerate();
+        chunks.try_for_each(|(number, chunk)| self.read_at(tensor, number * THREAD_BYTES, chunk))?;
         Ok(data)
     }
 
     /// Fills `buffer` from a place in a tensor's data.
     fn read_at(&self, tensor: &TensorInfo, place: usize, buffer: &mut [u8]) -> Result<(), GgufError> {
-        // A poisoned lock leaves nothing but the file's position in doubt, and that is set here.
-        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        file.seek(SeekFrom::Start(tensor.offset + place as u64))
-            .and_then(|_| file.read_exact(buffer))
-            .map_err(|source| match source.kind() {
-                // Someone has cut the file since it was opened.
-                ErrorKind::UnexpectedEof => GgufError::Truncated {
-                    path: self.path.to_path_buf(),
-                    what: format!("the tensor {}", tensor.name),
-                    needed: tensor.end(),
-                    length: file.metadata().map_or(self.length, |metadata| metadata.len()),
-                },
-                _ => GgufError::Io { path: self.path.to_path_buf(), source },
-            })
+        let place = tensor.offset.saturating_add(place as u64);
+        self.file.read_exact_at(buffer, place).map_err(|source| match source.kind() {
+            // Someone has cut the file since it was opened.
+            ErrorKind::UnexpectedEof => GgufError::Truncated {
+                path: self.path.to_path_buf(),
+                what: format!("the tensor {}", tensor.name),
+                needed: tensor.end(),
+                length: self.file.metadata().map_or(self.length, |metadata| metadata.len()),
+            },
+            _ => GgufError::Io { path: self.path.to_path_buf(), source },
+        })
     }
 }
 

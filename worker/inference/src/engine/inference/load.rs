@@ -81,7 +81,7 @@ pub fn load(options: &LoadOptions) -> Result<InferenceEngine, LoadError> {
     let (tokenizer, template) = texts(&checkpoint)?;
     let device = &options.device;
     let stored = options.cache_dtype.on(device)?;
-    let mut network = Network::build(&architecture, &checkpoint, device, options.quantize)?;
+    let mut network = Network::build(&architecture, &checkpoint, device, options.quantize, &|_| {})?;
     let (tokens, rows) = (tokenizer.vocab_size(), network.vocabulary());
     if tokens > rows {
         return Err(LoadError::Vocabulary { path: path.clone(), tokens, rows });
@@ -106,7 +106,8 @@ pub fn load(options: &LoadOptions) -> Result<InferenceEngine, LoadError> {
     let prefill_budget = options.prefill_budget.unwrap_or(default_budget).max(1);
     let on_adapter = device.class != DeviceClass::Host;
     if on_adapter {
-        warm_up::run(&mut network, &SchedulerLimits { sequences: slots, prefill_budget, blocks })?;
+        let limits = SchedulerLimits { sequences: slots, prefill_budget, blocks };
+        warm_up::run(&mut network, &limits, &|_| {})?;
     }
     let memory = network.memory(prefill_budget + slots, slots);
     tracing::info!(

@@ -1,8 +1,8 @@
-//! Compiles and tunes the device's kernels before a client waits for them.
+//! Compiles the device's kernels before a client waits for them.
 //!
-//! Kernels differ by the number of rows, by whether these are of prompts, by how far back attention
-//! reaches, and by how tokens are sampled. Each kind of step is computed once, in a cache that holds
-//! nothing yet.
+//! Kernels differ by how many rows a thread computes (1, 2, 4 or 8), by whether rows come in tiles, as a prompt's do,
+//! and by how far back attention reaches. Each kind of step that can be served is computed once, as small as it can be,
+//! in a cache that holds nothing yet.
 
 use std::io::IsTerminal;
 
@@ -12,10 +12,12 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::network::{ComputeError, Network, StepSpan};
 use crate::scheduler::SchedulerLimits;
 
-const GREEDY: SamplingParams =
-    SamplingParams { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, random: 0.5 };
-const DRAWN: SamplingParams = SamplingParams { temperature: 1.0, ..GREEDY };
-const FILTERED: SamplingParams = SamplingParams { top_k: 40, top_p: 0.9, min_p: 0.05, ..DRAWN };
+/// There is one kernel for all parameters.
+const SAMPLED: SamplingParams =
+    SamplingParams { temperature: 1.0, top_k: 40, top_p: 0.9, min_p: 0.05, random: 0.5 };
+
+/// Tokens of a prompt: more than a tile has.
+const PROMPT: usize = 16;
 
 /// A kind of step to compute.
 #[derive(Debug, Clone, Copy)]
@@ -27,8 +29,12 @@ struct Kind {
     prompt: usize,
 }
 
-/// Computes a step of each kind that `limits` and the model's context allow.
-pub(super) fn run(network: &mut Network, limits: &SchedulerLimits) -> Result<(), ComputeError> {
+/// Computes a step of each kind that `limits` and the model's context allow; `report` is told the part that is done.
+pub(super) fn run(
+    network: &mut Network,
+    limits: &SchedulerLimits,
+    report: &dyn Fn(f32),
+) -> Result<(), ComputeError> {
     let longest = network.config().context_length.min(limits.blocks * BLOCK_SIZE);
     let kinds = kinds(limits, longest);
     let progress = if std::io::stderr().is_terminal() {
@@ -38,9 +44,11 @@ pub(super) fn run(network: &mut Network, limits: &SchedulerLimits) -> Result<(),
     } else {
         ProgressBar::hidden()
     };
-    for kind in kinds {
+    let count = kinds.len();
+    for (number, kind) in kinds.into_iter().enumerate() {
         step(network, kind, limits)?;
         progress.inc(1);
+        report((number + 1) as f32 / count as f32);
     }
     if limits.blocks > 1 {
         network.copy_blocks(&[(0, 1)]);
@@ -51,14 +59,12 @@ pub(super) fn run(network: &mut Network, limits: &SchedulerLimits) -> Result<(),
 
 fn kinds(limits: &SchedulerLimits, longest: usize) -> Vec<Kind> {
     let last = longest.saturating_sub(1);
-    let prompt = limits.prefill_budget.min(longest);
-    let batches = [1, 2, 4, 8, limits.sequences].map(|sequences| sequences.min(limits.sequences));
-    let mut kinds = Vec::new();
-    for position in [0, last] {
-        kinds.extend(batches.map(|decoding| Kind { decoding, position, prompt: 0 }));
-    }
+    let batches = [1, 2, 4, 8].into_iter().filter(|decoding| *decoding <= limits.sequences);
+    let mut kinds: Vec<Kind> = batches.map(|decoding| Kind { decoding, position: 0, prompt: 0 }).collect();
+    // Far from the beginning of a sequence, attention is split.
+    kinds.push(Kind { decoding: 1, position: last, prompt: 0 });
+    let prompt = PROMPT.min(limits.prefill_budget).min(longest);
     kinds.push(Kind { decoding: 0, position: 0, prompt });
-    kinds.extend([0, last].map(|position| Kind { decoding: limits.sequences, position, prompt }));
     kinds
 }
 
@@ -75,12 +81,8 @@ fn step(network: &mut Network, kind: Kind, limits: &SchedulerLimits) -> Result<(
         spans.push(StepSpan { tokens: &zeros, start: 0, blocks: &short, logit_rows: 1 });
     }
     let Some(logits) = network.forward(&spans)? else { return Ok(()) };
-    for kinds in [[GREEDY; 3], [DRAWN; 3], [GREEDY, DRAWN, FILTERED]] {
-        let rows: Vec<SamplingParams> = kinds.into_iter().cycle().take(logits.rows()).collect();
-        logits.sample(&rows)?;
-    }
+    logits.sample(&vec![SAMPLED; logits.rows()])?;
     if decoding > 1 {
-        logits.select(&[0]).sample(&[DRAWN])?;
         logits.select(&[0]).into_host()?;
     }
     Ok(())
@@ -88,6 +90,8 @@ fn step(network: &mut Network, kind: Kind, limits: &SchedulerLimits) -> Result<(
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use emberline_kernels::KvType;
 
     use super::*;
@@ -100,7 +104,10 @@ mod tests {
         let mut network = Network::from_gguf(&file, &ComputeDevice::cpu()).unwrap();
         for (sequences, prefill_budget, blocks) in [(1, 1, 1), (3, 40, 2), (9, 500, 100)] {
             network.allocate_cache(blocks, KvType::F32).unwrap();
-            run(&mut network, &SchedulerLimits { sequences, prefill_budget, blocks }).unwrap();
+            let done = Cell::new(0.0);
+            let limits = SchedulerLimits { sequences, prefill_budget, blocks };
+            run(&mut network, &limits, &|part| done.set(part)).unwrap();
+            assert_eq!(done.get(), 1.0);
         }
     }
 

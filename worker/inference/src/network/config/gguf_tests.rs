@@ -169,7 +169,7 @@ fn smollm3_computes_the_same_from_a_converted_file() {
         let span = StepSpan { tokens: &tokens, start: 0, blocks: &[0, 1, 2], logit_rows: 1 };
         network.forward(&[span]).unwrap().unwrap().into_host().unwrap()
     };
-    let wanted = logits(Network::load(config, &layout, &source, &device, None).unwrap());
+    let wanted = logits(Network::load(config, &layout, &source, &device, None, &|_| {}).unwrap());
     let got = logits(Network::from_gguf(&file, &device).unwrap());
     assert!(got.iter().zip(&wanted).all(|(got, wanted)| (got - wanted).abs() < 1e-4));
 }
