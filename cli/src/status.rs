@@ -56,7 +56,13 @@ fn rows(beat: &Heartbeat) -> Vec<[String; 6]> {
         vec![[names.join(","), jobs(beat.active, beat.capacity), state.to_owned()]]
     } else {
         let row = |model: &ModelStatus| {
-            [model.name.clone(), jobs(model.active, model.capacity), state(model.state).to_owned()]
+            let state = match model.loaded_percent {
+                Some(percent) if model.state == ModelState::Loading && !beat.draining => {
+                    format!("loading {percent} %")
+                }
+                _ => state(model.state).to_owned(),
+            };
+            [model.name.clone(), jobs(model.active, model.capacity), state]
         };
         beat.states.iter().map(row).collect()
     };
@@ -102,6 +108,7 @@ mod tests {
         let model = |name: &str, state, reason: Option<&str>| ModelStatus {
             pace: 0.0,
             memory: None,
+            loaded_percent: (state == ModelState::Loading).then_some(40),
             name: name.into(),
             state,
             reason: reason.map(Into::into),
@@ -116,9 +123,9 @@ mod tests {
         let problem = Some("models.toml, line 3: no".to_owned());
         let text = render(&[Heartbeat { states, problem, ..beat() }]);
         let lines: Vec<_> = text.lines().collect();
-        assert_eq!(lines[1], "w1      big    3/8   failed   burn 0.1.0  CPU (flex)");
+        assert_eq!(lines[1], "w1      big    3/8   failed        burn 0.1.0  CPU (flex)");
         assert_eq!(lines[2], "        m      3/8   serving");
-        assert_eq!(lines[3], "        n      3/8   loading");
+        assert_eq!(lines[3], "        n      3/8   loading 40 %");
         assert_eq!(lines[5], "w1: models.toml, line 3: no");
         assert_eq!(lines[7], "w1: big: it needs more memory");
     }

@@ -79,10 +79,15 @@ pub struct Args {
     #[arg(long, env = "EMBERLINE_QUANTIZE", value_enum)]
     pub quantize: Option<Quantize>,
 
-    /// Memory for the keys and values of each model, such as 2GiB [default: what the slots need, at
-    /// most an eighth of what is there]
+    /// Memory for the keys and values of each model, such as 2GiB [default: on a GPU what it has left;
+    /// else what the slots need, at most an eighth of what is there]
     #[arg(long, env = "EMBERLINE_CACHE_MEMORY", value_name = "AMOUNT")]
     pub cache_memory: Option<Bytes>,
+
+    /// Most of the device's memory that each model takes, for weights, keys and values, and a step's
+    /// results [default: what the device has left, shared by the models that are to be loaded]
+    #[arg(long, env = "EMBERLINE_MAX_MEMORY", value_name = "AMOUNT")]
+    pub max_memory: Option<Bytes>,
 
     /// How keys and values are stored
     #[arg(long, env = "EMBERLINE_CACHE_DTYPE", value_enum, default_value_t = CacheDtype::Auto)]
@@ -92,7 +97,8 @@ pub struct Args {
     #[arg(long, env = "EMBERLINE_CONTEXT_LENGTH", value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
     pub context_length: Option<u32>,
 
-    /// Where to compute; `auto` takes the GPU if there is one, and the CPU otherwise
+    /// Where to compute; `auto` takes the GPU if there is one (by CUDA where that is compiled in), and
+    /// the CPU otherwise
     #[arg(long, env = "EMBERLINE_BACKEND", value_enum, default_value_t = Backend::Auto)]
     pub backend: Backend,
 
@@ -104,9 +110,9 @@ pub struct Args {
     #[arg(long, env = "EMBERLINE_ENGINE", value_enum, default_value_t = EngineChoice::Burn)]
     pub engine: EngineChoice,
 
-    /// Jobs of each model to run at once
-    #[arg(long, env = "EMBERLINE_SLOTS", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_SLOTS)))]
-    pub slots: u16,
+    /// Jobs of each model to run at once [default: 32; on a GPU one for each 768 tokens of cache, at most 256]
+    #[arg(long, env = "EMBERLINE_SLOTS", value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_SLOTS)))]
+    pub slots: Option<u16>,
 
     /// Tokens of prompts that a step computes beside one token of each running answer [default: 256
     /// on the CPU, 1024 on a GPU]
@@ -220,6 +226,7 @@ impl Args {
             slots: self.slots,
             quantize: self.quantize,
             cache_memory: self.cache_memory,
+            max_memory: self.max_memory,
             cache_dtype: self.cache_dtype,
             context_length: self.context_length,
             prefill_budget: self.prefill_budget,
@@ -366,6 +373,7 @@ mod tests {
             ["--nats", ":x"],
             ["--nats-jetstream-domain", "a.b"],
             ["--cache-memory", "much"],
+            ["--max-memory", "much"],
             ["--cache-dtype", "q8"],
             ["--quantize", "q2"],
             ["--context-length", "0"],

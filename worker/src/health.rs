@@ -195,7 +195,8 @@ mod tests {
             progress: EngineProgress::default(),
             memory: None,
         });
-        ModelStatus { name: name.into(), state, reason: reason.map(str::to_owned), engine: "burn", loaded }
+        let reason = reason.map(str::to_owned);
+        ModelStatus { name: name.into(), state, reason, engine: "burn", loaded, loading: None }
     }
 
     /// What `/ready` says of a worker of these models.

@@ -116,6 +116,7 @@ mod tests {
             active: 0,
             pace: 0.0,
             memory: None,
+            loaded_percent: None,
         };
         for (heartbeats, wanted, outcome, words) in [
             (vec![], vec![], Outcome::Fault, "no worker is running"),

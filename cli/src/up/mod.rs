@@ -340,6 +340,7 @@ mod tests {
                 active: 0,
                 pace: 0.0,
                 memory: *memory,
+                loaded_percent: None,
             });
             let served = models.iter().map(|(name, _)| ServedModel {
                 name: (*name).to_owned(),

@@ -231,6 +231,7 @@ async fn workers_that_serve_nothing_are_told_from_none() {
         active: 0,
         pace: 0.0,
         memory: None,
+        loaded_percent: None,
     };
     let failing =
         Heartbeat { v: PROTOCOL_VERSION, worker: "w1".into(), states: vec![failed], ..Heartbeat::default() };

@@ -152,6 +152,7 @@ pub(crate) fn heartbeat(worker: &str, context_length: u32) -> Heartbeat {
             active: 0,
             pace: 1.0,
             memory: Some(16 << 30),
+            loaded_percent: None,
         }],
         ..Heartbeat::default()
     }

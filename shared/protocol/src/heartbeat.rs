@@ -72,6 +72,9 @@ pub struct ModelStatus {
     /// machine. `None` if unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<u64>,
+    /// How much of it is loaded, in percent, while it is; `None` if unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loaded_percent: Option<u32>,
 }
 
 /// What a worker does with a model.
@@ -117,5 +120,6 @@ mod tests {
         let read: Heartbeat = serde_json::from_str(&newer).unwrap();
         let state = &read.states[0];
         assert_eq!((state.state, state.pace, state.memory), (ModelState::Unknown, 0.0, None));
+        assert_eq!(state.loaded_percent, None);
     }
 }

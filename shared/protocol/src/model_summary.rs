@@ -110,7 +110,17 @@ mod tests {
     const MODEL: &str = "m";
 
     fn status(name: &str, state: ModelState, capacity: u32, pace: f64) -> ModelStatus {
-        ModelStatus { name: name.into(), state, reason: None, capacity, active: 0, pace, memory: None }
+        let name = name.into();
+        ModelStatus {
+            name,
+            state,
+            reason: None,
+            capacity,
+            active: 0,
+            pace,
+            memory: None,
+            loaded_percent: None,
+        }
     }
 
     fn served(name: &str, context_length: u32, created: u64) -> ServedModel {

@@ -11,7 +11,7 @@ use crate::network::Quantize;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
     "it needs about {needed} of memory ({weights} of weights and {cache} for keys and values), but {available} \
-     is available; remove another model, lower cache_memory, or choose a smaller or quantised model"
+     is available; remove another model, lower cache_memory, raise max_memory, or choose a smaller or quantised model"
 )]
 pub struct NotEnough {
     /// Weights and cache.
@@ -20,13 +20,18 @@ pub struct NotEnough {
     pub weights: Bytes,
     /// For keys and values, if it is set.
     pub cache: Bytes,
-    /// What the machine has left.
+    /// What the device has left for it.
     pub available: Bytes,
 }
 
-/// Refuses the model at `path` if it can't fit with its `cache`; one of unknown size passes.
-pub fn check(path: &Path, quantize: Option<Quantize>, cache: Option<Bytes>) -> Result<(), NotEnough> {
-    match (weights(path, quantize), available()) {
+/// Refuses the model at `path` if it can't fit into `room` with its `cache`; one of unknown size passes.
+pub fn check(
+    path: &Path,
+    quantize: Option<Quantize>,
+    cache: Option<Bytes>,
+    room: Option<u64>,
+) -> Result<(), NotEnough> {
+    match (weights(path, quantize), room) {
         (Some(weights), Some(available)) => compare(weights, cache, available),
         _ => Ok(()),
     }

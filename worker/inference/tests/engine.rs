@@ -26,7 +26,7 @@ const BUDGET: usize = 48;
 fn options() -> LoadOptions {
     let budget = Some(BUDGET);
     let options = LoadOptions::new(model_path().unwrap(), "real", ComputeDevice::cpu());
-    LoadOptions { slots: 6, prefill_budget: budget, ..options }
+    LoadOptions { slots: Some(6), prefill_budget: budget, ..options }
 }
 
 /// A choice's tokens and their log-probabilities.

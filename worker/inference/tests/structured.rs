@@ -34,7 +34,7 @@ fn engine() -> MutexGuard<'static, Option<InferenceEngine>> {
     let mut engine = ENGINE.lock().unwrap_or_else(PoisonError::into_inner);
     engine.get_or_insert_with(|| {
         let options = LoadOptions::new(model_path().unwrap(), "real", ComputeDevice::cpu());
-        load(&LoadOptions { slots: SLOTS, ..options }).unwrap()
+        load(&LoadOptions { slots: Some(SLOTS), ..options }).unwrap()
     });
     engine
 }

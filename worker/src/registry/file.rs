@@ -80,6 +80,7 @@ struct Entry {
     #[serde(default, deserialize_with = "slots")]
     slots: Option<u16>,
     cache_memory: Option<Bytes>,
+    max_memory: Option<Bytes>,
     cache_dtype: Option<CacheDtype>,
     #[serde(default, deserialize_with = "context_length")]
     context_length: Option<u32>,
@@ -221,9 +222,10 @@ impl Entry {
         defaults: &Settings,
     ) -> Result<ModelOptions, FileError> {
         let settings = Settings {
-            slots: self.slots.unwrap_or(defaults.slots),
+            slots: self.slots.or(defaults.slots),
             quantize: self.quantize.or(defaults.quantize),
             cache_memory: self.cache_memory.or(defaults.cache_memory),
+            max_memory: self.max_memory.or(defaults.max_memory),
             cache_dtype: self.cache_dtype.unwrap_or(defaults.cache_dtype),
             context_length: self.context_length.or(defaults.context_length),
             ..defaults.clone()

@@ -17,6 +17,7 @@ fn an_entry_says_what_it_wants_and_the_rest_is_as_for_all() {
         quantize = "q4"
         slots = 3
         cache_memory = "512MiB"
+        max_memory = "2GiB"
         cache_dtype = "f32"
         context_length = 2048
 
@@ -33,7 +34,8 @@ fn an_entry_says_what_it_wants_and_the_rest_is_as_for_all() {
     .unwrap();
     let small = Settings {
         quantize: Some(Quantize::Q4),
-        slots: 3,
+        slots: Some(3),
+        max_memory: Some(Bytes(2 << 30)),
         cache_memory: Some(Bytes(512 << 20)),
         cache_dtype: CacheDtype::F32,
         context_length: Some(2048),
@@ -51,10 +53,14 @@ fn an_entry_says_what_it_wants_and_the_rest_is_as_for_all() {
 fn the_example_is_one() {
     let example = include_str!("../../../deploy/models.toml");
     assert_eq!(parse_text(example).unwrap()[0].settings, settings());
-    let in_full: String =
-        example.replace("\n# slots", "\nslots").replace("\n# c", "\nc").replace("\n# q", "\nq");
+    let in_full: String = example
+        .replace("\n# slots", "\nslots")
+        .replace("\n# c", "\nc")
+        .replace("\n# q", "\nq")
+        .replace("\n# m", "\nm");
     let all = parse_text(&in_full).unwrap().remove(0).settings;
-    assert_eq!((all.slots, all.cache_memory), (8, Some(Bytes(1 << 30))));
+    assert_eq!((all.slots, all.cache_memory), (Some(8), Some(Bytes(1 << 30))));
+    assert_eq!(all.max_memory, Some(Bytes(20 << 30)));
     assert_eq!(all.cache_dtype, CacheDtype::F32);
     assert_eq!((all.context_length, all.quantize), (Some(4096), Some(Quantize::Q8)));
 }

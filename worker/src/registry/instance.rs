@@ -3,15 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use emberline_inference::engine::Engine;
-use emberline_inference::engine::thread::{self, EngineHandle, EngineInfo, EngineThread};
+use emberline_inference::engine::inference::LoadError;
+use emberline_inference::engine::thread::{self, EngineHandle, EngineInfo, EngineThread, SpawnError};
 use emberline_inference::memory;
 use emberline_protocol::bytes::Bytes;
 use emberline_protocol::dead_letter::Prompts;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-use super::load::{LoadFailure, Loader};
+use super::load::{LoadFailure, Loader, Loading, PendingLoad};
 use super::options::ModelOptions;
 use super::status::Loaded;
 use crate::intake::slots::Slots;
@@ -56,6 +56,18 @@ pub enum ModelFailure {
     Thread(std::io::Error),
     #[error("the engine failed: {0}. Its jobs were requeued")]
     Engine(String),
+    #[error(
+        "the device is lost: {0}. Its jobs were requeued, and the worker ends: only another process can use the device \
+         again"
+    )]
+    DeviceLost(String),
+}
+
+impl ModelFailure {
+    /// Whether no model can be served on the device by this process any more.
+    pub(super) fn is_device_lost(&self) -> bool {
+        matches!(self, Self::DeviceLost(_) | Self::Load(LoadFailure::Model(LoadError::DeviceLost(_))))
+    }
 }
 
 /// What an instance reports to the registry.
@@ -76,6 +88,9 @@ pub(super) struct Instance {
     pub(super) context: Arc<WorkerContext>,
     pub(super) phase: Arc<watch::Sender<Phase>>,
     pub(super) reports: mpsc::UnboundedSender<(u64, Report)>,
+    pub(super) loading: Loading,
+    /// Held until the model is loaded.
+    pub(super) pending: Option<PendingLoad>,
 }
 
 impl Instance {
@@ -90,15 +105,15 @@ impl Instance {
         });
     }
 
-    async fn run(self) -> Result<(), ModelFailure> {
+    async fn run(mut self) -> Result<(), ModelFailure> {
         self.create_consumers().await?;
-        let engine = self.load().await?;
+        let (info, handle, engine_thread) = self.load().await?;
+        self.pending = None;
         if *self.phase.borrow() >= Phase::Draining {
-            return unload(move || drop(engine)).await;
+            return unload(move || EngineThread::stop(engine_thread)).await;
         }
         let requests = tokens::listen(&self.context.nats, &self.options.name).await?;
         let orphaned = orphans::listen(&self.context.nats, &self.options.name).await?;
-        let (info, handle, engine_thread) = thread::spawn(engine).map_err(ModelFailure::Thread)?;
         let slots = Slots::new(info.capacity, Arc::clone(&self.context.load));
         let intake = Arc::new(Intake {
             nats: self.context.nats.clone(),
@@ -160,10 +175,18 @@ impl Instance {
         }
     }
 
-    async fn load(&self) -> Result<Box<dyn Engine>, ModelFailure> {
+    /// Loads the engine on a thread of its own.
+    async fn load(&self) -> Result<(EngineInfo, EngineHandle, EngineThread), ModelFailure> {
         let (loader, options) = (Arc::clone(&self.context.loader), Arc::clone(&self.options));
-        let loaded = tokio::task::spawn_blocking(move || loader(&options)).await;
-        Ok(loaded.map_err(|error| ModelFailure::LoadPanic(error.to_string()))??)
+        let loading = self.loading.clone();
+        let spawn = move || thread::spawn(move || loader(&options, &loading));
+        let loaded = tokio::task::spawn_blocking(spawn).await;
+        let loaded = loaded.map_err(|error| ModelFailure::LoadPanic(error.to_string()))?;
+        loaded.map_err(|error| match error {
+            SpawnError::Load(failure) => ModelFailure::Load(failure),
+            SpawnError::Thread(error) => ModelFailure::Thread(error),
+            SpawnError::Panic(message) => ModelFailure::LoadPanic(message),
+        })
     }
 
     /// Waits until the model drains or its engine fails, lets jobs finish, and requeues the rest.
@@ -179,14 +202,18 @@ impl Instance {
                 tracing::info!(model = %self.options.name, "the drain time is over; requeueing the jobs that are left");
                 None
             }
-            message = engine.failure() => Some(message),
+            failure = engine.failure() => Some(failure),
         };
         self.phase.send_replace(Phase::Requeue);
         if tokio::time::timeout(REQUEUE_TIMEOUT, &mut intake).await.is_err() {
             tracing::warn!(model = %self.options.name, "some jobs were not requeued in time; they are delivered again by themselves");
             intake.abort();
         }
-        failure.map_or(Ok(()), |message| Err(ModelFailure::Engine(message)))
+        match failure {
+            None => Ok(()),
+            Some(failure) if failure.is_device_lost => Err(ModelFailure::DeviceLost(failure.reason)),
+            Some(failure) => Err(ModelFailure::Engine(failure.reason)),
+        }
     }
 
     fn report(&self, report: Report) {

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::file::WantedModels;
 use super::instance::{Instance, ModelFailure, Report, WorkerContext};
-use super::load::LoadFailure;
+use super::load::{LoadFailure, Loading, PendingLoads};
 use super::options::ModelOptions;
 use super::status::{Loaded, ModelStatus, RegistryStatus};
 use crate::intake::Phase;
@@ -46,6 +46,8 @@ pub struct ModelRegistry {
     failed: BTreeMap<String, Failed>,
     status: watch::Sender<RegistryStatus>,
     next_id: u64,
+    /// Models that are to be loaded.
+    pending: PendingLoads,
     /// How many models have freed their memory.
     unloads: u64,
     /// Whether any model was ever served. Until then, a model that can't be loaded ends the worker.
@@ -64,6 +66,7 @@ struct RegisteredModel {
     /// Since when it has been serving.
     since: Instant,
     loaded: Option<Loaded>,
+    loading: Loading,
     /// The registry's `unloads` when it started.
     unloads: u64,
     /// Consecutive failures of its engine before this start.
@@ -105,6 +108,7 @@ impl ModelRegistry {
             failed: BTreeMap::new(),
             status: watch::Sender::default(),
             next_id: 0,
+            pending: PendingLoads::default(),
             unloads: 0,
             has_served: false,
             reports,
@@ -214,6 +218,7 @@ impl ModelRegistry {
             draining: false,
             since: Instant::now(),
             loaded: None,
+            loading: Loading::new(&self.pending),
             unloads: self.unloads,
             crashes,
         };
@@ -224,6 +229,8 @@ impl ModelRegistry {
             context: Arc::clone(&self.context),
             phase: Arc::clone(&model.phase),
             reports: self.reporter.clone(),
+            loading: model.loading.clone(),
+            pending: self.pending.add(&model.options.source),
         };
         instance.spawn();
         self.registered.push(model);
@@ -256,7 +263,9 @@ impl ModelRegistry {
                     self.failed.retain(|_, failed| failed.retry != Retry::WithMemory);
                 }
                 match ended {
-                    Err(failure) if self.was_needed(&model) => self.on_failure(&model, failure),
+                    Err(failure) if failure.is_device_lost() || self.was_needed(&model) => {
+                        self.on_failure(&model, failure)
+                    }
                     Err(failure) => {
                         tracing::info!(model = %model.options.name, %failure, "model unloaded after a failure");
                         None
@@ -291,7 +300,8 @@ impl ModelRegistry {
         tracing::error!(model = %name, %reason, "model unavailable");
         let alone = !self.registered.iter().any(RegisteredModel::is_staying);
         let has_crashed = matches!(failure, ModelFailure::Engine(_));
-        if alone && (has_crashed || !self.has_served) {
+        // The other models may share the device, and another process can use it again.
+        if failure.is_device_lost() || alone && (has_crashed || !self.has_served) {
             return Some(NothingServable { name, failure });
         }
         let (crashes, retry) = match &failure {
@@ -326,7 +336,8 @@ impl ModelRegistry {
                 _ => ModelState::Failed,
             };
             let reason = Some(failed.reason.clone());
-            Some(ModelStatus { name: name.clone(), state, reason, engine: options.engine(), loaded: None })
+            let (name, engine) = (name.clone(), options.engine());
+            Some(ModelStatus { name, state, reason, engine, loaded: None, loading: None })
         });
         let mut models: Vec<ModelStatus> =
             failed.chain(self.registered.iter().rev().map(RegisteredModel::status)).collect();
@@ -365,6 +376,7 @@ impl RegisteredModel {
             reason: None,
             engine: self.options.engine(),
             loaded: self.loaded.clone(),
+            loading: (state == ModelState::Loading).then(|| self.loading.progress.clone()),
         }
     }
 }

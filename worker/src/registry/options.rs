@@ -47,12 +47,14 @@ pub struct Settings {
     pub backend: Backend,
     /// A wgpu adapter, by its number or part of its name.
     pub adapter: Option<String>,
-    /// Concurrent jobs.
-    pub slots: u16,
+    /// Concurrent jobs; `None` for as many as the cache serves.
+    pub slots: Option<u16>,
     /// Format to quantise weights to; `None` for as they are stored.
     pub quantize: Option<Quantize>,
     /// Memory for keys and values; `None` for a default.
     pub cache_memory: Option<Bytes>,
+    /// Memory of the device for all that the model needs; `None` for what the device has left.
+    pub max_memory: Option<Bytes>,
     /// How keys and values are stored.
     pub cache_dtype: CacheDtype,
     /// Prompt and completion together, in tokens; `None` for the model's own.
@@ -184,9 +186,10 @@ pub(crate) mod testing {
         Settings {
             backend: Backend::Cpu,
             adapter: None,
-            slots: 8,
+            slots: Some(8),
             quantize: None,
             cache_memory: None,
+            max_memory: None,
             cache_dtype: CacheDtype::Auto,
             context_length: None,
             prefill_budget: None,

@@ -1,5 +1,6 @@
 //! The state of the worker's models, as the heartbeat publishes it.
 
+use emberline_inference::engine::inference::LoadProgress;
 use emberline_inference::engine::thread::EngineProgress;
 use emberline_protocol::heartbeat::{self, ModelState, ServedModel};
 
@@ -27,6 +28,8 @@ pub struct ModelStatus {
     pub engine: &'static str,
     /// Known once it is loaded.
     pub loaded: Option<Loaded>,
+    /// How far it is, while it is loaded.
+    pub loading: Option<LoadProgress>,
 }
 
 /// What is known of a loaded model.
@@ -79,6 +82,7 @@ impl RegistryStatus {
                 active: slots.map_or(0, |slots| *slots.active().borrow()),
                 pace: slots.map_or(0.0, Slots::pace),
                 memory: model.loaded.as_ref().and_then(|loaded| loaded.memory),
+                loaded_percent: model.loading.as_ref().map(LoadProgress::percent),
             }
         };
         self.models.iter().map(status).collect()

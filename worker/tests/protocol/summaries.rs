@@ -39,6 +39,7 @@ fn heartbeat(worker: String, v: u32, context_length: u32) -> Heartbeat {
             active: 3,
             pace: 1.5,
             memory: Some(16 << 30),
+            loaded_percent: None,
         }],
         ..Heartbeat::default()
     }

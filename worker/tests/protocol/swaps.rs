@@ -47,6 +47,8 @@ struct Engines {
     alive: Arc<AtomicUsize>,
     /// How many engines break at their poison.
     fragile: Arc<AtomicUsize>,
+    /// Whether they break because their device is lost.
+    lose_device: bool,
     gate: mpsc::Sender<()>,
     gated: Arc<Mutex<mpsc::Receiver<()>>>,
 }
@@ -55,20 +57,28 @@ struct Tracked {
     engine: SimulatedEngine,
     alive: Arc<AtomicUsize>,
     fragile: bool,
+    loses_device: bool,
 }
 
 impl Engines {
     fn new(room: usize, fragile: usize) -> Self {
         let (gate, gated) = mpsc::channel();
         let fragile = Arc::new(AtomicUsize::new(fragile));
-        Self { room, alive: Arc::default(), fragile, gate, gated: Arc::new(Mutex::new(gated)) }
+        Self {
+            room,
+            alive: Arc::default(),
+            fragile,
+            lose_device: false,
+            gate,
+            gated: Arc::new(Mutex::new(gated)),
+        }
     }
 
     fn loader(&self) -> Loader {
         let (room, alive, fragile) = (self.room, Arc::clone(&self.alive), Arc::clone(&self.fragile));
-        let gated = Arc::clone(&self.gated);
-        Arc::new(move |options| {
-            let slots = usize::from(options.settings.slots);
+        let (gated, loses_device) = (Arc::clone(&self.gated), self.lose_device);
+        Arc::new(move |options, _| {
+            let slots = options.settings.slots.map_or(2, usize::from);
             if slots == GATED {
                 gated.lock().unwrap().recv().unwrap();
             }
@@ -85,6 +95,7 @@ impl Engines {
                 engine: SimulatedEngine::new(options.name.clone(), slots, 50.0, 0),
                 alive: Arc::clone(&alive),
                 fragile: fragile.is_ok(),
+                loses_device,
             }))
         })
     }
@@ -118,7 +129,7 @@ impl Engine for Tracked {
     }
     fn submit(&mut self, prepared: PreparedRequest, events: EventSink) {
         if self.fragile && prepared.job.request.max_tokens == Some(POISON) {
-            panic!("device lost");
+            panic!("no more memory");
         }
         self.engine.submit(prepared, events);
     }
@@ -137,6 +148,9 @@ impl Engine for Tracked {
     fn close_all(&mut self) {
         self.engine.close_all();
     }
+    fn lost_device(&mut self) -> Option<String> {
+        self.loses_device.then(|| "a reset".to_owned())
+    }
 }
 
 /// A worker in this process.
@@ -150,9 +164,10 @@ impl Worker {
         let settings = Settings {
             backend: Backend::Cpu,
             adapter: None,
-            slots: 2,
+            slots: Some(2),
             quantize: None,
             cache_memory: None,
+            max_memory: None,
             cache_dtype: CacheDtype::Auto,
             context_length: None,
             prefill_budget: None,
@@ -202,7 +217,7 @@ async fn a_panicking_engine_of_the_only_model_ends_the_worker_and_its_jobs_go_el
     relay.wait_for_states(&[(A, Serving)]).await;
     let mut events = relay.send(&job_for(A, 1, POISON)).await;
     let error = within("the worker's end", worker.task).await.unwrap().unwrap_err().to_string();
-    assert!(error.contains("model 'simulated-a'") && error.contains("device lost"), "{error}");
+    assert!(error.contains("model 'simulated-a'") && error.contains("no more memory"), "{error}");
     assert_eq!(relay.heartbeats().await, []);
 
     let healthy = Worker::start(&nats, &models, &Engines::new(1, 0));
@@ -228,7 +243,7 @@ async fn a_panicking_engine_is_loaded_again_and_the_other_models_do_not_notice()
     let mut poisoned = relay.send(&job_for(B, 2, POISON)).await;
     let heartbeats = relay.wait_for_states(&[(A, Serving), (B, Loading)]).await;
     let reason = heartbeats.states[1].reason.as_deref().unwrap_or_default();
-    assert!(reason.contains("device lost"), "{reason}");
+    assert!(reason.contains("no more memory"), "{reason}");
     text_of(&poisoned.rest().await, 2);
     relay.wait_for_states(&[(A, Serving), (B, Serving)]).await;
 
@@ -236,6 +251,24 @@ async fn a_panicking_engine_is_loaded_again_and_the_other_models_do_not_notice()
     events.extend(stream.rest().await);
     text_of(&events, 1);
     worker.end().await.unwrap();
+}
+
+/// Whatever else it serves: the others may share the device, and only another process can use that again.
+#[tokio::test]
+async fn a_lost_device_ends_the_worker_and_its_jobs_go_elsewhere() {
+    let nats = NatsServer::start().await.unwrap();
+    let both = [(A, "simulated"), (B, "simulated")];
+    let (relay, models) = (Relay::new(&nats).await, Models::new(&both));
+    let worker = Worker::start(&nats, &models, &Engines { lose_device: true, ..Engines::new(2, 2) });
+    relay.wait_for_states(&[(A, Serving), (B, Serving)]).await;
+    let mut events = relay.send(&job_for(B, 1, POISON)).await;
+    let error = within("the worker's end", worker.task).await.unwrap().unwrap_err().to_string();
+    assert!(error.contains("model 'simulated-b': the device is lost: a reset"), "{error}");
+    assert_eq!(relay.heartbeats().await, []);
+
+    let healthy = Worker::start(&nats, &models, &Engines::new(2, 0));
+    text_of(&events.rest().await, 2);
+    healthy.end().await.unwrap();
 }
 
 #[tokio::test]

@@ -35,7 +35,7 @@ pub(super) fn measure(
 ) -> Result<ConstrainedThroughput, BenchError> {
     let tokens = 2 * STREAMS * (TOKENS as usize + 128);
     let engine = inference::load(&LoadOptions {
-        slots: 2 * STREAMS,
+        slots: Some(2 * STREAMS),
         cache: CacheSize::Blocks(tokens.div_ceil(BLOCK_SIZE)),
         ..LoadOptions::new(path, "bench", device.clone())
     })?;

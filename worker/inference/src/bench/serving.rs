@@ -2,6 +2,7 @@
 //! streams, what the prefix cache saves, and the throughput of many streams.
 
 use std::path::Path;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use emberline_kernels::BLOCK_SIZE;
@@ -15,9 +16,9 @@ use super::network::{Load, median};
 use super::stream::{Ask, Seen, Stream};
 use super::{BenchError, constrained};
 use crate::device::ComputeDevice;
-use crate::engine::Engine as _;
-use crate::engine::inference::{self, CacheSize, LoadOptions};
-use crate::engine::thread::{self, EngineHandle, EngineThread};
+use crate::engine::Engine;
+use crate::engine::inference::{self, CacheSize, LoadError, LoadOptions};
+use crate::engine::thread::{self, EngineHandle, EngineThread, SpawnError};
 
 /// StreamThroughput that run beside what is measured.
 const LOAD: usize = 8;
@@ -98,16 +99,25 @@ impl Bench {
         let tokens = (most * 2 * STREAM_TOKENS as usize).max(load.long_prompt) + LOAD * LOAD_TOKENS;
         let blocks = tokens.div_ceil(BLOCK_SIZE);
         let options = LoadOptions {
-            slots: most.max(LOAD + 1),
+            slots: Some(most.max(LOAD + 1)),
             prefill_budget: budget,
             cache: CacheSize::Blocks(blocks),
             ..LoadOptions::new(path, "bench", device.clone())
         };
         let failed = |error: std::io::Error| BenchError::Engine(error.to_string());
-        let engine = inference::load(&options)?;
-        let prefill_budget = engine.prefill_budget();
-        let cache_tokens = engine.stats().scheduler.blocks_total * BLOCK_SIZE;
-        let (info, handle, thread) = thread::spawn(Box::new(engine)).map_err(failed)?;
+        let (facts, known) = mpsc::channel();
+        let load = move || -> Result<Box<dyn Engine>, LoadError> {
+            let engine = inference::load(&options)?;
+            // It is waited for.
+            let _ = facts.send((engine.prefill_budget(), engine.stats().scheduler.blocks_total * BLOCK_SIZE));
+            Ok(Box::new(engine))
+        };
+        let (info, handle, thread) = thread::spawn(load).map_err(|error| match error {
+            SpawnError::Load(error) => BenchError::Load(error),
+            other => BenchError::Engine(other.to_string()),
+        })?;
+        let (prefill_budget, cache_tokens) =
+            known.recv().map_err(|error| BenchError::Engine(error.to_string()))?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()

@@ -7,7 +7,7 @@ use burn::tensor::wgpu::{WgpuBackend, wgpu};
 use burn::tensor::{Device, DeviceKind};
 
 use super::unused::UnusedGpu;
-use super::{Backend, ComputeDevice, DeviceClass, DeviceError};
+use super::{Backend, ComputeDevice, DeviceClass, DeviceError, DeviceMemory, memory};
 
 /// Opens the adapter that fits best, or the CPU where there is no GPU and none is insisted on.
 pub(super) fn open(backend: Backend, wanted: Option<&str>) -> Result<ComputeDevice, DeviceError> {
@@ -40,27 +40,58 @@ impl Adapter {
         if self.is_software() {
             tracing::warn!(adapter = %self, "a software adapter computes far slower than the cpu backend");
         }
+        let (device, opened) = self.device()?;
         Ok(ComputeDevice {
             class: if self.is_software() { DeviceClass::Software } else { DeviceClass::Gpu },
-            device: self.device()?,
+            device,
             description: self.to_string(),
             max_buffer_bytes: Some(self.max_buffer_bytes),
+            wgpu: Some(opened),
         })
     }
 
-    /// An adapter can be initialised only once in a process, so the opened ones are kept.
-    fn device(&self) -> Result<Device, DeviceError> {
-        static OPENED: Mutex<Vec<(Adapter, Device)>> = Mutex::new(Vec::new());
+    /// An adapter can be initialised only once in a process, so the opened ones are kept. One that is lost can't be
+    /// opened again: then the process ends.
+    fn device(&self) -> Result<(Device, OpenedAdapter), DeviceError> {
+        static OPENED: Mutex<Vec<(Adapter, Device, OpenedAdapter)>> = Mutex::new(Vec::new());
         let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, device)) = opened.iter().find(|(adapter, _)| adapter == self) {
-            return Ok(device.clone());
+        if let Some((_, device, handles)) = opened.iter().find(|(adapter, ..)| adapter == self) {
+            return Ok((device.clone(), handles.clone()));
         }
-        let device =
-            Device::wgpu_options().device_kind(self.kind.clone()).graphics_api(self.api).init().map_err(
-                |error| DeviceError::Open { adapter: self.to_string(), reason: error.to_string() },
-            )?;
-        opened.push((self.clone(), device.clone()));
-        Ok(device)
+        let options = Device::wgpu_options().device_kind(self.kind.clone()).graphics_api(self.api);
+        let (device, setup) = options
+            .init_with_setup()
+            .map_err(|error| DeviceError::Open { adapter: self.to_string(), reason: error.to_string() })?;
+        let handles = OpenedAdapter {
+            adapter: setup.adapter,
+            #[cfg(test)]
+            device: setup.device,
+        };
+        opened.push((self.clone(), device.clone(), handles.clone()));
+        Ok((device, handles))
+    }
+}
+
+/// wgpu's objects of an adapter that was opened.
+#[derive(Debug, Clone)]
+pub(crate) struct OpenedAdapter {
+    adapter: wgpu::Adapter,
+    /// What burn computes on.
+    #[cfg(test)]
+    device: wgpu::Device,
+}
+
+impl OpenedAdapter {
+    /// The adapter's memory, if the graphics API says.
+    pub(crate) fn memory(&self) -> Option<DeviceMemory> {
+        let is_integrated = self.adapter.get_info().device_type == wgpu::DeviceType::IntegratedGpu;
+        memory::by_vulkan(&self.adapter, !is_integrated)
+    }
+
+    /// Loses the device, as a driver's reset does.
+    #[cfg(test)]
+    pub(crate) fn destroy(&self) {
+        self.device.destroy();
     }
 }
 

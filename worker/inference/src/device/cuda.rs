@@ -16,5 +16,6 @@ pub(super) fn open() -> Option<ComputeDevice> {
         description: format!("{} (CUDA)", properties.identity.name),
         max_buffer_bytes: Some(properties.memory.max_page_size),
         device: device.clone(),
+        wgpu: None,
     })
 }

@@ -9,11 +9,14 @@
 mod adapter;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod memory;
 mod unused;
 
+use burn::backend::ExecutionError;
 use burn::tensor::Device;
 use clap::ValueEnum;
 
+pub use memory::DeviceMemory;
 pub use unused::UnusedGpu;
 
 /// Where to compute.
@@ -93,6 +96,9 @@ pub struct ComputeDevice {
     pub description: String,
     /// Largest tensor it can hold; `None` for no limit but memory.
     pub max_buffer_bytes: Option<u64>,
+    /// wgpu's own objects, if it was opened by wgpu.
+    #[cfg(feature = "gpu")]
+    pub(crate) wgpu: Option<adapter::OpenedAdapter>,
 }
 
 impl ComputeDevice {
@@ -105,7 +111,45 @@ impl ComputeDevice {
             device: Device::flex(),
             description: format!("CPU (flex, {threads} thread{plural})"),
             max_buffer_bytes: None,
+            #[cfg(feature = "gpu")]
+            wgpu: None,
         }
+    }
+
+    /// Why nothing can be computed on it any more in this process; `None` if it can.
+    pub fn lost(&self) -> Option<String> {
+        match self.device.sync() {
+            Err(ExecutionError::DevicePoisoned { reason }) => Some(reason),
+            Ok(()) | Err(_) => None,
+        }
+    }
+
+    /// Gives back what a GPU's allocator holds for this thread and nothing uses.
+    pub(crate) fn free_unused(&self) {
+        if self.class != DeviceClass::Host {
+            // What is still computed keeps its memory; if this fails, so will whatever is loaded next.
+            let _ = self.device.sync();
+            self.device.memory_cleanup();
+        }
+    }
+
+    /// The memory that a model can take here; `None` if the device does not say.
+    pub fn memory(&self) -> Option<DeviceMemory> {
+        match self.class {
+            DeviceClass::Host | DeviceClass::Software => memory::of_machine(),
+            DeviceClass::Gpu => self.gpu_memory(),
+        }
+    }
+
+    #[cfg(feature = "gpu")]
+    fn gpu_memory(&self) -> Option<DeviceMemory> {
+        let by_wgpu = self.wgpu.as_ref().and_then(adapter::OpenedAdapter::memory);
+        by_wgpu.or_else(|| memory::by_runtime(&self.device))
+    }
+
+    #[cfg(not(feature = "gpu"))]
+    fn gpu_memory(&self) -> Option<DeviceMemory> {
+        None
     }
 
     /// The CPU, with a warning about a GPU that stays `unused`.

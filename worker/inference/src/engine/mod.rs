@@ -131,4 +131,12 @@ pub trait Engine: Send {
 
     /// Closes the sinks of all jobs; called once, after the engine has failed.
     fn close_all(&mut self);
+
+    /// Why the device is lost for this process; `None` if it is not. Asked once, after the engine has failed.
+    fn lost_device(&mut self) -> Option<String> {
+        None
+    }
+
+    /// Gives back all that it holds, on the thread that has loaded it.
+    fn unload(self: Box<Self>) {}
 }

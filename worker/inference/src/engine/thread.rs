@@ -1,4 +1,5 @@
-//! Drives an [`Engine`] on a thread of its own, so that the device never waits for the network.
+//! Drives an [`Engine`] on a thread of its own, so that the device never waits for the network. The engine is also
+//! loaded and freed there: a GPU's work is ordered by the thread that it comes from.
 //!
 //! A job is prepared on a thread that may block, beside the engine; then it goes through a channel to
 //! the engine. Each job's events come out of a channel of its own, which is closed after the last event,
@@ -35,6 +36,29 @@ pub struct EngineInfo {
     pub memory: Option<u64>,
 }
 
+/// Why there is no engine.
+#[derive(Debug, thiserror::Error)]
+pub enum SpawnError<E> {
+    /// It has no thread.
+    #[error("can't start the engine's thread: {0}")]
+    Thread(std::io::Error),
+    /// It could not be loaded.
+    #[error(transparent)]
+    Load(E),
+    /// Loading it panicked.
+    #[error("loading it failed: {0}")]
+    Panic(String),
+}
+
+/// Why an engine has failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineFailure {
+    /// In words.
+    pub reason: String,
+    /// Whether its device is lost: no engine of this process can compute on it again.
+    pub is_device_lost: bool,
+}
+
 enum Command {
     /// A job is being prepared.
     Announce(JobId, EventSink),
@@ -49,7 +73,7 @@ enum Command {
 enum ThreadState {
     Running,
     Stopped,
-    Failed(String),
+    Failed(EngineFailure),
 }
 
 /// Sends commands to an engine's thread.
@@ -80,23 +104,46 @@ pub struct EngineThread {
     thread: JoinHandle<()>,
 }
 
-/// Puts `engine` on a thread of its own.
-pub fn spawn(engine: Box<dyn Engine>) -> std::io::Result<(EngineInfo, EngineHandle, EngineThread)> {
-    let info = EngineInfo {
-        models: engine.models(),
-        name: engine.name(),
-        device: engine.device(),
-        capacity: u32::try_from(engine.capacity()).unwrap_or(u32::MAX),
-        memory: engine.memory(),
-    };
-    let preprocessor = engine.preprocessor();
+impl EngineInfo {
+    fn of(engine: &dyn Engine) -> Self {
+        Self {
+            models: engine.models(),
+            name: engine.name(),
+            device: engine.device(),
+            capacity: u32::try_from(engine.capacity()).unwrap_or(u32::MAX),
+            memory: engine.memory(),
+        }
+    }
+}
+
+/// Loads an engine on a thread of its own, which then drives it. Returns once it is loaded.
+pub fn spawn<E: Send + 'static>(
+    load: impl FnOnce() -> Result<Box<dyn Engine>, E> + Send + 'static,
+) -> Result<(EngineInfo, EngineHandle, EngineThread), SpawnError<E>> {
+    let (loaded, when_loaded) = mpsc::channel();
     let (commands, receiver) = mpsc::channel();
     let (state, watcher) = watch::channel(ThreadState::Running);
     let progress = EngineProgress::default();
     let thread_progress = progress.clone();
-    let thread = std::thread::Builder::new()
-        .name("engine".to_owned())
-        .spawn(move || run(engine, &receiver, &state, &thread_progress))?;
+    let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(move || match load() {
+        Ok(engine) => {
+            // It is waited for.
+            let _ = loaded.send(Ok((EngineInfo::of(engine.as_ref()), engine.preprocessor())));
+            run(engine, &receiver, &state, &thread_progress);
+        }
+        Err(error) => drop(loaded.send(Err(error))),
+    });
+    let thread = thread.map_err(SpawnError::Thread)?;
+    let (info, preprocessor) = match when_loaded.recv() {
+        Ok(Ok(loaded)) => loaded,
+        Ok(Err(error)) => return Err(SpawnError::Load(error)),
+        // The thread has ended without a word.
+        Err(_) => {
+            let panic = thread.join().err();
+            let message = panic.map_or_else(String::new, |panic| panic_message(panic.as_ref()));
+            return Err(SpawnError::Panic(message));
+        }
+    };
     let handle = EngineHandle { preprocessor, commands, state: watcher, progress };
     Ok((info, handle.clone(), EngineThread { handle, thread }))
 }
@@ -156,12 +203,12 @@ impl EngineHandle {
     }
 
     /// Waits until the engine fails and returns why. Never returns if the engine is stopped.
-    pub async fn failure(&self) -> String {
+    pub async fn failure(&self) -> EngineFailure {
         let mut state = self.state.clone();
         let failed = state.wait_for(|state| matches!(state, ThreadState::Failed(_))).await;
         // The watch must not stay borrowed while this waits forever.
         match failed.map(|state| state.clone()) {
-            Ok(ThreadState::Failed(message)) => message,
+            Ok(ThreadState::Failed(failure)) => failure,
             _ => std::future::pending().await,
         }
     }
@@ -194,8 +241,9 @@ fn run(
 ) {
     let driven = catch_unwind(AssertUnwindSafe(|| drive(engine.as_mut(), commands, progress)));
     progress.lock().step_began = None;
-    let failure = match driven {
+    let reason = match driven {
         Ok(Ok(())) => {
+            engine.unload();
             state.send_replace(ThreadState::Stopped);
             return;
         }
@@ -205,7 +253,12 @@ fn run(
     // After a failure only the jobs' sinks are closed. The engine is leaked: dropping its tensors could
     // panic, too.
     let _ = catch_unwind(AssertUnwindSafe(|| engine.close_all()));
+    // A device that does not even answer this is lost.
+    let lost =
+        catch_unwind(AssertUnwindSafe(|| engine.lost_device())).unwrap_or_else(|_| Some(reason.clone()));
     std::mem::forget(engine);
+    let is_device_lost = lost.is_some();
+    let failure = EngineFailure { reason: lost.unwrap_or(reason), is_device_lost };
     state.send_replace(ThreadState::Failed(failure));
 }
 

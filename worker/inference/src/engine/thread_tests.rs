@@ -1,3 +1,5 @@
+use std::convert::Infallible;
+
 use emberline_protocol::event::Acceptance;
 use emberline_protocol::job::{GenerationRequest, SamplingOptions};
 use emberline_protocol::tokens::{TokensReply, TokensRequest};
@@ -32,7 +34,7 @@ fn simulated(tokens_per_s: f64) -> Box<dyn Engine> {
     Box::new(SimulatedEngine::new("simulated-echo".into(), 2, tokens_per_s, 0))
 }
 
-/// Fails at the first step: by a panic with one job, by an error with more.
+/// Fails at the first step: by a panic with one job, by an error with more, because its device is lost.
 struct Broken(Vec<EventSink>);
 
 impl Engine for Broken {
@@ -65,13 +67,32 @@ impl Engine for Broken {
     }
     fn step(&mut self) -> Result<(), EngineError> {
         match self.0.len() {
-            1 => panic!("device lost"),
+            1 => panic!("no more memory"),
             _ => Err(EngineError::Compute(ComputeError("no answer".into()))),
         }
     }
     fn close_all(&mut self) {
-        self.0.clear();
+        // So that the last question can be answered.
+        self.0.truncate(self.0.len() - 1);
     }
+    fn lost_device(&mut self) -> Option<String> {
+        let is_lost = !self.0.is_empty();
+        self.0.clear();
+        is_lost.then(|| "a reset".to_owned())
+    }
+}
+
+fn started(engine: Box<dyn Engine>) -> (EngineInfo, EngineHandle, EngineThread) {
+    spawn(|| Ok::<_, Infallible>(engine)).unwrap()
+}
+
+#[test]
+fn an_engine_that_can_not_be_loaded_has_no_thread() {
+    let error = spawn(|| Err("no such file")).unwrap_err();
+    assert!(matches!(error, SpawnError::Load("no such file")), "{error:?}");
+    let panics = || -> Result<Box<dyn Engine>, Infallible> { panic!("out of bounds") };
+    let error = spawn(panics).unwrap_err();
+    assert!(matches!(&error, SpawnError::Panic(message) if message == "out of bounds"), "{error:?}");
 }
 
 /// Panics at a job that wants 13 tokens, and takes its time over one that wants 1000.
@@ -106,7 +127,7 @@ impl Preprocessor for Fussy {
 
 #[tokio::test]
 async fn two_jobs_run_at_once_and_each_hears_only_of_itself() {
-    let (info, engine, thread) = spawn(simulated(0.0)).unwrap();
+    let (info, engine, thread) = started(simulated(0.0));
     assert_eq!((info.name, info.capacity), ("simulated", 2));
     let (mut a, mut b) = (engine.submit(job(1, 3)), engine.submit(job(2, 5)));
     for (events, tokens) in [(&mut a, 3), (&mut b, 5)] {
@@ -124,7 +145,7 @@ async fn two_jobs_run_at_once_and_each_hears_only_of_itself() {
 
 #[tokio::test]
 async fn a_step_is_timed_while_it_lasts() {
-    let (_, engine, thread) = spawn(simulated(1.0)).unwrap();
+    let (_, engine, thread) = started(simulated(1.0));
     let progress = engine.progress().clone();
     assert_eq!(progress.step_time(), None);
     let wait_until = async |is_in_step: bool| {
@@ -141,7 +162,7 @@ async fn a_step_is_timed_while_it_lasts() {
 
 #[tokio::test]
 async fn a_cancelled_job_tells_what_it_computed_and_is_gone() {
-    let (_, engine, thread) = spawn(simulated(1000.0)).unwrap();
+    let (_, engine, thread) = started(simulated(1000.0));
     let mut events = engine.submit(job(1, 30_000));
     while !matches!(events.recv().await, Some(EventKind::Tokens { position: 4, .. })) {}
     let usage = engine.cancel(&JobId::from_random(1)).await.unwrap();
@@ -153,7 +174,7 @@ async fn a_cancelled_job_tells_what_it_computed_and_is_gone() {
 
 #[tokio::test]
 async fn a_job_that_nobody_listens_to_is_dropped() {
-    let (_, engine, thread) = spawn(simulated(0.0)).unwrap();
+    let (_, engine, thread) = started(simulated(0.0));
     drop(engine.submit(job(1, 30_000)));
     // Steps alternate with commands, so this ends once a step has found the channel closed.
     let mut other = engine.submit(job(2, 10));
@@ -164,10 +185,11 @@ async fn a_job_that_nobody_listens_to_is_dropped() {
 
 #[tokio::test]
 async fn a_panicking_engine_ends_its_jobs_without_a_last_event_and_says_why() {
-    let (_, engine, thread) = spawn(Box::new(Broken(Vec::new()))).unwrap();
+    let (_, engine, thread) = started(Box::new(Broken(Vec::new())));
     let mut events = engine.submit(job(1, 1));
     assert_eq!(events.recv().await, None);
-    assert_eq!(engine.failure().await, "device lost");
+    let failure = EngineFailure { reason: "no more memory".to_owned(), is_device_lost: false };
+    assert_eq!(engine.failure().await, failure);
     // Later callers are told at once, too.
     assert_eq!(engine.submit(job(2, 1)).recv().await, None);
     assert_eq!(engine.cancel(&JobId::from_random(1)).await, None);
@@ -180,15 +202,17 @@ async fn an_error_ends_an_engine_as_a_panic_does() {
     let (sink, mut waiting) = unbounded_channel();
     broken.0.push(sink.clone());
     broken.0.push(sink);
-    let (_, engine, thread) = spawn(Box::new(broken)).unwrap();
+    let (_, engine, thread) = started(Box::new(broken));
     assert_eq!(waiting.recv().await, None);
-    assert!(engine.failure().await.contains("no answer"));
+    // This engine has lost its device, and that is the reason.
+    let failure = EngineFailure { reason: "a reset".to_owned(), is_device_lost: true };
+    assert_eq!(engine.failure().await, failure);
     thread.stop();
 }
 
 #[tokio::test]
 async fn a_job_whose_preparation_panics_is_refused_and_nothing_else_happens() {
-    let (_, engine, thread) = spawn(Box::new(Broken(Vec::new()))).unwrap();
+    let (_, engine, thread) = started(Box::new(Broken(Vec::new())));
     let mut events = engine.submit(job(1, 13));
     let Some(EventKind::Error(error)) = events.recv().await else { panic!("no error") };
     assert_eq!((error.status, error.code), (500, ErrorCode::InternalError));
@@ -199,7 +223,7 @@ async fn a_job_whose_preparation_panics_is_refused_and_nothing_else_happens() {
 
 #[tokio::test]
 async fn a_job_cancelled_while_it_is_prepared_never_reaches_the_engine() {
-    let (_, engine, thread) = spawn(Box::new(Broken(Vec::new()))).unwrap();
+    let (_, engine, thread) = started(Box::new(Broken(Vec::new())));
     let mut events = engine.submit(job(1, 1000));
     assert_eq!(engine.cancel(&JobId::from_random(1)).await, Some(Usage::default()));
     assert_eq!(events.recv().await, None);

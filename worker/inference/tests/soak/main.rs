@@ -52,7 +52,7 @@ fn number<T: FromStr<Err: Debug>>(variable: &str, default: T) -> T {
 
 fn engine(blocks: usize) -> InferenceEngine {
     let options = LoadOptions {
-        slots: SLOTS,
+        slots: Some(SLOTS),
         prefill_budget: Some(PREFILL_BUDGET),
         cache: CacheSize::Blocks(blocks),
         ..LoadOptions::new(model_path().unwrap(), "soak", ComputeDevice::cpu())

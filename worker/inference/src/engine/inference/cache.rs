@@ -12,15 +12,19 @@ use crate::network::Network;
 /// Tokens of cache for each slot by default: most conversations are shorter, and a longer one uses
 /// what the others leave.
 const SLOT_TOKENS: usize = 768;
-/// The default cache takes at most this part of the available memory: one eighth.
+/// The default cache takes at most this part of the machine's available memory: one eighth.
 const MEMORY_SHARE: u64 = 8;
 /// Most bytes of the default cache where the available memory is not known.
 const UNKNOWN_MEMORY: u64 = 2 << 30;
+/// Concurrent jobs by default, but on a GPU with memory of its own.
+const SLOTS: usize = 32;
+/// There, most of them.
+const MOST_SLOTS: usize = 256;
 
 /// How much memory there is for keys and values.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum CacheSize {
-    /// What the slots need, but not more than a part of the memory.
+    /// All that a GPU has left; elsewhere what the slots need, but not more than a part of the memory.
     #[default]
     Auto,
     /// This many bytes.
@@ -55,13 +59,67 @@ impl CacheDtype {
     }
 }
 
-/// Blocks of the cache of a network that runs `slots` sequences at once.
+/// The memory that a model may take, before any of it is taken.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Room {
+    /// Bytes; `None` if not known.
+    bytes: Option<u64>,
+    /// Whether it is a GPU's own memory, which nothing but models needs.
+    own: bool,
+    /// Most bytes by the operator's word.
+    most: Option<u64>,
+}
+
+/// The memory that is left for a cache of the default size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Left {
+    /// Bytes that nothing else needs.
+    All(u64),
+    /// Most bytes, if the slots need so many.
+    AtMost(u64),
+}
+
+impl Room {
+    /// What there is on `device` for one of `sharers` models, by `most` if it is given.
+    pub(super) fn find(device: &ComputeDevice, most: Option<u64>, sharers: usize) -> Self {
+        let memory = device.memory();
+        let own = memory.is_some_and(|memory| memory.own);
+        Self { bytes: memory.map(|memory| memory.room(sharers)), own, most }
+    }
+
+    /// What is left once the model has `taken` so many bytes for the rest.
+    pub(super) fn left(self, taken: u64) -> Left {
+        let most = self.most.map_or(u64::MAX, |most| most.saturating_sub(taken));
+        match self.bytes {
+            Some(bytes) if self.own => Left::All(bytes.saturating_sub(taken).min(most)),
+            // The rest is taken already.
+            Some(_) => {
+                Left::AtMost(available().map_or(UNKNOWN_MEMORY, |bytes| bytes / MEMORY_SHARE).min(most))
+            }
+            None => Left::AtMost(if self.most.is_some() { most } else { UNKNOWN_MEMORY }),
+        }
+    }
+
+    /// The most slots that the model gets by default.
+    pub(super) fn most_slots(self) -> usize {
+        if self.own { MOST_SLOTS } else { SLOTS }
+    }
+
+    /// The slots that it gets by default with a cache of so many blocks.
+    pub(super) fn slots(self, blocks: usize, context: usize) -> usize {
+        let each = context.min(SLOT_TOKENS).div_ceil(BLOCK_SIZE).max(1);
+        if self.own { (blocks / each).clamp(1, MOST_SLOTS) } else { SLOTS }
+    }
+}
+
+/// Blocks of the cache of a network that runs up to `slots` sequences at once.
 pub(super) fn blocks(
     size: CacheSize,
     network: &Network,
     stored: KvType,
     device: &ComputeDevice,
     slots: usize,
+    left: Left,
 ) -> usize {
     let block_bytes = network.block_bytes(stored).max(1);
     let in_bytes = |bytes: u64| usize::try_from(bytes / block_bytes).unwrap_or(usize::MAX);
@@ -69,10 +127,12 @@ pub(super) fn blocks(
         CacheSize::Blocks(blocks) => blocks,
         CacheSize::Bytes(bytes) => in_bytes(bytes),
         CacheSize::Auto => {
-            // How much of a GPU's memory is free is not known.
-            let memory = if device.max_buffer_bytes.is_none() { available() } else { None };
-            let most = memory.map_or(UNKNOWN_MEMORY, |bytes| bytes / MEMORY_SHARE);
-            needed(network.config().context_length, slots).min(in_bytes(most))
+            let context = network.config().context_length;
+            match left {
+                // More than all slots can fill is of no use.
+                Left::All(bytes) => slots.saturating_mul(context.div_ceil(BLOCK_SIZE)).min(in_bytes(bytes)),
+                Left::AtMost(bytes) => needed(context, slots).min(in_bytes(bytes)),
+            }
         }
     };
     // Each layer has one buffer for keys and one for values.
@@ -108,6 +168,35 @@ mod tests {
     }
 
     #[test]
+    fn a_gpus_cache_takes_what_is_left_and_the_slots_follow_it() {
+        const GIB: u64 = 1 << 30;
+        let card = Room { bytes: Some(20 * GIB), own: true, most: None };
+        assert_eq!(card.left(5 * GIB), Left::All(15 * GIB));
+        assert_eq!(card.left(21 * GIB), Left::All(0));
+        assert_eq!(Room { most: Some(8 * GIB), ..card }.left(5 * GIB), Left::All(3 * GIB));
+        assert_eq!(Room { bytes: None, own: false, most: None }.left(GIB), Left::AtMost(UNKNOWN_MEMORY));
+        assert_eq!(Room { bytes: None, own: false, most: Some(9 * GIB) }.left(GIB), Left::AtMost(8 * GIB));
+        let machine = Room { bytes: Some(20 * GIB), own: false, most: Some(GIB) };
+        assert_eq!(machine.left(2 * GIB), Left::AtMost(0));
+        for (blocks, context, slots) in [
+            (48 * 10, 8192, 10),
+            (48 * 10 - 1, 8192, 9),
+            (1 << 20, 8192, MOST_SLOTS),
+            (1, 8192, 1),
+            (70, 100, 10),
+        ] {
+            assert_eq!(card.slots(blocks, context), slots, "{blocks} blocks, context {context}");
+            assert_eq!(machine.slots(blocks, context), SLOTS);
+        }
+        let (_folder, file) = testing::builder(&testing::tensors()).open();
+        let cpu = ComputeDevice::cpu();
+        let network = Network::from_gguf(&file, &cpu).unwrap();
+        let of = |bytes| blocks(CacheSize::Auto, &network, KvType::F32, &cpu, 3, Left::All(bytes));
+        assert_eq!(of(5 * network.block_bytes(KvType::F32) + 1), 5);
+        assert_eq!(of(u64::MAX), 3 * testing::CONTEXT.div_ceil(BLOCK_SIZE));
+    }
+
+    #[test]
     fn the_cpu_stores_16_bits_unless_it_is_told_otherwise_and_a_gpu_32() {
         let cpu = ComputeDevice::cpu();
         assert!(matches!(CacheDtype::Auto.on(&cpu), Ok(KvType::F16)));
@@ -128,7 +217,8 @@ mod tests {
         let network = Network::from_gguf(&file, &cpu).unwrap();
         let per_block = network.block_bytes(KvType::F16);
         assert_eq!(network.block_bytes(KvType::F32), 2 * per_block);
-        let blocks = |size, stored, device: &ComputeDevice| blocks(size, &network, stored, device, 3);
+        let left = Left::AtMost(u64::MAX);
+        let blocks = |size, stored, device: &ComputeDevice| blocks(size, &network, stored, device, 3, left);
         assert_eq!(blocks(CacheSize::Blocks(5), KvType::F16, &cpu), 5);
         assert_eq!(blocks(CacheSize::Bytes(4 * per_block + 1), KvType::F16, &cpu), 4);
         assert_eq!(blocks(CacheSize::Bytes(4 * per_block + 1), KvType::F32, &cpu), 2);

@@ -72,6 +72,9 @@ pub enum LoadError {
     /// The engine has no thread for its events.
     #[error("can't start a thread: {0}; check the limit of processes")]
     Thread(std::io::Error),
+    /// The device can't be used any more.
+    #[error("the device is lost: {0}; the worker has to be started anew to use it again")]
+    DeviceLost(String),
     /// The device failed at the first computation.
     #[error("the model is loaded, but the device can't run it: {0}; try the cpu backend")]
     Compute(#[from] ComputeError),

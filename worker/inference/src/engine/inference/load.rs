@@ -11,10 +11,10 @@ use emberline_kernels::BLOCK_SIZE;
 use emberline_protocol::heartbeat::ServedModel;
 
 use super::batch_sampler::BatchSampler;
-use super::cache::{self, CacheDtype, CacheSize};
+use super::cache::{self, CacheDtype, CacheSize, Room};
 use super::output_processor::OutputProcessor;
 use super::prompt_renderer::PromptRenderer;
-use super::{Facts, InferenceEngine, LoadError, StepCounts, warm_up};
+use super::{Facts, InferenceEngine, LoadError, LoadProgress, StepCounts, warm_up};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::clock;
 use crate::constraint::GrammarCompiler;
@@ -29,6 +29,9 @@ use crate::tokenizer::ModelTokenizer;
 const CPU_PREFILL_BUDGET: usize = 256;
 const GPU_PREFILL_BUDGET: usize = 1024;
 
+/// Of a load onto a GPU, the part that the weights are; the rest is the warm-up.
+const WEIGHTS_PERCENT: u32 = 70;
+
 /// What to load, and how to run it.
 #[derive(Debug, Clone)]
 pub struct LoadOptions {
@@ -38,18 +41,24 @@ pub struct LoadOptions {
     pub name: String,
     /// Where to compute.
     pub device: ComputeDevice,
-    /// Most concurrent jobs, and sequences.
-    pub slots: usize,
+    /// Most concurrent jobs, and sequences; `None` for as many as a GPU's cache serves, and 32 elsewhere.
+    pub slots: Option<usize>,
     /// Most prompt rows in a step; `None` for what suits the device.
     pub prefill_budget: Option<usize>,
     /// Memory for keys and values.
     pub cache: CacheSize,
+    /// Most bytes of the device's memory for everything: weights, cache and the results of a step.
+    pub max_memory: Option<u64>,
+    /// How many models are still to be loaded onto the device, this one included.
+    pub sharers: usize,
     /// How keys and values are stored.
     pub cache_dtype: CacheDtype,
     /// Tokens of prompt and answer together, if less than the model allows.
     pub context_length: Option<u32>,
     /// Format to quantise weights to that are stored as floats.
     pub quantize: Option<Quantize>,
+    /// Is told how far the load is.
+    pub progress: LoadProgress,
 }
 
 impl LoadOptions {
@@ -59,18 +68,36 @@ impl LoadOptions {
             path: path.into(),
             name: name.into(),
             device,
-            slots: 32,
+            slots: None,
             prefill_budget: None,
             cache: CacheSize::Auto,
+            max_memory: None,
+            sharers: 1,
             cache_dtype: CacheDtype::Auto,
             context_length: None,
             quantize: None,
+            progress: LoadProgress::default(),
         }
     }
 }
 
-/// Loads a model, ready to serve.
+/// Loads a model, ready to serve. It computes on the thread that loads it: a GPU orders its work by thread.
 pub fn load(options: &LoadOptions) -> Result<InferenceEngine, LoadError> {
+    let device = &options.device;
+    // Another model may have lost it. Then not even an upload is sure to return.
+    if let Some(reason) = device.lost() {
+        return Err(LoadError::DeviceLost(reason));
+    }
+    load_onto_device(options).map_err(|error| match device.lost() {
+        Some(reason) => LoadError::DeviceLost(reason),
+        None => {
+            device.free_unused();
+            error
+        }
+    })
+}
+
+fn load_onto_device(options: &LoadOptions) -> Result<InferenceEngine, LoadError> {
     let path = &options.path;
     let began = Instant::now();
     let checkpoint = Checkpoint::open(path)?;
@@ -81,15 +108,26 @@ pub fn load(options: &LoadOptions) -> Result<InferenceEngine, LoadError> {
     let (tokenizer, template) = texts(&checkpoint)?;
     let device = &options.device;
     let stored = options.cache_dtype.on(device)?;
-    let mut network = Network::build(&architecture, &checkpoint, device, options.quantize, &|_| {})?;
+    let default_budget = match device.class {
+        DeviceClass::Gpu => GPU_PREFILL_BUDGET,
+        DeviceClass::Host | DeviceClass::Software => CPU_PREFILL_BUDGET,
+    };
+    let prefill_budget = options.prefill_budget.unwrap_or(default_budget).max(1);
+    let room = Room::find(device, options.max_memory, options.sharers);
+    let on_adapter = device.class != DeviceClass::Host;
+    let weights_percent = if on_adapter { WEIGHTS_PERCENT } else { 100 };
+    let report = |part| options.progress.set(part, 0, weights_percent);
+    let mut network = Network::build(&architecture, &checkpoint, device, options.quantize, &report)?;
     let (tokens, rows) = (tokenizer.vocab_size(), network.vocabulary());
     if tokens > rows {
         return Err(LoadError::Vocabulary { path: path.clone(), tokens, rows });
     }
 
-    let slots = options.slots.max(1);
     let context = network.config().context_length;
-    let blocks = cache::blocks(options.cache, &network, stored, device, slots);
+    let most_slots = options.slots.unwrap_or_else(|| room.most_slots()).max(1);
+    let taken = network.memory(prefill_budget + most_slots, most_slots).total();
+    let blocks = cache::blocks(options.cache, &network, stored, device, most_slots, room.left(taken));
+    let slots = options.slots.unwrap_or_else(|| room.slots(blocks, context)).max(1);
     network.allocate_cache(blocks, stored)?;
     // A sequence must fit the cache by itself.
     let context_length = context.min(blocks * BLOCK_SIZE);
@@ -99,15 +137,10 @@ pub fn load(options: &LoadOptions) -> Result<InferenceEngine, LoadError> {
             "the cache is too small for the model's context of {context} tokens; give it more memory"
         );
     }
-    let default_budget = match device.class {
-        DeviceClass::Gpu => GPU_PREFILL_BUDGET,
-        DeviceClass::Host | DeviceClass::Software => CPU_PREFILL_BUDGET,
-    };
-    let prefill_budget = options.prefill_budget.unwrap_or(default_budget).max(1);
-    let on_adapter = device.class != DeviceClass::Host;
+    let loaded = began.elapsed();
     if on_adapter {
         let limits = SchedulerLimits { sequences: slots, prefill_budget, blocks };
-        warm_up::run(&mut network, &limits, &|_| {})?;
+        warm_up::run(&mut network, &limits, &|part| options.progress.set(part, WEIGHTS_PERCENT, 100))?;
     }
     let memory = network.memory(prefill_budget + slots, slots);
     tracing::info!(
@@ -119,7 +152,9 @@ pub fn load(options: &LoadOptions) -> Result<InferenceEngine, LoadError> {
         context_length,
         calls = ?template.tool_format(),
         template_writes_tools = template.writes_tools(),
+        slots,
         seconds = began.elapsed().as_secs_f32(),
+        warm_up_seconds = (began.elapsed() - loaded).as_secs_f32(),
         "model loaded"
     );
 
@@ -142,7 +177,7 @@ pub fn load(options: &LoadOptions) -> Result<InferenceEngine, LoadError> {
         facts: Facts {
             served: ServedModel { name: options.name.clone(), context_length, created },
             fingerprint: fingerprint(checkpoint.path(), &identity)?,
-            device: device.description.clone(),
+            device: device.clone(),
             slots,
             prefill_budget,
             memory,

@@ -12,6 +12,7 @@ mod cache;
 mod error;
 mod load;
 mod output_processor;
+mod progress;
 mod prompt_logprobs;
 mod prompt_output;
 mod prompt_renderer;
@@ -32,6 +33,7 @@ use super::refusal::too_late;
 use super::{Engine, EngineError, EngineStats, EventSink, PreparedRequest, Preprocessor, ResumedTokens};
 use crate::clock;
 use crate::constraint::Stuck;
+use crate::device::ComputeDevice;
 use crate::network::{ComputeError, Logits, MemoryUse, Network, NetworkStep, StepSpan};
 use crate::scheduler::{CacheSalt, Scheduler, SchedulerStep, SequenceId, SequencePrompt};
 use batch_sampler::{BatchSampler, SampleRequest};
@@ -39,6 +41,7 @@ pub use cache::{CacheDtype, CacheSize};
 pub use error::LoadError;
 pub use load::{LoadOptions, load};
 use output_processor::{ChoiceOutput, NewOutput, OutputProcessor, OutputRecord};
+pub use progress::LoadProgress;
 use prompt_output::PromptOutput;
 use prompt_renderer::PromptRenderer;
 use request::Request;
@@ -85,7 +88,7 @@ struct WantedTokens<'a> {
 struct Facts {
     served: ServedModel,
     fingerprint: String,
-    device: String,
+    device: ComputeDevice,
     slots: usize,
     prefill_budget: usize,
     memory: MemoryUse,
@@ -121,7 +124,7 @@ impl Engine for InferenceEngine {
     }
 
     fn device(&self) -> String {
-        self.facts.device.clone()
+        self.facts.device.description.clone()
     }
 
     fn capacity(&self) -> usize {
@@ -232,6 +235,16 @@ impl Engine for InferenceEngine {
         self.requests.clear();
         self.numbers.clear();
         let _ = self.outputs.send(vec![OutputRecord::Shutdown]);
+    }
+
+    fn lost_device(&mut self) -> Option<String> {
+        self.facts.device.lost()
+    }
+
+    fn unload(self: Box<Self>) {
+        let device = self.facts.device.clone();
+        drop(self);
+        device.free_unused();
     }
 }
 

@@ -174,7 +174,7 @@ fn each_choice_ends_by_itself() {
 #[test]
 fn log_probabilities_come_with_every_token() {
     let mut runs = engine_with(|options| {
-        options.slots = 2;
+        options.slots = Some(2);
         // What is rounded in the cache is not the reference's.
         options.cache_dtype = CacheDtype::F32;
     });

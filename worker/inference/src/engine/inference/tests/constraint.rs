@@ -137,7 +137,7 @@ fn each_choice_goes_its_own_way_through_the_grammar() {
 #[test]
 fn answers_that_have_to_start_again_still_obey() {
     let mut crowded = engine_with(|options| {
-        options.slots = 6;
+        options.slots = Some(6);
         options.cache = CacheSize::Blocks(7);
         options.prefill_budget = Some(5);
     });

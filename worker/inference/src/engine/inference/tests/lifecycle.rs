@@ -191,7 +191,7 @@ fn a_cache_that_is_too_small_delays_jobs_and_changes_nothing() {
     let expected = run_all(&mut roomy, jobs.clone());
     assert_eq!(roomy.engine.stats().scheduler.preemptions, 0);
     let mut tight = engine_with(|options| {
-        options.slots = 6;
+        options.slots = Some(6);
         options.cache = CacheSize::Blocks(7);
         options.prefill_budget = Some(5);
     });

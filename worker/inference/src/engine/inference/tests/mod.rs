@@ -2,6 +2,8 @@
 
 mod answers;
 mod constraint;
+#[cfg(feature = "gpu")]
+mod gpu;
 mod lifecycle;
 mod prompt;
 mod resume;
@@ -26,7 +28,7 @@ const END: u32 = 257;
 const NEVER: u64 = u64::MAX;
 
 fn options(path: &Path) -> LoadOptions {
-    LoadOptions { slots: 1, ..LoadOptions::new(path, "tiny", ComputeDevice::cpu()) }
+    LoadOptions { slots: Some(1), ..LoadOptions::new(path, "tiny", ComputeDevice::cpu()) }
 }
 
 /// The tiny model, with whatever else `change` wants.
@@ -38,7 +40,7 @@ fn engine_with(change: impl FnOnce(&mut LoadOptions)) -> Runs {
 }
 
 fn engine(slots: usize) -> Runs {
-    engine_with(|options| options.slots = slots)
+    engine_with(|options| options.slots = Some(slots))
 }
 
 fn job(number: u8) -> Job {

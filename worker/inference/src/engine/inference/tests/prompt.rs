@@ -100,7 +100,7 @@ fn chunks_company_and_cache_change_nothing() {
     assert_eq!(whole.len(), 70);
     for budget in [1, 7, 16, 64] {
         let mut runs = engine_with(|options| {
-            options.slots = 4;
+            options.slots = Some(4);
             options.prefill_budget = Some(budget);
         });
         // What the cache knows does not count.
@@ -116,7 +116,7 @@ fn chunks_company_and_cache_change_nothing() {
     }
     // In a cache so small that prompts are put off.
     let mut tight = engine_with(|options| {
-        options.slots = 6;
+        options.slots = Some(6);
         options.cache = CacheSize::Blocks(6);
         options.prefill_budget = Some(9);
     });

@@ -49,7 +49,7 @@ fn goes_on_from_anywhere(job: &Job) {
     // In chunks, so that a prompt is told in several events.
     let engine = || {
         engine_with(|options| {
-            options.slots = 4;
+            options.slots = Some(4);
             options.prefill_budget = Some(9);
         })
     };
