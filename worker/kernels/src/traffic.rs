@@ -2,8 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use burn::backend::DispatchDevice;
-use burn::tensor::Device;
+#[cfg(not(feature = "report"))]
+use burn::{backend::DispatchDevice, tensor::Device};
 
 static LAUNCHES: AtomicU64 = AtomicU64::new(0);
 static UPLOADS: AtomicU64 = AtomicU64::new(0);
@@ -56,6 +56,7 @@ pub fn traffic() -> Traffic {
 }
 
 /// Counts `more`, unless `device` is the CPU.
+#[cfg(not(feature = "report"))]
 pub fn count(device: &Device, more: Traffic) {
     if !matches!(device.as_dispatch(), DispatchDevice::Flex(_)) {
         add(more);

@@ -257,6 +257,20 @@ fn activate(x: f32, #[comptime] activation: Activation) -> f32 {
     }
 }
 
+/// How a product goes through its matrix.
+#[cfg(feature = "report")]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Product {
+    /// Format and shape of the matrix.
+    pub(crate) spec: MatrixSpec,
+    /// Rows that a thread multiplies with each weight that it reads.
+    pub(crate) rows: usize,
+    /// Weights that a thread reads in an iteration of the kernel's loop.
+    pub(crate) weights: usize,
+    /// Number of iterations.
+    pub(crate) iterations: usize,
+}
+
 /// A product, except for the rows.
 pub(crate) struct Matmul<'a> {
     pub(crate) weight: &'a CubeTensor,
@@ -326,6 +340,18 @@ impl<'a> Matmul<'a> {
             );
         }
         out
+    }
+
+    /// How `rows` rows are multiplied with a matrix.
+    #[cfg(feature = "report")]
+    pub(crate) fn product(spec: MatrixSpec, rows: usize) -> Product {
+        let tile = tile(rows, spec.outputs);
+        Product {
+            spec,
+            rows: tile.rows,
+            weights: tile.outputs * pack::UNIT,
+            iterations: pack::units(spec.inputs).div_ceil(LANES),
+        }
     }
 }
 

@@ -77,7 +77,7 @@ fn all_scale_words(spec: MatrixSpec) -> usize {
 }
 
 /// Words of a packed matrix.
-fn words(spec: MatrixSpec) -> usize {
+pub(crate) fn words(spec: MatrixSpec) -> usize {
     quant_words(spec) + all_scale_words(spec)
 }
 

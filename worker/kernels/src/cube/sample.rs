@@ -48,6 +48,12 @@ pub(crate) fn sample(logits: CubeTensor, samples: CubeTensor) -> CubeTensor {
     out
 }
 
+/// Reads that a thread makes one after another to find the largest logit, four of them at a time.
+#[cfg(feature = "report")]
+pub(crate) fn rounds(vocabulary: usize) -> usize {
+    vocabulary.div_ceil(4 * THREADS)
+}
+
 /// The tokens that the filters keep: those with a key above `key`, and those with this key and an id
 /// below `end`. A key is that of [`order_key`].
 #[derive(CubeType)]

@@ -11,7 +11,7 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, backend_extension};
 
 use super::heads::{Activation, HeadShape};
-use super::matrix::MatrixSpec;
+use super::matrix_spec::MatrixSpec;
 
 /// The operations of a layer, on the CPU and on GPUs.
 #[cfg_attr(feature = "gpu", backend_extension(Flex, Cube))]

@@ -6,8 +6,7 @@
 use burn::backend::DType;
 use burn::tensor::{Device, Tensor};
 
-/// Number of positions in a block of the cache.
-pub const BLOCK_SIZE: usize = 16;
+use super::sizes::BLOCK_SIZE;
 
 /// The largest finite f16.
 pub(crate) const F16_MAX: f32 = 65504.0;

@@ -5,8 +5,10 @@ mod heads;
 mod kernel_ops;
 mod kv_cache;
 mod matrix;
+mod matrix_spec;
 mod rows;
 mod sampling;
+mod sizes;
 mod upload;
 
 pub use heads::{Activation, HeadShape};
@@ -14,10 +16,12 @@ pub(crate) use kernel_ops::KernelOps;
 #[cfg(feature = "gpu")]
 pub(crate) use kernel_ops::SamplingOps;
 pub(crate) use kv_cache::F16_MAX;
-pub use kv_cache::{BLOCK_SIZE, KvBlocks, KvType};
-pub use matrix::{Matrix, MatrixError, MatrixRows, MatrixSpec};
+pub use kv_cache::{KvBlocks, KvType};
+pub use matrix::{Matrix, MatrixRows};
 pub(crate) use matrix::{MatrixData, MatrixPart};
+pub use matrix_spec::{MatrixError, MatrixSpec};
 pub use rows::{RowSample, RowSpan, Step, StepInput, StepRows, StepSamples};
-#[cfg(feature = "gpu")]
-pub(crate) use rows::{SAMPLE_WORDS, TILE_ROWS};
 pub use sampling::SamplingParams;
+pub use sizes::BLOCK_SIZE;
+#[cfg(feature = "gpu")]
+pub(crate) use sizes::{SAMPLE_WORDS, TILE_ROWS};

@@ -2,12 +2,9 @@
 
 use burn::tensor::{Device, Int, Tensor};
 
-use super::kv_cache::BLOCK_SIZE;
 use super::sampling::SamplingParams;
+use super::sizes::{BLOCK_SIZE, SAMPLE_WORDS, TILE_ROWS};
 use super::upload::Upload;
-
-/// Largest number of rows of one sequence that a GPU kernel computes together.
-pub(crate) const TILE_ROWS: usize = 8;
 
 /// Consecutive tokens of one sequence in a step.
 #[derive(Debug, Clone, Copy)]
@@ -81,9 +78,6 @@ pub struct StepSamples {
     #[cfg_attr(not(feature = "gpu"), allow(dead_code))] // for GPUs
     pub(crate) table: Tensor<2, Int>,
 }
-
-/// Words of a sample in its table.
-pub(crate) const SAMPLE_WORDS: usize = 6;
 
 impl Step {
     /// Uploads the input of a step.

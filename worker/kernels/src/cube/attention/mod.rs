@@ -40,11 +40,8 @@ pub(crate) fn attention(queries: CubeTensor, inputs: AttentionInputs, shape: Hea
         return out;
     }
     let partitions = (width * BLOCK_SIZE).div_ceil(PARTITION);
-    let mut config = Config::new(shape, tiles != rows);
     let partials = rows * shape.heads * partitions;
-    config.split = !config.tiled
-        && partitions > MAX_PARTITIONS
-        && 4 * partials * (shape.head_dim + 2) <= MAX_PARTIAL_BYTES;
+    let config = config(shape, rows, tiles, partitions);
     if !config.split {
         attend(&queries, &inputs, &out, &out, shape, config, partitions);
         return out;
@@ -73,6 +70,25 @@ pub(crate) fn attention(queries: CubeTensor, inputs: AttentionInputs, shape: Hea
         );
     }
     out
+}
+
+fn config(shape: HeadShape, rows: usize, tiles: usize, partitions: usize) -> Config {
+    let mut config = Config::new(shape, tiles != rows);
+    let partials = rows * shape.heads * partitions;
+    config.split = !config.tiled
+        && partitions > MAX_PARTITIONS
+        && 4 * partials * (shape.head_dim + 2) <= MAX_PARTIAL_BYTES;
+    config
+}
+
+/// Reads that a thread makes one after another to attend to `positions`: keys of its position, vector
+/// by vector, then its vector of the values, position by position; four of them at a time.
+#[cfg(feature = "report")]
+pub(crate) fn rounds(shape: HeadShape, rows: usize, tiles: usize, positions: usize) -> usize {
+    let partitions = positions.div_ceil(PARTITION);
+    let config = config(shape, rows, tiles, partitions);
+    let one = (config.vectors() + PARTITION / config.slices()) / 4;
+    if config.split { one } else { partitions * one }
 }
 
 /// Number of positions that a row attends to; without a sliding window, more than there can be.

@@ -1,0 +1,13 @@
+//! Those types of the kernels that have no tensors.
+
+#[path = "../../src/types/heads.rs"]
+mod heads;
+#[path = "../../src/types/matrix_spec.rs"]
+mod matrix_spec;
+#[path = "../../src/types/sizes.rs"]
+mod sizes;
+
+pub use heads::{Activation, HeadShape};
+pub use matrix_spec::MatrixSpec;
+pub use sizes::BLOCK_SIZE;
+pub(crate) use sizes::{SAMPLE_WORDS, TILE_ROWS};
