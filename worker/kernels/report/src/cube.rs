@@ -8,7 +8,7 @@ mod dequant;
 pub(crate) mod embedding;
 #[path = "../../src/cube/launch.rs"]
 mod launch;
-#[path = "../../src/cube/matmul.rs"]
+#[path = "../../src/cube/matmul/mod.rs"]
 pub(crate) mod matmul;
 #[path = "../../src/cube/pack.rs"]
 pub(crate) mod pack;

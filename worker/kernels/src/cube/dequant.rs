@@ -1,4 +1,13 @@
-//! Dequantisation in registers: a unit of a packed matrix (see [`super::pack`]) becomes eight numbers.
+//! Dequantisation in registers.
+//!
+//! A *unit* is 16 bytes of a packed row (see [`super::pack`]): 4 to 32 weights, in vectors of four. A
+//! weight is a small integer times the scale of its half of the unit, plus an offset in some formats;
+//! the integers become f32 here, and [`unit_factors`] has scales and offsets. Weights that are stored
+//! as floats have neither.
+//!
+//! Bits become a number without a conversion, which GPUs do slowly: OR-ed into the mantissa of a power
+//! of two whose unit in the last place gives the lowest of the bits the value 1, they add an integer
+//! to it, and a subtraction leaves that integer, exactly.
 
 use burn::cubecl;
 use burn::cubecl::prelude::*;
@@ -7,175 +16,328 @@ use crate::ggml::GgmlType;
 
 /// A vector of four f32.
 pub(crate) type F4 = Vector<f32, Const<4>>;
-type U4 = Vector<u32, Const<4>>;
+/// A unit: four 32-bit words.
+pub(crate) type U4 = Vector<u32, Const<4>>;
 
-/// Eight weights of a row.
-#[derive(CubeType, Clone, Copy)]
-pub(crate) struct Unit {
-    pub(crate) first: F4,
-    pub(crate) second: F4,
-}
+/// The bits of 2^23, whose unit in the last place is 1. Kernels get it as an argument: NVIDIA's
+/// compiler keeps what it derives from an argument in registers, and loads a constant before each use.
+pub(crate) const MAGIC: u32 = 0x4B00_0000;
 
-/// The weights of `unit` in `row`. A row has `units` units and `stride` words of `scales`.
-#[cube]
-pub(crate) fn unit_numbers<N: Size>(
-    quants: &[Vector<u32, N>],
-    scales: &[u32],
-    row: usize,
-    unit: usize,
-    units: usize,
-    stride: usize,
-    #[comptime] dtype: GgmlType,
-) -> Unit {
-    let at = row * units + unit;
-    let base = row * stride;
+/// Vectors of four weights in a unit.
+pub(crate) fn unit_vectors(dtype: GgmlType) -> usize {
     match dtype {
-        GgmlType::F32 => f32_numbers::<N>(quants, at),
-        GgmlType::F16 => {
-            let words = quants[at];
-            Unit { first: f16_numbers::<N>(words, 0usize), second: f16_numbers::<N>(words, 2usize) }
-        }
-        GgmlType::BF16 => {
-            let words = quants[at];
-            Unit { first: bf16_numbers::<N>(words, 0usize), second: bf16_numbers::<N>(words, 2usize) }
-        }
-        GgmlType::Q8_0 => {
-            let words = quants[at];
-            let d = F4::new(packed_half(scales, base, unit / 4));
-            Unit {
-                first: signed_bytes(words.extract(0usize)) * d,
-                second: signed_bytes(words.extract(1usize)) * d,
-            }
-        }
-        GgmlType::Q4_0 => {
-            let word = quants[at].extract(0usize);
-            let d = F4::new(packed_half(scales, base, unit / 4));
-            Unit {
-                first: (F4::cast_from(fields(word, 0u32, 0x0Fu32)) - F4::new(8.0)) * d,
-                second: (F4::cast_from(fields(word, 4u32, 0x0Fu32)) - F4::new(8.0)) * d,
-            }
-        }
-        GgmlType::Q4_1 => {
-            let word = quants[at].extract(0usize);
-            let pair = scales[base + unit / 4];
-            let d = F4::new(half_to_f32(pair & 0xFFFF));
-            let m = F4::new(half_to_f32(pair >> 16));
-            Unit {
-                first: fma(F4::cast_from(fields(word, 0u32, 0x0Fu32)), d, m),
-                second: fma(F4::cast_from(fields(word, 4u32, 0x0Fu32)), d, m),
-            }
-        }
-        GgmlType::Q5_0 => {
-            let blocks = units / 4;
-            let d = F4::new(packed_half(scales, base, unit / 4));
-            let high = scales[base + blocks.div_ceil(2) + unit / 4];
-            let both = five_bit_numbers(quants[at].extract(0usize), high, unit % 4);
-            Unit { first: (both.first - F4::new(16.0)) * d, second: (both.second - F4::new(16.0)) * d }
-        }
-        GgmlType::Q5_1 => {
-            let block = base + unit / 4 * 2;
-            let pair = scales[block];
-            let d = F4::new(half_to_f32(pair & 0xFFFF));
-            let m = F4::new(half_to_f32(pair >> 16));
-            let both = five_bit_numbers(quants[at].extract(0usize), scales[block + 1], unit % 4);
-            Unit { first: fma(both.first, d, m), second: fma(both.second, d, m) }
-        }
-        GgmlType::Q4_K => {
-            let word = quants[at].extract(0usize);
-            let block = base + unit / 32 * 5;
-            let groups = k_groups(scales[block + unit % 32 / 8], scales[block + 4]);
-            Unit {
-                first: k_numbers(fields(word, 0u32, 0x0Fu32), groups.scale_0, groups.min_0),
-                second: k_numbers(fields(word, 4u32, 0x0Fu32), groups.scale_1, groups.min_1),
-            }
-        }
-        GgmlType::Q5_K => {
-            let word = quants[at].extract(0usize);
-            let block = base + unit / 32 * 13;
-            let pair = unit % 32 / 8;
-            let groups = k_groups(scales[block + pair], scales[block + 4]);
-            let high = scales[block + 5 + unit % 8] >> (2 * pair as u32);
-            let first = fields(word, 0u32, 0x0Fu32) | (fields(high, 0u32, 1u32) << U4::new(4));
-            let second = fields(word, 4u32, 0x0Fu32) | (fields(high, 1u32, 1u32) << U4::new(4));
-            Unit {
-                first: k_numbers(first, groups.scale_0, groups.min_0),
-                second: k_numbers(second, groups.scale_1, groups.min_1),
-            }
-        }
-        GgmlType::Q6_K => q6_k_numbers(quants[at].extract(0usize), scales, base + unit / 32 * 21, unit % 32),
+        GgmlType::F32 => 1,
+        GgmlType::F16 | GgmlType::BF16 => 2,
+        GgmlType::Q8_0 => 4,
+        GgmlType::Q4_0
+        | GgmlType::Q4_1
+        | GgmlType::Q5_0
+        | GgmlType::Q5_1
+        | GgmlType::Q4_K
+        | GgmlType::Q5_K
+        | GgmlType::Q6_K => 8,
     }
 }
 
-/// Where the weights of a unit are in their row: the index of its first vector of four. The second
-/// vector is [`second_place`] vectors further on.
+/// Where vector `index` of a unit is in its row, as a distance from [`unit_place`] in vectors.
+pub(crate) fn vector_place(dtype: GgmlType, index: usize) -> usize {
+    let half = index / 4;
+    match dtype {
+        GgmlType::Q4_K | GgmlType::Q5_K => index + 4 * half,
+        GgmlType::Q6_K => index + 12 * half,
+        _ => index,
+    }
+}
+
+/// Where the first vector of a unit is in its row, in vectors.
 #[cube]
 pub(crate) fn unit_place(unit: usize, #[comptime] dtype: GgmlType) -> usize {
     match dtype {
-        GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 | GgmlType::Q8_0 => 2 * unit,
-        GgmlType::Q4_0 | GgmlType::Q4_1 | GgmlType::Q5_0 | GgmlType::Q5_1 => unit / 4 * 8 + unit % 4,
-        GgmlType::Q4_K | GgmlType::Q5_K => unit / 8 * 16 + unit % 8,
-        GgmlType::Q6_K => unit / 16 * 32 + unit % 16,
+        GgmlType::Q4_K | GgmlType::Q5_K => unit / 2 * 16 + unit % 2 * 4,
+        GgmlType::Q6_K => unit / 4 * 32 + unit % 4 * 4,
+        _ => unit * comptime!(unit_vectors(dtype)),
     }
 }
 
-/// Distance of a unit's second vector from its first; see [`unit_place`].
-pub(crate) fn second_place(dtype: GgmlType) -> usize {
+/// Number of sets of factors in a unit: 2 if its halves have their own, 0 for plain floats.
+pub(crate) fn factor_sets(dtype: GgmlType) -> usize {
     match dtype {
-        GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 | GgmlType::Q8_0 => 1,
-        GgmlType::Q4_0 | GgmlType::Q4_1 | GgmlType::Q5_0 | GgmlType::Q5_1 => 4,
-        GgmlType::Q4_K | GgmlType::Q5_K => 8,
-        GgmlType::Q6_K => 16,
+        GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 => 0,
+        GgmlType::Q4_0 | GgmlType::Q4_1 | GgmlType::Q5_0 | GgmlType::Q5_1 | GgmlType::Q8_0 => 1,
+        GgmlType::Q4_K | GgmlType::Q5_K | GgmlType::Q6_K => 2,
     }
 }
 
-/// Converts the bits of an f16 exactly. Infinities and NaN are not supported.
-#[cube]
-pub(crate) fn half_to_f32(bits: u32) -> f32 {
-    let magnitude = bits & 0x7FFF;
-    let normal = f32::reinterpret((magnitude << 13) + 0x3800_0000);
-    // Multiples of 2^-24. A subnormal f32 would be flushed to zero on many GPUs.
-    let subnormal = f32::cast_from(magnitude) * 5.960_464_5e-8;
-    let number = select(magnitude < 0x0400, subnormal, normal);
-    f32::reinterpret(u32::reinterpret(number) | ((bits & 0x8000) << 16))
+/// Whether weights have an offset beside their scale.
+pub(crate) fn has_offset(dtype: GgmlType) -> bool {
+    matches!(dtype, GgmlType::Q4_1 | GgmlType::Q5_1 | GgmlType::Q4_K | GgmlType::Q5_K)
 }
 
-/// The f16 with this `index`, of those packed two to a word from word `base` on.
-#[cube]
-fn packed_half(scales: &[u32], base: usize, index: usize) -> f32 {
-    let word = scales[base + index / 2];
-    half_to_f32((word >> (16 * (index % 2) as u32)) & 0xFFFF)
-}
-
-/// For each byte of `word`: the bits of `mask`, from bit `first` of the byte on.
-#[cube]
-fn fields(word: u32, #[comptime] first: u32, #[comptime] mask: u32) -> U4 {
-    let mut out = U4::empty();
-    #[unroll]
-    for i in 0..4usize {
-        out.insert(i, (word >> (first + 8 * i as u32)) & mask);
+/// Number of words of `scales` that a unit needs: see [`load_side`].
+pub(crate) fn side_words(dtype: GgmlType) -> usize {
+    match dtype {
+        GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 => 0,
+        GgmlType::Q4_0 | GgmlType::Q4_1 | GgmlType::Q8_0 => 1,
+        GgmlType::Q5_0 | GgmlType::Q5_1 | GgmlType::Q4_K => 2,
+        GgmlType::Q5_K => 6,
+        GgmlType::Q6_K => 7,
     }
-    out
 }
 
-/// The four bytes of `word`, as signed integers.
+/// Writes what a unit needs of `scales` to `side`, from `at` on: the words with its scales, then those
+/// with its high bits. The row has `units` units, and its scales begin at `base`.
 #[cube]
-fn signed_bytes(word: u32) -> F4 {
+pub(crate) fn load_side(
+    side: &mut Array<u32>,
+    #[comptime] at: usize,
+    scales: &[u32],
+    base: usize,
+    unit: usize,
+    units: usize,
+    #[comptime] dtype: GgmlType,
+) {
+    match dtype {
+        GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 => {}
+        GgmlType::Q8_0 => {
+            side[at] = scales[base + unit / 4];
+        }
+        GgmlType::Q4_0 => {
+            side[at] = scales[base + unit / 2];
+        }
+        GgmlType::Q4_1 => {
+            side[at] = scales[base + unit];
+        }
+        GgmlType::Q5_0 => {
+            side[at] = scales[base + unit / 2];
+            side[at + 1] = scales[base + units.div_ceil(2) + unit];
+        }
+        GgmlType::Q5_1 => {
+            side[at] = scales[base + 2 * unit];
+            side[at + 1] = scales[base + 2 * unit + 1];
+        }
+        GgmlType::Q4_K => {
+            let block = base + unit / 8 * 5;
+            side[at] = scales[block + unit % 8 / 2];
+            side[at + 1] = scales[block + 4];
+        }
+        GgmlType::Q5_K => {
+            let block = base + unit / 8 * 13;
+            side[at] = scales[block + unit % 8 / 2];
+            side[at + 1] = scales[block + 4];
+            #[unroll]
+            for i in 0..4usize {
+                side[at + 2 + i] = scales[block + 5 + unit % 2 * 4 + i];
+            }
+        }
+        GgmlType::Q6_K => {
+            let block = base + unit / 8 * 21;
+            let half = unit % 8 / 4;
+            side[at] = scales[block + 16 + 2 * half];
+            side[at + 1] = scales[block + 17 + 2 * half];
+            side[at + 2] = scales[block + 20];
+            #[unroll]
+            for i in 0..4usize {
+                side[at + 3 + i] = scales[block + 8 * half + unit % 2 * 4 + i];
+            }
+        }
+    }
+}
+
+/// What the integers of a unit are multiplied with, and what is added then, for each of its halves.
+#[derive(CubeType, Clone, Copy)]
+pub(crate) struct Factors {
+    pub(crate) scale_0: f32,
+    pub(crate) offset_0: f32,
+    pub(crate) scale_1: f32,
+    pub(crate) offset_1: f32,
+}
+
+/// The factors of `unit`, whose words of [`load_side`] begin at `at`.
+#[cube]
+pub(crate) fn unit_factors(
+    side: &Array<u32>,
+    #[comptime] at: usize,
+    unit: usize,
+    magic: u32,
+    #[comptime] dtype: GgmlType,
+) -> Factors {
+    match dtype {
+        GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 => one_scale(1.0f32.runtime()),
+        GgmlType::Q8_0 => one_scale(half_to_f32(side[at] << (16 - 16 * (unit / 2 % 2) as u32))),
+        GgmlType::Q4_0 | GgmlType::Q5_0 => one_scale(half_to_f32(side[at] << (16 - 16 * (unit % 2) as u32))),
+        GgmlType::Q4_1 | GgmlType::Q5_1 => {
+            let d = half_to_f32(side[at] << 16);
+            let m = half_to_f32(side[at]);
+            Factors { scale_0: d, offset_0: m, scale_1: d, offset_1: m }
+        }
+        GgmlType::Q4_K | GgmlType::Q5_K => {
+            let numbers = bytes(side[at], magic, 0u32);
+            let d = half_to_f32(side[at + 1] << 16);
+            let dmin = -half_to_f32(side[at + 1]);
+            Factors {
+                scale_0: d * numbers.extract(0usize),
+                offset_0: dmin * numbers.extract(1usize),
+                scale_1: d * numbers.extract(2usize),
+                offset_1: dmin * numbers.extract(3usize),
+            }
+        }
+        GgmlType::Q6_K => {
+            let shift = 24 - 8 * (unit % 4) as u32;
+            let d = half_to_f32(side[at + 2] << 16);
+            Factors {
+                scale_0: d * signed_top_byte(side[at] << shift),
+                offset_0: 0.0,
+                scale_1: d * signed_top_byte(side[at + 1] << shift),
+                offset_1: 0.0,
+            }
+        }
+    }
+}
+
+#[cube]
+fn one_scale(scale: f32) -> Factors {
+    Factors { scale_0: scale, offset_0: 0.0, scale_1: scale, offset_1: 0.0 }
+}
+
+/// Vector `index` of `unit`, before scale and offset.
+#[allow(clippy::too_many_arguments)]
+#[cube]
+pub(crate) fn unit_vector(
+    words: U4,
+    side: &Array<u32>,
+    #[comptime] at: usize,
+    unit: usize,
+    #[comptime] index: usize,
+    magic: u32,
+    #[comptime] dtype: GgmlType,
+) -> F4 {
+    let word = comptime!(index % 4);
+    let second = comptime!(index >= 4);
+    match dtype {
+        GgmlType::F32 => f32_numbers(words),
+        GgmlType::F16 => {
+            f16_numbers(words.extract(comptime!(2 * index)), words.extract(comptime!(2 * index + 1)))
+        }
+        GgmlType::BF16 => {
+            bf16_numbers(words.extract(comptime!(2 * index)), words.extract(comptime!(2 * index + 1)))
+        }
+        GgmlType::Q8_0 => signed_bytes(words.extract(index), magic),
+        GgmlType::Q4_0 => nibbles(words.extract(word), magic, second, 8u32),
+        GgmlType::Q4_1 | GgmlType::Q4_K => nibbles(words.extract(word), magic, second, 0u32),
+        GgmlType::Q5_0 => {
+            let high = fifth_bits(side[at + 1] >> comptime!(4 * index as u32));
+            bytes(low_bits(words.extract(word), second) | high, magic, 16u32)
+        }
+        GgmlType::Q5_1 => {
+            let high = fifth_bits(side[at + 1] >> comptime!(4 * index as u32));
+            bytes(low_bits(words.extract(word), second) | high, magic, 0u32)
+        }
+        GgmlType::Q5_K => {
+            let shift = (unit % 8 / 2 * 2) as u32 + comptime!(u32::from(second));
+            let high = ((side[at + 2 + word] >> shift) & 0x0101_0101) << 4;
+            bytes(low_bits(words.extract(word), second) | high, magic, 0u32)
+        }
+        GgmlType::Q6_K => {
+            let shift = (unit % 4 / 2 * 2) as u32 + comptime!(if second { 4u32 } else { 0u32 });
+            let high = ((side[at + 3 + word] >> shift) & 0x0303_0303) << 4;
+            bytes(low_bits(words.extract(word), second) | high, magic, 32u32)
+        }
+    }
+}
+
+/// The low or the high four bits of each byte.
+#[cube]
+fn low_bits(word: u32, #[comptime] high: bool) -> u32 {
+    if comptime!(high) { (word >> 4) & 0x0F0F_0F0F } else { word & 0x0F0F_0F0F }
+}
+
+/// The lowest four bits, each as bit 4 of a byte.
+#[cube]
+fn fifth_bits(bits: u32) -> u32 {
+    // The products put bit i at 8 i, and others elsewhere.
+    (((bits & 0x0F) * 0x0020_4081) & 0x0101_0101) << 4
+}
+
+/// The low or the high four bits of each byte of `word`, less `bias`.
+#[cube]
+fn nibbles(word: u32, magic: u32, #[comptime] high: bool, #[comptime] bias: u32) -> F4 {
+    // Bits from 20 on would reach the exponent.
+    let top = word >> 12;
     let mut out = F4::empty();
-    #[unroll]
-    for i in 0..4usize {
-        let left = i32::reinterpret(word << (24 - 8 * i as u32));
-        out.insert(i, f32::cast_from(left >> 24));
+    if comptime!(high) {
+        out.insert(0usize, field(word, magic, 4u32, 0x0Fu32, bias));
+        out.insert(1usize, field(word, magic, 12u32, 0x0Fu32, bias));
+        out.insert(2usize, field(top, magic, 8u32, 0x0Fu32, bias));
+        out.insert(3usize, field(top, magic, 16u32, 0x0Fu32, bias));
+    } else {
+        out.insert(0usize, field(word, magic, 0u32, 0x0Fu32, bias));
+        out.insert(1usize, field(word, magic, 8u32, 0x0Fu32, bias));
+        out.insert(2usize, field(word, magic, 16u32, 0x0Fu32, bias));
+        out.insert(3usize, field(top, magic, 12u32, 0x0Fu32, bias));
     }
     out
 }
 
+/// The bytes of `word`, less `bias`.
 #[cube]
-fn f32_numbers<N: Size>(quants: &[Vector<u32, N>], at: usize) -> Unit {
-    Unit { first: as_numbers::<N>(quants[2 * at]), second: as_numbers::<N>(quants[2 * at + 1]) }
+fn bytes(word: u32, magic: u32, #[comptime] bias: u32) -> F4 {
+    let top = word >> 16;
+    let mut out = F4::empty();
+    out.insert(0usize, field(word, magic, 0u32, 0xFFu32, bias));
+    out.insert(1usize, field(word, magic, 8u32, 0xFFu32, bias));
+    out.insert(2usize, field(top, magic, 0u32, 0xFFu32, bias));
+    out.insert(3usize, field(top, magic, 8u32, 0xFFu32, bias));
+    out
+}
+
+/// The bytes of `word`, as signed integers.
+#[cube]
+fn signed_bytes(word: u32, magic: u32) -> F4 {
+    let top = word >> 16;
+    let mut out = F4::empty();
+    out.insert(0usize, signed_field(word, magic, 0u32));
+    out.insert(1usize, signed_field(word, magic, 8u32));
+    out.insert(2usize, signed_field(top, magic, 0u32));
+    out.insert(3usize, signed_field(top, magic, 8u32));
+    out
+}
+
+/// The bits of `mask` from bit `first` of `word` on, less `bias`.
+#[cube]
+fn field(word: u32, magic: u32, #[comptime] first: u32, #[comptime] mask: u32, #[comptime] bias: u32) -> f32 {
+    let bits = (word & comptime!(mask << first)) | (magic - comptime!(first << 23));
+    f32::reinterpret(bits) - comptime!(((1u32 << (23 - first)) + bias) as f32)
+}
+
+/// The byte from bit `first` of `word` on, as a signed integer.
+#[cube]
+fn signed_field(word: u32, magic: u32, #[comptime] first: u32) -> f32 {
+    // The sign bit is flipped, which adds 128.
+    let power = magic + comptime!((0x80u32 << first).wrapping_sub(first << 23));
+    let bits = (word & comptime!(0xFFu32 << first)) ^ power;
+    f32::reinterpret(bits) - comptime!(((1u32 << (23 - first)) + 128) as f32)
+}
+
+/// The highest byte, as a signed integer.
+#[cube]
+fn signed_top_byte(word: u32) -> f32 {
+    f32::cast_from(i32::reinterpret(word) >> 24)
+}
+
+/// Converts the f16 in the upper half of `word` exactly. Infinities and NaN are not supported.
+#[cube]
+fn half_to_f32(word: u32) -> f32 {
+    // The shift leaves the sign in its place and moves exponent and mantissa to those of an f32.
+    let bits = u32::reinterpret(i32::reinterpret(word) >> 3) & 0x8FFF_E000;
+    let normal = f32::reinterpret(bits + 0x3800_0000);
+    // Multiples of 2^-24, as the difference from 2^-14: many GPUs flush a subnormal f32 to zero.
+    let smallest = f32::reinterpret((bits & 0x8000_0000) | 0x3880_0000);
+    let subnormal = f32::reinterpret(bits + 0x3880_0000) - smallest;
+    select(bits & 0x0F80_0000 == 0, subnormal, normal)
 }
 
 #[cube]
-fn as_numbers<N: Size>(words: Vector<u32, N>) -> F4 {
+fn f32_numbers(words: U4) -> F4 {
     let mut out = F4::empty();
     #[unroll]
     for i in 0..4usize {
@@ -185,99 +347,21 @@ fn as_numbers<N: Size>(words: Vector<u32, N>) -> F4 {
 }
 
 #[cube]
-fn f16_numbers<N: Size>(words: Vector<u32, N>, #[comptime] first: usize) -> F4 {
+fn f16_numbers(first: u32, second: u32) -> F4 {
     let mut out = F4::empty();
-    #[unroll]
-    for i in 0..2usize {
-        let word = words.extract(first + i);
-        out.insert(2 * i, half_to_f32(word & 0xFFFF));
-        out.insert(2 * i + 1, half_to_f32(word >> 16));
-    }
+    out.insert(0usize, half_to_f32(first << 16));
+    out.insert(1usize, half_to_f32(first));
+    out.insert(2usize, half_to_f32(second << 16));
+    out.insert(3usize, half_to_f32(second));
     out
 }
 
 #[cube]
-fn bf16_numbers<N: Size>(words: Vector<u32, N>, #[comptime] first: usize) -> F4 {
+fn bf16_numbers(first: u32, second: u32) -> F4 {
     let mut out = F4::empty();
-    #[unroll]
-    for i in 0..2usize {
-        let word = words.extract(first + i);
-        out.insert(2 * i, f32::reinterpret(word << 16));
-        out.insert(2 * i + 1, f32::reinterpret(word & 0xFFFF_0000));
-    }
+    out.insert(0usize, f32::reinterpret(first << 16));
+    out.insert(1usize, f32::reinterpret(first & 0xFFFF_0000));
+    out.insert(2usize, f32::reinterpret(second << 16));
+    out.insert(3usize, f32::reinterpret(second & 0xFFFF_0000));
     out
-}
-
-/// Integers of 5 bits: word `place` of a block of 32, with the fifth bits from `high`.
-#[cube]
-fn five_bit_numbers(word: u32, high: u32, place: usize) -> Unit {
-    let shift = 4 * place as u32;
-    Unit {
-        first: F4::cast_from(fields(word, 0u32, 0x0Fu32) | fifth_bits(high >> shift)),
-        second: F4::cast_from(fields(word, 4u32, 0x0Fu32) | fifth_bits(high >> (shift + 16))),
-    }
-}
-
-/// The lowest four bits, each moved to bit 4 of its number.
-#[cube]
-fn fifth_bits(bits: u32) -> U4 {
-    let mut out = U4::empty();
-    #[unroll]
-    for i in 0..4usize {
-        out.insert(i, ((bits >> i as u32) & 1) << 4);
-    }
-    out
-}
-
-/// Scales and minima of two adjacent groups of 32.
-#[derive(CubeType, Clone, Copy)]
-struct KGroups {
-    scale_0: f32,
-    min_0: f32,
-    scale_1: f32,
-    min_1: f32,
-}
-
-#[cube]
-fn k_groups(packed: u32, pair: u32) -> KGroups {
-    let d = half_to_f32(pair & 0xFFFF);
-    let dmin = half_to_f32(pair >> 16);
-    KGroups {
-        scale_0: d * f32::cast_from(packed & 0xFF),
-        min_0: dmin * f32::cast_from((packed >> 8) & 0xFF),
-        scale_1: d * f32::cast_from((packed >> 16) & 0xFF),
-        min_1: dmin * f32::cast_from(packed >> 24),
-    }
-}
-
-#[cube]
-fn k_numbers(bits: U4, scale: f32, min: f32) -> F4 {
-    fma(F4::cast_from(bits), F4::new(scale), F4::new(-min))
-}
-
-/// Four weights of each of two groups: groups 0 and 2 of half a block, or 1 and 3.
-#[cube]
-fn q6_k_numbers(word: u32, scales: &[u32], block: usize, unit: usize) -> Unit {
-    let half = unit / 16;
-    let odd = unit % 16 / 8;
-    let high = scales[block + 8 * half + unit % 8] >> (2 * odd as u32);
-    let d = half_to_f32(scales[block + 20]);
-    // A scale belongs to 16 numbers: there are two in a group and eight in half a block.
-    let first_scale = 8 * half + 2 * odd + unit % 8 / 4;
-    let first = fields(word, 0u32, 0x0Fu32) | (fields(high, 0u32, 3u32) << U4::new(4));
-    let second = fields(word, 4u32, 0x0Fu32) | (fields(high, 4u32, 3u32) << U4::new(4));
-    Unit {
-        first: (F4::cast_from(first) - F4::new(32.0))
-            * F4::new(d * signed_byte(scales, block + 16, first_scale)),
-        second: (F4::cast_from(second) - F4::new(32.0))
-            * F4::new(d * signed_byte(scales, block + 16, first_scale + 4)),
-    }
-}
-
-/// Byte `index` from word `base` on, as a signed integer.
-#[cube]
-fn signed_byte(words: &[u32], base: usize, index: usize) -> f32 {
-    let word = words[base + index / 4];
-    let left = i32::reinterpret(word << (24 - 8 * (index % 4) as u32));
-    f32::cast_from(left >> 24)
 }

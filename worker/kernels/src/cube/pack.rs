@@ -1,22 +1,22 @@
 //! The layout of packed weights on GPUs: whole 32-bit words.
 //!
 //! Most of ggml's blocks are not a whole number of words. Here a matrix is two arrays of words, one
-//! after the other. *Quants* are the low bits in ggml's order, in *units* of eight numbers, which are
-//! one to eight words; adjacent threads read adjacent units. *Scales* are the rest of a row: scales,
-//! minima and high bits. Packing moves bits but does not change them, except that the six-bit scales
-//! of Q4_K and Q5_K take a byte each (3% of the matrix).
+//! after the other. *Quants* are the low bits in ggml's order, in *units* of 16 bytes; adjacent threads
+//! read adjacent units. *Scales* are the rest of a row: scales, minima and high bits. Packing moves bits but does not
+//! change them, except that the six-bit scales of Q4_K and Q5_K take a byte each (3% of the matrix).
 
 use burn::backend::wgpu::CubeTensor;
 use burn::cubecl::prelude::BufferArg;
 use rayon::iter::ParallelIterator;
 use rayon::slice::ParallelSlice;
 
+use super::dequant::unit_vectors;
 use super::launch;
 use crate::ggml::{GgmlType, k_scale_and_min};
 use crate::types::MatrixSpec;
 
-/// Number of weights in a unit.
-pub(crate) const UNIT: usize = 8;
+/// Words of a unit.
+const UNIT_WORDS: usize = 4;
 
 /// Rows that a thread packs at a time.
 const ROWS_OF_A_TASK: usize = 256;
@@ -28,22 +28,6 @@ const ALIGNMENT: usize = 64;
 struct Packed {
     quants: Vec<u32>,
     scales: Vec<u32>,
-}
-
-/// Words of a unit in `quants`.
-pub(crate) fn unit_words(dtype: GgmlType) -> usize {
-    match dtype {
-        GgmlType::F32 => 8,
-        GgmlType::F16 | GgmlType::BF16 => 4,
-        GgmlType::Q8_0 => 2,
-        GgmlType::Q4_0
-        | GgmlType::Q4_1
-        | GgmlType::Q5_0
-        | GgmlType::Q5_1
-        | GgmlType::Q4_K
-        | GgmlType::Q5_K
-        | GgmlType::Q6_K => 1,
-    }
 }
 
 /// Words of a row in `scales`.
@@ -62,13 +46,13 @@ pub(crate) fn scale_words(dtype: GgmlType, inputs: usize) -> usize {
 }
 
 /// Units of a row; the last is padded with zeros.
-pub(crate) fn units(inputs: usize) -> usize {
-    inputs.div_ceil(UNIT)
+pub(crate) fn units(dtype: GgmlType, inputs: usize) -> usize {
+    inputs.div_ceil(4 * unit_vectors(dtype))
 }
 
 /// Words of all quants, with the padding that aligns the scales.
 fn quant_words(spec: MatrixSpec) -> usize {
-    (spec.outputs * units(spec.inputs) * unit_words(spec.dtype)).next_multiple_of(ALIGNMENT)
+    (spec.outputs * units(spec.dtype, spec.inputs) * UNIT_WORDS).next_multiple_of(ALIGNMENT)
 }
 
 /// Words of all scales; at least one, as a buffer can't be empty.
@@ -84,7 +68,7 @@ pub(crate) fn words(spec: MatrixSpec) -> usize {
 /// The bytes of `rows` when they are packed, and the most that all padding of a matrix takes.
 pub(crate) fn packed_size(rows: MatrixSpec) -> (u64, u64) {
     let MatrixSpec { dtype, outputs, inputs } = rows;
-    let words = outputs * (units(inputs) * unit_words(dtype) + scale_words(dtype, inputs));
+    let words = outputs * (units(dtype, inputs) * UNIT_WORDS + scale_words(dtype, inputs));
     (4 * words as u64, 4 * (ALIGNMENT + 1) as u64)
 }
 
@@ -115,8 +99,7 @@ impl Packed {
     fn push_row(&mut self, dtype: GgmlType, row: &[u8]) {
         let blocks = row.chunks_exact(dtype.block_bytes());
         match dtype {
-            GgmlType::F32 => self.push_floats(row, 8 * 4),
-            GgmlType::F16 | GgmlType::BF16 => self.push_floats(row, 8 * 2),
+            GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 => self.push_floats(row),
             GgmlType::Q4_0 | GgmlType::Q8_0 => {
                 self.scales.extend(pack_pairs(blocks.clone().map(|block| f16_bits(block, 0))));
                 blocks.for_each(|block| self.quants.extend(le_words(&block[2..])));
@@ -153,10 +136,10 @@ impl Packed {
         }
     }
 
-    /// Pushes a row of plain floats, padded with zeros to whole units of `unit` bytes.
-    fn push_floats(&mut self, row: &[u8], unit: usize) {
+    /// Pushes a row of plain floats, padded with zeros to whole units.
+    fn push_floats(&mut self, row: &[u8]) {
         let mut row = row.to_vec();
-        row.resize(row.len().next_multiple_of(unit), 0);
+        row.resize(row.len().next_multiple_of(4 * UNIT_WORDS), 0);
         self.quants.extend(le_words(&row));
     }
 

@@ -4,6 +4,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use emberline_kernels::ggml::GgmlType;
 use emberline_kernels::{Activation, MatrixError, MatrixRows, MatrixSpec, reference};
 use emberline_kernels::{Matrix, embedding, linear, linear_add, norm_gated, norm_linear, rms_norm};
+use half::f16;
 
 use crate::support::{Random, assert_close, assert_same_bits, both, gpu, host, matrix};
 
@@ -50,6 +51,18 @@ fn embedding_rows_of_every_format_match_the_reference() {
         let got = host(embedding(ids(&gpu()), &table));
         assert_close(&format!("{dtype}"), &got, &expected, 1e-6);
     }
+}
+
+#[test]
+fn every_finite_half_is_expanded_exactly() {
+    let bits: Vec<u16> = (0..=u16::MAX).filter(|bits| bits & 0x7C00 != 0x7C00).collect();
+    let spec = MatrixSpec { dtype: GgmlType::F16, outputs: bits.len() / 256, inputs: 256 };
+    let blocks: Vec<u8> = bits.iter().flat_map(|bits| bits.to_le_bytes()).collect();
+    let table = Matrix::new(spec, &blocks, &gpu()).unwrap();
+    let ids: Vec<i32> = (0..spec.outputs as i32).collect();
+    let got = host(embedding(Tensor::from_data(TensorData::new(ids, [spec.outputs]), &gpu()), &table));
+    let expected: Vec<f32> = bits.iter().map(|bits| f16::from_bits(*bits).to_f32()).collect();
+    assert_eq!(got, expected);
 }
 
 #[test]
@@ -105,6 +118,24 @@ fn many_outputs_take_another_tile_and_match_the_reference() {
     for row in 0..5 {
         let alone = host(linear(rows_of(&x, row, 1), &weight));
         assert_same_bits("many outputs", &alone, &all[row * 4500..(row + 1) * 4500]);
+    }
+}
+
+#[test]
+fn matrices_of_few_rows_match_the_reference() {
+    let mut random = Random::new(6);
+    let (x, x_cpu) = both(random.numbers(9 * 96), [9, 96]);
+    let (gamma, gamma_cpu) = both(random.numbers(96), [96]);
+    for outputs in 1..=9 {
+        let (weight, dense) = matrix(&mut random, MatrixSpec { dtype: GgmlType::Q4_0, outputs, inputs: 96 });
+        let expected = host(reference::linear(x_cpu.clone(), &dense));
+        assert_close(&format!("{outputs}"), &host(linear(x.clone(), &weight)), &expected, TOLERANCE);
+        if outputs % 2 == 0 {
+            let activation = Activation::Silu;
+            let expected = reference::norm_gated(x_cpu.clone(), &gamma_cpu, EPSILON, &dense, activation);
+            let got = norm_gated(x.clone(), &gamma, EPSILON, &weight, activation);
+            assert_close(&format!("{outputs} gated"), &host(got), &host(expected), TOLERANCE);
+        }
     }
 }
 
