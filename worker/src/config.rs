@@ -9,6 +9,7 @@ use clap::{Parser, ValueEnum};
 use emberline_inference::device::Backend;
 use emberline_inference::engine::inference::CacheDtype;
 use emberline_inference::network::Quantize;
+use emberline_inference::speculation::Speculation;
 use emberline_nats_access::{AccessError, NATS_HEADING, NatsArgs, Secrets, parse_server};
 use emberline_protocol::bytes::Bytes;
 use emberline_protocol::control::ALIVE_TIMEOUT_S;
@@ -70,8 +71,8 @@ pub struct Args {
     /// A TOML file of models; it is watched, and models are loaded and unloaded as it changes.
     ///
     /// Each [[model]] has a name and a source (relative to the file) and may have quantize, slots,
-    /// cache_memory, cache_dtype and context_length. SIGHUP has the file read at once, and models that
-    /// failed tried again.
+    /// cache_memory, cache_dtype, context_length and speculation. SIGHUP has the file read at once, and
+    /// models that failed tried again.
     #[arg(long, env = "EMBERLINE_MODELS", value_name = "FILE")]
     pub models: Option<OsString>,
 
@@ -120,6 +121,13 @@ pub struct Args {
     /// Less makes running answers steadier while a long prompt is read, more makes the prompt faster.
     #[arg(long, env = "EMBERLINE_PREFILL_BUDGET", value_name = "TOKENS", value_parser = clap::value_parser!(u16).range(1..))]
     pub prefill_budget: Option<u16>,
+
+    /// Whether a step computes tokens that may follow, beside each answer's last one; texts are the same
+    ///
+    /// It saves steps where an answer repeats parts of its prompt or of itself, as edited code and summaries
+    /// do. `auto` does it on the CPU, as `prompt-lookup`, and not on a GPU.
+    #[arg(long, env = "EMBERLINE_SPECULATION", value_enum, default_value_t = Speculation::Auto)]
+    pub speculation: Speculation,
 
     /// Seconds that running jobs get to finish once the worker is told to stop, or their model is removed
     #[arg(long, env = "EMBERLINE_DRAIN_S", default_value_t = 30, value_name = "SECONDS")]
@@ -230,6 +238,7 @@ impl Args {
             cache_dtype: self.cache_dtype,
             context_length: self.context_length,
             prefill_budget: self.prefill_budget,
+            speculation: self.speculation,
             tokens_per_s: self.simulated_tokens_per_s,
         };
         let models: Vec<String> = self.model.into_iter().filter(|model| !model.is_empty()).collect();
@@ -376,6 +385,7 @@ mod tests {
             ["--max-memory", "much"],
             ["--cache-dtype", "q8"],
             ["--quantize", "q2"],
+            ["--speculation", "on"],
             ["--context-length", "0"],
             ["--dead-letter-prompts", "some"],
         ] {

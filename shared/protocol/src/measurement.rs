@@ -118,6 +118,9 @@ pub struct ServingMeasurement {
     /// Throughput beside streams that are constrained by a schema.
     #[serde(default)]
     pub constrained: Option<ConstrainedThroughput>,
+    /// Answers with speculation and without; empty if it was not measured.
+    #[serde(default)]
+    pub speculation: Vec<SpeculationGain>,
 }
 
 /// Time from submitting a job to its first token, in milliseconds.
@@ -198,6 +201,29 @@ pub struct ConstrainedThroughput {
     pub beside_plain_tokens_per_s: f64,
     /// The same without other streams.
     pub alone_tokens_per_s: f64,
+}
+
+/// The same answers with speculation (prompt look-up) and without it, from the first token of each on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SpeculationGain {
+    /// What is asked.
+    pub prompt: String,
+    /// Number of streams that ask it at the same time.
+    pub streams: usize,
+    /// Tokens of all answers.
+    pub tokens: u64,
+    /// Steps with speculation.
+    pub steps: u64,
+    /// Steps without.
+    pub plain_steps: u64,
+    /// Tokens drafted.
+    pub drafted: u64,
+    /// Of these, the ones that were right.
+    pub accepted: u64,
+    /// Tokens per second of all streams together, median.
+    pub tokens_per_s: f64,
+    /// The same without speculation.
+    pub plain_tokens_per_s: f64,
 }
 
 /// Memory use in bytes; `None` if the system does not report it.

@@ -4,7 +4,8 @@ use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use emberline_inference::scheduler::{Scheduler, SchedulerLimits, SequenceId, SequencePrompt};
 
 const SEQUENCES: usize = 64;
-const LIMITS: SchedulerLimits = SchedulerLimits { sequences: SEQUENCES, prefill_budget: 256, blocks: 16_384 };
+const LIMITS: SchedulerLimits =
+    SchedulerLimits { sequences: SEQUENCES, prefill_budget: 256, draft_budget: 0, blocks: 16_384 };
 
 /// Plans and completes a step, and continues every sequence in it.
 fn step(scheduler: &mut Scheduler) {

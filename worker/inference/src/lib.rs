@@ -18,5 +18,6 @@ pub mod memory;
 pub mod network;
 pub mod sampling;
 pub mod scheduler;
+pub mod speculation;
 pub mod template;
 pub mod tokenizer;

@@ -10,6 +10,7 @@ use std::time::Instant;
 use emberline_inference::device::ComputeDevice;
 use emberline_inference::engine::Engine;
 use emberline_inference::engine::inference::{CacheSize, InferenceEngine, LoadOptions, load};
+use emberline_inference::speculation::Speculation;
 use emberline_protocol::PROTOCOL_VERSION;
 use emberline_protocol::event::{EventKind, TokenLogprobs};
 use emberline_protocol::job::{GenerationRequest, Job, Message, RawPrompt, Role, SamplingOptions};
@@ -207,7 +208,8 @@ fn a_repeated_system_prompt_of_1000_tokens_costs_less_than_a_twentieth() {
 
 #[test]
 fn a_long_prompt_delays_running_streams_by_no_more_than_its_chunks() {
-    let mut runs = Runs::new(&options());
+    // One token a step.
+    let mut runs = Runs::new(&LoadOptions { speculation: Speculation::Off, ..options() });
     let streams: Vec<JobId> = (0..3).map(JobId::from_random).collect();
     for number in 0..3 {
         runs.submit(job(number, "Be brief.", "Tell me a story.", 60));

@@ -189,6 +189,49 @@ fn gpu() -> ComputeDevice {
     opened.unwrap_or_else(|error| panic!("{error}"))
 }
 
+/// Several rows of each of several sequences, as with drafted tokens, have the bits that they have one by one;
+/// so do the rows after them where the draft was wrong.
+fn rows_of_a_draft_have_the_bits_of_single_ones(device: &ComputeDevice, stored: KvType) {
+    let mut network = open(device, stored);
+    let (prompts, decoded) = (prompts(), 9);
+    let wanted = alone(&mut network, &prompts, decoded);
+    let count = prompts.len();
+    let sequences: Vec<Sequence> = prompts
+        .iter()
+        .enumerate()
+        .map(|(at, prompt)| Sequence::new(prompt, (0..BLOCKS as u32).rev().skip(at).step_by(count)))
+        .collect();
+    let before: Vec<_> = sequences.iter().map(|s| s.span(0, s.tokens.len() - decoded)).collect();
+    step(&mut network, &before);
+    for (first, rows) in [(0, 3), (3, 1), (4, 5)] {
+        // A wrong draft, which is written over.
+        let wrong: Vec<Sequence> = sequences
+            .iter()
+            .map(|sequence| {
+                let mut tokens = sequence.tokens.clone();
+                let from = tokens.len() - decoded + first + 1;
+                tokens[from..].fill(7);
+                Sequence { tokens, blocks: sequence.blocks.clone() }
+            })
+            .collect();
+        for (sequences, right) in [(&wrong, 1), (&sequences, rows)] {
+            let spans: Vec<_> = sequences
+                .iter()
+                .map(|sequence| {
+                    let start = sequence.tokens.len() - decoded + first;
+                    StepSpan { logit_rows: rows, ..sequence.span(start, start + rows) }
+                })
+                .collect();
+            let logits = step(&mut network, &spans);
+            for (number, own) in logits.chunks(rows).enumerate() {
+                for (at, row) in own.iter().take(right).enumerate() {
+                    assert!(*row == wanted[number][1 + first + at], "sequence {number}, row {}", first + at);
+                }
+            }
+        }
+    }
+}
+
 /// Runs each on the CPU, and on a software adapter where there is no GPU; `make test` installs one.
 macro_rules! on_all_devices {
     ($($name:ident),+) => {
@@ -214,5 +257,6 @@ on_all_devices!(
     a_batch_of_sequences_has_the_bits_of_each_alone,
     a_prompt_in_chunks_has_the_bits_of_one_chunk,
     a_sequence_does_not_notice_the_prefill_of_another,
-    the_rows_of_a_prompt_have_the_bits_of_last_ones
+    the_rows_of_a_prompt_have_the_bits_of_last_ones,
+    rows_of_a_draft_have_the_bits_of_single_ones
 );

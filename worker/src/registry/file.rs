@@ -17,6 +17,7 @@ use std::time::Duration;
 use emberline_inference::checkpoint::ModelSource;
 use emberline_inference::engine::inference::CacheDtype;
 use emberline_inference::network::Quantize;
+use emberline_inference::speculation::Speculation;
 use emberline_protocol::bytes::Bytes;
 use serde::Deserialize;
 use tokio::sync::watch;
@@ -84,6 +85,7 @@ struct Entry {
     cache_dtype: Option<CacheDtype>,
     #[serde(default, deserialize_with = "context_length")]
     context_length: Option<u32>,
+    speculation: Option<Speculation>,
 }
 
 /// What a reading of the file gave.
@@ -228,6 +230,7 @@ impl Entry {
             max_memory: self.max_memory.or(defaults.max_memory),
             cache_dtype: self.cache_dtype.unwrap_or(defaults.cache_dtype),
             context_length: self.context_length.or(defaults.context_length),
+            speculation: self.speculation.unwrap_or(defaults.speculation),
             ..defaults.clone()
         };
         let mut source = Source::parse(&self.source, settings.tokens_per_s);

@@ -20,6 +20,7 @@ fn an_entry_says_what_it_wants_and_the_rest_is_as_for_all() {
         max_memory = "2GiB"
         cache_dtype = "f32"
         context_length = 2048
+        speculation = "prompt-lookup"
 
         [[model]]
         name = "org/large"
@@ -39,6 +40,7 @@ fn an_entry_says_what_it_wants_and_the_rest_is_as_for_all() {
         cache_memory: Some(Bytes(512 << 20)),
         cache_dtype: CacheDtype::F32,
         context_length: Some(2048),
+        speculation: Speculation::PromptLookup,
         ..settings()
     };
     assert_eq!(models[0].settings, small);
@@ -54,14 +56,14 @@ fn the_example_is_one() {
     let example = include_str!("../../../deploy/models.toml");
     assert_eq!(parse_text(example).unwrap()[0].settings, settings());
     let in_full: String = example
-        .replace("\n# slots", "\nslots")
+        .replace("\n# s", "\ns")
         .replace("\n# c", "\nc")
         .replace("\n# q", "\nq")
         .replace("\n# m", "\nm");
     let all = parse_text(&in_full).unwrap().remove(0).settings;
     assert_eq!((all.slots, all.cache_memory), (Some(8), Some(Bytes(1 << 30))));
     assert_eq!(all.max_memory, Some(Bytes(20 << 30)));
-    assert_eq!(all.cache_dtype, CacheDtype::F32);
+    assert_eq!((all.cache_dtype, all.speculation), (CacheDtype::F32, Speculation::Off));
     assert_eq!((all.context_length, all.quantize), (Some(4096), Some(Quantize::Q8)));
 }
 

@@ -157,6 +157,8 @@ impl Instance {
             model = %self.options.name,
             computed_tokens = stats.computed_tokens,
             generated_tokens = stats.generated_tokens,
+            drafted_tokens = stats.drafted_tokens,
+            accepted_tokens = stats.accepted_tokens,
             prefix_queries = stats.scheduler.prefix_queries,
             prefix_hits = stats.scheduler.prefix_hits,
             preemptions = stats.scheduler.preemptions,

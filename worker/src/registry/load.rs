@@ -104,6 +104,7 @@ pub fn load_engine(options: &ModelOptions, loading: &Loading) -> Result<Box<dyn 
                 context_length: settings.context_length,
                 prefill_budget: settings.prefill_budget.map(usize::from),
                 quantize: settings.quantize,
+                speculation: settings.speculation,
                 ..LoadOptions::new(path, &options.name, device)
             })?;
             Ok(Box::new(engine))

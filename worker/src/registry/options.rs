@@ -7,6 +7,7 @@ use emberline_inference::checkpoint::ModelSource;
 use emberline_inference::device::Backend;
 use emberline_inference::engine::inference::CacheDtype;
 use emberline_inference::network::Quantize;
+use emberline_inference::speculation::Speculation;
 use emberline_protocol::bytes::Bytes;
 use emberline_protocol::subject;
 
@@ -61,6 +62,8 @@ pub struct Settings {
     pub context_length: Option<u32>,
     /// Prompt tokens in a step; `None` for what suits the device.
     pub prefill_budget: Option<u16>,
+    /// Whether tokens are drafted, and how.
+    pub speculation: Speculation,
     /// The rate of a simulated model that names none.
     pub tokens_per_s: f64,
 }
@@ -193,6 +196,7 @@ pub(crate) mod testing {
             cache_dtype: CacheDtype::Auto,
             context_length: None,
             prefill_budget: None,
+            speculation: Speculation::Auto,
             tokens_per_s: 50.0,
         }
     }

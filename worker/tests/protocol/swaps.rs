@@ -12,6 +12,7 @@ use emberline_inference::engine::{
     Engine, EngineError, EngineStats, EventSink, PreparedRequest, Preprocessor,
 };
 use emberline_inference::memory::NotEnough;
+use emberline_inference::speculation::Speculation;
 use emberline_nats_access::{NatsAccess, Proof};
 use emberline_protocol::bytes::Bytes;
 use emberline_protocol::control::Control;
@@ -171,6 +172,7 @@ impl Worker {
             cache_dtype: CacheDtype::Auto,
             context_length: None,
             prefill_budget: None,
+            speculation: Speculation::Auto,
             tokens_per_s: 50.0,
         };
         let file: PathBuf = models.path.clone();

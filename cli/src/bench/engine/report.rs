@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use emberline_protocol::measurement::{
-    CacheThroughput, EngineMeasurement, LlamaCpp, MemoryUse, ServingMeasurement, Throughput,
+    CacheThroughput, EngineMeasurement, LlamaCpp, MemoryUse, ServingMeasurement, SpeculationGain, Throughput,
 };
 use serde::Serialize;
 
@@ -330,7 +330,26 @@ fn serving_tables(serving: &ServingMeasurement) -> Vec<String> {
             count = constrained.streams,
         ));
     }
+    if !serving.speculation.is_empty() {
+        parts.push(speculation(&serving.speculation));
+    }
     parts
+}
+
+fn speculation(gains: &[SpeculationGain]) -> String {
+    let rows = gains.iter().map(|gain| {
+        [
+            gain.prompt.clone(),
+            gain.streams.to_string(),
+            gain.tokens.to_string(),
+            format!("{} of {}", gain.steps, gain.plain_steps),
+            format!("{} of {}", gain.accepted, gain.drafted),
+            format!("{} / {}", number(gain.tokens_per_s), number(gain.plain_tokens_per_s)),
+            format!("{:.2}", gain.tokens_per_s / gain.plain_tokens_per_s),
+        ]
+    });
+    let head = ["prompt", "streams", "tokens", "steps", "drafts accepted", "tok/s with / without", "ratio"];
+    format!("speculation by prompt look-up, and one token a step\n{}", table(&head.map(String::from), rows))
 }
 
 /// Three significant digits, or the whole integer part if that is longer.

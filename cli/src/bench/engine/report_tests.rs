@@ -1,6 +1,6 @@
 use emberline_protocol::measurement::{
     ConstrainedThroughput, DeviceFacts, FirstTokenLatency, InterTokenLatency, ModelFacts, OpTime,
-    PrefixReuse, StreamThroughput,
+    PrefixReuse, SpeculationGain, StreamThroughput,
 };
 
 use super::*;
@@ -48,6 +48,17 @@ fn report() -> EngineReport {
             beside_plain_tokens_per_s: 100.0,
             alone_tokens_per_s: 150.0,
         }),
+        speculation: vec![SpeculationGain {
+            prompt: "edit code".into(),
+            streams: 1,
+            tokens: 200,
+            steps: 50,
+            plain_steps: 200,
+            drafted: 180,
+            accepted: 150,
+            tokens_per_s: 250.0,
+            plain_tokens_per_s: 100.0,
+        }],
     };
     let cache = |dtype: &str, depth, tokens_per_s| CacheThroughput {
         dtype: dtype.to_owned(),
@@ -107,6 +118,12 @@ fn ratios_compare_equal_loads_only() {
     assert_eq!(line(&text, "1 128 500"), "1 128 500 2.00 / 2.00 / 2.00 - -");
     assert_eq!(line(&text, "1 1024"), "1 1024 400 2.50 / 2.50 / 2.50 800 0.50");
     assert_eq!(line(&text, "1 128 100"), "1 128 100 10.0 / 10.0 / 10.0 125 0.80");
+}
+
+#[test]
+fn speculation_shows_what_it_saves() {
+    let text = report().render();
+    assert_eq!(line(&text, "edit code"), "edit code 1 200 50 of 200 150 of 180 250 / 100 2.50");
 }
 
 #[test]

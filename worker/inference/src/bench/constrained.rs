@@ -17,6 +17,7 @@ use super::stream::Ask;
 use crate::device::ComputeDevice;
 use crate::engine::Engine;
 use crate::engine::inference::{self, CacheSize, InferenceEngine, LoadOptions, StepCounts};
+use crate::speculation::Speculation;
 
 /// StreamThroughput that are measured, and as many beside them.
 const STREAMS: usize = 8;
@@ -37,6 +38,7 @@ pub(super) fn measure(
     let engine = inference::load(&LoadOptions {
         slots: Some(2 * STREAMS),
         cache: CacheSize::Blocks(tokens.div_ceil(BLOCK_SIZE)),
+        speculation: Speculation::Off,
         ..LoadOptions::new(path, "bench", device.clone())
     })?;
     let mut bench = Bench { engine, steps };

@@ -1,7 +1,8 @@
 //! `emberline-worker bench`: how fast this engine is on this machine.
 //!
 //! [`network`] measures the network by itself, as llama-bench does; [`serving`] the whole engine,
-//! as a job's submitter sees it; [`constrained`] the cost of enforcing a schema;
+//! as a job's submitter sees it; [`constrained`] the cost of enforcing a schema; [`speculation`] what
+//! drafts save;
 //! [`copy_bandwidth`] and [`process`] what both are to be compared with.
 //! The result goes to standard output as JSON, which `emberline bench engine` shows as a table.
 
@@ -9,6 +10,7 @@ mod constrained;
 mod network;
 mod process;
 mod serving;
+mod speculation;
 mod stream;
 
 use std::path::PathBuf;

@@ -14,11 +14,12 @@ use tokio::task::{JoinError, JoinHandle};
 
 use super::network::{Load, median};
 use super::stream::{Ask, Seen, Stream};
-use super::{BenchError, constrained};
+use super::{BenchError, constrained, speculation};
 use crate::device::ComputeDevice;
 use crate::engine::Engine;
 use crate::engine::inference::{self, CacheSize, LoadError, LoadOptions};
 use crate::engine::thread::{self, EngineHandle, EngineThread, SpawnError};
+use crate::speculation::Speculation;
 
 /// StreamThroughput that run beside what is measured.
 const LOAD: usize = 8;
@@ -62,6 +63,8 @@ pub(super) fn measure(
     bench.stop();
     tracing::info!("measuring streams that obey a schema");
     serving.constrained = Some(constrained::measure(path, device, 2 * load.steps)?);
+    tracing::info!("measuring answers with drafts and without");
+    serving.speculation = speculation::measure(path, device, load.repeat.min(3))?;
     let long = load.long_prompt;
     for &(budget, chunk_ms) in chunks {
         tracing::info!(budget, "measuring running streams while a prompt arrives");
@@ -102,6 +105,8 @@ impl Bench {
             slots: Some(most.max(LOAD + 1)),
             prefill_budget: budget,
             cache: CacheSize::Blocks(blocks),
+            // What the streams say repeats itself.
+            speculation: Speculation::Off,
             ..LoadOptions::new(path, "bench", device.clone())
         };
         let failed = |error: std::io::Error| BenchError::Engine(error.to_string());

@@ -85,10 +85,15 @@ pub enum EngineError {
 pub struct EngineStats {
     /// Sequences, cache blocks and preemptions.
     pub scheduler: SchedulerStats,
-    /// Tokens computed, of prompts and answers; cached ones are not among them.
+    /// Tokens computed, of prompts and answers; cached ones and drafted ones that did not follow are not among
+    /// them.
     pub computed_tokens: u64,
     /// Tokens sampled, end tokens included.
     pub generated_tokens: u64,
+    /// Tokens drafted, and computed before it was known whether they follow.
+    pub drafted_tokens: u64,
+    /// Of these, the ones that did follow.
+    pub accepted_tokens: u64,
 }
 
 /// Runs several jobs at once on one device.

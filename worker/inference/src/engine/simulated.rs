@@ -113,7 +113,7 @@ impl Engine for SimulatedEngine {
         let running = self.running.len();
         let scheduler = SchedulerStats { running, ..SchedulerStats::default() };
         let tokens = self.generated_tokens;
-        EngineStats { scheduler, computed_tokens: tokens, generated_tokens: tokens }
+        EngineStats { scheduler, computed_tokens: tokens, generated_tokens: tokens, ..EngineStats::default() }
     }
 
     fn preprocessor(&self) -> Arc<dyn Preprocessor> {

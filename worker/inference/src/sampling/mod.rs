@@ -87,16 +87,19 @@ impl Sampler {
         among(self.position).or_else(|| among(u32::MAX))
     }
 
-    /// The parameters with which the device samples the next token; `None` if it needs more than logits.
+    /// The parameters with which the device samples the token after the next `ahead` ones, whatever they are;
+    /// `None` if it needs more than logits.
     ///
     /// Depends on nothing outside this choice, as its tokens must not depend on the batch.
-    pub fn for_device(&self) -> Option<SamplingParams> {
+    pub fn for_device(&self, ahead: u32) -> Option<SamplingParams> {
+        let position = self.position.saturating_add(ahead);
         let SamplingOptions { temperature, top_k, top_p, min_p, .. } = self.options;
         // Rounded down: 1 must not be drawn.
-        let random = (self.random() * f64::from(1 << 24)).floor() / f64::from(1 << 24);
+        let random = uniform(self.seed, self.choice, position);
+        let random = (random * f64::from(1 << 24)).floor() / f64::from(1 << 24);
         let temperature = if temperature.is_nan() { 0.0 } else { temperature };
         let row = SamplingParams { temperature, top_k, top_p, min_p, random: random as f32 };
-        (!self.adjustments.apply_at(self.position)).then_some(row)
+        (!self.adjustments.apply_at(position)).then_some(row)
     }
 
     /// Records the token that was sampled.

@@ -187,7 +187,7 @@ fn choices_have_the_same_distribution_and_draws_of_their_own() {
 fn the_device_picks_only_where_logits_are_all_it_takes() {
     let on_device = |options: SamplingOptions, ends: &[u32], position: u32| {
         let sampler = Sampler::new(options, 9, 2, &[1], ends.to_vec());
-        Sampler { position, ..sampler }.for_device()
+        Sampler { position, ..sampler }.for_device(0)
     };
     let plain =
         SamplingOptions { temperature: 0.7, top_p: 0.9, top_k: 5, min_p: 0.1, ..SamplingOptions::default() };
@@ -210,10 +210,22 @@ fn the_device_picks_only_where_logits_are_all_it_takes() {
 }
 
 #[test]
+fn the_device_can_draw_before_the_tokens_before_are_known() {
+    let least = SamplingOptions { temperature: 0.7, min_tokens: 5, ..SamplingOptions::default() };
+    let early = Sampler::new(least, 9, 2, &[1], vec![3]);
+    let mut later = early.clone();
+    for ahead in 0..9 {
+        assert_eq!(early.for_device(ahead), later.for_device(0));
+        assert_eq!(early.for_device(ahead).is_some(), ahead >= 5);
+        later.record(ahead);
+    }
+}
+
+#[test]
 fn no_random_number_for_the_device_is_1() {
     let sampler = Sampler::new(options(1.0, 1.0), 0, 0, &[], Vec::new());
     for position in 0..100_000 {
-        let row = Sampler { position, ..sampler.clone() }.for_device().unwrap();
+        let row = Sampler { position, ..sampler.clone() }.for_device(0).unwrap();
         assert!((0.0..1.0).contains(&row.random));
     }
 }

@@ -12,6 +12,11 @@
 //! has generated. The oldest is never preempted by others, so every sequence that fits the pool by
 //! itself comes to its end.
 //!
+//! A decoding sequence may get more rows than one: [`Scheduler::add_drafts`] has the tokens computed that
+//! may follow its last one. They count only once sampling finds the same ones ([`Scheduler::push`]); until
+//! then no block of them is registered. A draft takes blocks that nobody needs in this step, and what was
+//! rejected gives them back in the same step, so drafts never preempt a sequence.
+//!
 //! Where a prompt's own log-probabilities are wanted, its rows are computed with logits, in chunks like
 //! any other; cached blocks are used only up to the first of these rows.
 //!
@@ -35,7 +40,8 @@ use crate::network::StepSpan;
 use block_pool::{BlockKey, BlockPool, Prefix};
 pub use cache_salt::CacheSalt;
 pub use step::{
-    ScheduledSpan, SchedulerLimits, SchedulerStats, SchedulerStep, SequenceId, SequencePrompt, StartedPrompt,
+    DraftRequest, ScheduledSpan, SchedulerLimits, SchedulerStats, SchedulerStep, SequenceId, SequencePrompt,
+    StartedPrompt,
 };
 
 /// Plans steps; see the module.
@@ -61,12 +67,12 @@ struct WaitingSequence {
 
 #[derive(Debug, Clone)]
 struct RunningSequence {
-    /// Prompt and generated tokens.
+    /// Prompt and generated tokens; during a step, also the drafted ones.
     tokens: Vec<u32>,
     salt: CacheSalt,
     /// Positions whose logits are still wanted for the prompt's own log-probabilities.
     scored: Range<usize>,
-    /// How many of the tokens have keys and values in the cache.
+    /// How many of the tokens have keys and values in the cache; of drafted ones, only those accepted.
     computed: usize,
     /// The blocks of positions `i * BLOCK_SIZE ..`.
     table: Vec<u32>,
@@ -149,6 +155,37 @@ impl Scheduler {
         step
     }
 
+    /// Extends a planned step by rows for drafts: tokens that may follow a decoding sequence's last one.
+    ///
+    /// `draft` is asked for each decoding sequence, even where no token can be taken. Of what it returns, as
+    /// much is taken as the budget and the blocks that are left allow.
+    pub fn add_drafts(
+        &mut self,
+        step: &mut SchedulerStep,
+        mut draft: impl FnMut(&DraftRequest<'_>) -> Vec<u32>,
+    ) {
+        let mut rows = step.rows();
+        let mut left = self.limits.draft_budget;
+        for span in &mut step.spans {
+            let Some(sequence) = self.running.get_mut(&span.id).filter(|s| s.decoding) else { continue };
+            let request = DraftRequest { id: span.id, tokens: &sequence.tokens, rows, most: left };
+            let mut drafted = draft(&request);
+            drafted.truncate(left);
+            let first = span.positions.end;
+            while sequence.table.len() * BLOCK_SIZE < first + drafted.len()
+                && let Some(block) = self.pool.allocate()
+            {
+                sequence.table.push(block);
+            }
+            drafted.truncate((sequence.table.len() * BLOCK_SIZE).saturating_sub(first));
+            span.drafted = drafted.len();
+            span.positions.end += span.drafted;
+            rows += span.drafted;
+            left -= span.drafted;
+            sequence.tokens.extend(drafted);
+        }
+    }
+
     /// The network's input for a planned span.
     pub fn span(&self, span: &ScheduledSpan) -> StepSpan<'_> {
         let sequence = self.running.get(&span.id);
@@ -164,11 +201,11 @@ impl Scheduler {
     }
 
     /// Takes note that a planned step is computed. From now on every choice in its spans' `samples` is a
-    /// sequence of its own.
+    /// sequence of its own, to be continued or finished before the next step.
     pub fn complete(&mut self, step: &SchedulerStep) {
         for span in &step.spans {
             let Some(sequence) = self.running.get_mut(&span.id) else { continue };
-            sequence.computed = span.positions.end;
+            sequence.computed = span.positions.end - span.drafted;
             sequence.scored.start = sequence.scored.start.max(span.scored.end).min(sequence.scored.end);
             sequence.register(&mut self.pool);
             if span.samples.is_empty() {
@@ -184,11 +221,21 @@ impl Scheduler {
         }
     }
 
-    /// Continues a sequence with `token`.
-    pub fn push(&mut self, id: SequenceId, token: u32) {
-        if let Some(sequence) = self.running.get_mut(&id) {
-            sequence.tokens.push(token);
+    /// Continues a sequence with `token`. Returns whether the step has computed this token, too, because it
+    /// was drafted; then the logits of the next row say what follows.
+    pub fn push(&mut self, id: SequenceId, token: u32) -> bool {
+        let Some(sequence) = self.running.get_mut(&id) else { return false };
+        if sequence.tokens.get(sequence.computed) == Some(&token) {
+            sequence.computed += 1;
+            sequence.register(&mut self.pool);
+            return true;
         }
+        // The rest of the draft is rejected.
+        sequence.tokens.truncate(sequence.computed);
+        sequence.tokens.push(token);
+        let used = sequence.computed.div_ceil(BLOCK_SIZE);
+        sequence.table.drain(used..).rev().for_each(|block| self.pool.release(block));
+        false
     }
 
     /// Ends a sequence. Its registered blocks stay in the prefix cache.
@@ -218,6 +265,7 @@ impl Scheduler {
                 step.spans.push(ScheduledSpan {
                     id,
                     positions,
+                    drafted: 0,
                     scored: 0..0,
                     samples: id.choice..id.choice + 1,
                 });
@@ -395,7 +443,8 @@ impl RunningSequence {
         let samples = if end == self.tokens.len() { self.choices } else { 0 };
         let scored = self.scored.start.max(self.computed)..self.scored.end.min(end);
         let scored = if scored.is_empty() { 0..0 } else { scored };
-        ScheduledSpan { id, positions: self.computed..end, scored, samples: id.choice..id.choice + samples }
+        let samples = id.choice..id.choice + samples;
+        ScheduledSpan { id, positions: self.computed..end, drafted: 0, scored, samples }
     }
 
     /// The first block that is not registered yet, if it lies before the last token.

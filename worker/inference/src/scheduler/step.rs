@@ -11,6 +11,8 @@ pub struct SchedulerLimits {
     pub sequences: usize,
     /// Most rows of a step that go to prompts.
     pub prefill_budget: usize,
+    /// Most rows of a step that go to drafts.
+    pub draft_budget: usize,
     /// Blocks of the cache.
     pub blocks: usize,
 }
@@ -55,17 +57,33 @@ pub struct ScheduledSpan {
     pub id: SequenceId,
     /// The tokens' positions.
     pub positions: Range<usize>,
+    /// How many of the last tokens are drafted.
+    pub drafted: usize,
     /// Those of the positions whose logits are wanted for the prompt's own log-probabilities.
     pub scored: Range<usize>,
-    /// Choices for which a token is sampled after the last position; empty within a prompt.
+    /// Choices for which a token is sampled after the last position that is not drafted, and further ones as
+    /// long as they are the drafted ones; empty within a prompt.
     pub samples: Range<u32>,
 }
 
 impl ScheduledSpan {
     /// How many of the last rows' logits are needed to sample tokens.
     pub fn logit_rows(&self) -> usize {
-        usize::from(!self.samples.is_empty())
+        if self.samples.is_empty() { 0 } else { 1 + self.drafted }
     }
+}
+
+/// A decoding sequence for which a step may have room for a draft.
+#[derive(Debug, Clone, Copy)]
+pub struct DraftRequest<'a> {
+    /// The sequence.
+    pub id: SequenceId,
+    /// Its prompt and generated tokens.
+    pub tokens: &'a [u32],
+    /// Rows that the step has so far.
+    pub rows: usize,
+    /// Most tokens that can be taken.
+    pub most: usize,
 }
 
 /// A sequence that got its first blocks.
@@ -81,6 +99,12 @@ impl SchedulerStep {
     /// Tokens that the step computes.
     pub fn rows(&self) -> usize {
         self.spans.iter().map(|span| span.positions.len()).sum()
+    }
+
+    /// Of these, the ones in spans of more than a token and its draft: those of prompts.
+    pub fn prompt_rows(&self) -> usize {
+        let prompts = self.spans.iter().filter(|span| span.positions.len() > 1 + span.drafted);
+        prompts.map(|span| span.positions.len()).sum()
     }
 }
 

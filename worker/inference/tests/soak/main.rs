@@ -18,6 +18,7 @@ use emberline_inference::bench::resident;
 use emberline_inference::device::ComputeDevice;
 use emberline_inference::engine::Engine;
 use emberline_inference::engine::inference::{self, CacheSize, InferenceEngine, LoadOptions};
+use emberline_inference::speculation::Speculation;
 use emberline_protocol::event::EventKind;
 use emberline_protocol::subject::JobId;
 use emberline_test_kit::paths::model_path;
@@ -50,11 +51,12 @@ fn number<T: FromStr<Err: Debug>>(variable: &str, default: T) -> T {
         .map_or(default, |value| value.parse().unwrap_or_else(|e| panic!("{variable}: {e:?}")))
 }
 
-fn engine(blocks: usize) -> InferenceEngine {
+fn engine(blocks: usize, speculation: Speculation) -> InferenceEngine {
     let options = LoadOptions {
         slots: Some(SLOTS),
         prefill_budget: Some(PREFILL_BUDGET),
         cache: CacheSize::Blocks(blocks),
+        speculation,
         ..LoadOptions::new(model_path().unwrap(), "soak", ComputeDevice::cpu())
     };
     inference::load(&options).unwrap()
@@ -68,9 +70,9 @@ fn submit(engine: &mut InferenceEngine, ask: &Ask, id: JobId) -> UnboundedReceiv
     receiver
 }
 
-/// Each job alone, nothing of it in the cache.
+/// Each job alone, one token a step, nothing of it in the cache.
 fn solo(asks: &[Ask]) -> Vec<Answer> {
-    let mut engine = engine(1024);
+    let mut engine = engine(1024, Speculation::Off);
     let answers = asks.iter().map(|ask| {
         let mut events = submit(&mut engine, ask, JobId::from_random(1));
         while engine.has_work() {
@@ -178,7 +180,7 @@ fn mixed_random_load_leaks_nothing_and_changes_no_answer() {
 
     // Enough for the longest job and a little more: too little for all that may run.
     let most = asks.iter().zip(&alone).map(|(ask, answer)| ask.blocks(answer.prompt_tokens)).max().unwrap();
-    let engine = engine(most + SPARE_BLOCKS);
+    let engine = engine(most + SPARE_BLOCKS, Speculation::PromptLookup);
     let mut soak =
         Soak { engine, asks: &asks, alone: &alone, running: HashMap::new(), tally: Tally::default() };
     let (began, whole) = (Instant::now(), Duration::from_secs(seconds));

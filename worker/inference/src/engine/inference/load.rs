@@ -21,6 +21,7 @@ use crate::constraint::GrammarCompiler;
 use crate::device::{ComputeDevice, DeviceClass};
 use crate::network::{Architecture, Network, Quantize};
 use crate::scheduler::{Scheduler, SchedulerLimits};
+use crate::speculation::Speculation;
 use crate::template::ChatTemplate;
 use crate::tokenizer::ModelTokenizer;
 
@@ -28,6 +29,8 @@ use crate::tokenizer::ModelTokenizer;
 /// sequences are hardly delayed.
 const CPU_PREFILL_BUDGET: usize = 256;
 const GPU_PREFILL_BUDGET: usize = 1024;
+/// Drafted rows in a step at most.
+const DRAFT_BUDGET: usize = 32;
 
 /// Of a load onto a GPU, the part that the weights are; the rest is the warm-up.
 const WEIGHTS_PERCENT: u32 = 70;
@@ -59,6 +62,8 @@ pub struct LoadOptions {
     pub quantize: Option<Quantize>,
     /// Is told how far the load is.
     pub progress: LoadProgress,
+    /// Whether tokens are drafted, and how.
+    pub speculation: Speculation,
 }
 
 impl LoadOptions {
@@ -77,6 +82,7 @@ impl LoadOptions {
             context_length: None,
             quantize: None,
             progress: LoadProgress::default(),
+            speculation: Speculation::Auto,
         }
     }
 }
@@ -113,6 +119,8 @@ fn load_onto_device(options: &LoadOptions) -> Result<InferenceEngine, LoadError>
         DeviceClass::Host | DeviceClass::Software => CPU_PREFILL_BUDGET,
     };
     let prefill_budget = options.prefill_budget.unwrap_or(default_budget).max(1);
+    let drafter = options.speculation.drafter(device.class);
+    let draft_budget = if drafter.is_some() { DRAFT_BUDGET } else { 0 };
     let room = Room::find(device, options.max_memory, options.sharers);
     let on_adapter = device.class != DeviceClass::Host;
     let weights_percent = if on_adapter { WEIGHTS_PERCENT } else { 100 };
@@ -125,7 +133,7 @@ fn load_onto_device(options: &LoadOptions) -> Result<InferenceEngine, LoadError>
 
     let context = network.config().context_length;
     let most_slots = options.slots.unwrap_or_else(|| room.most_slots()).max(1);
-    let taken = network.memory(prefill_budget + most_slots, most_slots).total();
+    let taken = network.memory(prefill_budget + most_slots + draft_budget, most_slots + draft_budget).total();
     let blocks = cache::blocks(options.cache, &network, stored, device, most_slots, room.left(taken));
     let slots = options.slots.unwrap_or_else(|| room.slots(blocks, context)).max(1);
     network.allocate_cache(blocks, stored)?;
@@ -137,12 +145,12 @@ fn load_onto_device(options: &LoadOptions) -> Result<InferenceEngine, LoadError>
             "the cache is too small for the model's context of {context} tokens; give it more memory"
         );
     }
+    let limits = SchedulerLimits { sequences: slots, prefill_budget, draft_budget, blocks };
     let loaded = began.elapsed();
     if on_adapter {
-        let limits = SchedulerLimits { sequences: slots, prefill_budget, blocks };
         warm_up::run(&mut network, &limits, &|part| options.progress.set(part, WEIGHTS_PERCENT, 100))?;
     }
-    let memory = network.memory(prefill_budget + slots, slots);
+    let memory = network.memory(prefill_budget + slots + draft_budget, slots + draft_budget);
     tracing::info!(
         model = %options.name,
         device = %device.description,
@@ -170,8 +178,9 @@ fn load_onto_device(options: &LoadOptions) -> Result<InferenceEngine, LoadError>
         .map_err(|source| LoadError::Grammars { path: path.clone(), source })?;
     let outputs = OutputProcessor::spawn(Arc::clone(&tokenizer)).map_err(LoadError::Thread)?;
     Ok(InferenceEngine {
-        scheduler: Scheduler::new(SchedulerLimits { sequences: slots, prefill_budget, blocks }),
+        scheduler: Scheduler::new(limits),
         sampler: BatchSampler { vocabulary: tokens, on_device: on_adapter },
+        drafter,
         renderer: Arc::new(PromptRenderer { template, tokenizer, grammars, context_length }),
         outputs,
         facts: Facts {

@@ -24,6 +24,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use emberline_kernels::RowSample;
 use emberline_protocol::error::{ApiError, ErrorCode};
 use emberline_protocol::event::{Acceptance, EventKind, Usage};
 use emberline_protocol::heartbeat::ServedModel;
@@ -33,10 +34,11 @@ use super::refusal::too_late;
 use super::{Engine, EngineError, EngineStats, EventSink, PreparedRequest, Preprocessor, ResumedTokens};
 use crate::clock;
 use crate::constraint::Stuck;
-use crate::device::ComputeDevice;
+use crate::device::{ComputeDevice, DeviceClass};
 use crate::network::{ComputeError, Logits, MemoryUse, Network, NetworkStep, StepSpan};
 use crate::scheduler::{CacheSalt, Scheduler, SchedulerStep, SequenceId, SequencePrompt};
-use batch_sampler::{BatchSampler, SampleRequest};
+use crate::speculation::{Drafter, Speculation};
+use batch_sampler::{BatchSampler, SampleRequest, SampleRows, SampledToken, StepLogits};
 pub use cache::{CacheDtype, CacheSize};
 pub use error::LoadError;
 pub use load::{LoadOptions, load};
@@ -52,6 +54,8 @@ pub struct InferenceEngine {
     network: Network,
     scheduler: Scheduler,
     sampler: BatchSampler,
+    /// `None` without speculation.
+    drafter: Option<Box<dyn Drafter>>,
     renderer: Arc<PromptRenderer>,
     outputs: OutputProcessor,
     facts: Facts,
@@ -74,15 +78,6 @@ enum Discontinued {
     Text,
 }
 
-/// The choices of a step that need a token, and those that end without any.
-#[derive(Debug, Default)]
-struct WantedTokens<'a> {
-    ids: Vec<SequenceId>,
-    /// One for each of `ids`.
-    samples: Vec<SampleRequest<'a>>,
-    without: Vec<SequenceId>,
-}
-
 /// What does not change once the model is loaded.
 #[derive(Debug)]
 struct Facts {
@@ -99,11 +94,15 @@ struct Facts {
 pub struct StepCounts {
     /// Steps computed.
     pub steps: u64,
-    /// Rows computed: one for each token of a prompt that was not cached, and for each sampled token that
-    /// was followed by another.
+    /// Rows computed: one for each token of a prompt that was not cached, for each sampled token that was
+    /// followed by another, and for each drafted token that did not follow.
     pub rows: u64,
     /// Largest number of rows in a single step.
     pub most_rows: usize,
+    /// Rows of drafted tokens.
+    pub drafted: u64,
+    /// Of these, the ones whose tokens did follow: each has saved its sequence a step.
+    pub accepted: u64,
     /// Time that the steps took.
     pub step_time: Duration,
     /// Masks of allowed tokens that were used.
@@ -138,8 +137,10 @@ impl Engine for InferenceEngine {
     fn stats(&self) -> EngineStats {
         EngineStats {
             scheduler: self.scheduler.stats(),
-            computed_tokens: self.counts.rows,
+            computed_tokens: self.counts.rows - (self.counts.drafted - self.counts.accepted),
             generated_tokens: self.generated_tokens,
+            drafted_tokens: self.counts.drafted,
+            accepted_tokens: self.counts.accepted,
         }
     }
 
@@ -208,14 +209,15 @@ impl Engine for InferenceEngine {
         let began = Instant::now();
         self.end_stopped();
         self.drop_unwanted()?;
-        let step = self.scheduler.plan();
+        let mut step = self.scheduler.plan();
+        self.add_drafts(&mut step);
         if step.spans.is_empty() {
             return if self.outputs.is_alive() { Ok(()) } else { Err(EngineError::OutputProcessor) };
         }
         let mut records = self.note_plan(&step);
         self.network.copy_blocks(&step.copies);
         let spans: Vec<StepSpan<'_>> = step.spans.iter().map(|span| self.scheduler.span(span)).collect();
-        let samples = self.sampler.on_device(&self.wanted(&step).samples, self.network.vocabulary());
+        let samples = self.device_samples(&step);
         let kept = prompt_logprobs::rows(&step);
         let step_of_network = NetworkStep { spans: &spans, kept: &kept, samples: &samples };
         let (logits, hidden) = self.network.step(step_of_network)?;
@@ -225,9 +227,13 @@ impl Engine for InferenceEngine {
             self.score_prompts(&step, &hidden, &mut records)?;
         }
         if let Some(logits) = logits {
-            self.sample(&step, logits, &mut records)?;
+            self.sample(&step, &logits, &mut records)?;
         }
-        self.counts.step_time += began.elapsed();
+        let took = began.elapsed();
+        self.counts.step_time += took;
+        if let Some(drafter) = &mut self.drafter {
+            drafter.step_ended(step.rows(), step.prompt_rows(), took);
+        }
         self.outputs.send(records)
     }
 
@@ -257,6 +263,12 @@ impl InferenceEngine {
     /// What the steps so far have cost.
     pub fn counts(&self) -> StepCounts {
         self.counts
+    }
+
+    /// Has tokens drafted by prompt look-up from now on, or none. An engine that was loaded without
+    /// speculation has no rows for drafts.
+    pub fn set_drafting(&mut self, drafts: bool) {
+        self.drafter = if drafts { Speculation::PromptLookup.drafter(DeviceClass::Host) } else { None };
     }
 
     /// Empties the prefix cache.
@@ -357,6 +369,9 @@ impl InferenceEngine {
     /// Frees a request's blocks and state.
     fn forget(&mut self, number: u64) {
         self.scheduler.cancel(number);
+        if let Some(drafter) = &mut self.drafter {
+            drafter.forget(number);
+        }
         if let Some(request) = self.requests.remove(&number)
             && self.numbers.get(&request.job) == Some(&number)
         {
@@ -364,11 +379,23 @@ impl InferenceEngine {
         }
     }
 
+    /// Adds drafted tokens to a planned step.
+    fn add_drafts(&mut self, step: &mut SchedulerStep) {
+        let (Some(drafter), requests) = (&mut self.drafter, &self.requests) else { return };
+        self.scheduler.add_drafts(step, |wanted| {
+            let mut drafted = drafter.draft(wanted);
+            let request = requests.get(&wanted.id.request);
+            drafted.truncate(request.map_or(0, |request| request.possible(wanted.id.choice, &drafted)));
+            drafted
+        });
+    }
+
     fn note_plan(&mut self, step: &SchedulerStep) -> Vec<OutputRecord> {
         let rows = step.rows();
         self.counts.steps += 1;
         self.counts.rows += rows as u64;
         self.counts.most_rows = self.counts.most_rows.max(rows);
+        self.counts.drafted += step.spans.iter().map(|span| span.drafted as u64).sum::<u64>();
         if !step.preempted.is_empty() {
             tracing::debug!(
                 sequences = step.preempted.len(),
@@ -402,73 +429,142 @@ impl InferenceEngine {
         }
     }
 
-    /// The tokens that are wanted after a step.
-    fn wanted(&self, step: &SchedulerStep) -> WantedTokens<'_> {
-        let mut all = WantedTokens::default();
-        let mut rows = 0;
+    /// The choices for which a step samples tokens.
+    fn turns(&self, step: &SchedulerStep) -> Vec<Turn> {
+        let mut turns = Vec::new();
+        let mut first = 0;
         for span in &step.spans {
-            rows += span.logit_rows();
-            let row = rows.saturating_sub(1);
-            let Some(request) = self.requests.get(&span.id.request) else { continue };
-            for number in span.samples.clone() {
-                let Some(choice) = request.choices.get(number as usize) else { continue };
-                let id = SequenceId { choice: number, ..span.id };
-                if request.ends_with_prompt() {
-                    all.without.push(id);
-                    continue;
+            for choice in span.samples.clone() {
+                let id = SequenceId { choice, ..span.id };
+                let request = self.requests.get(&id.request);
+                if request.is_some_and(|r| !r.ends_with_prompt() && r.choices.len() > choice as usize) {
+                    let rows = SampleRows { place: turns.len(), first, taken: 0, drafted: span.drafted };
+                    turns.push(Turn { id, rows });
                 }
-                all.ids.push(id);
-                let (progress, logprobs) = (choice.progress.as_ref(), request.alternatives());
-                all.samples.push(SampleRequest { row, sampler: &choice.sampler, progress, logprobs });
             }
+            first += span.logit_rows();
         }
-        all
+        turns
     }
 
-    /// Samples a token for every choice that needs one after this step.
+    fn sample_request(&self, turn: &Turn) -> Option<SampleRequest<'_>> {
+        let request = self.requests.get(&turn.id.request)?;
+        let choice = request.choices.get(turn.id.choice as usize)?;
+        let (progress, logprobs) = (choice.progress.as_ref(), request.alternatives());
+        Some(SampleRequest { rows: turn.rows, sampler: &choice.sampler, progress, logprobs })
+    }
+
+    /// What the device is told to sample after a step.
+    fn device_samples(&self, step: &SchedulerStep) -> Vec<RowSample> {
+        let turns = self.turns(step);
+        let requests: Vec<_> = turns.iter().filter_map(|turn| self.sample_request(turn)).collect();
+        self.sampler.on_device(&requests, self.network.vocabulary())
+    }
+
+    /// Samples a token for every choice that needs one after this step, and further ones as long as they are
+    /// the drafted ones.
     fn sample(
         &mut self,
         step: &SchedulerStep,
-        logits: Logits,
+        logits: &Logits,
         records: &mut Vec<OutputRecord>,
     ) -> Result<(), ComputeError> {
-        let WantedTokens { ids, samples, without } = self.wanted(step);
-        let (sampled, times) = self.sampler.sample(logits, &samples)?;
+        let mut turns = self.turns(step);
+        let requests: Vec<_> = turns.iter().filter_map(|turn| self.sample_request(turn)).collect();
+        let logits = self.sampler.read(logits, &requests)?;
+        self.end_prompts(step, records);
+        while !turns.is_empty() {
+            turns = self.sample_once(&logits, turns, records);
+        }
+        Ok(())
+    }
+
+    /// Ends the choices of requests that want no tokens after their prompt.
+    fn end_prompts(&mut self, step: &SchedulerStep, records: &mut Vec<OutputRecord>) {
+        let at = Instant::now();
+        for span in &step.spans {
+            for choice in span.samples.clone() {
+                let id = SequenceId { choice, ..span.id };
+                if self.requests.get(&id.request).is_some_and(Request::ends_with_prompt) {
+                    self.end_without_tokens(id);
+                    records.push(OutputRecord::Ended { id, at });
+                }
+            }
+        }
+    }
+
+    /// Samples one token for each of `turns`; returns the turns that go on, since their tokens were drafted.
+    fn sample_once(
+        &mut self,
+        logits: &StepLogits,
+        turns: Vec<Turn>,
+        records: &mut Vec<OutputRecord>,
+    ) -> Vec<Turn> {
+        // A request whose other choice has failed is gone.
+        let still_there = turns.into_iter().filter_map(|turn| Some((turn, self.sample_request(&turn)?)));
+        let (turns, requests): (Vec<Turn>, Vec<SampleRequest<'_>>) = still_there.unzip();
+        let (sampled, times) = logits.sample(&requests);
         self.counts.masks += times.masks;
         self.counts.mask_time += times.computed;
         self.counts.mask_wait += times.waited;
         let at = Instant::now();
-        for id in without {
-            self.end_without_tokens(id);
-            records.push(OutputRecord::Ended { id, at });
-        }
-        for (id, sampled) in ids.into_iter().zip(sampled) {
-            let Some(request) = self.requests.get_mut(&id.request) else { continue };
-            let recorded = match sampled.token {
-                Some(token) => request.record(id.choice, token).map(|end| (token, end)),
-                None => Err(request.stuck(id.choice)),
-            };
-            let (token, end) = match recorded {
-                Ok(recorded) => recorded,
-                Err(stuck) => {
-                    tracing::warn!(job = %request.job, %stuck, "the grammar allows no next token; the answer fails");
-                    records.push(OutputRecord::Failed { request: id.request, error: stuck.to_api_error() });
-                    self.forget(id.request);
-                    continue;
-                }
-            };
-            self.generated_tokens += 1;
-            match end {
-                None => self.scheduler.push(id, token),
-                Some(_) => self.scheduler.finish(id),
+        let mut going_on = Vec::new();
+        for (turn, sampled) in turns.into_iter().zip(sampled) {
+            if self.note_sampled(turn.id, sampled, at, records) {
+                let rows = SampleRows { taken: turn.rows.taken + 1, ..turn.rows };
+                going_on.push(Turn { rows, ..turn });
             }
-            if request.has_ended() {
-                self.forget(id.request);
-            }
-            records.push(OutputRecord::Sampled { id, token, scores: sampled.scores, end, at });
         }
-        Ok(())
+        going_on
     }
+
+    /// Takes note of a choice's next token; returns whether the step has computed this token, too.
+    fn note_sampled(
+        &mut self,
+        id: SequenceId,
+        sampled: SampledToken,
+        at: Instant,
+        records: &mut Vec<OutputRecord>,
+    ) -> bool {
+        let Some(request) = self.requests.get_mut(&id.request) else { return false };
+        let recorded = match sampled.token {
+            Some(token) => request.record(id.choice, token).map(|end| (token, end)),
+            None => Err(request.stuck(id.choice)),
+        };
+        let (token, end) = match recorded {
+            Ok(recorded) => recorded,
+            Err(stuck) => {
+                tracing::warn!(job = %request.job, %stuck, "the grammar allows no next token; the answer fails");
+                records.push(OutputRecord::Failed { request: id.request, error: stuck.to_api_error() });
+                self.forget(id.request);
+                return false;
+            }
+        };
+        self.generated_tokens += 1;
+        if let Some(drafter) = &mut self.drafter {
+            drafter.sampled(id, token);
+        }
+        let is_computed = match end {
+            None => self.scheduler.push(id, token),
+            Some(_) => {
+                self.scheduler.finish(id);
+                false
+            }
+        };
+        self.counts.accepted += u64::from(is_computed);
+        if request.has_ended() {
+            self.forget(id.request);
+        }
+        records.push(OutputRecord::Sampled { id, token, scores: sampled.scores, end, at });
+        is_computed
+    }
+}
+
+/// A choice whose next token is sampled.
+#[derive(Debug, Clone, Copy)]
+struct Turn {
+    id: SequenceId,
+    rows: SampleRows,
 }
 
 /// A job's prompt for the scheduler. If its log-probabilities are wanted, those that the log lacks are

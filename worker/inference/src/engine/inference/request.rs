@@ -122,6 +122,14 @@ impl Request {
         })
     }
 
+    /// How many of `drafted` tokens may follow in a choice: fewer than it has left, and no end token, since
+    /// nothing is sampled after the last one.
+    pub(super) fn possible(&self, choice: u32, drafted: &[u32]) -> usize {
+        let Some(choice) = self.choices.get(choice as usize) else { return 0 };
+        let left = self.limit.saturating_sub(choice.sampler.generated()).saturating_sub(1);
+        drafted.iter().take(left as usize).take_while(|token| !self.ends.contains(token)).count()
+    }
+
     /// Whether its choices have no tokens.
     pub(super) fn ends_with_prompt(&self) -> bool {
         self.limit == 0

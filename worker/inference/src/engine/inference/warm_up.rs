@@ -1,8 +1,8 @@
 //! Compiles the device's kernels before a client waits for them.
 //!
-//! Kernels differ by how many rows a thread computes (1, 2, 4 or 8), by whether rows come in tiles, as a prompt's do,
-//! and by how far back attention reaches. Each kind of step that can be served is computed once, as small as it can be,
-//! in a cache that holds nothing yet.
+//! Kernels differ by how many rows a thread computes (1, 2, 4 or 8), by whether rows come in tiles, as those of a prompt
+//! and of a draft do, and by how far back attention reaches. Each kind of step that can be served is computed once, as
+//! small as it can be, in a cache that holds nothing yet.
 
 use std::io::IsTerminal;
 
@@ -25,6 +25,8 @@ struct Kind {
     /// Sequences that decode a token at this position.
     decoding: usize,
     position: usize,
+    /// Drafted tokens of each of them, the last of which is at the position.
+    drafted: usize,
     /// Prompt tokens.
     prompt: usize,
 }
@@ -60,23 +62,30 @@ pub(super) fn run(
 fn kinds(limits: &SchedulerLimits, longest: usize) -> Vec<Kind> {
     let last = longest.saturating_sub(1);
     let batches = [1, 2, 4, 8].into_iter().filter(|decoding| *decoding <= limits.sequences);
-    let mut kinds: Vec<Kind> = batches.map(|decoding| Kind { decoding, position: 0, prompt: 0 }).collect();
+    let mut kinds: Vec<Kind> =
+        batches.map(|decoding| Kind { decoding, position: 0, drafted: 0, prompt: 0 }).collect();
     // Far from the beginning of a sequence, attention is split.
-    kinds.push(Kind { decoding: 1, position: last, prompt: 0 });
+    kinds.push(Kind { decoding: 1, position: last, drafted: 0, prompt: 0 });
     let prompt = PROMPT.min(limits.prefill_budget).min(longest);
-    kinds.push(Kind { decoding: 0, position: 0, prompt });
+    kinds.push(Kind { decoding: 0, position: 0, drafted: 0, prompt });
+    for drafted in [1, 3, 7].into_iter().filter(|drafted| *drafted <= limits.draft_budget.min(last)) {
+        kinds.push(Kind { decoding: 1, position: last, drafted, prompt: 0 });
+    }
     kinds
 }
 
 /// Many sequences share blocks here: the results are meaningless.
 fn step(network: &mut Network, kind: Kind, limits: &SchedulerLimits) -> Result<(), ComputeError> {
-    let Kind { decoding, position, prompt } = kind;
+    let Kind { decoding, position, drafted, prompt } = kind;
     let table = |positions: usize| -> Vec<u32> {
         let blocks = (0..positions.div_ceil(BLOCK_SIZE)).map(|block| block % limits.blocks.max(1));
         blocks.map(|block| u32::try_from(block).unwrap_or(0)).collect()
     };
     let (zeros, long, short) = (vec![0; prompt], table(position + 1), table(prompt));
-    let mut spans = vec![StepSpan { tokens: &[0], start: position, blocks: &long, logit_rows: 1 }; decoding];
+    let tokens = vec![0; 1 + drafted];
+    let start = position.saturating_sub(drafted);
+    let of_answer = StepSpan { tokens: &tokens, start, blocks: &long, logit_rows: tokens.len() };
+    let mut spans = vec![of_answer; decoding];
     if prompt > 0 {
         spans.push(StepSpan { tokens: &zeros, start: 0, blocks: &short, logit_rows: 1 });
     }
@@ -102,10 +111,12 @@ mod tests {
     fn every_kind_of_step_can_be_computed_in_any_cache() {
         let (_folder, file) = testing::builder(&testing::tensors()).open();
         let mut network = Network::from_gguf(&file, &ComputeDevice::cpu()).unwrap();
-        for (sequences, prefill_budget, blocks) in [(1, 1, 1), (3, 40, 2), (9, 500, 100)] {
+        for (sequences, prefill_budget, draft_budget, blocks) in
+            [(1, 1, 0, 1), (3, 40, 3, 2), (9, 500, 32, 100), (1, 1, 32, 1)]
+        {
             network.allocate_cache(blocks, KvType::F32).unwrap();
             let done = Cell::new(0.0);
-            let limits = SchedulerLimits { sequences, prefill_budget, blocks };
+            let limits = SchedulerLimits { sequences, prefill_budget, draft_budget, blocks };
             run(&mut network, &limits, &|part| done.set(part)).unwrap();
             assert_eq!(done.get(), 1.0);
         }
@@ -113,9 +124,10 @@ mod tests {
 
     #[test]
     fn kinds_keep_to_the_limits() {
-        let limits = SchedulerLimits { sequences: 3, prefill_budget: 100, blocks: 4 };
+        let limits = SchedulerLimits { sequences: 3, prefill_budget: 100, draft_budget: 5, blocks: 4 };
         for kind in kinds(&limits, 64) {
             assert!(kind.decoding <= 3 && kind.prompt <= 64 && kind.position < 64, "{kind:?}");
+            assert!(kind.drafted <= 5.min(kind.position), "{kind:?}");
             assert!(kind.decoding + kind.prompt > 0);
         }
     }

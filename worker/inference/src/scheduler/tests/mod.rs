@@ -1,5 +1,6 @@
 //! A scheduler with a model that it schedules for.
 
+mod drafts;
 mod plans;
 mod random;
 
@@ -32,8 +33,9 @@ impl Model {
         span.blocks[position / BLOCK_SIZE] as usize * BLOCK_SIZE + position % BLOCK_SIZE
     }
 
-    /// What follows each span. As on a device, all rows are stored before any is read.
-    fn forward(&mut self, spans: &[StepSpan<'_>]) -> Vec<u64> {
+    /// What follows each row whose logits are wanted, or else each span. As on a device, all rows are stored
+    /// before any is read.
+    fn forward(&mut self, spans: &[StepSpan<'_>]) -> Vec<Vec<u64>> {
         let mut written = HashSet::new();
         for span in spans {
             for (position, token) in (span.start..).zip(span.tokens) {
@@ -43,11 +45,15 @@ impl Model {
                 self.cache[slot] = mix(before, u64::from(*token) + 1);
             }
         }
-        let read = |span: &StepSpan<'_>| {
-            let positions = 0..span.start + span.tokens.len();
-            positions.fold(0, |all, position| mix(all, self.cache[Self::slot(span, position)]))
+        let read = |span: &StepSpan<'_>, end: usize| {
+            (0..end).fold(0, |all, position| mix(all, self.cache[Self::slot(span, position)]))
         };
-        spans.iter().map(read).collect()
+        let of_rows = |span: &StepSpan<'_>| {
+            let end = span.start + span.tokens.len();
+            let first = end + 1 - span.logit_rows.max(1);
+            (first..=end).map(|end| read(span, end)).collect()
+        };
+        spans.iter().map(of_rows).collect()
     }
 }
 
@@ -78,6 +84,8 @@ struct Request {
     /// Tokens of each choice.
     length: usize,
     answers: Vec<Vec<u32>>,
+    /// What each choice says alone.
+    solo: Vec<Vec<u32>>,
     cancelled: bool,
     /// Positions whose logits are still to come.
     scored: Range<usize>,
@@ -94,6 +102,11 @@ struct Runs {
     scheduler: Scheduler,
     model: Model,
     requests: Vec<Request>,
+    /// Changes from draft to draft; `None` without drafts.
+    drafts: Option<u64>,
+    /// Drafted tokens, and those accepted.
+    drafted: usize,
+    accepted: usize,
     rows: usize,
     preempted: usize,
 }
@@ -101,7 +114,13 @@ struct Runs {
 impl Runs {
     fn new(limits: SchedulerLimits) -> Self {
         let (scheduler, model) = (Scheduler::new(limits), Model::new(limits.blocks));
-        Self { scheduler, model, requests: Vec::new(), rows: 0, preempted: 0 }
+        let (requests, drafts) = (Vec::new(), None);
+        Self { scheduler, model, requests, drafts, drafted: 0, accepted: 0, rows: 0, preempted: 0 }
+    }
+
+    /// With drafts that are right, wrong or both, of random lengths.
+    fn drafting(limits: SchedulerLimits, seed: u64) -> Self {
+        Self { drafts: Some(seed), ..Self::new(limits) }
     }
 
     fn submit(&mut self, prompt: &[u32], choices: usize, length: usize) -> u64 {
@@ -120,7 +139,8 @@ impl Runs {
         let (scored, answers) = (prompt.scored.clone(), vec![Vec::new(); choices]);
         let tokens = prompt.tokens.clone();
         self.scheduler.submit(number, prompt, choices as u32);
-        self.requests.push(Request { prompt: tokens, length, answers, cancelled: false, scored });
+        let solo = (0..choices as u32).map(|choice| solo(number, choice, &tokens, length)).collect();
+        self.requests.push(Request { prompt: tokens, length, answers, solo, cancelled: false, scored });
         number
     }
 
@@ -132,15 +152,18 @@ impl Runs {
     fn step(&mut self) -> SchedulerStep {
         let limits = self.scheduler.limits;
         let decoding: Vec<SequenceId> = self.decoding();
-        let step = self.scheduler.plan();
+        let mut step = self.scheduler.plan();
+        self.check();
+        self.add_drafts(&mut step);
         self.check();
         assert_eq!(step.rows() == 0, !self.scheduler.has_work());
         for id in &decoding {
-            let rows = step.spans.iter().filter(|span| span.id == *id).map(|span| span.positions.len());
-            let given = rows.sum::<usize>();
+            let own = step.spans.iter().filter(|span| span.id == *id);
+            let given = own.map(|span| span.positions.len() - span.drafted).sum::<usize>();
             assert!(given == 1 || step.preempted.contains(id), "{id:?} runs and gets {given} rows");
         }
-        let prompts = step.rows() - step.spans.iter().filter(|s| decoding.contains(&s.id)).count();
+        let of_answers = step.spans.iter().filter(|span| decoding.contains(&span.id));
+        let prompts = step.rows() - of_answers.map(|span| span.positions.len()).sum::<usize>();
         assert!(prompts <= limits.prefill_budget);
         self.rows += step.rows();
         self.preempted += step.preempted.len();
@@ -151,31 +174,65 @@ impl Runs {
         let spans: Vec<StepSpan<'_>> = step.spans.iter().map(|span| self.scheduler.span(span)).collect();
         let states = self.model.forward(&spans);
         self.scheduler.complete(&step);
-        for (span, state) in step.spans.iter().zip(states) {
+        for (span, states) in step.spans.iter().zip(states) {
             if !span.scored.is_empty() {
                 let wanted = &mut self.requests[span.id.request as usize].scored;
                 assert!(span.scored.start >= span.positions.start && span.scored.end <= span.positions.end);
                 assert_eq!(span.scored.start, wanted.start, "each row once, in order");
                 wanted.start = span.scored.end;
             }
+            assert!(span.samples.is_empty() || states.len() == 1 + span.drafted);
             for choice in span.samples.clone() {
-                self.sample(SequenceId { choice, ..span.id }, state);
+                self.sample(SequenceId { choice, ..span.id }, &states);
             }
         }
         self.check();
+        self.check_between_steps();
         step
     }
 
-    fn sample(&mut self, id: SequenceId, state: u64) {
+    /// Samples from one row after another, as far as the draft is right.
+    fn sample(&mut self, id: SequenceId, states: &[u64]) {
         let request = &mut self.requests[id.request as usize];
         let answer = &mut request.answers[id.choice as usize];
-        let token = sample(state, id.request, id.choice, answer.len());
-        answer.push(token);
-        if answer.len() == request.length {
-            self.scheduler.finish(id);
-        } else {
-            self.scheduler.push(id, token);
+        for state in states {
+            let token = sample(*state, id.request, id.choice, answer.len());
+            answer.push(token);
+            if answer.len() == request.length {
+                return self.scheduler.finish(id);
+            }
+            if !self.scheduler.push(id, token) {
+                return;
+            }
+            self.accepted += 1;
         }
+        panic!("{id:?}: more tokens are accepted than were drafted");
+    }
+
+    fn add_drafts(&mut self, step: &mut SchedulerStep) {
+        let Some(seed) = &mut self.drafts else { return };
+        let (requests, before) = (&self.requests, self.scheduler.stats());
+        let mut asked = Vec::new();
+        self.scheduler.add_drafts(step, |place| {
+            asked.push(place.id);
+            let request = &requests[place.id.request as usize];
+            let answer = &request.answers[place.id.choice as usize];
+            assert_eq!(place.tokens, [&request.prompt[..], answer].concat());
+            *seed = mix(*seed, 1);
+            let length = (*seed >> 8) as usize % 40;
+            let right = if *seed % 3 == 0 { length } else { (*seed >> 20) as usize % 40 };
+            let rest = request.solo[place.id.choice as usize].iter().skip(answer.len());
+            // Wrong tokens, and tokens behind the answer's end, are of the same few.
+            let other = (0..40).map(|at| (mix(*seed, at) >> 40) as u32 % 3);
+            rest.copied().take(right).chain(other).take(length).collect()
+        });
+        let decoding: Vec<SequenceId> = self.decoding();
+        assert_eq!(asked, decoding, "every decoding sequence, oldest first");
+        let drafted: usize = step.spans.iter().map(|span| span.drafted).sum();
+        assert!(drafted <= self.scheduler.limits.draft_budget);
+        self.drafted += drafted;
+        let after = self.scheduler.stats();
+        assert_eq!((before.running, before.preemptions), (after.running, after.preemptions));
     }
 
     fn decoding(&self) -> Vec<SequenceId> {
@@ -196,6 +253,18 @@ impl Runs {
         assert!(choices as usize <= limits.sequences || requests.len() == 1);
     }
 
+    /// Nothing of a draft is left, neither tokens nor blocks.
+    fn check_between_steps(&self) {
+        for (id, sequence) in self.scheduler.running.iter().filter(|(_, sequence)| sequence.decoding) {
+            assert_eq!(sequence.tokens.len(), sequence.computed + 1);
+            assert_eq!(sequence.table.len(), sequence.computed.div_ceil(BLOCK_SIZE));
+            assert_eq!(sequence.registered, sequence.computed / BLOCK_SIZE);
+            let request = &self.requests[id.request as usize];
+            let known = [&request.prompt[..], &request.answers[id.choice as usize]].concat();
+            assert_eq!(sequence.tokens, known);
+        }
+    }
+
     fn finish(&mut self) {
         let mut steps = 0;
         while self.scheduler.has_work() {
@@ -210,9 +279,8 @@ impl Runs {
     }
 
     fn assert_answers(&self) {
-        for (number, request) in (0..).zip(&self.requests) {
-            for (choice, answer) in (0..).zip(&request.answers) {
-                let expected = solo(number, choice, &request.prompt, request.length);
+        for (number, request) in self.requests.iter().enumerate() {
+            for (choice, (answer, expected)) in request.answers.iter().zip(&request.solo).enumerate() {
                 assert!(request.cancelled || request.scored.is_empty(), "rows without logits");
                 if request.cancelled {
                     assert_eq!(answer[..], expected[..answer.len()]);
@@ -224,7 +292,8 @@ impl Runs {
     }
 }
 
-const ROOMY: SchedulerLimits = SchedulerLimits { sequences: 64, prefill_budget: 64, blocks: 256 };
+const ROOMY: SchedulerLimits =
+    SchedulerLimits { sequences: 64, prefill_budget: 64, draft_budget: 64, blocks: 256 };
 
 /// `count` tokens that begin with the same ones for every count.
 fn text(count: usize) -> Vec<u32> {

@@ -55,8 +55,11 @@ proptest! {
         prefill_budget in prop_oneof![1..8_usize, 8..80_usize],
         // The largest request needs 8 blocks.
         blocks in prop_oneof![8..14_usize, 14..100_usize],
+        drafts in prop::option::of((any::<u64>(), 0..64_usize)),
     ) {
-        let mut runs = Runs::new(SchedulerLimits { sequences, prefill_budget, blocks });
+        let draft_budget = drafts.map_or(0, |(_, most)| most);
+        let limits = SchedulerLimits { sequences, prefill_budget, draft_budget, blocks };
+        let mut runs = Runs { drafts: drafts.map(|(seed, _)| seed), ..Runs::new(limits) };
         for (number, act) in (100..).zip(acts) {
             match act {
                 Act::Submit { head, common, own, choices, length, scored } => {

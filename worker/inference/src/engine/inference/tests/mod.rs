@@ -7,6 +7,7 @@ mod gpu;
 mod lifecycle;
 mod prompt;
 mod resume;
+mod speculation;
 
 use std::path::Path;
 
