@@ -109,7 +109,7 @@ client-packages:
 	@deploy/setup.sh clients
 
 # The second run, if Spin is there, has it instead of the project's own host.
-test: setup lint lint-deploy client-packages build-tests function wasi pip
+test: setup lint lint-deploy kernels-report client-packages build-tests function wasi pip
 	model=$$($(EMBERLINE) pull $(MODEL)) && nats=$$($(EMBERLINE) pull --nats-server) && \
 	export EMBERLINE_TEST_MODEL=$$model EMBERLINE_TEST_NATS=$$nats && deploy/setup.sh tests && \
 	if deploy/setup.sh spin_works; then EMBERLINE_TEST_HOST=spin deploy/setup.sh e2e_tests; fi
