@@ -6,12 +6,15 @@
 //! padded with outputs of zeros, and rows of plain floats are padded with zeros to whole blocks.
 //!
 //! A record holds the blocks of its 16 outputs by lane, in the same number of bytes (a few more for
-//! the scales of the K formats). Scales are vectors of 16 f16 or bytes. Numbers of 4 bits are packed
-//! in words of eight consecutive inputs, the first in the lowest bits; higher bits are in words of
-//! their own, of as many inputs as fit. Bytes and floats are one vector per input.
+//! the scales of the K formats). Scales are vectors of 16 f16 or bytes. Integers are in words, so that
+//! a word's bytes belong to consecutive inputs, as products of bytes want it: a word of four inputs if
+//! they have 8 bits, of eight if they have 4, of which the low halves of its bytes hold the first four
+//! inputs and the high halves the others. Higher bits are in words of their own, of as many inputs as
+//! fit: bit 8k + j belongs to input 4j + k, or, where there are two, bits 8k + 2j and 8k + 2j + 1.
+//! Floats are one vector per input.
 //!
 //! A weight is computed by the operations of [`crate::ggml`] in the same order, or by others that are
-//! exact where those are, so it has the same bits.
+//! exact where those are, so it is the same number. [`IntegerFormat`] reads its integer alone.
 
 use super::simd::{Simd, array_at};
 
@@ -19,6 +22,8 @@ use super::simd::{Simd, array_at};
 pub(crate) const GROUP: usize = 32;
 /// Number of inputs that are decoded at a time.
 pub(crate) const CHUNK: usize = 8;
+/// Words of four bytes in a group.
+pub(crate) const WORDS: usize = GROUP / 4;
 
 /// The layout of a storage format.
 pub(crate) trait Format: 'static {
@@ -38,6 +43,24 @@ pub(crate) trait Format: 'static {
         chunk: usize,
         scales: (S::Floats, S::Floats),
     ) -> [S::Floats; CHUNK];
+}
+
+/// A format of integers, for products with bytes.
+///
+/// A weight is `(integer - ZERO) * scale`, plus the offset if there is one. The integers are not
+/// negative.
+pub(crate) trait IntegerFormat: Format {
+    /// Bits of an integer.
+    const BITS: u32;
+    /// The integer that stands for zero.
+    const ZERO: i32 = 0;
+    /// Whether [`Format::scales`] returns scale and offset.
+    const HAS_OFFSET: bool = false;
+    /// Whether [`Format::scales`] returns the scales of a group's halves.
+    const HAS_HALVES: bool = false;
+
+    /// The integers of a group: word `i` of each output holds those of the inputs from `4i` on.
+    fn integers<S: Simd>(s: S, record: &[u8], group: usize) -> [S::Words; WORDS];
 }
 
 /// The bits of 2²³⁻ᵇⁱᵗ: an integer stored at `bit` of this float's mantissa adds its own value.
@@ -60,39 +83,90 @@ fn unbiased<S: Simd, const WIDTH: u32>(s: S, words: [S::Words; CHUNK], zero: f32
     numbers
 }
 
-/// The bit at which each of a word's eight integers is read; the last three fit into a mantissa only
-/// after the word is shifted right by 12.
-const PLACES: [u32; CHUNK] = [0, 4, 8, 12, 16, 8, 12, 16];
+/// The bit at which each of a word's eight integers is read; three of them fit into a mantissa only after
+/// the word is shifted right by 12.
+const PLACES: [u32; CHUNK] = [0, 8, 16, 24 - 12, 4, 12, 20 - 12, 28 - 12];
+
+/// The bits at which integers of 8 bits are read; see Q8_0's `decode`.
+const BYTE_PLACES: [u32; 2] = [4, 12];
+
+/// What stands for zero in an integer of 8 bits, raised by the unit of its place.
+const fn raised_zero(place: u32) -> f32 {
+    f32::from_bits(unit_at(place)) + 128.0
+}
+
+/// The word that each integer is read from, of those with `low` bits.
+#[inline(always)]
+fn words_of_nibbles<S: Simd>(s: S, low: S::Words) -> [S::Words; CHUNK] {
+    let shifted = s.shift_right(low, 12);
+    [low, low, low, shifted, low, low, shifted, shifted]
+}
 
 /// Integers of 4 bits, as floats minus `zero`.
 #[inline(always)]
 fn nibbles<S: Simd>(s: S, low: &[u8; 64], zero: f32) -> [S::Floats; CHUNK] {
-    let low = s.read_u32(low);
-    let shifted = s.shift_right(low, 12);
-    let words = [low, low, low, low, low, shifted, shifted, shifted];
-    unbiased::<S, 4>(s, words, zero)
+    unbiased::<S, 4>(s, words_of_nibbles(s, s.read_u32(low)), zero)
 }
 
-/// Integers of 4 low and `HIGH` high bits, as floats minus `zero`. The high bits are in `high` from bit
-/// `HIGH * first` on.
+/// Integers of 4 low and `HIGH` high bits, as floats minus `zero`. They are chunk `chunk` of those whose
+/// high bits are in `high`.
 #[inline(always)]
 fn with_high<S: Simd, const HIGH: u32, const WIDTH: u32>(
     s: S,
     low: &[u8; 64],
     high: &[u8; 64],
-    first: u32,
+    chunk: usize,
     zero: f32,
 ) -> [S::Floats; CHUNK] {
-    let (low, high) = (s.read_u32(low), s.shift_right(s.read_u32(high), HIGH * first));
-    let shifted = s.shift_right(low, 12);
-    let mut words = [low, low, low, low, low, shifted, shifted, shifted];
+    let mut words = words_of_nibbles(s, s.read_u32(low));
+    let high = s.shift_right(s.read_u32(high), 2 * HIGH * chunk as u32);
     for i in 0..CHUNK {
         let bit = PLACES[i];
-        let (from, to) = (HIGH * i as u32, bit + 4);
-        let moved = if from > to { s.shift_right(high, from - to) } else { s.shift_left(high, to - from) };
-        words[i] = s.select(0xF << bit, words[i], moved);
+        let (from, to) = (8 * (i as u32 % 4) + HIGH * (i as u32 / 4), bit + 4);
+        words[i] = s.select(0xF << bit, words[i], shifted_left(s, high, to as i32 - from as i32));
     }
     unbiased::<S, WIDTH>(s, words, zero)
+}
+
+/// `words` shifted left by `bits`, or right if that is negative.
+#[inline(always)]
+fn shifted_left<S: Simd>(s: S, words: S::Words, bits: i32) -> S::Words {
+    if bits < 0 {
+        s.shift_right(words, bits.unsigned_abs())
+    } else {
+        s.shift_left(words, bits.unsigned_abs())
+    }
+}
+
+/// The integers of a group, of 4 bits: four vectors from `low` on.
+#[inline(always)]
+fn nibble_words<S: Simd>(s: S, record: &[u8], low: usize) -> [S::Words; WORDS] {
+    let mut words = [s.read_u32(array_at(record, low)); WORDS];
+    for chunk in 0..GROUP / CHUNK {
+        let both = s.read_u32(array_at(record, low + chunk * 64));
+        words[2 * chunk] = s.and(both, 0x0F0F_0F0F);
+        words[2 * chunk + 1] = s.and(s.shift_right(both, 4), 0x0F0F_0F0F);
+    }
+    words
+}
+
+/// The integers of a group, of 4 low and `HIGH` high bits: four vectors from `low` on, and `HIGH` from
+/// `high` on.
+#[inline(always)]
+fn words_with_high<S: Simd, const HIGH: u32>(
+    s: S,
+    record: &[u8],
+    low: usize,
+    high: usize,
+) -> [S::Words; WORDS] {
+    let mut words = nibble_words(s, record, low);
+    let in_word = WORDS / HIGH as usize;
+    for (i, word) in words.iter_mut().enumerate() {
+        let bits = s.read_u32(array_at(record, high + i / in_word * 64));
+        let moved = shifted_left(s, bits, 4 - (HIGH as usize * (i % in_word)) as i32);
+        *word = s.select(((1 << HIGH) - 1) * 0x1010_1010, moved, *word);
+    }
+    words
 }
 
 /// Each number times the scale.
@@ -142,7 +216,7 @@ formats! {
     Q5_0;
     /// Scale 32, offset 32, fifth bits 64, low bits 4 · 64.
     Q5_1;
-    /// Scale 32, bytes 32 · 16.
+    /// Scale 32, bytes 8 · 64, of which 128 stands for zero.
     Q8_0;
     /// Scale 32, dmin 32, scales 8 · 16, minima 8 · 16, low bits 32 · 64.
     Q4K;
@@ -193,6 +267,25 @@ macro_rules! each_format {
 }
 
 pub(crate) use each_format;
+
+/// The same, of each format of integers.
+macro_rules! each_integer_format {
+    ($call:ident) => {{
+        use format::{Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
+        $call! {
+            Q4_0: Q4_0,
+            Q4_1: Q4_1,
+            Q5_0: Q5_0,
+            Q5_1: Q5_1,
+            Q8_0: Q8_0,
+            Q4_K: Q4K,
+            Q5_K: Q5K,
+            Q6_K: Q6K,
+        }
+    }};
+}
+
+pub(crate) use each_integer_format;
 
 /// Formats of plain floats.
 macro_rules! floats {
@@ -247,6 +340,16 @@ impl Format for Q4_0 {
     }
 }
 
+impl IntegerFormat for Q4_0 {
+    const BITS: u32 = 4;
+    const ZERO: i32 = 8;
+
+    #[inline(always)]
+    fn integers<S: Simd>(s: S, record: &[u8], _group: usize) -> [S::Words; WORDS] {
+        nibble_words(s, record, SECOND)
+    }
+}
+
 impl Format for Q4_1 {
     const BYTES: usize = THIRD + 256;
 
@@ -267,6 +370,16 @@ impl Format for Q4_1 {
     }
 }
 
+impl IntegerFormat for Q4_1 {
+    const BITS: u32 = 4;
+    const HAS_OFFSET: bool = true;
+
+    #[inline(always)]
+    fn integers<S: Simd>(s: S, record: &[u8], _group: usize) -> [S::Words; WORDS] {
+        nibble_words(s, record, THIRD)
+    }
+}
+
 impl Format for Q5_0 {
     const BYTES: usize = SECOND + 64 + 256;
 
@@ -284,7 +397,17 @@ impl Format for Q5_0 {
         scales: (S::Floats, S::Floats),
     ) -> [S::Floats; CHUNK] {
         let (high, low) = (array_at(record, SECOND), array_at(record, SECOND + 64 + chunk * 64));
-        scaled(s, with_high::<S, 1, 5>(s, low, high, (chunk * CHUNK) as u32, 16.0), scales.0)
+        scaled(s, with_high::<S, 1, 5>(s, low, high, chunk, 16.0), scales.0)
+    }
+}
+
+impl IntegerFormat for Q5_0 {
+    const BITS: u32 = 5;
+    const ZERO: i32 = 16;
+
+    #[inline(always)]
+    fn integers<S: Simd>(s: S, record: &[u8], _group: usize) -> [S::Words; WORDS] {
+        words_with_high::<S, 1>(s, record, SECOND + 64, SECOND)
     }
 }
 
@@ -305,31 +428,66 @@ impl Format for Q5_1 {
         scales: (S::Floats, S::Floats),
     ) -> [S::Floats; CHUNK] {
         let (high, low) = (array_at(record, THIRD), array_at(record, THIRD + 64 + chunk * 64));
-        shifted(s, with_high::<S, 1, 5>(s, low, high, (chunk * CHUNK) as u32, 0.0), scales)
+        shifted(s, with_high::<S, 1, 5>(s, low, high, chunk, 0.0), scales)
+    }
+}
+
+impl IntegerFormat for Q5_1 {
+    const BITS: u32 = 5;
+    const HAS_OFFSET: bool = true;
+
+    #[inline(always)]
+    fn integers<S: Simd>(s: S, record: &[u8], _group: usize) -> [S::Words; WORDS] {
+        words_with_high::<S, 1>(s, record, THIRD + 64, THIRD)
     }
 }
 
 impl Format for Q8_0 {
     const BYTES: usize = SECOND + GROUP * 16;
 
+    /// The scale, and what weights at the first of [`BYTE_PLACES`] are off by.
     #[inline(always)]
     fn scales<S: Simd>(s: S, record: &[u8], _: usize) -> (S::Floats, S::Floats) {
-        (s.read_f16(array_at(record, 0)), s.zero())
+        let scale = s.read_f16(array_at(record, 0));
+        (scale, s.mul(scale, s.splat(-raised_zero(BYTE_PLACES[0]))))
     }
 
+    /// An integer that is raised by its place's unit becomes a weight by one fused multiply-add. That is
+    /// exact, but for the sign of zeros with negative scales: products of the scale, which has 11 bits, with
+    /// what zero is raised to, which has at most 13, have 24.
     #[inline(always)]
     fn decode<S: Simd>(
         s: S,
         record: &[u8],
         _: usize,
         chunk: usize,
-        scales: (S::Floats, S::Floats),
+        (scale, offset): (S::Floats, S::Floats),
     ) -> [S::Floats; CHUNK] {
-        let mut numbers = [s.zero(); CHUNK];
-        for (i, number) in numbers.iter_mut().enumerate() {
-            *number = s.read_i8(array_at(record, SECOND + (chunk * CHUNK + i) * 16));
+        let offsets = [offset, s.mul(scale, s.splat(-raised_zero(BYTE_PLACES[1])))];
+        let mut weights = [s.zero(); CHUNK];
+        for (i, weight) in weights.iter_mut().enumerate() {
+            let word = s.read_u32(array_at(record, SECOND + (chunk * 2 + i / 4) * 64));
+            // Two bytes are at their places after either shift.
+            let word = if i % 4 < 2 { s.shift_left(word, BYTE_PLACES[0]) } else { s.shift_right(word, 12) };
+            let place = BYTE_PLACES[i % 2];
+            let raised = s.and_or(word, 0xFF << place, unit_at(place));
+            *weight = s.fma(raised, scale, offsets[i % 2]);
         }
-        scaled(s, numbers, scales.0)
+        weights
+    }
+}
+
+impl IntegerFormat for Q8_0 {
+    const BITS: u32 = 8;
+    const ZERO: i32 = 128;
+
+    #[inline(always)]
+    fn integers<S: Simd>(s: S, record: &[u8], _group: usize) -> [S::Words; WORDS] {
+        let mut words = [s.read_u32(array_at(record, SECOND)); WORDS];
+        for (i, word) in words.iter_mut().enumerate() {
+            *word = s.read_u32(array_at(record, SECOND + i * 64));
+        }
+        words
     }
 }
 
@@ -363,6 +521,16 @@ impl Format for Q4K {
     }
 }
 
+impl IntegerFormat for Q4K {
+    const BITS: u32 = 4;
+    const HAS_OFFSET: bool = true;
+
+    #[inline(always)]
+    fn integers<S: Simd>(s: S, record: &[u8], group: usize) -> [S::Words; WORDS] {
+        nibble_words(s, record, K_LOW + group * 256)
+    }
+}
+
 impl Format for Q5K {
     const INPUTS: usize = 256;
     const BYTES: usize = K_HIGH + 8 * 64;
@@ -382,7 +550,17 @@ impl Format for Q5K {
     ) -> [S::Floats; CHUNK] {
         let low = array_at(record, K_LOW + (group * 4 + chunk) * 64);
         let high = array_at(record, K_HIGH + group * 64);
-        shifted(s, with_high::<S, 1, 5>(s, low, high, (chunk * CHUNK) as u32, 0.0), scales)
+        shifted(s, with_high::<S, 1, 5>(s, low, high, chunk, 0.0), scales)
+    }
+}
+
+impl IntegerFormat for Q5K {
+    const BITS: u32 = 5;
+    const HAS_OFFSET: bool = true;
+
+    #[inline(always)]
+    fn integers<S: Simd>(s: S, record: &[u8], group: usize) -> [S::Words; WORDS] {
+        words_with_high::<S, 1>(s, record, K_LOW + group * 256, K_HIGH + group * 64)
     }
 }
 
@@ -409,7 +587,18 @@ impl Format for Q6K {
     ) -> [S::Floats; CHUNK] {
         let low = array_at(record, Q6_LOW + (group * 4 + chunk) * 64);
         let high = array_at(record, Q6_HIGH + (group * 2 + chunk / 2) * 64);
-        let numbers = with_high::<S, 2, 6>(s, low, high, (chunk % 2 * CHUNK) as u32, 32.0);
+        let numbers = with_high::<S, 2, 6>(s, low, high, chunk % 2, 32.0);
         scaled(s, numbers, if chunk < 2 { scales.0 } else { scales.1 })
+    }
+}
+
+impl IntegerFormat for Q6K {
+    const BITS: u32 = 6;
+    const ZERO: i32 = 32;
+    const HAS_HALVES: bool = true;
+
+    #[inline(always)]
+    fn integers<S: Simd>(s: S, record: &[u8], group: usize) -> [S::Words; WORDS] {
+        words_with_high::<S, 2>(s, record, Q6_LOW + group * 256, Q6_HIGH + group * 128)
     }
 }

@@ -4,7 +4,7 @@
 //! number of rows and the instruction set. A few rows are multiplied with weights in registers, as
 //! these are decoded. For more rows, [`TILE_INPUTS`] inputs of a strip are decoded at a time into a
 //! buffer that fits the first-level cache, and multiplied from there with one group of rows after the
-//! other.
+//! other. Rows of 8 bits are multiplied in [`super::quantized_matmul`].
 
 use std::cell::RefCell;
 use std::marker::PhantomData;
@@ -15,7 +15,7 @@ use super::microkernel::{Sums, multiply};
 use super::pack::{PANELS, PackedMatrix, STRIP_OUTPUTS};
 use super::rows::PackedRows;
 use super::simd::{self, Kernel, LANES, Simd, WithSimd};
-use super::{activation, threads};
+use super::{CACHE_LINE, activation, threads};
 use crate::ggml::GgmlType;
 use crate::types::Activation;
 
@@ -25,7 +25,27 @@ const TILE_INPUTS: usize = 6 * GROUP;
 const BLOCK_ROWS: usize = 240;
 
 /// The products of one row with one strip.
-type StripRow = [[f32; LANES]; PANELS];
+pub(crate) type StripRow = [[f32; LANES]; PANELS];
+
+/// Rows that can be multiplied with packed weights.
+pub(crate) trait LeftSide: Sync {
+    /// Number of rows.
+    fn count(&self) -> usize;
+
+    /// Rows that share each decoding of weights.
+    fn tile_rows(&self) -> usize;
+
+    /// Writes the products of the rows from `first` on, a multiple of [`Self::tile_rows`], with a strip.
+    /// `decoded` is kept between calls.
+    fn multiply(
+        &self,
+        weight: &PackedMatrix<'_>,
+        strip: usize,
+        first: usize,
+        decoded: &mut DecodedWeights,
+        sums: &mut [StripRow],
+    );
+}
 
 /// What is applied to a product.
 #[derive(Clone, Copy)]
@@ -39,20 +59,20 @@ pub(crate) enum Epilogue<'a> {
 }
 
 /// `x` times `weight`, after the epilogue: `[rows, outputs]`, or half as wide if gated.
-pub(crate) fn matmul(x: &PackedRows, weight: &PackedMatrix<'_>, epilogue: Epilogue<'_>) -> Vec<f32> {
+pub(crate) fn matmul(x: &impl LeftSide, weight: &PackedMatrix<'_>, epilogue: Epilogue<'_>) -> Vec<f32> {
     let gated = matches!(epilogue, Epilogue::Gate(_));
     if gated && !(weight.outputs / 2).is_multiple_of(STRIP_OUTPUTS) {
         return gate_unaligned(x, weight, epilogue);
     }
-    let width = if gated { weight.outputs / 2 } else { weight.outputs };
-    let mut out = vec![0.0; x.count * width];
+    let (count, width) = (x.count(), if gated { weight.outputs / 2 } else { weight.outputs });
+    let mut out = vec![0.0; count * width];
     let shared = DisjointMut::new(&mut out);
     let strips = width.div_ceil(STRIP_OUTPUTS);
-    let block_rows = BLOCK_ROWS.next_multiple_of(x.group_rows());
-    threads::for_each(x.count.div_ceil(block_rows) * strips, |task| {
+    let block_rows = BLOCK_ROWS.next_multiple_of(x.tile_rows());
+    threads::for_each(count.div_ceil(block_rows) * strips, |task| {
         let (block, strip) = (task / strips, task % strips);
         let first = block * block_rows;
-        let rows = block_rows.min(x.count - first);
+        let rows = block_rows.min(count - first);
         let task = StripTask { x, weight, epilogue, strip, first, rows, width, out: &shared };
         BUFFERS.with_borrow_mut(|buffers| task.compute(buffers));
     });
@@ -60,11 +80,11 @@ pub(crate) fn matmul(x: &PackedRows, weight: &PackedMatrix<'_>, epilogue: Epilog
 }
 
 /// A gated product whose halves are not a whole number of strips.
-fn gate_unaligned(x: &PackedRows, weight: &PackedMatrix<'_>, epilogue: Epilogue<'_>) -> Vec<f32> {
+fn gate_unaligned(x: &impl LeftSide, weight: &PackedMatrix<'_>, epilogue: Epilogue<'_>) -> Vec<f32> {
     let Epilogue::Gate(activation) = epilogue else { return Vec::new() };
     let both = matmul(x, weight, Epilogue::Store);
     let half = weight.outputs / 2;
-    let mut out = vec![0.0; x.count * half];
+    let mut out = vec![0.0; x.count() * half];
     for (out, both) in out.chunks_exact_mut(half).zip(both.chunks_exact(2 * half)) {
         let (gate, up) = both.split_at(half);
         out.copy_from_slice(gate);
@@ -74,8 +94,8 @@ fn gate_unaligned(x: &PackedRows, weight: &PackedMatrix<'_>, epilogue: Epilogue<
 }
 
 /// The product of a block of rows with a strip.
-struct StripTask<'a, 'b> {
-    x: &'a PackedRows,
+struct StripTask<'a, 'b, X> {
+    x: &'a X,
     weight: &'a PackedMatrix<'a>,
     epilogue: Epilogue<'a>,
     strip: usize,
@@ -87,11 +107,23 @@ struct StripTask<'a, 'b> {
     out: &'a DisjointMut<'b, f32>,
 }
 
+/// A buffer for weights on their way from a strip to products.
+#[derive(Default)]
+pub(crate) struct DecodedWeights(Vec<f32>);
+
+impl DecodedWeights {
+    /// `vectors` vectors, each in a cache line of its own, or loading them would take twice the time.
+    pub(crate) fn vectors(&mut self, vectors: usize) -> &mut [[f32; LANES]] {
+        self.0.resize(self.0.len().max((vectors + 1) * LANES), 0.0);
+        let start = self.0.as_ptr().align_offset(CACHE_LINE).min(LANES);
+        &mut self.0[start..].as_chunks_mut().0[..vectors]
+    }
+}
+
 /// Buffers of a thread, kept between calls.
 #[derive(Default)]
 struct Buffers {
-    /// Decoded weights.
-    tile: Vec<[f32; LANES]>,
+    decoded: DecodedWeights,
     sums: Vec<StripRow>,
     /// Sums of the second half of a gated product.
     up_sums: Vec<StripRow>,
@@ -101,16 +133,15 @@ thread_local! {
     static BUFFERS: RefCell<Buffers> = RefCell::default();
 }
 
-impl StripTask<'_, '_> {
+impl<X: LeftSide> StripTask<'_, '_, X> {
     fn compute(&self, buffers: &mut Buffers) {
-        let Buffers { tile, sums, up_sums } = buffers;
-        tile.resize(TILE_INPUTS * PANELS, [0.0; LANES]);
+        let Buffers { decoded, sums, up_sums } = buffers;
         sums.resize(self.rows, [[0.0; LANES]; PANELS]);
-        simd::dispatch(StripProduct { task: self, strip: self.strip, tile, sums });
+        self.x.multiply(self.weight, self.strip, self.first, decoded, sums);
         if let Epilogue::Gate(activation) = self.epilogue {
             up_sums.resize(self.rows, [[0.0; LANES]; PANELS]);
             let strip = self.width / STRIP_OUTPUTS + self.strip;
-            simd::dispatch(StripProduct { task: self, strip, tile, sums: up_sums });
+            self.x.multiply(self.weight, strip, self.first, decoded, up_sums);
             let up = up_sums.as_flattened().as_flattened();
             simd::run(activation::Gate { activation, gate: sums.as_flattened_mut().as_flattened_mut(), up });
         }
@@ -128,25 +159,52 @@ impl StripTask<'_, '_> {
                         *out = sum + residual;
                     }
                 }
+                // The same copy of a known length needs no call.
+                _ if columns == STRIP_OUTPUTS => {
+                    out[..STRIP_OUTPUTS].copy_from_slice(&sums[..STRIP_OUTPUTS]);
+                }
                 _ => out.copy_from_slice(sums),
             }
         }
     }
 }
 
-/// The sums of a task's rows with a strip, before the epilogue.
-struct StripProduct<'a, 'b> {
-    task: &'a StripTask<'a, 'b>,
+impl LeftSide for PackedRows {
+    fn count(&self) -> usize {
+        self.count
+    }
+
+    fn tile_rows(&self) -> usize {
+        self.group_rows()
+    }
+
+    fn multiply(
+        &self,
+        weight: &PackedMatrix<'_>,
+        strip: usize,
+        first: usize,
+        decoded: &mut DecodedWeights,
+        sums: &mut [StripRow],
+    ) {
+        let tile = decoded.vectors(TILE_INPUTS * PANELS);
+        simd::dispatch(StripProduct { x: self, weight, strip, first, tile, sums });
+    }
+}
+
+struct StripProduct<'a> {
+    x: &'a PackedRows,
+    weight: &'a PackedMatrix<'a>,
     strip: usize,
+    first: usize,
     tile: &'a mut [[f32; LANES]],
     sums: &'a mut [StripRow],
 }
 
-impl WithSimd for StripProduct<'_, '_> {
+impl WithSimd for StripProduct<'_> {
     fn call<S: Simd>(self, s: S) {
         macro_rules! of {
             ($($dtype:ident: $format:ty,)+) => {
-                match self.task.weight.dtype {
+                match self.weight.dtype {
                     $(GgmlType::$dtype => self.compute::<S, $format>(s),)+
                 }
             };
@@ -155,11 +213,10 @@ impl WithSimd for StripProduct<'_, '_> {
     }
 }
 
-impl StripProduct<'_, '_> {
+impl StripProduct<'_> {
     fn compute<S: Simd, F: Format>(self, s: S) {
-        let Self { task, strip, tile, sums } = self;
-        let (x, first) = (task.x, task.first);
-        let bytes = task.weight.strip(strip);
+        let Self { x, weight, strip, first, tile, sums } = self;
+        let bytes = weight.strip(strip);
         if sums.len() <= S::DIRECT_ROWS {
             return direct::<S, F>(s, bytes, x.group(first / x.group_rows()), sums);
         }

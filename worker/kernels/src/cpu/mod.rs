@@ -1,7 +1,9 @@
 //! The operations on the CPU, for burn's Flex backend.
 //!
 //! Everything is computed in f32 with vector instructions ([`simd`]). Weights stay packed in memory
-//! ([`mod@format`], [`pack`]) and are dequantised in registers or the first-level cache ([`matmul`](self::matmul)).
+//! ([`mod@format`], [`pack`]) and are dequantised in registers or the first-level cache
+//! ([`matmul`](self::matmul)). Products with less than [`Precision::Exact`] are of
+//! integers ([`quantized_matmul`]).
 
 mod activation;
 mod attention;
@@ -13,6 +15,8 @@ mod kv_element;
 mod matmul;
 mod microkernel;
 mod pack;
+mod quantized_matmul;
+mod quantized_rows;
 mod rotary;
 mod rows;
 mod simd;
@@ -27,11 +31,13 @@ use half::f16;
 use self::kv_element::KvElement;
 use self::matmul::{Epilogue, matmul};
 use self::pack::PackedMatrix;
+use self::quantized_rows::QuantizedRows;
 use self::rows::{PackedRows, Prologue, padded};
-use crate::types::{Activation, HeadShape, KernelOps, MatrixSpec};
+use crate::types::{Activation, HeadShape, KernelOps, MatrixSpec, Precision};
 
 pub(crate) use bandwidth::copy_bandwidth;
 pub use kv_element::clamped;
+pub use simd::{InstructionSet, UnknownInstructionSet, limit_instruction_set};
 pub use threads::run_step;
 
 type Float = FloatTensor<Flex>;
@@ -91,14 +97,24 @@ fn multiply(
     x: &Float,
     prologue: Prologue<'_>,
     weight: &Ints,
-    spec: MatrixSpec,
+    (spec, precision): (MatrixSpec, Precision),
     epilogue: Epilogue<'_>,
 ) -> Float {
     let x = ContiguousF32::new(x);
-    let rows = PackedRows::new(x.slice(), spec.inputs, padded(spec.inputs), prologue);
-    let out = matmul(&rows, &packed_matrix(weight, spec), epilogue);
+    let (x, weight) = (x.slice(), packed_matrix(weight, spec));
+    let quantized = match precision {
+        Precision::Exact => None,
+        Precision::Fast => QuantizedRows::<2>::new(x, spec.inputs, spec.dtype, prologue)
+            .map(|rows| matmul(&rows, &weight, epilogue)),
+        Precision::Fastest => QuantizedRows::<1>::new(x, spec.inputs, spec.dtype, prologue)
+            .map(|rows| matmul(&rows, &weight, epilogue)),
+    };
+    let out = quantized.unwrap_or_else(|| {
+        let rows = PackedRows::new(x, spec.inputs, padded(spec.inputs), prologue);
+        matmul(&rows, &weight, epilogue)
+    });
     let width = if matches!(epilogue, Epilogue::Gate(_)) { spec.outputs / 2 } else { spec.outputs };
-    tensor(out, [rows.count, width])
+    tensor(out, [x.len() / spec.inputs, width])
 }
 
 /// The elements of a pool of the cache.
@@ -162,13 +178,13 @@ impl KernelOps for Flex {
         tensor(embedding::embedding(&packed_matrix(&table, spec), &ids), [ids.len(), spec.inputs])
     }
 
-    fn linear(x: Float, weight: Ints, spec: MatrixSpec) -> Float {
-        multiply(&x, Prologue::Plain, &weight, spec, Epilogue::Store)
+    fn linear(x: Float, weight: Ints, spec: MatrixSpec, precision: Precision) -> Float {
+        multiply(&x, Prologue::Plain, &weight, (spec, precision), Epilogue::Store)
     }
 
-    fn linear_add(x: Float, weight: Ints, residual: Float, spec: MatrixSpec) -> Float {
+    fn linear_add(x: Float, weight: Ints, residual: Float, spec: MatrixSpec, precision: Precision) -> Float {
         let residual = ContiguousF32::new(&residual);
-        multiply(&x, Prologue::Plain, &weight, spec, Epilogue::Add(residual.slice()))
+        multiply(&x, Prologue::Plain, &weight, (spec, precision), Epilogue::Add(residual.slice()))
     }
 
     fn rms_norm(x: Float, gamma: Float, epsilon: f32) -> Float {
@@ -179,9 +195,17 @@ impl KernelOps for Flex {
         tensor(out, [count, width])
     }
 
-    fn norm_linear(x: Float, gamma: Float, weight: Ints, spec: MatrixSpec, epsilon: f32) -> Float {
+    fn norm_linear(
+        x: Float,
+        gamma: Float,
+        weight: Ints,
+        spec: MatrixSpec,
+        precision: Precision,
+        epsilon: f32,
+    ) -> Float {
         let gamma = ContiguousF32::new(&gamma);
-        multiply(&x, Prologue::Norm(gamma.slice(), epsilon), &weight, spec, Epilogue::Store)
+        let prologue = Prologue::Norm(gamma.slice(), epsilon);
+        multiply(&x, prologue, &weight, (spec, precision), Epilogue::Store)
     }
 
     fn norm_gated(
@@ -189,12 +213,13 @@ impl KernelOps for Flex {
         gamma: Float,
         gate_up: Ints,
         spec: MatrixSpec,
+        precision: Precision,
         epsilon: f32,
         activation: Activation,
     ) -> Float {
         let gamma = ContiguousF32::new(&gamma);
         let prologue = Prologue::Norm(gamma.slice(), epsilon);
-        multiply(&x, prologue, &gate_up, spec, Epilogue::Gate(activation))
+        multiply(&x, prologue, &gate_up, (spec, precision), Epilogue::Gate(activation))
     }
 
     fn rotate_and_store(

@@ -107,19 +107,20 @@ impl Lane<'_> {
             }
             GgmlType::Q5_0 => {
                 self.set(0, &block[..2]);
-                self.set(SECOND, &block[2..6]);
+                self.set(SECOND, &fifth_bits(|i| block[2 + i / 8] >> (i % 8)).to_le_bytes());
                 self.nibbles(SECOND + 64, &block[6..]);
             }
             GgmlType::Q5_1 => {
                 self.set(0, &block[..2]);
                 self.set(SECOND, &block[2..4]);
-                self.set(THIRD, &block[4..8]);
+                self.set(THIRD, &fifth_bits(|i| block[4 + i / 8] >> (i % 8)).to_le_bytes());
                 self.nibbles(THIRD + 64, &block[8..]);
             }
             GgmlType::Q8_0 => {
                 self.set(0, &block[..2]);
-                for (i, number) in block[2..].iter().enumerate() {
-                    self.set(SECOND + i * LANES, &[*number]);
+                for (i, numbers) in block[2..].as_chunks::<4>().0.iter().enumerate() {
+                    // Zero is stored as 128, so that the numbers are not negative.
+                    self.set(SECOND + i * 64, &numbers.map(|number| number ^ 0x80));
                 }
             }
             GgmlType::Q4_K => {
@@ -130,8 +131,7 @@ impl Lane<'_> {
                 self.k_scales(block);
                 self.k_low(K_LOW, &block[48..]);
                 for group in 0..8 {
-                    let bits = block[16..48].iter().rev();
-                    let word = bits.fold(0_u32, |word, byte| word << 1 | u32::from(byte >> group & 1));
+                    let word = fifth_bits(|i| block[16 + i] >> group);
                     self.set(K_HIGH + group * 64, &word.to_le_bytes());
                 }
             }
@@ -155,8 +155,8 @@ impl Lane<'_> {
 
     /// Writes a word of 4 bits from each of eight bytes, from bit `shift` on.
     fn words(&mut self, offset: usize, bytes: &[u8], shift: usize) {
-        let word = bytes.iter().rev().fold(0_u32, |word, byte| word << 4 | u32::from(byte >> shift & 0xF));
-        self.set(offset, &word.to_le_bytes());
+        let nibble = |i: usize| bytes[i] >> shift & 0xF;
+        self.set(offset, &std::array::from_fn::<u8, 4, _>(|k| nibble(k) | nibble(k + 4) << 4));
     }
 
     /// Writes d, dmin, and the scales and minima that are packed in twelve bytes.
@@ -193,9 +193,16 @@ impl Lane<'_> {
         }
         for word in 0..16 {
             let (half, group, part) = (word / 8, word / 2 % 4, word % 2);
-            let bytes = high[half * 32 + part * 16..][..16].iter().rev();
-            let bits = bytes.fold(0_u32, |bits, byte| bits << 2 | u32::from(byte >> (2 * group) & 3));
+            let bytes = &high[half * 32 + part * 16..][..16];
+            let bits = (0..16).fold(0_u32, |bits, i| {
+                bits | u32::from(bytes[i] >> (2 * group) & 3) << (i % 4 * 8 + i / 4 * 2)
+            });
             self.set(offset::Q6_HIGH + word * 64, &bits.to_le_bytes());
         }
     }
+}
+
+/// The word of the fifth bits of 32 inputs; bit 0 of `of(i)` is that of input `i`.
+fn fifth_bits(of: impl Fn(usize) -> u8) -> u32 {
+    (0..GROUP).fold(0, |bits, i| bits | u32::from(of(i) & 1) << (i % 4 * 8 + i / 4))
 }

@@ -103,7 +103,7 @@ impl Kernel for Pack<'_> {
 
 /// Writes row `x` to `out`, after the prologue.
 #[inline(always)]
-fn apply_prologue<S: Simd>(s: S, x: &[f32], prologue: Prologue<'_>, out: &mut [f32]) {
+pub(crate) fn apply_prologue<S: Simd>(s: S, x: &[f32], prologue: Prologue<'_>, out: &mut [f32]) {
     match prologue {
         Prologue::Plain => out.copy_from_slice(x),
         Prologue::Norm(gamma, epsilon) => rms_norm(s, x, gamma, epsilon, out),

@@ -6,10 +6,10 @@ use proptest::prelude::*;
 use super::*;
 use crate::ggml::{GgmlType, extend_f32};
 use crate::reference;
-use crate::types::{F16_MAX, KvBlocks, KvType, Matrix, RowSpan, StepRows};
+use crate::types::{F16_MAX, KvBlocks, KvType, Matrix, Precision, RowSpan, StepRows};
 
 /// `count` random blocks whose scales are of a realistic size.
-fn blocks(dtype: GgmlType, count: usize, seed: u64) -> Vec<u8> {
+pub(super) fn blocks(dtype: GgmlType, count: usize, seed: u64) -> Vec<u8> {
     let mut state = seed | 1;
     let mut random = move || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -76,6 +76,10 @@ fn any_type() -> impl Strategy<Value = GgmlType> {
     prop::sample::select(GgmlType::ALL.to_vec())
 }
 
+fn any_precision() -> impl Strategy<Value = Precision> {
+    prop::sample::select(vec![Precision::Exact, Precision::Fast, Precision::Fastest])
+}
+
 /// A number of inputs that the type allows: a multiple of its block, or any for plain floats.
 fn inputs_of(dtype: GgmlType, units: usize) -> usize {
     match dtype.block_len() {
@@ -92,7 +96,8 @@ fn embedding_rows_are_the_dequantised_blocks() {
             let ids: Vec<i32> = (0..rows as i32).rev().collect();
             let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [rows]), &Device::flex());
             let got = crate::embedding(ids.clone(), &table);
-            assert_eq!(bits(&got), bits(&reference::embedding(ids, &dense)), "{dtype}");
+            // The sign of a zero does not count.
+            assert_eq!(bits(&(got + 0.0)), bits(&(reference::embedding(ids, &dense) + 0.0)), "{dtype}");
         }
     }
 }
@@ -147,8 +152,59 @@ proptest! {
     }
 
     #[test]
+    fn fast_products_are_off_by_at_most_what_quantised_activations_are(
+        dtype in any_type(),
+        rows in 1..40_usize,
+        outputs in 1..100_usize,
+        units in 1..4_usize,
+        one_byte: bool,
+        seed: u64,
+    ) {
+        let inputs = inputs_of(dtype, units);
+        let (mut weight, dense) = matrix(dtype, outputs, inputs, seed);
+        let (precision, steps) =
+            if one_byte { (Precision::Fastest, 127.0) } else { (Precision::Fast, 127.0 * 128.0) };
+        weight.set_precision(precision);
+        let (x, residual) = (random([rows, inputs]), random([rows, outputs]));
+        let expected = numbers(&reference::linear_add(x.clone(), &dense, residual.clone()));
+        let got = numbers(&crate::linear_add(x.clone(), &weight, residual));
+        let (x, dense) = (numbers(&x), numbers(&dense));
+        for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
+            let (x, weights) = (&x[i / outputs * inputs..][..inputs], &dense[i % outputs * inputs..][..inputs]);
+            // Half a step of each block's activations, and what f32 loses.
+            let error = |(x, weights): (&[f32], &[f32])| {
+                let largest = x.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
+                let sum: f32 = weights.iter().map(|weight| weight.abs()).sum();
+                largest * sum * (0.5 / steps + 1e-5)
+            };
+            let most: f32 = x.chunks(32).zip(weights.chunks(32)).map(error).sum();
+            prop_assert!((got - expected).abs() <= most + 1e-5, "{got} for {expected}, but at most {most} off");
+        }
+    }
+
+    #[test]
+    fn fast_gated_products_are_the_gate_of_fast_products(
+        dtype in any_type(),
+        rows in 1..20_usize,
+        half in prop::sample::select(vec![1_usize, 5, 16, 32, 40, 64]),
+        units in 1..3_usize,
+        precision in any_precision(),
+        seed: u64,
+    ) {
+        let inputs = inputs_of(dtype, units);
+        let (mut weight, _) = matrix(dtype, 2 * half, inputs, seed);
+        weight.set_precision(precision);
+        let (x, gamma) = (random([rows, inputs]), random([inputs]));
+        let both = crate::norm_linear(x.clone(), &gamma, 1e-5, &weight);
+        let (gate, up) = (both.clone().narrow(1, 0, half), both.narrow(1, half, half));
+        let got = crate::norm_gated(x, &gamma, 1e-5, &weight, Activation::Silu);
+        assert_close(&got, &(burn::tensor::activation::silu(gate) * up), 1e-5);
+    }
+
+    #[test]
     fn a_row_of_a_product_is_the_same_in_any_batch(
         dtype in any_type(),
+        precision in any_precision(),
         rows in 2..300_usize,
         first in 0..300_usize,
         some in 1..20_usize,
@@ -157,7 +213,8 @@ proptest! {
         seed: u64,
     ) {
         let inputs = inputs_of(dtype, units);
-        let (weight, _) = matrix(dtype, outputs, inputs, seed);
+        let (mut weight, _) = matrix(dtype, outputs, inputs, seed);
+        weight.set_precision(precision);
         let (x, gamma) = (random([rows, inputs]), random([inputs]));
         let first = first % rows;
         let some = some.min(rows - first);

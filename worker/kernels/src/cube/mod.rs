@@ -23,7 +23,7 @@ use burn::backend::{DType, Shape};
 use burn::tensor::{Device, Int, IntDType, Tensor, TensorData};
 
 use self::matmul::Matmul;
-use crate::types::{Activation, HeadShape, KernelOps, MatrixSpec, SamplingOps};
+use crate::types::{Activation, HeadShape, KernelOps, MatrixSpec, Precision, SamplingOps};
 
 pub(crate) use self::bandwidth::copy_bandwidth;
 pub(crate) use self::pack::packed_size;
@@ -69,11 +69,17 @@ impl KernelOps for CubeBackend {
         embedding::embedding(words(ids), &table, spec)
     }
 
-    fn linear(x: CubeTensor, weight: CubeTensor, spec: MatrixSpec) -> CubeTensor {
+    fn linear(x: CubeTensor, weight: CubeTensor, spec: MatrixSpec, _precision: Precision) -> CubeTensor {
         Matmul::new(&weight, spec).launch(x)
     }
 
-    fn linear_add(x: CubeTensor, weight: CubeTensor, residual: CubeTensor, spec: MatrixSpec) -> CubeTensor {
+    fn linear_add(
+        x: CubeTensor,
+        weight: CubeTensor,
+        residual: CubeTensor,
+        spec: MatrixSpec,
+        _precision: Precision,
+    ) -> CubeTensor {
         Matmul { residual: Some(&residual), ..Matmul::new(&weight, spec) }.launch(x)
     }
 
@@ -86,6 +92,7 @@ impl KernelOps for CubeBackend {
         gamma: CubeTensor,
         weight: CubeTensor,
         spec: MatrixSpec,
+        _precision: Precision,
         epsilon: f32,
     ) -> CubeTensor {
         Matmul { norm: Some((&gamma, epsilon)), ..Matmul::new(&weight, spec) }.launch(x)
@@ -96,6 +103,7 @@ impl KernelOps for CubeBackend {
         gamma: CubeTensor,
         gate_up: CubeTensor,
         spec: MatrixSpec,
+        _precision: Precision,
         epsilon: f32,
         activation: Activation,
     ) -> CubeTensor {

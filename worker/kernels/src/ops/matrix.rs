@@ -9,7 +9,7 @@ use crate::cpu;
 #[cfg(feature = "gpu")]
 use crate::cube;
 use crate::ggml::extend_f32;
-use crate::types::{Matrix, MatrixData, MatrixError, MatrixPart, MatrixRows, MatrixSpec};
+use crate::types::{Matrix, MatrixData, MatrixError, MatrixPart, MatrixRows, MatrixSpec, Precision};
 
 impl Matrix {
     /// Uploads `blocks`, consecutive rows in ggml's layout, to `device`.
@@ -56,7 +56,7 @@ impl Matrix {
             };
             MatrixPart { data: upload(spec, &part, device), spec }
         });
-        Ok(Self { parts: parts.collect(), spec })
+        Ok(Self { parts: parts.collect(), spec, precision: Precision::Exact })
     }
 }
 

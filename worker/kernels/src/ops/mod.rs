@@ -59,6 +59,7 @@ pub fn linear(x: Tensor<2>, weight: &Matrix) -> Tensor<2> {
             x.into_dispatch(),
             data.clone().into_dispatch(),
             part.spec,
+            weight.precision,
         )),
     })
 }
@@ -85,6 +86,7 @@ pub fn linear_add(x: Tensor<2>, weight: &Matrix, residual: Tensor<2>) -> Tensor<
             data.clone().into_dispatch(),
             residual.into_dispatch(),
             whole.spec,
+            weight.precision,
         )),
     }
 }
@@ -108,6 +110,7 @@ pub fn norm_linear(x: Tensor<2>, gamma: &Tensor<1>, epsilon: f32, weight: &Matri
             gamma.clone().into_dispatch(),
             data.clone().into_dispatch(),
             part.spec,
+            weight.precision,
             epsilon,
         )),
     })
@@ -132,6 +135,7 @@ pub fn norm_gated(
             gamma.clone().into_dispatch(),
             data.clone().into_dispatch(),
             part.spec,
+            gate_up.precision,
             epsilon,
             activation,
         )),

@@ -1,7 +1,8 @@
 //! The backend extensions: what a backend with kernels implements.
 //!
 //! Arguments and results are those of [`crate::ops`], as tensors of the backend. A weight is the
-//! packed data of a [`crate::Matrix`] with its [`MatrixSpec`]; `rows`, `tables` and `tiles` are the
+//! packed data of a [`crate::Matrix`] with its [`MatrixSpec`] and, where products are computed, their
+//! [`Precision`]; `rows`, `tables` and `tiles` are the
 //! tensors of [`crate::StepRows`]; `keys` and `values` those of [`crate::KvBlocks`]. The pools are
 //! passed by value, written in place and returned.
 
@@ -11,6 +12,7 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, backend_extension};
 
 use super::heads::{Activation, HeadShape};
+use super::matrix::Precision;
 use super::matrix_spec::MatrixSpec;
 
 /// The operations of a layer, on the CPU and on GPUs.
@@ -19,13 +21,19 @@ use super::matrix_spec::MatrixSpec;
 pub(crate) trait KernelOps: Backend {
     fn embedding(ids: IntTensor<Self>, table: IntTensor<Self>, spec: MatrixSpec) -> FloatTensor<Self>;
 
-    fn linear(x: FloatTensor<Self>, weight: IntTensor<Self>, spec: MatrixSpec) -> FloatTensor<Self>;
+    fn linear(
+        x: FloatTensor<Self>,
+        weight: IntTensor<Self>,
+        spec: MatrixSpec,
+        precision: Precision,
+    ) -> FloatTensor<Self>;
 
     fn linear_add(
         x: FloatTensor<Self>,
         weight: IntTensor<Self>,
         residual: FloatTensor<Self>,
         spec: MatrixSpec,
+        precision: Precision,
     ) -> FloatTensor<Self>;
 
     fn rms_norm(x: FloatTensor<Self>, gamma: FloatTensor<Self>, epsilon: f32) -> FloatTensor<Self>;
@@ -35,6 +43,7 @@ pub(crate) trait KernelOps: Backend {
         gamma: FloatTensor<Self>,
         weight: IntTensor<Self>,
         spec: MatrixSpec,
+        precision: Precision,
         epsilon: f32,
     ) -> FloatTensor<Self>;
 
@@ -43,6 +52,7 @@ pub(crate) trait KernelOps: Backend {
         gamma: FloatTensor<Self>,
         gate_up: IntTensor<Self>,
         spec: MatrixSpec,
+        precision: Precision,
         epsilon: f32,
         activation: Activation,
     ) -> FloatTensor<Self>;

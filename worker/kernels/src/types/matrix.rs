@@ -12,6 +12,7 @@ pub struct Matrix {
     /// At least one.
     pub(crate) parts: Vec<MatrixPart>,
     pub(crate) spec: MatrixSpec,
+    pub(crate) precision: Precision,
 }
 
 /// Rows of a [`Matrix`] that lie in one buffer.
@@ -40,10 +41,27 @@ pub(crate) enum MatrixData {
     Dense(Tensor<2>),
 }
 
+/// How products with a [`Matrix`] are computed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// In f32.
+    #[default]
+    Exact,
+    /// With activations of two bytes (15 bits), on the CPU, where weights are stored as integers.
+    Fast,
+    /// The same with one byte.
+    Fastest,
+}
+
 impl Matrix {
     /// Format and shape.
     pub fn spec(&self) -> MatrixSpec {
         self.spec
+    }
+
+    /// Has products computed with this precision; [`Precision::Exact`] unless it is set.
+    pub fn set_precision(&mut self, precision: Precision) {
+        self.precision = precision;
     }
 
     /// Size on the device in bytes.

@@ -17,7 +17,7 @@ pub(crate) use kernel_ops::KernelOps;
 pub(crate) use kernel_ops::SamplingOps;
 pub(crate) use kv_cache::F16_MAX;
 pub use kv_cache::{KvBlocks, KvType};
-pub use matrix::{Matrix, MatrixRows};
+pub use matrix::{Matrix, MatrixRows, Precision};
 pub(crate) use matrix::{MatrixData, MatrixPart};
 pub use matrix_spec::{MatrixError, MatrixSpec};
 pub use rows::{RowSample, RowSpan, Step, StepInput, StepRows, StepSamples};

@@ -1,10 +1,11 @@
-//! AVX2: a vector is two registers.
+//! AVX2, with and without VNNI: a vector is two registers.
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::*;
 
 use half::f16;
 
+use super::byte_dot::{ByteDot, DotKernel, products_in_i16};
 use super::vector::{Kernel, LANES, Simd};
 
 /// AVX2, FMA and F16C.
@@ -219,6 +220,22 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn and(self, words: [__m256i; 2], mask: u32) -> [__m256i; 2] {
+        let mask = unsafe { [_mm256_set1_epi32(mask.cast_signed()); 2] };
+        both!(_mm256_and_si256, words, mask)
+    }
+
+    #[inline(always)]
+    fn add_words(self, a: [__m256i; 2], b: [__m256i; 2]) -> [__m256i; 2] {
+        both!(_mm256_add_epi32, a, b)
+    }
+
+    #[inline(always)]
+    fn convert(self, words: [__m256i; 2]) -> [__m256; 2] {
+        both!(_mm256_cvtepi32_ps, words)
+    }
+
+    #[inline(always)]
     fn and_or(self, words: [__m256i; 2], mask: u32, ones: u32) -> [__m256; 2] {
         let (mask, ones) = unsafe {
             ([_mm256_set1_epi32(mask.cast_signed()); 2], [_mm256_set1_epi32(ones.cast_signed()); 2])
@@ -243,5 +260,105 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn prefetch(self, bytes: &[u8], at: usize) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(at).cast()) }
+    }
+}
+
+impl ByteDot for Avx2 {
+    type Floats = Self;
+
+    const TILE_ROWS: usize = 4;
+    const PANEL_PAIR_ROWS: usize = 1;
+
+    #[inline(always)]
+    fn floats(self) -> Self {
+        self
+    }
+
+    #[inline(always)]
+    fn run_dot<K: DotKernel>(self, kernel: K) {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn inner<K: DotKernel>(simd: Avx2, kernel: K) {
+            kernel.call(simd);
+        }
+        unsafe { inner(self, kernel) }
+    }
+
+    #[inline(always)]
+    fn dot<const BITS: u32, const N: usize>(
+        self,
+        correction: i32,
+        weights: &[[__m256i; 2]; N],
+        x: &[[i8; 4]; N],
+    ) -> [__m256i; 2] {
+        let (ones, sign) = unsafe { ([_mm256_set1_epi16(1); 2], [_mm256_set1_epi8(i8::MIN); 2]) };
+        // Products of 8 bits need signs, or two of them overflow 16 bits.
+        let signed = BITS == 8;
+        let mut sums = unsafe { [_mm256_set1_epi32(if signed { 0 } else { correction }); 2] };
+        let mut pairs = [unsafe { _mm256_setzero_si256() }; 2];
+        for i in 0..N {
+            let x = unsafe { [_mm256_set1_epi32(i32::from_le_bytes(x[i].map(i8::cast_unsigned))); 2] };
+            let products = if signed {
+                let weights = both!(_mm256_xor_si256, weights[i], sign);
+                let (weights, x) = (both!(_mm256_abs_epi8, weights), both!(_mm256_sign_epi8, x, weights));
+                both!(_mm256_maddubs_epi16, weights, x)
+            } else {
+                both!(_mm256_maddubs_epi16, weights[i], x)
+            };
+            let many = products_in_i16(BITS);
+            pairs = if i % many == 0 { products } else { both!(_mm256_add_epi16, pairs, products) };
+            if (i + 1) % many == 0 || i + 1 == N {
+                let quads = both!(_mm256_madd_epi16, pairs, ones);
+                sums = both!(_mm256_add_epi32, sums, quads);
+            }
+        }
+        sums
+    }
+}
+
+/// [`Avx2`] with VNNI.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AvxVnni(Avx2);
+
+impl AvxVnni {
+    /// Returns `None` if the processor lacks it.
+    #[inline]
+    pub(crate) fn detect() -> Option<Self> {
+        Avx2::detect().filter(|_| is_x86_feature_detected!("avxvnni")).map(Self)
+    }
+}
+
+impl ByteDot for AvxVnni {
+    type Floats = Avx2;
+
+    const TILE_ROWS: usize = 4;
+    const PANEL_PAIR_ROWS: usize = 1;
+
+    #[inline(always)]
+    fn floats(self) -> Avx2 {
+        self.0
+    }
+
+    #[inline(always)]
+    fn run_dot<K: DotKernel>(self, kernel: K) {
+        #[target_feature(enable = "avxvnni,avx2,fma,f16c")]
+        fn inner<K: DotKernel>(simd: AvxVnni, kernel: K) {
+            kernel.call(simd);
+        }
+        unsafe { inner(self, kernel) }
+    }
+
+    #[inline(always)]
+    fn dot<const BITS: u32, const N: usize>(
+        self,
+        correction: i32,
+        weights: &[[__m256i; 2]; N],
+        x: &[[i8; 4]; N],
+    ) -> [__m256i; 2] {
+        let mut sums = unsafe { [_mm256_set1_epi32(correction); 2] };
+        for i in 0..N {
+            let x = unsafe { [_mm256_set1_epi32(i32::from_le_bytes(x[i].map(i8::cast_unsigned))); 2] };
+            sums = both!(_mm256_dpbusd_avx_epi32, sums, weights[i], x);
+        }
+        sums
     }
 }

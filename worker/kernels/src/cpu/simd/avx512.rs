@@ -1,10 +1,11 @@
-//! AVX-512: a vector is one register.
+//! AVX-512, with and without VNNI: a vector is one register.
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::*;
 
 use half::f16;
 
+use super::byte_dot::{ByteDot, DotKernel, products_in_i16};
 use super::vector::{Kernel, LANES, Simd};
 
 /// AVX-512 F, BW, DQ and VL, with AVX2, FMA and F16C.
@@ -169,6 +170,21 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn and(self, words: __m512i, mask: u32) -> __m512i {
+        unsafe { _mm512_and_si512(words, _mm512_set1_epi32(mask.cast_signed())) }
+    }
+
+    #[inline(always)]
+    fn add_words(self, a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_add_epi32(a, b) }
+    }
+
+    #[inline(always)]
+    fn convert(self, words: __m512i) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(words) }
+    }
+
+    #[inline(always)]
     fn and_or(self, words: __m512i, mask: u32, ones: u32) -> __m512 {
         unsafe {
             let (mask, ones) = (_mm512_set1_epi32(mask.cast_signed()), _mm512_set1_epi32(ones.cast_signed()));
@@ -190,5 +206,106 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn prefetch(self, bytes: &[u8], at: usize) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(at).cast()) }
+    }
+}
+
+impl ByteDot for Avx512 {
+    type Floats = Self;
+
+    const TILE_ROWS: usize = 8;
+    const PANEL_PAIR_ROWS: usize = 4;
+
+    #[inline(always)]
+    fn floats(self) -> Self {
+        self
+    }
+
+    #[inline(always)]
+    fn run_dot<K: DotKernel>(self, kernel: K) {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+        fn inner<K: DotKernel>(simd: Avx512, kernel: K) {
+            kernel.call(simd);
+        }
+        unsafe { inner(self, kernel) }
+    }
+
+    #[inline(always)]
+    fn dot<const BITS: u32, const N: usize>(
+        self,
+        correction: i32,
+        weights: &[__m512i; N],
+        x: &[[i8; 4]; N],
+    ) -> __m512i {
+        // Products of 8 bits need signs, or two of them overflow 16 bits.
+        let signed = BITS == 8;
+        let mut sums = unsafe { _mm512_set1_epi32(if signed { 0 } else { correction }) };
+        let mut pairs = unsafe { _mm512_setzero_si512() };
+        for i in 0..N {
+            let x = unsafe { _mm512_set1_epi32(i32::from_le_bytes(x[i].map(i8::cast_unsigned))) };
+            let products = unsafe {
+                if signed {
+                    let weights = _mm512_xor_si512(weights[i], _mm512_set1_epi8(i8::MIN));
+                    let negative = _mm512_movepi8_mask(weights);
+                    let x = _mm512_mask_sub_epi8(x, negative, _mm512_setzero_si512(), x);
+                    _mm512_maddubs_epi16(_mm512_abs_epi8(weights), x)
+                } else {
+                    _mm512_maddubs_epi16(weights[i], x)
+                }
+            };
+            let many = products_in_i16(BITS);
+            pairs = if i % many == 0 { products } else { unsafe { _mm512_add_epi16(pairs, products) } };
+            if (i + 1) % many == 0 || i + 1 == N {
+                sums = unsafe { _mm512_add_epi32(sums, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1))) };
+            }
+        }
+        sums
+    }
+}
+
+/// [`Avx512`] with VNNI.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Avx512Vnni(Avx512);
+
+impl Avx512Vnni {
+    /// Returns `None` if the processor lacks it.
+    #[inline]
+    pub(crate) fn detect() -> Option<Self> {
+        Avx512::detect().filter(|_| is_x86_feature_detected!("avx512vnni")).map(Self)
+    }
+}
+
+impl ByteDot for Avx512Vnni {
+    type Floats = Avx512;
+
+    const TILE_ROWS: usize = 8;
+    const PANEL_PAIR_ROWS: usize = 4;
+
+    #[inline(always)]
+    fn floats(self) -> Avx512 {
+        self.0
+    }
+
+    #[inline(always)]
+    fn run_dot<K: DotKernel>(self, kernel: K) {
+        #[target_feature(enable = "avx512vnni,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+        fn inner<K: DotKernel>(simd: Avx512Vnni, kernel: K) {
+            kernel.call(simd);
+        }
+        unsafe { inner(self, kernel) }
+    }
+
+    #[inline(always)]
+    fn dot<const BITS: u32, const N: usize>(
+        self,
+        correction: i32,
+        weights: &[__m512i; N],
+        x: &[[i8; 4]; N],
+    ) -> __m512i {
+        let mut sums = unsafe { _mm512_set1_epi32(correction) };
+        for i in 0..N {
+            let x = unsafe { _mm512_set1_epi32(i32::from_le_bytes(x[i].map(i8::cast_unsigned))) };
+            sums = unsafe { _mm512_dpbusd_epi32(sums, weights[i], x) };
+        }
+        sums
     }
 }

@@ -8,11 +8,15 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod byte_dot;
 mod exp;
+mod instruction_set;
 mod portable;
 mod vector;
 
+pub(crate) use self::byte_dot::{ByteDot, DotKernel, WithByteDot};
 pub(crate) use self::exp::exp;
+pub use self::instruction_set::{InstructionSet, UnknownInstructionSet, limit_instruction_set};
 pub(crate) use self::vector::{Kernel, LANES, Simd, array_at};
 
 /// Work for [`dispatch`].
@@ -28,11 +32,44 @@ pub(crate) trait WithSimd {
 pub(crate) fn dispatch(work: impl WithSimd) {
     #[cfg(target_arch = "x86_64")]
     {
-        if let Some(simd) = avx512::Avx512::detect() {
+        if InstructionSet::Avx512.is_allowed()
+            && let Some(simd) = avx512::Avx512::detect()
+        {
             return work.call(simd);
         }
-        if let Some(simd) = avx2::Avx2::detect() {
+        if InstructionSet::Avx2.is_allowed()
+            && let Some(simd) = avx2::Avx2::detect()
+        {
             return work.call(simd);
+        }
+    }
+    work.call(portable::Portable);
+}
+
+/// Calls `work` with the best instruction set for bytes that this processor has.
+#[inline]
+pub(crate) fn dispatch_dot(work: impl WithByteDot) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if InstructionSet::Avx512Vnni.is_allowed()
+            && let Some(dot) = avx512::Avx512Vnni::detect()
+        {
+            return work.call(dot);
+        }
+        if InstructionSet::Avx512.is_allowed()
+            && let Some(dot) = avx512::Avx512::detect()
+        {
+            return work.call(dot);
+        }
+        if InstructionSet::AvxVnni.is_allowed()
+            && let Some(dot) = avx2::AvxVnni::detect()
+        {
+            return work.call(dot);
+        }
+        if InstructionSet::Avx2.is_allowed()
+            && let Some(dot) = avx2::Avx2::detect()
+        {
+            return work.call(dot);
         }
     }
     work.call(portable::Portable);
@@ -54,3 +91,5 @@ pub(crate) fn run<K: Kernel<Output = ()>>(kernel: K) {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) use self::tests::{on_all, on_all_dots};

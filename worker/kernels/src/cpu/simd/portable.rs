@@ -4,6 +4,7 @@ use std::array;
 
 use half::{bf16, f16};
 
+use super::byte_dot::{ByteDot, DotKernel};
 use super::vector::{Kernel, LANES, Simd};
 
 /// Available everywhere.
@@ -171,6 +172,21 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn and(self, words: [u32; LANES], mask: u32) -> [u32; LANES] {
+        words.map(|word| word & mask)
+    }
+
+    #[inline(always)]
+    fn add_words(self, a: [u32; LANES], b: [u32; LANES]) -> [u32; LANES] {
+        array::from_fn(|lane| a[lane].wrapping_add(b[lane]))
+    }
+
+    #[inline(always)]
+    fn convert(self, words: [u32; LANES]) -> Lanes {
+        words.map(|word| word.cast_signed() as f32)
+    }
+
+    #[inline(always)]
     fn and_or(self, words: [u32; LANES], mask: u32, ones: u32) -> Lanes {
         words.map(|word| f32::from_bits((word & mask) | ones))
     }
@@ -187,4 +203,39 @@ impl Simd for Portable {
 
     #[inline(always)]
     fn prefetch(self, _bytes: &[u8], _at: usize) {}
+}
+
+impl ByteDot for Portable {
+    type Floats = Self;
+
+    const TILE_ROWS: usize = 2;
+    const PANEL_PAIR_ROWS: usize = 0;
+
+    #[inline(always)]
+    fn floats(self) -> Self {
+        self
+    }
+
+    #[inline(always)]
+    fn run_dot<K: DotKernel>(self, kernel: K) {
+        kernel.call(self);
+    }
+
+    #[inline(always)]
+    fn dot<const BITS: u32, const N: usize>(
+        self,
+        correction: i32,
+        weights: &[[u32; LANES]; N],
+        x: &[[i8; 4]; N],
+    ) -> [u32; LANES] {
+        let mut sums = [correction; LANES];
+        for (weights, x) in weights.iter().zip(x) {
+            for (k, x) in x.iter().enumerate() {
+                for (sum, word) in sums.iter_mut().zip(weights) {
+                    *sum += (word >> (8 * k) & 0xFF).cast_signed() * i32::from(*x);
+                }
+            }
+        }
+        sums.map(i32::cast_unsigned)
+    }
 }

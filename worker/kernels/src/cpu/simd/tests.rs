@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 
 /// Runs a kernel with each instruction set that this processor has.
-fn on_all<K: Kernel + Clone>(kernel: &K) -> Vec<K::Output> {
+pub(crate) fn on_all<K: Kernel + Clone>(kernel: &K) -> Vec<K::Output> {
     let mut outputs = vec![portable::Portable.run(kernel.clone())];
     #[cfg(target_arch = "x86_64")]
     {
@@ -16,6 +16,78 @@ fn on_all<K: Kernel + Clone>(kernel: &K) -> Vec<K::Output> {
         outputs.extend(avx512::Avx512::detect().map(|simd| simd.run(kernel.clone())));
     }
     outputs
+}
+
+/// Calls `work` with each instruction set for bytes that this processor has.
+pub(crate) fn on_all_dots(work: &(impl WithByteDot + Clone)) {
+    work.clone().call(portable::Portable);
+    #[cfg(target_arch = "x86_64")]
+    {
+        avx2::Avx2::detect().into_iter().for_each(|dot| work.clone().call(dot));
+        avx2::AvxVnni::detect().into_iter().for_each(|dot| work.clone().call(dot));
+        avx512::Avx512::detect().into_iter().for_each(|dot| work.clone().call(dot));
+        avx512::Avx512Vnni::detect().into_iter().for_each(|dot| work.clone().call(dot));
+    }
+}
+
+/// Checks [`ByteDot::dot`] of integers of `bits` bits.
+#[derive(Clone)]
+struct CheckDot<'a> {
+    bits: u32,
+    weights: &'a [[u8; 64]; 8],
+    x: [[i8; 4]; 8],
+}
+
+impl WithByteDot for CheckDot<'_> {
+    fn call<D: ByteDot>(self, dot: D) {
+        let Self { bits, weights, x } = &self;
+        let zero = if *bits == 8 { 128 } else { 1 << bits >> 1 };
+        let mut got = [0.0; LANES];
+        let sums: i32 = x.as_flattened().iter().map(|x| i32::from(*x)).sum();
+        dot.run_dot(Dot { bits: *bits, weights, x, correction: -zero * sums, out: &mut got });
+        for (lane, got) in got.into_iter().enumerate() {
+            let products = weights.iter().zip(x).flat_map(|(weights, x)| {
+                let weights = &weights[4 * lane..][..4];
+                weights.iter().zip(x).map(|(weight, x)| (i32::from(*weight) - zero) * i32::from(*x))
+            });
+            assert_eq!(got, products.sum::<i32>() as f32, "lane {lane}, {bits} bits");
+        }
+    }
+}
+
+struct Dot<'a> {
+    bits: u32,
+    weights: &'a [[u8; 64]; 8],
+    x: &'a [[i8; 4]; 8],
+    correction: i32,
+    out: &'a mut [f32; LANES],
+}
+
+impl DotKernel for Dot<'_> {
+    #[inline(always)]
+    fn call<D: ByteDot>(self, dot: D) {
+        let s = dot.floats();
+        let weights = self.weights.map(|weights| s.read_u32(&weights));
+        let sums = match self.bits {
+            4 => dot.dot::<4, 8>(self.correction, &weights, self.x),
+            5 => dot.dot::<5, 8>(self.correction, &weights, self.x),
+            6 => dot.dot::<6, 8>(self.correction, &weights, self.x),
+            _ => dot.dot::<8, 8>(self.correction, &weights, self.x),
+        };
+        s.store(self.out, s.convert(sums));
+    }
+}
+
+#[test]
+fn products_of_extreme_bytes_do_not_overflow() {
+    for bits in [4, 5, 6, 8] {
+        let largest = ((1_u32 << bits) - 1) as u8;
+        for weight in [0, largest] {
+            for x in [-127, 127] {
+                on_all_dots(&CheckDot { bits, weights: &[[weight; 64]; 8], x: [[x; 4]; 8] });
+            }
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -55,6 +127,9 @@ impl Kernel for Everything {
             s.and_or(s.shift_right(words, self.bits), self.mask, 0x3F80_0000),
             s.and_or(s.shift_left(words, self.bits), self.mask, 0x3F80_0000),
             s.and_or(s.select(self.mask, words, other), u32::MAX, 0),
+            s.and_or(s.and(words, self.mask), u32::MAX, 0),
+            s.convert(words),
+            s.convert(s.add_words(words, other)),
             s.add_to_bits(a, words),
             exp(s, a),
         ];
@@ -177,5 +252,16 @@ proptest! {
             let error = (f64::from(got) - expected).abs() / expected;
             prop_assert!(error < 1.5e-7, "exp({x}) = {got}, {error}");
         }
+    }
+
+    #[test]
+    fn products_of_bytes_are_exact(
+        bits in prop::sample::select(vec![4_u32, 5, 6, 8]),
+        weights: [[[u8; 32]; 2]; 8],
+        x in prop::array::uniform8(prop::array::uniform4(-127..=127_i8)),
+    ) {
+        let mask = ((1_u32 << bits) - 1) as u8;
+        let weights = weights.map(|halves| array::from_fn(|i| halves[i / 32][i % 32] & mask));
+        on_all_dots(&CheckDot { bits, weights: &weights, x });
     }
 }

@@ -66,6 +66,12 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     fn shift_left(self, words: Self::Words, bits: u32) -> Self::Words;
     /// `(a & mask) | (b & !mask)`.
     fn select(self, mask: u32, a: Self::Words, b: Self::Words) -> Self::Words;
+    /// `words & mask`.
+    fn and(self, words: Self::Words, mask: u32) -> Self::Words;
+    /// Adds words, which wrap around.
+    fn add_words(self, a: Self::Words, b: Self::Words) -> Self::Words;
+    /// Converts from i32, rounding to the nearest.
+    fn convert(self, words: Self::Words) -> Self::Floats;
     /// `(words & mask) | ones`, reinterpreted as floats.
     fn and_or(self, words: Self::Words, mask: u32, ones: u32) -> Self::Floats;
     /// Reinterprets floats as words.
