@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_nats::ServerAddr;
 use clap::{Parser, ValueEnum};
 use emberline_inference::device::Backend;
-use emberline_inference::engine::inference::CacheDtype;
+use emberline_inference::engine::inference::{CacheDtype, PrecisionChoice};
 use emberline_inference::network::Quantize;
 use emberline_inference::speculation::Speculation;
 use emberline_nats_access::{AccessError, NATS_HEADING, NatsArgs, Secrets, parse_server};
@@ -70,15 +70,19 @@ pub struct Args {
 
     /// A TOML file of models; it is watched, and models are loaded and unloaded as it changes.
     ///
-    /// Each [[model]] has a name and a source (relative to the file) and may have quantize, slots,
-    /// cache_memory, cache_dtype, context_length and speculation. SIGHUP has the file read at once, and
-    /// models that failed tried again.
+    /// Each [[model]] has a name and a source (relative to the file) and may have quantize, precision,
+    /// slots, cache_memory, max_memory, cache_dtype, context_length and speculation. SIGHUP has the file
+    /// read at once, and models that failed tried again.
     #[arg(long, env = "EMBERLINE_MODELS", value_name = "FILE")]
     pub models: Option<OsString>,
 
     /// Turn weights that are stored with more bits into this format when they are loaded
     #[arg(long, env = "EMBERLINE_QUANTIZE", value_enum)]
     pub quantize: Option<Quantize>,
+
+    /// How products with weights are computed
+    #[arg(long, env = "EMBERLINE_PRECISION", value_enum, default_value_t = PrecisionChoice::Exact)]
+    pub precision: PrecisionChoice,
 
     /// Memory for the keys and values of each model, such as 2GiB [default: on a GPU what it has left;
     /// else what the slots need, at most an eighth of what is there]
@@ -233,6 +237,7 @@ impl Args {
             adapter: some(self.adapter),
             slots: self.slots,
             quantize: self.quantize,
+            precision: self.precision,
             cache_memory: self.cache_memory,
             max_memory: self.max_memory,
             cache_dtype: self.cache_dtype,
@@ -386,6 +391,7 @@ mod tests {
             ["--cache-dtype", "q8"],
             ["--quantize", "q2"],
             ["--speculation", "on"],
+            ["--precision", "half"],
             ["--context-length", "0"],
             ["--dead-letter-prompts", "some"],
         ] {

@@ -46,6 +46,9 @@ pub struct DeviceFacts {
     pub threads: usize,
     /// The worker's version.
     pub version: String,
+    /// What was asked for of its arithmetic, such as `fast`; empty for what is usual.
+    #[serde(default)]
+    pub arithmetic: String,
 }
 
 /// The model that was measured.
@@ -277,6 +280,7 @@ mod tests {
                 cpu: "x".into(),
                 threads: 2,
                 version: "0.1.0".into(),
+                arithmetic: String::new(),
             },
             model: ModelFacts {
                 name: "m".into(),

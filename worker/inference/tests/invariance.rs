@@ -9,16 +9,28 @@ use emberline_inference::checkpoint::gguf::GgufFile;
 use emberline_inference::device::Backend;
 use emberline_inference::device::ComputeDevice;
 use emberline_inference::network::{Network, NetworkStep, StepSpan};
-use emberline_kernels::KvType;
+use emberline_kernels::{KvType, Precision};
 use emberline_test_kit::golden;
 use emberline_test_kit::paths::model_path;
 
 const BLOCKS: usize = 96;
 const BLOCK_SIZE: usize = 16;
 
-fn open(device: &ComputeDevice, stored: KvType) -> Network {
+/// How keys and values are stored, and how products are computed.
+type Arithmetic = (KvType, Precision);
+
+/// What the CPU can do.
+const ON_CPU: [Arithmetic; 4] = [
+    (KvType::F32, Precision::Exact),
+    (KvType::F16, Precision::Exact),
+    (KvType::F16, Precision::Fast),
+    (KvType::F16, Precision::Fastest),
+];
+
+fn open(device: &ComputeDevice, (stored, precision): Arithmetic) -> Network {
     let file = GgufFile::open(&model_path().unwrap()).unwrap();
     let mut network = Network::from_gguf(&file, device).unwrap();
+    network.set_precision(precision);
     network.allocate_cache(BLOCKS, stored).unwrap();
     network
 }
@@ -72,8 +84,8 @@ fn alone(network: &mut Network, prompts: &[Vec<u32>], decoded: usize) -> Vec<Vec
     prompts.iter().map(one).collect()
 }
 
-fn a_batch_of_sequences_has_the_bits_of_each_alone(device: &ComputeDevice, stored: KvType) {
-    let mut network = open(device, stored);
+fn a_batch_of_sequences_has_the_bits_of_each_alone(device: &ComputeDevice, arithmetic: Arithmetic) {
+    let mut network = open(device, arithmetic);
     let (prompts, decoded) = (prompts(), 3);
     let wanted = alone(&mut network, &prompts, decoded);
     // Blocks dealt out in turn, from the end: neighbours in a sequence lie apart.
@@ -97,20 +109,20 @@ fn a_batch_of_sequences_has_the_bits_of_each_alone(device: &ComputeDevice, store
     }
 }
 
-fn a_prompt_in_chunks_has_the_bits_of_one_chunk(device: &ComputeDevice, stored: KvType) {
-    let mut network = open(device, stored);
+fn a_prompt_in_chunks_has_the_bits_of_one_chunk(device: &ComputeDevice, arithmetic: Arithmetic) {
+    let mut network = open(device, arithmetic);
     let prompt = prompts().pop().unwrap();
-    check_chunks(&mut network, stored, &prompt, &[5, 16]);
+    check_chunks(&mut network, arithmetic.0, &prompt, &[5, 16]);
 }
 
 /// Longer than any part of a sequence that kernels take at a time. Too much for a software adapter.
 #[test]
 fn a_long_prompt_in_chunks_has_the_bits_of_one_chunk() {
     let prompt: Vec<u32> = prompts().concat().into_iter().cycle().take(601).collect();
-    for stored in [KvType::F32, KvType::F16] {
-        let mut network = open(&ComputeDevice::cpu(), stored);
-        check_chunks(&mut network, stored, &prompt, &[97, 256, 600]);
-        check_chunks(&mut network, stored, &prompt[..60], &[1, 7, 16, 33]);
+    for arithmetic in ON_CPU {
+        let mut network = open(&ComputeDevice::cpu(), arithmetic);
+        check_chunks(&mut network, arithmetic.0, &prompt, &[97, 256, 600]);
+        check_chunks(&mut network, arithmetic.0, &prompt[..60], &[1, 7, 16, 33]);
     }
 }
 
@@ -129,8 +141,8 @@ fn check_chunks(network: &mut Network, stored: KvType, prompt: &[u32], chunks: &
 }
 
 /// While one sequence decodes, another's prompt comes in chunks.
-fn a_sequence_does_not_notice_the_prefill_of_another(device: &ComputeDevice, stored: KvType) {
-    let mut network = open(device, stored);
+fn a_sequence_does_not_notice_the_prefill_of_another(device: &ComputeDevice, arithmetic: Arithmetic) {
+    let mut network = open(device, arithmetic);
     let prompts = prompts();
     let decoded = 4;
     let wanted = alone(&mut network, &prompts[..1], decoded);
@@ -148,13 +160,13 @@ fn a_sequence_does_not_notice_the_prefill_of_another(device: &ComputeDevice, sto
 }
 
 /// Whatever is wanted of a chunk besides, its rows have the bits that they have as the last of a prompt.
-fn the_rows_of_a_prompt_have_the_bits_of_last_ones(device: &ComputeDevice, stored: KvType) {
-    let mut network = open(device, stored);
+fn the_rows_of_a_prompt_have_the_bits_of_last_ones(device: &ComputeDevice, arithmetic: Arithmetic) {
+    let mut network = open(device, arithmetic);
     let prompt = prompts().remove(0);
     let sequence = Sequence::new(&prompt, 0..);
     let wanted: Vec<Vec<u32>> =
         (0..prompt.len()).flat_map(|at| step(&mut network, &[sequence.span(at, at + 1)])).collect();
-    network.allocate_cache(BLOCKS, stored).unwrap();
+    network.allocate_cache(BLOCKS, arithmetic.0).unwrap();
     let (other, chunk) = (Sequence::new(&prompts()[1][..9], 40..), 11);
     for start in (0..prompt.len()).step_by(chunk) {
         let end = (start + chunk).min(prompt.len());
@@ -191,8 +203,8 @@ fn gpu() -> ComputeDevice {
 
 /// Several rows of each of several sequences, as with drafted tokens, have the bits that they have one by one;
 /// so do the rows after them where the draft was wrong.
-fn rows_of_a_draft_have_the_bits_of_single_ones(device: &ComputeDevice, stored: KvType) {
-    let mut network = open(device, stored);
+fn rows_of_a_draft_have_the_bits_of_single_ones(device: &ComputeDevice, arithmetic: Arithmetic) {
+    let mut network = open(device, arithmetic);
     let (prompts, decoded) = (prompts(), 9);
     let wanted = alone(&mut network, &prompts, decoded);
     let count = prompts.len();
@@ -238,8 +250,8 @@ macro_rules! on_all_devices {
         mod cpu {
             $(#[test]
             fn $name() {
-                for stored in [super::KvType::F32, super::KvType::F16] {
-                    super::$name(&super::ComputeDevice::cpu(), stored);
+                for arithmetic in super::ON_CPU {
+                    super::$name(&super::ComputeDevice::cpu(), arithmetic);
                 }
             })+
         }
@@ -247,7 +259,8 @@ macro_rules! on_all_devices {
         mod wgpu {
             $(#[test]
             fn $name() {
-                super::$name(&super::gpu(), super::KvType::F32);
+                let arithmetic = (super::KvType::F32, super::Precision::Exact);
+                super::$name(&super::gpu(), arithmetic);
             })+
         }
     };

@@ -30,6 +30,6 @@ pub use ops::{
 };
 pub use traffic::{Traffic, traffic};
 pub use types::{
-    Activation, BLOCK_SIZE, HeadShape, KvBlocks, KvType, Matrix, MatrixError, MatrixRows, MatrixSpec, Precision,
-    RowSample, RowSpan, SamplingParams, Step, StepInput, StepRows, StepSamples,
+    Activation, BLOCK_SIZE, HeadShape, KvBlocks, KvType, Matrix, MatrixError, MatrixRows, MatrixSpec,
+    Precision, RowSample, RowSpan, SamplingParams, Step, StepInput, StepRows, StepSamples,
 };

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use emberline_inference::checkpoint::ModelSource;
-use emberline_inference::engine::inference::CacheDtype;
+use emberline_inference::engine::inference::{CacheDtype, PrecisionChoice};
 use emberline_inference::network::Quantize;
 use emberline_inference::speculation::Speculation;
 use emberline_protocol::bytes::Bytes;
@@ -78,6 +78,7 @@ struct Entry {
     name: String,
     source: String,
     quantize: Option<Quantize>,
+    precision: Option<PrecisionChoice>,
     #[serde(default, deserialize_with = "slots")]
     slots: Option<u16>,
     cache_memory: Option<Bytes>,
@@ -226,6 +227,7 @@ impl Entry {
         let settings = Settings {
             slots: self.slots.or(defaults.slots),
             quantize: self.quantize.or(defaults.quantize),
+            precision: self.precision.unwrap_or(defaults.precision),
             cache_memory: self.cache_memory.or(defaults.cache_memory),
             max_memory: self.max_memory.or(defaults.max_memory),
             cache_dtype: self.cache_dtype.unwrap_or(defaults.cache_dtype),

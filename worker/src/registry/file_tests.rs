@@ -15,6 +15,7 @@ fn an_entry_says_what_it_wants_and_the_rest_is_as_for_all() {
         name = "small"
         source = "weights/small.gguf"
         quantize = "q4"
+        precision = "fast"
         slots = 3
         cache_memory = "512MiB"
         max_memory = "2GiB"
@@ -35,6 +36,7 @@ fn an_entry_says_what_it_wants_and_the_rest_is_as_for_all() {
     .unwrap();
     let small = Settings {
         quantize: Some(Quantize::Q4),
+        precision: PrecisionChoice::Fast,
         slots: Some(3),
         max_memory: Some(Bytes(2 << 30)),
         cache_memory: Some(Bytes(512 << 20)),
@@ -55,16 +57,15 @@ fn an_entry_says_what_it_wants_and_the_rest_is_as_for_all() {
 fn the_example_is_one() {
     let example = include_str!("../../../deploy/models.toml");
     assert_eq!(parse_text(example).unwrap()[0].settings, settings());
-    let in_full: String = example
-        .replace("\n# s", "\ns")
-        .replace("\n# c", "\nc")
-        .replace("\n# q", "\nq")
-        .replace("\n# m", "\nm");
+    let in_full = ["s", "c", "q", "m", "precision"]
+        .iter()
+        .fold(example.to_owned(), |text, name| text.replace(&format!("\n# {name}"), &format!("\n{name}")));
     let all = parse_text(&in_full).unwrap().remove(0).settings;
     assert_eq!((all.slots, all.cache_memory), (Some(8), Some(Bytes(1 << 30))));
     assert_eq!(all.max_memory, Some(Bytes(20 << 30)));
     assert_eq!((all.cache_dtype, all.speculation), (CacheDtype::F32, Speculation::Off));
     assert_eq!((all.context_length, all.quantize), (Some(4096), Some(Quantize::Q8)));
+    assert_eq!(all.precision, PrecisionChoice::Fast);
 }
 
 #[test]
@@ -77,6 +78,7 @@ fn what_is_wrong_is_named_with_its_place() {
         (format!("{model}context_length = 0"), vec!["line 4", "context_length is 0"]),
         (format!("{model}quantise = 'q4'"), vec!["line 4", "quantise"]),
         (format!("{model}quantize = 'q5'"), vec!["line 4", "q5", "q4"]),
+        (format!("{model}precision = 'half'"), vec!["line 4", "half", "fastest"]),
         (format!("{model}cache_memory = 'lots'"), vec!["line 4", "512MiB"]),
         (format!("{model}cache_memory = true"), vec!["line 4", "512MiB"]),
         (format!("{model}[[models]]"), vec!["line 4", "models"]),

@@ -105,6 +105,7 @@ pub fn load_engine(options: &ModelOptions, loading: &Loading) -> Result<Box<dyn 
                 prefill_budget: settings.prefill_budget.map(usize::from),
                 quantize: settings.quantize,
                 speculation: settings.speculation,
+                precision: settings.precision,
                 ..LoadOptions::new(path, &options.name, device)
             })?;
             Ok(Box::new(engine))

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use emberline_inference::checkpoint::ModelSource;
 use emberline_inference::device::Backend;
-use emberline_inference::engine::inference::CacheDtype;
+use emberline_inference::engine::inference::{CacheDtype, PrecisionChoice};
 use emberline_inference::network::Quantize;
 use emberline_inference::speculation::Speculation;
 use emberline_protocol::bytes::Bytes;
@@ -52,6 +52,8 @@ pub struct Settings {
     pub slots: Option<u16>,
     /// Format to quantise weights to; `None` for as they are stored.
     pub quantize: Option<Quantize>,
+    /// How products with weights are computed.
+    pub precision: PrecisionChoice,
     /// Memory for keys and values; `None` for a default.
     pub cache_memory: Option<Bytes>,
     /// Memory of the device for all that the model needs; `None` for what the device has left.
@@ -191,6 +193,7 @@ pub(crate) mod testing {
             adapter: None,
             slots: Some(8),
             quantize: None,
+            precision: PrecisionChoice::Exact,
             cache_memory: None,
             max_memory: None,
             cache_dtype: CacheDtype::Auto,

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use emberline_inference::device::Backend;
-use emberline_inference::engine::inference::CacheDtype;
+use emberline_inference::engine::inference::{CacheDtype, PrecisionChoice};
 use emberline_inference::engine::simulated::SimulatedEngine;
 use emberline_inference::engine::{
     Engine, EngineError, EngineStats, EventSink, PreparedRequest, Preprocessor,
@@ -167,6 +167,7 @@ impl Worker {
             adapter: None,
             slots: Some(2),
             quantize: None,
+            precision: PrecisionChoice::Exact,
             cache_memory: None,
             max_memory: None,
             cache_dtype: CacheDtype::Auto,

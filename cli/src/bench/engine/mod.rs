@@ -41,6 +41,13 @@ pub(crate) struct EngineArgs {
     /// The adapter that wgpu is to use: its number, or part of its name
     #[arg(long, env = "EMBERLINE_ADAPTER", value_name = "NAME")]
     adapter: Option<String>,
+    /// How products with weights are computed: exact, fast or fastest [default: exact]
+    #[arg(long, value_name = "PRECISION")]
+    precision: Option<String>,
+    /// The best instruction set of the CPU to use: portable, avx2, avx-vnni, avx512 or avx512-vnni
+    /// [default: the best there is]
+    #[arg(long, value_name = "NAME")]
+    instruction_set: Option<String>,
     /// Fail if there is no GPU
     #[arg(long)]
     require_gpu: bool,
@@ -109,7 +116,12 @@ fn measure_engine(args: &EngineArgs, model: Option<&Model>) -> anyhow::Result<En
     if let Some(model) = model {
         command.arg("--model").arg(&model.path).args(["--model-name", &model.name]);
     }
-    for (option, value) in [("--random", &args.random), ("--adapter", &args.adapter)] {
+    for (option, value) in [
+        ("--random", &args.random),
+        ("--adapter", &args.adapter),
+        ("--precision", &args.precision),
+        ("--instruction-set", &args.instruction_set),
+    ] {
         if let Some(value) = value {
             command.args([option, value]);
         }

@@ -70,11 +70,12 @@ impl EngineReport {
         Ok(folder)
     }
 
-    /// The folder's name: the GPU's name, or `cpu-` and the processor's.
+    /// The folder's name: the GPU's name, or `cpu-` and the processor's; then what was asked for of the
+    /// arithmetic.
     fn device_folder(&self) -> String {
         let device = &self.engine.device;
         if !device.gpu && device.description.starts_with("CPU") {
-            return format!("cpu-{}", slug(&device.cpu));
+            return slug(&format!("cpu {} {}", device.cpu, device.arithmetic));
         }
         slug(&device.description)
     }
@@ -134,11 +135,12 @@ impl EngineReport {
     fn head(&self) -> String {
         let EngineMeasurement { device, model, memory, quick, .. } = &self.engine;
         let mut text = format!(
-            "{} on {}; {}, emberline {}{}\nweights {}, cache {} a token",
+            "{} on {}; {}, emberline {}{}{}\nweights {}, cache {} a token",
             model.name,
             device.description,
             device.cpu,
             device.version,
+            if device.arithmetic.is_empty() { String::new() } else { format!(", {}", device.arithmetic) },
             if *quick { ", quick run" } else { "" },
             bytes(model.weight_bytes as f64),
             bytes(model.cache_bytes_per_token as f64),

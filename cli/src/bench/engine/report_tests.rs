@@ -71,6 +71,7 @@ fn report() -> EngineReport {
             cpu: "Xeon(R) 9".into(),
             threads: 2,
             version: "0.1.0".into(),
+            arithmetic: String::new(),
         },
         model: ModelFacts {
             name: "tiny 1".into(),

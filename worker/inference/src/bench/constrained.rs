@@ -1,7 +1,6 @@
 //! Measures what constrained answers cost: the time that steps wait for masks, and the pace of other
 //! streams in the same batch.
 
-use std::path::Path;
 use std::time::Instant;
 
 use emberline_kernels::BLOCK_SIZE;
@@ -14,7 +13,6 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use super::BenchError;
 use super::network::median;
 use super::stream::Ask;
-use crate::device::ComputeDevice;
 use crate::engine::Engine;
 use crate::engine::inference::{self, CacheSize, InferenceEngine, LoadOptions, StepCounts};
 use crate::speculation::Speculation;
@@ -29,17 +27,13 @@ const SETTLING: usize = 12;
 const TOKENS: u32 = 512;
 
 /// Measures on an engine of its own, `steps` steps for each kind of company.
-pub(super) fn measure(
-    path: &Path,
-    device: &ComputeDevice,
-    steps: usize,
-) -> Result<ConstrainedThroughput, BenchError> {
+pub(super) fn measure(model: &LoadOptions, steps: usize) -> Result<ConstrainedThroughput, BenchError> {
     let tokens = 2 * STREAMS * (TOKENS as usize + 128);
     let engine = inference::load(&LoadOptions {
         slots: Some(2 * STREAMS),
         cache: CacheSize::Blocks(tokens.div_ceil(BLOCK_SIZE)),
         speculation: Speculation::Off,
-        ..LoadOptions::new(path, "bench", device.clone())
+        ..model.clone()
     })?;
     let mut bench = Bench { engine, steps };
     let (mut alone, mut plain, mut constrained) = (Vec::new(), Vec::new(), Vec::new());

@@ -16,12 +16,12 @@ mod stream;
 use std::path::PathBuf;
 
 use clap::Args;
-use emberline_kernels::copy_bandwidth;
+use emberline_kernels::{InstructionSet, copy_bandwidth, limit_instruction_set};
 use emberline_protocol::measurement::{DeviceFacts, EngineMeasurement, MemoryUse, ModelFacts};
 
 use crate::checkpoint::Checkpoint;
 use crate::device::{Backend, ComputeDevice, DeviceClass, DeviceError};
-use crate::engine::inference::{CacheDtype, LoadError};
+use crate::engine::inference::{CacheDtype, LoadError, LoadOptions, PrecisionChoice};
 use crate::network::{ComputeError, Network, RandomShape};
 use network::Load;
 pub use process::resident;
@@ -51,6 +51,15 @@ pub struct BenchArgs {
     /// The adapter that wgpu is to use: its number, or part of its name
     #[arg(long, env = "EMBERLINE_ADAPTER", value_name = "NAME")]
     pub adapter: Option<String>,
+
+    /// How products with weights are computed
+    #[arg(long, value_enum, default_value_t = PrecisionChoice::Exact)]
+    pub precision: PrecisionChoice,
+
+    /// The best instruction set of the CPU to use: portable, avx2, avx-vnni, avx512 or avx512-vnni
+    /// [default: the best there is]
+    #[arg(long, value_name = "NAME")]
+    pub instruction_set: Option<InstructionSet>,
 
     /// Measure a GPU or nothing
     #[arg(long)]
@@ -93,12 +102,16 @@ pub enum BenchError {
 
 /// Measures everything; takes minutes.
 pub fn run(args: &BenchArgs) -> Result<EngineMeasurement, BenchError> {
+    if let Some(best) = args.instruction_set {
+        limit_instruction_set(best);
+    }
     let device = ComputeDevice::open(args.backend, args.adapter.as_deref())?;
     if args.require_gpu && device.class != DeviceClass::Gpu {
         return Err(BenchError::NoGpu { found: device.description });
     }
     let load = Load::new(args.quick, device.class != DeviceClass::Host);
     let (mut network, name) = load_network(args, &device)?;
+    network.set_precision(args.precision.on(&device)?);
     let loaded = process::resident();
     let stored = CacheDtype::Auto.on(&device)?;
     let model = ModelFacts {
@@ -114,7 +127,9 @@ pub fn run(args: &BenchArgs) -> Result<EngineMeasurement, BenchError> {
     let serving = match &args.model {
         Some(path) => {
             process::reset_peak();
-            Some(serving::measure(path, &device, &load, &measured.chunks)?)
+            let model =
+                LoadOptions { precision: args.precision, ..LoadOptions::new(path, "bench", device.clone()) };
+            Some(serving::measure(&model, &load, &measured.chunks)?)
         }
         None => None,
     };
@@ -128,6 +143,7 @@ pub fn run(args: &BenchArgs) -> Result<EngineMeasurement, BenchError> {
             cpu: process::processor(),
             threads: rayon::current_num_threads(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            arithmetic: arithmetic(args),
         },
         model,
         quick: args.quick,
@@ -152,4 +168,15 @@ fn load_network(args: &BenchArgs, device: &ComputeDevice) -> Result<(Network, St
     let checkpoint = Checkpoint::open(path).map_err(LoadError::from)?;
     let network = Network::open(&checkpoint, device, None).map_err(LoadError::from)?;
     Ok((network, name.unwrap_or_else(|| "model".to_owned())))
+}
+
+/// What the options say about arithmetic; empty if they say nothing.
+fn arithmetic(args: &BenchArgs) -> String {
+    let precision = match args.precision {
+        PrecisionChoice::Exact => None,
+        PrecisionChoice::Fast => Some("fast".to_owned()),
+        PrecisionChoice::Fastest => Some("fastest".to_owned()),
+    };
+    let set = args.instruction_set.map(|set| set.to_string());
+    precision.into_iter().chain(set).collect::<Vec<_>>().join(", ")
 }

@@ -1,7 +1,6 @@
 //! Measures the whole engine as a job's submitter sees it: time to the first token, pace of running
 //! streams, what the prefix cache saves, and the throughput of many streams.
 
-use std::path::Path;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -15,7 +14,6 @@ use tokio::task::{JoinError, JoinHandle};
 use super::network::{Load, median};
 use super::stream::{Ask, Seen, Stream};
 use super::{BenchError, constrained, speculation};
-use crate::device::ComputeDevice;
 use crate::engine::Engine;
 use crate::engine::inference::{self, CacheSize, LoadError, LoadOptions};
 use crate::engine::thread::{self, EngineHandle, EngineThread, SpawnError};
@@ -37,13 +35,12 @@ const SYSTEM_TOKENS: usize = 1000;
 /// Measures an engine of its own; `chunks` says what the last chunk of a long prompt takes alone,
 /// for each prefill budget.
 pub(super) fn measure(
-    path: &Path,
-    device: &ComputeDevice,
+    model: &LoadOptions,
     load: &Load,
     chunks: &[(usize, f64)],
 ) -> Result<ServingMeasurement, BenchError> {
     let mut serving = ServingMeasurement::default();
-    let bench = Bench::start(path, device, load, None)?;
+    let bench = Bench::start(model, load, None)?;
     serving.prefill_budget = bench.prefill_budget;
     serving.cache_tokens = bench.cache_tokens;
     tracing::info!("measuring streams");
@@ -62,13 +59,13 @@ pub(super) fn measure(
     }
     bench.stop();
     tracing::info!("measuring streams that obey a schema");
-    serving.constrained = Some(constrained::measure(path, device, 2 * load.steps)?);
+    serving.constrained = Some(constrained::measure(model, 2 * load.steps)?);
     tracing::info!("measuring answers with drafts and without");
-    serving.speculation = speculation::measure(path, device, load.repeat.min(3))?;
+    serving.speculation = speculation::measure(model, load.repeat.min(3))?;
     let long = load.long_prompt;
     for &(budget, chunk_ms) in chunks {
         tracing::info!(budget, "measuring running streams while a prompt arrives");
-        let bench = Bench::start(path, device, load, Some(budget))?;
+        let bench = Bench::start(model, load, Some(budget))?;
         if bench.fits(long) {
             serving.gaps.push(bench.gap(long, budget, chunk_ms)?);
         }
@@ -91,12 +88,7 @@ struct Bench {
 }
 
 impl Bench {
-    fn start(
-        path: &Path,
-        device: &ComputeDevice,
-        load: &Load,
-        budget: Option<usize>,
-    ) -> Result<Self, BenchError> {
+    fn start(model: &LoadOptions, load: &Load, budget: Option<usize>) -> Result<Self, BenchError> {
         let most = load.batches.iter().copied().max().unwrap_or(1);
         // Room for all that runs at once, so that nothing is preempted.
         let tokens = (most * 2 * STREAM_TOKENS as usize).max(load.long_prompt) + LOAD * LOAD_TOKENS;
@@ -107,7 +99,7 @@ impl Bench {
             cache: CacheSize::Blocks(blocks),
             // What the streams say repeats itself.
             speculation: Speculation::Off,
-            ..LoadOptions::new(path, "bench", device.clone())
+            ..model.clone()
         };
         let failed = |error: std::io::Error| BenchError::Engine(error.to_string());
         let (facts, known) = mpsc::channel();

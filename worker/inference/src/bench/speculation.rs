@@ -1,6 +1,5 @@
 //! Measures what drafts save: the same answers with prompt look-up and without, in turns.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use emberline_kernels::BLOCK_SIZE;
@@ -11,7 +10,6 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use super::BenchError;
 use super::network::median;
 use super::stream::Ask;
-use crate::device::ComputeDevice;
 use crate::engine::Engine;
 use crate::engine::inference::{self, CacheSize, InferenceEngine, LoadOptions};
 use crate::speculation::Speculation;
@@ -71,17 +69,13 @@ fn asks() -> [(&'static str, String); 3] {
 
 /// Measures on an engine of its own; the median of `rounds` counts. Nothing is measured where the context is
 /// too short.
-pub(super) fn measure(
-    path: &Path,
-    device: &ComputeDevice,
-    rounds: usize,
-) -> Result<Vec<SpeculationGain>, BenchError> {
+pub(super) fn measure(model: &LoadOptions, rounds: usize) -> Result<Vec<SpeculationGain>, BenchError> {
     let most = STREAMS.into_iter().max().unwrap_or(1);
     let engine = inference::load(&LoadOptions {
-        slots: most,
+        slots: Some(most),
         cache: CacheSize::Blocks((most * (PROMPT + TOKENS as usize)).div_ceil(BLOCK_SIZE)),
         speculation: Speculation::PromptLookup,
-        ..LoadOptions::new(path, "bench", device.clone())
+        ..model.clone()
     })?;
     let context = engine.models().first().map_or(0, |model| model.context_length as usize);
     if context < PROMPT + TOKENS as usize {

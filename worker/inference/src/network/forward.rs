@@ -6,8 +6,8 @@ use std::ops::Range;
 use burn::tensor::{Device, Int, Tensor};
 use emberline_kernels::traffic::{self, Traffic};
 use emberline_kernels::{
-    BLOCK_SIZE, KvBlocks, KvType, Matrix, RowSample, RowSpan, Step, StepInput, clamped, copy_blocks,
-    embedding, norm_linear,
+    BLOCK_SIZE, KvBlocks, KvType, Matrix, Precision, RowSample, RowSpan, Step, StepInput, clamped,
+    copy_blocks, embedding, norm_linear,
 };
 use emberline_protocol::bytes::Bytes;
 
@@ -121,6 +121,13 @@ impl Network {
             device,
             on_host,
         }
+    }
+
+    /// Has products with weights computed with this precision; [`Precision::Exact`] unless it is set.
+    pub fn set_precision(&mut self, precision: Precision) {
+        let Weights { layers, head, .. } = &mut self.weights;
+        head.set_precision(precision);
+        layers.iter_mut().for_each(|layer| layer.set_precision(precision));
     }
 
     /// The network's dimensions.

@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 use emberline_kernels::traffic::{self, Traffic};
 use emberline_kernels::{
-    Activation, HeadShape, KvBlocks, Matrix, StepRows, attention, linear, linear_add, norm_gated,
+    Activation, HeadShape, KvBlocks, Matrix, Precision, StepRows, attention, linear, linear_add, norm_gated,
     norm_linear, rms_norm, rotate_and_store,
 };
 
@@ -45,6 +45,15 @@ pub(crate) struct DenseFeedForward {
 }
 
 impl FeedForward {
+    fn set_precision(&mut self, precision: Precision) {
+        match self {
+            Self::Dense(DenseFeedForward { gate_up, down, .. }) => {
+                gate_up.set_precision(precision);
+                down.set_precision(precision);
+            }
+        }
+    }
+
     /// `[rows, hidden]` to `[rows, hidden]`, `x` added.
     fn forward(&self, x: Tensor<2>, epsilon: f32) -> Tensor<2> {
         match self {
@@ -57,6 +66,12 @@ impl FeedForward {
 }
 
 impl Layer {
+    pub(crate) fn set_precision(&mut self, precision: Precision) {
+        self.qkv.iter_mut().for_each(|matrix| matrix.set_precision(precision));
+        self.output.set_precision(precision);
+        self.feed_forward.set_precision(precision);
+    }
+
     /// `[rows, hidden]` to `[rows, hidden]`; adds the rows' keys and values to the cache.
     pub(crate) fn forward(
         &self,

@@ -28,6 +28,14 @@ pub enum LoadError {
         /// The device.
         device: String,
     },
+    /// Products that the device's kernels don't know.
+    #[error(
+        "{device} computes products in f32 only; leave --precision (precision) at exact, or use the cpu backend"
+    )]
+    Precision {
+        /// The device.
+        device: String,
+    },
     /// More tokens than the network has embeddings for.
     #[error(
         "{}: the tokenizer has {tokens} tokens, but the embedding has only {rows} rows; the model is \

@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use emberline_kernels::BLOCK_SIZE;
+use emberline_kernels::{BLOCK_SIZE, Precision};
 use emberline_protocol::heartbeat::ServedModel;
 
 use super::batch_sampler::BatchSampler;
 use super::cache::{self, CacheDtype, CacheSize, Room};
 use super::output_processor::OutputProcessor;
+use super::precision::PrecisionChoice;
 use super::prompt_renderer::PromptRenderer;
 use super::{Facts, InferenceEngine, LoadError, LoadProgress, StepCounts, warm_up};
 use crate::checkpoint::{Checkpoint, CheckpointError};
@@ -64,6 +65,8 @@ pub struct LoadOptions {
     pub progress: LoadProgress,
     /// Whether tokens are drafted, and how.
     pub speculation: Speculation,
+    /// How products with weights are computed.
+    pub precision: PrecisionChoice,
 }
 
 impl LoadOptions {
@@ -83,6 +86,7 @@ impl LoadOptions {
             quantize: None,
             progress: LoadProgress::default(),
             speculation: Speculation::Auto,
+            precision: PrecisionChoice::Exact,
         }
     }
 }
@@ -121,11 +125,13 @@ fn load_onto_device(options: &LoadOptions) -> Result<InferenceEngine, LoadError>
     let prefill_budget = options.prefill_budget.unwrap_or(default_budget).max(1);
     let drafter = options.speculation.drafter(device.class);
     let draft_budget = if drafter.is_some() { DRAFT_BUDGET } else { 0 };
+    let precision = options.precision.on(device)?;
     let room = Room::find(device, options.max_memory, options.sharers);
     let on_adapter = device.class != DeviceClass::Host;
     let weights_percent = if on_adapter { WEIGHTS_PERCENT } else { 100 };
     let report = |part| options.progress.set(part, 0, weights_percent);
     let mut network = Network::build(&architecture, &checkpoint, device, options.quantize, &report)?;
+    network.set_precision(precision);
     let (tokens, rows) = (tokenizer.vocab_size(), network.vocabulary());
     if tokens > rows {
         return Err(LoadError::Vocabulary { path: path.clone(), tokens, rows });
@@ -157,6 +163,7 @@ fn load_onto_device(options: &LoadOptions) -> Result<InferenceEngine, LoadError>
         %memory,
         cache_tokens = blocks * BLOCK_SIZE,
         cache_dtype = ?stored,
+        ?precision,
         context_length,
         calls = ?template.tool_format(),
         template_writes_tools = template.writes_tools(),
@@ -168,11 +175,14 @@ fn load_onto_device(options: &LoadOptions) -> Result<InferenceEngine, LoadError>
 
     let context_length = u32::try_from(context_length).unwrap_or(u32::MAX);
     let created = clock::unix_time().as_secs();
-    // Quantised weights and a rounded cache change the output.
-    let identity = match options.quantize {
+    // Quantised weights, a rounded cache and rounded activations change the output.
+    let mut identity = match options.quantize {
         Some(quantize) => format!("{} {quantize:?} {stored:?}", options.name),
         None => format!("{} {stored:?}", options.name),
     };
+    if precision != Precision::Exact {
+        identity = format!("{identity} {precision:?}");
+    }
     let tokenizer = Arc::new(tokenizer);
     let grammars = GrammarCompiler::new(&tokenizer)
         .map_err(|source| LoadError::Grammars { path: path.clone(), source })?;
