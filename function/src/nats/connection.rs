@@ -157,17 +157,13 @@ impl Connection {
         }
         connection.queue(&handshake::connect(&endpoint.credentials, info.nonce.as_deref())?);
         connection.subscribe(INBOX, subject(format!("{}.*", connection.inbox))?);
-        connection.queue(&ClientOp::Ping);
-        loop {
-            match connection.next_op().await {
-                Ok(ServerOp::Pong) => return Ok(connection),
-                Ok(_) => {}
-                Err(BusError::Refused(reason)) => {
-                    let unix_s = host.unix_ms().div_euclid(1000);
-                    return Err(BusError::Denied(endpoint.credentials.refused(reason, unix_s)));
-                }
-                Err(error) => return Err(error),
+        match connection.confirm().await {
+            Ok(()) => Ok(connection),
+            Err(BusError::Refused(reason)) => {
+                let unix_s = host.unix_ms().div_euclid(1000);
+                Err(BusError::Denied(endpoint.credentials.refused(reason, unix_s)))
             }
+            Err(error) => Err(error),
         }
     }
 
