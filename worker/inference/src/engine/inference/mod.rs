@@ -25,7 +25,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use emberline_kernels::RowSample;
 use emberline_protocol::error::{ApiError, ErrorCode};
 use emberline_protocol::event::{Acceptance, EventKind, Usage};
 use emberline_protocol::heartbeat::ServedModel;
@@ -219,7 +218,8 @@ impl Engine for InferenceEngine {
         let mut records = self.note_plan(&step);
         self.network.copy_blocks(&step.copies);
         let spans: Vec<StepSpan<'_>> = step.spans.iter().map(|span| self.scheduler.span(span)).collect();
-        let samples = self.device_samples(&step);
+        let turns = self.turns(&step);
+        let samples = self.sampler.on_device(&self.sample_requests(&turns), self.network.vocabulary());
         let kept = prompt_logprobs::rows(&step);
         let step_of_network = NetworkStep { spans: &spans, kept: &kept, samples: &samples };
         let (logits, hidden) = self.network.step(step_of_network)?;
@@ -229,7 +229,7 @@ impl Engine for InferenceEngine {
             self.score_prompts(&step, &hidden, &mut records)?;
         }
         if let Some(logits) = logits {
-            self.sample(&step, &logits, &mut records)?;
+            self.sample(&step, turns, &logits, &mut records)?;
         }
         let took = began.elapsed();
         self.counts.step_time += took;
@@ -456,11 +456,8 @@ impl InferenceEngine {
         Some(SampleRequest { rows: turn.rows, sampler: &choice.sampler, progress, logprobs })
     }
 
-    /// What the device is told to sample after a step.
-    fn device_samples(&self, step: &SchedulerStep) -> Vec<RowSample> {
-        let turns = self.turns(step);
-        let requests: Vec<_> = turns.iter().filter_map(|turn| self.sample_request(turn)).collect();
-        self.sampler.on_device(&requests, self.network.vocabulary())
+    fn sample_requests(&self, turns: &[Turn]) -> Vec<SampleRequest<'_>> {
+        turns.iter().filter_map(|turn| self.sample_request(turn)).collect()
     }
 
     /// Samples a token for every choice that needs one after this step, and further ones as long as they are
@@ -468,12 +465,11 @@ impl InferenceEngine {
     fn sample(
         &mut self,
         step: &SchedulerStep,
+        mut turns: Vec<Turn>,
         logits: &Logits,
         records: &mut Vec<OutputRecord>,
     ) -> Result<(), ComputeError> {
-        let mut turns = self.turns(step);
-        let requests: Vec<_> = turns.iter().filter_map(|turn| self.sample_request(turn)).collect();
-        let logits = self.sampler.read(logits, &requests)?;
+        let logits = self.sampler.read(logits, &self.sample_requests(&turns))?;
         self.end_prompts(step, records);
         while !turns.is_empty() {
             turns = self.sample_once(&logits, turns, records);
