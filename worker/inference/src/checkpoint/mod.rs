@@ -8,6 +8,7 @@ mod error;
 pub mod gguf;
 pub mod hf;
 mod hub;
+mod parallel_read;
 pub(crate) mod safetensors;
 mod tensors;
 

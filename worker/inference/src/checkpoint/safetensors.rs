@@ -5,18 +5,16 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{ErrorKind, Read};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use emberline_kernels::ggml::GgmlType;
-use rayon::iter::{IndexedParallelIterator, ParallelIterator};
-use rayon::slice::ParallelSliceMut;
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde::Deserialize;
 
 use super::CheckpointError;
 use super::TensorSource;
+use super::parallel_read::read_exact_at;
 
 /// The file of a checkpoint that is not split.
 pub(crate) const SINGLE: &str = "model.safetensors";
@@ -24,8 +22,6 @@ pub(crate) const SINGLE: &str = "model.safetensors";
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 /// Larger headers are refused, as the format wants it.
 const MAX_HEADER: u64 = 100_000_000;
-/// Bytes of a tensor that a thread reads in one go.
-const THREAD_BYTES: usize = 8 << 20;
 
 /// The weights in a folder.
 #[derive(Debug)]
@@ -135,14 +131,7 @@ impl Shard {
     fn read(&self, info: &TensorInfo) -> Result<Vec<u8>, CheckpointError> {
         let (start, end) = info.data_offsets;
         let mut bytes = vec![0; end.saturating_sub(start)];
-        let read = |(number, chunk): (usize, &mut [u8])| {
-            let place = (start + number * THREAD_BYTES) as u64;
-            self.file.read_exact_at(chunk, self.data.saturating_add(place))
-        };
-        bytes
-            .par_chunks_mut(THREAD_BYTES)
-            .enumerate()
-            .try_for_each(read)
+        read_exact_at(&self.file, &mut bytes, self.data.saturating_add(start as u64))
             .map_err(|source| CheckpointError::Io { path: self.path.clone(), source })?;
         Ok(bytes)
     }

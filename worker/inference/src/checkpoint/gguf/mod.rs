@@ -13,7 +13,6 @@ pub(crate) mod testing;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufReader, ErrorKind};
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -21,13 +20,11 @@ pub use emberline_kernels::ggml::GgmlType;
 
 pub use error::GgufError;
 pub use metadata::{Array, Metadata, Value};
-use rayon::iter::{IndexedParallelIterator, ParallelIterator};
-use rayon::slice::ParallelSliceMut;
+
+use super::parallel_read::read_exact_at;
 
 /// About as much as is read at a time while a tensor is expanded.
 const CHUNK_BYTES: usize = 1 << 20;
-/// Bytes of a tensor that a thread reads in one go.
-const THREAD_BYTES: usize = 8 << 20;
 
 /// An open model file.
 #[derive(Debug)]
@@ -123,15 +120,14 @@ impl GgufFile {
     pub fn read_raw(&self, name: &str) -> Result<Vec<u8>, GgufError> {
         let tensor = self.tensor_info(name)?;
         let mut data = vec![0; tensor.size];
-        let chunks = data.par_chunks_mut(THREAD_BYTES).enumerate();
-        chunks.try_for_each(|(number, chunk)| self.read_at(tensor, number * THREAD_BYTES, chunk))?;
+        self.read_at(tensor, 0, &mut data)?;
         Ok(data)
     }
 
     /// Fills `buffer` from a place in a tensor's data.
     fn read_at(&self, tensor: &TensorInfo, place: usize, buffer: &mut [u8]) -> Result<(), GgufError> {
         let place = tensor.offset.saturating_add(place as u64);
-        self.file.read_exact_at(buffer, place).map_err(|source| match source.kind() {
+        read_exact_at(&self.file, buffer, place).map_err(|source| match source.kind() {
             // Someone has cut the file since it was opened.
             ErrorKind::UnexpectedEof => GgufError::Truncated {
                 path: self.path.to_path_buf(),
