@@ -10,4 +10,4 @@ mod sizes;
 pub use heads::{Activation, HeadShape};
 pub use matrix_spec::MatrixSpec;
 pub use sizes::BLOCK_SIZE;
-pub(crate) use sizes::{SAMPLE_WORDS, TILE_ROWS};
+pub(crate) use sizes::{BUFFER_ALIGNMENT, SAMPLE_WORDS, TILE_ROWS};

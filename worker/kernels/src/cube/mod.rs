@@ -30,7 +30,11 @@ pub(crate) use self::pack::packed_size;
 
 /// Packs `blocks`, rows in ggml's layout, for the kernels: a tensor of 32-bit words.
 pub(crate) fn pack(spec: MatrixSpec, blocks: &[u8], device: &Device) -> Tensor<1, Int> {
-    let words: Vec<i32> = pack::pack(spec, blocks).into_iter().map(u32::cast_signed).collect();
+    upload(pack::pack(spec, blocks).into_iter().map(u32::cast_signed).collect(), device)
+}
+
+/// A tensor of 32-bit words.
+fn upload(words: Vec<i32>, device: &Device) -> Tensor<1, Int> {
     let count = words.len();
     Tensor::from_data(TensorData::new(words, [count]), (device, DType::I32))
 }
@@ -42,9 +46,8 @@ pub(crate) struct WordBuffer(CubeTensor);
 impl WordBuffer {
     #[allow(clippy::expect_used)] // callers pass a device of this backend
     pub(crate) fn new(words: Vec<i32>, device: &Device) -> Self {
-        let count = words.len();
-        let tensor = Tensor::<1, Int>::from_data(TensorData::new(words, [count]), (device, DType::I32));
-        Self(tensor.try_into_primitive::<CubeBackend>().expect("a tensor of this backend"))
+        let tensor = upload(words, device).try_into_primitive::<CubeBackend>();
+        Self(tensor.expect("a tensor of this backend"))
     }
 
     /// The words from `start` on, which is aligned as the device wants it.

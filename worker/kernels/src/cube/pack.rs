@@ -13,16 +13,13 @@ use rayon::slice::ParallelSlice;
 use super::dequant::unit_vectors;
 use super::launch;
 use crate::ggml::{GgmlType, k_scale_and_min};
-use crate::types::MatrixSpec;
+use crate::types::{BUFFER_ALIGNMENT, MatrixSpec};
 
 /// Words of a unit.
 const UNIT_WORDS: usize = 4;
 
 /// Rows that a thread packs at a time.
 const ROWS_OF_A_TASK: usize = 256;
-
-/// Alignment of the scales in words: the strictest that a device requires of a buffer's offset.
-const ALIGNMENT: usize = 64;
 
 #[derive(Debug)]
 struct Packed {
@@ -52,7 +49,7 @@ pub(crate) fn units(dtype: GgmlType, inputs: usize) -> usize {
 
 /// Words of all quants, with the padding that aligns the scales.
 fn quant_words(spec: MatrixSpec) -> usize {
-    (spec.outputs * units(spec.dtype, spec.inputs) * UNIT_WORDS).next_multiple_of(ALIGNMENT)
+    (spec.outputs * units(spec.dtype, spec.inputs) * UNIT_WORDS).next_multiple_of(BUFFER_ALIGNMENT)
 }
 
 /// Words of all scales; at least one, as a buffer can't be empty.
@@ -69,7 +66,7 @@ pub(crate) fn words(spec: MatrixSpec) -> usize {
 pub(crate) fn packed_size(rows: MatrixSpec) -> (u64, u64) {
     let MatrixSpec { dtype, outputs, inputs } = rows;
     let words = outputs * (units(dtype, inputs) * UNIT_WORDS + scale_words(dtype, inputs));
-    (4 * words as u64, 4 * (ALIGNMENT + 1) as u64)
+    (4 * words as u64, 4 * (BUFFER_ALIGNMENT + 1) as u64)
 }
 
 /// Packs `blocks`, consecutive rows in ggml's layout, into [`words`] words; on all threads.

@@ -24,4 +24,4 @@ pub use rows::{RowSample, RowSpan, Step, StepInput, StepRows, StepSamples};
 pub use sampling::SamplingParams;
 pub use sizes::BLOCK_SIZE;
 #[cfg(feature = "gpu")]
-pub(crate) use sizes::{SAMPLE_WORDS, TILE_ROWS};
+pub(crate) use sizes::{BUFFER_ALIGNMENT, SAMPLE_WORDS, TILE_ROWS};

@@ -4,12 +4,10 @@
 use burn::backend::DispatchDevice;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
+use super::sizes::BUFFER_ALIGNMENT;
 #[cfg(feature = "gpu")]
 use crate::cube;
 use crate::traffic::{self, Traffic};
-
-/// Alignment of an array in words: the strictest that a device requires of a buffer's offset.
-const ALIGNMENT: usize = 64;
 
 /// Arrays of 32-bit words on their way to a device.
 #[derive(Debug, Default)]
@@ -40,7 +38,7 @@ impl Upload {
         self.words.extend(words);
         let len = self.words.len() - start;
         // No array is without a place of its own: a buffer's part can't be empty.
-        self.words.resize((start + len.max(1)).next_multiple_of(ALIGNMENT), 0);
+        self.words.resize((start + len.max(1)).next_multiple_of(BUFFER_ALIGNMENT), 0);
         Place { start, len }
     }
 
