@@ -69,6 +69,12 @@ fn prompts() -> Vec<Vec<u32>> {
     prompts
 }
 
+/// Sequences whose blocks are dealt out in turn, from the end: neighbours in a sequence lie apart.
+fn interleaved(prompts: &[Vec<u32>]) -> Vec<Sequence> {
+    let blocks = |at| (0..BLOCKS as u32).rev().skip(at).step_by(prompts.len());
+    prompts.iter().enumerate().map(|(at, prompt)| Sequence::new(prompt, blocks(at))).collect()
+}
+
 /// The logits after each of the last `decoded` tokens of each prompt, each computed alone: all but
 /// the last tokens in one chunk, then one by one.
 fn alone(network: &mut Network, prompts: &[Vec<u32>], decoded: usize) -> Vec<Vec<Vec<u32>>> {
@@ -88,13 +94,7 @@ fn a_batch_of_sequences_has_the_bits_of_each_alone(device: &ComputeDevice, arith
     let mut network = open(device, arithmetic);
     let (prompts, decoded) = (prompts(), 3);
     let wanted = alone(&mut network, &prompts, decoded);
-    // Blocks dealt out in turn, from the end: neighbours in a sequence lie apart.
-    let count = prompts.len();
-    let sequences: Vec<Sequence> = prompts
-        .iter()
-        .enumerate()
-        .map(|(at, prompt)| Sequence::new(prompt, (0..BLOCKS as u32).rev().skip(at).step_by(count)))
-        .collect();
+    let sequences = interleaved(&prompts);
     let before: Vec<_> = sequences.iter().map(|s| s.span(0, s.tokens.len() - decoded)).collect();
     let mut rows = vec![step(&mut network, &before)];
     for left in (0..decoded).rev() {
@@ -207,12 +207,7 @@ fn rows_of_a_draft_have_the_bits_of_single_ones(device: &ComputeDevice, arithmet
     let mut network = open(device, arithmetic);
     let (prompts, decoded) = (prompts(), 9);
     let wanted = alone(&mut network, &prompts, decoded);
-    let count = prompts.len();
-    let sequences: Vec<Sequence> = prompts
-        .iter()
-        .enumerate()
-        .map(|(at, prompt)| Sequence::new(prompt, (0..BLOCKS as u32).rev().skip(at).step_by(count)))
-        .collect();
+    let sequences = interleaved(&prompts);
     let before: Vec<_> = sequences.iter().map(|s| s.span(0, s.tokens.len() - decoded)).collect();
     step(&mut network, &before);
     for (first, rows) in [(0, 3), (3, 1), (4, 5)] {
