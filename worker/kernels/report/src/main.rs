@@ -1,5 +1,5 @@
 //! Writes the CUDA source of every kernel that a step of a well-known network launches, and `launches.json` with the
-//! launches of each step: `emberline-kernels-report FOLDER`. Needs no GPU; `make kernels-report` runs it.
+//! launches of each step: `emberline-kernels-report FOLDER [NETWORK [FORMAT]]`. Needs no GPU; `make kernels-report` runs it.
 
 // The sources of the kernels' package, of which this one does not use everything.
 #[allow(dead_code)]
@@ -13,6 +13,9 @@ mod traffic;
 #[allow(dead_code)]
 mod types;
 
+mod device;
+#[cfg(test)]
+mod emulator;
 mod networks;
 mod recorder;
 mod step;
@@ -47,18 +50,21 @@ struct Step {
 }
 
 fn main() -> anyhow::Result<()> {
-    let folder = PathBuf::from(std::env::args_os().nth(1).context("usage: emberline-kernels-report FOLDER")?);
+    let mut arguments = std::env::args().skip(1);
+    let folder = PathBuf::from(arguments.next().context("usage: emberline-kernels-report FOLDER [NETWORK [FORMAT]]")?);
+    let (only_network, only_format) = (arguments.next(), arguments.next());
+    let is_asked = |only: &Option<String>, name: &str| only.as_ref().is_none_or(|only| only == name);
     std::fs::create_dir_all(&folder)?;
     let mut recorder = StepRecorder::new();
     let mut steps = Vec::new();
-    for (network, shape) in NETWORKS {
-        for dtype in TYPES {
+    for (network, shape) in NETWORKS.iter().filter(|(network, _)| is_asked(&only_network, network)) {
+        for dtype in TYPES.into_iter().filter(|dtype| is_asked(&only_format, dtype.name())) {
             // Rows of other widths have no such blocks.
             if [shape.hidden, shape.feed_forward].iter().any(|width| width % dtype.block_len() != 0) {
                 continue;
             }
             for (name, step) in STEPS {
-                let launches = recorder.step(shape, dtype, step, CONTEXT)?;
+                let launches = recorder.step(*shape, dtype, step, CONTEXT)?;
                 steps.push(Step {
                     network,
                     format: dtype.name(),

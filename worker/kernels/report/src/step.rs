@@ -13,11 +13,13 @@ use burn::cubecl::prelude::KernelId;
 use serde::Serialize;
 
 use crate::cube::attention::{self, AttentionInputs};
+use crate::cube::matmul::matrix_units::Layout;
 use crate::cube::matmul::{self, Matmul};
 use crate::cube::{embedding, pack, rotary, sample};
 use crate::ggml::GgmlType;
-use crate::recorder::{self, KernelSource, RecordedLaunch, Recorder};
-use crate::types::{Activation, BLOCK_SIZE, HeadShape, MatrixSpec, SAMPLE_WORDS, TILE_ROWS};
+use crate::device::DEVICE;
+use crate::recorder::{KernelSource, RecordedLaunch, Recorder};
+use crate::types::{Activation, BLOCK_SIZE, HeadShape, MatrixSpec, Precision, SAMPLE_WORDS, TILE_ROWS};
 
 /// A network's dimensions.
 #[derive(Debug, Clone, Copy)]
@@ -112,7 +114,7 @@ impl From<matmul::Product> for Product {
 }
 
 /// What is computed in the same launch as a product.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Around {
     Norm,
     NormAndGate,
@@ -241,7 +243,7 @@ impl StepRecorder {
     ) -> Result<(), CompilationError> {
         let (weight, x) = (self.matrix(spec), self.floats(&[rows, spec.inputs]));
         let (gamma, residual) = (self.floats(&[spec.inputs]), self.floats(&[rows, spec.outputs]));
-        let product = Matmul::new(&weight, spec);
+        let product = Matmul::new(&weight, spec, Precision::Exact);
         let norm = Some((&gamma, 1e-5));
         match around {
             Around::Norm => Matmul { norm, ..product },
@@ -249,8 +251,9 @@ impl StepRecorder {
             Around::Residual => Matmul { residual: Some(&residual), ..product },
         }
         .launch(x);
-        let bytes = 4 * (pack::words(spec) + rows * (spec.inputs + spec.outputs));
-        self.collect(launches, operation, count, bytes, Work::Product(Matmul::product(spec, rows)))
+        let layout = self.layout(spec);
+        let bytes = 4 * (pack::words(spec, layout) + rows * (spec.inputs + spec.outputs));
+        self.collect(launches, operation, count, bytes, Work::Product(Matmul::product(spec, rows, layout, around == Around::NormAndGate)))
     }
 
     fn floats(&self, shape: &[usize]) -> CubeTensor {
@@ -262,14 +265,18 @@ impl StepRecorder {
     }
 
     fn matrix(&self, spec: MatrixSpec) -> CubeTensor {
-        self.words(&[pack::words(spec)])
+        self.words(&[pack::words(spec, self.layout(spec))])
+    }
+
+    fn layout(&self, spec: MatrixSpec) -> Layout {
+        Layout::of(self.client.properties(), spec)
     }
 
     fn tensor(&self, shape: &[usize], dtype: DType) -> CubeTensor {
         let size = shape.iter().product::<usize>() * dtype.size();
         CubeTensor::new_contiguous(
             self.client.clone(),
-            CubeDevice::Cuda(recorder::DEVICE),
+            CubeDevice::Cuda(DEVICE),
             Shape::from(shape.to_vec()),
             self.client.empty(size.max(4)),
             dtype,
@@ -295,7 +302,7 @@ impl StepRecorder {
                 kernel: self.kernel(launch)?,
                 count,
                 cubes: launch.cubes,
-                threads: launch.threads,
+                threads: launch.threads(),
                 bytes: if main { bytes as u64 } else { 0 },
                 rounds: match work {
                     Work::Rounds(rounds) if main => rounds,

@@ -4,10 +4,13 @@
 mod heads;
 #[path = "../../src/types/matrix_spec.rs"]
 mod matrix_spec;
+#[path = "../../src/types/precision.rs"]
+mod precision;
 #[path = "../../src/types/sizes.rs"]
 mod sizes;
 
 pub use heads::{Activation, HeadShape};
 pub use matrix_spec::MatrixSpec;
+pub use precision::Precision;
 pub use sizes::BLOCK_SIZE;
 pub(crate) use sizes::{BUFFER_ALIGNMENT, SAMPLE_WORDS, TILE_ROWS};

@@ -10,6 +10,7 @@ use super::dequant::{
     vector_place,
 };
 use super::launch;
+use super::matmul::matrix_units::{Layout, unit_words};
 use super::pack;
 use crate::ggml::GgmlType;
 use crate::types::MatrixSpec;
@@ -27,7 +28,8 @@ pub(crate) fn embedding(ids: CubeTensor, table: &CubeTensor, spec: MatrixSpec) -
     if rows * units == 0 {
         return out;
     }
-    let (quants, scales) = pack::buffers(table, spec);
+    let layout = Layout::of(ids.client.properties(), spec);
+    let (quants, scales) = pack::buffers(table, spec, layout);
     launch::count();
     // SAFETY: the kernel clamps ids to `outputs - 1` and stays below `rows` and `inputs`.
     #[allow(unsafe_code)]
@@ -43,9 +45,11 @@ pub(crate) fn embedding(ids: CubeTensor, table: &CubeTensor, spec: MatrixSpec) -
             outputs,
             inputs,
             units,
+            layout.padded(units),
             pack::scale_words(dtype, inputs),
             MAGIC,
             dtype,
+            layout,
         );
     }
     out
@@ -62,15 +66,17 @@ fn embedding_kernel(
     outputs: usize,
     inputs: usize,
     units: usize,
+    padded: usize,
     stride: usize,
     magic: u32,
     #[comptime] dtype: GgmlType,
+    #[comptime] layout: Layout,
 ) {
     let row = CUBE_POS_X as usize;
     let unit = CUBE_POS_Y as usize * THREADS + UNIT_POS as usize;
     if unit < units {
         let id = min(ids[row] as usize, outputs - 1);
-        let words = quants[id * units + unit];
+        let words = unit_words(quants, id, unit, padded, layout);
         let mut side = Array::<u32>::new(comptime!(side_words(dtype).max(1)));
         load_side(&mut side, 0usize, scales, id * stride, unit, units, dtype);
         let factors = unit_factors(&side, 0usize, unit, magic, dtype);

@@ -19,18 +19,28 @@ mod sample;
 
 use burn::backend::ops::IntTensorOps;
 use burn::backend::wgpu::{CubeBackend, CubeTensor};
-use burn::backend::{DType, Shape};
+use burn::backend::{CubeDevice, DType, Shape};
 use burn::tensor::{Device, Int, IntDType, Tensor, TensorData};
 
 use self::matmul::Matmul;
+use self::matmul::matrix_units::Layout;
 use crate::types::{Activation, HeadShape, KernelOps, MatrixSpec, Precision, SamplingOps};
 
 pub(crate) use self::bandwidth::copy_bandwidth;
-pub(crate) use self::pack::packed_size;
 
 /// Packs `blocks`, rows in ggml's layout, for the kernels: a tensor of 32-bit words.
-pub(crate) fn pack(spec: MatrixSpec, blocks: &[u8], device: &Device) -> Tensor<1, Int> {
-    upload(pack::pack(spec, blocks).into_iter().map(u32::cast_signed).collect(), device)
+pub(crate) fn pack(spec: MatrixSpec, blocks: &[u8], cube: &CubeDevice, device: &Device) -> Tensor<1, Int> {
+    let words = pack::pack(spec, blocks, layout(spec, cube));
+    upload(words.into_iter().map(u32::cast_signed).collect(), device)
+}
+
+/// The size of these rows on a device, and of the padding of any number of rows, in bytes.
+pub(crate) fn packed_size(rows: MatrixSpec, cube: &CubeDevice) -> (u64, u64) {
+    pack::packed_size(rows, layout(rows, cube))
+}
+
+fn layout(spec: MatrixSpec, cube: &CubeDevice) -> Layout {
+    Layout::of(cube.client().properties(), spec)
 }
 
 /// A tensor of 32-bit words.
@@ -72,8 +82,8 @@ impl KernelOps for CubeBackend {
         embedding::embedding(words(ids), &table, spec)
     }
 
-    fn linear(x: CubeTensor, weight: CubeTensor, spec: MatrixSpec, _precision: Precision) -> CubeTensor {
-        Matmul::new(&weight, spec).launch(x)
+    fn linear(x: CubeTensor, weight: CubeTensor, spec: MatrixSpec, precision: Precision) -> CubeTensor {
+        Matmul::new(&weight, spec, precision).launch(x)
     }
 
     fn linear_add(
@@ -81,9 +91,9 @@ impl KernelOps for CubeBackend {
         weight: CubeTensor,
         residual: CubeTensor,
         spec: MatrixSpec,
-        _precision: Precision,
+        precision: Precision,
     ) -> CubeTensor {
-        Matmul { residual: Some(&residual), ..Matmul::new(&weight, spec) }.launch(x)
+        Matmul { residual: Some(&residual), ..Matmul::new(&weight, spec, precision) }.launch(x)
     }
 
     fn rms_norm(x: CubeTensor, gamma: CubeTensor, epsilon: f32) -> CubeTensor {
@@ -95,10 +105,10 @@ impl KernelOps for CubeBackend {
         gamma: CubeTensor,
         weight: CubeTensor,
         spec: MatrixSpec,
-        _precision: Precision,
+        precision: Precision,
         epsilon: f32,
     ) -> CubeTensor {
-        Matmul { norm: Some((&gamma, epsilon)), ..Matmul::new(&weight, spec) }.launch(x)
+        Matmul { norm: Some((&gamma, epsilon)), ..Matmul::new(&weight, spec, precision) }.launch(x)
     }
 
     fn norm_gated(
@@ -106,12 +116,12 @@ impl KernelOps for CubeBackend {
         gamma: CubeTensor,
         gate_up: CubeTensor,
         spec: MatrixSpec,
-        _precision: Precision,
+        precision: Precision,
         epsilon: f32,
         activation: Activation,
     ) -> CubeTensor {
         let norm = Some((&gamma, epsilon));
-        Matmul { norm, activation: Some(activation), ..Matmul::new(&gate_up, spec) }.launch(x)
+        Matmul { norm, activation: Some(activation), ..Matmul::new(&gate_up, spec, precision) }.launch(x)
     }
 
     fn rotate_and_store(

@@ -4,6 +4,8 @@
 //! after the other. *Quants* are the low bits in ggml's order, in *units* of 16 bytes; adjacent threads
 //! read adjacent units. *Scales* are the rest of a row: scales, minima and high bits. Packing moves bits but does not
 //! change them, except that the six-bit scales of Q4_K and Q5_K take a byte each (3% of the matrix).
+//!
+//! For matrix units, the words of quants lie in another order: see [`Layout`].
 
 use burn::backend::wgpu::CubeTensor;
 use burn::cubecl::prelude::BufferArg;
@@ -12,13 +14,14 @@ use rayon::slice::ParallelSlice;
 
 use super::dequant::unit_vectors;
 use super::launch;
+use super::matmul::matrix_units::{Layout, in_tiles};
 use crate::ggml::{GgmlType, k_scale_and_min};
 use crate::types::{BUFFER_ALIGNMENT, MatrixSpec};
 
 /// Words of a unit.
 const UNIT_WORDS: usize = 4;
 
-/// Rows that a thread packs at a time.
+/// Rows that a thread packs at a time: whole tiles.
 const ROWS_OF_A_TASK: usize = 256;
 
 #[derive(Debug)]
@@ -48,8 +51,9 @@ pub(crate) fn units(dtype: GgmlType, inputs: usize) -> usize {
 }
 
 /// Words of all quants, with the padding that aligns the scales.
-fn quant_words(spec: MatrixSpec) -> usize {
-    (spec.outputs * units(spec.dtype, spec.inputs) * UNIT_WORDS).next_multiple_of(BUFFER_ALIGNMENT)
+fn quant_words(spec: MatrixSpec, layout: Layout) -> usize {
+    let units = layout.padded(units(spec.dtype, spec.inputs));
+    (spec.outputs * units * UNIT_WORDS).next_multiple_of(BUFFER_ALIGNMENT)
 }
 
 /// Words of all scales; at least one, as a buffer can't be empty.
@@ -58,38 +62,42 @@ fn all_scale_words(spec: MatrixSpec) -> usize {
 }
 
 /// Words of a packed matrix.
-pub(crate) fn words(spec: MatrixSpec) -> usize {
-    quant_words(spec) + all_scale_words(spec)
+pub(crate) fn words(spec: MatrixSpec, layout: Layout) -> usize {
+    quant_words(spec, layout) + all_scale_words(spec)
 }
 
 /// The bytes of `rows` when they are packed, and the most that all padding of a matrix takes.
-pub(crate) fn packed_size(rows: MatrixSpec) -> (u64, u64) {
+pub(crate) fn packed_size(rows: MatrixSpec, layout: Layout) -> (u64, u64) {
     let MatrixSpec { dtype, outputs, inputs } = rows;
-    let words = outputs * (units(dtype, inputs) * UNIT_WORDS + scale_words(dtype, inputs));
+    let words = outputs * (layout.padded(units(dtype, inputs)) * UNIT_WORDS + scale_words(dtype, inputs));
     (4 * words as u64, 4 * (BUFFER_ALIGNMENT + 1) as u64)
 }
 
 /// Packs `blocks`, consecutive rows in ggml's layout, into [`words`] words; on all threads.
-pub(crate) fn pack(spec: MatrixSpec, blocks: &[u8]) -> Vec<u32> {
+pub(crate) fn pack(spec: MatrixSpec, blocks: &[u8], layout: Layout) -> Vec<u32> {
     let row = spec.row_bytes().max(1);
     let some_rows = |blocks: &[u8]| {
         let mut packed = Packed { quants: Vec::new(), scales: Vec::new() };
         blocks.chunks_exact(row).for_each(|row| packed.push_row(spec.dtype, row));
+        if layout == Layout::Tiles {
+            packed.quants = in_tiles(&packed.quants, units(spec.dtype, spec.inputs));
+        }
         packed
     };
     let packed: Vec<Packed> = blocks.par_chunks(row * ROWS_OF_A_TASK).map(some_rows).collect();
-    let mut all = Vec::with_capacity(words(spec));
+    let mut all = Vec::with_capacity(words(spec, layout));
     packed.iter().for_each(|packed| all.extend_from_slice(&packed.quants));
-    all.resize(quant_words(spec), 0);
+    all.resize(quant_words(spec, layout), 0);
     packed.iter().for_each(|packed| all.extend_from_slice(&packed.scales));
-    all.resize(words(spec), 0);
+    all.resize(words(spec, layout), 0);
     all
 }
 
 /// Quants and scales of a packed matrix as kernel arguments.
-pub(crate) fn buffers(weight: &CubeTensor, spec: MatrixSpec) -> (BufferArg, BufferArg) {
-    let scales = weight.handle.clone().offset_start(4 * quant_words(spec) as u64);
-    (launch::slice(weight.handle.clone(), quant_words(spec)), launch::slice(scales, all_scale_words(spec)))
+pub(crate) fn buffers(weight: &CubeTensor, spec: MatrixSpec, layout: Layout) -> (BufferArg, BufferArg) {
+    let quants = quant_words(spec, layout);
+    let scales = weight.handle.clone().offset_start(4 * quants as u64);
+    (launch::slice(weight.handle.clone(), quants), launch::slice(scales, all_scale_words(spec)))
 }
 
 impl Packed {
@@ -179,9 +187,12 @@ mod tests {
             for outputs in [1, 48, 3 * ROWS_OF_A_TASK + 5] {
                 let spec = MatrixSpec { dtype, outputs, inputs: 512 };
                 let blocks = vec![0; spec.outputs * spec.row_bytes()];
-                let bytes = 4 * pack(spec, &blocks).len() as u64;
-                let (rows, padding) = packed_size(spec);
-                assert!((rows..=rows + padding).contains(&bytes), "{dtype}: {bytes} for {rows}");
+                let layouts = if outputs == 48 { vec![Layout::Rows, Layout::Tiles] } else { vec![Layout::Rows] };
+                for layout in layouts {
+                    let bytes = 4 * pack(spec, &blocks, layout).len() as u64;
+                    let (rows, padding) = packed_size(spec, layout);
+                    assert!((rows..=rows + padding).contains(&bytes), "{dtype}: {bytes} for {rows}");
+                }
             }
         }
     }

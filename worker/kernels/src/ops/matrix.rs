@@ -11,6 +11,9 @@ use crate::cube;
 use crate::ggml::extend_f32;
 use crate::types::{Matrix, MatrixData, MatrixError, MatrixPart, MatrixRows, MatrixSpec, Precision};
 
+/// A multiple of the rows that any kernel computes together.
+const WHOLE_TILES: usize = 32;
+
 impl Matrix {
     /// Uploads `blocks`, consecutive rows in ggml's layout, to `device`.
     ///
@@ -62,11 +65,16 @@ impl Matrix {
 
 /// Rows that a buffer of `limit` bytes holds of each of the `stacks`.
 fn rows_per_part(spec: MatrixSpec, stacks: usize, device: &Device, limit: u64) -> Result<usize, MatrixError> {
-    let row = MatrixSpec { outputs: stacks, ..spec };
-    let (bytes, padding) = packed_size(row, device);
+    // Devices store some more of whole tiles of rows than of single ones.
+    let tiles = MatrixSpec { outputs: stacks * WHOLE_TILES, ..spec };
+    let (bytes, padding) = packed_size(tiles, device);
+    let bytes = bytes.div_ceil(WHOLE_TILES as u64);
     match limit.saturating_sub(padding) / bytes.max(1) {
         0 => Err(MatrixError::TooLarge { bytes: bytes + padding, limit }),
-        most => Ok(usize::try_from(most).unwrap_or(usize::MAX)),
+        most => {
+            let most = usize::try_from(most).unwrap_or(usize::MAX);
+            Ok(if most < WHOLE_TILES { most } else { most / WHOLE_TILES * WHOLE_TILES })
+        }
     }
 }
 
@@ -94,7 +102,7 @@ fn packed_size(rows: MatrixSpec, device: &Device) -> (u64, u64) {
     match device.as_dispatch() {
         DispatchDevice::Flex(_) => stored,
         #[cfg(feature = "gpu")]
-        DispatchDevice::Cube(_) => cube::packed_size(rows),
+        DispatchDevice::Cube(device) => cube::packed_size(rows, device),
         #[allow(unreachable_patterns)] // which others exist depends on burn's features
         _ => stored,
     }
@@ -104,7 +112,7 @@ fn upload(spec: MatrixSpec, blocks: &[u8], device: &Device) -> MatrixData {
     match device.as_dispatch() {
         DispatchDevice::Flex(_) => MatrixData::Packed(cpu::pack(spec, blocks)),
         #[cfg(feature = "gpu")]
-        DispatchDevice::Cube(_) => MatrixData::Packed(cube::pack(spec, blocks, device)),
+        DispatchDevice::Cube(cube) => MatrixData::Packed(cube::pack(spec, blocks, cube, device)),
         #[allow(unreachable_patterns)] // which others exist depends on burn's features
         _ => {
             let mut numbers = Vec::with_capacity(spec.outputs * spec.inputs);

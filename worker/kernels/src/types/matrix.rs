@@ -3,6 +3,7 @@
 use burn::tensor::{Int, Tensor};
 
 use super::matrix_spec::MatrixSpec;
+use super::precision::Precision;
 
 /// A weight matrix `[outputs, inputs]` in one of ggml's formats, on a device.
 ///
@@ -39,18 +40,6 @@ pub(crate) enum MatrixData {
     Packed(Tensor<1, Int>),
     /// Dequantised to `[outputs, inputs]`, for a backend without kernels.
     Dense(Tensor<2>),
-}
-
-/// How products with a [`Matrix`] are computed.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Precision {
-    /// In f32.
-    #[default]
-    Exact,
-    /// With activations of two bytes (15 bits), on the CPU, where weights are stored as integers.
-    Fast,
-    /// The same with one byte.
-    Fastest,
 }
 
 impl Matrix {

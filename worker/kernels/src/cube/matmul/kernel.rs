@@ -348,7 +348,7 @@ fn sum_of(shared: &[f32], base: usize, #[comptime] count: usize) -> f32 {
 }
 
 #[cube]
-fn activate(x: f32, #[comptime] activation: Activation) -> f32 {
+pub(super) fn activate(x: f32, #[comptime] activation: Activation) -> f32 {
     match activation {
         Activation::Silu => x / (1.0 + (-x).exp()),
         Activation::GeluTanh => {

@@ -8,10 +8,13 @@
 //! A thread reads 16 bytes of each of its outputs at once. The rows' numbers go through shared memory,
 //! for a lane multiplies numbers that are not adjacent to those of the next lane.
 //!
+//! Where a device has matrix units, [they](matrix_units) multiply most formats, in another order.
+//!
 //! A norm before the product needs no kernel of its own: the row is multiplied with the norm's weights
 //! as it is read, its squares are summed at the same time, and the result is scaled.
 
 mod kernel;
+pub(crate) mod matrix_units;
 mod variant;
 
 use burn::backend::wgpu::CubeTensor;
@@ -19,11 +22,12 @@ use burn::cubecl;
 use burn::cubecl::prelude::*;
 
 use self::kernel::matmul_kernel;
+use self::matrix_units::Layout;
 use self::variant::{Epilogue, THREADS, Tile, Variant};
 use super::dequant::{MAGIC, unit_vectors};
 use super::launch;
 use super::pack;
-use crate::types::{Activation, MatrixSpec};
+use crate::types::{Activation, MatrixSpec, Precision};
 
 /// How a product goes through its matrix.
 #[cfg(feature = "report")]
@@ -47,12 +51,26 @@ pub(crate) struct Matmul<'a> {
     pub(crate) norm: Option<(&'a CubeTensor, f32)>,
     pub(crate) residual: Option<&'a CubeTensor>,
     pub(crate) activation: Option<Activation>,
+    /// Of products on matrix units; others are exact.
+    pub(crate) precision: Precision,
+}
+
+/// What a kernel reads.
+struct Inputs {
+    /// `[rows, 4 * vectors]`
+    x: CubeTensor,
+    rows: usize,
+    vectors: usize,
+    gamma: Option<CubeTensor>,
+    residual: Option<CubeTensor>,
+    quants: BufferArg,
+    scales: BufferArg,
 }
 
 impl<'a> Matmul<'a> {
     /// The plain product.
-    pub(crate) fn new(weight: &'a CubeTensor, spec: MatrixSpec) -> Self {
-        Self { weight, spec, norm: None, residual: None, activation: None }
+    pub(crate) fn new(weight: &'a CubeTensor, spec: MatrixSpec, precision: Precision) -> Self {
+        Self { weight, spec, norm: None, residual: None, activation: None, precision }
     }
 
     /// Multiplies the rows of `x`.
@@ -70,19 +88,36 @@ impl<'a> Matmul<'a> {
             (None, Some(_)) => Epilogue::Add,
             (None, None) => Epilogue::Store,
         };
+        let padded = 4 * pack::units(dtype, inputs) * unit_vectors(dtype);
+        let layout = Layout::of(x.client.properties(), self.spec);
+        let (quants, scales) = pack::buffers(self.weight, self.spec, layout);
+        let inputs = Inputs {
+            x: pad(x, padded),
+            rows,
+            vectors: padded / 4,
+            gamma: self.norm.map(|(gamma, _)| pad(launch::contiguous(gamma.clone()), padded)),
+            residual: self.residual.map(|residual| launch::contiguous(residual.clone())),
+            quants,
+            scales,
+        };
+        match layout {
+            Layout::Rows => self.launch_on_lanes(inputs, epilogue, &out),
+            Layout::Tiles => self.launch_on_matrix_units(inputs, epilogue, &out),
+        }
+        out
+    }
+
+    fn launch_on_lanes(&self, inputs: Inputs, epilogue: Epilogue, out: &CubeTensor) {
+        let MatrixSpec { dtype, inputs: width, .. } = self.spec;
+        let Inputs { x, rows, gamma, residual, quants, scales, .. } = inputs;
+        let outputs = self.spec.outputs / if self.activation.is_some() { 2 } else { 1 };
         let tile = Tile::new(dtype, rows, self.spec.outputs);
         let variant = Variant { dtype, norm: self.norm.is_some(), epilogue, tile };
         let count =
             CubeCount::Static(rows.div_ceil(tile.rows) as u32, outputs.div_ceil(variant.wide()) as u32, 1);
-        let units = pack::units(dtype, inputs);
-        let padded = units * 4 * unit_vectors(dtype);
-        let x = pad(x, padded);
-        let gamma = self.norm.map(|(gamma, _)| pad(launch::contiguous(gamma.clone()), padded));
-        let residual = self.residual.map(|residual| launch::contiguous(residual.clone()));
-        let (quants, scales) = pack::buffers(self.weight, self.spec);
         launch::count();
         // SAFETY: the kernel stays below `rows` and `outputs`, and the buffers have the sizes that
-        // follow from these and `units`.
+        // follow from these and the number of units.
         #[allow(unsafe_code)]
         unsafe {
             matmul_kernel::launch_unchecked(
@@ -94,23 +129,25 @@ impl<'a> Matmul<'a> {
                 quants,
                 scales,
                 launch::buffer(residual.as_ref().unwrap_or(&x)),
-                launch::buffer(&out),
+                launch::buffer(out),
                 rows,
                 outputs,
-                units,
-                pack::scale_words(dtype, inputs),
+                pack::units(dtype, width),
+                pack::scale_words(dtype, width),
                 MAGIC,
-                inputs as f32,
+                width as f32,
                 self.norm.map_or(0.0, |(_, epsilon)| epsilon),
                 variant,
             );
         }
-        out
     }
 
     /// How `rows` rows are multiplied with a matrix.
     #[cfg(feature = "report")]
-    pub(crate) fn product(spec: MatrixSpec, rows: usize) -> Product {
+    pub(crate) fn product(spec: MatrixSpec, rows: usize, layout: Layout, gated: bool) -> Product {
+        if layout == Layout::Tiles {
+            return matrix_units::product(spec, rows, gated);
+        }
         let MatrixSpec { dtype, inputs, .. } = spec;
         let variant = Variant {
             dtype,
