@@ -108,7 +108,13 @@ kernels_report() {
   [ "$(cubecl_versions Cargo.lock "$report/Cargo.lock" | uniq | wc -l)" = 1 ] ||
     fail "$report/Cargo.lock has another cubecl than Cargo.lock: run 'cargo update' there"
   rm -rf "$sources"
-  cargo run --quiet --locked --manifest-path "$report/Cargo.toml" --target-dir "$target_dir/kernels-report" -- "$sources"
+  local cargo_options=(--quiet --locked --manifest-path "$report/Cargo.toml" --target-dir "$target_dir/kernels-report")
+  if has c++ || install "to run CUDA kernels on a simulated device" g++; then
+    cargo test "${cargo_options[@]}"
+  else
+    say "note: there is no C++ compiler; the CUDA kernels are not run on a simulated device"
+  fi
+  cargo run "${cargo_options[@]}" -- "$sources"
   "$cache/clients/kernels-report/bin/python" -B "$report/report.py" "$sources" \
     --json "$sources/report.json" --bounds "$report/bounds.json"
 }

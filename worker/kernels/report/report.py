@@ -9,9 +9,12 @@ bound of FILE does not hold.
 
 The times are estimates by this model; nothing is measured. A launch takes the longest of
   memory   bytes / the card's bandwidth,
+  cache    bytes that all cubes of a product read / the bandwidth of the L2 cache,
   issue    instructions of the multiprocessor that has most cubes / (4 a cycle),
+  matrix   multiplications of its matrix units / what they do in a cycle by such instructions,
   latency  rounds of loads * waves of cubes * the latency of a load, which is what too few bytes in flight cost,
-plus LAUNCH for the gap between two launches. Of kernels that are no products it knows memory and latency only.
+plus LAUNCH for the gap between two launches. Of kernels that are no products it knows memory and latency only. The
+bandwidths of caches and the rates of matrix units are what others measured, rounded.
 """
 
 import argparse
@@ -28,6 +31,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 LAUNCH = 2.5e-6
+LIMITS = ("memory", "cache", "issue", "matrix", "latency", "launch")
+# Multiplications of one HMMA of a plane: 16 outputs, 8 rows, 16 inputs.
+HMMA = 16 * 8 * 16
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,10 @@ class Card:
     multiprocessors: int
     hertz: float
     bandwidth: float
+    # Of the L2 cache.
+    cache: float
+    # Multiplications of f16, added in f32, that a multiprocessor's matrix units do in a cycle.
+    matrix: float
     # Seconds until a load from memory arrives while others are in flight; no data sheet has it.
     latency: float
     threads: int
@@ -45,8 +55,8 @@ class Card:
 
 
 CARDS = {
-    "H200": Card("sm_90", 132, 1.98e9, 4.8e12, 0.6e-6, 2048, 32, 65536, 228 << 10),
-    "RTX 4090": Card("sm_89", 128, 2.52e9, 1.0e12, 0.5e-6, 1536, 24, 65536, 100 << 10),
+    "H200": Card("sm_90", 132, 1.98e9, 4.8e12, 5.5e12, 1280, 0.6e-6, 2048, 32, 65536, 228 << 10),
+    "RTX 4090": Card("sm_89", 128, 2.52e9, 1.0e12, 5.0e12, 256, 0.5e-6, 1536, 24, 65536, 100 << 10),
 }
 
 
@@ -61,6 +71,7 @@ class Kernel:
     shared: int
     # Of the longest innermost loop.
     loop: int
+    loop_hmma: int
     loads: dict
 
 
@@ -149,6 +160,7 @@ def examine(source, arch, shared):
         hmma=names.count("HMMA"),
         shared=shared,
         loop=end - first,
+        loop_hmma=names[first:end].count("HMMA"),
         loads=dict(sorted(loads.items())),
     )
 
@@ -168,15 +180,18 @@ def waves(launch, kernel, card):
 
 
 def estimate(launch, kernel, card):
-    """Seconds of memory, issue and latency for one launch."""
+    """Seconds of each limit for one launch."""
     memory = launch["bytes"] / card.bandwidth
     latency = launch["rounds"] * waves(launch, kernel, card) * card.latency
-    issue = 0.0
+    issue = cache = matrix = 0.0
     if launch["product"]:
         thread = kernel.instructions + kernel.loop * (launch["rounds"] - 1)
         cubes = math.ceil(launch["cubes"] / card.multiprocessors)
-        issue = cubes * math.ceil(launch["threads"] / 32) * thread / 4 / card.hertz
-    return {"memory": memory, "issue": issue, "latency": latency}
+        planes = cubes * math.ceil(launch["threads"] / 32)
+        issue = planes * thread / 4 / card.hertz
+        cache = launch["cubes"] * launch["product"]["cube_bytes"] / card.cache
+        matrix = planes * kernel.loop_hmma * launch["rounds"] * HMMA / card.matrix / card.hertz
+    return {"memory": memory, "cache": cache, "issue": issue, "matrix": matrix, "latency": latency}
 
 
 def step_report(step, kernels):
@@ -283,13 +298,13 @@ def print_products(rows):
 def print_steps(reports):
     print("Steps: the times are estimates by the model in report.py, not measurements.\n")
     head = ["network", "format", "step", "launches", "a layer", "MB moved"]
-    head += [f"{name}: estimate, ms ({', '.join(['memory', 'issue', 'latency', 'launch'])})" for name in CARDS]
+    head += [f"{name}: estimate, ms ({', '.join(LIMITS)})" for name in CARDS]
     rows = []
     for report in reports:
         row = [report["network"], report["format"], report["step"], report["launches"], report["launches_per_layer"]]
         row.append(f"{report['bytes'] / 1e6:.0f}")
         for card in report["cards"].values():
-            parts = [card["by"].get(limit, 0) * 1e3 for limit in ("memory", "issue", "latency", "launch")]
+            parts = [card["by"].get(limit, 0) * 1e3 for limit in LIMITS]
             row.append(f"{card['seconds'] * 1e3:.2f} ({', '.join(f'{part:.2f}' for part in parts)})")
         rows.append(row)
     table(head, rows)

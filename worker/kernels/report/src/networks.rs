@@ -47,9 +47,10 @@ pub(crate) const TYPES: [GgmlType; 4] = [GgmlType::Q4_0, GgmlType::Q4_K, GgmlTyp
 /// Positions of each sequence before the step. From 512 on, attention takes two launches.
 pub(crate) const CONTEXT: usize = 500;
 
-pub(crate) const STEPS: [(&str, Step); 4] = [
+pub(crate) const STEPS: [(&str, Step); 5] = [
     ("decode 1", Step::Decode { rows: 1 }),
     ("decode 8", Step::Decode { rows: 8 }),
     ("decode 32", Step::Decode { rows: 32 }),
+    ("decode 128", Step::Decode { rows: 128 }),
     ("prefill 512", Step::Prefill { rows: 512 }),
 ];

@@ -104,17 +104,20 @@ pub(crate) struct Product {
     rows: usize,
     /// Weights that a thread reads in an iteration of the kernel's loop.
     weights: usize,
+    /// Bytes that a cube reads.
+    cube_bytes: usize,
 }
 
 impl From<matmul::Product> for Product {
     fn from(product: matmul::Product) -> Self {
-        let matmul::Product { spec, rows, weights, .. } = product;
-        Self { format: spec.dtype.name(), outputs: spec.outputs, inputs: spec.inputs, rows, weights }
+        let matmul::Product { spec, rows, weights, cube_bytes, .. } = product;
+        let MatrixSpec { outputs, inputs, .. } = spec;
+        Self { format: spec.dtype.name(), outputs, inputs, rows, weights, cube_bytes }
     }
 }
 
 /// What is computed in the same launch as a product.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 enum Around {
     Norm,
     NormAndGate,
@@ -245,15 +248,15 @@ impl StepRecorder {
         let (gamma, residual) = (self.floats(&[spec.inputs]), self.floats(&[rows, spec.outputs]));
         let product = Matmul::new(&weight, spec, Precision::Exact);
         let norm = Some((&gamma, 1e-5));
-        match around {
+        let product = match around {
             Around::Norm => Matmul { norm, ..product },
             Around::NormAndGate => Matmul { norm, activation: Some(Activation::Silu), ..product },
             Around::Residual => Matmul { residual: Some(&residual), ..product },
-        }
-        .launch(x);
+        };
+        product.launch(x);
         let layout = self.layout(spec);
         let bytes = 4 * (pack::words(spec, layout) + rows * (spec.inputs + spec.outputs));
-        self.collect(launches, operation, count, bytes, Work::Product(Matmul::product(spec, rows, layout, around == Around::NormAndGate)))
+        self.collect(launches, operation, count, bytes, Work::Product(product.product(rows, layout)))
     }
 
     fn floats(&self, shape: &[usize]) -> CubeTensor {
@@ -283,8 +286,8 @@ impl StepRecorder {
         )
     }
 
-    /// Appends what was launched since the last call. An operation with several launches does its work
-    /// in that with the most cubes.
+    /// Appends what was launched since the last call. Of several launches, a product's last does its work, and that of
+    /// another operation with the most cubes.
     fn collect(
         &mut self,
         launches: &mut Vec<Launch>,
@@ -294,25 +297,28 @@ impl StepRecorder {
         work: Work,
     ) -> Result<(), CompilationError> {
         let recorded = self.recorder.take(&self.client);
-        let largest = recorded.iter().enumerate().max_by_key(|(_, launch)| launch.cubes).map(|(at, _)| at);
+        let main = match work {
+            Work::Product(_) => recorded.len().checked_sub(1),
+            Work::Rounds(_) => {
+                recorded.iter().enumerate().max_by_key(|(_, launch)| launch.cubes).map(|(at, _)| at)
+            }
+        };
         for (at, launch) in recorded.iter().enumerate() {
-            let main = largest == Some(at);
+            let (bytes, rounds, product) = match work {
+                Work::Rounds(rounds) if main == Some(at) => (bytes, rounds, None),
+                Work::Product(product) if main == Some(at) => (bytes, product.iterations, Some(product.into())),
+                Work::Product(product) => (product.prepared_bytes, 1, None),
+                Work::Rounds(_) => (0, 1, None),
+            };
             launches.push(Launch {
                 operation,
                 kernel: self.kernel(launch)?,
                 count,
                 cubes: launch.cubes,
                 threads: launch.threads(),
-                bytes: if main { bytes as u64 } else { 0 },
-                rounds: match work {
-                    Work::Rounds(rounds) if main => rounds,
-                    Work::Product(product) if main => product.iterations,
-                    _ => 1,
-                },
-                product: match work {
-                    Work::Product(product) if main => Some(product.into()),
-                    _ => None,
-                },
+                bytes: bytes as u64,
+                rounds,
+                product,
             });
         }
         Ok(())

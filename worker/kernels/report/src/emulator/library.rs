@@ -28,7 +28,7 @@ impl Library {
         std::fs::write(&from, translated(source)).expect("a file in a temporary folder");
         let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
         let options =
-            ["-std=c++20", "-O1", "-w", "-fno-strict-aliasing", "-ffp-contract=off", "-mf16c", "-mfma", "-shared", "-fPIC"];
+            ["-std=c++20", "-O0", "-w", "-fno-strict-aliasing", "-ffp-contract=off", "-mf16c", "-mfma", "-shared", "-fPIC"];
         let run = Command::new(&compiler).args(options).arg(&from).arg("-o").arg(&to).output();
         let output = run.unwrap_or_else(|error| panic!("no C++ compiler ({compiler}: {error})"));
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

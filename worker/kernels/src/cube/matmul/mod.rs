@@ -41,6 +41,10 @@ pub(crate) struct Product {
     pub(crate) weights: usize,
     /// Number of iterations.
     pub(crate) iterations: usize,
+    /// Bytes that a cube reads.
+    pub(crate) cube_bytes: usize,
+    /// Bytes that are read or written before the product, in a launch of its own.
+    pub(crate) prepared_bytes: usize,
 }
 
 /// A product, except for the rows.
@@ -83,11 +87,7 @@ impl<'a> Matmul<'a> {
         if rows == 0 || outputs == 0 {
             return out;
         }
-        let epilogue = match (self.activation, self.residual) {
-            (Some(activation), _) => Epilogue::Gate(activation),
-            (None, Some(_)) => Epilogue::Add,
-            (None, None) => Epilogue::Store,
-        };
+        let epilogue = self.epilogue();
         let padded = 4 * pack::units(dtype, inputs) * unit_vectors(dtype);
         let layout = Layout::of(x.client.properties(), self.spec);
         let (quants, scales) = pack::buffers(self.weight, self.spec, layout);
@@ -142,24 +142,31 @@ impl<'a> Matmul<'a> {
         }
     }
 
-    /// How `rows` rows are multiplied with a matrix.
+    /// How `rows` rows are multiplied with the matrix.
     #[cfg(feature = "report")]
-    pub(crate) fn product(spec: MatrixSpec, rows: usize, layout: Layout, gated: bool) -> Product {
+    pub(crate) fn product(&self, rows: usize, layout: Layout) -> Product {
+        let spec = self.spec;
         if layout == Layout::Tiles {
-            return matrix_units::product(spec, rows, gated);
+            return matrix_units::product(spec, rows, self.norm.is_some(), self.epilogue());
         }
-        let MatrixSpec { dtype, inputs, .. } = spec;
-        let variant = Variant {
-            dtype,
-            norm: false,
-            epilogue: Epilogue::Store,
-            tile: Tile::new(dtype, rows, spec.outputs),
-        };
+        let tile = Tile::new(spec.dtype, rows, spec.outputs);
+        let variant = Variant { dtype: spec.dtype, norm: self.norm.is_some(), epilogue: self.epilogue(), tile };
+        let weights = THREADS / variant::LANES * tile.outputs * spec.row_bytes();
         Product {
             spec,
-            rows: variant.tile.rows,
-            weights: 4 * variant.step_vectors() / variant::LANES * variant.tile.outputs,
-            iterations: inputs.div_ceil(4 * variant.step_vectors()),
+            rows: tile.rows,
+            weights: 4 * variant.step_vectors() / variant::LANES * tile.outputs,
+            iterations: spec.inputs.div_ceil(4 * variant.step_vectors()),
+            cube_bytes: weights + 4 * (tile.rows + usize::from(variant.norm)) * spec.inputs,
+            prepared_bytes: 0,
+        }
+    }
+
+    fn epilogue(&self) -> Epilogue {
+        match (self.activation, self.residual) {
+            (Some(activation), _) => Epilogue::Gate(activation),
+            (None, Some(_)) => Epilogue::Add,
+            (None, None) => Epilogue::Store,
         }
     }
 }

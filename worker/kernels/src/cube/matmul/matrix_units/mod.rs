@@ -117,10 +117,9 @@ impl Matmul<'_> {
 
 /// How a plane of `rows` rows goes through its matrix.
 #[cfg(feature = "report")]
-pub(super) fn product(spec: MatrixSpec, rows: usize, gated: bool) -> super::Product {
-    let epilogue = if gated { Epilogue::Gate(crate::types::Activation::Silu) } else { Epilogue::Store };
-    let shape = Shape::new(rows, gated);
-    let variant = Variant { dtype: spec.dtype, norm: false, exact: true, epilogue, shape };
+pub(super) fn product(spec: MatrixSpec, rows: usize, norm: bool, epilogue: Epilogue) -> super::Product {
+    let shape = Shape::new(rows, matches!(epilogue, Epilogue::Gate(_)));
+    let variant = Variant { dtype: spec.dtype, norm, exact: true, epilogue, shape };
     let groups = pack::units(spec.dtype, spec.inputs).div_ceil(GROUP);
     let planes = if shape.divided { variant::PARTS } else { 1 };
     super::Product {
@@ -128,5 +127,8 @@ pub(super) fn product(spec: MatrixSpec, rows: usize, gated: bool) -> super::Prod
         rows: rows.min(shape.rows()),
         weights: variant.batch_weights(),
         iterations: groups.div_ceil(planes).div_ceil(variant.batch()),
+        cube_bytes: variant.cube_bytes(spec),
+        // Rows are read, and their fragments written.
+        prepared_bytes: if shape.own_rows == 0 { 8 * rows * spec.inputs } else { 0 },
     }
 }

@@ -14,7 +14,7 @@ use crate::ggml::GgmlType;
 /// Rows that an instruction multiplies with a tile.
 pub(super) const COLUMNS: usize = 8;
 /// Threads that sum a row's squares. The order of the sum depends on it.
-pub(super) const THREADS: usize = 128;
+pub(super) const THREADS: usize = 256;
 /// The largest exponent of a number of a scaled row: the largest f16 is below 2^16.
 const EXPONENT: u32 = 14;
 
@@ -58,7 +58,7 @@ fn share(
     found
 }
 
-/// Scales of `rows` rows from `first` on, of `all`; each plane finds those of every fourth row. All threads of a cube call
+/// Scales of `rows` rows from `first` on, of `all`; each plane finds those of some rows. All threads of a cube call
 /// it, and wait for each other before they read `scales`: before, after, for each row.
 #[allow(clippy::too_many_arguments)]
 #[cube]

@@ -5,6 +5,8 @@ use super::rows::COLUMNS;
 use super::weights::{side_words, steps};
 use crate::cube::matmul::variant::Epilogue;
 use crate::ggml::GgmlType;
+#[cfg(feature = "report")]
+use crate::types::MatrixSpec;
 
 /// Parts into which the inputs are divided. Each is summed for itself, and then the parts in order.
 pub(super) const PARTS: usize = 4;
@@ -25,23 +27,18 @@ pub(crate) struct Shape {
 }
 
 impl Shape {
-    /// Few rows need many cubes, to have many loads in flight. With more, a cube has more outputs, so that the rows are
-    /// read less often.
+    /// Few rows need many planes, to have many loads in flight: each part has its own. With more rows, a cube has more
+    /// outputs, so that the rows are read less often.
     pub(super) fn new(rows: usize, gated: bool) -> Self {
-        let few = Self {
-            planes: 1,
-            divided: true,
-            tiles: if gated { 2 } else { 1 },
-            eights: 1,
-            own_rows: rows.next_power_of_two(),
-        };
+        let tiles = if gated { 2 } else { 1 };
+        let few = Self { planes: 2, divided: true, tiles, eights: 1, own_rows: 0 };
         match rows {
-            0..=4 => few,
-            5..=8 => Self { own_rows: 0, ..few },
-            9..=16 => Self { tiles: 2, eights: 2, own_rows: 0, ..few },
-            17..=64 => Self { tiles: 2, eights: 4, own_rows: 0, ..few },
-            65..=256 => Self { planes: 2, tiles: 2, eights: 4, own_rows: 0, ..few },
-            _ => Self { planes: 8, divided: false, tiles: 2, eights: 8, own_rows: 0 },
+            0..=4 => Self { own_rows: rows.next_power_of_two(), ..few },
+            5..=8 => few,
+            9..=16 => Self { tiles: 2, eights: 2, ..few },
+            17..=64 => Self { tiles: 2, eights: 4, ..few },
+            65..=256 => Self { planes: 8, divided: false, eights: 4, ..few },
+            _ => Self { planes: 8, divided: false, tiles: 2, eights: 8, ..few },
         }
     }
 
@@ -107,8 +104,39 @@ impl Variant {
         8 * self.batch() * steps(self.dtype) * self.shape.tiles
     }
 
+    /// Bytes that a cube reads.
+    #[cfg(feature = "report")]
+    pub(super) fn cube_bytes(&self, spec: MatrixSpec) -> usize {
+        let weights = TILE * self.shape.tiles * self.shape.planes * spec.row_bytes();
+        let numbers = match self.shape.own_rows {
+            0 => self.shape.rows() * spec.inputs,
+            own => (own + usize::from(self.norm)) * spec.inputs,
+        };
+        weights + 4 * numbers
+    }
+
     /// Fragments that a plane makes of its own rows for a group.
     pub(super) fn own_fragments(&self) -> usize {
         4 * self.shape.own_rows * steps(self.dtype)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::rows;
+    use super::*;
+
+    #[test]
+    fn a_shape_has_room_for_its_rows_and_gates() {
+        for rows in 1..2000 {
+            for gated in [false, true] {
+                let shape = Shape::new(rows, gated);
+                assert!(!gated || shape.tiles == 2, "{rows}: gate and up are a plane's tiles");
+                assert!(shape.threads() <= 256, "{rows}");
+                // Squares are summed in the same order wherever that is done.
+                assert!(shape.own_rows == 0 || shape.threads() == rows::THREADS, "{rows}");
+                assert!(shape.own_rows == 0 || shape.own_rows >= rows, "{rows}");
+            }
+        }
     }
 }
