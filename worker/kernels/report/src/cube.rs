@@ -16,5 +16,5 @@ pub(crate) mod pack;
 mod rms_norm;
 #[path = "../../src/cube/rotary.rs"]
 pub(crate) mod rotary;
-#[path = "../../src/cube/sample.rs"]
+#[path = "../../src/cube/sample/mod.rs"]
 pub(crate) mod sample;

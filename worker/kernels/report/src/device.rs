@@ -73,8 +73,11 @@ fn utilities<W: Work>() -> ServerUtilities {
         max_vector_size: VectorSize::MAX,
         cube_mma_reserved_shared_memory: 0,
     };
-    let identity =
-        DeviceIdentity { name: "simulation".to_owned(), fingerprint: "simulation".to_owned(), physical: None };
+    let identity = DeviceIdentity {
+        name: "simulation".to_owned(),
+        fingerprint: "simulation".to_owned(),
+        physical: None,
+    };
     let memory = MemoryDeviceProperties::new(u64::from(u32::MAX), 512);
     let mut properties =
         DeviceProperties::new(Default::default(), memory, hardware, TimingMethod::System, identity);

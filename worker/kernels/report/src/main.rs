@@ -51,7 +51,8 @@ struct Step {
 
 fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);
-    let folder = PathBuf::from(arguments.next().context("usage: emberline-kernels-report FOLDER [NETWORK [FORMAT]]")?);
+    let folder =
+        PathBuf::from(arguments.next().context("usage: emberline-kernels-report FOLDER [NETWORK [FORMAT]]")?);
     let (only_network, only_format) = (arguments.next(), arguments.next());
     let is_asked = |only: &Option<String>, name: &str| only.as_ref().is_none_or(|only| only == name);
     std::fs::create_dir_all(&folder)?;

@@ -2,6 +2,7 @@
 
 use crate::ggml::GgmlType;
 use crate::step::{NetworkShape, Step};
+use crate::types::SamplingStages;
 
 pub(crate) const NETWORKS: [(&str, NetworkShape); 3] = [
     (
@@ -47,10 +48,14 @@ pub(crate) const TYPES: [GgmlType; 4] = [GgmlType::Q4_0, GgmlType::Q4_K, GgmlTyp
 /// Positions of each sequence before the step. From 512 on, attention takes two launches.
 pub(crate) const CONTEXT: usize = 500;
 
-pub(crate) const STEPS: [(&str, Step); 5] = [
-    ("decode 1", Step::Decode { rows: 1 }),
-    ("decode 8", Step::Decode { rows: 8 }),
-    ("decode 32", Step::Decode { rows: 32 }),
-    ("decode 128", Step::Decode { rows: 128 }),
+const GREEDY: SamplingStages = SamplingStages { draw: false, top_k: false, top_p: false };
+const FILTERED: SamplingStages = SamplingStages { draw: true, top_k: true, top_p: true };
+
+pub(crate) const STEPS: [(&str, Step); 6] = [
+    ("decode 1", Step::Decode { rows: 1, stages: GREEDY }),
+    ("decode 8", Step::Decode { rows: 8, stages: GREEDY }),
+    ("decode 32", Step::Decode { rows: 32, stages: GREEDY }),
+    ("decode 32, top-k and top-p", Step::Decode { rows: 32, stages: FILTERED }),
+    ("decode 128", Step::Decode { rows: 128, stages: GREEDY }),
     ("prefill 512", Step::Prefill { rows: 512 }),
 ];

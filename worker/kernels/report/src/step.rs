@@ -16,10 +16,12 @@ use crate::cube::attention::{self, AttentionInputs};
 use crate::cube::matmul::matrix_units::Layout;
 use crate::cube::matmul::{self, Matmul};
 use crate::cube::{embedding, pack, rotary, sample};
-use crate::ggml::GgmlType;
 use crate::device::DEVICE;
+use crate::ggml::GgmlType;
 use crate::recorder::{KernelSource, RecordedLaunch, Recorder};
-use crate::types::{Activation, BLOCK_SIZE, HeadShape, MatrixSpec, Precision, SAMPLE_WORDS, TILE_ROWS};
+use crate::types::{
+    Activation, BLOCK_SIZE, HeadShape, MatrixSpec, Precision, SAMPLE_WORDS, SamplingStages, TILE_ROWS,
+};
 
 /// A network's dimensions.
 #[derive(Debug, Clone, Copy)]
@@ -62,6 +64,8 @@ pub(crate) enum Step {
     Decode {
         /// Number of sequences.
         rows: usize,
+        /// What sampling takes besides the largest logits.
+        stages: SamplingStages,
     },
     /// `rows` consecutive tokens of one sequence, and a sample after the last.
     Prefill {
@@ -165,9 +169,9 @@ impl StepRecorder {
         step: Step,
         context: usize,
     ) -> Result<Vec<Launch>, CompilationError> {
-        let (rows, sequences) = match step {
-            Step::Decode { rows } => (rows, rows),
-            Step::Prefill { rows } => (rows, 1),
+        let (rows, sequences, stages) = match step {
+            Step::Decode { rows, stages } => (rows, rows, stages),
+            Step::Prefill { rows } => (rows, 1, SamplingStages::default()),
         };
         let NetworkShape { hidden, layers, feed_forward, vocabulary, .. } = shape;
         let heads = shape.heads();
@@ -187,9 +191,10 @@ impl StepRecorder {
         self.product(&mut launches, "gate, up", layers, rows, spec, Around::NormAndGate)?;
         self.product(&mut launches, "down", layers, rows, matrix(hidden, feed_forward), Around::Residual)?;
         self.product(&mut launches, "head", 1, sequences, table, Around::Norm)?;
-        sample::sample(self.floats(&[sequences, vocabulary]), self.words(&[sequences, SAMPLE_WORDS]));
+        let samples = self.words(&[sequences, SAMPLE_WORDS]);
+        sample::sample(self.floats(&[sequences, vocabulary]), samples, stages);
         let bytes = 4 * sequences * vocabulary;
-        self.collect(&mut launches, "sample", 1, bytes, Work::Rounds(sample::rounds(vocabulary)))?;
+        self.collect(&mut launches, "sample", 1, bytes, Work::Rounds(sample::ROUNDS))?;
         Ok(launches)
     }
 
@@ -203,7 +208,7 @@ impl StepRecorder {
         layers: usize,
     ) -> Result<(), CompilationError> {
         let (rows, sequences, tiles) = match step {
-            Step::Decode { rows } => (rows, rows, rows),
+            Step::Decode { rows, .. } => (rows, rows, rows),
             Step::Prefill { rows } => (rows, 1, rows.div_ceil(TILE_ROWS)),
         };
         let (queries, keys) = (heads.query_width(), heads.kv_width());
@@ -286,8 +291,8 @@ impl StepRecorder {
         )
     }
 
-    /// Appends what was launched since the last call. Of several launches, a product's last does its work, and that of
-    /// another operation with the most cubes.
+    /// Appends what was launched since the last call. Of several launches, a product's last does its work; of another
+    /// operation those with the most cubes, each all of it.
     fn collect(
         &mut self,
         launches: &mut Vec<Launch>,
@@ -297,18 +302,15 @@ impl StepRecorder {
         work: Work,
     ) -> Result<(), CompilationError> {
         let recorded = self.recorder.take(&self.client);
-        let main = match work {
-            Work::Product(_) => recorded.len().checked_sub(1),
-            Work::Rounds(_) => {
-                recorded.iter().enumerate().max_by_key(|(_, launch)| launch.cubes).map(|(at, _)| at)
-            }
-        };
+        let most = recorded.iter().map(|launch| launch.cubes).max();
         for (at, launch) in recorded.iter().enumerate() {
             let (bytes, rounds, product) = match work {
-                Work::Rounds(rounds) if main == Some(at) => (bytes, rounds, None),
-                Work::Product(product) if main == Some(at) => (bytes, product.iterations, Some(product.into())),
-                Work::Product(product) => (product.prepared_bytes, 1, None),
+                Work::Rounds(rounds) if most == Some(launch.cubes) => (bytes, rounds, None),
                 Work::Rounds(_) => (0, 1, None),
+                Work::Product(product) if at + 1 == recorded.len() => {
+                    (bytes, product.iterations, Some(product.into()))
+                }
+                Work::Product(product) => (product.prepared_bytes, 1, None),
             };
             launches.push(Launch {
                 operation,

@@ -6,11 +6,14 @@ mod heads;
 mod matrix_spec;
 #[path = "../../src/types/precision.rs"]
 mod precision;
+#[path = "../../src/types/sampling.rs"]
+mod sampling;
 #[path = "../../src/types/sizes.rs"]
 mod sizes;
 
 pub use heads::{Activation, HeadShape};
 pub use matrix_spec::MatrixSpec;
 pub use precision::Precision;
+pub(crate) use sampling::SamplingStages;
 pub use sizes::BLOCK_SIZE;
 pub(crate) use sizes::{BUFFER_ALIGNMENT, SAMPLE_WORDS, TILE_ROWS};

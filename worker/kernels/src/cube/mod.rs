@@ -24,7 +24,7 @@ use burn::tensor::{Device, Int, IntDType, Tensor, TensorData};
 
 use self::matmul::Matmul;
 use self::matmul::matrix_units::Layout;
-use crate::types::{Activation, HeadShape, KernelOps, MatrixSpec, Precision, SamplingOps};
+use crate::types::{Activation, HeadShape, KernelOps, MatrixSpec, Precision, SamplingOps, SamplingStages};
 
 pub(crate) use self::bandwidth::copy_bandwidth;
 
@@ -160,7 +160,7 @@ impl KernelOps for CubeBackend {
 }
 
 impl SamplingOps for CubeBackend {
-    fn sample(logits: CubeTensor, samples: CubeTensor) -> CubeTensor {
-        sample::sample(logits, words(samples))
+    fn sample(logits: CubeTensor, samples: CubeTensor, stages: SamplingStages) -> CubeTensor {
+        sample::sample(logits, words(samples), stages)
     }
 }

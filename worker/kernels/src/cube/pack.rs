@@ -187,7 +187,8 @@ mod tests {
             for outputs in [1, 48, 3 * ROWS_OF_A_TASK + 5] {
                 let spec = MatrixSpec { dtype, outputs, inputs: 512 };
                 let blocks = vec![0; spec.outputs * spec.row_bytes()];
-                let layouts = if outputs == 48 { vec![Layout::Rows, Layout::Tiles] } else { vec![Layout::Rows] };
+                let layouts =
+                    if outputs == 48 { vec![Layout::Rows, Layout::Tiles] } else { vec![Layout::Rows] };
                 for layout in layouts {
                     let bytes = 4 * pack(spec, &blocks, layout).len() as u64;
                     let (rows, padding) = packed_size(spec, layout);

@@ -10,12 +10,12 @@ use burn::backend::{Dispatch, DispatchDevice};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::reference;
-#[cfg(feature = "gpu")]
-use crate::types::SamplingOps;
 use crate::types::{
     Activation, HeadShape, KernelOps, KvBlocks, Matrix, MatrixData, MatrixPart, RowSample, SamplingParams,
     StepRows, StepSamples,
 };
+#[cfg(feature = "gpu")]
+use crate::types::{SamplingOps, SamplingStages};
 
 pub use bandwidth::copy_bandwidth;
 
@@ -222,8 +222,10 @@ pub fn sample(logits: Tensor<2>, params: &[SamplingParams]) -> Tensor<1, Int> {
 pub fn sample_rows(logits: Tensor<2>, samples: &StepSamples) -> Tensor<1, Int> {
     #[cfg(feature = "gpu")]
     if let DispatchDevice::Cube(_) = logits.device().as_dispatch() {
+        let params = samples.samples.iter().map(|sample| &sample.params);
+        let stages = SamplingStages::of(params, logits.dims()[1]);
         let table = samples.table.clone().into_dispatch();
-        return Tensor::from_dispatch(Dispatch::sample(logits.into_dispatch(), table));
+        return Tensor::from_dispatch(Dispatch::sample(logits.into_dispatch(), table, stages));
     }
     let rows: Vec<i32> = samples.samples.iter().map(|sample| sample.row as i32).collect();
     let params: Vec<SamplingParams> = samples.samples.iter().map(|sample| sample.params).collect();

@@ -14,6 +14,8 @@ use burn::backend::{Backend, backend_extension};
 use super::heads::{Activation, HeadShape};
 use super::matrix::Precision;
 use super::matrix_spec::MatrixSpec;
+#[cfg(feature = "gpu")]
+use super::sampling::SamplingStages;
 
 /// The operations of a layer, on the CPU and on GPUs.
 #[cfg_attr(feature = "gpu", backend_extension(Flex, Cube))]
@@ -92,6 +94,7 @@ pub(crate) trait KernelOps: Backend {
 #[cfg(feature = "gpu")]
 #[backend_extension(Cube)]
 pub(crate) trait SamplingOps: Backend {
-    /// `samples` is the table of [`crate::StepSamples`].
-    fn sample(logits: FloatTensor<Self>, samples: IntTensor<Self>) -> IntTensor<Self>;
+    /// `samples` is the table of [`crate::StepSamples`], which needs no stages but these.
+    fn sample(logits: FloatTensor<Self>, samples: IntTensor<Self>, stages: SamplingStages)
+    -> IntTensor<Self>;
 }

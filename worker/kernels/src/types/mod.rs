@@ -24,6 +24,8 @@ pub use matrix_spec::{MatrixError, MatrixSpec};
 pub use precision::Precision;
 pub use rows::{RowSample, RowSpan, Step, StepInput, StepRows, StepSamples};
 pub use sampling::SamplingParams;
+#[cfg(feature = "gpu")]
+pub(crate) use sampling::SamplingStages;
 pub use sizes::BLOCK_SIZE;
 #[cfg(feature = "gpu")]
 pub(crate) use sizes::{BUFFER_ALIGNMENT, SAMPLE_WORDS, TILE_ROWS};

@@ -16,3 +16,51 @@ pub struct SamplingParams {
     /// The uniform random number in [0, 1) that the token is drawn with.
     pub random: f32,
 }
+
+/// What a step's samples need besides the largest logits.
+#[cfg(feature = "gpu")]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct SamplingStages {
+    /// Whether a token is drawn, and not the most probable one taken.
+    pub(crate) draw: bool,
+    pub(crate) top_k: bool,
+    pub(crate) top_p: bool,
+}
+
+#[cfg(feature = "gpu")]
+impl SamplingStages {
+    /// The stages that at least one of `params` needs, with rows of `vocabulary` logits.
+    pub(crate) fn of<'a>(params: impl IntoIterator<Item = &'a SamplingParams>, vocabulary: usize) -> Self {
+        let drawn = params.into_iter().filter(|params| params.temperature > 0.0);
+        drawn.fold(Self::default(), |stages, params| Self {
+            draw: true,
+            top_k: stages.top_k || (1..vocabulary).contains(&(params.top_k as usize)),
+            top_p: stages.top_p || params.top_p < 1.0,
+        })
+    }
+}
+
+#[cfg(all(test, feature = "gpu"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_needs_the_stages_of_its_samples() {
+        let greedy = SamplingParams { temperature: 0.0, top_k: 5, top_p: 0.5, min_p: 0.1, random: 0.5 };
+        let plain = SamplingParams { temperature: 1.0, top_k: 0, top_p: 1.0, ..greedy };
+        let top_k = SamplingParams { top_k: 99, ..plain };
+        let top_p = SamplingParams { top_p: 0.9, ..plain };
+        let stages = |params: &[SamplingParams]| {
+            let SamplingStages { draw, top_k, top_p } = SamplingStages::of(params, 100);
+            [draw, top_k, top_p]
+        };
+        assert_eq!(stages(&[]), [false, false, false]);
+        assert_eq!(stages(&[greedy, greedy]), [false, false, false]);
+        assert_eq!(stages(&[greedy, plain]), [true, false, false]);
+        assert_eq!(stages(&[top_k, greedy]), [true, true, false]);
+        assert_eq!(stages(&[top_p, plain]), [true, false, true]);
+        assert_eq!(stages(&[top_p, plain, top_k]), [true, true, true]);
+        // All are kept.
+        assert_eq!(stages(&[SamplingParams { top_k: 100, ..plain }]), [true, false, false]);
+    }
+}

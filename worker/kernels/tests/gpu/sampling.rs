@@ -121,3 +121,110 @@ fn a_row_is_sampled_the_same_alone_or_batched() {
         assert_eq!(alone, all[row..=row]);
     }
 }
+
+/// The tokens that the filters keep, by id, each with its probability in units of 2^-31.
+///
+/// The arithmetic is that of the kernels, with a sort in place of the search by digits: by logit, and of equal
+/// ones the lowest id first.
+fn kept(row: &[f32], params: SamplingParams) -> Vec<(usize, u32)> {
+    let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let weights: Vec<f32> = row.iter().map(|logit| ((logit - largest) / params.temperature).exp()).collect();
+    let unit = (2f64.powi(31) / weights.iter().copied().map(f64::from).sum::<f64>()) as f32;
+    let mass = |id: usize| (weights[id].mul_add(unit, 0.5) as u32) * u32::from(weights[id] >= params.min_p);
+    let mut kept: Vec<(usize, u32)> =
+        (0..row.len()).map(|id| (id, mass(id))).filter(|(_, mass)| *mass > 0).collect();
+    kept.sort_by(|(a, _), (b, _)| row[*b].total_cmp(&row[*a]).then(a.cmp(b)));
+    if params.top_k > 0 {
+        kept.truncate(params.top_k as usize);
+    }
+    if params.top_p < 1.0 {
+        let all: u32 = kept.iter().map(|(_, mass)| mass).sum();
+        let wanted = ((all as f32 * params.top_p) as u32).max(1);
+        let before = kept.iter().scan(0, |sum, (_, mass)| Some(std::mem::replace(sum, *sum + mass)));
+        let count = before.take_while(|before| *before < wanted).count();
+        kept.truncate(count);
+    }
+    kept.sort_unstable();
+    kept
+}
+
+/// The first id whose cumulative probability exceeds the random share of the total.
+fn drawn(kept: &[(usize, u32)], random: f32) -> usize {
+    let all: u32 = kept.iter().map(|(_, mass)| mass).sum();
+    let target = ((all as f32 * random) as u32).min(all - 1);
+    let mut sums = kept.iter().scan(0, |sum, (id, mass)| {
+        *sum += mass;
+        Some((*id, *sum))
+    });
+    sums.find(|(_, sum)| *sum > target).unwrap().0
+}
+
+/// Whether `token` can be drawn if exponentials and sums are rounded a little differently.
+fn is_near(row: &[f32], params: SamplingParams, token: usize) -> bool {
+    const NEAR: f32 = 1e-5;
+    let near = [-NEAR, 0.0, NEAR];
+    near.iter().flat_map(|p| near.map(|m| (p, m))).any(|(p, m)| {
+        let top_p = if params.top_p < 1.0 { params.top_p + p } else { params.top_p };
+        let kept = kept(row, SamplingParams { top_p, min_p: params.min_p * (1.0 + m), ..params });
+        let ends = [-NEAR, NEAR].map(|r| drawn(&kept, (params.random + r).clamp(0.0, 1.0)));
+        kept.iter().any(|(id, _)| *id == token) && (ends[0]..=ends[1]).contains(&token)
+    })
+}
+
+/// A row of one of many kinds: spread, with many ties, flat, with tokens that are not allowed.
+fn row(random: &mut Random, vocabulary: usize, kind: usize) -> Vec<f32> {
+    let number = |random: &mut Random| match kind {
+        0 => 8.0 * random.number(),
+        1 => (4.0 * random.number()).round(),
+        2 => 0.25,
+        3 if random.below(3) > 0 => f32::NEG_INFINITY,
+        _ => 30.0 * random.number().powi(3),
+    };
+    let mut row: Vec<f32> = (0..vocabulary).map(|_| number(random)).collect();
+    row[random.below(vocabulary)] = 8.0;
+    row
+}
+
+#[test]
+fn tokens_are_those_of_a_plain_sampler_whatever_the_vocabulary_and_the_filters() {
+    const SAMPLES: usize = 8;
+    let mut random = Random::new(24);
+    let (mut same, mut count) = (0, 0);
+    let sizes = [1, 2, 5, 255, 256, 257, 4095, 4096, 4097, 8192, 12_289, 49_152, 130_000];
+    let sizes = sizes.into_iter().chain((0..12).map(|_| 1 + random.below(20_000))).collect::<Vec<_>>();
+    for vocabulary in sizes {
+        let kind = random.below(5);
+        let rows: Vec<Vec<f32>> =
+            (0..SAMPLES).map(|i| row(&mut random, vocabulary, (kind + i) % 5)).collect();
+        let mut params = || SamplingParams {
+            temperature: [0.3, 0.8, 1.0, 1.7][random.below(4)],
+            top_k: [0, 0, 1, 2, 1 + random.below(100) as u32, 1 + random.below(vocabulary) as u32]
+                [random.below(6)],
+            top_p: [1.0, 1.0, 0.0, 0.1, 0.9, random.number().abs()][random.below(6)],
+            min_p: [0.0, 0.0, 0.05, 0.5][random.below(4)],
+            random: random.number().abs(),
+        };
+        let params: [SamplingParams; SAMPLES] = std::array::from_fn(|_| params());
+        let tokens = sampled(both(rows.concat(), [SAMPLES, vocabulary]).0, &params);
+        for ((row, params), token) in rows.iter().zip(params).zip(tokens) {
+            let token = usize::try_from(token).unwrap();
+            let expected = drawn(&kept(row, params), params.random);
+            assert!(
+                token == expected || is_near(row, params, token),
+                "{token} instead of {expected} of {vocabulary} with {params:?}"
+            );
+            same += usize::from(token == expected);
+            count += 1;
+        }
+    }
+    println!("{same} of {count} the same");
+    // A random number next to a boundary between two tokens may fall to either side.
+    assert!(20 * same >= 19 * count, "{same} of {count} tokens are the plain sampler's");
+}
+
+#[test]
+fn without_a_probable_token_the_first_is_taken() {
+    let logits = vec![f32::NEG_INFINITY; 5000];
+    let params = SamplingParams { temperature: 1.0, top_k: 3, top_p: 0.5, random: 0.7, ..GREEDY };
+    assert_eq!(sampled(both(logits, [1, 5000]).0, &[params]), [0]);
+}

@@ -27,8 +27,17 @@ impl Library {
         let (from, to) = (folder.path().join("kernel.cpp"), folder.path().join("kernel.so"));
         std::fs::write(&from, translated(source)).expect("a file in a temporary folder");
         let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
-        let options =
-            ["-std=c++20", "-O0", "-w", "-fno-strict-aliasing", "-ffp-contract=off", "-mf16c", "-mfma", "-shared", "-fPIC"];
+        let options = [
+            "-std=c++20",
+            "-O0",
+            "-w",
+            "-fno-strict-aliasing",
+            "-ffp-contract=off",
+            "-mf16c",
+            "-mfma",
+            "-shared",
+            "-fPIC",
+        ];
         let run = Command::new(&compiler).args(options).arg(&from).arg("-o").arg(&to).output();
         let output = run.unwrap_or_else(|error| panic!("no C++ compiler ({compiler}: {error})"));
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -56,7 +65,11 @@ fn translated(source: &KernelSource) -> String {
     };
     let mut text = replaced(&source.source, r"(?m)^typedef .*int\d+_t;$", "");
     text = replaced(&text, r"#include <cuda_fp16.h>", "");
-    text = replaced(&text, r"extern __shared__ __align__\(\d+\) char (\w+)\[\];", "char *$1 = emulator::shared;");
+    text = replaced(
+        &text,
+        r"extern __shared__ __align__\(\d+\) char (\w+)\[\];",
+        "char *$1 = emulator::shared;",
+    );
     for (instruction, function) in [
         ("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32", "emulator::mma"),
         ("sub.rn.f16x2", "emulator::sub_f16x2"),
@@ -80,7 +93,8 @@ fn translated(source: &KernelSource) -> String {
 
 /// Makes a call of each inline assembly with `instruction`.
 fn calls(text: &str, instruction: &str, function: &str) -> String {
-    let pattern = format!(r#"asm ?(?:volatile ?)?\("{} [^"]*" : ([^:]*) : ([^;]*?) ?\);"#, regex::escape(instruction));
+    let pattern =
+        format!(r#"asm ?(?:volatile ?)?\("{} [^"]*" : ([^:]*) : ([^;]*?) ?\);"#, regex::escape(instruction));
     let operand = Regex::new(r#""=?\w"\(([^()]*)\)"#).expect("a pattern of this file");
     let operands = |list: &str| -> Vec<String> {
         operand.captures_iter(list).map(|found| found[1].to_owned()).collect()

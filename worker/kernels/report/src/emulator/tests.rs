@@ -69,7 +69,8 @@ impl Bench {
 
     fn host(&self, tensor: CubeTensor) -> Vec<f32> {
         let bytes = self.client.read_one(tensor.handle).expect("the memory of a result");
-        let numbers = bytes.chunks_exact(4).map(|bytes| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
+        let numbers =
+            bytes.chunks_exact(4).map(|bytes| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));
         numbers.take(tensor.meta.num_elements()).collect()
     }
 
@@ -92,7 +93,8 @@ impl Bench {
         extend_f32(spec.dtype, &blocks, &mut numbers);
         let layout = Layout::of(self.client.properties(), spec);
         assert_eq!(layout, Layout::Tiles, "{spec:?}");
-        let words: Vec<u8> = pack::pack(spec, &blocks, layout).iter().flat_map(|word| word.to_le_bytes()).collect();
+        let words: Vec<u8> =
+            pack::pack(spec, &blocks, layout).iter().flat_map(|word| word.to_le_bytes()).collect();
         Weights { packed: self.tensor(&words, &[words.len() / 4], DType::I32), spec, numbers }
     }
 
@@ -239,8 +241,10 @@ fn matrix_units_compute_every_format_and_each_row_for_itself() {
             weights.spec,
         ));
         for (row, id) in rows.chunks_exact(inputs).zip(ids) {
-            let expected: Vec<f64> =
-                weights.numbers[id as usize * inputs..][..inputs].iter().map(|number| f64::from(*number)).collect();
+            let expected: Vec<f64> = weights.numbers[id as usize * inputs..][..inputs]
+                .iter()
+                .map(|number| f64::from(*number))
+                .collect();
             let off = difference(row, &expected);
             assert!(off < 1e-6, "{dtype}, embedding {id}: off by {off}");
         }
@@ -248,7 +252,8 @@ fn matrix_units_compute_every_format_and_each_row_for_itself() {
     // More rows than planes divide among themselves.
     let weights = bench.weights(MatrixSpec { dtype: GgmlType::Q4_0, outputs: 64, inputs: 576 });
     let (x, gamma) = (bench.numbers(260 * 576), bench.numbers(576));
-    let product = |x: &[f32]| bench.product(&weights, x, &gamma, &vec![0.0; x.len()], Around::Norm, Precision::Exact);
+    let product =
+        |x: &[f32]| bench.product(&weights, x, &gamma, &vec![0.0; x.len()], Around::Norm, Precision::Exact);
     let (all, last) = (product(&x), product(&x[259 * 576..]));
     assert!(difference(&all, &weights.reference(&x, &gamma, &[], Around::Norm)) < 2e-6);
     assert!(bits(&last) == bits(&all[259 * 64..]));

@@ -150,7 +150,8 @@ impl<'a> Matmul<'a> {
             return matrix_units::product(spec, rows, self.norm.is_some(), self.epilogue());
         }
         let tile = Tile::new(spec.dtype, rows, spec.outputs);
-        let variant = Variant { dtype: spec.dtype, norm: self.norm.is_some(), epilogue: self.epilogue(), tile };
+        let variant =
+            Variant { dtype: spec.dtype, norm: self.norm.is_some(), epilogue: self.epilogue(), tile };
         let weights = THREADS / variant::LANES * tile.outputs * spec.row_bytes();
         Product {
             spec,

@@ -49,7 +49,8 @@ pub(super) fn matrix_unit_kernel(
     let each = groups.div_ceil(PARTS);
     // The plane's first tile, and the first group and the end of its first part.
     let own = plane % comptime!(shape.planes);
-    let first_tile = CUBE_POS_Y as usize * comptime!(variant.wide() / TILE) + own * comptime!(variant.result_tiles());
+    let first_tile =
+        CUBE_POS_Y as usize * comptime!(variant.wide() / TILE) + own * comptime!(variant.result_tiles());
     let mut part = 0usize.runtime();
     if comptime!(shape.divided) {
         part = plane / comptime!(shape.planes);
@@ -57,7 +58,8 @@ pub(super) fn matrix_unit_kernel(
 
     let own_rows = comptime!(shape.own_rows);
     let mut row_scales = Shared::<[f32]>::new_slice(comptime!(2 * own_rows.max(1)));
-    let mut staged = Shared::<[U4]>::new_slice(comptime!((shape.all_planes() * variant.own_fragments()).max(1)));
+    let mut staged =
+        Shared::<[U4]>::new_slice(comptime!((shape.all_planes() * variant.own_fragments()).max(1)));
     if comptime!(own_rows > 0) {
         find_scales(
             &mut row_scales,
@@ -76,11 +78,30 @@ pub(super) fn matrix_unit_kernel(
     // A plane that has all parts keeps their sum in shared memory: registers don't suffice for both.
     let pairs = comptime!(shape.pairs());
     let mut sums = zeros(pairs);
-    let mut totals = Shared::<[Sums]>::new_slice(comptime!(if shape.divided { 1 } else { pairs * shape.threads() }));
+    let mut totals =
+        Shared::<[Sums]>::new_slice(comptime!(if shape.divided { 1 } else { pairs * shape.threads() }));
     if comptime!(shape.divided) {
         add_part(
-            &mut sums, &mut staged, &row_scales, x, gamma, fragments, quants, scales, first_row, first_tile, rows,
-            outputs, vectors, units, stride, part * each, min(part * each + each, groups), lane, plane, variant,
+            &mut sums,
+            &mut staged,
+            &row_scales,
+            x,
+            gamma,
+            fragments,
+            quants,
+            scales,
+            first_row,
+            first_tile,
+            rows,
+            outputs,
+            vectors,
+            units,
+            stride,
+            part * each,
+            min(part * each + each, groups),
+            lane,
+            plane,
+            variant,
         );
     } else {
         for part in 0..PARTS {
@@ -89,8 +110,25 @@ pub(super) fn matrix_unit_kernel(
                 sums[i] = Sums::new(0.0);
             }
             add_part(
-                &mut sums, &mut staged, &row_scales, x, gamma, fragments, quants, scales, first_row, first_tile,
-                rows, outputs, vectors, units, stride, part * each, min(part * each + each, groups), lane, plane,
+                &mut sums,
+                &mut staged,
+                &row_scales,
+                x,
+                gamma,
+                fragments,
+                quants,
+                scales,
+                first_row,
+                first_tile,
+                rows,
+                outputs,
+                vectors,
+                units,
+                stride,
+                part * each,
+                min(part * each + each, groups),
+                lane,
+                plane,
                 variant,
             );
             #[unroll]
@@ -127,7 +165,8 @@ pub(super) fn matrix_unit_kernel(
                 let eight = rest / 2 % comptime!(shape.eights);
                 let tile = rest / comptime!(2 * shape.eights) % result_tiles;
                 let of_plane = rest / comptime!(2 * shape.eights * result_tiles);
-                let cell = ((of_plane * comptime!(shape.tiles) + tile) * comptime!(shape.eights) + eight) * 2 + upper;
+                let cell = ((of_plane * comptime!(shape.tiles) + tile) * comptime!(shape.eights) + eight) * 2
+                    + upper;
                 let value = in_order(&all, cell * LANES + of_lane, cells);
                 let mut up = Sums::new(0.0);
                 if comptime!(variant.gated()) {
@@ -138,8 +177,18 @@ pub(super) fn matrix_unit_kernel(
                     + upper * 8
                     + of_lane / 4;
                 store(
-                    out, residual, after, &row_scales, value, up, first_row,
-                    eight * COLUMNS + of_lane % 4 * 2, rows, output, outputs, variant,
+                    out,
+                    residual,
+                    after,
+                    &row_scales,
+                    value,
+                    up,
+                    first_row,
+                    eight * COLUMNS + of_lane % 4 * 2,
+                    rows,
+                    output,
+                    outputs,
+                    variant,
                 );
             }
         }
@@ -148,7 +197,8 @@ pub(super) fn matrix_unit_kernel(
         for tile in 0..result_tiles {
             #[unroll]
             for i in 0..comptime!(2 * shape.eights) {
-                let value = totals[comptime!((tile * 2 * shape.eights + i) * shape.threads()) + UNIT_POS as usize];
+                let value =
+                    totals[comptime!((tile * 2 * shape.eights + i) * shape.threads()) + UNIT_POS as usize];
                 let mut up = Sums::new(0.0);
                 if comptime!(variant.gated()) {
                     let other = comptime!(((result_tiles + tile) * 2 * shape.eights + i) * shape.threads());
@@ -156,8 +206,18 @@ pub(super) fn matrix_unit_kernel(
                 }
                 let output = (first_tile + tile) * TILE + comptime!(i % 2 * 8) + lane / 4;
                 store(
-                    out, residual, after, &row_scales, value, up, first_row,
-                    comptime!(i / 2 * COLUMNS) + lane % 4 * 2, rows, output, outputs, variant,
+                    out,
+                    residual,
+                    after,
+                    &row_scales,
+                    value,
+                    up,
+                    first_row,
+                    comptime!(i / 2 * COLUMNS) + lane % 4 * 2,
+                    rows,
+                    output,
+                    outputs,
+                    variant,
                 );
             }
         }
@@ -226,14 +286,22 @@ fn add_part(
             #[unroll]
             for t in 0..comptime!(shape.tiles) {
                 // With a gate, the tiles of up follow those of gate in the matrix.
-                let tile = min(first_tile + comptime!(t % result_tiles), tiles - 1) + comptime!(t / result_tiles) * tiles;
+                let tile = min(first_tile + comptime!(t % result_tiles), tiles - 1)
+                    + comptime!(t / result_tiles) * tiles;
                 #[unroll]
                 for upper in 0..2usize {
                     let at = comptime!((j * shape.tiles + t) * 2 + upper);
                     words[at] = quants[((tile * groups + group) * 2 + upper) * LANES + lane];
                     let row = tile * TILE + upper * 8 + lane / 4;
                     load_side(
-                        &mut side, comptime!(at * side_count), scales, row * stride, stride, group, units, lane % 4,
+                        &mut side,
+                        comptime!(at * side_count),
+                        scales,
+                        row * stride,
+                        stride,
+                        group,
+                        units,
+                        lane % 4,
                         dtype,
                     );
                 }
@@ -244,7 +312,9 @@ fn add_part(
             let group = first + j;
             if group < to {
                 if comptime!(shape.own_rows > 0) {
-                    stage(staged, row_scales, x, gamma, first_row, rows, vectors, group, lane, plane, variant);
+                    stage(
+                        staged, row_scales, x, gamma, first_row, rows, vectors, group, lane, plane, variant,
+                    );
                 }
                 add_group(
                     sums, staged, fragments, &words, &side, first_row, units, group, lane, plane, j, variant,
@@ -281,7 +351,16 @@ fn stage(
             let step = at / comptime!(GROUP * own_rows);
             let row = min(first_row + r, rows - 1);
             staged[plane * count + at] = fragment(
-                x, gamma, row, vectors, group, step, at % GROUP, row_scales[2 * r], variant.norm, variant.dtype,
+                x,
+                gamma,
+                row,
+                vectors,
+                group,
+                step,
+                at % GROUP,
+                row_scales[2 * r],
+                variant.norm,
+                variant.dtype,
             );
         }
     }
@@ -322,7 +401,12 @@ fn add_group(
                 let step = comptime!(set * in_set + s);
                 let lower = step_weights(words[at], side, comptime!(at * side_count), group, step, dtype);
                 let upper = step_weights(
-                    words[comptime!(at + 1)], side, comptime!((at + 1) * side_count), group, step, dtype,
+                    words[comptime!(at + 1)],
+                    side,
+                    comptime!((at + 1) * side_count),
+                    group,
+                    step,
+                    dtype,
                 );
                 let mut registers = Array::<Pair>::new(4usize);
                 registers[0] = lower.first;
@@ -371,7 +455,8 @@ fn add_group(
                     } else {
                         let of_row = comptime!(((j * shape.tiles + t) * 2 + upper) * side_count);
                         let factors = set_factors(side, of_row, group, units, set, dtype);
-                        let mut sum = fma(set_sums[upper], Sums::new(factors.scale), sums[comptime!(at + upper)]);
+                        let mut sum =
+                            fma(set_sums[upper], Sums::new(factors.scale), sums[comptime!(at + upper)]);
                         if comptime!(sums_inputs(dtype)) {
                             sum = fma(inputs, Sums::new(factors.offset), sum);
                         }
@@ -385,7 +470,12 @@ fn add_group(
 
 /// `sums` plus the product of a tile with 16 inputs of eight rows: the words of `numbers` from `from` on.
 #[cube]
-fn multiplied(weights: &Array<Pair>, numbers: U4, #[comptime] from: usize, sums: &Array<Sums>) -> Array<Sums> {
+fn multiplied(
+    weights: &Array<Pair>,
+    numbers: U4,
+    #[comptime] from: usize,
+    sums: &Array<Sums>,
+) -> Array<Sums> {
     let product = MmaDefinition::<f16, f16, f32>::new(16usize, 8usize, 16usize);
     let mut registers = Array::<Pair>::new(2usize);
     registers[0] = Pair::reinterpret(numbers.extract(from));
@@ -436,8 +526,11 @@ fn store(
     for i in 0..2usize {
         let this = first_row + row + i;
         if this < rows && output < outputs {
-            let scale =
-                if comptime!(variant.shape.own_rows > 0) { row_scales[2 * (row + i) + 1] } else { after[this] };
+            let scale = if comptime!(variant.shape.own_rows > 0) {
+                row_scales[2 * (row + i) + 1]
+            } else {
+                after[this]
+            };
             let mut result = value.extract(i) * scale;
             match variant.epilogue {
                 Epilogue::Store => {}

@@ -38,8 +38,14 @@ impl Layout {
     /// matrix units keep.
     pub(crate) fn of(properties: &DeviceProperties, spec: MatrixSpec) -> Self {
         let half = ElemType::Float(FloatKind::F16);
-        let product =
-            MmaConfig { a_type: half, b_type: half, cd_type: ElemType::Float(FloatKind::F32), m: 16, n: 8, k: 16 };
+        let product = MmaConfig {
+            a_type: half,
+            b_type: half,
+            cd_type: ElemType::Float(FloatKind::F32),
+            m: 16,
+            n: 8,
+            k: 16,
+        };
         let fits = spec.outputs > 0
             && spec.outputs.is_multiple_of(2 * TILE)
             && !matches!(spec.dtype, GgmlType::BF16 | GgmlType::F32);

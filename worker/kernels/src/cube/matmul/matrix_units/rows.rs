@@ -33,13 +33,7 @@ struct Share {
 }
 
 #[cube]
-fn share(
-    x: &[F4],
-    gamma: &[F4],
-    row: usize,
-    vectors: usize,
-    #[comptime] norm: bool,
-) -> Share {
+fn share(x: &[F4], gamma: &[F4], row: usize, vectors: usize, #[comptime] norm: bool) -> Share {
     let mut found = Share { squares: 0.0, largest: 0.0 };
     for vector in range_stepped(UNIT_POS as usize, vectors, THREADS) {
         let mut numbers = x[row * vectors + vector];
@@ -217,18 +211,8 @@ pub(super) fn fragments_kernel(
     for at in range_stepped(UNIT_POS as usize, groups * comptime!(steps * GROUP), THREADS) {
         let step = at / GROUP;
         let thread = at % GROUP;
-        let words = fragment(
-            x,
-            gamma,
-            row,
-            vectors,
-            step / steps,
-            step % steps,
-            thread,
-            scales[0],
-            norm,
-            dtype,
-        );
+        let words =
+            fragment(x, gamma, row, vectors, step / steps, step % steps, thread, scales[0], norm, dtype);
         let lane = row % COLUMNS * GROUP + thread;
         fragments[(row / COLUMNS * groups * steps + step) * LANES + lane] = words;
     }

@@ -106,13 +106,15 @@ pub(super) fn load_side(
         GgmlType::Q8_0 => {
             side[at] = scales[base + min(group, stride - 1)];
         }
-        GgmlType::Q4_0 => {
+        GgmlType::Q4_0 =>
+        {
             #[unroll]
             for i in 0..2usize {
                 side[at + i] = scales[base + min(2 * group + i, stride - 1)];
             }
         }
-        GgmlType::Q4_1 => {
+        GgmlType::Q4_1 =>
+        {
             #[unroll]
             for i in 0..4usize {
                 side[at + i] = scales[base + min(4 * group + i, stride - 1)];
@@ -128,7 +130,8 @@ pub(super) fn load_side(
                 side[high + i] = scales[base + min(units.div_ceil(2) + 4 * group + i, stride - 1)];
             }
         }
-        GgmlType::Q5_1 => {
+        GgmlType::Q5_1 =>
+        {
             #[unroll]
             for i in 0..4usize {
                 let unit = min(4 * group + i, units - 1);
@@ -259,7 +262,10 @@ pub(super) fn step_weights(
             let all = side[comptime!(high + unit)] >> comptime!(if second { 16u32 } else { 0u32 });
             let bits = (all >> (4 * (UNIT_POS % 4))) & 0x0F;
             let high = ((bits * 0x0020_4081) & 0x0101_0101) << 4;
-            bytes(low_bits(word, second) | high, comptime!(if dtype == GgmlType::Q5_0 { 16u32 } else { 0u32 }))
+            bytes(
+                low_bits(word, second) | high,
+                comptime!(if dtype == GgmlType::Q5_0 { 16u32 } else { 0u32 }),
+            )
         }
         GgmlType::Q5_K => {
             let shift = (group % 2 * 4) as u32 + comptime!((unit / 2 * 2) as u32 + u32::from(second));
@@ -272,7 +278,9 @@ pub(super) fn step_weights(
             bytes(low_bits(word, second) | high, 32u32)
         }
         // They have no such layout.
-        GgmlType::F32 | GgmlType::BF16 => Pairs { first: Pair::reinterpret(word), second: Pair::reinterpret(word) },
+        GgmlType::F32 | GgmlType::BF16 => {
+            Pairs { first: Pair::reinterpret(word), second: Pair::reinterpret(word) }
+        }
     }
 }
 
