@@ -33,7 +33,8 @@ const SMALL: u64 = 1 << 30;
 
 fn submit(engine: &mut InferenceEngine, random: &mut StdRng) -> UnboundedReceiver<EventKind> {
     let (events, receiver) = unbounded_channel();
-    let job = Ask::random(random).job(JobId::from_random(random.random()));
+    let is_long = random.random_bool(0.1);
+    let job = Ask::random(random, is_long).job(JobId::from_random(random.random()));
     let prepared = engine.preprocessor().prepare(job, Instant::now()).expect("a job that can be served");
     engine.submit(prepared, events);
     receiver

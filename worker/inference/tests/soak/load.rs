@@ -23,22 +23,22 @@ pub(crate) struct Ask {
 }
 
 impl Ask {
-    pub(crate) fn random(random: &mut StdRng) -> Self {
+    /// A long one has a prompt of several chunks; others may write more, and so need blocks as they go.
+    pub(crate) fn random(random: &mut StdRng, is_long: bool) -> Self {
         let message = |role, content| Message::new(role, content);
         let mut messages = Vec::new();
         if random.random_bool(0.7) {
             let number = random.random_range(0..SYSTEM_PROMPTS);
             messages.push(message(Role::System, system_prompt(number)));
         }
-        // Mostly short, and now and then as long as many chunks.
-        let words = match random.random_range(0..10) {
-            0 => random.random_range(400..900),
-            1..4 => random.random_range(50..200),
+        let words = match random.random_range(0..9) {
+            _ if is_long => random.random_range(350..450),
+            0..3 => random.random_range(50..200),
             _ => random.random_range(1..20),
         };
         messages.push(message(Role::User, text(random, words)));
         let n = *pick(random, &[1, 1, 1, 1, 2, 3]);
-        let max_tokens = random.random_range(1..if words > 300 { 12 } else { 48 });
+        let max_tokens = random.random_range(1..if is_long { 12 } else { 96 });
         let request = GenerationRequest {
             messages,
             max_tokens: Some(max_tokens),
