@@ -3,6 +3,11 @@ use super::*;
 const ID: SequenceId = SequenceId { request: 1, choice: 0 };
 const STEP: Duration = Duration::from_millis(5);
 
+/// The time of a step that costs five times as much as a row, besides its rows.
+fn timed(rows: usize) -> Duration {
+    STEP + STEP / 5 * rows as u32
+}
+
 fn draft(lookup: &mut PromptLookup, tokens: &[u32], rows: usize, most: usize) -> Vec<u32> {
     lookup.draft(&DraftRequest { id: ID, tokens, rows, most })
 }
@@ -10,7 +15,7 @@ fn draft(lookup: &mut PromptLookup, tokens: &[u32], rows: usize, most: usize) ->
 /// A look-up for which rows cost nothing.
 fn free() -> PromptLookup {
     let mut lookup = PromptLookup::default();
-    (1..20).for_each(|rows| lookup.step_ended(rows, 0, STEP));
+    (1..20).cycle().take(400).for_each(|rows| lookup.step_ended(rows, 0, STEP));
     lookup
 }
 
@@ -37,26 +42,26 @@ fn drafts_grow_while_they_are_right_and_stop_while_they_are_wrong() {
         lengths.push(drafted.len());
         let token = tokens[tokens.len() - 10];
         lookup.sampled(ID, token);
-        lookup.step_ended(1, 0, STEP);
+        lookup.step_ended(1 + drafted.len(), 0, timed(1 + drafted.len()));
         tokens.push(token);
     }
     assert!(lengths[0] > 0 && lengths[0] < 8, "{lengths:?}");
     assert_eq!(lengths[59], 8, "{lengths:?}");
     // The same beginning, and always another end.
     for wrong in 100..140 {
-        draft(&mut lookup, &tokens, 1, 8);
+        let drafted = draft(&mut lookup, &tokens, 1, 8);
         lookup.sampled(ID, wrong);
-        lookup.step_ended(1, 0, STEP);
+        lookup.step_ended(1 + drafted.len(), 0, timed(1 + drafted.len()));
         tokens.push(wrong);
         tokens.extend(&period);
     }
     assert_eq!(draft(&mut lookup, &tokens, 1, 8), [0; 0]);
     // Nothing is drafted, and yet it is noticed that it would pay again.
     for _ in 0..60 {
-        draft(&mut lookup, &tokens, 1, 8);
+        let drafted = draft(&mut lookup, &tokens, 1, 8);
         let token = tokens[tokens.len() - 11];
         lookup.sampled(ID, token);
-        lookup.step_ended(1, 0, STEP);
+        lookup.step_ended(1 + drafted.len(), 0, timed(1 + drafted.len()));
         tokens.push(token);
     }
     assert!(!draft(&mut lookup, &tokens, 1, 8).is_empty());

@@ -191,6 +191,7 @@ fn load_onto_device(options: &LoadOptions) -> Result<InferenceEngine, LoadError>
         scheduler: Scheduler::new(limits),
         sampler: BatchSampler { vocabulary: tokens, on_device: on_adapter },
         drafter,
+        drafts: true,
         renderer: Arc::new(PromptRenderer { template, tokenizer, grammars, context_length }),
         outputs,
         facts: Facts {

@@ -34,10 +34,10 @@ use super::refusal::too_late;
 use super::{Engine, EngineError, EngineStats, EventSink, PreparedRequest, Preprocessor, ResumedTokens};
 use crate::clock;
 use crate::constraint::Stuck;
-use crate::device::{ComputeDevice, DeviceClass};
+use crate::device::ComputeDevice;
 use crate::network::{ComputeError, Logits, MemoryUse, Network, NetworkStep, StepSpan};
 use crate::scheduler::{CacheSalt, Scheduler, SchedulerStep, SequenceId, SequencePrompt};
-use crate::speculation::{Drafter, Speculation};
+use crate::speculation::Drafter;
 use batch_sampler::{BatchSampler, SampleRequest, SampleRows, SampledToken, StepLogits};
 pub use cache::{CacheDtype, CacheSize};
 pub use error::LoadError;
@@ -57,6 +57,8 @@ pub struct InferenceEngine {
     sampler: BatchSampler,
     /// `None` without speculation.
     drafter: Option<Box<dyn Drafter>>,
+    /// Whether it drafts; it learns in any case.
+    drafts: bool,
     renderer: Arc<PromptRenderer>,
     outputs: OutputProcessor,
     facts: Facts,
@@ -267,10 +269,10 @@ impl InferenceEngine {
         self.counts
     }
 
-    /// Has tokens drafted by prompt look-up from now on, or none. An engine that was loaded without
-    /// speculation has no rows for drafts.
+    /// Has tokens drafted from now on, or none; what steps cost is learnt in either case. An engine that was
+    /// loaded without speculation never drafts.
     pub fn set_drafting(&mut self, drafts: bool) {
-        self.drafter = if drafts { Speculation::PromptLookup.drafter(DeviceClass::Host) } else { None };
+        self.drafts = drafts;
     }
 
     /// Empties the prefix cache.
@@ -384,6 +386,9 @@ impl InferenceEngine {
     /// Adds drafted tokens to a planned step.
     fn add_drafts(&mut self, step: &mut SchedulerStep) {
         let (Some(drafter), requests) = (&mut self.drafter, &self.requests) else { return };
+        if !self.drafts {
+            return;
+        }
         self.scheduler.add_drafts(step, |wanted| {
             let mut drafted = drafter.draft(wanted);
             let request = requests.get(&wanted.id.request);
