@@ -197,7 +197,7 @@ def estimate(launch, kernel, card):
 def step_report(step, kernels):
     """Launches, bytes and estimated times of a step."""
     launches = step["launches"]
-    report = {key: step[key] for key in ("network", "format", "step")}
+    report = {key: step[key] for key in ("gpu", "network", "format", "step")}
     report["launches"] = sum(launch["count"] for launch in launches)
     report["launches_per_layer"] = sum(1 for launch in launches if launch["count"] == step["layers"])
     report["bytes"] = sum(launch["count"] * launch["bytes"] for launch in launches)
@@ -256,7 +256,7 @@ def broken(bounds, steps, product_rows, kernels):
             least = bounds["cubes"].get(step["network"], 0)
             if step["step"].startswith("decode") and launch["product"] and launch["cubes"] < least:
                 yield (
-                    f"{step['network']}, {step['format']}, {step['step']}, {launch['operation']}: "
+                    f"{step['gpu']}, {step['network']}, {step['format']}, {step['step']}, {launch['operation']}: "
                     f"{launch['cubes']} cubes, bound {least}"
                 )
         layer = sum(1 for launch in step["launches"] if launch["count"] == step["layers"])
@@ -297,11 +297,11 @@ def print_products(rows):
 
 def print_steps(reports):
     print("Steps: the times are estimates by the model in report.py, not measurements.\n")
-    head = ["network", "format", "step", "launches", "a layer", "MB moved"]
+    head = ["matrix units", "network", "format", "step", "launches", "a layer", "MB moved"]
     head += [f"{name}: estimate, ms ({', '.join(LIMITS)})" for name in CARDS]
     rows = []
     for report in reports:
-        row = [report["network"], report["format"], report["step"], report["launches"], report["launches_per_layer"]]
+        row = [report["gpu"], report["network"], report["format"], report["step"], report["launches"], report["launches_per_layer"]]
         row.append(f"{report['bytes'] / 1e6:.0f}")
         for card in report["cards"].values():
             parts = [card["by"].get(limit, 0) * 1e3 for limit in LIMITS]

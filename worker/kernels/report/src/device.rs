@@ -30,8 +30,21 @@ use cubecl_server::server::{
 };
 use cubecl_server::storage::{ComputeStorage, ManagedResource, StorageHandle, StorageId};
 
-/// What the device calls itself.
-pub(crate) const DEVICE: CudaDevice = CudaDevice { index: 0 };
+/// Which of two GPUs the device is like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Gpu {
+    /// With matrix units, as CUDA offers them.
+    MatrixUnits,
+    /// Without, as graphics APIs show it.
+    Plain,
+}
+
+impl Gpu {
+    /// What the device calls itself.
+    pub(crate) fn device(self) -> CudaDevice {
+        CudaDevice { index: self as usize }
+    }
+}
 
 /// What the device does.
 pub(crate) trait Work: Debug + Default + Send + 'static {
@@ -48,13 +61,14 @@ pub(crate) trait Work: Debug + Default + Send + 'static {
     fn launch(&mut self, kernel: Box<dyn CubeKernel>, cubes: (u32, u32, u32), arguments: &KernelArguments);
 }
 
-/// A client of a new device that does `work`. A process can have only one.
-pub(crate) fn client<W: Work>(work: W) -> Client {
-    Client::init(DEVICE.to_id(), SimulatedServer { utilities: Arc::new(utilities::<W>()), work })
+/// A client of a new device that does `work`. A process can have one for each kind.
+pub(crate) fn client<W: Work>(gpu: Gpu, work: W) -> Client {
+    let utilities = Arc::new(utilities::<W>(gpu));
+    Client::init(gpu.device().to_id(), SimulatedServer { utilities, work })
 }
 
 /// The properties of a current GPU of NVIDIA, as far as kernels can ask for them.
-fn utilities<W: Work>() -> ServerUtilities {
+fn utilities<W: Work>(gpu: Gpu) -> ServerUtilities {
     let hardware = HardwareProperties {
         load_width: 128,
         vector_register_count: None,
@@ -82,9 +96,12 @@ fn utilities<W: Work>() -> ServerUtilities {
     let mut properties =
         DeviceProperties::new(Default::default(), memory, hardware, TimingMethod::System, identity);
     cubecl_cpp::register_supported_types(&mut properties);
-    let hopper = CudaArchitecture { version: 90, tensor_cores: true };
-    register_mma_features(supported_mma_combinations(&hopper), &mut properties);
-    let service = ServiceId { device: DEVICE.to_id(), service: std::any::TypeId::of::<SimulatedServer<W>>() };
+    if gpu == Gpu::MatrixUnits {
+        let hopper = CudaArchitecture { version: 90, tensor_cores: true };
+        register_mma_features(supported_mma_combinations(&hopper), &mut properties);
+    }
+    let service =
+        ServiceId { device: gpu.device().to_id(), service: std::any::TypeId::of::<SimulatedServer<W>>() };
     let (utilities, _) = ServerUtilities::init(
         service,
         "simulation",
@@ -194,7 +211,7 @@ impl<W: Work> ServerCommunication for SimulatedServer<W> {}
 
 impl<W: Work> DeviceService for SimulatedServer<W> {
     fn init(_device: DeviceId) -> Self {
-        Self { utilities: Arc::new(utilities::<W>()), work: W::default() }
+        Self { utilities: Arc::new(utilities::<W>(Gpu::Plain)), work: W::default() }
     }
 
     fn utilities(&self) -> ServerUtilitiesHandle {

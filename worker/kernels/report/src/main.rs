@@ -25,6 +25,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use serde::Serialize;
 
+use self::device::Gpu;
 use self::networks::{CONTEXT, NETWORKS, STEPS, TYPES};
 use self::step::{Launch, StepRecorder};
 
@@ -42,6 +43,7 @@ struct Kernel {
 
 #[derive(Serialize)]
 struct Step {
+    gpu: &'static str,
     network: &'static str,
     format: &'static str,
     step: &'static str,
@@ -54,19 +56,42 @@ fn main() -> anyhow::Result<()> {
     let folder =
         PathBuf::from(arguments.next().context("usage: emberline-kernels-report FOLDER [NETWORK [FORMAT]]")?);
     let (only_network, only_format) = (arguments.next(), arguments.next());
-    let is_asked = |only: &Option<String>, name: &str| only.as_ref().is_none_or(|only| only == name);
+    let is_asked_for = |network: &str, format: &str| {
+        only_network.as_ref().is_none_or(|only| only == network)
+            && only_format.as_ref().is_none_or(|only| only == format)
+    };
     std::fs::create_dir_all(&folder)?;
-    let mut recorder = StepRecorder::new();
+    let mut recorder = StepRecorder::new(Gpu::MatrixUnits);
+    let mut steps = record(&mut recorder, "with matrix units", &is_asked_for)?;
+    recorder.change_to(Gpu::Plain);
+    steps.extend(record(&mut recorder, "without", &is_asked_for)?);
+    let mut kernels = Vec::new();
+    for (index, kernel) in recorder.kernels().iter().enumerate() {
+        let file = format!("{index:03}-{}.cu", kernel.name);
+        std::fs::write(folder.join(&file), &kernel.source)?;
+        kernels.push(Kernel { file, shared_bytes: kernel.shared_bytes });
+    }
+    std::fs::write(folder.join("launches.json"), serde_json::to_vec(&Recorded { kernels, steps })?)?;
+    Ok(())
+}
+
+/// The launches of all steps on the recorder's device.
+fn record(
+    recorder: &mut StepRecorder,
+    gpu: &'static str,
+    is_asked_for: &dyn Fn(&str, &str) -> bool,
+) -> anyhow::Result<Vec<Step>> {
     let mut steps = Vec::new();
-    for (network, shape) in NETWORKS.iter().filter(|(network, _)| is_asked(&only_network, network)) {
-        for dtype in TYPES.into_iter().filter(|dtype| is_asked(&only_format, dtype.name())) {
+    for (network, shape) in NETWORKS {
+        for dtype in TYPES.into_iter().filter(|dtype| is_asked_for(network, dtype.name())) {
             // Rows of other widths have no such blocks.
             if [shape.hidden, shape.feed_forward].iter().any(|width| width % dtype.block_len() != 0) {
                 continue;
             }
             for (name, step) in STEPS {
-                let launches = recorder.step(*shape, dtype, step, CONTEXT)?;
+                let launches = recorder.step(shape, dtype, step, CONTEXT)?;
                 steps.push(Step {
+                    gpu,
                     network,
                     format: dtype.name(),
                     step: name,
@@ -76,12 +101,5 @@ fn main() -> anyhow::Result<()> {
             }
         }
     }
-    let mut kernels = Vec::new();
-    for (index, kernel) in recorder.kernels().iter().enumerate() {
-        let file = format!("{index:03}-{}.cu", kernel.name);
-        std::fs::write(folder.join(&file), &kernel.source)?;
-        kernels.push(Kernel { file, shared_bytes: kernel.shared_bytes });
-    }
-    std::fs::write(folder.join("launches.json"), serde_json::to_vec(&Recorded { kernels, steps })?)?;
-    Ok(())
+    Ok(steps)
 }

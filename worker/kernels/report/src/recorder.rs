@@ -11,7 +11,7 @@ use cubecl_server::kernel::CompiledKernel;
 use cubecl_server::memory_management::ManagedMemoryHandle;
 use cubecl_server::server::{CopyDescriptor, KernelArguments};
 
-use crate::device::{self, Work};
+use crate::device::{self, Gpu, Work};
 
 /// Source of a kernel, in CUDA C++.
 #[derive(Debug, Clone)]
@@ -61,8 +61,8 @@ impl std::fmt::Debug for Recorder {
 
 impl Recorder {
     /// A client of a new device.
-    pub(crate) fn client(&self) -> Client {
-        device::client(self.clone())
+    pub(crate) fn client(&self, gpu: Gpu) -> Client {
+        device::client(gpu, self.clone())
     }
 
     /// What was launched since the last call.

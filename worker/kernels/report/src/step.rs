@@ -16,7 +16,7 @@ use crate::cube::attention::{self, AttentionInputs};
 use crate::cube::matmul::matrix_units::Layout;
 use crate::cube::matmul::{self, Matmul};
 use crate::cube::{embedding, pack, rotary, sample};
-use crate::device::DEVICE;
+use crate::device::Gpu;
 use crate::ggml::GgmlType;
 use crate::recorder::{KernelSource, RecordedLaunch, Recorder};
 use crate::types::{
@@ -138,6 +138,7 @@ enum Work {
 
 /// Collects the kernels of steps.
 pub(crate) struct StepRecorder {
+    gpu: Gpu,
     client: Client,
     recorder: Recorder,
     kernels: Vec<KernelSource>,
@@ -146,11 +147,17 @@ pub(crate) struct StepRecorder {
 }
 
 impl StepRecorder {
-    /// Starts a device that records. A process has only one.
-    pub(crate) fn new() -> Self {
+    /// Starts a device that records. A process has only one of each kind.
+    pub(crate) fn new(gpu: Gpu) -> Self {
         let recorder = Recorder::default();
-        let client = recorder.client();
-        Self { client, recorder, kernels: Vec::new(), indices: HashMap::new() }
+        let client = recorder.client(gpu);
+        Self { gpu, client, recorder, kernels: Vec::new(), indices: HashMap::new() }
+    }
+
+    /// Has steps run on another device.
+    pub(crate) fn change_to(&mut self, gpu: Gpu) {
+        self.client = self.recorder.client(gpu);
+        self.gpu = gpu;
     }
 
     /// The kernels of all steps so far.
@@ -284,7 +291,7 @@ impl StepRecorder {
         let size = shape.iter().product::<usize>() * dtype.size();
         CubeTensor::new_contiguous(
             self.client.clone(),
-            CubeDevice::Cuda(DEVICE),
+            CubeDevice::Cuda(self.gpu.device()),
             Shape::from(shape.to_vec()),
             self.client.empty(size.max(4)),
             dtype,

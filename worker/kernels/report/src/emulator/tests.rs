@@ -8,7 +8,7 @@ use super::Emulator;
 use crate::cube::matmul::Matmul;
 use crate::cube::matmul::matrix_units::Layout;
 use crate::cube::{embedding, pack};
-use crate::device::{self, DEVICE};
+use crate::device::{self, Gpu};
 use crate::ggml::{GgmlType, extend_f32};
 use crate::types::{Activation, MatrixSpec, Precision};
 
@@ -59,7 +59,13 @@ impl Bench {
     fn tensor(&self, bytes: &[u8], shape: &[usize], dtype: DType) -> CubeTensor {
         let handle = self.client.create_from_slice(bytes);
         let shape = Shape::from(shape.to_vec());
-        CubeTensor::new_contiguous(self.client.clone(), CubeDevice::Cuda(DEVICE), shape, handle, dtype)
+        CubeTensor::new_contiguous(
+            self.client.clone(),
+            CubeDevice::Cuda(Gpu::MatrixUnits.device()),
+            shape,
+            handle,
+            dtype,
+        )
     }
 
     fn floats(&self, numbers: &[f32], shape: &[usize]) -> CubeTensor {
@@ -178,7 +184,10 @@ fn bits(numbers: &[f32]) -> Vec<u32> {
 /// One test, for a process has one device.
 #[test]
 fn matrix_units_compute_every_format_and_each_row_for_itself() {
-    let mut bench = Bench { client: device::client(Emulator::default()), random: 0x9E37_79B9_7F4A_7C15 };
+    let mut bench = Bench {
+        client: device::client(Gpu::MatrixUnits, Emulator::default()),
+        random: 0x9E37_79B9_7F4A_7C15,
+    };
     for (dtype, inputs) in [
         (GgmlType::Q4_0, 576),
         (GgmlType::Q4_1, 96),
