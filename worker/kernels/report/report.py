@@ -253,15 +253,20 @@ def broken(bounds, steps, product_rows, kernels):
         yield f"{spills} spills, bound {bounds['spills']}"
     for step in steps:
         for launch in step["launches"]:
-            least = bounds["cubes"].get(step["network"], 0)
+            least = bounds["cubes"].get(step["network"], {}).get(step["gpu"], 0)
             if step["step"].startswith("decode") and launch["product"] and launch["cubes"] < least:
                 yield (
                     f"{step['gpu']}, {step['network']}, {step['format']}, {step['step']}, {launch['operation']}: "
                     f"{launch['cubes']} cubes, bound {least}"
                 )
+        least = bounds["attention_cubes"].get(step["network"], 0)
+        attention = max(launch["cubes"] for launch in step["launches"] if launch["operation"] == "attention")
+        if step["step"].startswith("decode") and attention < least:
+            yield f"{step['network']}, {step['step']}: {attention} cubes of attention, bound {least}"
         layer = sum(1 for launch in step["launches"] if launch["count"] == step["layers"])
-        if layer > bounds["launches_per_layer"]:
-            yield f"{step['network']}, {step['step']}: {layer} launches in a layer, bound {bounds['launches_per_layer']}"
+        most = bounds["launches_per_layer"].get(step["step"], bounds["launches_per_layer"][step["gpu"]])
+        if layer > most:
+            yield f"{step['gpu']}, {step['network']}, {step['step']}: {layer} launches in a layer, bound {most}"
 
 
 def table(head, rows):

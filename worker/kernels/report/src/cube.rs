@@ -6,6 +6,8 @@ pub(crate) mod attention;
 mod dequant;
 #[path = "../../src/cube/embedding.rs"]
 pub(crate) mod embedding;
+#[path = "../../src/cube/halves.rs"]
+mod halves;
 #[path = "../../src/cube/launch.rs"]
 mod launch;
 #[path = "../../src/cube/matmul/mod.rs"]

@@ -26,7 +26,7 @@ use anyhow::Context as _;
 use serde::Serialize;
 
 use self::device::Gpu;
-use self::networks::{CONTEXT, NETWORKS, STEPS, TYPES};
+use self::networks::{NETWORKS, STEPS, TYPES};
 use self::step::{Launch, StepRecorder};
 
 #[derive(Serialize)]
@@ -88,8 +88,8 @@ fn record(
             if [shape.hidden, shape.feed_forward].iter().any(|width| width % dtype.block_len() != 0) {
                 continue;
             }
-            for (name, step) in STEPS {
-                let launches = recorder.step(shape, dtype, step, CONTEXT)?;
+            for (name, step, context) in STEPS {
+                let launches = recorder.step(shape, dtype, step, context)?;
                 steps.push(Step {
                     gpu,
                     network,

@@ -45,17 +45,16 @@ pub(crate) const NETWORKS: [(&str, NetworkShape); 3] = [
 
 pub(crate) const TYPES: [GgmlType; 4] = [GgmlType::Q4_0, GgmlType::Q4_K, GgmlType::Q8_0, GgmlType::F16];
 
-/// Positions of each sequence before the step. From 512 on, attention takes two launches.
-pub(crate) const CONTEXT: usize = 500;
-
 const GREEDY: SamplingStages = SamplingStages { draw: false, top_k: false, top_p: false };
 const FILTERED: SamplingStages = SamplingStages { draw: true, top_k: true, top_p: true };
 
-pub(crate) const STEPS: [(&str, Step); 6] = [
-    ("decode 1", Step::Decode { rows: 1, stages: GREEDY }),
-    ("decode 8", Step::Decode { rows: 8, stages: GREEDY }),
-    ("decode 32", Step::Decode { rows: 32, stages: GREEDY }),
-    ("decode 32, top-k and top-p", Step::Decode { rows: 32, stages: FILTERED }),
-    ("decode 128", Step::Decode { rows: 128, stages: GREEDY }),
-    ("prefill 512", Step::Prefill { rows: 512 }),
+/// Steps, and how many positions each sequence has before them.
+pub(crate) const STEPS: [(&str, Step, usize); 7] = [
+    ("decode 1", Step::Decode { rows: 1, stages: GREEDY }, 500),
+    ("decode 1 after 16000", Step::Decode { rows: 1, stages: GREEDY }, 16_000),
+    ("decode 8", Step::Decode { rows: 8, stages: GREEDY }, 500),
+    ("decode 32", Step::Decode { rows: 32, stages: GREEDY }, 500),
+    ("decode 32, top-k and top-p", Step::Decode { rows: 32, stages: FILTERED }, 500),
+    ("decode 128", Step::Decode { rows: 128, stages: GREEDY }, 500),
+    ("prefill 512", Step::Prefill { rows: 512 }, 500),
 ];

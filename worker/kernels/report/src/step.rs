@@ -20,7 +20,7 @@ use crate::device::Gpu;
 use crate::ggml::GgmlType;
 use crate::recorder::{KernelSource, RecordedLaunch, Recorder};
 use crate::types::{
-    Activation, BLOCK_SIZE, HeadShape, MatrixSpec, Precision, SAMPLE_WORDS, SamplingStages, TILE_ROWS,
+    Activation, BLOCK_SIZE, HeadShape, MatrixSpec, Precision, SAMPLE_WORDS, SamplingStages, WorkList,
 };
 
 /// A network's dimensions.
@@ -214,36 +214,49 @@ impl StepRecorder {
         context: usize,
         layers: usize,
     ) -> Result<(), CompilationError> {
-        let (rows, sequences, tiles) = match step {
-            Step::Decode { rows, .. } => (rows, rows, rows),
-            Step::Prefill { rows } => (rows, 1, rows.div_ceil(TILE_ROWS)),
+        let (rows, sequences) = match step {
+            Step::Decode { rows, .. } => (rows, rows),
+            Step::Prefill { rows } => (rows, 1),
         };
         let (queries, keys) = (heads.query_width(), heads.kv_width());
         let positions = context + rows / sequences;
         let blocks = positions.div_ceil(BLOCK_SIZE);
-        let pool = self.floats(&[sequences * blocks, heads.kv_heads, heads.head_dim, BLOCK_SIZE]);
-        let step_rows = self.words(&[rows, 3]);
+        let words = heads.head_dim / 2;
+        let keys_pool = self.floats(&[sequences * blocks, heads.kv_heads, words, BLOCK_SIZE]);
+        let values_pool = self.floats(&[sequences * blocks, heads.kv_heads, BLOCK_SIZE, words]);
         let projections = rotary::Projections {
             qkv: self.floats(&[rows, queries + 2 * keys]),
             bias: self.floats(&[0]),
             norms: self.floats(&[0, heads.head_dim]),
             rotary: self.floats(&[positions, 2, heads.head_dim / 2]),
-            rows: step_rows.clone(),
+            rows: self.words(&[rows, 3]),
         };
-        rotary::rotate_and_store(projections, &pool, &pool, heads);
-        let bytes = 8 * rows * (queries + 2 * keys);
+        rotary::rotate_and_store(projections, &keys_pool, &values_pool, heads);
+        let bytes = rows * (8 * queries + (4 + 2) * 2 * keys);
         self.collect(launches, "rotate, store", layers, bytes, Work::Rounds(2))?;
+        let mut work = WorkList::default();
+        for sequence in 0..sequences {
+            work.push(sequence, sequence, context, rows / sequences);
+        }
         let inputs = AttentionInputs {
-            keys: pool.clone(),
-            values: pool,
-            rows: step_rows,
+            keys: keys_pool,
+            values: values_pool,
             tables: self.words(&[sequences, blocks]),
-            tiles: self.words(&[tiles, 2]),
+            tiles: self.words(&[work.tiles.len() / 4, 4]),
+            singles: self.words(&[work.singles.len() / 3, 3]),
+            parts: self.words(&[work.parts.len() / 4, 4]),
         };
-        attention::attention(self.floats(&[rows, queries]), inputs, heads);
-        let bytes = 8 * (rows * queries + sequences * positions * keys);
-        let rounds = attention::rounds(heads, rows, tiles, positions);
-        self.collect(launches, "attention", layers, bytes, Work::Rounds(rounds))
+        attention::attention(self.floats(&[rows, queries]), inputs, &work.passes, heads);
+        // Two bytes for each number of keys and values; partial results are written and read.
+        let parts: usize = work.passes.iter().map(|pass| pass.parts).sum();
+        let partials = 8 * parts * heads.heads * (heads.head_dim + 2);
+        let bytes = 8 * rows * queries + 4 * sequences * positions * keys + partials;
+        let rounds = attention::rounds((rows > sequences).then_some(positions));
+        self.collect(launches, "attention", layers, bytes, Work::Rounds(rounds))?;
+        if let (false, Some(merge)) = (work.passes.is_empty(), launches.last_mut()) {
+            merge.rounds = attention::merge_rounds(positions);
+        }
+        Ok(())
     }
 
     /// A product with a matrix.
@@ -299,7 +312,7 @@ impl StepRecorder {
     }
 
     /// Appends what was launched since the last call. Of several launches, a product's last does its work; of another
-    /// operation those with the most cubes, each all of it.
+    /// operation those with the most threads, each all of it.
     fn collect(
         &mut self,
         launches: &mut Vec<Launch>,
@@ -309,10 +322,11 @@ impl StepRecorder {
         work: Work,
     ) -> Result<(), CompilationError> {
         let recorded = self.recorder.take(&self.client);
-        let most = recorded.iter().map(|launch| launch.cubes).max();
+        let threads = |launch: &RecordedLaunch| launch.cubes * u64::from(launch.threads());
+        let most = recorded.iter().map(threads).max();
         for (at, launch) in recorded.iter().enumerate() {
             let (bytes, rounds, product) = match work {
-                Work::Rounds(rounds) if most == Some(launch.cubes) => (bytes, rounds, None),
+                Work::Rounds(rounds) if most == Some(threads(launch)) => (bytes, rounds, None),
                 Work::Rounds(_) => (0, 1, None),
                 Work::Product(product) if at + 1 == recorded.len() => {
                     (bytes, product.iterations, Some(product.into()))

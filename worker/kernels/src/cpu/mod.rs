@@ -33,7 +33,7 @@ use self::matmul::{Epilogue, matmul};
 use self::pack::PackedMatrix;
 use self::quantized_rows::QuantizedRows;
 use self::rows::{PackedRows, Prologue, padded};
-use crate::types::{Activation, HeadShape, KernelOps, MatrixSpec, Precision};
+use crate::types::{Activation, HeadShape, KernelOps, MatrixSpec, Pass, Precision};
 
 pub(crate) use bandwidth::copy_bandwidth;
 pub use kv_element::clamped;
@@ -259,7 +259,10 @@ impl KernelOps for Flex {
         values: Float,
         rows: Ints,
         tables: Ints,
-        _tiles: Ints, // for GPUs
+        _tiles: Ints, // this and what follows are for GPUs
+        _singles: Ints,
+        _parts: Ints,
+        _passes: Vec<Pass>,
         shape: HeadShape,
     ) -> Float {
         match keys.dtype() {

@@ -31,7 +31,7 @@ fn copy(keys: &CubeTensor, values: &CubeTensor, pairs: &[(u32, u32)]) {
     let table = keys.client.create_from_slice(&bytes);
     traffic::add(Traffic::UPLOAD);
     launch::count();
-    // SAFETY: the kernel stays within the `blocks` blocks of `size` elements of both pools.
+    // SAFETY: the kernel stays within the `blocks` blocks of `size` words of both pools.
     #[allow(unsafe_code)]
     unsafe {
         copy_kernel::launch_unchecked(
@@ -48,7 +48,7 @@ fn copy(keys: &CubeTensor, values: &CubeTensor, pairs: &[(u32, u32)]) {
 }
 
 #[cube(launch_unchecked)]
-fn copy_kernel(pairs: &[u32], keys: &mut [f32], values: &mut [f32], blocks: usize, size: usize) {
+fn copy_kernel(pairs: &[u32], keys: &mut [u32], values: &mut [u32], blocks: usize, size: usize) {
     let from = pairs[2 * CUBE_POS_X as usize] as usize;
     let to = pairs[2 * CUBE_POS_X as usize + 1] as usize;
     let at = CUBE_POS_Y as usize * THREADS + UNIT_POS as usize;

@@ -10,6 +10,7 @@ mod bandwidth;
 mod copy_blocks;
 mod dequant;
 mod embedding;
+mod halves;
 mod launch;
 mod matmul;
 mod pack;
@@ -24,7 +25,9 @@ use burn::tensor::{Device, Int, IntDType, Tensor, TensorData};
 
 use self::matmul::Matmul;
 use self::matmul::matrix_units::Layout;
-use crate::types::{Activation, HeadShape, KernelOps, MatrixSpec, Precision, SamplingOps, SamplingStages};
+use crate::types::{
+    Activation, HeadShape, KernelOps, MatrixSpec, Pass, Precision, SamplingOps, SamplingStages,
+};
 
 pub(crate) use self::bandwidth::copy_bandwidth;
 
@@ -143,14 +146,17 @@ impl KernelOps for CubeBackend {
         queries: CubeTensor,
         keys: CubeTensor,
         values: CubeTensor,
-        rows: CubeTensor,
+        _rows: CubeTensor,
         tables: CubeTensor,
         tiles: CubeTensor,
+        singles: CubeTensor,
+        parts: CubeTensor,
+        passes: Vec<Pass>,
         shape: HeadShape,
     ) -> CubeTensor {
-        let (rows, tables, tiles) = (words(rows), words(tables), words(tiles));
-        let inputs = attention::AttentionInputs { keys, values, rows, tables, tiles };
-        attention::attention(queries, inputs, shape)
+        let [tables, tiles, singles, parts] = [tables, tiles, singles, parts].map(words);
+        let inputs = attention::AttentionInputs { keys, values, tables, tiles, singles, parts };
+        attention::attention(queries, inputs, &passes, shape)
     }
 
     fn copy_blocks(keys: CubeTensor, values: CubeTensor, pairs: Vec<(u32, u32)>) -> (CubeTensor, CubeTensor) {

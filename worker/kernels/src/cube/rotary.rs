@@ -5,6 +5,8 @@ use burn::backend::wgpu::CubeTensor;
 use burn::cubecl;
 use burn::cubecl::prelude::*;
 
+use super::attention::has_halves;
+use super::halves::pack_halves;
 use super::launch;
 use super::rms_norm::cube_sum;
 use crate::types::{BLOCK_SIZE, HeadShape};
@@ -21,6 +23,8 @@ struct Heads {
     rotary_dim: usize,
     norm: bool,
     bias: bool,
+    /// Whether a word of the cache has two f16.
+    halves: bool,
 }
 
 /// The arguments of [`crate::rotate_and_store`] except the cache.
@@ -54,6 +58,7 @@ pub(crate) fn rotate_and_store(
         rotary_dim: shape.rotary_dim,
         norm: shape.head_norm.is_some(),
         bias: shape.bias,
+        halves: has_halves(keys, shape),
     };
     let positions = projections.rotary.meta.shape()[0];
     let slots = keys.meta.shape()[0] * BLOCK_SIZE;
@@ -93,14 +98,14 @@ fn rotate_kernel(
     rotary: &[f32],
     rows: &[u32],
     queries: &mut [f32],
-    keys: &mut [f32],
-    values: &mut [f32],
+    keys: &mut [u32],
+    values: &mut [u32],
     slots: usize,
     positions: usize,
     epsilon: f32,
     #[comptime] shape: Heads,
 ) {
-    let Heads { heads, kv_heads, head_dim, rotary_dim, norm, bias: biased } = comptime!(shape);
+    let Heads { heads, kv_heads, head_dim, norm, bias: biased, halves, .. } = comptime!(shape);
     let unit = UNIT_POS as usize;
     let row = CUBE_POS_X as usize;
     let head = CUBE_POS_Y as usize;
@@ -132,29 +137,64 @@ fn rotate_kernel(
 
     let position = min(rows[3 * row] as usize, positions - 1);
     let slot = rows[3 * row + 2] as usize;
-    let half = comptime!(rotary_dim / 2);
-    for d in range_stepped(unit, head_dim, THREADS) {
-        let mut number = numbers[d];
-        if comptime!(rotary_dim > 0) && !is_value && d < rotary_dim {
-            let pair = d % half;
-            let cos = rotary[position * rotary_dim + pair];
-            let sin = rotary[position * rotary_dim + half + pair];
-            let a = numbers[pair];
-            let b = numbers[pair + half];
-            number = select(d < half, a * cos - b * sin, b * cos + a * sin);
+    if head < heads {
+        for d in range_stepped(unit, head_dim, THREADS) {
+            queries[(row * heads + head) * head_dim + d] = rotated(&numbers, rotary, position, d, shape);
         }
-        if head < heads {
-            queries[(row * heads + head) * head_dim + d] = number;
-        } else if slot < slots {
-            let block = slot / BLOCK_SIZE;
-            let offset = slot % BLOCK_SIZE;
+    } else if slot < slots {
+        let kv_head = (head - heads) % kv_heads;
+        let words = comptime!(if halves { head_dim.div_ceil(2) } else { head_dim });
+        let part = (slot / BLOCK_SIZE * kv_heads + kv_head) * comptime!(words * BLOCK_SIZE);
+        let offset = slot % BLOCK_SIZE;
+        for i in range_stepped(unit, words, THREADS) {
             if is_value {
-                let kv_head = head - heads - kv_heads;
-                values[((block * kv_heads + kv_head) * BLOCK_SIZE + offset) * head_dim + d] = number;
+                let low = numbers[i];
+                values[part + offset * words + i] = if comptime!(halves) {
+                    pack_halves(low, upper(i + words, numbers[min(i + words, head_dim - 1)], head_dim))
+                } else {
+                    u32::reinterpret(low)
+                };
             } else {
-                let kv_head = head - heads;
-                keys[((block * kv_heads + kv_head) * head_dim + d) * BLOCK_SIZE + offset] = number;
+                let low = rotated(&numbers, rotary, position, i, shape);
+                keys[part + i * BLOCK_SIZE + offset] = if comptime!(halves) {
+                    let at = min(i + words, head_dim - 1);
+                    pack_halves(
+                        low,
+                        upper(i + words, rotated(&numbers, rotary, position, at, shape), head_dim),
+                    )
+                } else {
+                    u32::reinterpret(low)
+                };
             }
         }
     }
+}
+
+/// Number `d` of a query or key after rotation.
+#[cube]
+fn rotated(
+    numbers: &Shared<[f32]>,
+    rotary: &[f32],
+    position: usize,
+    d: usize,
+    #[comptime] shape: Heads,
+) -> f32 {
+    let rotary_dim = comptime!(shape.rotary_dim);
+    let half = comptime!(rotary_dim / 2);
+    let mut number = numbers[d];
+    if comptime!(rotary_dim > 0) && d < rotary_dim {
+        let pair = d % half;
+        let cos = rotary[position * rotary_dim + pair];
+        let sin = rotary[position * rotary_dim + half + pair];
+        let a = numbers[pair];
+        let b = numbers[pair + half];
+        number = select(d < half, a * cos - b * sin, b * cos + a * sin);
+    }
+    number
+}
+
+/// What the upper half of a word has: `number`, or zero if an odd width leaves nothing for it.
+#[cube]
+fn upper(d: usize, number: f32, #[comptime] head_dim: usize) -> f32 {
+    select(d < head_dim, number, 0.0)
 }

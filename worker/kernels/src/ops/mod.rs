@@ -192,7 +192,10 @@ pub fn attention(queries: Tensor<2>, cache: &KvBlocks, rows: &StepRows, shape: H
         cache.values.clone().into_dispatch(),
         rows.rows.clone().into_dispatch(),
         rows.tables.clone().into_dispatch(),
-        rows.tiles.clone().into_dispatch(),
+        rows.work.tiles.clone().into_dispatch(),
+        rows.work.singles.clone().into_dispatch(),
+        rows.work.parts.clone().into_dispatch(),
+        rows.work.passes.clone(),
         shape,
     ))
 }

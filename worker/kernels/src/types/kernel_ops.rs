@@ -2,8 +2,8 @@
 //!
 //! Arguments and results are those of [`crate::ops`], as tensors of the backend. A weight is the
 //! packed data of a [`crate::Matrix`] with its [`MatrixSpec`] and, where products are computed, their
-//! [`Precision`]; `rows`, `tables` and `tiles` are the
-//! tensors of [`crate::StepRows`]; `keys` and `values` those of [`crate::KvBlocks`]. The pools are
+//! [`Precision`]; `rows`, `tables`, `tiles`, `singles` and
+//! `parts` are the tensors of [`crate::StepRows`]; `keys` and `values` those of [`crate::KvBlocks`]. The pools are
 //! passed by value, written in place and returned.
 
 #![allow(missing_docs)] // documented in `ops`; the macro implements each for `Dispatch`
@@ -12,10 +12,11 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, backend_extension};
 
 use super::heads::{Activation, HeadShape};
-use super::matrix::Precision;
 use super::matrix_spec::MatrixSpec;
+use super::precision::Precision;
 #[cfg(feature = "gpu")]
 use super::sampling::SamplingStages;
+use super::work::Pass;
 
 /// The operations of a layer, on the CPU and on GPUs.
 #[cfg_attr(feature = "gpu", backend_extension(Flex, Cube))]
@@ -72,6 +73,7 @@ pub(crate) trait KernelOps: Backend {
         shape: HeadShape,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
 
+    #[allow(clippy::too_many_arguments)]
     fn attention(
         queries: FloatTensor<Self>,
         keys: FloatTensor<Self>,
@@ -79,6 +81,9 @@ pub(crate) trait KernelOps: Backend {
         rows: IntTensor<Self>,
         tables: IntTensor<Self>,
         tiles: IntTensor<Self>,
+        singles: IntTensor<Self>,
+        parts: IntTensor<Self>,
+        passes: Vec<Pass>,
         shape: HeadShape,
     ) -> FloatTensor<Self>;
 

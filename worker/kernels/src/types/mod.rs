@@ -11,12 +11,12 @@ mod rows;
 mod sampling;
 mod sizes;
 mod upload;
+mod work;
 
 pub use heads::{Activation, HeadShape};
 pub(crate) use kernel_ops::KernelOps;
 #[cfg(feature = "gpu")]
 pub(crate) use kernel_ops::SamplingOps;
-pub(crate) use kv_cache::F16_MAX;
 pub use kv_cache::{KvBlocks, KvType};
 pub use matrix::{Matrix, MatrixRows};
 pub(crate) use matrix::{MatrixData, MatrixPart};
@@ -27,5 +27,7 @@ pub use sampling::SamplingParams;
 #[cfg(feature = "gpu")]
 pub(crate) use sampling::SamplingStages;
 pub use sizes::BLOCK_SIZE;
+pub(crate) use sizes::F16_MAX;
 #[cfg(feature = "gpu")]
-pub(crate) use sizes::{BUFFER_ALIGNMENT, SAMPLE_WORDS, TILE_ROWS};
+pub(crate) use sizes::{BUFFER_ALIGNMENT, PARTITION, SAMPLE_WORDS, TILE_ROWS};
+pub(crate) use work::Pass;

@@ -3,8 +3,9 @@
 use burn::tensor::{Device, Int, Tensor};
 
 use super::sampling::SamplingParams;
-use super::sizes::{BLOCK_SIZE, SAMPLE_WORDS, TILE_ROWS};
+use super::sizes::{BLOCK_SIZE, SAMPLE_WORDS};
 use super::upload::Upload;
+use super::work::{Pass, WorkList};
 
 /// Consecutive tokens of one sequence in a step.
 #[derive(Debug, Clone, Copy)]
@@ -26,9 +27,21 @@ pub struct StepRows {
     pub rows: Tensor<2, Int>,
     /// `[spans, blocks of the longest table]`: block tables, padded with zeros.
     pub tables: Tensor<2, Int>,
-    /// `[tiles, 2]`: first row and number of rows of each tile, which has at most [`TILE_ROWS`]
-    /// rows of one span.
+    /// How attention on GPUs is divided.
+    pub(crate) work: AttentionWork,
+}
+
+/// A [`WorkList`] on the device.
+#[derive(Debug, Clone)]
+#[cfg_attr(not(feature = "gpu"), allow(dead_code))] // for GPUs
+pub(crate) struct AttentionWork {
+    /// `[tiles, 4]`
     pub(crate) tiles: Tensor<2, Int>,
+    /// `[singles, 3]`
+    pub(crate) singles: Tensor<2, Int>,
+    /// `[parts, 4]`
+    pub(crate) parts: Tensor<2, Int>,
+    pub(crate) passes: Vec<Pass>,
 }
 
 /// What a step computes.
@@ -86,12 +99,9 @@ impl Step {
     /// caller, but it never writes outside the pool.
     pub fn upload(input: StepInput<'_>, device: &Device) -> Self {
         let StepInput { spans, tokens, selected, kept, samples } = input;
-        let (mut rows, mut tiles) = (Vec::new(), Vec::new());
+        let (mut rows, mut work) = (Vec::new(), WorkList::default());
         for (number, span) in spans.iter().enumerate() {
-            for first in (0..span.rows).step_by(TILE_ROWS) {
-                let row = rows.len() / 3 + first;
-                tiles.extend([row, TILE_ROWS.min(span.rows - first)].map(|value| value as i32));
-            }
+            work.push(rows.len() / 3, number, span.start, span.rows);
             for position in span.start..span.start + span.rows {
                 let block = span.blocks.get(position / BLOCK_SIZE).copied().unwrap_or(0) as usize;
                 let slot = block * BLOCK_SIZE + position % BLOCK_SIZE;
@@ -103,9 +113,12 @@ impl Step {
             let padded = span.blocks.iter().map(|block| *block as i32).chain(std::iter::repeat(0));
             padded.take(width).collect::<Vec<_>>()
         };
-        let (count, tile_count) = (rows.len() / 3, tiles.len() / 2);
+        let count = rows.len() / 3;
         let mut upload = Upload::default();
-        let (rows, tiles) = (upload.push(rows), upload.push(tiles));
+        let rows = upload.push(rows);
+        let WorkList { tiles, singles, parts, passes } = work;
+        let counts = [tiles.len() / 4, singles.len() / 3, parts.len() / 4];
+        let [tiles, singles, parts] = [tiles, singles, parts].map(|words| upload.push(words));
         let tables = upload.push(spans.iter().flat_map(table));
         let ids = upload.push(tokens.iter().map(|id| *id as i32));
         let numbers = |numbers: &[usize]| numbers.iter().map(|row| *row as i32).collect::<Vec<_>>();
@@ -115,8 +128,13 @@ impl Step {
         Self {
             rows: StepRows {
                 rows: uploaded.tensor(rows, [count, 3]),
-                tiles: uploaded.tensor(tiles, [tile_count, 2]),
                 tables: uploaded.tensor(tables, [spans.len(), width]),
+                work: AttentionWork {
+                    tiles: uploaded.tensor(tiles, [counts[0], 4]),
+                    singles: uploaded.tensor(singles, [counts[1], 3]),
+                    parts: uploaded.tensor(parts, [counts[2], 4]),
+                    passes,
+                },
             },
             tokens: uploaded.tensor(ids, [tokens.len()]),
             selected: uploaded.tensor(selection, [selected.len()]),

@@ -1,12 +1,15 @@
 //! The cache: rotary embedding and stores, attention, block copies.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, FloatDType, Tensor};
 use emberline_kernels::{BLOCK_SIZE, HeadShape, KvBlocks, KvType, RowSpan, StepRows, reference};
 use emberline_kernels::{attention, copy_blocks, rotate_and_store};
+use half::f16;
 
 use crate::support::{Random, assert_close, assert_same_bits, both, gpu, host};
 
 const TOLERANCE: f32 = 1e-5;
+/// Of results from a cache of f16: two numbers that differ in their last bit may be rounded to different f16.
+const HALF_TOLERANCE: f32 = 1e-3;
 
 fn shape(heads: usize, kv_heads: usize, head_dim: usize) -> HeadShape {
     HeadShape {
@@ -24,18 +27,20 @@ fn shape(heads: usize, kv_heads: usize, head_dim: usize) -> HeadShape {
 /// A layer's shape and tensors except its cache, on the GPU and on the CPU.
 struct Layer {
     shape: HeadShape,
+    stored: KvType,
     bias: (Tensor<1>, Tensor<1>),
     norms: (Tensor<2>, Tensor<2>),
     rotary: (Tensor<3>, Tensor<3>),
 }
 
 impl Layer {
-    fn new(random: &mut Random, shape: HeadShape, positions: usize) -> Self {
+    fn new(random: &mut Random, shape: HeadShape, stored: KvType, positions: usize) -> Self {
         let HeadShape { head_dim, rotary_dim, .. } = shape;
         let wide = shape.query_width() + 2 * shape.kv_width();
         let angles = random.numbers(positions * rotary_dim.max(2));
         Self {
             shape,
+            stored,
             bias: both(random.numbers(wide), [wide]),
             norms: both(random.numbers(2 * head_dim), [2, head_dim]),
             rotary: both(angles, [positions, 2, rotary_dim.max(2) / 2]),
@@ -73,8 +78,25 @@ impl Layer {
     }
 
     fn pool(&self, blocks: usize, device: &Device) -> KvBlocks {
-        KvBlocks::zeros(blocks, self.shape.kv_heads, self.shape.head_dim, KvType::F32, device)
+        KvBlocks::zeros(blocks, self.shape.kv_heads, self.shape.head_dim, self.stored, device)
     }
+}
+
+/// The numbers of a pool, of which each block has `adjacent` in a row for each number of a key or value.
+fn numbers(pool: Tensor<4>, layer: &Layer, adjacent: usize) -> Vec<f32> {
+    if layer.stored == KvType::F32 || pool.device() != gpu() {
+        return host(pool.cast(FloatDType::F32));
+    }
+    let head_dim = layer.shape.head_dim;
+    let words = head_dim.div_ceil(2);
+    let unpack = |part: &[f32]| -> Vec<f32> {
+        let half = |i: usize| {
+            let word = part[i / adjacent % words * adjacent + i % adjacent].to_bits();
+            f16::from_bits((word >> (16 * (i / adjacent / words))) as u16).to_f32()
+        };
+        (0..head_dim * adjacent).map(half).collect()
+    };
+    host(pool).chunks_exact(words * adjacent).flat_map(unpack).collect()
 }
 
 /// Block tables of `sequences` sequences with `blocks` blocks each, scattered over a pool.
@@ -90,8 +112,19 @@ fn a_few_steps_of_two_sequences_match_the_reference() {
     let windowed = HeadShape { window: Some(20), ..shape(4, 2, 16) };
     let normed = HeadShape { head_norm: Some(1e-6), bias: true, rotary_dim: 8, ..shape(6, 2, 24) };
     let odd = HeadShape { rotary_dim: 0, ..shape(5, 1, 10) };
-    for shape in [shape(3, 1, 64), windowed, normed, odd, shape(2, 2, 256)] {
-        let layer = Layer::new(&mut random, shape, 80);
+    for (shape, stored, tolerance) in [
+        (shape(3, 1, 64), KvType::F32, TOLERANCE),
+        (windowed, KvType::F32, TOLERANCE),
+        (windowed, KvType::F16, HALF_TOLERANCE),
+        (normed, KvType::F32, TOLERANCE),
+        (normed, KvType::F16, HALF_TOLERANCE),
+        (odd, KvType::F32, TOLERANCE),
+        (odd, KvType::F16, HALF_TOLERANCE),
+        (shape(2, 2, 256), KvType::F32, TOLERANCE),
+        (shape(4, 1, 128), KvType::F16, HALF_TOLERANCE),
+        (shape(7, 1, 80), KvType::F16, HALF_TOLERANCE),
+    ] {
+        let layer = Layer::new(&mut random, shape, stored, 80);
         let tables = tables(&mut random, 2, 5);
         let (mut cache, mut expected_cache) = (layer.pool(10, &gpu()), layer.pool(10, &Device::flex()));
         // (start, rows) of both sequences: a prompt in two chunks beside one in one chunk, then decoding.
@@ -105,11 +138,13 @@ fn a_few_steps_of_two_sequences_match_the_reference() {
             let qkv = layer.projections(&mut random, rows);
             let (got, new_cache) = layer.step(&qkv, &spans, cache);
             let (expected, new_expected) = layer.reference(&qkv, &spans, expected_cache);
-            assert_close(&format!("{shape:?}"), &host(got), &host(expected), TOLERANCE);
+            assert_close(&format!("{shape:?}, {stored:?}"), &host(got), &host(expected), tolerance);
             (cache, expected_cache) = (new_cache, new_expected);
         }
-        assert_close("keys", &host(cache.keys), &host(expected_cache.keys), TOLERANCE);
-        assert_close("values", &host(cache.values), &host(expected_cache.values), TOLERANCE);
+        let keys = |cache: &KvBlocks| numbers(cache.keys.clone(), &layer, BLOCK_SIZE);
+        assert_close("keys", &keys(&cache), &keys(&expected_cache), tolerance);
+        let values = |cache: &KvBlocks| numbers(cache.values.clone(), &layer, 1);
+        assert_close("values", &values(&cache), &values(&expected_cache), tolerance);
     }
 }
 
@@ -151,8 +186,14 @@ fn run(
 #[test]
 fn a_row_attends_to_the_same_bits_alone_or_batched_in_any_chunks() {
     let mut random = Random::new(12);
-    for shape in [shape(3, 1, 64), HeadShape { window: Some(150), ..shape(4, 4, 32) }] {
-        let layer = Layer::new(&mut random, shape, 400);
+    let windowed = HeadShape { window: Some(150), ..shape(4, 4, 32) };
+    for (shape, stored) in [
+        (shape(3, 1, 64), KvType::F32),
+        (windowed, KvType::F32),
+        (windowed, KvType::F16),
+        (shape(8, 1, 128), KvType::F16),
+    ] {
+        let layer = Layer::new(&mut random, shape, stored, 400);
         let sequences = [layer.projections(&mut random, 400), layer.projections(&mut random, 30)];
         let tables = tables(&mut random, 2, 25);
         // Each prompt in one chunk, alone in its step.
@@ -171,8 +212,13 @@ fn a_row_attends_to_the_same_bits_alone_or_batched_in_any_chunks() {
 #[test]
 fn a_long_context_is_split_and_comes_out_the_same() {
     let mut random = Random::new(13);
-    for shape in [shape(4, 2, 32), HeadShape { window: Some(300), ..shape(2, 1, 16) }] {
-        let layer = Layer::new(&mut random, shape, 1000);
+    let windowed = HeadShape { window: Some(300), ..shape(2, 1, 16) };
+    for (shape, stored, tolerance) in [
+        (shape(4, 2, 32), KvType::F32, TOLERANCE),
+        (shape(4, 2, 32), KvType::F16, HALF_TOLERANCE),
+        (windowed, KvType::F32, TOLERANCE),
+    ] {
+        let layer = Layer::new(&mut random, shape, stored, 1000);
         let sequences = [layer.projections(&mut random, 1000), layer.projections(&mut random, 40)];
         let tables = tables(&mut random, 2, 1000_usize.div_ceil(BLOCK_SIZE));
         let whole = run(&layer, &sequences, &tables, &[vec![(0, 0, 1000)], vec![(1, 0, 40)]]);
@@ -199,7 +245,86 @@ fn a_long_context_is_split_and_comes_out_the_same() {
         );
         let last = StepRows::new(&[RowSpan { start: 999, rows: 1, blocks: &tables[0] }], &Device::flex());
         let expected = host(reference::attention(queries.narrow(0, 999, 1), &cache, &last, shape));
-        assert_close("long", &whole[0][999 * width..], &expected, TOLERANCE);
+        assert_close("long", &whole[0][999 * width..], &expected, tolerance);
+    }
+}
+
+/// How many heads a cube has depends on how many cubes a step has.
+#[test]
+fn a_row_has_the_same_bits_beside_many_others_and_beside_prompts() {
+    let mut random = Random::new(16);
+    for stored in [KvType::F32, KvType::F16] {
+        let layer = Layer::new(&mut random, shape(8, 2, 64), stored, 512);
+        let mut sequences: Vec<Vec<f32>> = (0..26).map(|_| layer.projections(&mut random, 130)).collect();
+        sequences[0] = layer.projections(&mut random, 512);
+        let tables = tables(&mut random, sequences.len(), 32);
+        // Alone, its heads are divided; beside 24 rows with three partitions each, they aren't; then there is
+        // a prompt beside them.
+        let mut alone = vec![vec![(0, 0, 500)]];
+        alone.extend((500..512).map(|at| vec![(0, at, 1)]));
+        let mut batched =
+            vec![(1..26).map(|other| (other, 0, 128)).collect(), vec![(0, 0, 300)], vec![(0, 300, 200)]];
+        for at in 500..502 {
+            let others = (1..25).map(|other| (other, at - 372, 1));
+            batched.push(others.chain([(0, at, 1)]).collect());
+        }
+        batched.extend((502..504).map(|at| vec![(0, at, 1), (25, at - 374, 1)]));
+        batched.push(vec![(0, 504, 8)]);
+        let alone = run(&layer, &sequences, &tables, &alone);
+        let batched = run(&layer, &sequences, &tables, &batched);
+        assert_same_bits("alone", &alone[0], &batched[0]);
+        let whole = run(&layer, &sequences, &tables, &[vec![(1, 0, 130)], vec![(25, 0, 130)]]);
+        assert_same_bits("another", &whole[1], &batched[1]);
+        assert_same_bits("the last", &whole[25], &batched[25]);
+    }
+}
+
+/// Logits that are no numbers are noticed; an answer from wrong numbers would not be.
+#[test]
+fn what_is_not_a_number_stays_so_for_all_that_attend_to_it() {
+    let mut random = Random::new(18);
+    for stored in [KvType::F32, KvType::F16] {
+        let layer = Layer::new(&mut random, shape(2, 1, 64), stored, 32);
+        let wide = 4 * 64;
+        let mut sequence = layer.projections(&mut random, 24);
+        sequence[20 * wide..21 * wide].fill(f32::NAN);
+        for steps in [vec![vec![(0, 0, 24)]], (0..24).map(|at| vec![(0, at, 1)]).collect::<Vec<_>>()] {
+            let got = &run(&layer, &[sequence.clone()], &[vec![1, 0]], &steps)[0];
+            // Rows of its tile multiply its value with a weight of zero.
+            assert!(got[..16 * 128].iter().all(|number| number.is_finite()), "{stored:?}");
+            assert!(got[20 * 128..].iter().all(|number| number.is_nan()), "{stored:?}");
+        }
+    }
+}
+
+#[test]
+fn halves_are_rounded_and_clamped_as_on_the_cpu() {
+    let mut random = Random::new(17);
+    let mut wanted =
+        vec![0.0, -0.0, 65504.0, 65519.9, 65520.0, -1e30, f32::INFINITY, f32::NAN, f32::MIN_POSITIVE];
+    // Ties, numbers beside them, and those that are subnormal as f16.
+    wanted.extend([1.0 + 1.0 / 2048.0, 1.0 + 3.0 / 2048.0, 2047.5, 2048.5, 2f32.powi(-24), 2f32.powi(-25)]);
+    wanted.extend([3.0 * 2f32.powi(-25), 2f32.powi(-14) - 2f32.powi(-25), 2f32.powi(-14) - 2f32.powi(-26)]);
+    while wanted.len() < 2048 {
+        let number = f32::from_bits(random.next() as u32);
+        // Most of f32 is far from f16's range.
+        let near = random.number() * 2f32.powi(random.below(44) as i32 - 27);
+        wanted.push(if random.below(8) == 0 { number } else { near });
+    }
+    let shape = HeadShape { rotary_dim: 0, ..shape(1, 1, 64) };
+    let layer = Layer::new(&mut random, shape, KvType::F16, 32);
+    let rows = wanted.len() / 64;
+    let qkv: Vec<f32> = wanted.chunks_exact(64).flat_map(|row| [row, row, row].concat()).collect();
+    let (_, cache) = layer.step(&qkv, &[RowSpan { start: 0, rows, blocks: &[1, 0] }], layer.pool(2, &gpu()));
+    let stored = numbers(cache.values, &layer, 1);
+    let stored = [&stored[1024..], &stored[..1024]].concat();
+    let keys = numbers(cache.keys, &layer, BLOCK_SIZE);
+    for (at, (number, stored)) in wanted.iter().zip(&stored).enumerate() {
+        let (position, d) = (at / 64, at % 64);
+        let key = keys[(1 - position / 16) * 1024 + d * 16 + position % 16];
+        let half = f16::from_f32(number.clamp(-65504.0, 65504.0)).to_f32();
+        let same = |got: f32| got.to_bits() == half.to_bits() || (got.is_nan() && number.is_nan());
+        assert!(same(*stored) && same(key), "{number:e}: {stored:e} and {key:e} instead of {half:e}");
     }
 }
 
@@ -222,7 +347,7 @@ fn copied_blocks_match_the_reference() {
 #[test]
 fn the_pool_is_written_in_place() {
     let mut random = Random::new(15);
-    let layer = Layer::new(&mut random, shape(2, 1, 64), 64);
+    let layer = Layer::new(&mut random, shape(2, 1, 64), KvType::F32, 64);
     let cache = layer.pool(4, &gpu());
     let (keys, values) = (cache.keys.clone(), cache.values.clone());
     let qkv = layer.projections(&mut random, 20);

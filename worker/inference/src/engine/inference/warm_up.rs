@@ -16,8 +16,11 @@ use crate::scheduler::SchedulerLimits;
 const SAMPLED: SamplingParams =
     SamplingParams { temperature: 1.0, top_k: 40, top_p: 0.9, min_p: 0.05, random: 0.5 };
 
-/// Tokens of a prompt: more than a tile has.
+/// Tokens of a prompt: as many as a tile has.
 const PROMPT: usize = 16;
+
+/// The second position that begins a part of a context which attention on GPUs computes by itself.
+const DIVIDED: usize = 64;
 
 /// A kind of step to compute.
 #[derive(Debug, Clone, Copy)]
@@ -64,8 +67,10 @@ fn kinds(limits: &SchedulerLimits, longest: usize) -> Vec<Kind> {
     let batches = [1, 2, 4, 8].into_iter().filter(|decoding| *decoding <= limits.sequences);
     let mut kinds: Vec<Kind> =
         batches.map(|decoding| Kind { decoding, position: 0, drafted: 0, prompt: 0 }).collect();
-    // Far from the beginning of a sequence, attention is split.
-    kinds.push(Kind { decoding: 1, position: last, drafted: 0, prompt: 0 });
+    // How attention is divided among cubes depends on how far a step's sequences reach.
+    let positions = std::iter::successors(Some(DIVIDED), |position| position.checked_mul(2));
+    let positions = positions.take_while(|position| *position < last).chain([last]);
+    kinds.extend(positions.map(|position| Kind { decoding: 1, position, drafted: 0, prompt: 0 }));
     let prompt = PROMPT.min(limits.prefill_budget).min(longest);
     kinds.push(Kind { decoding: 0, position: 0, drafted: 0, prompt });
     for drafted in [1, 3, 7].into_iter().filter(|drafted| *drafted <= limits.draft_budget.min(last)) {

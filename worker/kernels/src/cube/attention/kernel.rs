@@ -1,125 +1,108 @@
-//! The kernels of attention.
+//! The kernel that attends to partitions.
 
 use burn::cubecl;
 use burn::cubecl::prelude::*;
 
-use super::config::{Config, MASKED, PARTITION, REDUCERS};
-use crate::types::{BLOCK_SIZE, TILE_ROWS};
+use super::accumulator::{first_visible, merged, merged_values, shares};
+use super::config::{Config, MASKED, QUAD, QUADS};
+use crate::cube::dequant::{F4, U4};
+use crate::cube::halves::{BEYOND, high_halves, low_halves, singles};
+use crate::types::{BLOCK_SIZE, PARTITION, TILE_ROWS};
 
-/// The online softmax over some partitions of a query: the maximum of the scores, the sum of their
-/// exponentials relative to it, and the values weighted with these.
+/// The rows of a cube, and where their sequence lies in the cache.
 #[derive(CubeType)]
-struct Accumulator<N: Size> {
-    max: f32,
-    sum: f32,
-    values: Vector<f32, N>,
+struct Rows {
+    /// Number of the first.
+    first: usize,
+    count: usize,
+    /// Position of the first.
+    position: usize,
+    /// Position of the last.
+    last: usize,
+    /// Where their block table begins.
+    table: usize,
 }
 
-/// Merges the next partition into `running`.
-#[cube]
-#[allow(clippy::needless_pass_by_value)] // kernels pass values
-fn merge_partition<N: Size>(
-    running: Accumulator<N>,
-    partition_max: f32,
-    sum: f32,
-    values: Vector<f32, N>,
-) -> Accumulator<N> {
-    let new = max(running.max, partition_max);
-    let old_share = (running.max - new).exp();
-    let share = (partition_max - new).exp();
-    // A partition without a visible position must change nothing, not even the sign of a zero.
-    let seen = partition_max > MASKED;
-    let both = fma(values, Vector::new(share), running.values * Vector::new(old_share));
-    Accumulator::<N> {
-        max: new,
-        sum: select(seen, fma(sum, share, running.sum * old_share), running.sum),
-        values: select(seen, both, running.values),
-    }
-}
-
-/// The first position that a row attends to.
-#[cube]
-fn first_visible(position: usize, window: usize) -> usize {
-    select(position + 1 > window, position + 1 - min(window, position + 1), 0)
-}
-
+/// Attends to all partitions of some rows of a tile (`out` is the result), or to one partition of one row
+/// (`out` and `stats` are what [`merge_kernel`](super::merge::merge_kernel) reads).
+///
+/// `work` has four words for each tile (first row, number of rows, first position, span) or part (row,
+/// partition, position, span), from `first_work` on.
 #[allow(clippy::too_many_arguments)]
 #[cube(launch_unchecked)]
 pub(crate) fn attend_kernel<N: Size>(
-    queries: &[Vector<f32, N>],
-    keys: &[f32],
-    values: &[Vector<f32, N>],
-    rows: &[u32],
+    queries: &[f32],
+    keys: &[U4],
+    values: &[Vector<u32, N>],
     tables: &[u32],
-    tiles: &[u32],
+    work: &[u32],
     out: &mut [Vector<f32, N>],
     stats: &mut [f32],
+    first_work: usize,
     width: usize,
     blocks: usize,
-    partitions: usize,
     window: usize,
     scale: f32,
     #[comptime] config: Config,
 ) {
-    let tile_rows = comptime!(config.rows);
-    let vectors = comptime!(config.vectors());
-    let count_queries = comptime!(config.queries());
-    let items = comptime!(config.items());
-    let items_per_thread = comptime!(config.items_per_thread());
-    let slices = comptime!(config.slices());
-    let all_heads = comptime!(config.kv_heads * config.group);
     let unit = UNIT_POS as usize;
-
-    // The rows of this cube.
-    let mut first_row = CUBE_POS_X as usize;
-    let mut count = 1usize;
+    let threads = comptime!(config.threads());
+    let cubes = comptime!(if config.tiled { TILE_ROWS / config.rows } else { 1 });
+    let item = 4 * (first_work + CUBE_POS_X as usize / cubes);
+    let number = work[item + 1] as usize;
+    let span = work[item + 3] as usize;
+    let mut rows = Rows {
+        first: work[item] as usize,
+        count: 1usize.runtime(),
+        position: work[item + 2] as usize,
+        last: work[item + 2] as usize,
+        table: span * width,
+    };
     if comptime!(config.tiled) {
-        let cubes = comptime!(TILE_ROWS / tile_rows);
-        let tile = CUBE_POS_X as usize / cubes;
-        let offset = CUBE_POS_X as usize % cubes * tile_rows;
-        let all = tiles[2 * tile + 1] as usize;
-        if offset >= all {
+        let offset = CUBE_POS_X as usize % cubes * config.rows;
+        if offset >= number {
             terminate!();
         }
-        first_row = tiles[2 * tile] as usize + offset;
-        count = min(all - offset, tile_rows);
+        rows.first += offset;
+        rows.count = min(number - offset, config.rows);
+        rows.position += offset;
+        rows.last = rows.position + rows.count - 1;
     }
-    // Its heads.
-    let sets = comptime!(config.group / config.heads);
-    let kv_head = CUBE_POS_Y as usize / sets;
+    let mut start = first_visible(rows.position, window) / PARTITION;
+    let mut end = rows.last / PARTITION + 1;
+    if comptime!(!config.tiled) {
+        if number < start {
+            terminate!();
+        }
+        start = number;
+        end = number + 1;
+    }
+    let kv_head = CUBE_POS_Y as usize / comptime!(config.group / config.heads);
     let first_head = CUBE_POS_Y as usize * config.heads;
-    // Its positions.
-    let position = rows[3 * first_row] as usize;
-    let table = rows[3 * first_row + 1] as usize * width;
-    let last = position + count - 1;
-    let mut start = first_visible(position, window) / PARTITION;
-    let mut end = last / PARTITION + 1;
-    if comptime!(config.split) {
-        let own = CUBE_POS_Z as usize;
-        if own < start || own >= end {
-            terminate!();
-        }
-        start = own;
-        end = own + 1;
-    }
+    let all_heads = comptime!(config.kv_heads * config.group);
 
-    let mut queried = Shared::<[Vector<f32, N>]>::new_slice(comptime!(count_queries * vectors));
-    for i in range_stepped(unit, comptime!(count_queries * vectors), PARTITION) {
-        let query = i / vectors;
-        let row = first_row + min(query % tile_rows, count - 1);
-        let head = first_head + query / tile_rows;
-        queried[i] = queries[(row * all_heads + head) * vectors + i % vectors];
-    }
-    let mut scores = Shared::<[f32]>::new_slice(comptime!(count_queries * PARTITION));
-    let mut maxima = Shared::<[f32]>::new_slice(comptime!(count_queries * REDUCERS));
-    let mut sums = Shared::<[f32]>::new_slice(comptime!(count_queries * REDUCERS));
-    let mut sliced = Shared::<[Vector<f32, N>]>::new_slice(comptime!(config.sliced()));
+    let len = comptime!(config.vector_len());
+    let query_count = comptime!(config.queries());
+    let batches = comptime!(config.batches());
+    let batch_size = comptime!(config.batch());
+    let out_vectors = comptime!(config.out_vectors());
+    let per_thread = comptime!(config.merged_per_thread());
+    let mut queried = Shared::<[F4]>::new_slice(comptime!(query_count * config.query_vectors()));
+    let mut weights = Shared::<[F4]>::new_slice(comptime!(query_count * QUADS));
+    let mut quad_maxima = Shared::<[f32]>::new_slice(comptime!(query_count * QUADS));
+    let mut quad_sums = Shared::<[f32]>::new_slice(comptime!(query_count * QUADS));
+    let mut maxima = Shared::<[f32]>::new_slice(query_count);
+    let mut sums = Shared::<[f32]>::new_slice(query_count);
+    // What threads sum of scores, and later of values.
+    let mut exchanged = Shared::<[F4]>::new_slice(comptime!(config.exchanged_vectors()));
 
-    let mut run_max = Array::<f32>::new(comptime!(items_per_thread * tile_rows));
-    let mut run_sum = Array::<f32>::new(comptime!(items_per_thread * tile_rows));
-    let mut run_values = Array::<Vector<f32, N>>::new(comptime!(items_per_thread * tile_rows));
+    let factor = scale * comptime!(config.score_factors().1);
+    let states = comptime!(batches * per_thread);
+    let mut run_max = Array::<f32>::new(states);
+    let mut run_sum = Array::<f32>::new(states);
+    let mut run_values = Array::<Vector<f32, N>>::new(states);
     #[unroll]
-    for i in 0..comptime!(items_per_thread * tile_rows) {
+    for i in 0..states {
         run_max[i] = MASKED;
         run_sum[i] = 0.0;
         run_values[i] = Vector::new(0.0);
@@ -127,231 +110,400 @@ pub(crate) fn attend_kernel<N: Size>(
 
     for partition in start..end {
         let first = partition * PARTITION;
-        sync_cube();
-        // Scores: a position for each thread.
-        let at = first + unit;
-        let clamped = min(at, last);
-        let block = min(tables[table + clamped / BLOCK_SIZE] as usize, blocks - 1);
-        let key = (block * config.kv_heads + kv_head) * comptime!(config.head_dim * BLOCK_SIZE)
-            + clamped % BLOCK_SIZE;
-        let mut own = Array::<f32>::new(count_queries);
-        #[unroll]
-        for q in 0..count_queries {
-            own[q] = 0.0;
-        }
-        for c in 0..vectors {
-            let mut numbers = Array::<f32>::new(config.vector_len);
+        // All that the thread needs of the partition is on its way before it waits for any of it.
+        let mut key_words = Array::<U4>::new(comptime!(config.slice_words()));
+        load_keys(&mut key_words, keys, tables, &rows, first, kv_head, blocks, config);
+        let mut value_words = Array::<Vector<u32, N>>::new(comptime!(config.slice_positions()));
+        load_values::<N>(&mut value_words, values, tables, &rows, first, kv_head, blocks, config);
+        // A branch that is never taken, for a compiler may move reads behind the barriers, to where what they
+        // read is used, but not out of the way of a branch that uses it.
+        if window == 0 {
             #[unroll]
-            for i in 0..config.vector_len {
-                numbers[i] = keys[key + (c * config.vector_len + i) * BLOCK_SIZE];
+            for i in 0..comptime!(config.slice_words()) {
+                exchanged[unit] = singles(key_words[i], 4usize);
+                sync_cube();
             }
             #[unroll]
-            for q in 0..count_queries {
-                let query = queried[q * vectors + c];
-                #[unroll]
-                for i in 0..config.vector_len {
-                    own[q] = fma(query.extract(i), numbers[i], own[q]);
-                }
+            for i in 0..comptime!(config.slice_positions()) {
+                exchanged[unit] = widened::<N>(singles::<N>(value_words[i], len), len);
+                sync_cube();
             }
         }
-        #[unroll]
-        for q in 0..count_queries {
-            let of = position + comptime!(q % tile_rows);
-            let visible = at <= of && at + window > of;
-            scores[q * PARTITION + unit] = select(visible, own[q] * scale, MASKED);
+        if partition == start {
+            stage_queries(&mut queried, queries, &rows, first_head, config);
         }
-        sync_cube();
-        // The largest score of each query, then the exponentials relative to it and their sum.
+
+        // Scores: four positions' for each thread, over a slice of the key.
+        let mut key_numbers = Array::<F4>::new(comptime!(config.numbers() * config.slice_words()));
         #[unroll]
-        for i in 0..comptime!((count_queries * REDUCERS).div_ceil(PARTITION)) {
-            let share = unit + i * PARTITION;
-            if share < count_queries * REDUCERS {
-                let from = share / REDUCERS * PARTITION + share % REDUCERS;
-                let mut found = scores[from];
-                for j in 1..comptime!(PARTITION / REDUCERS) {
-                    found = max(found, scores[from + j * REDUCERS]);
-                }
-                maxima[share] = found;
+        for i in 0..comptime!(config.slice_words()) {
+            if comptime!(config.halves) {
+                key_numbers[2 * i] = low_halves(key_words[i], 4usize);
+                key_numbers[2 * i + 1] = high_halves(key_words[i], 4usize);
+            } else {
+                key_numbers[i] = singles(key_words[i], 4usize);
             }
         }
-        sync_cube();
+        let zero = if comptime!(config.halves) { zero_of(&key_numbers, config) } else { F4::new(0.0) };
+        let mut scores = Array::<F4>::new(batches);
+        let quad = unit % QUADS;
         #[unroll]
-        for i in 0..comptime!((count_queries * REDUCERS).div_ceil(PARTITION)) {
-            let share = unit + i * PARTITION;
-            if share < count_queries * REDUCERS {
-                let from = share / REDUCERS * PARTITION + share % REDUCERS;
-                let top = max_of(&maxima, share / REDUCERS);
-                let mut sum = 0.0f32;
-                for j in 0..comptime!(PARTITION / REDUCERS) {
-                    let score = scores[from + j * REDUCERS];
-                    let weight = select(score > MASKED, (score - top).exp(), 0.0);
-                    scores[from + j * REDUCERS] = weight;
-                    sum += weight;
-                }
-                sums[share] = sum;
-            }
-        }
-        sync_cube();
-        // Values: each thread sums one vector of a head over one slice of the positions.
-        let visible = min(last + 1 - first, PARTITION);
-        let slice = unit / items;
-        let from = slice * comptime!(PARTITION / slices);
-        let to = min(from + comptime!(PARTITION / slices), visible);
-        let mut partial = Array::<Vector<f32, N>>::new(comptime!(items_per_thread * tile_rows));
-        #[unroll]
-        for i in 0..comptime!(items_per_thread * tile_rows) {
-            partial[i] = Vector::new(0.0);
-        }
-        #[unroll]
-        for i in 0..items_per_thread {
-            let item = select(comptime!(slices > 1), unit % items, unit + i * PARTITION);
-            let busy = select(comptime!(slices > 1), slice < slices, item < items);
-            if busy {
-                let weights = item / vectors * tile_rows * PARTITION;
-                for in_block in range_stepped(from, to, BLOCK_SIZE) {
-                    let block = min(tables[table + (first + in_block) / BLOCK_SIZE] as usize, blocks - 1);
-                    let value = (block * config.kv_heads + kv_head) * comptime!(BLOCK_SIZE * vectors)
-                        + item % vectors;
-                    for offset in 0..min(to - in_block, BLOCK_SIZE) {
-                        let numbers = values[value + offset * vectors];
-                        #[unroll]
-                        for r in 0..tile_rows {
-                            let weight = scores[weights + r * PARTITION + in_block + offset];
-                            let sum = partial[i * tile_rows + r];
-                            partial[i * tile_rows + r] = fma(numbers, Vector::new(weight), sum);
-                        }
-                    }
-                }
-            }
-        }
-        if comptime!(slices > 1) {
-            if slice < slices {
-                #[unroll]
-                for r in 0..tile_rows {
-                    sliced[(slice * tile_rows + r) * items + unit % items] = partial[r];
-                }
+        for batch in 0..batches {
+            let count = comptime!(config.batch_queries(batch));
+            sync_cube();
+            #[unroll]
+            for b in 0..count {
+                let sum =
+                    slice_scores(&queried, &key_numbers, zero, comptime!(batch * batch_size + b), config);
+                exchanged[b * threads + unit] = sum;
             }
             sync_cube();
-            if slice == 0 {
+            scores[batch] = F4::new(MASKED);
+            if unit < comptime!(count * QUADS) {
+                let query = batch * batch_size + unit / QUADS;
+                let of = rows.position + query % config.rows;
+                let at = unit / QUADS * threads + quad;
+                let mut sum = exchanged[at];
                 #[unroll]
-                for r in 0..tile_rows {
-                    let mut sum = sliced[r * items + unit];
-                    #[unroll]
-                    for s in 1..slices {
-                        sum += sliced[(s * tile_rows + r) * items + unit];
-                    }
-                    partial[r] = sum;
+                for slice in 1..comptime!(config.key_slices()) {
+                    sum += exchanged[at + slice * QUADS];
+                }
+                let mut score = F4::empty();
+                #[unroll]
+                for i in 0..QUAD {
+                    let at = first + quad * QUAD + i;
+                    let visible = at <= of && at + window > of;
+                    score.insert(i, select(visible, sum.extract(i) * factor, MASKED));
+                }
+                scores[batch] = score;
+                quad_maxima[query * QUADS + quad] = max_of(score);
+            }
+        }
+        sync_cube();
+        // Exponentials relative to the largest score of a query.
+        #[unroll]
+        for batch in 0..batches {
+            if unit < comptime!(config.batch_queries(batch) * QUADS) {
+                let query = batch * batch_size + unit / QUADS;
+                let mut largest = quad_maxima[query * QUADS];
+                #[unroll]
+                for i in 1..QUADS {
+                    largest = max(largest, quad_maxima[query * QUADS + i]);
+                }
+                let mut weight = F4::empty();
+                #[unroll]
+                for i in 0..QUAD {
+                    let score = scores[batch].extract(i);
+                    weight.insert(i, select(score > MASKED, (score - largest).exp(), 0.0));
+                }
+                weights[query * QUADS + quad] = weight * F4::new(comptime!(config.weight_factor()));
+                let first_two = weight.extract(0usize) + weight.extract(1usize);
+                let last_two = weight.extract(2usize) + weight.extract(3usize);
+                quad_sums[query * QUADS + quad] = first_two + last_two;
+                if quad == 0 {
+                    maxima[query] = largest;
                 }
             }
         }
-        // Merge with the partitions before this one.
-        #[unroll]
-        for i in 0..items_per_thread {
-            let item = unit + i * PARTITION;
-            if item < items {
-                #[unroll]
-                for r in 0..tile_rows {
-                    let state = comptime!(i * tile_rows + r);
-                    let query = item / vectors * tile_rows + r;
-                    let top = max_of(&maxima, query);
-                    let sum = sum_of(&sums, query);
-                    if comptime!(config.split) {
-                        let head = first_head + item / vectors;
-                        let to = (first_row * all_heads + head) * partitions + partition;
-                        out[to * vectors + item % vectors] = partial[state];
-                        if item.is_multiple_of(vectors) {
-                            stats[2 * to] = top;
-                            stats[2 * to + 1] = sum;
-                        }
-                    } else {
-                        let before = Accumulator::<N> {
-                            max: run_max[state],
-                            sum: run_sum[state],
-                            values: run_values[state],
-                        };
-                        let now = merge_partition::<N>(before, top, sum, partial[state]);
-                        run_max[state] = now.max;
-                        run_sum[state] = now.sum;
-                        run_values[state] = now.values;
-                    }
-                }
-            }
-        }
-    }
-    if comptime!(!config.split) {
-        #[unroll]
-        for i in 0..items_per_thread {
-            let item = unit + i * PARTITION;
+        sync_cube();
+        if unit < query_count {
+            let mut sum = quad_sums[unit * QUADS];
             #[unroll]
-            for r in 0..tile_rows {
-                if item < items && r < count {
-                    let state = comptime!(i * tile_rows + r);
-                    let head = first_head + item / vectors;
-                    let to = ((first_row + r) * all_heads + head) * vectors + item % vectors;
-                    out[to] = run_values[state] / Vector::new(run_sum[state]);
+            for i in 1..QUADS {
+                sum += quad_sums[unit * QUADS + i];
+            }
+            sums[unit] = sum;
+        }
+        // Values: a vector for each thread, over a slice of the positions.
+        #[unroll]
+        for batch in 0..batches {
+            let count = comptime!(config.batch_queries(batch));
+            if comptime!(batch > 0) {
+                sync_cube();
+            }
+            weigh_values::<N>(&mut exchanged, &value_words, &weights, batch, config);
+            sync_cube();
+            #[unroll]
+            for i in 0..per_thread {
+                let at = unit + i * threads;
+                if at < comptime!(count * out_vectors) {
+                    let of = at / out_vectors;
+                    let vector = at % out_vectors;
+                    let query = batch * batch_size + of;
+                    let from = of * comptime!(config.value_slices() * out_vectors) + vector;
+                    let mut sums_of = exchanged[from];
+                    #[unroll]
+                    for slice in 1..comptime!(config.value_slices()) {
+                        sums_of += exchanged[from + slice * out_vectors];
+                    }
+                    let sum = narrowed::<N>(sums_of, len);
+                    let state = comptime!(batch * per_thread + i);
+                    if comptime!(config.tiled) {
+                        let next = maxima[query];
+                        let shares = shares(run_max[state], next);
+                        run_max[state] = max(run_max[state], next);
+                        run_sum[state] = merged(run_sum[state], sums[query], &shares);
+                        run_values[state] = merged_values::<N>(run_values[state], sum, &shares);
+                    } else {
+                        let to = CUBE_POS_X as usize * all_heads + first_head + query;
+                        out[to * out_vectors + vector] = sum;
+                        if vector == 0 {
+                            stats[2 * to] = maxima[query];
+                            stats[2 * to + 1] = sums[query];
+                        }
+                    }
                 }
+            }
+        }
+    }
+    if comptime!(config.tiled) {
+        #[unroll]
+        for state in 0..states {
+            let at = unit + comptime!(state % per_thread * threads);
+            let query = comptime!(state / per_thread * batch_size) + at / out_vectors;
+            let row = query % config.rows;
+            if at < comptime!(config.batch_queries(state / per_thread) * out_vectors) && row < rows.count {
+                let to = (rows.first + row) * all_heads + first_head + query / config.rows;
+                out[to * out_vectors + at % out_vectors] = run_values[state] / Vector::new(run_sum[state]);
             }
         }
     }
 }
 
-/// The largest score of a query, from those that its reducers found.
+/// Copies the queries to shared memory: for each of a word's numbers and each slice of a key, what the
+/// slice is multiplied with, filled up with zeros.
 #[cube]
-fn max_of(maxima: &[f32], query: usize) -> f32 {
-    let mut found = maxima[query * REDUCERS];
-    #[unroll]
-    for i in 1..REDUCERS {
-        found = max(found, maxima[query * REDUCERS + i]);
+fn stage_queries(
+    queried: &mut Shared<[F4]>,
+    queries: &[f32],
+    rows: &Rows,
+    first_head: usize,
+    #[comptime] config: Config,
+) {
+    let vectors = comptime!(config.query_vectors());
+    let slice_vectors = comptime!(config.slice_vectors());
+    let slices = comptime!(config.key_slices());
+    let all_heads = comptime!(config.kv_heads * config.group);
+    for at in
+        range_stepped(UNIT_POS as usize, comptime!(config.queries() * vectors), comptime!(config.threads()))
+    {
+        let query = at / vectors;
+        let row = rows.first + min(query % config.rows, rows.count - 1);
+        let from = (row * all_heads + first_head + query / config.rows) * config.head_dim;
+        let slice = at / slice_vectors % slices;
+        let number = at % vectors / comptime!(slice_vectors * slices);
+        let mut vector = F4::empty();
+        #[unroll]
+        for i in 0..4usize {
+            let word = (at % slice_vectors * 4 + i) * slices + slice;
+            let dim = number * config.words() + word;
+            let there = word < config.words() && dim < config.head_dim;
+            let read = queries[from + min(dim, comptime!(config.head_dim - 1))];
+            vector.insert(i, select(there, read * comptime!(config.score_factors().0), 0.0));
+        }
+        queried[at] = vector;
     }
-    found
 }
 
-/// The sum of a query's exponentials, from those of its reducers.
+/// The block of the cache that has `position`.
 #[cube]
-fn sum_of(sums: &[f32], query: usize) -> f32 {
-    let mut sum = sums[query * REDUCERS];
+fn block_of(position: usize, tables: &[u32], rows: &Rows, blocks: usize) -> usize {
+    min(tables[rows.table + min(position, rows.last) / BLOCK_SIZE] as usize, blocks - 1)
+}
+
+/// Reads a slice of the keys of four positions. Words beyond the last are read like the last.
+#[allow(clippy::too_many_arguments)]
+#[cube]
+fn load_keys(
+    words: &mut Array<U4>,
+    keys: &[U4],
+    tables: &[u32],
+    rows: &Rows,
+    first: usize,
+    kv_head: usize,
+    blocks: usize,
+    #[comptime] config: Config,
+) {
+    let quad = UNIT_POS as usize % QUADS;
+    let slice = UNIT_POS as usize / QUADS;
+    let block = block_of(first + quad * QUAD, tables, rows, blocks);
+    let quads = comptime!(BLOCK_SIZE / QUAD);
+    let base =
+        (block * config.kv_heads + kv_head) * comptime!(config.words() * BLOCK_SIZE / QUAD) + quad % quads;
     #[unroll]
-    for i in 1..REDUCERS {
-        sum += sums[query * REDUCERS + i];
+    for i in 0..comptime!(config.slice_words()) {
+        let word = min(comptime!(i * config.key_slices()) + slice, comptime!(config.words() - 1));
+        words[i] = keys[base + word * quads];
+    }
+}
+
+/// Reads a vector of the values of a slice of the positions. Those behind the last row's are read like
+/// that one's, and count for nothing.
+#[allow(clippy::too_many_arguments)]
+#[cube]
+fn load_values<N: Size>(
+    words: &mut Array<Vector<u32, N>>,
+    values: &[Vector<u32, N>],
+    tables: &[u32],
+    rows: &Rows,
+    first: usize,
+    kv_head: usize,
+    blocks: usize,
+    #[comptime] config: Config,
+) {
+    let columns = comptime!(config.columns());
+    let positions = comptime!(config.slice_positions());
+    let per_block = comptime!(positions.min(BLOCK_SIZE));
+    let column = UNIT_POS as usize % columns;
+    // Threads beyond the last slice read what that reads.
+    let slice = min(UNIT_POS as usize / columns, comptime!(config.value_slices() - 1));
+    #[unroll]
+    for group in 0..comptime!(positions / per_block) {
+        let from = first + slice * positions + group * per_block;
+        let block = block_of(from, tables, rows, blocks);
+        let base = (block * config.kv_heads + kv_head) * comptime!(BLOCK_SIZE * columns) + column;
+        #[unroll]
+        for i in 0..per_block {
+            let offset = min(from + i, rows.last) % BLOCK_SIZE;
+            words[comptime!(group * per_block + i)] = values[base + offset * columns];
+        }
+    }
+}
+
+/// What sums of products with f16 begin with: zeros, or for a position whose key has a NaN a number so large
+/// that the score becomes infinite, and whatever the position contributes to NaN.
+///
+/// That need not be looked for in values: whatever makes one of them NaN does so to the whole row.
+#[cube]
+fn zero_of(numbers: &Array<F4>, #[comptime] config: Config) -> F4 {
+    let mut largest = numbers[0].abs();
+    #[unroll]
+    for i in 1..comptime!(config.numbers() * config.slice_words()) {
+        largest = max(largest, numbers[i].abs());
+    }
+    let mut zero = F4::empty();
+    #[unroll]
+    for i in 0..QUAD {
+        zero.insert(i, select(largest.extract(i) < BEYOND, 0.0, f32::MAX));
+    }
+    zero
+}
+
+/// The products of a query with a slice of four positions' keys.
+#[cube]
+fn slice_scores(
+    queried: &Shared<[F4]>,
+    numbers: &Array<F4>,
+    zero: F4,
+    #[comptime] query: usize,
+    #[comptime] config: Config,
+) -> F4 {
+    let slice = UNIT_POS as usize / QUADS;
+    let per_word = comptime!(config.numbers());
+    let vectors = comptime!(config.slice_vectors());
+    let mut sum = zero;
+    #[unroll]
+    for number in 0..per_word {
+        let base = comptime!((query * per_word + number) * config.key_slices() * vectors) + slice * vectors;
+        #[unroll]
+        for vector in 0..vectors {
+            let wanted = queried[base + vector];
+            #[unroll]
+            for i in 0..comptime!((config.slice_words() - 4 * vector).min(4)) {
+                let key = numbers[comptime!((4 * vector + i) * per_word + number)];
+                sum = fma(key, F4::new(wanted.extract(i)), sum);
+            }
+        }
     }
     sum
 }
 
-/// Merges the partitions of one row and head, in order.
-#[allow(clippy::too_many_arguments)]
-#[cube(launch_unchecked)]
-pub(crate) fn merge_kernel<N: Size>(
-    sums: &[Vector<f32, N>],
-    stats: &[f32],
-    rows: &[u32],
-    out: &mut [Vector<f32, N>],
-    partitions: usize,
-    window: usize,
-    heads: usize,
-    vectors: usize,
+/// The values of a slice, weighted for each query of a batch, to shared memory.
+#[cube]
+fn weigh_values<N: Size>(
+    sums: &mut Shared<[F4]>,
+    words: &Array<Vector<u32, N>>,
+    weights: &Shared<[F4]>,
+    #[comptime] batch: usize,
+    #[comptime] config: Config,
 ) {
-    let row = CUBE_POS_X as usize;
-    let position = rows[3 * row] as usize;
-    let to = row * heads + CUBE_POS_Y as usize;
-    let start = first_visible(position, window) / PARTITION;
-    let end = position / PARTITION + 1;
-    for vector in range_stepped(UNIT_POS as usize, vectors, 64) {
-        let mut running_max = MASKED.runtime();
-        let mut sum = 0.0f32;
-        let mut values = Vector::<f32, N>::new(0.0);
-        for partition in start..end {
-            let partial = to * partitions + partition;
-            let before = Accumulator::<N> { max: running_max, sum, values };
-            let now = merge_partition::<N>(
-                before,
-                stats[2 * partial],
-                stats[2 * partial + 1],
-                sums[partial * vectors + vector],
-            );
-            running_max = now.max;
-            sum = now.sum;
-            values = now.values;
+    let columns = comptime!(config.columns());
+    let column = UNIT_POS as usize % columns;
+    let slice = UNIT_POS as usize / columns;
+    let quads = comptime!(config.slice_positions() / QUAD);
+    let count = comptime!(config.batch_queries(batch));
+    let per_word = comptime!(config.numbers());
+    let len = comptime!(config.vector_len());
+    if slice < comptime!(config.value_slices()) {
+        let mut own = Array::<Vector<f32, N>>::new(comptime!(count * per_word));
+        #[unroll]
+        for i in 0..comptime!(count * per_word) {
+            own[i] = Vector::new(0.0);
         }
-        out[to * vectors + vector] = values / Vector::new(sum);
+        #[unroll]
+        for quad in 0..quads {
+            // Converted for each batch: the registers don't hold all numbers for long.
+            let mut numbers = Array::<Vector<f32, N>>::new(comptime!(QUAD * per_word));
+            #[unroll]
+            for i in 0..QUAD {
+                let read = words[comptime!(quad * QUAD + i)];
+                if comptime!(config.halves) {
+                    numbers[2 * i] = low_halves::<N>(read, len);
+                    numbers[2 * i + 1] = high_halves::<N>(read, len);
+                } else {
+                    numbers[i] = singles::<N>(read, len);
+                }
+            }
+            #[unroll]
+            for b in 0..count {
+                let query = comptime!(batch * config.batch() + b);
+                let weight = weights[query * QUADS + slice * quads + quad];
+                #[unroll]
+                for i in 0..QUAD {
+                    let weight = Vector::new(weight.extract(i));
+                    #[unroll]
+                    for number in 0..per_word {
+                        let value = numbers[comptime!(i * per_word + number)];
+                        let to = comptime!(b * per_word + number);
+                        own[to] = fma(value, weight, own[to]);
+                    }
+                }
+            }
+        }
+        #[unroll]
+        for i in 0..comptime!(count * per_word) {
+            let at = (i / per_word * config.value_slices() + slice) * per_word + i % per_word;
+            sums[at * columns + column] = widened::<N>(own[i], len);
+        }
     }
+}
+
+/// The first numbers of a vector of four.
+#[cube]
+fn narrowed<N: Size>(vector: F4, #[comptime] len: usize) -> Vector<f32, N> {
+    let mut out = Vector::<f32, N>::empty();
+    #[unroll]
+    for i in 0..len {
+        out.insert(i, vector.extract(i));
+    }
+    out
+}
+
+/// `vector` as the first numbers of a vector of four.
+#[cube]
+fn widened<N: Size>(vector: Vector<f32, N>, #[comptime] len: usize) -> F4 {
+    let mut out = F4::new(0.0);
+    #[unroll]
+    for i in 0..len {
+        out.insert(i, vector.extract(i));
+    }
+    out
+}
+
+#[cube]
+fn max_of(vector: F4) -> f32 {
+    max(
+        max(vector.extract(0usize), vector.extract(1usize)),
+        max(vector.extract(2usize), vector.extract(3usize)),
+    )
 }

@@ -38,8 +38,9 @@ fn a_decode_step_is_one_upload_and_one_read_back() {
     while runs.engine.stats().generated_tokens < 6 {
         runs.step();
     }
-    // The embedding, the head and four of sampling; of each layer two halves of three kernels.
-    let launches = 6 + 6 * LAYERS as u64;
+    // The embedding, the head and four of sampling; of each layer two halves of three operations, of which attention
+    // has two kernels.
+    let launches = 6 + 7 * LAYERS as u64;
     for _ in 0..3 {
         let before = traffic();
         runs.step();
