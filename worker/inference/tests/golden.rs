@@ -110,8 +110,9 @@ fn wgpu_computes_a_case_right() {
     let software = |_| ComputeDevice::open(Backend::Wgpu, Some("llvmpipe"));
     let opened = ComputeDevice::open(Backend::Wgpu, None).or_else(software);
     let device = opened.unwrap_or_else(|error| panic!("{error}"));
-    let mut model = open(&device, KvType::F32);
     let case = &golden::cases().unwrap()[0];
-    let worst = compare(&mut model, case, 8, TOLERANCE_F32);
-    println!("{}: off by at most {worst:.5}", device.description);
+    for (stored, tolerance) in [(KvType::F32, TOLERANCE_F32), (KvType::F16, TOLERANCE_F16)] {
+        let worst = compare(&mut open(&device, stored), case, 8, tolerance);
+        println!("{}, {stored:?}: off by at most {worst:.5}", device.description);
+    }
 }

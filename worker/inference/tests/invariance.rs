@@ -254,7 +254,7 @@ macro_rules! on_all_devices {
         mod wgpu {
             $(#[test]
             fn $name() {
-                let arithmetic = (super::KvType::F32, super::Precision::Exact);
+                let arithmetic = (super::KvType::F16, super::Precision::Exact);
                 super::$name(&super::gpu(), arithmetic);
             })+
         }

@@ -113,7 +113,7 @@ pub fn run(args: &BenchArgs) -> Result<EngineMeasurement, BenchError> {
     let (mut network, name) = load_network(args, &device)?;
     network.set_precision(args.precision.on(&device)?);
     let loaded = process::resident();
-    let stored = CacheDtype::Auto.on(&device)?;
+    let stored = CacheDtype::Auto.stored();
     let model = ModelFacts {
         name,
         random: args.random.is_some(),

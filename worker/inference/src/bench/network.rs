@@ -73,7 +73,7 @@ pub(super) struct Measured {
     pub(super) cache: Vec<CacheThroughput>,
 }
 
-/// Measures with a cache of type `stored`; on the host also compares decoding with both types.
+/// Measures with a cache of type `stored`, and compares decoding with both types.
 pub(super) fn measure(network: &mut Network, load: &Load, stored: KvType) -> Result<Measured, ComputeError> {
     let context = network.config().context_length;
     let mut measured = Measured::default();
@@ -97,10 +97,8 @@ pub(super) fn measure(network: &mut Network, load: &Load, stored: KvType) -> Res
     for &budget in load.budgets.iter().filter(|budget| **budget <= long) {
         measured.chunks.push((budget, bench.last_chunk(budget, long, load)? * 1e3));
     }
-    if stored == KvType::F16 {
-        for depth in [load.depth, long.saturating_sub((load.repeat + 1) * load.steps + 1)] {
-            measured.cache.extend(cache_rates(network, load, depth)?);
-        }
+    for depth in [load.depth, long.saturating_sub((load.repeat + 1) * load.steps + 1)] {
+        measured.cache.extend(cache_rates(network, load, depth)?);
     }
     Ok(measured)
 }

@@ -4,8 +4,7 @@ use clap::ValueEnum;
 use emberline_kernels::{BLOCK_SIZE, KvType};
 use serde::Deserialize;
 
-use super::LoadError;
-use crate::device::{ComputeDevice, DeviceClass};
+use crate::device::ComputeDevice;
 use crate::memory::available;
 use crate::network::Network;
 
@@ -37,24 +36,21 @@ pub enum CacheSize {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum CacheDtype {
-    /// f16 on the CPU, f32 on a GPU.
+    /// f16.
     #[default]
     Auto,
-    /// 16 bits, on the CPU only.
+    /// 16 bits.
     F16,
     /// 32 bits, as they are computed.
     F32,
 }
 
 impl CacheDtype {
-    /// The type on `device`.
-    pub(crate) fn on(self, device: &ComputeDevice) -> Result<KvType, LoadError> {
-        match (self, device.class) {
-            (Self::F32, _) | (Self::Auto, DeviceClass::Gpu | DeviceClass::Software) => Ok(KvType::F32),
-            (Self::F16 | Self::Auto, DeviceClass::Host) => Ok(KvType::F16),
-            (Self::F16, DeviceClass::Gpu | DeviceClass::Software) => {
-                Err(LoadError::CacheDtype { device: device.description.clone() })
-            }
+    /// The type of the pool's numbers.
+    pub(crate) fn stored(self) -> KvType {
+        match self {
+            Self::F32 => KvType::F32,
+            Self::F16 | Self::Auto => KvType::F16,
         }
     }
 }
@@ -194,20 +190,6 @@ mod tests {
         let of = |bytes| blocks(CacheSize::Auto, &network, KvType::F32, &cpu, 3, Left::All(bytes));
         assert_eq!(of(5 * network.block_bytes(KvType::F32) + 1), 5);
         assert_eq!(of(u64::MAX), 3 * testing::CONTEXT.div_ceil(BLOCK_SIZE));
-    }
-
-    #[test]
-    fn the_cpu_stores_16_bits_unless_it_is_told_otherwise_and_a_gpu_32() {
-        let cpu = ComputeDevice::cpu();
-        assert!(matches!(CacheDtype::Auto.on(&cpu), Ok(KvType::F16)));
-        assert!(matches!(CacheDtype::F16.on(&cpu), Ok(KvType::F16)));
-        assert!(matches!(CacheDtype::F32.on(&cpu), Ok(KvType::F32)));
-        for class in [DeviceClass::Gpu, DeviceClass::Software] {
-            let gpu = ComputeDevice { class, description: "that GPU".to_owned(), ..ComputeDevice::cpu() };
-            assert!(matches!(CacheDtype::Auto.on(&gpu), Ok(KvType::F32)));
-            let error = CacheDtype::F16.on(&gpu).unwrap_err().to_string();
-            assert!(error.contains("that GPU") && error.contains("--cache-dtype"), "{error}");
-        }
     }
 
     #[test]

@@ -19,15 +19,6 @@ pub enum LoadError {
     /// The network can't be built.
     #[error(transparent)]
     Network(#[from] NetworkError),
-    /// A cache that the device's kernels don't know.
-    #[error(
-        "{device} stores keys and values with 32 bits only; leave --cache-dtype (cache_dtype) at auto, or use \
-         the cpu backend"
-    )]
-    CacheDtype {
-        /// The device.
-        device: String,
-    },
     /// Products that the device's kernels don't know.
     #[error(
         "{device} computes products in f32 only; leave --precision (precision) at exact, or use the cpu backend"

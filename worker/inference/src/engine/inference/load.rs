@@ -117,7 +117,7 @@ fn load_onto_device(options: &LoadOptions) -> Result<InferenceEngine, LoadError>
     }
     let (tokenizer, template) = texts(&checkpoint)?;
     let device = &options.device;
-    let stored = options.cache_dtype.on(device)?;
+    let stored = options.cache_dtype.stored();
     let default_budget = match device.class {
         DeviceClass::Gpu => GPU_PREFILL_BUDGET,
         DeviceClass::Host | DeviceClass::Software => CPU_PREFILL_BUDGET,

@@ -11,7 +11,7 @@ use burn::cubecl::ir::features::MmaConfig;
 use burn::cubecl::ir::{DeviceProperties, ElemType, FloatKind};
 use burn::cubecl::prelude::*;
 
-use crate::cube::dequant::{U4, unit_vectors};
+use crate::cube::dequant::U4;
 use crate::ggml::GgmlType;
 use crate::types::MatrixSpec;
 
@@ -107,9 +107,4 @@ pub(crate) fn unit_words(
         }
         words
     }
-}
-
-/// Inputs that a group of units has.
-pub(super) fn group_inputs(dtype: GgmlType) -> usize {
-    4 * GROUP * unit_vectors(dtype)
 }

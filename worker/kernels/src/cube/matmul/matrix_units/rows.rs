@@ -18,13 +18,6 @@ pub(super) const THREADS: usize = 256;
 /// The largest exponent of a number of a scaled row: the largest f16 is below 2^16.
 const EXPONENT: u32 = 14;
 
-/// What a row is multiplied with before and after the product.
-#[derive(CubeType, Clone, Copy)]
-pub(super) struct RowScale {
-    pub(super) before: f32,
-    pub(super) after: f32,
-}
-
 /// What one thread of [`THREADS`] finds of a row: its sum of squares, and its largest number times `gamma`.
 #[derive(CubeType, Clone, Copy)]
 struct Share {
@@ -52,8 +45,8 @@ fn share(x: &[F4], gamma: &[F4], row: usize, vectors: usize, #[comptime] norm: b
     found
 }
 
-/// Scales of `rows` rows from `first` on, of `all`; each plane finds those of some rows. All threads of a cube call
-/// it, and wait for each other before they read `scales`: before, after, for each row.
+/// Writes to `scales` what each of `rows` rows from `first` on, of `all`, is multiplied with before and after the product.
+/// All threads of a cube call it.
 #[allow(clippy::too_many_arguments)]
 #[cube]
 pub(super) fn find_scales(
