@@ -88,10 +88,12 @@ impl OpenedAdapter {
         memory::by_vulkan(&self.adapter, !is_integrated)
     }
 
-    /// Loses the device, as a driver's reset does.
+    /// Loses the device, as a driver's reset does: whoever uses it next has been told.
     #[cfg(test)]
     pub(crate) fn destroy(&self) {
         self.device.destroy();
+        // Unlike a reset, this is told when the device is polled.
+        let _ = self.device.poll(wgpu::PollType::Poll);
     }
 }
 

@@ -246,7 +246,7 @@ impl StepRecorder {
             singles: self.words(&[work.singles.len() / 3, 3]),
             parts: self.words(&[work.parts.len() / 4, 4]),
         };
-        attention::attention(self.floats(&[rows, queries]), inputs, &work.passes, heads);
+        attention::attention(self.floats(&[rows, queries]), &inputs, &work.passes, heads);
         // Two bytes for each number of keys and values; partial results are written and read.
         let parts: usize = work.passes.iter().map(|pass| pass.parts).sum();
         let partials = 8 * parts * heads.heads * (heads.head_dim + 2);

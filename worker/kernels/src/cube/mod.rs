@@ -156,7 +156,7 @@ impl KernelOps for CubeBackend {
     ) -> CubeTensor {
         let [tables, tiles, singles, parts] = [tables, tiles, singles, parts].map(words);
         let inputs = attention::AttentionInputs { keys, values, tables, tiles, singles, parts };
-        attention::attention(queries, inputs, &passes, shape)
+        attention::attention(queries, &inputs, &passes, shape)
     }
 
     fn copy_blocks(keys: CubeTensor, values: CubeTensor, pairs: Vec<(u32, u32)>) -> (CubeTensor, CubeTensor) {

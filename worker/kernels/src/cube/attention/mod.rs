@@ -62,7 +62,7 @@ struct Work<'a> {
 /// See [`crate::attention`].
 pub(crate) fn attention(
     queries: CubeTensor,
-    inputs: AttentionInputs,
+    inputs: &AttentionInputs,
     passes: &[Pass],
     shape: HeadShape,
 ) -> CubeTensor {
@@ -75,7 +75,7 @@ pub(crate) fn attention(
         let config = Config::tiles(shape, halves);
         let cubes = tiles * (TILE_ROWS / config.rows);
         let work = Work { items: &inputs.tiles, first: 0, cubes, out: &out, stats: &out };
-        attend(&queries, &inputs, &work, shape, config);
+        attend(&queries, inputs, &work, shape, config);
     }
     let (mut single, mut part) = (0, 0);
     for &Pass { singles, parts } in passes {
@@ -83,7 +83,7 @@ pub(crate) fn attention(
         let stats = launch::empty(&queries, &[parts * shape.heads, 2], queries.dtype);
         let config = Config::parts(shape, halves, parts);
         let work = Work { items: &inputs.parts, first: part, cubes: parts, out: &values, stats: &stats };
-        attend(&queries, &inputs, &work, shape, config);
+        attend(&queries, inputs, &work, shape, config);
         launch::count();
         // SAFETY: cubes are those of the pass, and read the partial results that the first kernel wrote.
         #[allow(unsafe_code)]

@@ -335,6 +335,7 @@ pub(super) fn sum_kernel(
 
 /// Finds the first id at which the sums have enough for `stage`: the end of what a filter keeps, or the
 /// sampled token.
+#[allow(clippy::collapsible_if)] // one of the two is decided when the kernel is compiled
 #[cube(launch_unchecked)]
 pub(super) fn search_kernel(
     logits: &[f32],
