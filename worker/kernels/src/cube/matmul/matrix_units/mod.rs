@@ -40,7 +40,7 @@ impl Matmul<'_> {
     pub(super) fn launch_on_matrix_units(&self, inputs: Inputs, epilogue: Epilogue, out: &CubeTensor) {
         let MatrixSpec { dtype, outputs, inputs: width } = self.spec;
         let gated = matches!(epilogue, Epilogue::Gate(_));
-        let shape = Shape::new(inputs.rows, gated);
+        let shape = Shape::new(dtype, inputs.rows, gated);
         let exact = self.precision == Precision::Exact;
         let variant = Variant { dtype, norm: self.norm.is_some(), exact, epilogue, shape };
         let outputs = outputs / if gated { 2 } else { 1 };
@@ -118,7 +118,7 @@ impl Matmul<'_> {
 /// How a plane of `rows` rows goes through its matrix.
 #[cfg(feature = "report")]
 pub(super) fn product(spec: MatrixSpec, rows: usize, norm: bool, epilogue: Epilogue) -> super::Product {
-    let shape = Shape::new(rows, matches!(epilogue, Epilogue::Gate(_)));
+    let shape = Shape::new(spec.dtype, rows, matches!(epilogue, Epilogue::Gate(_)));
     let variant = Variant { dtype: spec.dtype, norm, exact: true, epilogue, shape };
     let groups = pack::units(spec.dtype, spec.inputs).div_ceil(GROUP);
     let planes = if shape.divided { variant::PARTS } else { 1 };

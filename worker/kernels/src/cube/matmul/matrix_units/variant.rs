@@ -2,7 +2,7 @@
 
 use super::layout::{LANES, TILE};
 use super::rows::COLUMNS;
-use super::weights::{side_words, steps};
+use super::weights::{side_words, steps, sums_inputs};
 use crate::cube::matmul::variant::Epilogue;
 use crate::ggml::GgmlType;
 #[cfg(feature = "report")]
@@ -29,7 +29,7 @@ pub(crate) struct Shape {
 impl Shape {
     /// Few rows need many planes, to have many loads in flight: each part has its own. With more rows, a cube has more
     /// outputs, so that the rows are read less often.
-    pub(super) fn new(rows: usize, gated: bool) -> Self {
+    pub(super) fn new(dtype: GgmlType, rows: usize, gated: bool) -> Self {
         let tiles = if gated { 2 } else { 1 };
         let few = Self { planes: 2, divided: true, tiles, eights: 1, own_rows: 0 };
         match rows {
@@ -38,6 +38,8 @@ impl Shape {
             9..=16 => Self { tiles: 2, eights: 2, ..few },
             17..=64 => Self { tiles: 2, eights: 4, ..few },
             65..=256 => Self { planes: 8, divided: false, eights: 4, ..few },
+            // The sums of inputs need registers, too.
+            _ if sums_inputs(dtype) => Self { planes: 8, divided: false, tiles: 2, eights: 4, ..few },
             _ => Self { planes: 8, divided: false, tiles: 2, eights: 8, ..few },
         }
     }
@@ -89,11 +91,11 @@ impl Variant {
         TILE * self.result_tiles() * self.shape.planes
     }
 
-    /// Groups whose words a thread reads at once: 128 bytes are in flight to it with one tile.
+    /// Groups whose words a thread reads at once: 64 bytes or more are in flight to it.
     pub(super) fn batch(&self) -> usize {
         match (side_words(self.dtype), self.shape.tiles) {
-            (0..=3, 1) => 4,
-            (_, 1) | (0..=3, _) => 2,
+            (0..=2, 1) => 4,
+            (_, 1) | (0..=2, _) => 2,
             _ => 1,
         }
     }
@@ -130,7 +132,7 @@ mod tests {
     fn a_shape_has_room_for_its_rows_and_gates() {
         for rows in 1..2000 {
             for gated in [false, true] {
-                let shape = Shape::new(rows, gated);
+                let shape = Shape::new(GgmlType::Q4_0, rows, gated);
                 assert!(!gated || shape.tiles == 2, "{rows}: gate and up are a plane's tiles");
                 assert!(shape.threads() <= 256, "{rows}");
                 // Squares are summed in the same order wherever that is done.
