@@ -1,9 +1,14 @@
 //! Products on matrix units, as CUDA runs them.
 
+#[allow(dead_code)] // not all of it is used here
+#[path = "../../../tests/gpu/random.rs"]
+mod random;
+
 use burn::backend::wgpu::CubeTensor;
 use burn::backend::{CubeDevice, DType, Shape};
 use burn::cubecl::client::Client;
 
+use self::random::Random;
 use super::Emulator;
 use crate::cube::matmul::Matmul;
 use crate::cube::matmul::matrix_units::Layout;
@@ -19,7 +24,7 @@ const ROWS: usize = 70;
 /// A device and random numbers.
 struct Bench {
     client: Client,
-    random: u64,
+    random: Random,
 }
 
 /// A matrix on the device, and its numbers.
@@ -39,23 +44,6 @@ enum Around {
 }
 
 impl Bench {
-    /// Marsaglia, "Xorshift RNGs" (2003).
-    fn next(&mut self) -> u64 {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        self.random
-    }
-
-    /// In [-1, 1).
-    fn number(&mut self) -> f32 {
-        (self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0
-    }
-
-    fn numbers(&mut self, count: usize) -> Vec<f32> {
-        (0..count).map(|_| self.number()).collect()
-    }
-
     fn tensor(&self, bytes: &[u8], shape: &[usize], dtype: DType) -> CubeTensor {
         let handle = self.client.create_from_slice(bytes);
         let shape = Shape::from(shape.to_vec());
@@ -82,19 +70,7 @@ impl Bench {
 
     /// A matrix of random bits, with scales of a realistic size.
     fn weights(&mut self, spec: MatrixSpec) -> Weights {
-        let mut blocks: Vec<u8> = (0..spec.outputs * spec.row_bytes()).map(|_| self.next() as u8).collect();
-        let mut half = || half::f16::from_f32(self.number() / 16.0).to_le_bytes();
-        for block in blocks.chunks_exact_mut(spec.dtype.block_bytes()) {
-            match spec.dtype {
-                GgmlType::F16 => block.copy_from_slice(&half()),
-                GgmlType::Q6_K => block[208..].copy_from_slice(&half()),
-                GgmlType::Q4_0 | GgmlType::Q5_0 | GgmlType::Q8_0 => block[..2].copy_from_slice(&half()),
-                _ => {
-                    block[..2].copy_from_slice(&half());
-                    block[2..4].copy_from_slice(&half());
-                }
-            }
-        }
+        let blocks = self.random.blocks(spec);
         let mut numbers = Vec::new();
         extend_f32(spec.dtype, &blocks, &mut numbers);
         let layout = Layout::of(self.client.properties(), spec);
@@ -184,10 +160,8 @@ fn bits(numbers: &[f32]) -> Vec<u32> {
 /// One test, for a process has one device.
 #[test]
 fn matrix_units_compute_every_format_and_each_row_for_itself() {
-    let mut bench = Bench {
-        client: device::client(Gpu::MatrixUnits, Emulator::default()),
-        random: 0x9E37_79B9_7F4A_7C15,
-    };
+    let mut bench =
+        Bench { client: device::client(Gpu::MatrixUnits, Emulator::default()), random: Random::new(1) };
     for (dtype, inputs) in [
         (GgmlType::Q4_0, 576),
         (GgmlType::Q4_1, 96),
@@ -201,11 +175,11 @@ fn matrix_units_compute_every_format_and_each_row_for_itself() {
     ] {
         let weights = bench.weights(MatrixSpec { dtype, outputs: 64, inputs });
         // Both far larger and far smaller than f16 can be.
-        let mut x = bench.numbers(ROWS * inputs);
+        let mut x = bench.random.numbers(ROWS * inputs);
         for (row, x) in x.chunks_exact_mut(inputs).enumerate() {
             x.iter_mut().for_each(|number| *number *= 10f32.powi([0, 9, -9][row % 3]));
         }
-        let (gamma, residual) = (bench.numbers(inputs), bench.numbers(ROWS * 64));
+        let (gamma, residual) = (bench.random.numbers(inputs), bench.random.numbers(ROWS * 64));
         let around = match dtype {
             GgmlType::Q4_0 | GgmlType::F16 => Around::Norm,
             GgmlType::Q4_K | GgmlType::Q8_0 => Around::Gate(Activation::Silu),
@@ -260,7 +234,7 @@ fn matrix_units_compute_every_format_and_each_row_for_itself() {
     }
     // More rows than planes divide among themselves.
     let weights = bench.weights(MatrixSpec { dtype: GgmlType::Q4_0, outputs: 64, inputs: 576 });
-    let (x, gamma) = (bench.numbers(260 * 576), bench.numbers(576));
+    let (x, gamma) = (bench.random.numbers(260 * 576), bench.random.numbers(576));
     let product =
         |x: &[f32]| bench.product(&weights, x, &gamma, &vec![0.0; x.len()], Around::Norm, Precision::Exact);
     let (all, last) = (product(&x), product(&x[259 * 576..]));
