@@ -247,13 +247,13 @@ pub(crate) fn unit_vector(
 
 /// The low or the high four bits of each byte.
 #[cube]
-fn low_bits(word: u32, #[comptime] high: bool) -> u32 {
+pub(crate) fn low_bits(word: u32, #[comptime] high: bool) -> u32 {
     if comptime!(high) { (word >> 4) & 0x0F0F_0F0F } else { word & 0x0F0F_0F0F }
 }
 
 /// The lowest four bits, each as bit 4 of a byte.
 #[cube]
-fn fifth_bits(bits: u32) -> u32 {
+pub(crate) fn fifth_bits(bits: u32) -> u32 {
     // The products put bit i at 8 i, and others elsewhere.
     (((bits & 0x0F) * 0x0020_4081) & 0x0101_0101) << 4
 }

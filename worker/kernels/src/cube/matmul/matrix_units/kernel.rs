@@ -8,10 +8,8 @@ use half::f16;
 use super::layout::{GROUP, LANES, TILE};
 use super::rows::{COLUMNS, find_scales, fragment};
 use super::variant::{PARTS, Variant};
-use super::weights::{
-    Pair, load_side, set_factors, set_steps, sets, side_words, step_weights, steps, sums_inputs,
-};
-use crate::cube::dequant::{F4, U4};
+use super::weights::{Pair, load_side, set_factors, set_steps, side_words, step_weights, steps};
+use crate::cube::dequant::{F4, U4, factor_sets, has_offset};
 use crate::cube::matmul::kernel::activate;
 use crate::cube::matmul::variant::Epilogue;
 
@@ -47,13 +45,15 @@ pub(super) fn matrix_unit_kernel(
     let first_row = CUBE_POS_X as usize * comptime!(shape.rows());
     let groups = units.div_ceil(GROUP);
     let each = groups.div_ceil(PARTS);
-    // The plane's first tile, and the first group and the end of its first part.
     let own = plane % comptime!(shape.planes);
     let first_tile =
         CUBE_POS_Y as usize * comptime!(variant.wide() / TILE) + own * comptime!(variant.result_tiles());
-    let mut part = 0usize.runtime();
+    // The plane's parts: its own, or all.
+    let mut first_part = 0usize.runtime();
+    let mut last_part = comptime!(PARTS - 1).runtime();
     if comptime!(shape.divided) {
-        part = plane / comptime!(shape.planes);
+        first_part = plane / comptime!(shape.planes);
+        last_part = first_part;
     }
 
     let own_rows = comptime!(shape.own_rows);
@@ -80,7 +80,11 @@ pub(super) fn matrix_unit_kernel(
     let mut sums = zeros(pairs);
     let mut totals =
         Shared::<[Sums]>::new_slice(comptime!(if shape.divided { 1 } else { pairs * shape.threads() }));
-    if comptime!(shape.divided) {
+    for part in first_part..last_part + 1 {
+        #[unroll]
+        for i in 0..pairs {
+            sums[i] = Sums::new(0.0);
+        }
         add_part(
             &mut sums,
             &mut staged,
@@ -103,34 +107,7 @@ pub(super) fn matrix_unit_kernel(
             plane,
             variant,
         );
-    } else {
-        for part in 0..PARTS {
-            #[unroll]
-            for i in 0..pairs {
-                sums[i] = Sums::new(0.0);
-            }
-            add_part(
-                &mut sums,
-                &mut staged,
-                &row_scales,
-                x,
-                gamma,
-                fragments,
-                quants,
-                scales,
-                first_row,
-                first_tile,
-                rows,
-                outputs,
-                vectors,
-                units,
-                stride,
-                part * each,
-                min(part * each + each, groups),
-                lane,
-                plane,
-                variant,
-            );
+        if comptime!(!shape.divided) {
             #[unroll]
             for i in 0..pairs {
                 let own = i * comptime!(shape.threads()) + UNIT_POS as usize;
@@ -150,7 +127,7 @@ pub(super) fn matrix_unit_kernel(
         let mut all = Shared::<[Sums]>::new_slice(comptime!(PARTS * cells));
         #[unroll]
         for i in 0..pairs {
-            all[part * cells + (own * pairs + i) * LANES + lane] = sums[i];
+            all[first_part * cells + (own * pairs + i) * LANES + lane] = sums[i];
         }
         sync_cube();
         // The planes of the parts share the results.
@@ -436,7 +413,7 @@ fn add_group(
             for t in 0..comptime!(shape.tiles) {
                 let at = comptime!((t * shape.eights + eight) * 2);
                 let mut set_sums = zeros(2usize);
-                if comptime!(sets(dtype) == 0) {
+                if comptime!(factor_sets(dtype) == 0) {
                     set_sums[0] = sums[at];
                     set_sums[1] = sums[comptime!(at + 1)];
                 }
@@ -450,14 +427,14 @@ fn add_group(
                 }
                 #[unroll]
                 for upper in 0..2usize {
-                    if comptime!(sets(dtype) == 0) {
+                    if comptime!(factor_sets(dtype) == 0) {
                         sums[comptime!(at + upper)] = set_sums[upper];
                     } else {
                         let of_row = comptime!(((j * shape.tiles + t) * 2 + upper) * side_count);
                         let factors = set_factors(side, of_row, group, units, set, dtype);
                         let mut sum =
                             fma(set_sums[upper], Sums::new(factors.scale), sums[comptime!(at + upper)]);
-                        if comptime!(sums_inputs(dtype)) {
+                        if comptime!(has_offset(dtype)) {
                             sum = fma(inputs, Sums::new(factors.offset), sum);
                         }
                         sums[comptime!(at + upper)] = sum;
@@ -487,7 +464,7 @@ fn multiplied(
 #[cube]
 fn sum_of_inputs(numbers: &Array<U4>, #[comptime] count: usize, #[comptime] variant: Variant) -> Sums {
     let mut sums = zeros(2usize);
-    if comptime!(sums_inputs(variant.dtype)) {
+    if comptime!(has_offset(variant.dtype)) {
         // A tile of ones has them in each output.
         let mut ones = Array::<Pair>::new(4usize);
         #[unroll]

@@ -2,7 +2,8 @@
 
 use super::layout::{LANES, TILE};
 use super::rows::COLUMNS;
-use super::weights::{side_words, steps, sums_inputs};
+use super::weights::{side_words, steps};
+use crate::cube::dequant::has_offset;
 use crate::cube::matmul::variant::Epilogue;
 use crate::ggml::GgmlType;
 #[cfg(feature = "report")]
@@ -39,7 +40,7 @@ impl Shape {
             17..=64 => Self { tiles: 2, eights: 4, ..few },
             65..=256 => Self { planes: 8, divided: false, eights: 4, ..few },
             // The sums of inputs need registers, too.
-            _ if sums_inputs(dtype) => Self { planes: 8, divided: false, tiles: 2, eights: 4, ..few },
+            _ if has_offset(dtype) => Self { planes: 8, divided: false, tiles: 2, eights: 4, ..few },
             _ => Self { planes: 8, divided: false, tiles: 2, eights: 8, ..few },
         }
     }

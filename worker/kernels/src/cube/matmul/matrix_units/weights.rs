@@ -9,7 +9,7 @@ use burn::cubecl::prelude::*;
 use half::f16;
 
 use super::layout::GROUP;
-use crate::cube::dequant::{U4, factor_sets, has_offset, unit_place, unit_vectors, vector_place};
+use crate::cube::dequant::{U4, fifth_bits, low_bits, unit_place, unit_vectors, vector_place};
 use crate::ggml::GgmlType;
 
 /// A pair of f16 in a register.
@@ -73,8 +73,7 @@ pub(super) fn step_unit(step: usize, #[comptime] dtype: GgmlType) -> usize {
 pub(super) fn step_half(step: usize, #[comptime] dtype: GgmlType) -> usize {
     match dtype {
         GgmlType::Q4_K | GgmlType::Q5_K => step % 4 / 2,
-        GgmlType::F16 | GgmlType::Q8_0 => 0usize.runtime(),
-        _ => step % 2,
+        _ => step % comptime!((unit_vectors(dtype) / 4).max(1)),
     }
 }
 
@@ -237,17 +236,8 @@ pub(super) fn step_weights(
     #[comptime] dtype: GgmlType,
 ) -> Pairs {
     let high = comptime!(at + scale_words(dtype));
-    let unit = comptime!(match dtype {
-        GgmlType::Q4_K | GgmlType::Q5_K => step / 4 * 2 + step % 2,
-        GgmlType::Q8_0 => step,
-        GgmlType::F16 => 2 * step,
-        _ => step / 2,
-    });
-    let second = comptime!(match dtype {
-        GgmlType::Q4_K | GgmlType::Q5_K => step % 4 >= 2,
-        GgmlType::Q8_0 | GgmlType::F16 => false,
-        _ => step % 2 == 1,
-    });
+    let unit = comptime!(step_unit(step, dtype));
+    let second = comptime!(step_half(step, dtype) == 1);
     let word = words.extract(unit);
     match dtype {
         GgmlType::F16 => Pairs {
@@ -260,10 +250,8 @@ pub(super) fn step_weights(
         GgmlType::Q5_0 | GgmlType::Q5_1 => {
             // The unit's bits lie in the order of its weights.
             let all = side[comptime!(high + unit)] >> comptime!(if second { 16u32 } else { 0u32 });
-            let bits = (all >> (4 * (UNIT_POS % 4))) & 0x0F;
-            let high = ((bits * 0x0020_4081) & 0x0101_0101) << 4;
             bytes(
-                low_bits(word, second) | high,
+                low_bits(word, second) | fifth_bits(all >> (4 * (UNIT_POS % 4))),
                 comptime!(if dtype == GgmlType::Q5_0 { 16u32 } else { 0u32 }),
             )
         }
@@ -289,12 +277,6 @@ pub(super) fn step_weights(
 pub(super) struct Pairs {
     pub(super) first: Pair,
     pub(super) second: Pair,
-}
-
-/// The low or the high four bits of each byte.
-#[cube]
-fn low_bits(word: u32, #[comptime] high: bool) -> u32 {
-    if comptime!(high) { (word >> 4) & 0x0F0F_0F0F } else { word & 0x0F0F_0F0F }
 }
 
 /// The low or the high four bits of each byte of `word`, less `bias`.
@@ -346,14 +328,4 @@ fn sixteenth(word: u32, #[comptime] bias: u32) -> Pair {
 /// An f16 in both halves of a word.
 fn both(number: f32) -> u32 {
     u32::from(f16::from_f32(number).to_bits()) * 0x0001_0001
-}
-
-/// Sets of factors of a group; 0 for floats.
-pub(super) fn sets(dtype: GgmlType) -> usize {
-    if factor_sets(dtype) == 0 { 0 } else { steps(dtype) / set_steps(dtype) }
-}
-
-/// Whether a set's inputs are summed.
-pub(super) fn sums_inputs(dtype: GgmlType) -> bool {
-    has_offset(dtype)
 }
